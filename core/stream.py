@@ -287,8 +287,9 @@ class _Pool:
                 self.ready.notify_all()
 
     def _abandon_overdue(self, micro: _Micro) -> float:
-        """Replace reads of `micro` that are past their time (lock held); returns the seconds until the next could
-        be.""" now, soonest = time.monotonic(), self.settings.timeout_s for unit in micro.units:
+        """Replace reads of `micro` past their time (lock held); returns the seconds until the next could be."""
+        now, soonest = time.monotonic(), self.settings.timeout_s
+        for unit in micro.units:
             if unit.value is not None or unit.started is None:
                 continue
             left = unit.started + self.settings.timeout_s - now
