@@ -1,0 +1,93 @@
+"""The exact per-rank stream through Ray Data, and the developer API it stands on."""
+
+import inspect
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from core.errors import UnreadableUnit
+from core.order import uniform_order
+from core.plan import Plan, PlanWriter
+from core.stream import DecodeSettings, Lookup, rank_rows
+from ray_jobs.streams import RankRows, Share, rows, stream
+
+pytestmark = pytest.mark.ray
+N = 500
+
+
+@pytest.fixture(scope="module")
+def lookup(tmp_path_factory):
+    path = tmp_path_factory.mktemp("plan") / "plan"
+    with PlanWriter(path, {"source": np.int32, "x": np.int32}, pa.table({"path": ["s"]})) as writer:
+        writer.append({"source": np.zeros(N), "x": np.arange(N)})
+    return Lookup(Plan.open(path), uniform_order(N, seed=1))
+
+
+class SquareReader:
+    benign_reasons = frozenset({"tissue"})
+
+    def read(self, unit, position, attempt):
+        x = int(unit["x"])
+        if x % 11 == 0:
+            raise UnreadableUnit("truncated" if x % 2 else "tissue", f"x{x}")
+        return {"image": np.full((4, 4, 3), x % 251, np.uint8), "x": x}
+
+    def collate(self, units):
+        return {"image": np.stack([u["image"] for u in units]), "x": np.array([u["x"] for u in units])}
+
+
+def test_the_datasource_api_is_as_this_code_expects():
+    from ray.data import Datasource, ReadTask
+
+    signature = inspect.signature(Datasource.get_read_tasks)
+    assert list(signature.parameters)[:4] == ["self", "parallelism", "per_task_row_limit", "data_context"]
+    assert {"read_fn", "metadata"} <= set(inspect.signature(ReadTask.__init__).parameters)
+
+
+def test_ray_streams_the_same_rows_as_the_local_stream(ray_cluster, lookup):
+    for world in (1, 2, 3):
+        for rank in range(world):
+            share = Share(24, 24 * 60, 24, 4, rank, world)
+            local = list(rank_rows(lookup, 24, 24 * 60, 24, rank, world, 4))
+            through_ray = list(rows(lookup, share, chunk=128))
+            assert len(through_ray) == len(local)
+            for a, b in zip(through_ray, local, strict=True):
+                assert sorted(a) == sorted(b)
+                assert all(np.array_equal(a[k], b[k]) for k in b)
+
+
+def test_decoding_on_the_cluster_gives_the_same_units_as_decoding_in_the_worker(ray_cluster, lookup):
+    share = Share(0, 24 * 6, 24, 4, 1, 2)
+    in_worker = list(stream(lookup, SquareReader(), share, settings=DecodeSettings(threads=2)))
+    on_cluster = list(stream(lookup, SquareReader(), share, decode_on="cluster"))
+    assert len(in_worker) == len(on_cluster) == 6 * 3
+    for a, b in zip(in_worker, on_cluster, strict=True):
+        assert np.array_equal(a["position"], b["position"]) and np.array_equal(a["x"], b["x"])
+        assert a["image"].dtype == b["image"].dtype == np.uint8 and np.array_equal(a["image"], b["image"])
+        assert a["corrupt"] == b["corrupt"] and a["faults"] == b["faults"]
+    assert sum(a["corrupt"] for a in in_worker) > 0
+
+
+def test_nothing_left_to_read_is_an_empty_stream(ray_cluster, lookup):
+    assert list(stream(lookup, SquareReader(), Share(48, 48, 24, 4, 0, 1))) == []
+
+
+def test_a_rank_source_is_one_ordered_task(lookup):
+    (task,) = RankRows(lookup, Share(0, 48, 24, 4, 0, 1)).get_read_tasks(8)
+    positions = np.concatenate([t["position"].to_numpy() for t in task()])
+    assert positions.tolist() == list(range(48))
+
+
+def test_decoding_tasks_cover_the_share_in_order_without_gap(lookup):
+    tasks = RankRows(lookup, Share(24, 24 * 8, 24, 4, 1, 2), steps_per_task=3).get_read_tasks(8)
+    assert len(tasks) == 3
+    positions = np.concatenate([t["position"].to_numpy() for task in tasks for t in task()])
+    expected = [s * 24 + 12 + i for s in range(1, 8) for i in range(12)]
+    assert positions.tolist() == expected
+
+
+def test_a_long_cluster_stream_continues_across_windows(ray_cluster, lookup, monkeypatch):
+    monkeypatch.setattr("ray_jobs.streams.TASKS_PER_WINDOW", 2)
+    batches = list(stream(lookup, SquareReader(), Share(0, 24 * 9, 24, 12, 0, 1), decode_on="cluster", tasks=3))
+    assert np.concatenate([b["position"] for b in batches]).tolist() == list(range(24 * 9))
