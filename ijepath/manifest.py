@@ -1,0 +1,165 @@
+"""Reads the slide manifest: a CSV `slide_id,wsi_path,mask_path` plus free metadata columns. Opens no slide.
+
+What makes the whole file unusable (a missing column, no rows) is a UserError; what spoils one row (a duplicate id, a
+bad `mpp`) is kept in that row's `error`, so that it becomes one failed line of the report and not the end of the job.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+import posixpath
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from core.errors import MissingFile, UserError
+
+REQUIRED = ("slide_id", "wsi_path", "mask_path")
+
+
+@dataclass(frozen=True)
+class ManifestRow:
+    """One slide. Paths are absolute or URLs; `mask_path` "" means that a tissue mask is to be computed."""
+
+    number: int  # line of the file, the header being line 1
+    slide_id: str
+    wsi_path: str
+    mask_path: str = ""
+    mpp: float | None = None
+    metadata: dict[str, str | None] = field(default_factory=dict)
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    path: str
+    rows: tuple[ManifestRow, ...]
+    metadata_columns: tuple[str, ...]
+
+    def __iter__(self) -> Iterator[ManifestRow]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def read_manifest(path: str, *, reserved: Sequence[str] = ()) -> Manifest:
+    """The slides of a manifest CSV (UTF-8, with or without a byte-order mark), in file order.
+
+    Relative paths are resolved against the manifest's own folder; the file itself may be a URL. `reserved` are names
+    that a metadata column must not have. Raises MissingFile, and UserError for a missing or repeated column, a reserved
+    name, or no rows.
+    """
+    path = os.fspath(path)
+    lines = csv.reader(io.StringIO(_read_text(path), newline=""), strict=True)
+    numbered = _numbered(lines, path)
+    try:
+        header = [name.strip() for name in next(numbered)[1]]
+    except StopIteration:
+        raise UserError("the manifest is empty", file=path, expected=",".join(REQUIRED)) from None
+    _check_header(header, path, reserved)
+    metadata_columns = tuple(c for c in header if c not in REQUIRED)
+    seen: dict[str, int] = {}
+    rows = []
+    for number, cells in numbered:
+        if any(cell.strip() for cell in cells):
+            rows.append(_row(number, [c.strip() for c in cells], header, path, seen))
+    if not rows:
+        raise UserError("the manifest has no slides", file=path, found="a header only", expected="one row per slide")
+    return Manifest(path, tuple(rows), metadata_columns)
+
+
+def resolve(path: str, folder: str) -> str:
+    """`path` as it is when absolute, a URL or empty, else under `folder` (itself a local folder or a URL).
+
+    >>> resolve("a/b.svs", "gs://bucket/cohort"), resolve("gs://x/y.svs", "/data")
+    ('gs://bucket/cohort/a/b.svs', 'gs://x/y.svs')
+    """
+    if not path or "://" in path or os.path.isabs(path):
+        return path
+    if "://" in folder:
+        scheme, rest = folder.split("://", 1)
+        return f"{scheme}://{posixpath.normpath(posixpath.join(rest, path))}"
+    return os.path.normpath(os.path.join(folder, path))
+
+
+def folder_of(path: str) -> str:
+    """The folder (absolute, or a URL) that holds `path`."""
+    return path.rsplit("/", 1)[0] if "://" in path else os.path.dirname(os.path.abspath(path))
+
+
+def _read_text(path: str) -> str:
+    import fsspec
+
+    try:
+        with fsspec.open(path, "rb") as f:
+            data: bytes = f.read()
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise MissingFile("no slide manifest here", file=path, expected="a CSV file") from error
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            "the manifest is not UTF-8 text", file=path, found=str(error), expected="CSV in UTF-8"
+        ) from error
+
+
+def _numbered(lines: Iterator[list[str]], path: str) -> Iterator[tuple[int, list[str]]]:
+    """Rows with the number of the line each starts on (a quoted cell may span lines)."""
+    while True:
+        number = lines.line_num + 1  # type: ignore[attr-defined]
+        try:
+            cells = next(lines)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise UserError("the manifest is not valid CSV", file=path, row=number, found=str(error)) from error
+        yield number, cells
+
+
+def _check_header(header: list[str], path: str, reserved: Sequence[str]) -> None:
+    for name in REQUIRED:
+        if name not in header:
+            hint = " (its cells may be empty: a mask is then computed)" if name == "mask_path" else ""
+            message = f"the manifest lacks a column{hint}"
+            raise UserError(message, file=path, key=name, found=",".join(header), expected=",".join(REQUIRED))
+    if repeated := sorted({name for name in header if header.count(name) > 1}):
+        raise UserError("the manifest has a column twice", file=path, key=repeated[0], found=",".join(header))
+    if "" in header:
+        raise UserError("a column of the manifest has no name", file=path, row=1, found=",".join(header))
+    if clashing := sorted(set(header) & (set(reserved) - set(REQUIRED))):
+        message = "a metadata column has the name of one that the slide index writes: rename it"
+        raise UserError(message, file=path, key=clashing[0], found=clashing)
+
+
+def _row(number: int, cells: list[str], header: list[str], path: str, seen: dict[str, int]) -> ManifestRow:
+    folder = folder_of(path)
+    named = dict(zip(header, cells, strict=False))
+    slide_id = named.get("slide_id", "")
+    metadata = {c: named.get(c) or None for c in header if c not in REQUIRED}
+    mpp, error = _mpp(named.get("mpp", ""), number)
+    if len(cells) != len(header):
+        error = f"row {number} has {len(cells)} cells, the header {len(header)}"
+    elif not slide_id:
+        error = f"row {number} has no slide_id"
+    elif not named["wsi_path"]:
+        error = f"row {number} has no wsi_path"
+    elif slide_id in seen:
+        error = f"duplicate slide_id: {slide_id!r} in row {number} stood in row {seen[slide_id]} before"
+    seen.setdefault(slide_id, number)
+    wsi_path, mask_path = (resolve(named.get(c, ""), folder) for c in ("wsi_path", "mask_path"))
+    return ManifestRow(number, slide_id, wsi_path, mask_path, mpp, metadata, error)
+
+
+def _mpp(cell: str, number: int) -> tuple[float | None, str]:
+    if not cell:
+        return None, ""
+    try:
+        value = float(cell)
+    except ValueError:
+        value = math.nan
+    if math.isfinite(value) and value > 0:
+        return value, ""
+    return None, f"row {number}: mpp is {cell!r}, expected micrometres per pixel, a number > 0"

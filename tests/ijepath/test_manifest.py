@@ -1,0 +1,109 @@
+import pytest
+
+from core.errors import MissingFile, UserError
+from ijepath.manifest import read_manifest
+
+
+def write(folder, text, name="slides.csv", encoding="utf-8"):
+    path = folder / name
+    path.write_bytes(text.encode(encoding))
+    return str(path)
+
+
+def test_rows_keep_file_order_line_numbers_and_free_columns(tmp_path):
+    path = write(tmp_path, 'slide_id,organ,wsi_path,mask_path,site\nb,lung,b.svs,,"x, y"\n\na,,/abs/a.svs,m/a.png,\n')
+    manifest = read_manifest(path)
+    first, second = manifest
+    assert manifest.metadata_columns == ("organ", "site")
+    assert (first.number, first.slide_id, first.mask_path, first.metadata) == (
+        2,
+        "b",
+        "",
+        {"organ": "lung", "site": "x, y"},
+    )
+    assert (second.number, second.metadata) == (4, {"organ": None, "site": None})
+
+
+def test_relative_paths_resolve_against_the_manifests_own_folder(tmp_path, monkeypatch):
+    folder = tmp_path / "manifests"
+    folder.mkdir()
+    path = write(folder, "slide_id,wsi_path,mask_path\na,../wsi/a.svs,gs://bucket/a.png\n")
+    monkeypatch.chdir(folder)
+    for given in (path, "slides.csv"):
+        (row,) = read_manifest(given)
+        assert row.wsi_path == str(tmp_path / "wsi" / "a.svs")
+        assert row.mask_path == "gs://bucket/a.png"
+
+
+def test_a_manifest_at_a_url_resolves_against_the_url():
+    import fsspec
+
+    with fsspec.open("memory://cohort/manifests/slides.csv", "wb") as f:
+        f.write(b"slide_id,wsi_path,mask_path\na,../wsi/a.svs,\n")
+    (row,) = read_manifest("memory://cohort/manifests/slides.csv")
+    assert row.wsi_path == "memory://cohort/wsi/a.svs"
+
+
+def test_a_byte_order_mark_and_spaces_do_no_harm(tmp_path):
+    path = write(tmp_path, "slide_id, wsi_path ,mask_path,mpp\na , /a.svs, ,0.25\n", encoding="utf-8-sig")
+    (row,) = read_manifest(path)
+    assert (row.slide_id, row.wsi_path, row.mask_path, row.mpp, row.error) == ("a", "/a.svs", "", 0.25, "")
+
+
+@pytest.mark.parametrize("column", ["slide_id", "wsi_path", "mask_path"])
+def test_a_missing_column_is_named_with_what_was_found(tmp_path, column):
+    names = [c for c in ("slide_id", "wsi_path", "mask_path") if c != column]
+    path = write(tmp_path, ",".join(names) + "\na,b\n")
+    with pytest.raises(UserError) as caught:
+        read_manifest(path)
+    where = caught.value.where
+    assert (where["file"], where["key"], where["found"]) == (path, column, ",".join(names))
+    assert where["expected"] == "slide_id,wsi_path,mask_path"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "empty"),
+        ("slide_id,wsi_path,mask_path\n", "no slides"),
+        ("slide_id,wsi_path,mask_path,organ,organ\na,b,c,d,e\n", "twice"),
+        ("slide_id,wsi_path,mask_path,\na,b,c,d\n", "no name"),
+        ("slide_id,wsi_path,mask_path,status\na,b,c,d\n", "rename"),
+        ('slide_id,wsi_path,mask_path\na,"b"x,c\n', "not valid CSV"),
+    ],
+)
+def test_an_unusable_manifest_is_a_user_error_that_names_the_file(tmp_path, text, message):
+    path = write(tmp_path, text)
+    with pytest.raises(UserError, match=message) as caught:
+        read_manifest(path, reserved=("status", "slide_id"))
+    assert caught.value.where["file"] == path
+
+
+def test_a_missing_manifest_is_a_missing_file(tmp_path):
+    with pytest.raises(MissingFile, match="nowhere.csv"):
+        read_manifest(str(tmp_path / "nowhere.csv"))
+
+
+def test_a_manifest_of_another_encoding_is_refused(tmp_path):
+    with pytest.raises(UserError, match="UTF-8"):
+        read_manifest(write(tmp_path, "slide_id,wsi_path,mask_path\nä,b,c\n", encoding="latin-1"))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("a,c.svs,", "duplicate slide_id: 'a' in row 3 stood in row 2"),
+        ("b,,", "row 3 has no wsi_path"),
+        (",c.svs,", "row 3 has no slide_id"),
+        ("b,c.svs", "row 3 has 2 cells, the header 4"),
+        ("b,c.svs,,fine", "row 3: mpp is 'fine'"),
+        ("b,c.svs,,-0.5", "row 3: mpp is '-0.5'"),
+    ],
+)
+def test_what_spoils_one_row_stays_with_that_row(tmp_path, line, message):
+    if line.count(",") == 2:
+        line += ","
+    path = write(tmp_path, f"slide_id,wsi_path,mask_path,mpp\na,a.svs,,\n{line}\nz,z.svs,,\n")
+    rows = read_manifest(path).rows
+    assert [bool(r.error) for r in rows] == [False, True, False]
+    assert message in rows[1].error
