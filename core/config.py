@@ -1,0 +1,182 @@
+"""Typed configs: a dataclass schema, YAML layers over it, `key=value` on top. Knows nothing of any one science.
+
+Order: schema defaults < group files < `--config` files in the order given < `key=value`. Not here: how a layer is laid
+(core/config_tree.py), what identity and placement are (core/fingerprint.py), how `--help` reads (core/config_help.py).
+
+Schemas are plain dataclasses at the top level of a module other than ``__main__``. A required key is `key: int =
+MISSING`; `__post_init__` checks values and raises `UserError`. It also runs on the defaults, so it lets an open
+required key pass: `if is_set(self.key) and …`. A comment behind a field is its help text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import yaml
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from core.config_tree import COMMAND_LINE, ConfigTree, first_line
+from core.errors import MissingFile, UserError
+from core.fingerprint import ABSENT, differing, fingerprint, flatten, placement
+
+__all__ = [
+    "ABSENT",
+    "MISSING",
+    "Group",
+    "Loaded",
+    "differing",
+    "fingerprint",
+    "flatten",
+    "is_set",
+    "load_config",
+    "placement",
+]
+
+T = TypeVar("T")
+Chosen = dict[str, tuple[str, str]]  # group name -> (chosen name, where it was chosen)
+
+
+@dataclass(frozen=True)
+class Group:
+    """`name=x` loads `<configs_dir>/<name>/<x>.yaml` (or the path `x`) and merges it at the key `mount` ("" = root).
+
+    `name.key=value` means `mount.key=value`. The choice also works in a `--config` file (`name: x`), where the command
+    line wins, and in the file of a root-mounted group, for groups declared after it.
+    """
+
+    name: str
+    mount: str
+
+
+@dataclass
+class Loaded(Generic[T]):
+    """A resolved config, the YAML text that reproduces it, and the layers it was made of."""
+
+    config: T
+    yaml: str
+    dry_run: bool = False
+    print_config: bool = False
+    sources: list[str] = field(default_factory=list)
+
+
+@dataclass
+class _Arguments:
+    files: list[str] = field(default_factory=list)
+    pairs: list[tuple[str, str]] = field(default_factory=list)
+    flags: set[str] = field(default_factory=set)
+
+
+def is_set(value: object) -> bool:
+    """False for a required key that nobody has given yet."""
+    return not (isinstance(value, str) and value == MISSING)
+
+
+def load_config(
+    schema: type[T], argv: Sequence[str], *, configs_dir: Path | str, groups: Sequence[Group] = ()
+) -> Loaded[T]:
+    """`argv` (without the program's name) over YAML files over the defaults of `schema`.
+
+    Raises `UserError` for an unknown option, a misspelt key (with the nearest right name and the file it stood in), a
+    wrong type (key, found, expected), a required key left open, a bad interpolation; `MissingFile` for a file that is
+    not there; whatever `UserError` a `__post_init__` raises. `--help` prints the keys and raises `SystemExit(0)`.
+    """
+    assert schema.__module__ != "__main__", f"{schema.__name__} lives in __main__ and cannot be pickled for a worker"
+    configs_dir, args = Path(configs_dir), _parse(argv)
+    if "--help" in args.flags:
+        from core.config_help import help_text
+
+        print(help_text(schema, configs_dir, [(g.name, g.mount) for g in groups]))
+        raise SystemExit(0)
+    files = [(path, _read(path)) for path in (_find(name, configs_dir) for name in args.files)]
+    layers, chosen = _group_layers(groups, _choices(files, args, groups), configs_dir)
+    tree, sources = ConfigTree(schema, {g.name: g.mount for g in groups}), []
+    for mount, path, content in layers:
+        tree.lay(content, str(path), at=mount)
+    for path, content in files:
+        tree.lay(content, str(path))
+    for key, text in args.pairs:
+        if key not in chosen:
+            tree.lay_text(key, text)
+            sources.append(f"{key}={text}")
+    config = tree.finish()
+    sources = [f"{name}={x}" for name, (x, _) in chosen.items()] + [str(path) for path, _ in files] + sources
+    resolved = OmegaConf.to_yaml(OmegaConf.structured(config))
+    return Loaded(config, resolved, "--dry-run" in args.flags, "--print-config" in args.flags, sources)
+
+
+def _parse(argv: Sequence[str]) -> _Arguments:
+    args, words = _Arguments(), list(argv)
+    while words:
+        word = words.pop(0)
+        name, has_value, value = word.partition("=")
+        if name == "--config":
+            if not value and not words:
+                raise UserError("--config needs a file", expected="--config run.yaml")
+            args.files.append(value or words.pop(0))
+        elif word in ("--dry-run", "--print-config", "--help", "-h"):
+            args.flags.add("--help" if word == "-h" else word)
+        elif word.startswith("-"):
+            known = "--config FILE, --dry-run, --print-config or --help; everything else is key=value"
+            raise UserError("unknown option", found=word, expected=known)
+        elif not has_value:
+            raise UserError("an argument is neither an option nor key=value", found=word, expected="key=value")
+        else:
+            args.pairs.append((name.strip(), value))
+    return args
+
+
+def _find(name: str, configs_dir: Path) -> Path:
+    """A `--config` value: a file, or the name of one that ships under `configs_dir` (`runs/smoke`)."""
+    for path in (Path(name), configs_dir / name, configs_dir / f"{name}.yaml"):
+        if path.is_file():
+            return path
+    shipped = sorted(p.relative_to(configs_dir).with_suffix("").as_posix() for p in configs_dir.glob("**/*.yaml"))
+    raise MissingFile("config file not found", file=name, expected=f"a file, or one of {', '.join(shipped)}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except yaml.MarkedYAMLError as e:
+        row = e.problem_mark.line + 1 if e.problem_mark else None
+        raise UserError(f"not readable as YAML: {e.problem}", file=path, row=row) from e
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as e:
+        raise UserError(f"not readable as YAML: {first_line(e)}", file=path) from e
+    if not isinstance(content, Mapping):
+        raise UserError("a config file is a mapping", file=path, found=content, expected="key: value lines")
+    return {str(key): value for key, value in content.items()}
+
+
+def _choices(files: Sequence[tuple[Path, dict[str, Any]]], args: _Arguments, groups: Sequence[Group]) -> Chosen:
+    """Choices in files are taken out of their content."""
+    names = [g.name for g in groups]
+    chosen: Chosen = {}
+    for path, content in files:
+        chosen |= {name: (content.pop(name), str(path)) for name in names if isinstance(content.get(name), str)}
+    return chosen | {key: (text, COMMAND_LINE) for key, text in args.pairs if key in names}
+
+
+def _group_layers(
+    groups: Sequence[Group], chosen: Chosen, configs_dir: Path
+) -> tuple[list[tuple[str, Path, dict[str, Any]]], Chosen]:
+    layers = []
+    for i, group in enumerate(groups):
+        if group.name not in chosen:
+            continue
+        name, source = chosen[group.name]
+        path = Path(name) if name.endswith((".yaml", ".yml")) else configs_dir / group.name / f"{name}.yaml"
+        if not path.is_file():
+            shipped = ", ".join(sorted(p.stem for p in (configs_dir / group.name).glob("*.yaml")))
+            expected = f"one of {shipped}, or the path of a .yaml" if shipped else "the path of a .yaml"
+            raise MissingFile(f"no such {group.name}", file=source, key=group.name, found=name, expected=expected)
+        content = _read(path)
+        for later in groups[i + 1 :] if not group.mount else ():
+            if isinstance(content.get(later.name), str):
+                inner = content.pop(later.name)
+                chosen = {later.name: (inner, str(path))} | chosen
+        layers.append((group.mount, path, content))
+    return layers, chosen

@@ -1,0 +1,130 @@
+"""What a dataclass schema says about a key: its type, its neighbours, the nearest right name. No values here."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import types
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+Part = str | int
+
+
+class NoSuchKey(LookupError):
+    """`depth` is the index of the first part of the key that the schema does not know."""
+
+    def __init__(self, depth: int, within: Any) -> None:
+        super().__init__(depth)
+        self.depth, self.within = depth, within
+
+
+def split_key(key: str) -> list[Part]:
+    """`"plugins[0].seed"` -> `["plugins", 0, "seed"]`."""
+    found = re.findall(r"\[(\d+)\]|([^.\[\]]+)", key)
+    return [int(index) if index else name for index, name in found]
+
+
+def join_key(parts: Sequence[Part]) -> str:
+    return "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in parts).lstrip(".")
+
+
+def fields_of(section: Any) -> dict[str, Any]:
+    """Field name -> type of a dataclass, in declared order."""
+    hints = get_type_hints(section)
+    return {f.name: hints[f.name] for f in dataclasses.fields(section) if f.init}
+
+
+def type_at(schema: Any, parts: Sequence[Part]) -> Any:
+    """The declared type at a key; raises `NoSuchKey`."""
+    hint = schema
+    for depth, part in enumerate(parts):
+        hint = without_none(hint)
+        if dataclasses.is_dataclass(hint):
+            known = fields_of(hint)
+            if part not in known:
+                raise NoSuchKey(depth, hint)
+            hint = known[str(part)]
+        elif get_origin(hint) in (list, tuple) and isinstance(part, int):
+            hint = get_args(hint)[0 if get_args(hint)[-1] is Ellipsis else min(part, len(get_args(hint)) - 1)]
+        elif get_origin(hint) is dict and isinstance(part, str):
+            hint = get_args(hint)[1]
+        elif hint is Any or hint in (dict, list):
+            return Any
+        else:
+            raise NoSuchKey(depth, hint)
+    return hint
+
+
+def without_none(hint: Any) -> Any:
+    options = _options(hint)
+    real = [o for o in options if o is not type(None)]
+    return real[0] if len(options) > 1 and len(real) == 1 else hint
+
+
+def is_section(hint: Any) -> bool:
+    return dataclasses.is_dataclass(without_none(hint))
+
+
+def allows_none(hint: Any) -> bool:
+    return hint is Any or type(None) in _options(hint)
+
+
+def type_text(hint: Any) -> str:
+    """A type in a user's words: `float or null`, `one of a, b`, `list of int`, `{name: float}`."""
+    options = _options(hint)
+    if len(options) > 1:
+        return " or ".join("null" if o is type(None) else type_text(o) for o in options)
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, args))}"
+    if origin in (list, tuple):
+        return f"list of {type_text(args[0])}"
+    if origin is dict:
+        return f"{{name: {type_text(args[1])}}}"
+    if dataclasses.is_dataclass(hint):
+        return f"a section with {shortened(list(fields_of(hint)))}"
+    if hint is Any:
+        return "any value"
+    if hasattr(hint, "__members__"):
+        return f"one of {', '.join(hint.__members__)}"
+    return str(getattr(hint, "__name__", hint))
+
+
+def shortened(names: Sequence[str], most: int = 12) -> str:
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
+
+
+def keys_of(schema: Any, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.Field[Any]]]:
+    """(dotted key, type, field) of every leaf; sections are walked into, optional ones too."""
+    by_name = {f.name: f for f in dataclasses.fields(schema)}
+    for name, hint in fields_of(schema).items():
+        if is_section(hint):
+            yield from keys_of(without_none(hint), f"{prefix}{name}.")
+        else:
+            yield prefix + name, hint, by_name[name]
+
+
+def nearest_key(schema: Any, parts: Sequence[Part], extra: Sequence[str] = ()) -> str:
+    """What was probably meant by an unknown key: a neighbour, the same name in another section, or the neighbours."""
+    try:
+        type_at(schema, parts)
+        return join_key(parts)
+    except NoSuchKey as e:
+        depth, within = e.depth, e.within
+    above, wrong = list(parts[:depth]), str(parts[depth])
+    if not dataclasses.is_dataclass(within):
+        return f"{join_key(above)} is {type_text(within)}, it has no keys below"
+    beside = list(fields_of(within)) + (list(extra) if depth == 0 else [])
+    near = difflib.get_close_matches(wrong, beside, n=1)
+    if near:
+        return join_key([*above, near[0], *parts[depth + 1 :]])
+    all_keys = [key for key, _, _ in keys_of(schema)]
+    same_name = [key for key in all_keys if key.rsplit(".", 1)[-1] == str(parts[-1])]
+    near = same_name or difflib.get_close_matches(join_key(parts), all_keys, n=1, cutoff=0.75)
+    return near[0] if near else f"one of {shortened([join_key([*above, name]) for name in beside])}"
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)

@@ -1,0 +1,86 @@
+"""What of a config is identity (must match on resume) and what is placement (may change); not how configs are loaded.
+
+A field made with `placement(...)` is placement, and so is everything below it. All other fields are identity.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from enum import Enum
+from typing import Any
+
+ABSENT = "(absent)"
+
+
+def placement(
+    default: Any = dataclasses.MISSING, *, default_factory: Callable[[], Any] | Any = dataclasses.MISSING
+) -> Any:
+    """A dataclass field that may change on resume: paths, threads, logging, the number of workers."""
+    return dataclasses.field(default=default, default_factory=default_factory, metadata={"placement": True})
+
+
+def flatten(config: Any) -> dict[str, tuple[Any, bool]]:
+    """`{"data.plugins[0].seed": (value, is_placement)}` for every leaf of a dataclass instance, in declared order."""
+    return dict(_leaves(config, "", False))
+
+
+def fingerprint(config: Any, *, placement: bool = False) -> dict[str, Any]:
+    """`{"hash": sha256 of the canonical JSON of values, "values": {dotted key: plain value}}`.
+
+    Only identity fields, or only placement ones. Stable over field order, processes and tuple-against-list; 1 and 1.0
+    are the same value. `config` is a dataclass instance or a plain mapping.
+    """
+    values = {key: value for key, (value, is_placement) in flatten(config).items() if is_placement == placement}
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return {"hash": hashlib.sha256(text.encode()).hexdigest(), "values": values}
+
+
+def differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(key, old, new) for every key that differs between two fingerprints (or two flat dicts), sorted by key.
+
+    A key on one side only appears with `ABSENT` on the other.
+    """
+    old, new = _values(a), _values(b)
+    keys = sorted(old.keys() | new.keys())
+    rows = [(key, old.get(key, ABSENT), new.get(key, ABSENT)) for key in keys]
+    return [row for row in rows if row[1] != row[2]]
+
+
+def _values(x: Mapping[str, Any]) -> Mapping[str, Any]:
+    return x["values"] if isinstance(x.get("values"), Mapping) else x
+
+
+def _leaves(node: Any, key: str, is_placement: bool) -> Iterator[tuple[str, tuple[Any, bool]]]:
+    if dataclasses.is_dataclass(node) and not isinstance(node, type):
+        for f in dataclasses.fields(node):
+            inner = is_placement or bool(f.metadata.get("placement"))
+            yield from _leaves(getattr(node, f.name), f"{key}.{f.name}" if key else f.name, inner)
+    elif isinstance(node, Mapping) and node:
+        for name in node:
+            yield from _leaves(node[name], f"{key}.{name}" if key else str(name), is_placement)
+    elif isinstance(node, list | tuple) and any(_is_tree(x) for x in node):
+        for i, item in enumerate(node):
+            yield from _leaves(item, f"{key}[{i}]", is_placement)
+    else:
+        yield key, (_plain(node, key), is_placement)
+
+
+def _is_tree(node: Any) -> bool:
+    return dataclasses.is_dataclass(node) or isinstance(node, Mapping | list | tuple)
+
+
+def _plain(value: Any, key: str) -> Any:
+    """JSON-ready, and equal for what means the same: floats with an integer value become integers."""
+    if isinstance(value, Enum):
+        return value.name
+    if isinstance(value, list | tuple):
+        return [_plain(x, key) for x in value]
+    if isinstance(value, Mapping):
+        return {}
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return int(value)
+    assert value is None or isinstance(value, bool | int | float | str), f"{key}: {type(value)} has no fingerprint"
+    return value
