@@ -1,0 +1,342 @@
+"""The run config of I-JEPATH: every key, its default and what makes a value senseless. Plain dataclasses.
+
+`profile=name` merges a profile into `data`, which therefore carries the profile's fields. Fields made with `placement`
+may change when a run is resumed; all others are the run's identity. Not here: how layers are merged (core.config), the
+planned options' meaning (ijepath.scales, ijepath.augment), tuning (read by the evaluators), and where a run executes
+(`runtime`, added by the job).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from core.config import MISSING, Group, is_set, placement
+from core.errors import UserError
+from ijepath.checks import at_least, between, low_high, one_of, ordered, positive
+from ijepath.profile import Profile
+from ijepath.tuning import TuningConfig
+
+CONFIGS_DIR = Path(__file__).parent / "configs"
+GROUPS = (Group("profile", "data"),)
+MODELS = ("vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge")
+STRATEGIES = ("stratified_weighted", "global_uniform")
+POLICIES = ("skip_anchor", "skip_slide", "lower_threshold")
+CONTEXT_MASKS = ("all", "block", "random")
+
+
+@dataclass
+class DataConfig(Profile):
+    """What is read, and how often. The geometry's keys are those of the profile."""
+
+    slide_manifest_csv: str | None = placement(None)
+    slide_metadata_parquet: str | None = placement(None)
+    anchor_catalog_manifest: str | None = placement(None)
+    batch_size_per_gpu: int = placement(32)  # states the global batch at the first start; see resolve_global_batch
+    sampling_strategy: str = "stratified_weighted"
+    sampling_stratum_key: str = "organ"
+    sampling_stratum_weights: Any = "uniform"  # uniform | proportional | {stratum: share}
+    slide_window: int = 0  # > 0: shuffle within windows of that many anchors of few slides, for remote storage
+    min_target_tissue_fraction: float = 0.25
+    insufficient_target_policy: str = "skip_anchor"
+    target_tissue_floor: float = 0.10
+    target_tissue_step: float = 0.05
+    align_targets_to_patch_grid: bool = False
+    max_target_overlap: float = 0.25  # of one target's area
+    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
+    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+    max_corrupt_fraction: float = 0.05
+    low_anchor_pass_warning_threshold: float = placement(1.0)
+    high_anchor_pass_warning_threshold: float = placement(5.0)
+    anchor_stream_batch_size: int = placement(2048)
+    decode_on: str = placement("worker")
+    threads: int = placement(2)
+    ahead: int = placement(4)
+    ahead_mb: int = placement(1024)
+    read_timeout_s: float = placement(120.0)
+    max_open_slides: int = placement(32)
+    tile_cache_mb: int = placement(256)
+    tissue_cache_mb: int = placement(64)
+
+    def __post_init__(self) -> None:
+        self.validate()
+        one_of(self, "data", sampling_strategy=STRATEGIES, insufficient_target_policy=POLICIES)
+        one_of(self, "data", decode_on=("worker", "cluster"))
+        fractions = ("min_target_tissue_fraction", "target_tissue_floor", "max_target_overlap", "max_corrupt_fraction")
+        between(self, "data", 0, 1, *fractions)
+        positive(self, "data", "batch_size_per_gpu", "anchor_stream_batch_size", "threads", "ahead", "ahead_mb")
+        positive(self, "data", "read_timeout_s", "max_open_slides", "tile_cache_mb", "tissue_cache_mb")
+        positive(self, "data", "target_tissue_step")
+        at_least(self, "data", 0, "slide_window", "low_anchor_pass_warning_threshold")
+        ordered(self, "data", "low_anchor_pass_warning_threshold", "high_anchor_pass_warning_threshold")
+        ordered(self, "data", "target_tissue_floor", "min_target_tissue_fraction")
+        for key in ("mean", "std"):
+            if len(getattr(self, key)) != 3:
+                raise UserError(
+                    "one value per colour", key=f"data.{key}", found=getattr(self, key), expected="3 numbers"
+                )
+        if min(self.std) <= 0:
+            raise UserError("a deviation is positive", key="data.std", found=self.std, expected="> 0")
+        weights = self.sampling_stratum_weights
+        if not isinstance(weights, dict) and weights not in ("uniform", "proportional"):
+            expected = "uniform, proportional or a map of stratum: share"
+            key = "data.sampling_stratum_weights"
+            raise UserError("no such stratum weights", key=key, found=weights, expected=expected)
+
+
+@dataclass
+class ModelConfig:
+    """Encoder, predictor and loss. The patch size is the profile's, `data.patch_size`."""
+
+    name: str = "vit_small"
+    pred_depth: int = 6
+    pred_emb_dim: int = 192
+    pred_heads: int = 0  # 0: one head per 64 dimensions, at least 3
+    predict: str = "joint"  # all targets of a context in one pass | separate: one pass per target, as in the paper
+    loss: str = "pooled"  # the token means | tokens: every teacher token
+    positions: str = "sincos"
+    registers: int = 0
+    mlp: str = "gelu"
+    drop_path: float = 0.0
+    layer_scale: float | None = None
+    qk_norm: bool = False
+    use_bfloat16: bool = True  # on accelerators; a CPU computes in float32
+    checkpointing: bool = placement(False)
+
+    def __post_init__(self) -> None:
+        one_of(self, "model", name=MODELS, loss=("pooled", "tokens"), predict=("joint", "separate"))
+        one_of(self, "model", positions=("sincos", "learned", "rope"), mlp=("gelu", "swiglu"))
+        positive(self, "model", "pred_depth", "pred_emb_dim")
+        at_least(self, "model", 0, "registers", "pred_heads")
+        between(self, "model", 0, 0.999, "drop_path")
+        if self.pred_emb_dim % self.predictor_heads:
+            found = f"{self.pred_emb_dim} / {self.predictor_heads}"
+            raise UserError("heads must divide the predictor's width", key="model.pred_heads", found=found)
+
+    @property
+    def predictor_heads(self) -> int:
+        return self.pred_heads or max(3, self.pred_emb_dim // 64)
+
+
+@dataclass
+class MaskConfig:
+    """What the context encoder may see beside the targets, and how many tokens. None: from the geometry."""
+
+    min_keep: int = 16
+    context: str = "all"  # block: one square block of `context_scale` of the area | random: that share of the tokens
+    context_scale: float = 1.0
+    guard_tokens: int = 0  # tokens hidden around every target beside its own
+    context_keep_tokens: int | None = None
+    predict_tokens: int | None = None
+    outside_targets: int = 0  # of the targets of each context, those that lie in a ring just outside of it
+    outside_ring_um: float = 32.0  # largest gap between such a target and the context's edge
+
+    def __post_init__(self) -> None:
+        one_of(self, "mask", context=CONTEXT_MASKS)
+        positive(self, "mask", "min_keep", "context_scale")
+        between(self, "mask", 0, 1, "context_scale")
+        at_least(self, "mask", 0, "guard_tokens", "outside_targets", "outside_ring_um")
+        positive(self, "mask", "context_keep_tokens", "predict_tokens")
+        if self.context == "all" and self.context_scale != 1.0:
+            expected = "mask.context block or random with it"
+            raise UserError("nothing to scale", key="mask.context_scale", found=self.context_scale, expected=expected)
+
+
+@dataclass
+class ScalesConfig:
+    """Which spacings and target shapes occur beside the profile's own. The defaults leave the profile alone."""
+
+    same_resolution_ratio: float = 0.0  # of the steps: context read at the targets' spacing
+    reverse_ratio: float = 0.0  # of the steps: fine context, coarse targets
+    factors: list[float] = field(
+        default_factory=lambda: [1.0]
+    )  # both spacings times one of these, where a slide has it
+    target_shapes: int = 1  # how many target shapes there are; one is drawn per step
+    target_scale: list[float] = field(default_factory=lambda: [1.0, 1.0])  # of the area, [low, high]
+    target_aspect: list[float] = field(default_factory=lambda: [1.0, 1.0])  # height / width, [low, high]
+
+    def __post_init__(self) -> None:
+        between(self, "scales", 0, 1, "same_resolution_ratio", "reverse_ratio")
+        positive(self, "scales", "target_shapes")
+        if self.same_resolution_ratio + self.reverse_ratio > 1:
+            found = self.same_resolution_ratio + self.reverse_ratio
+            raise UserError("the ratios add up to more than every step", key="scales.reverse_ratio", found=found)
+        if not self.factors or min(self.factors) <= 0:
+            raise UserError("scale factors are numbers > 0", key="scales.factors", found=self.factors)
+        low_high(self, "scales", "target_scale", "target_aspect")
+
+
+@dataclass
+class AugmentConfig:
+    """Controls against stain and scanner shortcuts; strengths of 0 switch them off. See ijepath.augment."""
+
+    stain: float = 0.0  # HED jitter: sigma of the factor and of the shift per stain
+    scanner: float = 0.0  # gain per colour, gamma, blur or sharpening
+    independent: bool = True  # context and targets drawn apart, so that the prediction must see past the stain
+    normalise_brightness: bool = False
+    brightness_reference: float = 0.35  # mean optical density of tissue pixels after normalisation
+    normalise_frequency: float = 0.0  # exponent of the correction towards the reference spectrum, 1 = full
+
+    def __post_init__(self) -> None:
+        between(self, "augment", 0, 1, "stain", "scanner", "normalise_frequency")
+        positive(self, "augment", "brightness_reference")
+
+
+@dataclass
+class SiteConfig:
+    """Site-adversarial head: a classifier of the site behind a gradient reversal on the context's mean feature."""
+
+    adversarial: bool = False
+    key: str = "site"  # metadata column of the manifest
+    weight: float = 0.1
+    hidden: int = 128
+
+    def __post_init__(self) -> None:
+        at_least(self, "site", 0, "weight")
+        positive(self, "site", "hidden")
+
+
+@dataclass
+class OptimizationConfig:
+    """The budget in images, the optimizer, the schedules over steps = ceil(budget / global batch)."""
+
+    total_images_budget: Any = MISSING  # images, or {epochs: n} (passes over the anchors), or {iterations: n}
+    global_batch: int | None = None  # None: data.batch_size_per_gpu x workers at the first start
+    micro_batch: int | None = placement(None)  # None: all of a worker's share of a step at once
+    ema: list[float] = field(default_factory=lambda: [0.996, 1.0])
+    lr: float = 2e-4
+    start_lr: float = 2e-5
+    final_lr: float = 1e-6
+    warmup: float = 0.1  # fraction of the steps
+    weight_decay: float = 0.04
+    final_weight_decay: float = 0.1
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    clip_grad: float | None = None
+    max_bad_steps: int = 10  # steps in a row with NaN or Inf
+    grad_sync: str = placement("flat")  # overlap: faster on many GPUs, exact to rounding only
+
+    def __post_init__(self) -> None:
+        low, high = self.ema if len(self.ema) == 2 else (1.0, 0.0)
+        if not 0 <= low <= high <= 1:
+            expected = "[first, last] with 0 <= first <= last <= 1"
+            raise UserError("EMA momentum must rise", key="optimization.ema", found=self.ema, expected=expected)
+        if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
+            raise UserError("AdamW has two betas in [0, 1)", key="optimization.betas", found=self.betas)
+        at_least(self, "optimization", 0, "lr", "start_lr", "final_lr", "weight_decay", "final_weight_decay")
+        between(self, "optimization", 0, 1, "warmup")
+        one_of(self, "optimization", grad_sync=("flat", "overlap"))
+        positive(self, "optimization", "max_bad_steps")
+        positive(self, "optimization", "global_batch", "micro_batch", "clip_grad")
+        if is_set(self.total_images_budget):
+            self.total_images_budget = _budget(self.total_images_budget)
+
+
+@dataclass
+class TrainingConfig:
+    """Cadences in images seen."""
+
+    log_every: int = 100_000
+    save_every: int = 1_000_000  # image-tagged snapshots; tuning.tune_every takes its place when tuning is on
+
+    def __post_init__(self) -> None:
+        positive(self, "training", "log_every", "save_every")
+
+
+@dataclass
+class PerformanceDebug:
+    enable: bool = False
+    log_every_images: int = 2048
+    slow_step_ms: float = 250.0
+    slow_data_wait_ms: float = 50.0
+
+
+@dataclass
+class LoggingConfig:
+    write_tag: str = "ijepath"
+    step_log_every_images: Any = 0  # images, or a fraction of the budget between 0 and 1; 0: off
+    mlflow: bool = True
+    tracking_uri: str | None = None  # None: SQLite beside the run's other outputs
+    experiment: str = "ijepath"
+    performance_debug: PerformanceDebug = field(default_factory=PerformanceDebug)
+
+    def __post_init__(self) -> None:
+        every = self.step_log_every_images
+        if isinstance(every, bool) or not isinstance(every, int | float) or not (math.isfinite(every) and every >= 0):
+            expected = "images, or a fraction of the budget such as 0.1; 0 is off"
+            key = "logging.step_log_every_images"
+            raise UserError("not a cadence", key=key, found=every, expected=expected)
+        if not self.write_tag or "/" in self.write_tag:
+            raise UserError("a tag is part of a file name", key="logging.write_tag", found=self.write_tag)
+
+
+@dataclass
+class CheckpointConfig:
+    resume: str = "auto"  # auto: from the newest committed checkpoint of `output`, if any | never | a checkpoint's path
+    latest_every: int | None = None  # images between two <write_tag>-latest; None: a twentieth of the snapshot cadence
+    keep_last_n: int = 2
+
+    def __post_init__(self) -> None:
+        positive(self, "checkpoint", "keep_last_n", "latest_every")
+
+
+@dataclass
+class RunConfig:
+    """One pretraining run. `output` is the folder (or URL) of everything that the run writes."""
+
+    output: str | None = placement(None)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    mask: MaskConfig = field(default_factory=MaskConfig)
+    scales: ScalesConfig = field(default_factory=ScalesConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    site: SiteConfig = field(default_factory=SiteConfig)
+    optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
+    training: TrainingConfig = placement(default_factory=TrainingConfig)
+    logging: LoggingConfig = placement(default_factory=LoggingConfig)
+    tuning: TuningConfig = placement(default_factory=TuningConfig)
+    checkpoint: CheckpointConfig = placement(default_factory=CheckpointConfig)
+
+    def __post_init__(self) -> None:
+        if self.mask.outside_targets > self.data.targets_per_context:
+            expected = f"at most data.targets_per_context = {self.data.targets_per_context}"
+            key = "mask.outside_targets"
+            raise UserError(
+                "more targets outside than targets", key=key, found=self.mask.outside_targets, expected=expected
+            )
+
+
+C = TypeVar("C", bound=RunConfig)
+
+
+def resolve_global_batch(config: C, workers: int, before: int | None = None) -> C:
+    """`config` with `optimization.global_batch` filled in, which is part of the run's identity.
+
+    An explicit value wins; else `before` (that of the checkpoint which is resumed) — so the same command resumes on
+    another number of workers —; else `data.batch_size_per_gpu` x workers. UserError when `workers` or the micro-batch
+    cannot share it evenly.
+    """
+    settings = config.optimization
+    batch = settings.global_batch or before or config.data.batch_size_per_gpu * workers
+    micro = settings.micro_batch or max(1, batch // workers)
+    if batch % (workers * micro):
+        raise UserError(
+            "workers x micro_batch must divide the global batch",
+            key="optimization.micro_batch",
+            found=f"global_batch {batch}, workers {workers}, micro_batch {micro}",
+            expected=f"micro_batch one of {[d for d in range(1, batch + 1) if batch % (d * workers) == 0]}",
+        )
+    return replace(config, optimization=replace(settings, global_batch=batch, micro_batch=micro))
+
+
+def _budget(value: Any) -> Any:
+    key, expected = "optimization.total_images_budget", "images (a whole number > 0), {epochs: n} or {iterations: n}"
+    number = value
+    if isinstance(value, dict) and len(value) == 1 and next(iter(value)) in ("images", "epochs", "iterations"):
+        number = next(iter(value.values()))
+    whole = isinstance(number, int) or (isinstance(number, float) and number.is_integer())
+    fraction = isinstance(value, dict) and "epochs" in value and isinstance(number, float) and math.isfinite(number)
+    if isinstance(number, bool) or not (whole or fraction) or number <= 0:
+        raise UserError("the budget is not a number of images", key=key, found=value, expected=expected)
+    return int(value) if isinstance(value, float) else value
