@@ -1,4 +1,4 @@
-"""What every test shares: import paths, quiet threads, seeds, one local Ray cluster, the real slides when they are here."""
+"""What every test shares: import paths, quiet threads, seeds, one local Ray cluster, the real slides if present."""
 
 from __future__ import annotations
 

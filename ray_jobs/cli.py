@@ -1,0 +1,120 @@
+"""The shell around every job: command line in, exit code out. What a job does stands in its own file.
+
+A job is a module of this package with a docstring, a `main(loaded) -> Outputs | None`, and as its last lines
+
+    if __name__ == "__main__":
+        job(main, SCHEMA, CONFIGS_DIR, GROUPS)
+
+Exit codes: 0 done · 2 the user can mend it (one line on stderr, no trace) · 1 all else (with a trace) · 130 and 143
+stopped by Ctrl-C and SIGTERM. The last line on stdout names the outputs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from core.config import Group, Loaded, load_config
+from core.errors import UserError, user_error_in
+
+
+@dataclass
+class Outputs:
+    """What a job leaves behind, by name. `exit_code` ≠ 0: it ran to its end, but the result is not good enough."""
+
+    paths: Mapping[str, object] = field(default_factory=dict)
+    exit_code: int = 0
+
+    def line(self) -> str:
+        return "outputs: " + (" ".join(f"{name}={path}" for name, path in self.paths.items()) or "none")
+
+
+Main = Callable[[Loaded[Any]], Outputs | None]
+
+
+class Terminated(BaseException):
+    """SIGTERM, raised on the main thread so that every `finally` runs."""
+
+
+def job(main: Main, schema: type[Any], configs_dir: Path | str, groups: Sequence[Group] = ()) -> NoReturn:
+    """Run `main` on the config of this process's command line and end the process with the job's exit code."""
+    code = run_job(main, schema, sys.argv[1:], configs_dir, groups)
+    sys.stdout.flush()
+    raise SystemExit(code)
+
+
+def run_job(
+    main: Main, schema: type[Any], argv: Sequence[str], configs_dir: Path | str, groups: Sequence[Group] = ()
+) -> int:
+    """`job` without the process: the exit code. `--help` raises `SystemExit(0)`."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        with _sigterm_raises():
+            main, schema = _importable(main), _importable(schema)
+            if {"--help", "-h"} & set(argv):
+                print(f"{sys.modules[main.__module__].__doc__ or ''}".strip(), end="\n\n")
+            loaded = load_config(schema, argv, configs_dir=configs_dir, groups=groups)
+            if loaded.print_config:
+                print(loaded.yaml, end="")
+                return 0
+            outputs = main(loaded)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except Terminated:
+        print("terminated", file=sys.stderr)
+        return 128 + signal.SIGTERM
+    except BrokenPipeError:  # `… | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as e:
+        return _report(e)
+    if outputs is not None:
+        print(outputs.line())
+        return outputs.exit_code
+    return 0
+
+
+def _report(error: Exception) -> int:
+    users = user_error_in(error)
+    if users is None:
+        traceback.print_exception(error)
+        return 1
+    print(f"error: {UserError.__str__(users)}", file=sys.stderr)  # Ray's subclass would print the remote trace
+    return 2
+
+
+def _importable(thing: Any) -> Any:
+    """What `python -m` put into ``__main__``, under its real name: workers can unpickle only that."""
+    if thing.__module__ != "__main__":
+        return thing
+    spec = sys.modules["__main__"].__spec__
+    if spec is None:
+        raise UserError("a job is started as a module", expected="python -m ray_jobs.JOB")
+    return getattr(importlib.import_module(spec.name), thing.__name__)
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def raise_terminated(signum: int, frame: object) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, raise_terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

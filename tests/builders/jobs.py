@@ -1,0 +1,76 @@
+"""A small job as a file, to be run with `python -m toy_job` in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+TOY_JOB = '''"""Adds numbers up. Only here to be run by a test."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.config import MISSING
+from core.errors import UserError
+from ray_jobs.cli import Outputs, job
+
+
+@dataclass
+class ToyConfig:
+    end: str = MISSING  # how it ends
+    amount: int = 1
+
+
+def main(loaded):
+    config = loaded.config
+    if config.end == "user":
+        raise UserError("no slides", file="slides.csv", row=3)
+    if config.end == "assert":
+        assert config.amount > 5, "ours"
+    if config.end == "wrapped":
+        try:
+            raise UserError("unreadable", file="a.svs")
+        except UserError as e:
+            raise RuntimeError("worker died") from e
+    if config.end == "wait":
+        print("waiting", flush=True)
+        try:
+            time.sleep(60)
+        finally:
+            print("cleaned up", flush=True)
+    if config.end == "poor":
+        return Outputs({"report": "r.csv"}, exit_code=1)
+    print(type(config).__module__, loaded.dry_run)
+    return Outputs({"index": "a.parquet", "report": Path("r.csv")})
+
+
+if __name__ == "__main__":
+    job(main, ToyConfig, Path(__file__).parent / "configs")
+'''
+
+
+def write_toy_job(folder: Path) -> None:
+    (folder / "toy_job.py").write_text(TOY_JOB)
+
+
+def job_command(module: str, *argv: str) -> list[str]:
+    return [sys.executable, "-m", module, *argv]
+
+
+def job_environment(*extra_paths: Path) -> dict[str, str]:
+    paths = os.pathsep.join([*map(str, extra_paths), str(ROOT)])
+    return {**os.environ, "PYTHONPATH": paths}
+
+
+def run_job_process(folder: Path, module: str, *argv: str, paths: tuple[Path, ...] = (), timeout: float = 60):
+    return subprocess.run(
+        job_command(module, *argv),
+        cwd=folder, env=job_environment(*paths), capture_output=True, text=True, timeout=timeout,
+    )  # fmt: skip

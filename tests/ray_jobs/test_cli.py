@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import io
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ray_jobs.cli import Outputs
+from ray_jobs.progress import Progress
+from tests.builders.jobs import job_command, job_environment, run_job_process, write_toy_job
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_toy_job(tmp_path)
+    return tmp_path
+
+
+def test_the_last_line_names_the_outputs_and_nothing_lives_in_main(folder):
+    run = run_job_process(folder, "toy_job", "end=well", "--dry-run")
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines() == ["toy_job True", "outputs: index=a.parquet report=r.csv"]
+
+
+def test_a_result_that_is_not_good_enough_sets_the_exit_code(folder):
+    run = run_job_process(folder, "toy_job", "end=poor")
+    assert (run.returncode, run.stdout) == (1, "outputs: report=r.csv\n")
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("end=user", "error: no slides (file: slides.csv; row: 3)\n"),
+        ("end=wrapped", "error: unreadable (file: a.svs)\n"),
+        ("edn=x", "error: unknown key (file: command line; key: edn; found: 'edn'; expected: 'end')\n"),
+        ("amount=1", "error: a required key is not set (key: end; expected: 'end=…')\n"),
+    ],
+)
+def test_a_users_error_is_one_line_without_a_trace_and_exit_code_2(folder, argument, said):
+    run = run_job_process(folder, "toy_job", argument)
+    assert run.returncode == 2
+    assert run.stderr.replace("; found: 'edn'", "") == said.replace("; found: 'edn'", "")
+    assert run.stdout == ""
+
+
+def test_our_own_error_leaves_a_trace_and_exit_code_1(folder):
+    run = run_job_process(folder, "toy_job", "end=assert")
+    assert run.returncode == 1
+    assert "Traceback" in run.stderr and "AssertionError: ours" in run.stderr
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_job_cleans_up_and_says_so_by_its_exit_code(folder, sent, code):
+    process = subprocess.Popen(
+        job_command("toy_job", "end=wait"), cwd=folder, env=job_environment(), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None and process.stdout.readline() == "waiting\n"
+    process.send_signal(sent)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (code, "cleaned up\n")
+    assert "Traceback" not in err
+
+
+def test_print_config_prints_yaml_and_runs_nothing(folder):
+    run = run_job_process(folder, "toy_job", "end=user", "--print-config")
+    assert (run.returncode, run.stdout) == (0, "end: user\namount: 1\n")
+
+
+def test_help_opens_with_the_jobs_docstring_and_imports_neither_ray_nor_torch(folder, tmp_path):
+    for name in ("ray", "torch"):
+        (tmp_path / "traps" / name).mkdir(parents=True)
+        (tmp_path / "traps" / name / "__init__.py").write_text("raise SystemError('imported for --help')")
+    run = run_job_process(folder, "toy_job", "--help", paths=(tmp_path / "traps",))
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("Adds numbers up. Only here to be run by a test.\n")
+    assert "usage: python -m toy_job" in run.stdout
+    assert "end: str   REQUIRED   # how it ends" in run.stdout
+
+
+def test_a_job_started_as_a_script_is_told_how_to_start_it(folder):
+    import sys
+
+    run = subprocess.run(
+        [sys.executable, "toy_job.py", "end=well"], cwd=folder, env=job_environment(), capture_output=True, text=True
+    )
+    assert run.returncode == 2
+    assert "python -m" in run.stderr
+
+
+def test_outputs_without_paths_say_none():
+    assert Outputs().line() == "outputs: none"
+
+
+def test_progress_off_a_terminal_is_a_line_for_every_tenth():
+    stream = io.StringIO()
+    with Progress(25, "index", "slides", stream) as progress:
+        for _ in range(25):
+            progress.update()
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 10
+    assert lines[0].startswith("index: 12% (3 of 25 slides")
+    assert lines[-1].startswith("index: 100% (25 of 25 slides")
+
+
+def test_progress_of_unknown_length_ends_with_the_count():
+    stream = io.StringIO()
+    with Progress(None, "tiles", stream=stream) as progress:
+        progress.update(7)
+    assert stream.getvalue().startswith("tiles: 7 items in ")
