@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from core.errors import UserError
@@ -31,16 +31,16 @@ CATALOG_FIELDS = (
 class Profile:
     """Sizes and spacings of context and targets. Spacings in µm per pixel, fields of view and margins in µm."""
 
-    profile_id: str = ""
+    profile_id: str = ""  # "" = a name made of the geometry
     context_mpp: float = 1.0
     target_mpp: float = 0.5
     context_fov_um: float = 512.0
     target_fov_um: float = 128.0
     targets_per_context: int = 4
-    min_tissue_fraction: float = 0.2
-    anchor_stride_fraction: float = 0.5
-    target_margin_um: float = 16.0
-    spacing_tolerance: float = 0.05
+    min_tissue_fraction: float = 0.2  # of the context
+    anchor_stride_fraction: float = 0.5  # of the context's side
+    target_margin_um: float = 16.0  # between a target and the context's border; below half the target without effect
+    spacing_tolerance: float = 0.05  # a pyramid level this close to the wanted spacing is read as it is
     seed: int = 0
     patch_size: int = 16
 
@@ -115,7 +115,8 @@ class Profile:
         return self
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"profile_id": self.name}
+        """The profile's own fields (not those of a subclass), under its resolved name."""
+        return {f.name: getattr(self, f.name) for f in fields(Profile)} | {"profile_id": self.name}
 
     def catalog_hash(self) -> str:
         """Digest of what an anchor catalog depends on; equal digests mean equal anchors on equal slides."""

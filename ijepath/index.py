@@ -1,0 +1,281 @@
+"""The slide index: what is known of each slide before a pixel is used. One row per slide, failed ones too.
+
+`index_slide` is pure and works on one slide; `index_slides` runs it over a manifest through any ordered map. Nothing
+here knows Ray. Not here: the manifest (ijepath.manifest) and tissue (ijepath.anchors).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from core.errors import MissingFile, UnreadableUnit, UserError
+from core.storage import Storage
+from core.wsi.reader import SlideReader, open_mask, open_slide
+from core.wsi.spacing import level_mpps
+from ijepath.manifest import Manifest, ManifestRow, folder_of
+
+SCHEMA_VERSION = 1
+ASPECT_TOLERANCE = 0.02  # of the ratio of the two mask scales, on top of one mask pixel of rounding
+
+_SHAPES = pa.list_(pa.list_(pa.int64()))
+_FIELDS: tuple[tuple[str, pa.DataType], ...] = (
+    ("slide_id", pa.string()),
+    ("wsi_path", pa.string()),
+    ("mask_path", pa.string()),
+    ("status", pa.string()),
+    ("error", pa.string()),
+    ("wsi_level0_width", pa.int64()),
+    ("wsi_level0_height", pa.int64()),
+    ("wsi_level0_spacing_mpp", pa.float64()),
+    ("spacing_source", pa.string()),
+    ("wsi_shapes", _SHAPES),
+    ("wsi_spacings_mpp", pa.list_(pa.float64())),
+    ("mask_level0_width", pa.int64()),
+    ("mask_level0_height", pa.int64()),
+    ("mask_level0_spacing_mpp", pa.float64()),
+    ("mask_shapes", _SHAPES),
+    ("mask_spacings_mpp", pa.list_(pa.float64())),
+    ("mask_to_wsi_scale_x", pa.float64()),
+    ("mask_to_wsi_scale_y", pa.float64()),
+    ("backend", pa.string()),
+    ("wsi_state", pa.string()),
+    ("mask_state", pa.string()),
+)
+COLUMNS = tuple(name for name, _ in _FIELDS)
+REPORT_COLUMNS = ("slide_id", "wsi_path", "mask_path", "status", "error")
+
+Row = dict[str, Any]
+OrderedMap = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
+
+
+def schema(metadata_columns: Sequence[str] = ()) -> pa.Schema:
+    """The index's Arrow schema: fixed columns, then the manifest's own as strings. It never depends on the rows."""
+    return pa.schema([*_FIELDS, *((name, pa.string()) for name in metadata_columns)])
+
+
+def index_slides(
+    manifest: Manifest,
+    *,
+    previous: Iterable[Mapping[str, Any]] = (),
+    backend: str = "auto",
+    map: OrderedMap = map,
+) -> Iterator[Row]:
+    """One index row per manifest row, in manifest order, as they become known.
+
+    `map` is any ordered map (the builtin, a pool's `imap`, Ray's); the function given to it is picklable. `previous`
+    are rows of an older index: ok ones whose files and `mpp` did not change are kept without opening the slide.
+    """
+    known = {row["slide_id"]: dict(row) for row in previous if row["status"] == "ok"}
+    jobs = [(row, known.get(row.slide_id)) for row in manifest]
+    yield from map(partial(_index_job, backend=backend), jobs)
+
+
+def _index_job(job: tuple[ManifestRow, Row | None], *, backend: str) -> Row:
+    row, previous = job
+    return index_slide(row, previous=previous, backend=backend)
+
+
+def index_slide(row: ManifestRow, *, previous: Row | None = None, backend: str = "auto") -> Row:
+    """What is known of one slide. Whatever is wrong with it becomes status "failed" and `error`: nothing is raised."""
+    out = _blank(row)
+    try:
+        if row.error:
+            raise UserError(row.error)
+        out["wsi_state"] = file_state(row.wsi_path)
+        out["mask_state"] = file_state(row.mask_path) if row.mask_path else ""
+        if previous is not None and _unchanged(previous, out):
+            return {c: previous[c] for c in COLUMNS} | row.metadata
+        return out | _wsi_columns(row, backend) | {"status": "ok", "error": ""}
+    except AssertionError:
+        raise
+    except Exception as error:  # a slide is data: whatever its decoder raises is that slide's failure
+        return out | {"status": "failed", "error": describe(error)}
+
+
+def failed_row(row: ManifestRow, error: str) -> Row:
+    """The index row of a slide that nothing is known of but what went wrong."""
+    return _blank(row) | {"status": "failed", "error": error}
+
+
+def _blank(row: ManifestRow) -> Row:
+    named = {"slide_id": row.slide_id, "wsi_path": row.wsi_path, "mask_path": row.mask_path}
+    return dict.fromkeys(COLUMNS) | named | row.metadata
+
+
+def describe(error: BaseException) -> str:
+    """One line for a report."""
+    known = isinstance(error, UserError | UnreadableUnit)
+    return " ".join((str(error) if known else f"{type(error).__name__}: {error}").split())
+
+
+def file_state(path: str) -> str:
+    """What changes when a file does: its size and its time (or the store's tag). MissingFile when it is not there."""
+    import fsspec
+
+    filesystem, inner = fsspec.core.url_to_fs(path)
+    try:
+        info = filesystem.info(inner)
+    except FileNotFoundError as error:
+        raise MissingFile("no such file", file=path) from error
+    tag = next((info[k] for k in ("generation", "ETag", "etag", "mtime", "LastModified") if k in info), "")
+    return f"{info.get('size', '')}:{tag}"
+
+
+def _unchanged(previous: Row, now: Row) -> bool:
+    """Whether an earlier ok row still holds: same files, same `mpp` override. Other metadata may have changed."""
+    same = ("wsi_path", "mask_path", "wsi_state", "mask_state")
+    return previous.get("mpp") == now.get("mpp") and all(previous[c] == now[c] for c in same)
+
+
+def _wsi_columns(row: ManifestRow, backend: str) -> Row:
+    reader = open_slide(row.wsi_path, backend=backend)
+    try:
+        mpp0, source = _spacing(row, reader)
+        _probe(reader)
+        width, height = reader.level_shapes[0]
+        columns = {
+            "wsi_level0_width": width,
+            "wsi_level0_height": height,
+            "wsi_level0_spacing_mpp": mpp0,
+            "spacing_source": source,
+            "wsi_shapes": [list(shape) for shape in reader.level_shapes],
+            "wsi_spacings_mpp": list(level_mpps(reader, mpp0)),
+            "backend": reader.backend,
+        }
+    finally:
+        reader.close()
+    return columns | (_mask_columns(row, width, height, mpp0) if row.mask_path else {})
+
+
+def _spacing(row: ManifestRow, reader: SlideReader) -> tuple[float, str]:
+    if row.mpp is not None:
+        return row.mpp, "manifest"
+    if reader.mpp is None or reader.mpp_source is None:
+        message = "the slide does not say its pixel size: add an `mpp` column (micrometres per pixel) to the manifest"
+        raise UserError(message, file=row.wsi_path, row=row.number, key="mpp")
+    return reader.mpp, reader.mpp_source
+
+
+def _mask_columns(row: ManifestRow, width: int, height: int, mpp0: float) -> Row:
+    reader = open_mask(row.mask_path)
+    try:
+        _probe(reader)
+        shapes = [list(shape) for shape in reader.level_shapes]
+    finally:
+        reader.close()
+    mask_width, mask_height = shapes[0]
+    scale_x, scale_y = width / mask_width, height / mask_height
+    if abs(scale_x / scale_y - 1) > ASPECT_TOLERANCE + 1 / min(mask_width, mask_height):
+        raise UserError(
+            f"the mask has another aspect than its slide (tolerance {ASPECT_TOLERANCE:.0%} and one mask pixel)",
+            file=row.mask_path,
+            row=row.number,
+            key="mask_path",
+            found=f"{mask_width} x {mask_height}, ratio {mask_width / mask_height:.4f}",
+            expected=f"the ratio of {width} x {height}, {width / height:.4f}",
+        )
+    return {
+        "mask_level0_width": mask_width,
+        "mask_level0_height": mask_height,
+        "mask_level0_spacing_mpp": mpp0 * scale_x,
+        "mask_shapes": shapes,
+        "mask_spacings_mpp": [mpp0 * width / w for w, _ in shapes],
+        "mask_to_wsi_scale_x": scale_x,
+        "mask_to_wsi_scale_y": scale_y,
+    }
+
+
+def _probe(reader: SlideReader) -> None:
+    """Decode the last pixel of every level: a file that was cut short, or cannot be decoded, fails here."""
+    for level, (width, height) in enumerate(reader.level_shapes):
+        reader.read_level(level, width - 1, height - 1, 1, 1)
+
+
+@dataclass(frozen=True)
+class SlideIndex:
+    """An index in memory, in manifest order."""
+
+    rows: tuple[Row, ...]
+    metadata_columns: tuple[str, ...] = ()
+
+    @property
+    def failed(self) -> tuple[Row, ...]:
+        return tuple(row for row in self.rows if row["status"] != "ok")
+
+
+def write_index(path: str, index: SlideIndex) -> None:
+    """Publish the index as one parquet file, whole or not at all. Equal rows give equal bytes."""
+    layout = schema(index.metadata_columns).with_metadata({"schema_version": str(SCHEMA_VERSION)})
+    rows = [{name: row.get(name) for name in layout.names} for row in index.rows]
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=layout), buffer, compression="zstd", row_group_size=1 << 16)
+    Storage.of(folder_of(path)).write_atomic(os.path.basename(path), buffer.getvalue())
+
+
+def read_index(path: str) -> SlideIndex:
+    """MissingFile when it is not there; UserError when it is no slide index or of a newer version."""
+    store, name = Storage.of(folder_of(path)), os.path.basename(path)
+    if not store.exists(name):
+        raise MissingFile(
+            "no slide index here", file=path, expected="the parquet file that ray_jobs.index_slides wrote"
+        )
+    try:
+        table = pq.read_table(io.BytesIO(store.read_bytes(name)))
+    except pa.ArrowInvalid as error:
+        raise UserError("this is no slide index", file=path, found=str(error), expected="parquet") from error
+    version = int((table.schema.metadata or {}).get(b"schema_version", 0))
+    if version > SCHEMA_VERSION:
+        message = "the slide index was written by a newer version"
+        raise UserError(message, file=path, key="schema_version", found=version, expected=SCHEMA_VERSION)
+    if lacking := [c for c in COLUMNS if c not in table.column_names]:
+        raise UserError("this is no slide index", file=path, key=lacking[0], found=table.column_names)
+    return SlideIndex(tuple(table.to_pylist()), tuple(table.column_names[len(COLUMNS) :]))
+
+
+def is_current(path: str, manifest: Manifest) -> bool:
+    """Whether the index at `path` lists just the slides of `manifest`, with their paths and metadata, all ok.
+
+    It opens and stats no slide; the job with resume=true also sees files that changed.
+    """
+    try:
+        index = read_index(path)
+    except UserError:
+        return False
+    fixed = ("slide_id", "wsi_path", "mask_path")
+    want = [(*(getattr(row, c) for c in fixed), row.metadata) for row in manifest]
+    have = [(*(row[c] for c in fixed), {c: row[c] for c in index.metadata_columns}) for row in index.rows]
+    return not index.failed and want == have
+
+
+def check_success(index: SlideIndex, min_success_fraction: float, file: object) -> None:
+    """UserError that lists the failed slides when fewer than `min_success_fraction` of them are ok."""
+    failed, total = index.failed, len(index.rows)
+    if total - len(failed) >= min_success_fraction * total:
+        return
+    shown = [f"{row['slide_id'] or '(no id)'}: {row['error']}" for row in failed[:10]]
+    more = [f"and {len(failed) - 10} more"] if len(failed) > 10 else []
+    raise UserError(
+        f"{len(failed)} of {total} slides failed:\n  " + "\n  ".join(shown + more) + "\n",
+        file=file,
+        key="min_success_fraction",
+        found=round((total - len(failed)) / total, 4),
+        expected=f"at least {min_success_fraction}",
+    )
+
+
+def write_report(path: str, rows: Iterable[Mapping[str, Any]], columns: Sequence[str] = REPORT_COLUMNS) -> None:
+    """A CSV of `columns`, whole or not at all."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    Storage.of(folder_of(path)).write_atomic(os.path.basename(path), text.getvalue().encode())

@@ -1,0 +1,126 @@
+"""Slide index and profile → anchor catalog (JSON manifest beside parquet shards) and a report per slide.
+
+    python -m ray_jobs.build_anchors slide_index=indexes/slide_metadata.parquet \\
+        profile=ctx1p0_tgt0p5_fov512um_k4 output=indexes/anchor_catalog_manifest.json
+
+A slide that cannot be read is one line of the report; exit code 2 when fewer than `min_success_fraction` of the index's
+ok slides could be read, or when there is not one anchor. `resume=true` leaves a catalog alone that is current already.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ijepath
+from core.config import MISSING, Group, Loaded, is_set, placement
+from core.errors import UserError
+from ijepath.anchors import SlideAnchors, anchors_of
+from ijepath.catalog import STRATUM_KEY, stale_because, stratum_key
+from ijepath.catalog_writer import REPORT_COLUMNS, ROWS_PER_SHARD, report_line, write_catalog
+from ijepath.index import SlideIndex, read_index, write_report
+from ijepath.profile import Profile
+from ray_jobs.cli import Outputs, job
+from ray_jobs.ordered_map import RayMap
+from ray_jobs.progress import Progress
+from ray_jobs.runtime import RuntimeConfig, ray_session
+
+log = logging.getLogger(__name__)
+CONFIGS_DIR = Path(ijepath.__file__).parent / "configs"
+GROUPS = (Group("profile", "profile"),)
+
+
+@dataclass
+class BuildAnchorsConfig:
+    slide_index: str = MISSING  # what ray_jobs.index_slides wrote
+    output: str = MISSING  # the catalog's manifest, a JSON file; shards go to anchors/ beside it
+    report: str = ""  # CSV with one line per slide; "" = beside the output
+    profile: Profile = field(default_factory=Profile)
+    sampling_stratum_key: str = STRATUM_KEY  # the metadata column that strata come from
+    resume: bool = False  # do nothing when the catalog is current
+    min_success_fraction: float = 1.0
+    rows_per_shard: int = ROWS_PER_SHARD
+    runtime: RuntimeConfig = placement(default_factory=RuntimeConfig)
+
+    def __post_init__(self) -> None:
+        self.profile.validate()
+        if is_set(self.output) and not self.report:
+            self.report = self.output.removesuffix(".json") + "_report.csv"
+        if not 0 <= self.min_success_fraction <= 1:
+            found = self.min_success_fraction
+            raise UserError("not a fraction", key="min_success_fraction", found=found, expected="0 to 1")
+        if self.rows_per_shard < 1:
+            raise UserError("too small", key="rows_per_shard", found=self.rows_per_shard, expected="at least 1")
+
+
+def main(loaded: Loaded[BuildAnchorsConfig]) -> Outputs | None:
+    config = loaded.config
+    index = read_index(config.slide_index)
+    strata = stratum_key(config.sampling_stratum_key, index.metadata_columns)
+    stale = stale_because(config.output, config.profile, config.slide_index, config.sampling_stratum_key)
+    log.info("%d slides, profile %s, strata by %s", len(index.rows), config.profile.name, strata or "nothing (one)")
+    log.info("catalog: %s", stale or "current")
+    if loaded.dry_run:
+        return None
+    if stale or not config.resume:
+        with ray_session(config.runtime):
+            build(config, index)
+    return Outputs({"catalog": config.output, "report": config.report})
+
+
+def build(config: BuildAnchorsConfig, index: SlideIndex) -> dict[str, Any]:
+    """Build the catalog of `index` on the running Ray, write it with its report, and return its manifest."""
+    report: list[dict[str, Any]] = []
+    try:
+        with Progress(len(index.rows), "anchors", "slides") as progress:
+            found = anchors_of(index.rows, config.profile, map=RayMap(_lost))
+            manifest = write_catalog(
+                config.output,
+                config.profile,
+                _reported(found, report, progress),
+                slide_index=config.slide_index,
+                metadata_columns=index.metadata_columns,
+                sampling_stratum_key=config.sampling_stratum_key,
+                rows_per_shard=config.rows_per_shard,
+            )
+    finally:
+        write_report(config.report, report, REPORT_COLUMNS)
+    log.info("%d anchors: %s", manifest["total_anchors"], manifest["stratum_counts"])
+    _check_success(config, report)
+    return manifest
+
+
+def _reported(
+    results: Iterable[SlideAnchors], report: list[dict[str, Any]], progress: Progress
+) -> Iterator[SlideAnchors]:
+    for anchors in results:
+        report.append(report_line(anchors))
+        progress.update()
+        yield anchors
+
+
+def _check_success(config: BuildAnchorsConfig, report: list[dict[str, Any]]) -> None:
+    tried = [line for line in report if line["reason"] != "slide_status_not_ok"]
+    failed = [line for line in tried if line["status"] == "failed"]
+    if len(tried) - len(failed) >= config.min_success_fraction * len(tried):
+        return
+    shown = "\n  ".join(f"{line['slide_id']}: {line['detail']}" for line in failed[:10])
+    raise UserError(
+        f"{len(failed)} of {len(tried)} slides failed:\n  {shown}\n",
+        file=config.report,
+        key="min_success_fraction",
+        found=round(1 - len(failed) / len(tried), 4),
+        expected=f"at least {config.min_success_fraction}",
+    )
+
+
+def _lost(slide: dict[str, Any], error: Exception) -> SlideAnchors:
+    """What is reported of a slide on which the process itself died."""
+    return SlideAnchors(slide, "error", f"the process that read this slide died: {type(error).__name__}")
+
+
+if __name__ == "__main__":
+    job(main, BuildAnchorsConfig, CONFIGS_DIR, GROUPS)

@@ -1,0 +1,105 @@
+"""Slide manifest (CSV) → slide index (parquet) and a report of what could not be read.
+
+    python -m ray_jobs.index_slides manifest=slides.csv output=indexes/slide_metadata.parquet report=indexes/report.csv
+
+Exit code 2 when fewer than `min_success_fraction` of the slides are ok; index and report are written all the same.
+`resume=true` keeps the ok rows of an older index whose files did not change, and tries failed ones again.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ijepath
+from core.config import MISSING, Loaded, is_set, placement
+from core.errors import MissingFile, UserError
+from ijepath.index import (
+    COLUMNS,
+    Row,
+    SlideIndex,
+    check_success,
+    failed_row,
+    index_slides,
+    read_index,
+    write_index,
+    write_report,
+)
+from ijepath.manifest import Manifest, ManifestRow, read_manifest
+from ray_jobs.cli import Outputs, job
+from ray_jobs.ordered_map import RayMap
+from ray_jobs.progress import Progress
+from ray_jobs.runtime import RuntimeConfig, ray_session
+
+log = logging.getLogger(__name__)
+CONFIGS_DIR = Path(ijepath.__file__).parent / "configs"
+
+
+@dataclass
+class IndexSlidesConfig:
+    manifest: str = MISSING  # CSV: slide_id,wsi_path,mask_path and free metadata columns (organ, site, mpp …)
+    output: str = MISSING  # the index, a parquet file
+    report: str = ""  # CSV with one line per slide; "" = beside the output
+    resume: bool = False  # keep ok rows whose files did not change, try failed ones again
+    min_success_fraction: float = 1.0
+    backend: str = "auto"  # how slides are opened: auto, tiff, tiffslide, openslide or fastslide
+    slides_per_task: int = 8
+    runtime: RuntimeConfig = placement(default_factory=RuntimeConfig)
+
+    def __post_init__(self) -> None:
+        if is_set(self.output) and not self.report:
+            self.report = self.output.removesuffix(".parquet") + "_report.csv"
+        if not 0 <= self.min_success_fraction <= 1:
+            found = self.min_success_fraction
+            raise UserError("not a fraction", key="min_success_fraction", found=found, expected="0 to 1")
+        if self.slides_per_task < 1:
+            raise UserError("too small", key="slides_per_task", found=self.slides_per_task, expected="at least 1")
+
+
+def main(loaded: Loaded[IndexSlidesConfig]) -> Outputs | None:
+    config = loaded.config
+    manifest = read_manifest(config.manifest, reserved=COLUMNS)
+    previous = _previous(config)
+    log.info("%d slides in %s, %d of them indexed before", len(manifest), config.manifest, len(previous))
+    if loaded.dry_run:
+        return None
+    with ray_session(config.runtime):
+        index = build(config, manifest, previous)
+    ok = len(index.rows) - len(index.failed)
+    log.info("%d of %d slides are ok; report: %s", ok, len(index.rows), config.report)
+    check_success(index, config.min_success_fraction, config.report)
+    return Outputs({"index": config.output, "report": config.report})
+
+
+def build(config: IndexSlidesConfig, manifest: Manifest, previous: tuple[Row, ...] = ()) -> SlideIndex:
+    """Index the slides of `manifest` on the running Ray, write index and report, and return the index."""
+    over_ray = RayMap(_lost, chunk=config.slides_per_task)
+    rows = []
+    with Progress(len(manifest), "index", "slides") as progress:
+        for row in index_slides(manifest, previous=previous, backend=config.backend, map=over_ray):
+            rows.append(row)
+            progress.update()
+    index = SlideIndex(tuple(rows), manifest.metadata_columns)
+    write_index(config.output, index)
+    write_report(config.report, index.rows)
+    return index
+
+
+def _previous(config: IndexSlidesConfig) -> tuple[Row, ...]:
+    if not config.resume:
+        return ()
+    try:
+        return read_index(config.output).rows
+    except MissingFile:
+        return ()
+
+
+def _lost(item: tuple[ManifestRow, Any], error: Exception) -> Row:
+    """The failed row of a slide on which the indexing process itself died."""
+    return failed_row(item[0], f"the process that read this slide died: {type(error).__name__}")
+
+
+if __name__ == "__main__":
+    job(main, IndexSlidesConfig, CONFIGS_DIR)
