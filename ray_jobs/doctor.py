@@ -1,0 +1,168 @@
+"""Checks this machine, or every node of a cluster, for what a job needs, and says what to do about each finding."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from core.config import Loaded
+from core.errors import UserError
+from ray_jobs.cli import Outputs, job
+from ray_jobs.node_checks import FAIL, OK, WARN, Check
+from ray_jobs.runtime import RuntimeConfig
+
+CONFIGS_DIR = Path(__file__).parent / "configs"
+MUST_BE_EQUAL = ("python", "ray", "torch", "pathray")
+
+
+@dataclass
+class DoctorConfig:
+    storage: str = ""  # folders or URLs that must be writable from every node; several separated by commas
+    slides: str = ""  # slides to open on every node; several separated by commas
+    accelerator: str = "auto"  # auto | cpu | cuda | xla; a named one must be there
+    nodes: int = 0  # fail when the cluster has fewer nodes than this (all hosts of a TPU slice)
+    ray: bool = True  # start, or attach to, Ray; false: only this machine, without Ray
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+    def __post_init__(self) -> None:
+        if self.accelerator not in ("auto", "cpu", "cuda", "xla"):
+            expected = "auto, cpu, cuda or xla"
+            raise UserError("unknown accelerator", key="accelerator", found=self.accelerator, expected=expected)
+
+
+@dataclass(frozen=True)
+class NodeReport:
+    node: str
+    versions: dict[str, str]
+    checks: list[Check]
+
+
+def main(loaded: Loaded[DoctorConfig]) -> Outputs:
+    config = loaded.config
+    storage, slides = _listed(config.storage), _listed(config.slides)
+    if loaded.dry_run:
+        print("would check:", ", ".join(["packages", "memory", "disk", "decoders", "accelerators", *storage, *slides]))
+        return Outputs()
+    reports = _over_ray(config, storage, slides) if config.ray else [examine(config.accelerator, storage, slides)]
+    print(table(reports, shutil.get_terminal_size((160, 24)).columns))
+    worst = [check.status for report in reports for check in report.checks]
+    print(f"\n{worst.count(FAIL)} failed, {worst.count(WARN)} warnings, {worst.count(OK)} ok")
+    return Outputs(exit_code=1 if FAIL in worst else 0)
+
+
+def examine(accelerator: str, storage: Sequence[str], slides: Sequence[str]) -> NodeReport:
+    """All checks on the machine this runs on."""
+    from ray_jobs import accelerator_checks, node_checks
+
+    folders = [url for url in storage if "://" not in url]
+    checks = node_checks.everything(folders or [os.getcwd()], storage, slides)
+    for name, check in accelerator_checks.everything(accelerator):
+        checks += node_checks.guarded(name, check)
+    return NodeReport(socket.gethostname(), node_checks.versions(MUST_BE_EQUAL), checks)
+
+
+def _over_ray(config: DoctorConfig, storage: Sequence[str], slides: Sequence[str]) -> list[NodeReport]:
+    from ray_jobs.runtime import ray_session
+
+    here = NodeReport(f"{socket.gethostname()} (driver)", {}, [])
+    try:
+        with ray_session(config.runtime, cpus=0) as session:
+            here.checks.extend(_ray_checks(session.embedded, session.resources, config.nodes))
+            return [here, *_on_every_node(config.accelerator, storage, slides)]
+    except UserError:
+        raise
+    except Exception as e:
+        advice = "is another Ray half-alive here? Look into /tmp/ray/session_latest/logs; free memory and /dev/shm"
+        here.checks.append(
+            Check("ray", FAIL, f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}", advice)
+        )
+        return [here, examine(config.accelerator, storage, slides)]
+
+
+def _ray_checks(embedded: bool, resources: dict[str, float], nodes: int) -> list[Check]:
+    import ray
+
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    shown = ", ".join(f"{v:g} {k}" for k, v in sorted(resources.items()) if k in ("CPU", "GPU", "TPU"))
+    rows = [Check("ray", OK, f"{ray.__version__}, {'embedded' if embedded else 'attached'}, {shown}")]
+    enough = len(alive) >= nodes
+    advice = "" if enough else "start ray on every host: a job on a TPU slice needs all of them (--worker=all)"
+    rows.append(
+        Check("nodes", OK if enough else FAIL, f"{len(alive)} alive" + ("" if enough else f" of {nodes}"), advice)
+    )
+    if not embedded and os.environ.get("RAY_AUTH_MODE") != "token":
+        advice = "RAY_AUTH_MODE=token on a private network: whoever reaches the jobs API can run code"
+        rows.append(Check("ray authentication", WARN, "no token mode in this environment", advice))
+    return rows
+
+
+def _on_every_node(accelerator: str, storage: Sequence[str], slides: Sequence[str]) -> list[NodeReport]:
+    """One task per node, bound to it; a node that does not answer in time is a finding."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    task = ray.remote(num_cpus=0, max_retries=0)(examine)
+    pending: dict[Any, str] = {}
+    for node in ray.nodes():
+        if node["Alive"]:
+            where = NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)
+            answer = task.options(scheduling_strategy=where).remote(accelerator, list(storage), list(slides))
+            pending[answer] = node["NodeManagerHostname"]
+    ray.wait(list(pending), num_returns=len(pending), timeout=900)
+    reports = [_answer(answer, name) for answer, name in pending.items()]
+    return compared(reports)
+
+
+def _answer(answer: Any, name: str) -> NodeReport:
+    import ray
+
+    try:
+        report: NodeReport = ray.get(answer, timeout=0)
+        return report
+    except Exception as e:
+        advice = "is the project installed there, in the same version? (cluster/runtime_env.yaml)"
+        found = f"{type(e).__name__}: {str(e).splitlines()[-1] if str(e) else 'no answer'}"
+        return NodeReport(name, {}, [Check("node", FAIL, found, advice)])
+
+
+def compared(reports: list[NodeReport]) -> list[NodeReport]:
+    """Adds a row to every node whose versions differ from the first node's: they could not unpickle each other."""
+    first = next((r.versions for r in reports if r.versions), {})
+    for report in reports:
+        for name, version in report.versions.items():
+            if version != first.get(name):
+                advice = "install the same on all nodes: one image, or cluster/runtime_env.yaml"
+                report.checks.append(Check(f"same {name}", FAIL, f"{version}, elsewhere {first.get(name)}", advice))
+    return reports
+
+
+def table(reports: Sequence[NodeReport], width: int) -> str:
+    """Columns: status, check, what was found; the advice stands below its row."""
+    lines = []
+    names = max((len(c.name) for r in reports for c in r.checks), default=0)
+    for report in reports:
+        lines.append(f"── {report.node} " + "─" * max(4, width - len(report.node) - 4))
+        for check in report.checks:
+            left = f"{check.status:<5} {check.name:<{names}}  "
+            rest = textwrap.wrap(check.found, max(30, width - len(left))) or [""]
+            lines += [left + rest[0], *(" " * len(left) + more for more in rest[1:])]
+            if check.advice:
+                indent = " " * len(left)
+                lines += textwrap.wrap(
+                    check.advice, width, initial_indent=f"{indent}→ ", subsequent_indent=f"{indent}  "
+                )
+    return "\n".join(lines)
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+if __name__ == "__main__":
+    job(main, DoctorConfig, CONFIGS_DIR)
