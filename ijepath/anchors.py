@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from core.errors import MissingFile
 from core.wsi.reader import SlideReader, open_mask, open_slide
+from core.wsi.source import public
 from core.wsi.spacing import choose_level
 from core.wsi.tissue import tissue_mask
 from ijepath.index import OrderedMap, describe
@@ -73,7 +74,7 @@ def slide_anchors(slide: Mapping[str, Any], profile: Profile) -> SlideAnchors:
     except AssertionError:
         raise
     except MissingFile as error:
-        reason = "missing_mask_path" if error.where["file"] == row["mask_path"] else "error"
+        reason = "missing_mask_path" if error.where["file"] == public(row["mask_path"]) else "error"
         return SlideAnchors(row, reason, describe(error))
     except Exception as error:  # a slide is data: one that cannot be read must not end the catalog
         return SlideAnchors(row, "error", describe(error))

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from core.errors import MissingFile, UnreadableUnit, UserError
 from core.storage import Storage
 from core.wsi.reader import SlideReader, open_mask, open_slide
+from core.wsi.source import public
 from core.wsi.spacing import level_mpps
 from ijepath.manifest import Manifest, ManifestRow, folder_of
 
@@ -125,7 +126,7 @@ def file_state(path: str) -> str:
     try:
         info = filesystem.info(inner)
     except FileNotFoundError as error:
-        raise MissingFile("no such file", file=path) from error
+        raise MissingFile("no such file", file=public(path)) from error
     tag = next((info[k] for k in ("generation", "ETag", "etag", "mtime", "LastModified") if k in info), "")
     return f"{info.get('size', '')}:{tag}"
 
@@ -161,7 +162,7 @@ def _spacing(row: ManifestRow, reader: SlideReader) -> tuple[float, str]:
         return row.mpp, "manifest"
     if reader.mpp is None or reader.mpp_source is None:
         message = "the slide does not say its pixel size: add an `mpp` column (micrometres per pixel) to the manifest"
-        raise UserError(message, file=row.wsi_path, row=row.number, key="mpp")
+        raise UserError(message, file=public(row.wsi_path), row=row.number, key="mpp")
     return reader.mpp, reader.mpp_source
 
 
@@ -177,7 +178,7 @@ def _mask_columns(row: ManifestRow, width: int, height: int, mpp0: float) -> Row
     if abs(scale_x / scale_y - 1) > ASPECT_TOLERANCE + 1 / min(mask_width, mask_height):
         raise UserError(
             f"the mask has another aspect than its slide (tolerance {ASPECT_TOLERANCE:.0%} and one mask pixel)",
-            file=row.mask_path,
+            file=public(row.mask_path),
             row=row.number,
             key="mask_path",
             found=f"{mask_width} x {mask_height}, ratio {mask_width / mask_height:.4f}",

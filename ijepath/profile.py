@@ -135,8 +135,8 @@ def size_px(fov_um: float, mpp: float, patch_size: int) -> int:
 
 
 def size_level0(px: int, mpp: float, mpp0: float) -> int:
-    """Level-0 pixels that `px` pixels at spacing `mpp` cover: the size rule of core.wsi.regions.read_region."""
-    return round(px * mpp / mpp0)
+    """Level-0 pixels that `px` pixels at spacing `mpp` cover: the rule of core.wsi.regions, halves up."""
+    return math.floor(px * (mpp / mpp0) + 0.5)
 
 
 def profile_from_dict(values: dict[str, Any], file: object | None = None) -> Profile:

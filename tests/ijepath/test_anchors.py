@@ -3,8 +3,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ijepath.anchors import TissueMap, grid, mask_map, reduced, slide_anchors
+from core.wsi.reader import open_mask
+from core.wsi.regions import read_region
+from ijepath.anchors import TissueMap, anchors_of, grid, mask_map, reduced, slide_anchors
+from ijepath.index import index_slide
+from ijepath.manifest import ManifestRow
 from ijepath.profile import Profile
+from tests.builders.cohort import square_mask, write_mask, write_slide
 
 
 class MaskReader:
@@ -116,3 +121,88 @@ def test_a_slide_that_failed_in_the_index_is_passed_over_with_its_reason():
         "truncated",
         0,
     )
+
+
+def small():
+    """Contexts of 128 level-0 pixels at 0.5 mpp, every 64."""
+    return Profile(context_fov_um=64.0, target_fov_um=16.0)
+
+
+def row_of(tmp_path, mask=None, name="m.png", **facts):
+    path = str(write_slide(tmp_path / "s.tiff"))
+    mask_path = "" if mask is None else str(write_mask(tmp_path / name, mask))
+    row = index_slide(ManifestRow(2, "s", path, mask_path))
+    assert row["status"] == "ok", row["error"]
+    return row | facts
+
+
+@pytest.mark.parametrize("name", ["m.png", "m.tiff"])
+def test_anchors_of_a_masked_slide_are_the_grid_points_with_enough_tissue(tmp_path, name):
+    row = row_of(tmp_path, square_mask(), name)
+    anchors = slide_anchors(row, small())
+    left, top = np.arange(0, 1024 - 127, 64), np.arange(0, 768 - 127, 64)
+    share = brute_force(square_mask(), 1024, 768, left, top, 128)
+    ys, xs = np.nonzero(share >= 0.2)
+    assert anchors.status == "ok" and len(anchors) == len(xs) > 20
+    np.testing.assert_array_equal(anchors.center_x, left[xs] + 64)
+    np.testing.assert_array_equal(anchors.center_y, top[ys] + 64)
+    np.testing.assert_allclose(anchors.tissue_fraction, share[ys, xs], atol=1e-6)
+    assert (anchors.source_context_mpp, anchors.source_target_mpp) == pytest.approx((1.0, 0.5), rel=1e-4)
+
+
+def test_every_context_lies_inside_the_slide_and_the_last_column_and_row_are_there(tmp_path):
+    row = row_of(tmp_path, np.ones((96, 128), np.uint8))
+    anchors = slide_anchors(row, small())
+    size = small().context_size_level0(row["wsi_level0_spacing_mpp"])
+    x0, y0 = anchors.center_x - size // 2, anchors.center_y - size // 2
+    assert (x0.min(), y0.min()) == (0, 0)
+    assert (x0.max() + size, y0.max() + size) == (1024, 768)
+
+
+def test_a_slide_without_a_mask_gets_a_computed_one(tmp_path):
+    with_mask = slide_anchors(row_of(tmp_path, square_mask()), small())
+    computed = slide_anchors(row_of(tmp_path), small())
+    assert computed.status == "ok"
+    places = [set(zip(a.center_x.tolist(), a.center_y.tolist(), strict=True)) for a in (with_mask, computed)]
+    assert len(places[0] & places[1]) > 0.8 * len(places[0] | places[1])
+
+
+def test_a_profile_whose_context_does_not_fit_the_slide_is_a_reason(tmp_path):
+    anchors = slide_anchors(row_of(tmp_path, square_mask()), Profile())
+    assert (anchors.reason, anchors.status) == ("invalid_profile_geometry", "skipped")
+    assert "1024 level-0 pixels wide, the slide 1024 x 768" in anchors.detail
+
+
+def test_a_mask_that_went_away_is_a_reason(tmp_path):
+    row = row_of(tmp_path, square_mask())
+    (tmp_path / "m.png").unlink()
+    anchors = slide_anchors(row, small())
+    assert (anchors.reason, anchors.status) == ("missing_mask_path", "failed") and "m.png" in anchors.detail
+
+
+def test_an_empty_mask_is_a_reason_and_not_an_error(tmp_path):
+    anchors = slide_anchors(row_of(tmp_path, np.zeros((96, 128), np.uint8)), small())
+    assert (anchors.reason, anchors.status) == ("no_valid_anchors", "skipped")
+    assert "0.000 of the best context is tissue" in anchors.detail
+
+
+def test_one_bad_slide_does_not_end_the_catalog_and_order_is_kept(tmp_path):
+    good = row_of(tmp_path, square_mask())
+    bad = tmp_path / "bad.tiff"
+    bad.write_bytes((tmp_path / "s.tiff").read_bytes()[:300])
+    rows = [good | {"slide_id": "a"}, good | {"slide_id": "b", "mask_path": str(bad)}, good | {"slide_id": "c"}]
+    found = list(anchors_of(rows, small()))
+    assert [(f.slide["slide_id"], f.reason) for f in found] == [("a", ""), ("b", "error"), ("c", "")]
+    assert "bad.tiff" in found[1].detail
+
+
+def test_a_region_read_at_an_anchor_covers_just_the_window_whose_tissue_was_measured(tmp_path):
+    row = row_of(tmp_path, square_mask())
+    anchors, profile, mpp0 = slide_anchors(row, small()), small(), row["wsi_level0_spacing_mpp"]
+    reader = open_mask(row["mask_path"])
+    mask_mpp0 = row["mask_level0_spacing_mpp"]
+    size = profile.context_size_level0(mpp0)
+    for i in range(0, len(anchors), 7):
+        x, y = (c[i] / row["mask_to_wsi_scale_x"] for c in (anchors.center_x, anchors.center_y))
+        read = read_region(reader, x, y, size // 4, mask_mpp0, mpp0=mask_mpp0).pixels
+        assert (read > 0).mean() == pytest.approx(float(anchors.tissue_fraction[i]), abs=1e-6)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import ijepath
 from core.errors import UserError
+from core.wsi.regions import level_box
 from ijepath.profile import Profile, profile_from_dict, size_level0, size_px
 
 CONFIGS = Path(ijepath.__file__).parent / "configs" / "profile"
@@ -56,6 +57,11 @@ def test_level0_sizes_follow_the_slide_spacing():
     p = Profile()
     assert (p.context_size_level0(0.25), p.context_size_level0(0.499), p.stride_level0(0.5)) == (2048, 1026, 512)
     assert p.target_size_level0(0.5) == size_level0(256, 0.5, 0.5) == 256
+
+
+@given(st.floats(0.1, 2.0), st.integers(16, 1024), st.sampled_from([0.25, 0.5, 1.0, 0.997]))
+def test_level0_sizes_are_those_that_a_region_read_covers(mpp0, px, mpp):
+    assert size_level0(px, mpp, mpp0) == level_box(0, 0, (px, px), mpp / mpp0, 1.0)[2]
 
 
 @pytest.mark.parametrize(
