@@ -1,0 +1,58 @@
+# Two commands: `make demo` and `make test`. Each sets up .venv by itself; only a Python of at least 3.11 is needed.
+PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
+  $$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV ?= .venv
+VENV_XLA ?= .venv-xla
+EXTRAS ?= dev,openslide,fastslide
+PYTEST_FLAGS ?=
+BIN := $(VENV)/bin
+XLA := $(VENV_XLA)/bin
+
+# One thread per process: the tests and Ray's workers are processes, and torch would start a thread per core in each.
+export OMP_NUM_THREADS ?= 1
+export RAY_USAGE_STATS_ENABLED ?= 0
+
+.PHONY: help demo test test-heavy test-xla lint clean
+
+help:
+	@echo "make demo [SLIDES=folder]   the main job on a generated cohort, or on your slides"
+	@echo "make test                   lint, types and tests (make test-heavy: those that take minutes)"
+	@echo "make test-xla               the XLA tests on the CPU, in an environment of their own (9 GB)"
+	@echo "make lint                   ruff, mypy over core, import contracts"
+	@echo "make clean                  remove environments, caches and the demo's output"
+
+demo: $(VENV)/.installed
+	$(BIN)/python -m demo $(if $(SLIDES),slides="$(SLIDES)") $(DEMO_FLAGS)
+
+test: lint
+	$(BIN)/python -m pytest -m "not heavy" $(PYTEST_FLAGS)
+
+test-heavy: $(VENV)/.installed
+	$(BIN)/python -m pytest -m heavy $(PYTEST_FLAGS)
+
+test-xla: $(VENV_XLA)/.installed
+	@if ls tests/xla/test_*.py >/dev/null 2>&1; then \
+	  PJRT_DEVICE=CPU $(XLA)/python -m pytest tests/xla $(PYTEST_FLAGS); \
+	else echo "there are no XLA tests under tests/xla"; fi
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy core
+	$(BIN)/lint-imports
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer on the PATH; set PYTHON=/path/to/python3" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[$(EXTRAS)]"
+	touch $@
+
+$(VENV_XLA)/.installed: pyproject.toml constraints-xla.txt
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer on the PATH; set PYTHON=/path/to/python3" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV_XLA)
+	$(XLA)/python -m pip install -q -c constraints-xla.txt torch torch_xla -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(VENV_XLA) build *.egg-info demo_output .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,171 @@
+"""The house rules that a program can check: import directions, the pins, the jobs and their files."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from ray_jobs.__main__ import jobs
+from tests.builders.jobs import ROOT, job_environment, run_job_process
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+SCIENCES = [name for name in ("ijepath", "adios", "oct", "mil", "regression") if (ROOT / name).is_dir()]
+PACKAGES = ["core", *SCIENCES, "ray_jobs"]
+
+
+def modules(*packages: str) -> list[Path]:
+    return [path for package in packages for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def imported(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return names
+
+
+def test_the_import_contracts_hold():
+    linter = Path(sys.executable).parent / "lint-imports"
+    run = subprocess.run([str(linter), "--no-cache"], cwd=ROOT, env=job_environment(), capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "0 broken" in run.stdout
+
+
+def test_the_import_contracts_cover_every_package():
+    config = PROJECT["tool"]["importlinter"]
+    assert sorted(config["root_packages"]) == sorted(PACKAGES)
+    for contract in config["contracts"]:
+        if contract["type"] == "forbidden":
+            assert sorted(contract["source_modules"]) == sorted(["core", *SCIENCES]), contract["name"]
+
+
+@pytest.mark.parametrize("line", ["import ray", "from ray.data import Datasource", "import ray_jobs.cli", "import mil"])
+def test_a_science_that_breaks_a_contract_is_caught(tmp_path, line):
+    for package in ("core", "ijepath", "mil", "ray_jobs"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text("")
+    (tmp_path / "ray_jobs" / "cli.py").write_text("")
+    (tmp_path / "ijepath" / "model.py").write_text(f"{line}\n")
+    contracts = (ROOT / "pyproject.toml").read_text().replace('"ijepath"', '"ijepath", "mil"')
+    contracts = contracts[contracts.index("[tool.importlinter]") :].replace('"mil", "mil"', '"mil"')
+    (tmp_path / "pyproject.toml").write_text(contracts)
+    linter = str(Path(sys.executable).parent / "lint-imports")
+    environment = {**job_environment(), "PYTHONPATH": str(tmp_path)}
+    run = subprocess.run([linter, "--no-cache"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert run.returncode == 1 and "1 broken" in run.stdout, run.stdout + run.stderr
+
+
+def test_ray_stands_within_the_range_that_was_tested():
+    (pin,) = [r for r in map(Requirement, PROJECT["project"]["dependencies"]) if r.name == "ray"]
+    assert str(pin.specifier) == "<2.61,>=2.58"
+    assert pin.extras == {"data", "train", "tune", "serve"}
+    assert pin.specifier.contains(Version(importlib.metadata.version("ray")))
+
+
+@pytest.mark.parametrize(
+    ("names", "file"),
+    [
+        (("Datasource", "ReadTask"), "ray_jobs/streams.py"),
+        (("Backend", "BackendConfig"), "ray_jobs/backends.py"),
+        (("Searcher",), "ray_jobs/searchers.py"),
+    ],
+)
+def test_rays_developer_interfaces_stand_in_one_file_each(names, file):
+    users = set()
+    for path in modules("core", *SCIENCES, "ray_jobs"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "ray":
+                if {alias.name for alias in node.names} & set(names):
+                    users.add(path.relative_to(ROOT).as_posix())
+    assert users <= {file}
+
+
+def test_no_constraint_names_an_index_a_path_or_a_local_build():
+    for name in ("constraints.txt", "constraints-xla.txt"):
+        lines = [line for line in (ROOT / name).read_text().splitlines() if not line.startswith("#")]
+        assert (
+            lines and [line for line in lines if "://" in line or "@" in line or "+" in line or line[0] in "-/"] == []
+        )
+
+
+def test_torchvision_and_timm_are_not_used():
+    users = [p for p in modules(*PACKAGES) if {n.split(".")[0] for n in imported(p)} & {"torchvision", "timm"}]
+    assert users == []
+
+
+def test_every_module_says_what_it_is_for():
+    silent = [p.relative_to(ROOT) for p in modules(*PACKAGES) if not ast.get_docstring(ast.parse(p.read_text()))]
+    assert [p for p in silent if p.name != "__init__.py"] == []
+
+
+def test_python_m_ray_jobs_lists_every_job_with_its_description():
+    run = run_job_process(ROOT, "ray_jobs")
+    assert run.returncode == 0, run.stderr
+    found = jobs()
+    assert "ray_jobs.doctor" in found
+    for name, description in found.items():
+        assert description, f"{name} has no docstring"
+        assert f"python -m {name} " in run.stdout and description in run.stdout
+
+
+def test_a_job_is_known_by_its_main_and_its_last_lines(tmp_path):
+    package = tmp_path / "ray_jobs"
+    (package / "serving").mkdir(parents=True)
+    ending = "\n\nif __name__ == '__main__':\n    job(main, Config, DIR)\n"
+    (package / "train.py").write_text(f'"""Trains."""\ndef main(loaded): ...\n{ending}')
+    (package / "serving" / "serve.py").write_text(f'"""Serves.\n\nMore."""\ndef main(loaded): ...\n{ending}')
+    (package / "part.py").write_text('"""Helps."""\ndef main(loaded): ...\n')
+    (package / "cli.py").write_text('"""Shell."""\ndef job(main): ...\n')
+    assert jobs(package) == {"ray_jobs.serving.serve": "Serves.", "ray_jobs.train": "Trains."}
+
+
+def test_a_job_named_without_its_package_is_told_the_command():
+    run = run_job_process(ROOT, "ray_jobs", "doctor")
+    assert (run.returncode, "python -m ray_jobs.doctor" in run.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("name", sorted(jobs()))
+def test_help_of_every_job_imports_neither_ray_nor_torch(name, tmp_path):
+    for package in ("ray", "torch"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text("raise SystemError('imported for --help')")
+    run = run_job_process(ROOT, name, "--help", paths=(tmp_path,))
+    assert run.returncode == 0, run.stderr
+    assert f"usage: python -m {name} " in run.stdout
+
+
+@pytest.mark.parametrize("name", sorted(jobs()))
+def test_a_misspelt_key_of_every_job_ends_with_exit_code_2_and_no_trace(name):
+    run = run_job_process(ROOT, name, "surely_no_such_key=1")
+    assert (run.returncode, "Traceback" in run.stderr) == (2, False), run.stderr
+    assert run.stderr.startswith("error: unknown key")
+
+
+def test_every_job_named_in_a_shipped_file_exists():
+    import re
+
+    named = set()
+    texts = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("**/*.md"), *(ROOT / "cluster").glob("**/*")]
+    texts += [p for science in SCIENCES for p in (ROOT / science).rglob("*") if p.suffix in (".md", ".yaml")]
+    for path in texts:
+        if path.is_file():
+            named |= set(re.findall(r"python -m (ray_jobs\.[a-z_.]+[a-z])", path.read_text(errors="replace")))
+    assert named <= set(jobs()), named - set(jobs())
+
+
+def test_shipped_configs_are_packaged():
+    patterns = PROJECT["tool"]["setuptools"]["package-data"]["*"]
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*.yaml"):
+            assert "configs" in path.relative_to(ROOT).parts, f"{path} would not be installed ({patterns})"
