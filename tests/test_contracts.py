@@ -164,6 +164,16 @@ def test_every_job_named_in_a_shipped_file_exists():
     assert named <= set(jobs()), named - set(jobs())
 
 
+def test_the_runtime_environment_of_submitted_jobs_is_one_that_ray_accepts():
+    import yaml
+    from ray.runtime_env import RuntimeEnv
+
+    content = yaml.safe_load((ROOT / "cluster/runtime_env.yaml").read_text())
+    environment = RuntimeEnv(**content)
+    assert environment.env_vars()["OMP_NUM_THREADS"] == "1"
+    assert {".venv/", ".git/"} <= set(content["excludes"])
+
+
 def test_shipped_configs_are_packaged():
     patterns = PROJECT["tool"]["setuptools"]["package-data"]["*"]
     for package in PACKAGES:
