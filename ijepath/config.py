@@ -176,7 +176,7 @@ class AugmentConfig:
     scanner: float = 0.0  # gain per colour, gamma, blur or sharpening
     independent: bool = True  # context and targets drawn apart, so that the prediction must see past the stain
     normalise_brightness: bool = False
-    brightness_reference: float = 0.35  # mean optical density of tissue pixels after normalisation
+    brightness_reference: float = 0.7  # mean optical density of tissue after normalisation
     normalise_frequency: float = 0.0  # exponent of the correction towards the reference spectrum, 1 = full
 
     def __post_init__(self) -> None:

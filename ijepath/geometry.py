@@ -38,7 +38,7 @@ class Geometry:
 
     `footprint` (Tc) is a target's extent in context pixels, `crop` its extent as the teacher sees it, both
     (height, width); `edge` (e) keeps boxes off the context's border. The last `outside` targets lie in a ring around
-    the context, at most `ring` pixels away from it.
+    the context, at most `ring` pixels away from it; `reach` pixels around the context hold all of them.
     """
 
     context_px: int
@@ -51,6 +51,7 @@ class Geometry:
     target_mpp: float
     outside: int = 0
     ring: int = 0
+    reach: int = 0
 
     @property
     def grid(self) -> int:
@@ -60,7 +61,7 @@ class Geometry:
     @property
     def margin(self) -> int:
         """Tokens by which the predictor's grid exceeds the context's on every side, so that outside targets fit."""
-        return -(-(self.ring + max(self.footprint)) // self.patch) if self.outside else 0
+        return -(-self.reach // self.patch)
 
     @property
     def predictor_grid(self) -> int:
@@ -74,6 +75,7 @@ class Geometry:
 def profile_geometry(profile: Profile, *, outside: int = 0, ring_um: float = 0.0) -> Geometry:
     """The geometry that a profile describes: one square target size at the profile's two spacings."""
     tc, e = profile.target_footprint_px, profile.target_edge_px
+    ring = round(ring_um / profile.context_effective_mpp) if outside else 0
     return Geometry(
         context_px=profile.context_px,
         patch=profile.patch_size,
@@ -84,7 +86,8 @@ def profile_geometry(profile: Profile, *, outside: int = 0, ring_um: float = 0.0
         context_mpp=profile.context_effective_mpp,
         target_mpp=profile.target_effective_mpp,
         outside=outside,
-        ring=round(ring_um / profile.context_effective_mpp) if outside else 0,
+        ring=ring,
+        reach=ring + tc if outside else 0,
     )
 
 

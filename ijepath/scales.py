@@ -41,6 +41,8 @@ def kinds(config: RunConfig) -> tuple[Kind, ...]:
     cross = 1.0 - scales.same_resolution_ratio - scales.reverse_ratio
     directions = (("cross", cross), ("same", scales.same_resolution_ratio), ("reverse", scales.reverse_ratio))
     footprints = _footprints(base, scales, config.data.seed)
+    if base.outside:  # one grid for the predictor, whatever the step's target shape
+        base = replace(base, reach=base.ring + max(max(f) for f in footprints))
     return tuple(
         Kind(f"{name}_{h}x{w}", _shaped(base, config.data, name, (h, w)), share / len(footprints))
         for name, share in directions

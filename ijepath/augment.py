@@ -1,0 +1,126 @@
+"""From uint8 pixels to what the encoders see, on the device and batched: normalisation, stain, scanner, brightness.
+
+All randomness is in `draws`, uniforms that travel with each unit (ijepath.data), so a unit looks the same on any device
+and whatever its batch-mates. Not here: geometry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ijepath.config import AugmentConfig
+
+# Optical densities of haematoxylin, eosin and DAB per colour (Ruifrok and Johnston 2001), rows normalised.
+STAINS = ((0.650, 0.704, 0.286), (0.072, 0.990, 0.105), (0.268, 0.570, 0.776))
+TISSUE_DENSITY = 0.15  # mean optical density from which a pixel counts as tissue
+BANDS = 4
+# Standard deviation of each octave of luminance over that of the coarsest, finest first: about that of H&E at 0.5–1 mpp.
+REFERENCE_SPECTRUM = (0.8, 0.95, 1.05, 1.0)
+_STAIN, _SCANNER = slice(0, 6), slice(6, 11)
+
+
+class Pixels:
+    """Turns the images of a micro-batch into float tensors. Holds constants only, on the device of the first batch."""
+
+    def __init__(self, config: AugmentConfig, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.config = config
+        self._mean, self._std = tuple(mean), tuple(std)
+
+    def __call__(self, context: Tensor, targets: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+        """context uint8 [B, S, S, 3], targets uint8 [B, K, h, w, 3], draws [B, 2, D] → float32 [B, 3, S, S] and
+        [B·K, 3, h, w], normalised."""
+        own = draws[:, 1] if self.config.independent else draws[:, 0]
+        each = own.repeat_interleave(targets.shape[1], dim=0)
+        with torch.autocast(context.device.type, enabled=False):
+            return self.images(context, draws[:, 0]), self.images(targets.flatten(0, 1), each)
+
+    def images(self, pixels: Tensor, draws: Tensor) -> Tensor:
+        """uint8 [N, H, W, 3] → float32 [N, 3, H, W]."""
+        x, config = pixels.movedim(-1, 1).to(torch.float32) / 255.0, self.config
+        if config.normalise_brightness:
+            x = normalised_brightness(x, config.brightness_reference)
+        if config.normalise_frequency > 0:
+            x = normalised_frequency(x, config.normalise_frequency)
+        if config.stain > 0:
+            x = stained(x, draws[:, _STAIN], config.stain)
+        if config.scanner > 0:
+            x = scanned(x, draws[:, _SCANNER], config.scanner)
+        return (x - self._row(self._mean, x)) / self._row(self._std, x)
+
+    @staticmethod
+    def _row(values: Sequence[float], like: Tensor) -> Tensor:
+        return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, 3, 1, 1)
+
+
+def stained(x: Tensor, draws: Tensor, strength: float) -> Tensor:
+    """HED jitter (Tellez et al. 2018): stain s_i → s_i · (1 + σ u_i) + σ/4 · v_i in optical density, u, v in (−1, 1).
+
+    x [N, 3, H, W] in 0…1, draws [N, 6] uniforms.
+    """
+    stains = torch.tensor(STAINS, dtype=x.dtype, device=x.device)
+    stains = stains / stains.norm(dim=1, keepdim=True)
+    amounts = torch.einsum("nchw,cs->nshw", density(x), torch.linalg.inv(stains))
+    u = (2 * draws - 1)[:, :, None, None] * strength
+    amounts = amounts * (1 + u[:, :3]) + u[:, 3:] / 4
+    return torch.exp(-torch.einsum("nshw,sc->nchw", amounts, stains)).clamp(0, 1)
+
+
+def scanned(x: Tensor, draws: Tensor, strength: float) -> Tensor:
+    """Another scanner: gain per colour 2^(±σ/5), gamma 2^(±σ/2), sharpness ±σ of the finest detail.
+
+    x [N, 3, H, W] in 0…1, draws [N, 5] uniforms.
+    """
+    u = (2 * draws - 1)[:, :, None, None] * strength
+    x = x + u[:, 4:5] * (x - blurred(x, 1))
+    x = x.clamp(1 / 255, 1) ** torch.exp2(u[:, 3:4] / 2)
+    return (x * torch.exp2(u[:, :3] / 5)).clamp(0, 1)
+
+
+def normalised_brightness(x: Tensor, reference: float) -> Tensor:
+    """Scale optical density so that its mean over tissue is `reference`; at most by 2 either way. x in 0…1."""
+    od = density(x)
+    mean = od.mean(dim=1, keepdim=True)
+    tissue = (mean > TISSUE_DENSITY).to(x.dtype)
+    count = tissue.sum(dim=(2, 3), keepdim=True)
+    level = (mean * tissue).sum(dim=(2, 3), keepdim=True) / count.clamp(min=1)
+    factor = torch.where(count > 0, (reference / level.clamp(min=1e-3)).clamp(0.5, 2.0), torch.ones_like(level))
+    return torch.exp(-od * factor)
+
+
+def normalised_frequency(x: Tensor, strength: float) -> Tensor:
+    """Bring the contrast of the fine octaves to the reference spectrum, relative to the coarsest octave.
+
+    Octaves are differences of à-trous binomial blurs; each is scaled by (wanted / found)^strength, at most by 2 either
+    way. What a scanner's optics and sharpening do to fine detail is taken back, in part.
+    """
+    smooth, bands = [x], []
+    for octave in range(BANDS):
+        smooth.append(blurred(smooth[-1], 2**octave))
+        bands.append(smooth[-2] - smooth[-1])
+    found = torch.stack([band.mean(dim=1).flatten(1).std(dim=1) for band in bands], dim=1)  # [N, BANDS]
+    reference = torch.tensor(REFERENCE_SPECTRUM, dtype=x.dtype, device=x.device)
+    wanted = found[:, -1:] * reference
+    gain = ((wanted / found.clamp(min=1e-4)).clamp(1e-3, 1e3) ** strength).clamp(0.5, 2.0)
+    out = smooth[-1]
+    for octave, band in enumerate(bands):
+        out = out + gain[:, octave, None, None, None] * band
+    return out.clamp(0, 1)
+
+
+def density(x: Tensor) -> Tensor:
+    """Optical density −ln x of intensities in 0…1, x bounded below by one grey level."""
+    return -torch.log(x.clamp(min=1 / 255))
+
+
+def blurred(x: Tensor, step: int) -> Tensor:
+    """Separable binomial blur (1 4 6 4 1)/16 with `step` pixels between taps, borders mirrored; at most the image."""
+    step = min(step, (min(x.shape[-2:]) - 1) // 2)
+    kernel = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], dtype=x.dtype, device=x.device) / 16
+    channels = x.shape[1]
+    padded = F.pad(x, (2 * step,) * 4, mode="reflect")
+    down = F.conv2d(padded, kernel.view(1, 1, 5, 1).repeat(channels, 1, 1, 1), dilation=step, groups=channels)
+    return F.conv2d(down, kernel.view(1, 1, 1, 5).repeat(channels, 1, 1, 1), dilation=step, groups=channels)

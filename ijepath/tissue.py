@@ -1,0 +1,214 @@
+"""Tissue inside a context, for the choice of its targets: shares of small cells, read where needed, kept within bounds.
+
+A slide's mask is read at the coarsest level that serves the cells, in blocks around the contexts that ask; small masks,
+images and computed masks are reduced whole. Not here: where anchors stand (ijepath.anchors).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from core.wsi.reader import SlideReader, open_mask
+
+CELLS_PER_TARGET = 8  # along one side of the profile's target
+BLOCK = 64  # cells along one side of a block
+WHOLE_PIXELS = 1 << 22  # a mask level up to this size is read at once
+COMPUTED_MASK_MPP = 8.0
+MASK_CACHE_BYTES = 4 << 20  # decoded mask tiles kept per open mask
+
+Shares = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Window:
+    """The tissue of a rectangle of a slide, as an integral image over its cells (`[h + 1, w + 1]`, in cells).
+
+    `origin` is the rectangle's first cell and `cell` a cell's size in level-0 pixels, both (x, y).
+    """
+
+    integral: Floats
+    origin: tuple[int, int]
+    cell: tuple[float, float]
+
+    def share(self, boxes: Floats) -> Floats:
+        """Tissue share `[N]` of boxes (x0, y0, x1, y1) in level-0 pixels `[N, 4]`; tissue is even within a cell."""
+        x = boxes[:, 0::2] / self.cell[0] - self.origin[0]
+        y = boxes[:, 1::2] / self.cell[1] - self.origin[1]
+        area = (
+            self._at(x[:, 1], y[:, 1])
+            - self._at(x[:, 0], y[:, 1])
+            - self._at(x[:, 1], y[:, 0])
+            + self._at(x[:, 0], y[:, 0])
+        )
+        whole = (x[:, 1] - x[:, 0]) * (y[:, 1] - y[:, 0])
+        shares: Floats = np.clip(area / whole, 0.0, 1.0)
+        return shares
+
+    def _at(self, x: Floats, y: Floats) -> Floats:
+        """The integral at fractional cell coordinates: bilinear, which is exact for even cells."""
+        height, width = self.integral.shape
+        x, y = np.clip(x, 0, width - 1), np.clip(y, 0, height - 1)
+        i, j = np.minimum(x.astype(np.int64), width - 2), np.minimum(y.astype(np.int64), height - 2)
+        u, v = x - i, y - j
+        top = (1 - u) * self.integral[j, i] + u * self.integral[j, i + 1]
+        bottom = (1 - u) * self.integral[j + 1, i] + u * self.integral[j + 1, i + 1]
+        return (1 - v) * top + v * bottom
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """How a slide's mask is cut into cells: `factor` x `factor` pixels of `level`."""
+
+    level: int
+    factor: int
+    cell: tuple[float, float]
+    shape: tuple[int, int]  # cells (height, width)
+    whole: bool
+
+
+class TissueCache:
+    """Tissue shares of slides, at most `max_bytes` of them. Safe in threads; empty after a fork or a pickle.
+
+    `cell_um` is the wanted size of a cell; masks coarser than that give cells of their own pixels.
+    """
+
+    def __init__(self, cell_um: float, max_bytes: int = 64 << 20, max_open: int = 32) -> None:
+        self.cell_um, self.max_bytes, self.max_open = cell_um, max_bytes, max_open
+        self._clear()
+
+    def window(self, slide: SlideReader, mask_path: str, mpp0: float, box: tuple[float, float, float, float]) -> Window:
+        """The tissue of `box` (level-0 pixels) of a slide. Outside of the slide there is none.
+
+        `mask_path` "" computes a mask from the slide. Raises what opening and reading a mask or slide raises.
+        """
+        key = mask_path or slide.path
+        cells = self._cells(slide, mask_path, mpp0)
+        i0, j0 = int(np.floor(box[0] / cells.cell[0])), int(np.floor(box[1] / cells.cell[1]))
+        i1, j1 = int(np.ceil(box[2] / cells.cell[0])), int(np.ceil(box[3] / cells.cell[1]))
+        share = np.zeros((j1 - j0, i1 - i0), np.uint8)
+        height, width = cells.shape
+        top, bottom, left, right = max(j0, 0), min(j1, height), max(i0, 0), min(i1, width)
+        step = max(height, width) if cells.whole else BLOCK
+        for row in range(top // step, -(-bottom // step)) if bottom > top and right > left else ():
+            for column in range(left // step, -(-right // step)):
+                block = self._block(slide, mask_path, mpp0, key, cells, row, column)
+                y0, x0 = max(top, row * step), max(left, column * step)
+                y1, x1 = min(bottom, row * step + block.shape[0]), min(right, column * step + block.shape[1])
+                part = block[y0 - row * step : y1 - row * step, x0 - column * step : x1 - column * step]
+                share[y0 - j0 : y1 - j0, x0 - i0 : x1 - i0] = part
+        integral = np.zeros((share.shape[0] + 1, share.shape[1] + 1))
+        integral[1:, 1:] = np.cumsum(np.cumsum(share, axis=0, dtype=np.float64), axis=1) / 255.0
+        return Window(integral, (i0, j0), cells.cell)
+
+    @property
+    def nbytes(self) -> int:
+        return self._bytes
+
+    def _cells(self, slide: SlideReader, mask_path: str, mpp0: float) -> _Cells:
+        key = (mask_path or slide.path, -1, -1)
+        found = self._get(key)
+        if found is None:
+            found = self._layout(slide, mask_path, mpp0)
+            self._put(key, found, 256)
+        assert isinstance(found, _Cells)
+        return found
+
+    def _layout(self, slide: SlideReader, mask_path: str, mpp0: float) -> _Cells:
+        width, height = slide.level_shapes[0]
+        wanted = self.cell_um / mpp0
+        if not mask_path:
+            size = tuple(max(1, round(side * mpp0 / COMPUTED_MASK_MPP)) for side in (width, height))
+            return _Cells(0, 1, (width / size[0], height / size[1]), (size[1], size[0]), True)
+        mask = self._mask(mask_path)
+        scales = [width / w for w, _ in mask.level_shapes]
+        serving = [i for i, scale in enumerate(scales) if scale <= wanted]
+        level = max(serving, key=lambda i: scales[i]) if serving else int(np.argmin(scales))
+        w, h = mask.level_shapes[level]
+        factor = max(1, int(wanted / scales[level]))
+        cell = (width / w * factor, height / h * factor)
+        whole = mask.backend == "image" or w * h <= WHOLE_PIXELS
+        return _Cells(level, factor, cell, (-(-h // factor), -(-w // factor)), whole)
+
+    def _block(
+        self, slide: SlideReader, mask_path: str, mpp0: float, key: str, cells: _Cells, row: int, column: int
+    ) -> Shares:
+        found = self._get((key, row, column))
+        if found is None:
+            if mask_path:
+                found = self._read(mask_path, cells, row, column)
+            else:
+                found = computed(slide, mpp0, cells.shape)
+            self._put((key, row, column), found, found.nbytes)
+        assert isinstance(found, np.ndarray)
+        return found
+
+    def _read(self, mask_path: str, cells: _Cells, row: int, column: int) -> Shares:
+        mask, f = self._mask(mask_path), cells.factor
+        size = (cells.shape[1], cells.shape[0]) if cells.whole else (BLOCK, BLOCK)
+        x, y = column * BLOCK * f, row * BLOCK * f
+        pixels = mask.read_level(cells.level, x, y, size[0] * f, size[1] * f) > 0  # outside the mask is 0
+        if mask.backend == "image":  # it holds its whole image, which is not needed again
+            with self._lock:
+                self._masks.pop(mask_path, None)
+        counts = pixels.reshape(size[1], f, size[0], f).sum(axis=(1, 3))
+        return np.round(counts * (255.0 / f**2)).astype(np.uint8)
+
+    def _mask(self, path: str) -> SlideReader:
+        self._here()
+        with self._lock:
+            mask = self._masks.get(path)
+            if mask is not None:
+                self._masks.move_to_end(path)
+                return mask
+        mask = open_mask(path, cache_bytes=MASK_CACHE_BYTES)
+        with self._lock:
+            mask = self._masks.setdefault(path, mask)
+            while len(self._masks) > self.max_open:
+                self._masks.popitem(last=False)
+        return mask
+
+    def _get(self, key: tuple[str, int, int]) -> Any:
+        self._here()
+        with self._lock:
+            found = self._shares.get(key)
+            if found is not None:
+                self._shares.move_to_end(key)
+        return found[0] if found is not None else None
+
+    def _put(self, key: tuple[str, int, int], value: Any, nbytes: int) -> None:
+        with self._lock:
+            if key not in self._shares:
+                self._shares[key] = (value, nbytes)
+                self._bytes += nbytes
+            while self._bytes > self.max_bytes and len(self._shares) > 1:
+                self._bytes -= self._shares.popitem(last=False)[1][1]
+
+    def _here(self) -> None:
+        if self._pid != os.getpid():
+            self._clear()
+
+    def _clear(self) -> None:
+        self._pid, self._lock, self._bytes = os.getpid(), threading.Lock(), 0
+        self._shares: OrderedDict[tuple[str, int, int], tuple[Any, int]] = OrderedDict()
+        self._masks: OrderedDict[str, SlideReader] = OrderedDict()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TissueCache, (self.cell_um, self.max_bytes, self.max_open)
+
+
+def computed(slide: SlideReader, mpp0: float, shape: tuple[int, int]) -> Shares:
+    """A computed mask brought to `shape` cells (height, width), 0 or 255."""
+    from core.wsi.tissue import tissue_mask
+
+    mask = tissue_mask(slide, mpp0, mask_mpp=COMPUTED_MASK_MPP) > 0
+    rows = np.minimum((np.arange(shape[0]) + 0.5) * mask.shape[0] / shape[0], mask.shape[0] - 1).astype(np.int64)
+    columns = np.minimum((np.arange(shape[1]) + 0.5) * mask.shape[1] / shape[1], mask.shape[1] - 1).astype(np.int64)
+    return mask[rows][:, columns].astype(np.uint8) * np.uint8(255)
