@@ -1,0 +1,116 @@
+"""Where a token stands: sin-cos tables, resampled learned tables, rotary angles; in 2-D and 3-D, for any grid.
+
+A grid other than the one a model was built for is the same field of view sampled otherwise: coordinates are stretched
+onto the native grid, so a model trained at one image size runs at any other. Not here: who adds or rotates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Grid = tuple[int, ...]
+Floats = npt.NDArray[np.float64]
+
+
+def grid_coordinates(grid: Sequence[int], native: Sequence[int] | None = None) -> Floats:
+    """Coordinates `[N, A]` of the tokens of `grid` in raster order (last axis fastest), in units of `native` tokens.
+
+    Per axis (i + ½)·native/grid − ½, pixel centres on pixel centres; plain 0…n−1 where the two are equal.
+    """
+    native = grid if native is None else native
+    assert len(grid) == len(native), (grid, native)
+    axes = [(np.arange(n) + 0.5) * (m / n) - 0.5 for n, m in zip(grid, native, strict=True)]
+    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(axes))
+
+
+def sincos(coordinates: Floats, dim: int) -> Floats:
+    """Vaswani et al. 2017, section 3.5, the dimensions shared by the axes: `[N, A]` -> `[N, dim]`.
+
+    Each axis has w = 2·⌊dim/2A⌋ dimensions, sin(ω x) then cos(ω x) with ω_i = 10000^(−2i/w); what is left over is zero.
+    """
+    axes = coordinates.shape[1]
+    half = dim // (2 * axes)
+    omega = 10000.0 ** (-np.arange(half) / max(half, 1))
+    parts = []
+    for a in range(axes):
+        angles = coordinates[:, a, None] * omega
+        parts += [np.sin(angles), np.cos(angles)]
+    parts.append(np.zeros((len(coordinates), dim - 2 * half * axes)))
+    return np.concatenate(parts, axis=1)
+
+
+def sincos_2d(grid_h: int, grid_w: int, dim: int) -> Tensor:
+    """Table `[grid_h·grid_w, dim]` float32: rows in the first half of the dimensions, columns in the second."""
+    return sincos_table((grid_h, grid_w), dim)
+
+
+def sincos_3d(grid_d: int, grid_h: int, grid_w: int, dim: int) -> Tensor:
+    """Table `[grid_d·grid_h·grid_w, dim]` float32: a third of the dimensions each for depth, rows, columns."""
+    return sincos_table((grid_d, grid_h, grid_w), dim)
+
+
+def sincos_table(grid: Grid, dim: int, native: Grid | None = None, device: torch.device | None = None) -> Tensor:
+    """Table `[N, dim]` float32 for `grid` of a model built for `native`. Cached: never write into it."""
+    return _sincos_table(tuple(grid), dim, tuple(native or grid), device or torch.device("cpu"))
+
+
+@lru_cache(maxsize=16)
+def _sincos_table(grid: Grid, dim: int, native: Grid, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # a table made in inference mode could not serve training afterwards
+        return torch.from_numpy(sincos(grid_coordinates(grid, native), dim).astype(np.float32)).to(device)
+
+
+def resample_positions(table: Tensor, old_grid: Sequence[int], new_grid: Sequence[int]) -> Tensor:
+    """A learned table `[N_old, D]` on another grid `[N_new, D]`: bicubic in 2-D, trilinear in 3-D, differentiable."""
+    old, new = tuple(old_grid), tuple(new_grid)
+    assert len(old) == len(new) and table.shape[0] == int(np.prod(old)), (table.shape, old, new)
+    if old == new:
+        return table
+    mode = {1: "linear", 2: "bicubic", 3: "trilinear"}[len(old)]
+    field = table.float().reshape(1, *old, -1).movedim(-1, 1)
+    field = F.interpolate(field, size=new, mode=mode, align_corners=False)
+    return field.movedim(1, -1).reshape(-1, table.shape[1]).to(table.dtype)
+
+
+class Rotary:
+    """Rotary positions (Su et al. 2021, arXiv 2104.09864) with the head's dimensions shared by the axes.
+
+    Each axis rotates ⌊Dh/2A⌋ pairs of dimensions by x·θ^(−i/pairs); pairs left over, and tokens without a place (cls,
+    registers), are not rotated. Pair i is (dimension i, dimension i + Dh/2).
+    """
+
+    def __init__(self, head_dim: int, axes: int, theta: float = 100.0) -> None:
+        assert head_dim % 2 == 0 and head_dim >= 2 * axes, (head_dim, axes)
+        self.head_dim, self.axes, self.theta = head_dim, axes, theta
+
+    def angles(self, grid: Grid, native: Grid | None = None, device: torch.device | None = None) -> Tensor:
+        """`[N, Dh/2]` float32 for every token of `grid`. Cached: never write into it."""
+        key = (tuple(grid), tuple(native or grid), self.head_dim, self.theta)
+        assert len(key[0]) == self.axes, (grid, self.axes)
+        return _rotary_angles(*key, device or torch.device("cpu"))
+
+
+@lru_cache(maxsize=16)
+def _rotary_angles(grid: Grid, native: Grid, head_dim: int, theta: float, device: torch.device) -> Tensor:
+    coordinates = grid_coordinates(grid, native)
+    axes = coordinates.shape[1]
+    pairs = head_dim // (2 * axes)
+    omega = theta ** (-np.arange(pairs) / pairs)
+    angles = (coordinates[:, :, None] * omega).reshape(len(coordinates), axes * pairs)
+    angles = np.pad(angles, ((0, 0), (0, head_dim // 2 - axes * pairs)))
+    with torch.inference_mode(False):
+        return torch.from_numpy(angles.astype(np.float32)).to(device)
+
+
+def rotate(x: Tensor, angles: Tensor) -> Tensor:
+    """Turn the pairs of `x` `[B, N, H, Dh]` by `angles` `[N, Dh/2]` or `[B, N, Dh/2]`, in float32; x's dtype."""
+    cos, sin = angles.cos().unsqueeze(-2), angles.sin().unsqueeze(-2)
+    first, second = x.float().chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
