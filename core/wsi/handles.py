@@ -1,0 +1,68 @@
+"""Open slides, kept per process: a bounded number of handles over one bounded store of decoded tiles.
+
+Not for masks, and not a pool of threads. A handle that falls out is closed when its last read ends, never under it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from typing import Any
+
+from core.wsi.reader import SlideReader, open_with
+from core.wsi.tiles import TileCache
+
+
+class _Open:
+    def __init__(self) -> None:
+        self.pid, self.lock = os.getpid(), threading.Lock()
+        self.readers: OrderedDict[str, SlideReader] = OrderedDict()
+
+
+class HandleCache:
+    """The `max_open` slides used last, `cache_bytes` of tiles in all. Safe in threads; empty after a fork or a pickle.
+
+    Libraries behind other backends keep caches of their own: their slides share `cache_bytes` out among `max_open`.
+    """
+
+    def __init__(self, max_open: int = 32, cache_bytes: int = 256 << 20, backend: str = "auto") -> None:
+        assert max_open > 0, max_open
+        self.max_open, self.cache_bytes, self.backend = max_open, cache_bytes, backend
+        self.tiles = TileCache(cache_bytes)
+        self._open = _Open()
+
+    def get(self, path: str) -> SlideReader:
+        """The reader of `path`, opened when it is not open. Raises what `open_slide` raises.
+
+        Opening happens outside the lock, so that a stalled file system holds up only who asks for that slide; two
+        threads that open one slide at once both succeed and one handle stays.
+        """
+        here = self._here()
+        with here.lock:
+            reader = here.readers.get(path)
+            if reader is not None:
+                here.readers.move_to_end(path)
+                return reader
+        opened = open_with(path, self.tiles, backend=self.backend, library_bytes=self.cache_bytes // self.max_open)
+        dropped = []
+        with here.lock:
+            reader = here.readers.setdefault(path, opened)
+            while len(here.readers) > self.max_open:
+                dropped.append(here.readers.popitem(last=False)[1])
+        return reader
+
+    def __len__(self) -> int:
+        return len(self._here().readers)
+
+    def close(self) -> None:
+        """Let go of every handle and tile."""
+        self._open, self.tiles = _Open(), TileCache(self.cache_bytes)
+
+    def _here(self) -> _Open:
+        if self._open.pid != os.getpid():
+            self._open = _Open()
+        return self._open
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return HandleCache, (self.max_open, self.cache_bytes, self.backend)

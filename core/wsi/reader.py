@@ -1,0 +1,141 @@
+"""Opening slides and masks: which backend serves a file. The pixels are read in `tiff`, `libraries` and `image`.
+
+`open_slide` tries the direct tile path first, then the installed libraries in a fixed order, and says which one it took
+(`backend`), so that an index can record it.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from core.errors import UnreadableUnit, UserError
+from core.wsi import formats
+from core.wsi.image import ImageMask
+from core.wsi.libraries import LIBRARIES, LibraryReader, installed
+from core.wsi.pyramid import NotServed, Pyramid, parse
+from core.wsi.source import ByteSource, open_source, public
+from core.wsi.tiff import TiffReader
+from core.wsi.tiles import TileCache
+
+BACKENDS = ("auto", "tiff", *(library.name for library in LIBRARIES))
+
+
+class SlideReader(Protocol):
+    """An open slide or mask. Levels are finest first; shapes are (width, height); mpp is µm per level-0 pixel."""
+
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def backend(self) -> str: ...
+
+    @property
+    def level_shapes(self) -> tuple[tuple[int, int], ...]: ...
+
+    @property
+    def level_downsamples(self) -> tuple[float, ...]: ...
+
+    @property
+    def mpp(self) -> float | None: ...
+
+    @property
+    def mpp_source(self) -> str | None: ...
+
+    def read_level(self, level: int, x: int, y: int, width: int, height: int) -> npt.NDArray[np.uint8]:
+        """The box (x, y, width, height) in the pixels of `level` → uint8 ``[h, w, 3]`` (a mask: ``[h, w]``).
+
+        The box may lie partly or wholly outside: outside is white, and 0 for a mask. The array is the caller's.
+        Raises UnreadableUnit (reason missing | truncated | decode | timeout | io) naming level and tile.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+def open_slide(path: str, *, backend: str = "auto", cache_bytes: int = 64 << 20) -> SlideReader:
+    """Open a slide file, an MRXS or DICOM folder, or a URL.
+
+    Raises MissingFile; UserError for a format that no installed backend reads (named, with what to do) and for an
+    unknown `backend`; UnreadableUnit (``truncated`` | ``decode``) for a slide that is damaged.
+    """
+    return open_with(path, TileCache(cache_bytes), backend=backend)
+
+
+def open_with(path: str, cache: TileCache, *, backend: str = "auto", library_bytes: int | None = None) -> SlideReader:
+    """`open_slide` with a tile cache that several readers share; a library's own cache gets `library_bytes`."""
+    if backend not in BACKENDS:
+        raise UserError("unknown slide backend", key="backend", found=backend, expected=f"one of {BACKENDS}")
+    path, refused, damage = formats.located(path), list[str](), None
+    if backend in ("auto", "tiff"):
+        source = open_source(path)
+        try:
+            return TiffReader(path, source, _parsed(path, source, mask=False), cache)
+        except NotServed as e:
+            source.close()
+            refused.append(f"tiff: {e}")
+        except UnreadableUnit as e:  # a library may still know what to do with it
+            source.close()
+            damage = e
+    for library in LIBRARIES:
+        if backend not in ("auto", library.name):
+            continue
+        if not installed(library.name):
+            refused.append(f"{library.name}: not installed")
+            continue
+        try:
+            if library.can_open(path):
+                return LibraryReader(path, library, cache.capacity if library_bytes is None else library_bytes)
+            refused.append(f"{library.name}: not its format")
+        except Exception as e:  # every library raises its own kinds
+            refused.append(f"{library.name}: {type(e).__name__}: {str(e)[:200]}")
+    if damage is not None:
+        raise damage
+    raise UserError(
+        "no backend reads this slide",
+        file=public(path),
+        found="; ".join(refused),
+        expected=f"pip install pathray[openslide,fastslide], or {formats.CONVERT}",
+    )
+
+
+def open_mask(path: str, *, cache_bytes: int = 64 << 20) -> SlideReader:
+    """Open a mask: a TIFF (pyramid or one large level, tiled or not) or an image (PNG, JPEG …), local or a URL.
+
+    `read_level` returns grey ``[h, w]``: 0 is background, anything else tissue. Colours are reduced to their largest
+    channel, types wider than 8 bits to 0 and 1. Raises as `open_slide` does.
+    """
+    source = open_source(path)
+    try:
+        return TiffReader(path, source, _parsed(path, source, mask=True), TileCache(cache_bytes), mask=True)
+    except NotServed as e:
+        source.close()
+        if formats.is_tiff(_head(path)):
+            raise UserError("the mask cannot be read", file=public(path), found=str(e), expected="a tiled TIFF") from e
+    return ImageMask(path)
+
+
+def _parsed(path: str, source: ByteSource, *, mask: bool) -> Pyramid:
+    """NotServed where this is no TIFF or none for the direct path; UnreadableUnit where it is a damaged TIFF."""
+    head = source.read_many([(0, 8)])[0] if source.size else b""
+    if not head:
+        raise UnreadableUnit("truncated", public(path), "the file is empty")
+    if not formats.is_tiff(head):
+        raise NotServed("not a TIFF")
+    try:
+        with source.buffered() as file:
+            return parse(file, mask=mask)
+    except (NotServed, UnreadableUnit):
+        raise
+    except Exception as e:  # tifffile raises many kinds on damaged files
+        raise UnreadableUnit("decode", public(path), f"damaged TIFF structure: {type(e).__name__}: {e}") from e
+
+
+def _head(path: str) -> bytes:
+    source = open_source(path)
+    try:
+        return source.read_many([(0, 8)])[0]
+    finally:
+        source.close()

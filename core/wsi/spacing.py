@@ -1,0 +1,46 @@
+"""Which level serves a requested spacing. Spacings are µm per pixel (mpp)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class Levelled(Protocol):
+    @property
+    def level_downsamples(self) -> tuple[float, ...]: ...
+
+
+@dataclass(frozen=True)
+class LevelChoice:
+    """`scale` is requested / level mpp: above 1 the level's pixels are averaged, below 1 interpolated. `warned`: every
+    level is coarser than what was asked for, by more than the tolerance."""
+
+    level: int
+    level_mpp: float
+    scale: float
+    warned: bool
+
+
+def level_mpps(reader: Levelled, mpp0: float) -> tuple[float, ...]:
+    """Spacing of each level, from that of level 0."""
+    return tuple(mpp0 * down for down in reader.level_downsamples)
+
+
+def choose_level(level_mpps: Sequence[float], mpp: float, tolerance: float) -> LevelChoice:
+    """The level to read for `mpp`: the nearest one if its relative error |level − mpp| / mpp is at most `tolerance`
+    (the finer of two equally near), else the coarsest finer one, else, warned, the finest."""
+    assert len(level_mpps) > 0 and mpp > 0, (level_mpps, mpp)
+    order = sorted(range(len(level_mpps)), key=lambda i: level_mpps[i])
+    nearest = min(order, key=lambda i: abs(level_mpps[i] - mpp))
+    if abs(level_mpps[nearest] - mpp) <= tolerance * mpp * (1 + 1e-12):
+        return _choice(level_mpps, nearest, mpp, False)
+    finer = [i for i in order if level_mpps[i] < mpp]
+    if finer:
+        return _choice(level_mpps, finer[-1], mpp, False)
+    return _choice(level_mpps, order[0], mpp, True)
+
+
+def _choice(level_mpps: Sequence[float], level: int, mpp: float, warned: bool) -> LevelChoice:
+    return LevelChoice(level, float(level_mpps[level]), mpp / float(level_mpps[level]), warned)

@@ -1,0 +1,165 @@
+"""The direct tile path: positioned reads of single tiles, decoded one by one and put together. No library in between.
+
+Pixels equal those of tiffslide and OpenSlide. Serves what `core.wsi.pyramid` parses; other files go to other backends.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from core.errors import UnreadableUnit
+from core.wsi.decode import Truncated
+from core.wsi.pyramid import Level, Pyramid
+from core.wsi.source import ByteSource, is_url, public
+from core.wsi.tiles import TileCache
+
+Box = tuple[int, int, int, int]  # x, y, width, height in a level's pixels
+_tokens = itertools.count()
+
+
+class TiffReader:
+    """A slide (``[h, w, 3]``, outside white) or, with ``mask=True``, a mask (``[h, w]``, outside 0).
+
+    Safe in several threads and after a fork: reads are positioned and the tile cache belongs to the process.
+    """
+
+    backend = "tiff"
+
+    def __init__(
+        self, path: str, source: ByteSource, pyramid: Pyramid, cache: TileCache, *, mask: bool = False
+    ) -> None:
+        self.path, self.mpp, self.mpp_source = path, pyramid.mpp, pyramid.mpp_source
+        self.level_shapes = tuple((level.width, level.height) for level in pyramid.levels)
+        self.level_downsamples = downsamples(self.level_shapes)
+        self._source, self._levels, self._cache, self._mask = source, pyramid.levels, cache, mask
+        self._token, self._background = next(_tokens), 0 if mask else 255
+        self._remote = is_url(path)
+
+    def read_level(self, level: int, x: int, y: int, width: int, height: int) -> npt.NDArray[np.uint8]:
+        """Pixels of a box of one level; see `SlideReader`."""
+        return self.read_boxes(level, [(x, y, width, height)])[0]
+
+    def read_boxes(self, level: int, boxes: Sequence[Box]) -> list[npt.NDArray[np.uint8]]:
+        """Several boxes of one level; a tile that several of them show is fetched and decoded once."""
+        at = self._levels[level]
+        tiles = self._tiles(level, at, list(dict.fromkeys(i for box in boxes for i in _covered(at, box))))
+        return [self._assemble(at, box, tiles) for box in boxes]
+
+    def close(self) -> None:
+        self._cache.forget(self._token)
+        self._source.close()
+
+    def _tiles(self, level: int, at: Level, wanted: list[int]) -> dict[int, npt.NDArray[np.uint8]]:
+        """Decoded tiles by index; sparse ones (no bytes in the file) are left out."""
+        tiles, missing = {}, []
+        for index in wanted:
+            tile = self._cache.get((self._token, level, index))
+            if tile is not None:
+                tiles[index] = tile
+            elif at.counts[index] > 0:
+                missing.append(index)
+        if self._remote and len(missing) * at.planes > 1:
+            fetched = self._fetch(at, [i + p * at.across * at.down for i in missing for p in range(at.planes)])
+            for n, index in enumerate(missing):
+                tiles[index] = self._decode(level, at, index, fetched[n * at.planes : (n + 1) * at.planes])
+        else:
+            for index in missing:
+                data = self._fetch(at, [index + p * at.across * at.down for p in range(at.planes)])
+                tiles[index] = self._decode(level, at, index, data)
+        if len(wanted) > 1:  # a tile read by itself is seldom asked for again
+            for index in missing:
+                self._cache.put((self._token, level, index), tiles[index])
+        return tiles
+
+    def _fetch(self, at: Level, segments: list[int]) -> list[bytes]:
+        return self._source.read_many([(int(at.offsets[i]), int(at.counts[i])) for i in segments])
+
+    def _decode(self, level: int, at: Level, index: int, data: Sequence[bytes]) -> npt.NDArray[np.uint8]:
+        planes = []
+        for p, piece in enumerate(data):
+            segment = index + p * at.across * at.down
+            if len(piece) < at.counts[segment]:
+                raise self._unreadable("truncated", level, at, index, "the file ends before the tile does")
+            try:
+                planes.append(at.decode(piece, segment))
+            except Truncated as e:
+                raise self._unreadable("truncated", level, at, index, str(e)) from e
+            except Exception as e:  # every codec raises its own kind
+                raise self._unreadable("decode", level, at, index, f"{type(e).__name__}: {e}") from e
+        pixels = planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
+        down, across = divmod(index, at.across)
+        need = (
+            min(at.tile_height, at.height - down * at.tile_height),
+            min(at.tile_width, at.width - across * at.tile_width),
+        )
+        if pixels.shape[0] < need[0] or pixels.shape[1] < need[1]:
+            raise self._unreadable("decode", level, at, index, f"decoded {pixels.shape}, expected at least {need}")
+        return _as_mask(pixels, at.white) if self._mask else _as_rgb(pixels, at.white)
+
+    def _unreadable(self, reason: str, level: int, at: Level, index: int, what: str) -> UnreadableUnit:
+        row, column = divmod(index, at.across)
+        return UnreadableUnit(
+            reason, public(self.path), f"level {level}, tile {index} (row {row}, column {column}): {what}"
+        )
+
+    def _assemble(self, at: Level, box: Box, tiles: dict[int, npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:
+        x, y, width, height = box
+        shape = (height, width) if self._mask else (height, width, 3)
+        covered = _covered(at, box)
+        whole = x >= 0 and y >= 0 and x + width <= at.width and y + height <= at.height
+        if whole and all(i in tiles for i in covered):
+            out = np.empty(shape, np.uint8)
+        else:
+            out = np.full(shape, self._background, np.uint8)
+        for index in covered:
+            tile = tiles.get(index)
+            if tile is None:
+                continue
+            row, column = divmod(index, at.across)
+            left, top = column * at.tile_width, row * at.tile_height
+            x0, x1 = max(x, left, 0), min(x + width, left + at.tile_width, at.width)
+            y0, y1 = max(y, top, 0), min(y + height, top + at.tile_height, at.height)
+            out[y0 - y : y1 - y, x0 - x : x1 - x] = tile[y0 - top : y1 - top, x0 - left : x1 - left]
+        return out
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        from core.wsi.reader import open_mask, open_slide
+
+        return (open_mask, (self.path,)) if self._mask else (open_slide, (self.path,))
+
+
+def downsamples(shapes: Sequence[tuple[int, int]]) -> tuple[float, ...]:
+    """Of each level against the first: the mean of the two sides' ratios, as OpenSlide has it."""
+    w0, h0 = shapes[0]
+    return tuple((w0 / w + h0 / h) / 2 for w, h in shapes)
+
+
+def _covered(at: Level, box: Box) -> list[int]:
+    """Indices of the tiles that a box touches, row by row."""
+    x, y, width, height = box
+    x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + width, at.width), min(y + height, at.height)
+    if x0 >= x1 or y0 >= y1:
+        return []
+    columns = range(x0 // at.tile_width, (x1 - 1) // at.tile_width + 1)
+    rows = range(y0 // at.tile_height, (y1 - 1) // at.tile_height + 1)
+    across = at.across
+    return [row * across + column for row in rows for column in columns]
+
+
+def _as_rgb(pixels: npt.NDArray[Any], white: int) -> npt.NDArray[np.uint8]:
+    if white:
+        pixels = white - pixels
+    return pixels if pixels.shape[2] == 3 else np.repeat(pixels[:, :, :1], 3, axis=2)
+
+
+def _as_mask(pixels: npt.NDArray[Any], white: int) -> npt.NDArray[np.uint8]:
+    """[h, w, samples] of any type → [h, w] uint8; values that do not fit uint8 become 0 or 1."""
+    if white:
+        pixels = white - pixels
+    flat = pixels[:, :, 0] if pixels.shape[2] == 1 else pixels.max(axis=2)
+    return np.ascontiguousarray(flat) if flat.dtype == np.uint8 else (flat > 0).astype(np.uint8)

@@ -1,0 +1,75 @@
+"""Decoded tiles, kept up to a number of bytes; the least recently used go first. Not a cache of files or handles.
+
+A cache may be shared by many readers and threads. The lock covers dictionary operations only, never a read or a decode.
+After a fork the child starts with an empty cache and a new lock.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from typing import Any
+
+import numpy.typing as npt
+
+Key = tuple[int, int, int]  # reader's token, level, tile index
+Tile = npt.NDArray[Any]
+
+
+class _State:
+    """What belongs to one process."""
+
+    def __init__(self) -> None:
+        self.pid, self.lock, self.nbytes = os.getpid(), threading.Lock(), 0
+        self.tiles: OrderedDict[Key, Tile] = OrderedDict()
+
+
+class TileCache:
+    """LRU of at most `capacity` bytes of tiles; tiles in it are not to be written to."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._state = _State()
+
+    @property
+    def nbytes(self) -> int:
+        return self._here().nbytes
+
+    def get(self, key: Key) -> Tile | None:
+        state = self._here()
+        with state.lock:
+            tile = state.tiles.get(key)
+            if tile is not None:
+                state.tiles.move_to_end(key)
+        return tile
+
+    def put(self, key: Key, tile: Tile) -> None:
+        """Keep `tile`, unless it alone is larger than half the cache."""
+        size = tile.nbytes
+        if size > self.capacity // 2:
+            return
+        state, dropped = self._here(), []
+        with state.lock:
+            if key not in state.tiles:
+                state.tiles[key] = tile
+                state.nbytes += size
+                while state.nbytes > self.capacity:
+                    dropped.append(state.tiles.popitem(last=False)[1])
+                    state.nbytes -= dropped[-1].nbytes
+        # `dropped` is freed here, outside the lock
+
+    def forget(self, token: int) -> None:
+        """Drop every tile of one reader."""
+        state = self._here()
+        with state.lock:
+            for key in [k for k in state.tiles if k[0] == token]:
+                state.nbytes -= state.tiles.pop(key).nbytes
+
+    def _here(self) -> _State:
+        if self._state.pid != os.getpid():
+            self._state = _State()
+        return self._state
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TileCache, (self.capacity,)
