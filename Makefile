@@ -15,14 +15,14 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 .PHONY: help demo test test-heavy test-xla lint clean
 
 help:
-	@echo "make demo [SLIDES=folder]   the main job on a generated cohort, or on your slides"
-	@echo "make test                   lint, types and tests (make test-heavy: those that take minutes)"
-	@echo "make test-xla               the XLA tests on the CPU, in an environment of their own (9 GB)"
-	@echo "make lint                   ruff, mypy over core, import contracts"
-	@echo "make clean                  remove environments, caches and the demo's output"
+	@echo "make demo [SLIDES=folder [MPP=0.5]]   the main job on a generated cohort, or on your slides"
+	@echo "make test                           lint, types and tests (make test-heavy: those that take minutes)"
+	@echo "make test-xla                       the XLA tests on the CPU, in an environment of their own (9 GB)"
+	@echo "make lint                           ruff, mypy over core, import contracts"
+	@echo "make clean                          remove environments, caches and the demo's output"
 
 demo: $(VENV)/.installed
-	$(BIN)/python -m demo $(if $(SLIDES),slides="$(SLIDES)") $(DEMO_FLAGS)
+	$(BIN)/python -m demo $(if $(SLIDES),slides="$(SLIDES)") $(if $(MPP),mpp=$(MPP)) $(DEMO_FLAGS)
 
 test: lint
 	$(BIN)/python -m pytest -m "not heavy" $(PYTEST_FLAGS)
