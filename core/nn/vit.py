@@ -116,7 +116,7 @@ class ViT(nn.Module):
         c = self.config = config
         self.num_prefix = int(c.cls_token) + c.registers
         self.patch_embed = PatchEmbed(c.patch_size, c.in_channels, c.dim)
-        self.prefix = nn.Parameter(torch.empty(1, self.num_prefix, c.dim)) if self.num_prefix else None
+        self.prefix_tokens = nn.Parameter(torch.empty(1, self.num_prefix, c.dim)) if self.num_prefix else None
         self.pos_embed = nn.Parameter(torch.empty(prod(c.grid), c.dim)) if c.positions == "learned" else None
         self.rotary = Rotary(c.dim // c.heads, len(c.patch_size), c.rope_theta) if c.positions == "rope" else None
         self.blocks = nn.ModuleList(
@@ -137,7 +137,7 @@ class ViT(nn.Module):
 
     def reset_parameters(self) -> None:
         init_transformer(self, list(self.blocks))
-        for parameter in (self.prefix, self.pos_embed):
+        for parameter in (self.prefix_tokens, self.pos_embed):
             if parameter is not None:
                 nn.init.trunc_normal_(parameter, std=INIT_STD)
 
@@ -199,8 +199,8 @@ class ViT(nn.Module):
         else:
             table = self._table(grid, x.device)
             tokens = tokens + (table if keep is None else table[keep])
-        if self.prefix is not None:
-            tokens = torch.cat([self.prefix.expand(len(x), -1, -1).to(tokens.dtype), tokens], dim=1)
+        if self.prefix_tokens is not None:
+            tokens = torch.cat([self.prefix_tokens.expand(len(x), -1, -1).to(tokens.dtype), tokens], dim=1)
         return tokens, angles
 
     def _table(self, grid: tuple[int, ...], device: torch.device) -> Tensor:
