@@ -1,4 +1,4 @@
-"""Small slides and masks for tests: pyramidal TIFFs in every compression the direct path reads, and ways to damage them.
+"""Small slides and masks for tests: pyramidal TIFFs in every compression the direct path reads; ways to damage them.
 
 Deterministic: the same arguments give the same bytes.
 """
@@ -146,7 +146,7 @@ def write_mask(
     codec: str = "deflate",
     mpp: float | None = None,
 ) -> Path:
-    """A mask ``[h, w]``: TIFF (levels by taking every n-th pixel; `tile` None writes strips) or, by suffix, PNG, JPEG."""
+    """A mask ``[h, w]``: TIFF (levels by taking every n-th pixel; `tile` None: strips) or, by suffix, PNG or JPEG."""
     path = Path(path)
     if path.suffix.lower() not in (".tif", ".tiff"):
         from PIL import Image
