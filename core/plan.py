@@ -25,6 +25,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from core.errors import MissingFile, UserError
+from core.storage import Storage
 
 SCHEMA_VERSION = 1
 CHUNK_BITS = 20
@@ -146,9 +147,10 @@ class Plan:
     def open(cls, path: str | os.PathLike[str], *, verify: bool = False) -> Plan:
         """Open a plan folder. `verify` reads every byte and compares digests (do it once, on the driver).
 
-        Raises MissingFile when it is not there, UserError when it is of a newer schema or does not match its digests.
+        A URL is copied to the local disk first. Raises MissingFile when it is not there, UserError when it is of a
+        newer schema or does not match its digests.
         """
-        folder = Path(path)
+        folder = Path(path) if "://" not in str(path) else _fetched(str(path))
         if not (folder / DESCRIPTION).is_file():
             raise MissingFile("no plan here", file=folder, expected=DESCRIPTION)
         description = json.loads((folder / DESCRIPTION).read_text())
@@ -188,6 +190,33 @@ class Plan:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Plan.open, (self.path,)
+
+
+def publish(path: str | os.PathLike[str], url: str) -> None:
+    """Copy a plan folder to a storage URL, its description last, so that every node can `Plan.open` it from there."""
+    store = Storage.of(url)
+    for name in (UNITS, SOURCES, DESCRIPTION):
+        store.put(Path(path) / name, name)
+
+
+def _fetched(url: str) -> Path:
+    """A local folder with the files of the plan at `url`: links to verified-by-size cached copies, named by content."""
+    store = Storage.of(url)
+    if not store.exists(DESCRIPTION):
+        raise MissingFile("no plan here", file=url, expected=DESCRIPTION)
+    files = {name: store.local_copy(name) for name in (UNITS, SOURCES, DESCRIPTION)}
+    digest = json.loads(files[DESCRIPTION].read_text())["hash"]
+    folder = files[UNITS].parent / f"plan-{digest[:24]}"
+    if not (folder / DESCRIPTION).is_file():
+        partial = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
+        partial.mkdir()
+        for name, file in files.items():
+            os.link(file, partial / name)
+        try:
+            os.replace(partial, folder)
+        except OSError:  # another process was first
+            shutil.rmtree(partial)
+    return folder
 
 
 def _misfit(values: Column, narrow: Column) -> Any:

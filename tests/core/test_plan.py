@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from core.errors import MissingFile, UserError
-from core.plan import CHUNK_BITS, UNITS, Plan, PlanWriter
+from core.plan import CHUNK_BITS, UNITS, Plan, PlanWriter, publish
 
 COLUMNS = {"source": np.int32, "x": np.int32, "y": np.int32}
 SOURCES = pa.table({"slide_id": ["a", "b"], "wsi_path": ["a.svs", "b.svs"]})
@@ -85,3 +85,14 @@ def test_bad_plans_are_refused(tmp_path):
     (tmp_path / "plan" / "plan.json").write_text(text.replace('"rows": 1000', '"rows": 1001'))
     with pytest.raises(UserError, match="altered"):
         Plan.open(tmp_path / "plan")
+
+
+def test_a_plan_published_to_a_bucket_opens_from_its_url(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATHRAY_CACHE_DIR", str(tmp_path / "cache"))
+    plan = build(tmp_path / "plan")
+    publish(plan.path, "memory://bucket/run/plan")
+    remote = Plan.open("memory://bucket/run/plan", verify=True)
+    assert remote.hash == plan.hash and np.array_equal(remote.take([5])["x"], [15])
+    assert pickle.loads(pickle.dumps(remote)).hash == plan.hash
+    with pytest.raises(MissingFile):
+        Plan.open("memory://bucket/none")

@@ -1,0 +1,37 @@
+"""What a science hands to whoever trains it: the parts of one run, put together from its config. No Ray, no devices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from core.order import Order
+from core.stream import DecodeSettings, UnitReader
+from core.train.loop import LoopSettings
+from core.train.recipe import Recipe
+
+
+@dataclass
+class Assembly:
+    """The parts of one run.
+
+    `recipe` is built on every rank from the same seed; `identity` and `placement` are fingerprints (core.fingerprint), the
+    identity including the plan's hash; `export` writes the final artifacts of a recipe into a folder (a path or URL).
+    """
+
+    science: str
+    tag: str
+    recipe: Recipe
+    settings: LoopSettings
+    order: Order
+    reader: UnitReader
+    identity: dict[str, Any]
+    placement: dict[str, Any]
+    export: Callable[[Recipe, str, dict[str, Any]], None]
+    decode_on: str = "worker"
+    decode: DecodeSettings = field(default_factory=DecodeSettings)
+    decode_tasks: int = 2
+    chunk: int = 2048
+    keep_last_n: int = 2
+    notes: list[str] = field(default_factory=list)

@@ -1,0 +1,105 @@
+"""What Ray Train has to set up in its workers for each accelerator: process groups on CPU and CUDA, the environment on XLA.
+
+The one file that touches Ray Train's developer API (`Backend`, `BackendConfig`), behind tests/ray_jobs/test_backends.py.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from ray.train.backend import Backend, BackendConfig
+from ray.train.v2.api.config import ScalingConfig as RayScaling
+
+from core.errors import UserError
+
+
+@dataclass
+class XlaConfig(BackendConfig):
+    """One process per host and SPMD over that host's devices. `virtual_devices` > 0 asks PJRT's CPU client for so many."""
+
+    pjrt_device: str = "TPU"
+    virtual_devices: int = 0
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return _XlaBackend
+
+
+class _XlaBackend(Backend):
+    """Sets what torch_xla reads when it is first imported, so it must run before any worker imports it."""
+
+    share_cuda_visible_devices = False
+
+    def on_start(self, worker_group: Any, backend_config: XlaConfig) -> None:
+        environment = {"PJRT_DEVICE": backend_config.pjrt_device}
+        if backend_config.virtual_devices:
+            environment["CPU_NUM_DEVICES"] = str(backend_config.virtual_devices)
+        already = worker_group.execute(_prepare_xla, environment)
+        assert not any(already), "torch_xla was imported before its environment was set"
+
+
+def _prepare_xla(environment: dict[str, str]) -> bool:
+    import sys
+
+    os.environ.update(environment)
+    return "torch_xla" in sys.modules
+
+
+def resolve_accelerator(accelerator: str) -> str:
+    """``auto`` → what the cluster has: ``cuda`` with a GPU, ``xla`` with a TPU, otherwise ``cpu``."""
+    if accelerator != "auto":
+        return accelerator
+    import ray
+
+    resources = ray.cluster_resources()
+    if resources.get("GPU", 0) >= 1:
+        return "cuda"
+    return "xla" if resources.get("TPU", 0) >= 1 else "cpu"
+
+
+def backend_config(accelerator: str, timeout_s: int) -> BackendConfig:
+    """The backend of a resolved accelerator."""
+    from ray.train.torch import TorchConfig
+
+    if accelerator == "xla":
+        on_cpu = os.environ.get("PJRT_DEVICE") == "CPU"
+        devices = int(os.environ.get("CPU_NUM_DEVICES", "4")) if on_cpu else 0
+        return XlaConfig(pjrt_device="CPU" if on_cpu else "TPU", virtual_devices=devices)
+    return TorchConfig(backend="nccl" if accelerator == "cuda" else "gloo", timeout_s=timeout_s)
+
+
+def worker_resources(accelerator: str, cpus: float, gpus: float, extra: dict[str, float]) -> dict[str, float]:
+    """Ray resources of one training worker."""
+    resources = {"CPU": cpus, **extra}
+    if accelerator == "cuda":
+        resources["GPU"] = gpus
+    if accelerator == "xla" and os.environ.get("PJRT_DEVICE") != "CPU":
+        resources.setdefault("TPU", 4.0)
+    return resources
+
+
+def check_resources(workers: int, resources: dict[str, float], available: dict[str, float], autoscaling: bool) -> None:
+    """UserError when the cluster can never hold the workers plus the streams that feed them, instead of waiting for ever."""
+    if autoscaling:
+        return
+    for name, amount in resources.items():
+        needed = amount * workers + (0.5 if name == "CPU" else 0.0)
+        if needed > available.get(name, 0.0) + 1e-9:
+            raise UserError(
+                f"the cluster has too little {name} for {workers} workers and the stream that feeds them",
+                key="scaling.workers",
+                found=f"{name}: {available.get(name, 0.0):g}",
+                expected=f"{name}: {needed:g}",
+            )
+
+
+def scaling_config(workers: int, resources: dict[str, float], accelerator: str) -> RayScaling:
+    """Ray Train's own scaling config."""
+    return RayScaling(
+        num_workers=workers,
+        use_gpu=accelerator == "cuda",
+        resources_per_worker=resources,
+        placement_strategy="PACK" if accelerator != "xla" else "SPREAD",
+    )

@@ -1,0 +1,222 @@
+"""Runs one training job of any science through Ray Train: the driver's side (`fit`) and the worker's (`train_worker`).
+
+The worker loads the newest committed checkpoint of the run folder, opens its own stream from that position and consumes the
+loop's ticks; nothing of Ray's checkpointing is used, so a restarted worker group, a resubmitted job and a notebook all
+resume in the same way. The science comes in as a module-level `assemble` function; nothing here knows which one it is.
+
+The driver turns SIGTERM and Ctrl-C into a STOP object that all ranks poll together (train functions do not run on the main
+thread, so they get no signals), feeds MLflow, and turns what happened into one `Outcome` or one error.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from core.config import placement
+from core.errors import UserError, user_error_in
+
+log = logging.getLogger(__name__)
+STOP = "STOP"
+
+
+@dataclass
+class ScalingConfig:
+    """How a training job is spread: all of it placement."""
+
+    workers: int = placement(1)
+    accelerator: str = placement("auto")
+    cpus_per_worker: float = placement(1.0)
+    gpus_per_worker: float = placement(1.0)
+    resources_per_worker: dict[str, float] = placement(default_factory=dict)
+    threads_per_worker: int = placement(0)
+    max_failures: int = placement(3)
+    preemption_check_steps: int = placement(0)
+    collective_timeout_s: int = placement(1800)
+    autoscaling: bool = placement(False)  # the cluster may grow to what is asked for: do not check it beforehand
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise UserError("at least one worker is needed", key="scaling.workers", found=self.workers, expected=">= 1")
+        if self.accelerator not in ("auto", "cpu", "cuda", "xla"):
+            expected = "auto, cpu, cuda or xla"
+            raise UserError("unknown accelerator", key="scaling.accelerator", found=self.accelerator, expected=expected)
+
+
+@dataclass
+class Tracking:
+    """Whether and where the run's metrics go beside metrics.jsonl. `uri` None: SQLite beside a local run folder."""
+
+    mlflow: bool = True
+    uri: str | None = None
+    experiment: str = "pathray"
+
+
+@dataclass
+class TrainJob:
+    """Everything a worker needs; pickled to it. `assemble(config, plan, world) -> core.train.assembly.Assembly`."""
+
+    assemble: Callable[..., Any]
+    config: Any
+    plan_path: str
+    run_dir: str
+    scaling: ScalingConfig
+    resume: str = "auto"
+    tracking: Tracking = field(default_factory=Tracking)
+    start_metrics: dict[str, float] = field(default_factory=dict)
+    accelerator: str = "cpu"
+    fit_id: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
+
+
+@dataclass
+class Outcome:
+    """How a fit ended: `end` is ``budget`` or ``stopped``; the last metrics; where checkpoint and artifact lie."""
+
+    end: str
+    images_seen: int
+    metrics: dict[str, float]
+    checkpoint: str | None
+    artifact: str | None
+    unreadable: int = 0
+
+
+def fit(job: TrainJob) -> Outcome:
+    """Train to the budget, to a STOP, or to an error. Ray must be running.
+
+    Raises UserError for what the user can mend (also when a worker found it), and what Ray raised otherwise.
+    """
+    import ray
+
+    from core.storage import Storage
+    from ray_jobs import quarantine
+    from ray_jobs.backends import check_resources, resolve_accelerator, worker_resources
+
+    scaling = job.scaling
+    job.accelerator = resolve_accelerator(scaling.accelerator)
+    resources = worker_resources(
+        job.accelerator, scaling.cpus_per_worker, scaling.gpus_per_worker, scaling.resources_per_worker
+    )
+    check_resources(scaling.workers, resources, ray.cluster_resources(), scaling.autoscaling)
+    store = Storage.of(job.run_dir)
+    store.remove(STOP)
+    trainer = _ray_trainer(job, resources, store)
+    try:
+        with _mlflow(job, store):
+            value = _fit_in_thread(trainer, store)
+    finally:
+        unreadable = quarantine.merge(store)
+    return _outcome(value, unreadable)
+
+
+def request_stop(run_dir: str) -> None:
+    """Ask a running job to checkpoint and end: what SIGTERM to the driver and an early stop do."""
+    from core.storage import Storage
+
+    Storage.of(run_dir).write_bytes(STOP, json.dumps({"time": time.time()}).encode())
+
+
+def _fit_in_thread(trainer: Any, store: Any) -> dict[str, Any]:
+    """`trainer.fit()` beside the main thread, which stays free for signals. The first asks for a stop, the second ends."""
+    result: dict[str, Any] = {}
+
+    def run() -> None:
+        try:
+            result["value"] = trainer.fit().return_value
+        except BaseException as e:  # carried to the main thread, which raises it
+            result["error"] = e
+
+    thread = threading.Thread(target=run, name="pathray-fit", daemon=True)
+    with _stop_on_signals(store):
+        thread.start()
+        while thread.is_alive():
+            thread.join(0.2)
+    if "error" in result:
+        raise user_error_in(result["error"]) or result["error"]
+    return dict(result["value"] or {})
+
+
+@contextmanager
+def _stop_on_signals(store: Any) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked = False
+
+    def ask(signum: int, frame: Any) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        log.warning("%s: checkpoint and end; once more to end at once", signal.Signals(signum).name)
+        threading.Thread(target=request_stop, args=(store.url,), daemon=True).start()
+
+    before = {s: signal.signal(s, ask) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
+
+
+@contextmanager
+def _mlflow(job: TrainJob, store: Any) -> Iterator[None]:
+    """Feed MLflow from metrics.jsonl while the job runs; MLflow's trouble is logged, never the run's."""
+    if not job.tracking.mlflow:
+        yield
+        return
+    from core.tracking import MlflowFeeder
+
+    uri = job.tracking.uri
+    if uri is None:
+        if not store.local:
+            log.warning("MLflow: no tracking_uri is given and the run is remote; metrics.jsonl has it all")
+            yield
+            return
+        uri = f"sqlite:///{store.path('mlflow.db')}"
+    with MlflowFeeder(store.join("metrics.jsonl"), uri=uri, experiment=job.tracking.experiment, run_name=store.url):
+        yield
+
+
+def _outcome(value: dict[str, Any], unreadable: int) -> Outcome:
+    if fatal := value.get("fatal"):
+        raise UserError(fatal["message"], **fatal["where"])
+    return Outcome(
+        value["end"], value["images_seen"], value["metrics"], value["checkpoint"], value["artifact"], unreadable
+    )
+
+
+def _ray_trainer(job: TrainJob, resources: dict[str, float], store: Any) -> Any:
+    from ray.train import FailureConfig, RunConfig
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    from ray_jobs.backends import backend_config, scaling_config
+    from ray_jobs.train_worker import train_worker
+
+    scaling = job.scaling
+    run_config = RunConfig(
+        name=f"fit-{job.fit_id}",
+        storage_path=store.path("ray"),
+        storage_filesystem=store.pyarrow_fs(),
+        failure_config=FailureConfig(max_failures=scaling.max_failures),
+        worker_runtime_env={"env_vars": _worker_environment(scaling)},
+    )
+    return DataParallelTrainer(
+        train_worker,
+        train_loop_config={"job": job},
+        backend_config=backend_config(job.accelerator, scaling.collective_timeout_s),
+        scaling_config=scaling_config(scaling.workers, resources, job.accelerator),
+        run_config=run_config,
+    )
+
+
+def _worker_environment(scaling: ScalingConfig) -> dict[str, str]:
+    threads = scaling.threads_per_worker or max(1, int(scaling.cpus_per_worker))
+    return {"OMP_NUM_THREADS": str(threads), "RAY_USAGE_STATS_ENABLED": "0"}
