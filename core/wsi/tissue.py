@@ -16,8 +16,8 @@ from core.wsi.thumbnail import whole
 Mask = npt.NDArray[np.uint8]
 
 SMOOTH_UM = 12.0  # standard deviation of the smoothing before the threshold
-CLOSE_UM = 40.0  # gaps up to this wide belong to the tissue
-HOLE_UM = 150.0  # so do lumina up to a disc of this diameter
+CLOSE_UM = 24.0  # gaps up to this wide belong to the tissue
+HOLE_UM = 80.0  # so do lumina up to a disc of this diameter
 SPECK_UM = 120.0  # specks below a disc of this diameter are dust
 MIN_CHROMA, MAX_CHROMA = 8.0, 40.0  # grey levels between which Otsu's threshold is believed
 BLACK = 40  # what is darker in all channels is a border, not tissue
