@@ -147,7 +147,7 @@ class CatalogWriter:
             **extra,
         }
         text = json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False)
-        self._store.write_atomic(self._name, text.encode())
+        self._store.write_bytes(self._name, text.encode())
         return manifest
 
     def _flush_group(self) -> None:
@@ -182,8 +182,9 @@ class CatalogWriter:
 
     def _clear(self) -> None:
         self._store.remove(self._name)
-        for path in self._store.list(SHARD_FOLDER):
-            self._store.remove(path)
+        for name in self._store.list(SHARD_FOLDER):
+            if name.startswith("part-") and name.endswith(".parquet"):
+                self._store.remove(f"{SHARD_FOLDER}/{name}")
 
 
 def _table(pieces: Sequence[Piece], profile: Profile, key: str) -> pa.Table:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from core.errors import MissingFile, UnreadableUnit, UserError
-from core.storage import Storage
+from core.storage import Storage, write_atomic
 from core.wsi.reader import SlideReader, open_mask, open_slide
 from core.wsi.source import public
 from core.wsi.spacing import level_mpps
@@ -219,7 +219,7 @@ def write_index(path: str, index: SlideIndex) -> None:
     rows = [{name: row.get(name) for name in layout.names} for row in index.rows]
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=layout), buffer, compression="zstd", row_group_size=1 << 16)
-    Storage.of(folder_of(path)).write_atomic(os.path.basename(path), buffer.getvalue())
+    write_atomic(path, buffer.getvalue())
 
 
 def read_index(path: str) -> SlideIndex:
@@ -279,4 +279,4 @@ def write_report(path: str, rows: Iterable[Mapping[str, Any]], columns: Sequence
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    Storage.of(folder_of(path)).write_atomic(os.path.basename(path), text.getvalue().encode())
+    write_atomic(path, text.getvalue().encode())

@@ -76,7 +76,7 @@ def build(config: BuildAnchorsConfig, index: SlideIndex) -> dict[str, Any]:
     report: list[dict[str, Any]] = []
     try:
         with Progress(len(index.rows), "anchors", "slides") as progress:
-            found = anchors_of(index.rows, config.profile, map=RayMap(_lost))
+            found = anchors_of(index.rows, config.profile, map=RayMap(_lost, chunk=4))
             manifest = write_catalog(
                 config.output,
                 config.profile,

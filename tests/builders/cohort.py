@@ -48,8 +48,8 @@ def square_mask(width: int = 256, height: int = 192) -> npt.NDArray[np.uint8]:
 
 
 def write_manifest(path: Path, rows: Sequence[Mapping[str, object]]) -> str:
-    """A CSV with the three columns that must be there and whatever else the first row has."""
-    columns = list(dict.fromkeys(["slide_id", "wsi_path", "mask_path", *rows[0]]))
+    """A CSV with the three columns that must be there and whatever else a row has."""
+    columns = list(dict.fromkeys(["slide_id", "wsi_path", "mask_path", *(name for row in rows for name in row)]))
     with path.open("w", newline="") as f:
         writer = csv.DictWriter(f, columns, restval="")
         writer.writeheader()
