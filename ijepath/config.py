@@ -8,13 +8,13 @@ planned options' meaning (ijepath.scales, ijepath.augment), tuning (read by the 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from core.config import MISSING, Group, is_set, placement
 from core.errors import UserError
+from core.train.budget import resolve_budget, resolve_cadence
 from ijepath.checks import at_least, between, low_high, one_of, ordered, positive
 from ijepath.profile import Profile
 from ijepath.tuning import TuningConfig
@@ -111,9 +111,10 @@ class ModelConfig:
         positive(self, "model", "pred_depth", "pred_emb_dim")
         at_least(self, "model", 0, "registers", "pred_heads")
         between(self, "model", 0, 0.999, "drop_path")
-        if self.pred_emb_dim % self.predictor_heads:
+        if self.pred_emb_dim % (2 * self.predictor_heads):
             found = f"{self.pred_emb_dim} / {self.predictor_heads}"
-            raise UserError("heads must divide the predictor's width", key="model.pred_heads", found=found)
+            message = "heads must divide the predictor's width into even parts"
+            raise UserError(message, key="model.pred_heads", found=found)
 
     @property
     def predictor_heads(self) -> int:
@@ -225,12 +226,14 @@ class OptimizationConfig:
         if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
             raise UserError("AdamW has two betas in [0, 1)", key="optimization.betas", found=self.betas)
         at_least(self, "optimization", 0, "lr", "start_lr", "final_lr", "weight_decay", "final_weight_decay")
-        between(self, "optimization", 0, 1, "warmup")
+        between(self, "optimization", 0, 0.99, "warmup")
         one_of(self, "optimization", grad_sync=("flat", "overlap"))
         positive(self, "optimization", "max_bad_steps")
         positive(self, "optimization", "global_batch", "micro_batch", "clip_grad")
         if is_set(self.total_images_budget):
-            self.total_images_budget = _budget(self.total_images_budget)
+            value, key = self.total_images_budget, "optimization.total_images_budget"
+            resolve_budget(value, global_batch=1, epoch_images=1, key=key)
+            self.total_images_budget = int(value) if isinstance(value, float) else value
 
 
 @dataclass
@@ -262,11 +265,8 @@ class LoggingConfig:
     performance_debug: PerformanceDebug = field(default_factory=PerformanceDebug)
 
     def __post_init__(self) -> None:
-        every = self.step_log_every_images
-        if isinstance(every, bool) or not isinstance(every, int | float) or not (math.isfinite(every) and every >= 0):
-            expected = "images, or a fraction of the budget such as 0.1; 0 is off"
-            key = "logging.step_log_every_images"
-            raise UserError("not a cadence", key=key, found=every, expected=expected)
+        key = "logging.step_log_every_images"
+        resolve_cadence(self.step_log_every_images, global_batch=1, total_images=1, fractions=True, key=key)
         if not self.write_tag or "/" in self.write_tag:
             raise UserError("a tag is part of a file name", key="logging.write_tag", found=self.write_tag)
 
@@ -328,15 +328,3 @@ def resolve_global_batch(config: C, workers: int, before: int | None = None) -> 
             expected=f"micro_batch one of {[d for d in range(1, batch + 1) if batch % (d * workers) == 0]}",
         )
     return replace(config, optimization=replace(settings, global_batch=batch, micro_batch=micro))
-
-
-def _budget(value: Any) -> Any:
-    key, expected = "optimization.total_images_budget", "images (a whole number > 0), {epochs: n} or {iterations: n}"
-    number = value
-    if isinstance(value, dict) and len(value) == 1 and next(iter(value)) in ("images", "epochs", "iterations"):
-        number = next(iter(value.values()))
-    whole = isinstance(number, int) or (isinstance(number, float) and number.is_integer())
-    fraction = isinstance(value, dict) and "epochs" in value and isinstance(number, float) and math.isfinite(number)
-    if isinstance(number, bool) or not (whole or fraction) or number <= 0:
-        raise UserError("the budget is not a number of images", key=key, found=value, expected=expected)
-    return int(value) if isinstance(value, float) else value

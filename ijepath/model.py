@@ -9,14 +9,13 @@ grid. With h = LN(f̄(target)), LN without affine, and z = g(f(context), T):
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.nn.predictor import TokenPredictor
 from core.nn.vit import ViT, vit_config
+from core.optim.ema import Ema
 from ijepath.config import RunConfig
 
 
@@ -50,14 +49,19 @@ def build_modules(config: RunConfig, sites: int = 0) -> nn.ModuleDict:
         modules = nn.ModuleDict({"student": student, "predictor": build_predictor(config, student)})
         if config.site.adversarial:
             modules["site"] = SiteHead(student.config.dim, config.site.hidden, sites, config.site.weight)
-    modules["teacher"] = copy.deepcopy(student).requires_grad_(False).eval()
+    modules["teacher"] = Ema.teacher_of(student)
     return modules
 
 
 def build_predictor(config: RunConfig, student: ViT) -> TokenPredictor:
     model = config.model
     return TokenPredictor(
-        student.config.dim, dim=model.pred_emb_dim, depth=model.pred_depth, heads=model.predictor_heads
+        student.config.dim,
+        dim=model.pred_emb_dim,
+        depth=model.pred_depth,
+        heads=model.predictor_heads,
+        positions="rope" if model.positions == "rope" else "sincos",
+        checkpointing=model.checkpointing,
     )
 
 
@@ -69,7 +73,7 @@ def encode_context(student: ViT, context: Tensor, keep: Tensor) -> Tensor:
 
 @torch.no_grad()
 def encode_targets(teacher: ViT, targets: Tensor, per_context: int) -> Tensor:
-    """Teacher tokens [B, K, G, D] in float32, layer-normed without affine, of crops [B·K, 3, h, w]. Runs in eval mode."""
+    """Teacher tokens [B, K, G, D] in float32, layer-normed without affine, of crops [B·K, 3, h, w]. Eval mode."""
     teacher.eval()
     tokens: Tensor = teacher(targets)[:, teacher.num_prefix :].float()
     return F.layer_norm(tokens, tokens.shape[-1:]).unflatten(0, (-1, per_context))
@@ -80,8 +84,8 @@ def predict(
 ) -> Tensor:
     """Predictions [B, K, M, D] on the target tokens `target_index` [B, K, M] of a grid of `side`² tokens.
 
-    joint: one pass over a context and all of its targets, whose queries attend to one another; else one pass per target,
-    as in the paper. A query carries its position and nothing of the target, so neither leaks.
+    joint: one pass over a context and all of its targets, whose queries attend to one another; else one pass per
+    target, as in the paper. A query carries its position and nothing of the target, so neither leaks.
     """
     count, length = target_index.shape[1:]
     if joint:

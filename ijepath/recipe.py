@@ -1,0 +1,171 @@
+"""What I-JEPATH knows about training: one phase, its loss, the teacher's EMA, and signals of collapse.
+
+A core.train.recipe.Recipe. Not here: networks and losses (ijepath.model), optimizer settings (ijepath.settings),
+devices, files and Ray.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from core.evaluation.collapse import feature_std, rankme
+from core.optim.ema import Ema
+from core.optim.schedules import linear
+from core.train.recipe import Loss, Progress
+from ijepath.augment import Pixels
+from ijepath.config import RunConfig
+from ijepath.model import (
+    build_modules,
+    encode_context,
+    encode_targets,
+    pooled_loss,
+    predict,
+    site_loss,
+    tokens_loss,
+)
+from ijepath.scales import kinds
+
+log = logging.getLogger(__name__)
+
+REMEMBERED_TARGETS = 1024  # pooled teacher features that the collapse signals look at
+LOW_STD, LOW_RANK = 0.02, 4.0
+
+
+class IJepathRecipe:
+    """Context encoder, predictor and EMA teacher, trained in the one phase ``model``.
+
+    `sites` is the number of sites for `site.adversarial`. Built from `data.seed` alone: equal on every rank.
+    """
+
+    def __init__(self, config: RunConfig, sites: int = 0) -> None:
+        self.config = config
+        self.modules = build_modules(config, sites)
+        trained = [name for name in self.modules if name != "teacher"]
+        self.params = {
+            "model": [
+                (f"{name}.{key}", parameter)
+                for name in trained
+                for key, parameter in self.modules[name].named_parameters()
+                if parameter.requires_grad
+            ]
+        }
+        self.pixels = Pixels(config.augment, config.data.mean, config.data.std)
+        self.grid = kinds(config)[0].geometry.predictor_grid
+        width = self.modules["student"].config.dim
+        self._recent, self._seen = torch.zeros(REMEMBERED_TARGETS, width), 0
+
+    @property
+    def encoder(self) -> nn.Module:
+        """What is kept when training is over: the teacher."""
+        return self.modules["teacher"]
+
+    def phases(self, step: int) -> tuple[str, ...]:
+        return ("model",)
+
+    def prepare(self, micro: dict[str, Tensor], progress: Progress) -> dict[str, Tensor]:
+        """uint8 pixels → normalised, augmented float images; everything else stays."""
+        context, targets = self.pixels(micro["context"], micro["targets"], micro["draws"])
+        return {**micro, "context": context, "targets": targets}
+
+    def loss(self, phase: str, micro: dict[str, Tensor], progress: Progress) -> Loss:
+        """Σ over the micro-batch of the samples' losses, weight = samples. See ijepath.model for the formulas."""
+        assert phase == "model", phase
+        wanted = micro["target_predict"]
+        h = encode_targets(self.modules["teacher"], micro["targets"], wanted.shape[1])
+        tokens = encode_context(self.modules["student"], micro["context"], micro["context_keep"])
+        joint = self.config.model.predict == "joint"
+        z = predict(self.modules["predictor"], tokens, micro["context_index"], wanted, self.grid, joint=joint)
+        each = tokens_loss(z, h, micro["cells"]) if self.config.model.loss == "tokens" else pooled_loss(z, h)
+        metrics = {"loss_jepa": each.detach().mean()}
+        if "site" in self.modules:
+            logits = self.modules["site"](tokens.float().mean(dim=1))
+            site = site_loss(logits, micro["site"])
+            metrics |= {"loss_site": site.detach().mean(), "site_accuracy": _accuracy(logits, micro["site"])}
+            each = each + site
+        pooled = h.mean(dim=2)
+        self._remember(pooled.flatten(0, 1))
+        metrics |= {
+            "context_keep_tokens": _constant(tokens.shape[1], each),
+            "target_predict_tokens": _constant(wanted.shape[-1], each),
+            "target_std": pooled.flatten(0, 1).std(dim=0, correction=0).mean(),
+            "prediction_std": z.detach().float().mean(dim=2).flatten(0, 1).std(dim=0, correction=0).mean(),
+        }
+        return Loss(each.sum(), _constant(each.shape[0], each), metrics)
+
+    def after_step(self, progress: Progress) -> None:
+        """teacher ← m · teacher + (1 − m) · student."""
+        Ema.update(self.modules["teacher"], self.modules["student"], self.momentum(progress))
+
+    def momentum(self, progress: Progress) -> float:
+        """Linear over the steps from ema[0] at the first to ema[1] at the last."""
+        first, last = self.config.optimization.ema
+        return linear(progress.step, progress.total_steps, first, last)
+
+    @torch.no_grad()
+    def signals(self) -> dict[str, float]:
+        """Collapse signals over the newest targets: per-dimension std and RankMe of their pooled teacher features, and
+        how far the teacher is behind. Warns when they look like collapse."""
+        out = {"teacher_student_drift": drift(self.modules["teacher"], self.modules["student"])}
+        seen = min(self._seen, REMEMBERED_TARGETS)
+        if seen > 1:
+            recent = self._recent[-seen:].float().cpu()
+            out |= {"target_feature_std": float(feature_std(recent)), "target_rankme": float(rankme(recent))}
+            for line in advice(out, min(recent.shape)):
+                log.warning("%s", line)
+        return out
+
+    def _remember(self, features: Tensor) -> None:
+        """Keep the newest features where they are: one shape, no copy to the host."""
+        self._recent = torch.cat([self._recent.to(features.device), features.detach()])[-REMEMBERED_TARGETS:]
+        self._seen += features.shape[0]
+
+
+def advice(signals: Mapping[str, float], most: int) -> list[str]:
+    """What to change when the signals look like collapse; `most` is the largest rank that there could be."""
+    lines = []
+    std, rank = signals["target_feature_std"], signals["target_rankme"]
+    if std < LOW_STD:
+        lines.append(
+            f"features collapse: target_feature_std {std:.4f} is below {LOW_STD}; lower optimization.lr, lengthen "
+            "optimization.warmup, raise the first optimization.ema, or take model.loss=tokens"
+        )
+    if most >= 8 * LOW_RANK and rank < LOW_RANK:
+        lines.append(
+            f"features span few dimensions: target_rankme {rank:.1f} is below {LOW_RANK}; raise "
+            "data.batch_size_per_gpu or data.targets_per_context, lower optimization.lr, or take model.loss=tokens"
+        )
+    return lines
+
+
+def drift(teacher: nn.Module, student: nn.Module) -> float:
+    """‖teacher − student‖ / ‖student‖ over all parameters."""
+    pairs = list(zip(teacher.parameters(), student.parameters(), strict=True))
+    apart = torch.stack([(t - s).detach().float().square().sum() for t, s in pairs]).sum()
+    size = torch.stack([s.detach().float().square().sum() for _, s in pairs]).sum()
+    return float((apart / size).sqrt())
+
+
+def preprocessing(config: RunConfig) -> dict[str, Any]:
+    """What an encoder of this run expects: the teacher saw target crops, at the targets' spacing."""
+    data = config.data
+    return {
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "size": data.target_px,
+        "mpp": data.target_effective_mpp,
+    }
+
+
+def _accuracy(logits: Tensor, site: Tensor) -> Tensor:
+    known = (site >= 0).to(torch.float32)
+    right = (logits.detach().argmax(dim=1) == site).to(torch.float32)
+    return (right * known).sum() / known.sum().clamp(min=1)
+
+
+def _constant(value: int, like: Tensor) -> Tensor:
+    return torch.full((), float(value), dtype=torch.float32, device=like.device)
