@@ -128,10 +128,10 @@ class PlanWriter:
 
 
 class Plan:
-    """An open plan. Pickles as its path, so it travels to workers for nothing."""
+    """An open plan. Pickles as its `origin`, the path or URL it was opened from: it travels to workers for nothing."""
 
-    def __init__(self, path: str, description: dict[str, Any]) -> None:
-        self.path, self.hash = path, str(description["hash"])
+    def __init__(self, path: str, description: dict[str, Any], origin: str | None = None) -> None:
+        self.path, self.origin, self.hash = path, origin or path, str(description["hash"])
         self.rows, self.meta = int(description["rows"]), dict(description["meta"])
         self.sources: pa.Table = pa.ipc.open_file(pa.memory_map(str(Path(path) / SOURCES))).read_all()
         reader = pa.ipc.open_file(pa.memory_map(str(Path(path) / UNITS)))
@@ -164,7 +164,7 @@ class Plan:
         for name, digest in description["sha256"].items() if verify else ():
             if (found := _sha256(folder / name)) != digest:
                 raise UserError("the plan is damaged", file=folder / name, found=found, expected=digest)
-        return cls(str(folder), description)
+        return cls(str(folder), description, os.fspath(path))
 
     def take(self, rows: npt.ArrayLike) -> dict[str, Column]:
         """The columns of `rows` `[N]`, in their order, each `[N]`."""
@@ -189,7 +189,7 @@ class Plan:
         return np.flatnonzero(np.diff(values, prepend=values[:1] - 1 if values.size else values)).astype(np.int64)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Plan.open, (self.path,)
+        return Plan.open, (self.origin,)
 
 
 def publish(path: str | os.PathLike[str], url: str) -> None:

@@ -1,6 +1,6 @@
-"""What Ray Train has to set up in its workers for each accelerator: process groups on CPU and CUDA, the environment on XLA.
+"""What Ray Train sets up in its workers per accelerator: process groups on CPU and CUDA, the environment on XLA.
 
-The one file that touches Ray Train's developer API (`Backend`, `BackendConfig`), behind tests/ray_jobs/test_backends.py.
+The one file that touches Ray Train's developer API (`Backend`, `BackendConfig`); see tests/ray_jobs/test_backends.py.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from core.errors import UserError
 
 @dataclass
 class XlaConfig(BackendConfig):
-    """One process per host and SPMD over that host's devices. `virtual_devices` > 0 asks PJRT's CPU client for so many."""
+    """One process per host, SPMD over that host's devices. `virtual_devices` > 0 asks PJRT's CPU client for so many."""
 
     pjrt_device: str = "TPU"
     virtual_devices: int = 0
@@ -81,7 +81,7 @@ def worker_resources(accelerator: str, cpus: float, gpus: float, extra: dict[str
 
 
 def check_resources(workers: int, resources: dict[str, float], available: dict[str, float], autoscaling: bool) -> None:
-    """UserError when the cluster can never hold the workers plus the streams that feed them, instead of waiting for ever."""
+    """UserError when the cluster can never hold the workers and their streams, instead of waiting for ever."""
     if autoscaling:
         return
     for name, amount in resources.items():

@@ -61,7 +61,7 @@ class IndexSlidesConfig:
 def main(loaded: Loaded[IndexSlidesConfig]) -> Outputs | None:
     config = loaded.config
     manifest = read_manifest(config.manifest, reserved=COLUMNS)
-    previous = _previous(config)
+    previous = previous_rows(config)
     log.info("%d slides in %s, %d of them indexed before", len(manifest), config.manifest, len(previous))
     if loaded.dry_run:
         return None
@@ -87,7 +87,7 @@ def build(config: IndexSlidesConfig, manifest: Manifest, previous: tuple[Row, ..
     return index
 
 
-def _previous(config: IndexSlidesConfig) -> tuple[Row, ...]:
+def previous_rows(config: IndexSlidesConfig) -> tuple[Row, ...]:
     if not config.resume:
         return ()
     try:

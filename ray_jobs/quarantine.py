@@ -1,6 +1,7 @@
 """The report of unreadable units: parts written by ranks while they train, merged into one `quarantine.parquet`.
 
-A part is named by the positions it covers, so a run resumed at a position drops the parts beyond it, which it will write again.
+A part is named by the positions it covers, so a run resumed at a position drops the parts beyond it: it will write them
+again.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The train function: what one Ray Train worker does from its start to the end of the run. Science-agnostic.
 
 Load the newest committed checkpoint → open this rank's stream at its position → consume the loop's ticks: log, save,
-snapshot, note what was unreadable. Everything that several ranks must agree on (which checkpoint, when to stop) is decided
-by rank 0 and broadcast, or travels with the gradients.
+note what was unreadable. What several ranks must agree on (which checkpoint, when to stop) is decided by rank 0 and
+broadcast, or travels with the gradients.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from core.errors import UserError
+
+CHECKPOINTS, METRICS, ENCODER = "checkpoints", "metrics.jsonl", "encoder"
 
 
 def train_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
@@ -32,9 +34,8 @@ def train_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
         return _Worker(job, store).train()
     except UserError as e:
         where = {k: None if v is None else str(v) for k, v in e.where.items()}
-        store.write_bytes(
-            note, json.dumps({"message": e.message, "where": where, "trace": traceback.format_exc()}).encode()
-        )
+        fatal = {"message": e.message, "where": where, "trace": traceback.format_exc()}
+        store.write_bytes(note, json.dumps(fatal).encode())
         raise
 
 
@@ -42,68 +43,79 @@ class _Worker:
     """One rank's run: its parts, and what is done at each tick."""
 
     def __init__(self, job: Any, store: Any) -> None:
+        from core.checkpoint import AsyncSaver
         from core.device import Device
         from core.plan import Plan
+        from core.tracking import MetricsLog
 
         self.job, self.store = job, store
-        self.device = Device.of(job.scaling.accelerator)
+        self.device = Device.of(job.accelerator)
         self.rank, self.world = self.device.rank, self.device.world_size
         self.plan = Plan.open(job.plan_path)
         self.parts = job.assemble(job.config, self.plan, self.world)
+        self.root = store.join(CHECKPOINTS)
+        self.log = MetricsLog(store.join(METRICS)) if self.rank == 0 else None
+        self.saver = AsyncSaver()
         self.faults: list[Any] = []
-        self.first_position = 0
-        self.saver: Any = None
+        self.faults_since = 0
 
     def train(self) -> dict[str, Any]:
-        from core.checkpoint import AsyncSaver
-        from core.tracking import MetricsLog
-        from core.train.loop import TrainState, run
+        from core.train.loop import run
+        from core.train.state import TrainState
 
         parts = self.parts
         state = TrainState(parts.recipe, parts.settings, self.device)
-        resumed = self._resume(state)
-        self.first_position = state.images_seen
-        self.saver = AsyncSaver()
-        metrics: dict[str, float] = {}
-        log = MetricsLog(self.store.join("metrics.jsonl")) if self.rank == 0 else None
-        if log is not None:
-            log.cut_back(state.images_seen)
-            self._sweep_faults(state.images_seen)
-        end = "budget"
-        try:
-            for tick in run(
-                parts.recipe, self._batches, parts.settings, device=self.device, state=state, stop=self._stop_requested
-            ):
+        self._resume(state)
+        ticks = run(
+            parts.recipe, self._batches, parts.settings, device=self.device, state=state, stop=self._stop_requested
+        )
+        end, metrics = "budget", dict[str, float]()
+        with self.saver:
+            for tick in ticks:
                 if tick.metrics is not None:
                     metrics = tick.metrics
-                    if log is not None:
-                        log.append({"images_seen": tick.images_seen, "step": tick.step, **tick.metrics})
+                    self._log_metrics(tick)
                 if tick.save or tick.snapshot or tick.end or self._preempted(tick.step):
                     self._save(tick)
                 end = tick.end or end
-        finally:
-            self.saver.close()
-        return self._finish(state, end, metrics, resumed)
+        return self._finish(state, end, metrics)
 
-    def _resume(self, state: Any) -> str | None:
-        """Load the newest committed checkpoint, chosen by rank 0; UserError when it belongs to another run."""
+    def _resume(self, state: Any) -> None:
+        """Load the checkpoint that rank 0 chose, if there is one; UserError when it belongs to another run."""
+        from core import checkpoint
+        from ray_jobs import quarantine
+
+        path = self.device.broadcast_object(self._chosen() if self.rank == 0 else None)
+        if path is not None:
+            tensors, meta = checkpoint.load(path)
+            checkpoint.check_identity(meta, self.parts.identity)
+            state.load(tensors, meta)
+        self.faults_since = state.images_seen
+        if self.log is not None:
+            self.log.cut_back(state.images_seen)
+            quarantine.sweep(self.store, state.images_seen)
+            if path is None and self.job.start_metrics:
+                self.log.append({"images_seen": 0, **self.job.start_metrics})
+
+    def _chosen(self) -> str | None:
+        """The checkpoint to go on from: the newest of this run; before there is one, what `resume` names."""
         from core import checkpoint
 
-        choice = checkpoint.latest(self.store.join("checkpoints"), self.parts.tag) if self.rank == 0 else None
-        path = self.device.broadcast_object(choice.path if choice is not None else None)
-        if path is None:
-            return None
-        tensors, meta = checkpoint.load(path)
-        checkpoint.check_identity(meta, self.parts.identity)
-        state.load(tensors, meta)
-        return str(path)
+        newest = checkpoint.latest(self.root, self.parts.tag)
+        if self.job.resume == "never" and newest is not None and newest.meta.get("fit_id") != self.job.fit_id:
+            message = "the output folder already holds checkpoints of a run"
+            raise UserError(
+                message, file=newest.path, key="checkpoint.resume", found="never", expected="auto, or a new output"
+            )
+        if newest is not None:
+            return str(newest.path)
+        return self.job.resume if self.job.resume not in ("auto", "never") else None
 
     def _batches(self, start: int) -> Iterator[dict[str, Any]]:
         from core.stream import Lookup
         from ray_jobs.streams import Share, stream
 
-        parts = self.parts
-        settings = parts.settings
+        parts, settings = self.parts, self.parts.settings
         share = Share(start, settings.total_images, settings.global_batch, settings.micro_batch, self.rank, self.world)
         batches = stream(
             Lookup(self.plan, parts.order),
@@ -118,12 +130,19 @@ class _Worker:
             self.faults += batch.pop("faults")
             yield batch
 
+    def _log_metrics(self, tick: Any) -> None:
+        if self.log is not None:
+            passes = tick.images_seen / self.plan.rows
+            self.log.append(
+                {"images_seen": tick.images_seen, "step": tick.step, "anchor_passes_seen": passes, **tick.metrics}
+            )
+
     def _stop_requested(self) -> bool:
         """Polled by the loop on rank 0 only; the answer travels with the gradients."""
         return bool(self.store.exists("STOP"))
 
     def _preempted(self, step: int) -> bool:
-        """Whether a node is about to be taken away, agreed over all ranks: save now, go on. A barrier, so on cadence."""
+        """Whether a node is about to be taken away, agreed over all ranks: save now, go on. A barrier: on cadence."""
         every = self.job.scaling.preemption_check_steps
         if every <= 0 or step % every:
             return False
@@ -132,43 +151,45 @@ class _Worker:
         return ray.train.get_preemption_info() is not None
 
     def _save(self, tick: Any) -> None:
-        """Checkpoint (rank 0, asynchronously) and this rank's quarantine part."""
+        """A checkpoint (rank 0, written while training goes on) and this rank's quarantine part."""
         from core import checkpoint
 
         self._write_faults(tick.images_seen)
         if self.rank != 0:
             return
-        parts, root = self.parts, self.store.join("checkpoints")
-        names = [f"{parts.tag}-img{tick.images_seen}"] if tick.snapshot else []
-        names += [f"{parts.tag}-latest"] if tick.save or tick.end or not names else []
-        meta = {"identity": parts.identity, "placement": parts.placement, "science": parts.science}
-        for name in names:
-            self.saver.save(root, name, tick.state.tensors(), {**tick.state.meta(), **meta})
-        checkpoint.prune(root, f"{parts.tag}-latest", keep_last_n=parts.keep_last_n)
+        tag, parts = self.parts.tag, self.parts
+        name = f"{tag}-img{tick.images_seen}" if tick.snapshot else f"{tag}-latest"
+        meta = {
+            **tick.state.meta(),
+            "identity": parts.identity,
+            "placement": parts.placement,
+            "science": parts.science,
+            "fit_id": self.job.fit_id,
+        }
+        self.saver.save(self.root, name, tick.state.tensors(), meta)
+        checkpoint.prune(self.root, f"{tag}-latest", parts.keep_last_n)
 
     def _write_faults(self, images_seen: int) -> None:
-        """This rank's unreadable units since the last save, as one parquet part; positions make parts of a re-run stale."""
-        if not self.faults:
-            return
-        from ray_jobs.quarantine import part_name, to_parquet
+        """This rank's unreadable units since the last save, as a parquet part named by the positions it covers."""
+        if self.faults:
+            from ray_jobs.quarantine import part_name, to_parquet
 
-        self.store.write_bytes(part_name(self.first_position, images_seen, self.rank), to_parquet(self.faults))
-        self.first_position, self.faults = images_seen, []
+            self.store.write_bytes(part_name(self.faults_since, images_seen, self.rank), to_parquet(self.faults))
+        self.faults_since, self.faults = images_seen, []
 
-    def _finish(self, state: Any, end: str, metrics: dict[str, float], resumed: str | None) -> dict[str, Any]:
-        artifact = None
+    def _finish(self, state: Any, end: str, metrics: dict[str, float]) -> dict[str, Any]:
+        """At the end of the budget rank 0 exports the artifact; the rest of the outcome is where things lie."""
+        artifact, last = None, self.saver.last
         if end == "budget" and self.rank == 0:
-            provenance = {
-                "images_seen": state.images_seen,
-                "identity": self.parts.identity["hash"],
-                "tag": self.parts.tag,
-            }
-            self.parts.export(self.parts.recipe, self.store.join("encoder"), provenance)
-            artifact = self.store.join("encoder")
+            identity = self.parts.identity["hash"]
+            provenance = {"images_seen": state.images_seen, "identity": identity, "tag": self.parts.tag}
+            artifact = self.store.join(ENCODER)
+            self.parts.export(self.parts.recipe, artifact, provenance)
+        checkpoint = last.path if last is not None else (self._chosen() if self.rank == 0 else None)
         return {
             "end": end,
             "images_seen": state.images_seen,
             "metrics": metrics,
             "artifact": artifact,
-            "resumed": resumed,
+            "checkpoint": checkpoint,
         }

@@ -1,11 +1,11 @@
 """Runs one training job of any science through Ray Train: the driver's side (`fit`) and the worker's (`train_worker`).
 
-The worker loads the newest committed checkpoint of the run folder, opens its own stream from that position and consumes the
+The worker loads the newest committed checkpoint of the run folder, opens its own stream from there and consumes the
 loop's ticks; nothing of Ray's checkpointing is used, so a restarted worker group, a resubmitted job and a notebook all
-resume in the same way. The science comes in as a module-level `assemble` function; nothing here knows which one it is.
+resume in the same way. The science comes in as a module-level `assemble` function; nothing here knows which it is.
 
-The driver turns SIGTERM and Ctrl-C into a STOP object that all ranks poll together (train functions do not run on the main
-thread, so they get no signals), feeds MLflow, and turns what happened into one `Outcome` or one error.
+The driver turns SIGTERM and Ctrl-C into a STOP object that all ranks poll together (train functions do not run on the
+main thread, so they get no signals), feeds MLflow, and turns what happened into one `Outcome` or one error.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def request_stop(run_dir: str) -> None:
 
 
 def _fit_in_thread(trainer: Any, store: Any) -> dict[str, Any]:
-    """`trainer.fit()` beside the main thread, which stays free for signals. The first asks for a stop, the second ends."""
+    """`trainer.fit()` beside the main thread, which stays free for signals: the first asks to stop, the second ends."""
     result: dict[str, Any] = {}
 
     def run() -> None:

@@ -16,8 +16,8 @@ from core.train.recipe import Recipe
 class Assembly:
     """The parts of one run.
 
-    `recipe` is built on every rank from the same seed; `identity` and `placement` are fingerprints (core.fingerprint), the
-    identity including the plan's hash; `export` writes the final artifacts of a recipe into a folder (a path or URL).
+    `recipe` is built on every rank from the same seed; `identity` and `placement` are fingerprints (core.fingerprint),
+    the identity including the plan's hash; `export` writes the final artifacts of a recipe into a folder (path or URL).
     """
 
     science: str

@@ -1,0 +1,63 @@
+"""The parts of one I-JEPATH run, put together from its resolved config and its plan. No Ray, no devices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from core.config import fingerprint
+from core.order import Order, stratified_order, uniform_order
+from core.plan import Plan
+from core.stream import DecodeSettings
+from core.train.assembly import Assembly
+from ijepath.config import RunConfig
+from ijepath.data import AnchorReader, ReaderConfig
+from ijepath.plan import strata
+from ijepath.recipe import IJepathRecipe
+from ijepath.settings import export_encoder, loop_settings, site_numbers
+
+SCIENCE = "ijepath"
+
+
+def assemble(config: RunConfig, plan: Plan, world: int) -> Assembly:
+    """Recipe, order, reader and loop settings of `config`, whose global batch and budget are resolved.
+
+    UserError for what only the plan can tell: weights of strata that are not there, a site column that is missing.
+    """
+    sites = site_numbers(config, plan)
+    sources = {name: plan.sources[name].to_pylist() for name in plan.sources.column_names}
+    if sites is not None:
+        sources["site"] = sites.numbers
+    data = config.data
+    return Assembly(
+        science=SCIENCE,
+        tag=config.logging.write_tag,
+        recipe=IJepathRecipe(config, sites=sites.count if sites is not None else 0),
+        settings=loop_settings(config, world),
+        order=order_of(config, plan),
+        reader=AnchorReader(ReaderConfig.of(config), sources),
+        identity=identity_of(config, plan),
+        placement=fingerprint(config, placement=True),
+        export=export_encoder,
+        decode_on=data.decode_on,
+        decode=DecodeSettings(data.threads, data.ahead, data.ahead_mb << 20, data.read_timeout_s),
+        decode_tasks=data.threads,
+        chunk=data.anchor_stream_batch_size,
+        keep_last_n=config.checkpoint.keep_last_n,
+    )
+
+
+def order_of(config: RunConfig, plan: Plan) -> Order:
+    """Which anchor stands at which position: strata by their weights, or all anchors alike."""
+    data = config.data
+    window = data.slide_window
+    segments = plan.segments() if window else None
+    if data.sampling_strategy == "global_uniform":
+        return uniform_order(plan.rows, data.seed, window=window, segments=segments)
+    weights = data.sampling_stratum_weights
+    return stratified_order(strata(plan), data.seed, weights, window=window, segments=segments)
+
+
+def identity_of(config: RunConfig, plan: Plan) -> dict[str, Any]:
+    """The fingerprint that a resumed run must share: the config's identity fields and the plan's hash."""
+    values = {**fingerprint(config)["values"], "science": SCIENCE, "plan": plan.hash}
+    return fingerprint(values)

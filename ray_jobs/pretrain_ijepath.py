@@ -1,0 +1,231 @@
+"""I-JEPATH pretraining on whole-slide images: from a slide manifest (or an anchor catalog) to an encoder, through Ray.
+
+    python -m ray_jobs.pretrain_ijepath --config smoke profile=ctx1p0_tgt0p5_fov512um_k4 \\
+        data.slide_manifest_csv=slides.csv output=outputs/run optimization.total_images_budget=100000
+
+A manifest and an output folder are enough: slide index and anchor catalog are built under the output folder when they
+are missing or stale, then training starts, or goes on from the newest checkpoint of the output folder. SIGTERM and
+Ctrl-C checkpoint and end cleanly; the same command goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import tempfile
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from core.config import Loaded, is_set, placement
+from core.errors import UserError
+from ijepath.config import CONFIGS_DIR, GROUPS, RunConfig, resolve_global_batch
+from ijepath.profile import Profile
+from ray_jobs.cli import Outputs, job
+from ray_jobs.runtime import RuntimeConfig, ray_session
+from ray_jobs.trainer import Outcome, ScalingConfig, Tracking, TrainJob, fit
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class PretrainConfig(RunConfig):
+    """A run config, and where it runs."""
+
+    scaling: ScalingConfig = placement(default_factory=ScalingConfig)
+    runtime: RuntimeConfig = placement(default_factory=RuntimeConfig)
+    min_success_fraction: float = placement(1.0)  # of the slides, when the index and the anchors are built here
+
+
+@dataclass
+class Inputs:
+    """What training reads, all of it current."""
+
+    index: str
+    catalog: str
+    plan: Any
+    built: list[str] = field(default_factory=list)
+
+
+def main(loaded: Loaded[PretrainConfig]) -> Outputs | None:
+    config = loaded.config
+    _check(config)
+    if loaded.dry_run:
+        log.info("the config is sound; nothing was read or written")
+        return None
+    scaling = config.scaling
+    with ray_session(config.runtime, cpus=scaling.workers * scaling.cpus_per_worker + 0.5):
+        inputs = prepare(config)
+        outcome = train(config, inputs)
+    log.info("ended (%s) after %s images", outcome.end, f"{outcome.images_seen:,}")
+    paths: dict[str, object] = {"run": config.output, "checkpoint": outcome.checkpoint}
+    if outcome.artifact:
+        paths["encoder"] = outcome.artifact
+    return Outputs(paths)
+
+
+def _check(config: PretrainConfig) -> None:
+    if not config.output:
+        raise UserError("where shall the run go?", key="output", expected="output=FOLDER or a URL")
+    if not is_set(config.optimization.total_images_budget):
+        key = "optimization.total_images_budget"
+        raise UserError("a run needs its length", key=key, expected="images, {epochs: n} or {iterations: n}")
+    data = config.data
+    if not (data.slide_manifest_csv or data.anchor_catalog_manifest):
+        expected = "data.slide_manifest_csv=slides.csv, or data.anchor_catalog_manifest=anchor_catalog_manifest.json"
+        raise UserError("nothing to train on", key="data.slide_manifest_csv", expected=expected)
+
+
+def prepare(config: PretrainConfig) -> Inputs:
+    """Index, anchor catalog and plan, each built on the running Ray when it is missing or stale."""
+    from core.plan import Plan, publish
+    from core.storage import Storage
+    from ijepath import plan as plans
+
+    root = Storage.of(str(config.output))
+    data, built = config.data, []
+    index = data.slide_metadata_parquet or root.join("indexes", "slide_metadata.parquet")
+    catalog = data.anchor_catalog_manifest or root.join("indexes", "anchor_catalog_manifest.json")
+    if data.slide_manifest_csv and (not data.anchor_catalog_manifest or data.slide_metadata_parquet):
+        built += _build_index(config, index)
+        built += _build_catalog(config, index, catalog)
+    elif data.slide_metadata_parquet:
+        built += _build_catalog(config, index, catalog)
+    _same_profile(config, catalog)
+    folder = _plan_folder(root)
+    if not plans.is_current(folder, catalog, data.sampling_stratum_key):
+        plans.build_plan(
+            catalog, folder, sampling_stratum_key=data.sampling_stratum_key, batch_size=data.anchor_stream_batch_size
+        )
+        built.append("plan")
+    plan = Plan.open(folder, verify=True)
+    if not root.local:
+        publish(folder, root.join("plan"))
+        plan = Plan.open(root.join("plan"))
+    log.info("%s anchors in the plan; built now: %s", f"{plan.rows:,}", ", ".join(built) or "nothing")
+    return Inputs(index, catalog, plan, built)
+
+
+def _build_index(config: PretrainConfig, output: str) -> list[str]:
+    from ijepath.index import COLUMNS, check_success, is_current
+    from ijepath.manifest import read_manifest
+    from ray_jobs import index_slides
+
+    manifest = read_manifest(str(config.data.slide_manifest_csv), reserved=COLUMNS)
+    if is_current(output, manifest):
+        return []
+    settings = index_slides.IndexSlidesConfig(manifest=str(config.data.slide_manifest_csv), output=output, resume=True)
+    index = index_slides.build(settings, manifest, index_slides.previous_rows(settings))
+    check_success(index, config.min_success_fraction, settings.report)
+    return ["slide index"]
+
+
+def _build_catalog(config: PretrainConfig, index: str, output: str) -> list[str]:
+    from ijepath.catalog import stale_because
+    from ijepath.index import read_index
+    from ray_jobs import build_anchors
+
+    profile, key = profile_of(config), config.data.sampling_stratum_key
+    stale = stale_because(output, profile, index, key)
+    if not stale:
+        return []
+    log.info("anchor catalog: %s", stale)
+    settings = build_anchors.BuildAnchorsConfig(
+        slide_index=index,
+        output=output,
+        profile=profile,
+        sampling_stratum_key=key,
+        min_success_fraction=config.min_success_fraction,
+    )
+    build_anchors.build(settings, read_index(index))
+    return ["anchor catalog"]
+
+
+def profile_of(config: PretrainConfig) -> Profile:
+    """The profile that the data section carries."""
+    return Profile(**{f.name: getattr(config.data, f.name) for f in fields(Profile)})
+
+
+def _same_profile(config: PretrainConfig, catalog: str) -> None:
+    """UserError when a given catalog was built for another geometry than the config's."""
+    from ijepath.catalog import Catalog
+    from ijepath.profile import CATALOG_FIELDS
+
+    recorded, wanted = Catalog.open(catalog).manifest["profile"], profile_of(config).as_dict()
+    for key in CATALOG_FIELDS:
+        if recorded.get(key) != wanted[key]:
+            message = "the anchor catalog was built for another profile"
+            raise UserError(message, file=catalog, key=f"data.{key}", found=recorded.get(key), expected=wanted[key])
+
+
+def train(config: PretrainConfig, inputs: Inputs) -> Outcome:
+    """Log the diversity budget, save the resolved config and train to the end of the budget."""
+    from core.storage import Storage
+    from ijepath.assembly import assemble
+    from ijepath.diversity import Diversity
+
+    config = resolved(config, inputs.plan.rows)
+    data = config.data
+    budget = Diversity(
+        inputs.plan.rows,
+        config.optimization.total_images_budget,
+        data.low_anchor_pass_warning_threshold,
+        data.high_anchor_pass_warning_threshold,
+    )
+    for line in budget.lines():
+        log.info(line)
+    store = Storage.of(str(config.output))
+    store.write_bytes("config_resolved.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
+    job = TrainJob(
+        assemble=assemble,
+        config=config,
+        plan_path=inputs.plan.origin,
+        run_dir=str(config.output),
+        scaling=config.scaling,
+        tag=config.logging.write_tag,
+        resume=config.checkpoint.resume,
+        tracking=Tracking(config.logging.mlflow, config.logging.tracking_uri, config.logging.experiment),
+        start_metrics=budget.metrics(),
+    )
+    return fit(job)
+
+
+def resolved(config: PretrainConfig, anchors: int) -> PretrainConfig:
+    """The config with the global batch fixed (that of the run it resumes, if it does) and the budget in images."""
+    from core.train.budget import resolve_budget
+
+    config = resolve_global_batch(config, config.scaling.workers, _recorded_global_batch(config))
+    settings = config.optimization
+    key = "optimization.total_images_budget"
+    batch = int(settings.global_batch or 0)
+    images = resolve_budget(settings.total_images_budget, global_batch=batch, epoch_images=anchors, key=key)
+    return replace(config, optimization=replace(settings, total_images_budget=images))
+
+
+def _recorded_global_batch(config: PretrainConfig) -> int | None:
+    """The global batch of the newest checkpoint in the output folder; None without one."""
+    from core import checkpoint
+    from core.storage import Storage
+    from ray_jobs.train_worker import CHECKPOINTS
+
+    newest = checkpoint.latest(Storage.of(str(config.output)).join(CHECKPOINTS), config.logging.write_tag)
+    if newest is None:
+        return None
+    values = newest.meta.get("identity", {}).get("values", {})
+    found = values.get("optimization.global_batch")
+    return int(found) if found else None
+
+
+def _plan_folder(root: Any) -> str:
+    """Where the plan is built: in the output folder, or on the local disk when that is remote."""
+    if root.local:
+        return str(root.join("plan"))
+    digest = hashlib.sha256(root.url.encode()).hexdigest()[:16]
+    return str(Path(tempfile.gettempdir()) / f"pathray-plan-{os.getuid()}-{digest}")
+
+
+if __name__ == "__main__":
+    job(main, PretrainConfig, CONFIGS_DIR, GROUPS)
