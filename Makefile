@@ -30,7 +30,7 @@ test: lint
 test-heavy: $(VENV)/.installed
 	$(BIN)/python -m pytest -m heavy $(PYTEST_FLAGS)
 
-test-xla: $(VENV_XLA)/.installed
+test-xla: $(if $(wildcard tests/xla/test_*.py),$(VENV_XLA)/.installed)
 	@if ls tests/xla/test_*.py >/dev/null 2>&1; then \
 	  PJRT_DEVICE=CPU $(XLA)/python -m pytest tests/xla $(PYTEST_FLAGS); \
 	else echo "there are no XLA tests under tests/xla"; fi
