@@ -1,0 +1,170 @@
+"""One picture per slide: where its tissue was found and where its anchors stand. For judging masks at a glance.
+
+The tissue is the mask that anchors were built from (given, or computed at 8 µm/px); an anchor is a dot at its context's
+centre, coloured by the tissue share of the context. Not here: what training sees at an anchor (ijepath.previews).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from core.canvas import ACCENTS, CARD, FAINT, INK, MUTED, Canvas, Picture, mixed
+from core.wsi.reader import open_mask, open_slide
+from core.wsi.resize import resize
+from core.wsi.thumbnail import thumbnail
+from core.wsi.tissue import tissue_mask
+from ijepath.catalog import Catalog
+
+THUMBNAIL_PX = 1600
+PICTURE, ASIDE, MARGIN, HEADER = 900.0, 230.0, 32.0, 84.0
+STOPS = ("#ffd400", "#12a594", "#12297a")  # tissue share 0, 1/2, 1
+CONTOUR = ACCENTS[0]
+COLUMNS = (
+    "slide_id",
+    "center_x_level0",
+    "center_y_level0",
+    "tissue_fraction",
+    "wsi_path",
+    "mask_path",
+    "wsi_level0_spacing_mpp",
+    "context_size_level0",
+)
+
+
+@dataclass(frozen=True)
+class SlideOverlay:
+    """A slide of the catalog with its anchors: centres `[N]` in level-0 pixels and tissue shares `[N]`."""
+
+    slide: Mapping[str, Any]
+    x: npt.NDArray[np.int64]
+    y: npt.NDArray[np.int64]
+    tissue: npt.NDArray[np.float32]
+
+
+def slides_of(catalog: Catalog) -> Iterator[SlideOverlay]:
+    """The catalog's slides in its order, one in memory at a time."""
+    parts: list[dict[str, npt.NDArray[Any]]] = []
+    for batch in catalog.batches(COLUMNS, 1 << 16):
+        columns = {name: batch.column(name).to_numpy(zero_copy_only=False) for name in COLUMNS}
+        cuts = np.flatnonzero(columns["slide_id"][1:] != columns["slide_id"][:-1]) + 1
+        for piece in np.split(np.arange(batch.num_rows), cuts):
+            if parts and columns["slide_id"][piece[0]] != parts[-1]["slide_id"][0]:
+                yield _joined(parts)
+                parts = []
+            parts.append({name: values[piece] for name, values in columns.items()})
+    if parts:
+        yield _joined(parts)
+
+
+def _joined(parts: list[dict[str, npt.NDArray[Any]]]) -> SlideOverlay:
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in COLUMNS}
+    facts = {name: columns[name][0] for name in COLUMNS}
+    return SlideOverlay(facts, columns["center_x_level0"], columns["center_y_level0"], columns["tissue_fraction"])
+
+
+def draw_overlay(overlay: SlideOverlay, profile_name: str, scale: float = 1.0) -> Picture:
+    """Thumbnail, tissue contour, anchors, legend. Raises what opening and reading the slide or its mask raises."""
+    facts = overlay.slide
+    mpp0, mask_path = float(facts["wsi_level0_spacing_mpp"]), str(facts["mask_path"] or "")
+    slide = open_slide(str(facts["wsi_path"]))
+    try:
+        picture, size = thumbnail(slide, THUMBNAIL_PX), slide.level_shapes[0]
+        tissue = _mask(mask_path) if mask_path else tissue_mask(slide, mpp0)
+    finally:
+        slide.close()
+    unit = PICTURE / max(size)
+    width, height = size[0] * unit, size[1] * unit
+    canvas = Canvas(width + ASIDE + 3 * MARGIN, HEADER + max(height, 430) + MARGIN, scale)
+    _header(canvas, overlay)
+    canvas.picture(_contoured(picture, tissue), MARGIN, HEADER, width, height)
+    canvas.rect(MARGIN, HEADER, width, height, outline=FAINT)
+    _anchors(canvas, overlay, unit)
+    canvas.scale_bar(MARGIN + 8, HEADER + height - 8, mpp0 / unit, 0.25 * width, size=12)
+    share = float((tissue > 0).mean())
+    _aside(canvas, overlay, (width + 2 * MARGIN, HEADER), share, profile_name, bool(mask_path))
+    return canvas.finished()
+
+
+def share_colour(share: float) -> tuple[int, int, int]:
+    """The colour of a tissue share between 0 and 1."""
+    place = min(max(share, 0.0), 1.0) * (len(STOPS) - 1)
+    low = min(int(place), len(STOPS) - 2)
+    return mixed(STOPS[low], STOPS[low + 1], place - low)
+
+
+def _mask(path: str) -> npt.NDArray[np.uint8]:
+    mask = open_mask(path)
+    try:
+        return thumbnail(mask, THUMBNAIL_PX)
+    finally:
+        mask.close()
+
+
+def _contoured(picture: Picture, tissue: npt.NDArray[np.uint8]) -> Picture:
+    """The picture with glass a little greyer and the tissue's outline drawn on it."""
+    from scipy.ndimage import binary_dilation, binary_erosion
+
+    height, width = picture.shape[:2]
+    inside = resize((tissue > 0).astype(np.uint8) * 255, width, height) > 127  # linear: no staircases
+    out = picture.astype(np.float32)
+    out[~inside] *= 0.93
+    line = binary_dilation(inside & ~binary_erosion(inside, border_value=1), iterations=1)
+    out[line] = mixed(CONTOUR, CONTOUR, 0)
+    return out.astype(np.uint8)
+
+
+def _header(canvas: Canvas, overlay: SlideOverlay) -> None:
+    canvas.text(MARGIN, 22, str(overlay.slide["slide_id"]), 22, INK, bold=True)
+    canvas.text(MARGIN, 54, "tissue, and the anchors that contexts are read at", 13, MUTED)
+
+
+def _anchors(canvas: Canvas, overlay: SlideOverlay, unit: float) -> None:
+    radius = float(np.clip(0.09 * float(overlay.slide["context_size_level0"]) * unit, 1.2, 6.0))
+    for x, y, share in zip(overlay.x.tolist(), overlay.y.tolist(), overlay.tissue.tolist(), strict=True):
+        canvas.dot(MARGIN + x * unit, HEADER + y * unit, radius * 1.3, "#ffffff")
+        canvas.dot(MARGIN + x * unit, HEADER + y * unit, radius, share_colour(share))
+    best = int(np.argmax(overlay.tissue))
+    side = float(overlay.slide["context_size_level0"]) * unit
+    corner = MARGIN + float(overlay.x[best]) * unit - side / 2, HEADER + float(overlay.y[best]) * unit - side / 2
+    canvas.frame(*corner, side, side, INK, 2, 5)
+
+
+def _aside(
+    canvas: Canvas, overlay: SlideOverlay, corner: tuple[float, float], share: float, profile: str, given: bool
+) -> None:
+    x, y = corner
+    mpp = float(overlay.slide["wsi_level0_spacing_mpp"])
+    field = float(overlay.slide["context_size_level0"]) * mpp
+    facts = (
+        ("anchors", f"{overlay.x.size:,}"),
+        ("context", f"{field:.3g} µm"),
+        ("spacing, level 0", f"{mpp:.4g} µm/px"),
+        ("tissue of the slide", f"{100 * share:.0f}%"),
+        ("mask", "given" if given else "computed"),
+    )
+    canvas.rect(x, y, ASIDE, 430, fill=CARD, radius=10)
+    x, y = x + 18, y + 18
+    for name, value in facts:
+        canvas.text(x, y, name, 11, MUTED)
+        canvas.text(x, y + 14, value, 15, INK, bold=True)
+        y += 42
+    y += 10
+    canvas.text(x, y, "tissue share of the context", 11, MUTED)
+    steps, bar = 48, ASIDE - 36
+    for i in range(steps):
+        canvas.rect(x + i * bar / steps, y + 20, bar / steps + 0.5, 12, fill=share_colour((i + 0.5) / steps))
+    for value in (0.0, 0.5, 1.0):
+        canvas.text(
+            x + value * bar, y + 36, f"{100 * value:.0f}%", 10, MUTED, anchor=("la", "ma", "ra")[int(2 * value)]
+        )
+    y += 66
+    canvas.line([(x, y), (x + 24, y)], CONTOUR, 2.5)
+    canvas.text(x + 34, y, "tissue", 11, MUTED, anchor="lm")
+    canvas.frame(x + 3, y + 14, 18, 18, INK, 1.8, 4)
+    canvas.text(x + 34, y + 23, "one context", 11, MUTED, anchor="lm")
+    canvas.text(x, y + 48, profile, 9, MUTED)
