@@ -1,0 +1,115 @@
+"""Intervals by resampling: over seeds, over rows, or over clusters of rows that share a patient. No torch.
+
+Not here: the metrics that are resampled, and tests of significance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+BLOCK_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its two-sided interval at `level`, from `n` independent units (seeds, rows, clusters)."""
+
+    estimate: float
+    low: float
+    high: float
+    level: float
+    n: int
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+    def __str__(self) -> str:
+        return f"{self.estimate:+.4f} [{self.low:+.4f}, {self.high:+.4f}] ({self.level:.0%}, n = {self.n})"
+
+
+def paired_difference(
+    a: npt.ArrayLike,
+    b: npt.ArrayLike,
+    *,
+    method: Literal["t", "percentile"] = "t",
+    clusters: npt.ArrayLike | None = None,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """Mean of a − b over units measured twice (`[N]` each: the same seeds, slides, patients …), with an interval.
+
+    ``t``: mean ± t_{n−1}·s/√n, for a few seeds. ``percentile``: Efron's bootstrap, for many units. With `clusters` `[N]`
+    the unit is the cluster: ``percentile`` resamples whole clusters and weighs rows alike; ``t`` takes cluster means
+    as the n values. ValueError for other lengths, values that are not finite, or fewer than two units.
+    """
+    difference = _finite(a, "a") - _finite(b, "b")
+    groups = _codes(clusters, difference.size)
+    count = int(groups.max(initial=-1)) + 1
+    if count < 2:
+        raise ValueError(f"an interval needs at least two units, found {count}")
+    if method == "t":
+        sizes = np.bincount(groups, minlength=count)
+        return t_interval(np.bincount(groups, weights=difference, minlength=count) / sizes, level=level)
+    sums, sizes = np.bincount(groups, weights=difference), np.bincount(groups)
+    drawn = np.concatenate([(w @ sums) / (w @ sizes) for w in cluster_counts(count, resamples, seed)])
+    low, high = percentile_interval(drawn, level)
+    return Interval(float(difference.mean()), low, high, level, count)
+
+
+def t_interval(values: npt.ArrayLike, *, level: float = 0.95) -> Interval:
+    """Mean of `values` `[N]` ± t_{N−1}·s/√N. ValueError for fewer than two values or one that is not finite."""
+    x = _finite(values, "values")
+    if x.size < 2:
+        raise ValueError(f"an interval needs at least two values, found {x.size}")
+    from scipy.special import stdtrit
+
+    half = float(stdtrit(x.size - 1, 0.5 + level / 2)) * float(x.std(ddof=1)) / x.size**0.5
+    mean = float(x.mean())
+    return Interval(mean, mean - half, mean + half, level, int(x.size))
+
+
+def percentile_interval(drawn: npt.ArrayLike, level: float = 0.95) -> tuple[float, float]:
+    """The middle `level` of resampled values; NaN draws (a metric that a resample left undefined) are passed over."""
+    values = np.asarray(drawn, np.float64)
+    low, high = np.nanquantile(values, [0.5 - level / 2, 0.5 + level / 2])
+    return float(low), float(high)
+
+
+def cluster_counts(count: int, resamples: int, seed: int) -> Iterator[Floats]:
+    """How often each of `count` units stands in each resample, as blocks `[r, count]` of bounded size, rows Σ = count.
+
+    A weighted metric on such counts is the metric on the resample: expand by cluster (``counts[:, codes]``) to weigh
+    rows. The same seed gives the same resamples whatever is computed on them, so two models are compared on equal ones.
+    """
+    generator = np.random.Generator(np.random.Philox(seed))
+    block = max(1, BLOCK_BYTES // (8 * count))
+    share = np.full(count, 1.0 / count)
+    for start in range(0, resamples, block):
+        yield generator.multinomial(count, share, size=min(block, resamples - start)).astype(np.float64)
+
+
+def _codes(clusters: npt.ArrayLike | None, n: int) -> Ints:
+    """0…C−1 per row; every row its own cluster without `clusters`."""
+    if clusters is None:
+        return np.arange(n, dtype=np.int64)
+    labels: npt.NDArray[Any] = np.asarray(clusters)
+    if labels.shape != (n,):
+        raise ValueError(f"clusters have shape {labels.shape}, the values ({n},)")
+    codes: Ints = np.unique(labels, return_inverse=True)[1].astype(np.int64)
+    return codes
+
+
+def _finite(values: npt.ArrayLike, name: str) -> Floats:
+    x = np.asarray(values, np.float64)
+    if x.ndim != 1 or not np.isfinite(x).all():
+        raise ValueError(f"{name} must be one row of finite numbers, found shape {x.shape}")
+    return x
