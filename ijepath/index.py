@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from core.errors import MissingFile, UnreadableUnit, UserError
 from core.storage import Storage, write_atomic
 from core.wsi.reader import SlideReader, open_mask, open_slide
-from core.wsi.source import public
+from core.wsi.source import is_url, public
 from core.wsi.spacing import level_mpps
 from ijepath.manifest import Manifest, ManifestRow, folder_of
 
@@ -108,8 +108,11 @@ def failed_row(row: ManifestRow, error: str) -> Row:
 
 
 def _blank(row: ManifestRow) -> Row:
-    named = {"slide_id": row.slide_id, "wsi_path": row.wsi_path, "mask_path": row.mask_path}
-    return dict.fromkeys(COLUMNS) | named | row.metadata
+    return dict.fromkeys(COLUMNS) | _named(row)
+
+
+def _named(row: ManifestRow) -> Row:
+    return {"slide_id": row.slide_id, "wsi_path": row.wsi_path, "mask_path": row.mask_path} | row.metadata
 
 
 def describe(error: BaseException) -> str:
@@ -243,18 +246,27 @@ def read_index(path: str) -> SlideIndex:
 
 
 def is_current(path: str, manifest: Manifest) -> bool:
-    """Whether the index at `path` lists just the slides of `manifest`, with their paths and metadata, all ok.
+    """Whether indexing `manifest` again would give the index at `path`: same slides and metadata, all ok, same files.
 
-    It opens and stats no slide; the job with resume=true also sees files that changed.
+    No slide is opened; the state of remote files, which takes a request each, is not asked for.
     """
     try:
         index = read_index(path)
     except UserError:
         return False
-    fixed = ("slide_id", "wsi_path", "mask_path")
-    want = [(*(getattr(row, c) for c in fixed), row.metadata) for row in manifest]
-    have = [(*(row[c] for c in fixed), {c: row[c] for c in index.metadata_columns}) for row in index.rows]
-    return not index.failed and want == have
+    if index.failed or index.metadata_columns != manifest.metadata_columns or len(index.rows) != len(manifest):
+        return False
+    return all(_still(known, row) for known, row in zip(index.rows, manifest, strict=True))
+
+
+def _still(known: Row, row: ManifestRow) -> bool:
+    if row.error or any(known[k] != v for k, v in _named(row).items()):
+        return False
+    local = [(c, known[f"{c}_path"]) for c in ("wsi", "mask") if known[f"{c}_path"] and not is_url(known[f"{c}_path"])]
+    try:
+        return all(file_state(path) == known[f"{c}_state"] for c, path in local)
+    except MissingFile:
+        return False
 
 
 def check_success(index: SlideIndex, min_success_fraction: float, file: object) -> None:

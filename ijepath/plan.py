@@ -5,6 +5,8 @@ Not here: the plan's form on disk (core.plan) and which row is read when (core.o
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -76,6 +78,15 @@ def build_plan(
 def strata(plan: Plan) -> list[Stratum]:
     """The strata of a plan, for core.order.stratified_order."""
     return [Stratum(s["name"], int(s["start"]), int(s["rows"])) for s in plan.meta["strata"]]
+
+
+def identity(plan: Plan) -> str:
+    """Digest of which anchors of which slides stand in which row and stratum, and not of where the slides' files lie.
+
+    A run may go on after its slides were moved: their paths, which `plan.hash` covers, are placement.
+    """
+    facts = [plan.meta["anchors_identity"], plan.meta["strata"], plan.sources["stratum_id"].to_pylist()]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def is_current(out_dir: str, catalog_path: str, sampling_stratum_key: str | None = None) -> bool:

@@ -13,9 +13,8 @@ from typing import Any
 
 from core.errors import UserError
 
-# Changing one of these moves anchors or alters a column of the catalog; the others may change without a rebuild.
+# Changing one of these moves anchors or alters what the catalog says of them; the others may change without a rebuild.
 CATALOG_FIELDS = (
-    "profile_id",
     "context_mpp",
     "target_mpp",
     "context_fov_um",

@@ -7,6 +7,11 @@ import pytest
 
 import ijepath.index
 from core.errors import MissingFile, UserError
+from core.storage import Storage
+from ijepath.anchors import anchors_of
+from ijepath.catalog import Catalog
+from ijepath.catalog import is_current as catalog_current
+from ijepath.catalog_writer import write_catalog
 from ijepath.index import (
     COLUMNS,
     SlideIndex,
@@ -20,6 +25,8 @@ from ijepath.index import (
     write_report,
 )
 from ijepath.manifest import ManifestRow, read_manifest
+from ijepath.plan import build_plan
+from ijepath.profile import Profile
 from tests.builders.cohort import good_cohort, square_mask, write_manifest, write_mask, write_slide
 
 
@@ -187,6 +194,11 @@ def test_an_index_is_current_for_its_manifest_only(tmp_path):
     text = (tmp_path / "slides.csv").read_text()
     (tmp_path / "slides.csv").write_text(text.replace("skin", "liver"))
     assert not is_current(index_path, read_manifest(path))
+    (tmp_path / "slides.csv").write_text(text)
+    write_mask(tmp_path / "mask0.png", square_mask(128, 96))
+    assert not is_current(index_path, read_manifest(path)), "a mask that changed is to be read again"
+    write_index(index_path, indexed(path))
+    assert is_current(index_path, read_manifest(path))
     (tmp_path / "slides.csv").write_text(text + "s9,gone.tiff,,lung\n")
     write_index(index_path, indexed(path))
     assert not is_current(index_path, read_manifest(path)), "a failed slide is to be tried again"
@@ -218,3 +230,22 @@ def test_the_real_slides_are_indexed_and_the_one_without_a_pixel_size_needs_it_i
     given = [r | {"mpp": "0.5" if r["slide_id"] == tcga else ""} for r in rows]
     index = indexed(write_manifest(tmp_path / "given.csv", given))
     assert not index.failed and index.rows[1]["wsi_shapes"][0] == [4443, 3567]
+
+
+def test_slides_masks_manifest_index_and_catalog_may_all_lie_behind_urls(tmp_path):
+    root = "memory://bucket/cohort"
+    good_cohort(tmp_path, slides=2)
+    store = Storage.of(root)
+    for path in tmp_path.iterdir():
+        store.put(path, f"wsi/{path.name}")
+    index = indexed(f"{root}/wsi/slides.csv")
+    assert [r["status"] for r in index.rows] == ["ok", "ok"], index.failed
+    write_index(f"{root}/indexes/slide_metadata.parquet", index)
+    profile = Profile(context_fov_um=64.0, target_fov_um=16.0)
+    catalog = f"{root}/indexes/anchor_catalog_manifest.json"
+    options = {"slide_index": f"{root}/indexes/slide_metadata.parquet", "metadata_columns": index.metadata_columns}
+    write_catalog(catalog, profile, anchors_of(read_index(options["slide_index"]).rows, profile), **options)
+    plan = build_plan(catalog, str(tmp_path / "plan"), sampling_stratum_key="organ")
+    assert plan.rows == Catalog.open(catalog, verify=True).total_anchors > 50
+    assert plan.sources["wsi_path"].to_pylist() == [f"{root}/wsi/slide{i}.tiff" for i in range(2)]
+    assert catalog_current(catalog, profile, options["slide_index"])

@@ -1,10 +1,13 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from core.errors import UserError
 from core.order import stratified_order
+from ijepath.anchors import SlideAnchors
 from ijepath.catalog_writer import write_catalog
-from ijepath.plan import build_plan, is_current, strata
+from ijepath.plan import build_plan, identity, is_current, strata
 from tests.builders.anchors import anchors_at, index_row, small_profile, write_small_index
 
 SLIDES = [("e", "lung", 5), ("b", "skin", 30), ("d", None, 7), ("a", "lung", 8), ("c", "skin", 1)]
@@ -107,3 +110,31 @@ def test_a_missing_default_key_gives_one_stratum_also_when_asked_for_by_name(tmp
     for key in (None, "organ"):
         plan = build_plan(path, str(tmp_path / f"plan-{key}"), sampling_stratum_key=key)
         assert plan.meta["strata"] == [{"name": "unknown", "start": 0, "rows": 3}]
+
+
+def test_identity_follows_anchors_and_strata_and_not_the_place_of_the_slides(catalog, tmp_path):
+    path, results = catalog
+    first = build_plan(path, str(tmp_path / "one"))
+    by_site = build_plan(path, str(tmp_path / "two"), sampling_stratum_key="site")
+    index = str(tmp_path / "slide_metadata.parquet")
+    moved = [replace(r, slide=r.slide | {"wsi_path": f"gs://bucket/{r.slide['slide_id']}.svs"}) for r in results]
+    options = {"slide_index": index, "metadata_columns": ("organ", "site")}
+    write_catalog(path, small_profile(), moved, **options)
+    elsewhere = build_plan(path, str(tmp_path / "three"))
+    write_catalog(path, small_profile(), results[1:], **options)
+    fewer = build_plan(path, str(tmp_path / "four"))
+    assert identity(elsewhere) == identity(first) and elsewhere.hash != first.hash
+    assert len({identity(p) for p in (first, by_site, fewer)}) == 3
+
+
+def test_a_stratum_whose_slides_give_no_anchors_takes_no_part_and_the_order_never_waits_for_it(tmp_path):
+    rows = [index_row("a", "lung"), index_row("b", "skin"), index_row("c", "liver")]
+    index = write_small_index(str(tmp_path / "slide_metadata.parquet"), rows)
+    path = str(tmp_path / "catalog.json")
+    results = [anchors_at(rows[0], 3), SlideAnchors(rows[1], "no_valid_anchors"), anchors_at(rows[2], 2)]
+    manifest = write_catalog(path, small_profile(), results, slide_index=index, metadata_columns=("organ",))
+    assert manifest["stratum_counts"] == {"liver": 2, "lung": 3}
+    plan = build_plan(path, str(tmp_path / "plan"))
+    assert [s.name for s in strata(plan)] == ["liver", "lung"]
+    drawn = stratified_order(strata(plan), seed=1).rows(np.arange(100))
+    assert set(drawn.tolist()) == set(range(5))

@@ -90,7 +90,7 @@ def test_an_unknown_key_of_a_recorded_profile_is_refused():
 
 def test_only_what_moves_anchors_changes_the_catalog_hash():
     base = replace(Profile(), profile_id="p")
-    same = [replace(base, targets_per_context=8), replace(base, seed=3), replace(base, target_margin_um=99.0)]
-    other = [replace(base, min_tissue_fraction=0.3), replace(base, context_fov_um=256.0), replace(base, profile_id="q")]
+    same = [replace(base, **{k: 9}) for k in ("targets_per_context", "seed", "target_margin_um", "profile_id")]
+    other = [replace(base, min_tissue_fraction=0.3), replace(base, context_fov_um=256.0)]
     assert {p.catalog_hash() for p in same} == {base.catalog_hash()}
     assert base.catalog_hash() not in {p.catalog_hash() for p in other}
