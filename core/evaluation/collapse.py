@@ -21,8 +21,8 @@ def feature_std(x: Tensor) -> Tensor:
 def rankme(x: Tensor) -> Tensor:
     """Effective rank of features `[N, D]`, between 1 and min(N, D) (Garrido et al. 2023, arXiv 2210.02885, eq. 1-2):
 
-    exp(−Σ p_k log p_k) with p_k = σ_k / ‖σ‖₁ + 1e-7 over the singular values σ. Not centred, as in the paper. Computed in
-    float64 on the CPU; a scalar there. NaN features give NaN; all-zero features give 1.
+    exp(−Σ p_k log p_k) with p_k = σ_k / ‖σ‖₁ + 1e-7 over the singular values σ. Not centred, as in the paper.
+    Computed in float64 on the CPU; a scalar there. NaN features give NaN; all-zero features give 1.
     """
     assert x.ndim == 2 and min(x.shape) > 0, x.shape
     features = x.detach().to("cpu", torch.float64)

@@ -50,8 +50,8 @@ def linear_probe(
     """Multinomial logistic regression on features standardised by the training rows.
 
     The strength C is the smallest of those best in balanced accuracy on a validation part (`validation` of the training
-    groups, stratified, seeded), then the probe is fitted again on all training rows. UserError for features that are not
-    finite, fewer than two classes, or a group on both sides.
+    groups, stratified, seeded), then the probe is fitted again on all training rows. UserError for features that are
+    not finite, fewer than two classes, or a group on both sides.
     """
     _check(train_x, train_y, test_x, test_y, train_groups, test_groups)
     chosen = float(cs[0])
@@ -101,7 +101,8 @@ def grouped_split(labels: Labels, groups: Labels | None, fraction: float, seed: 
     """(training rows, held-out rows), both rising: about `fraction` of the groups held out, no group on both sides.
 
     Stratified by each group's most frequent label: of every class at least one group stays and, where it has two, one
-    is held out. Without `groups` every row is its own. UserError when fewer than two groups are given.
+    is held out (where no class has two, some group is all the same). Without `groups` every row is its own.
+    UserError when fewer than two groups are given.
     """
     members: Labels = np.arange(len(labels)) if groups is None else np.asarray(groups)
     names, group = np.unique(members, return_inverse=True)
@@ -144,11 +145,15 @@ def _logistic(x: Floats, y: Labels, test: Floats, c: float, max_iter: int) -> La
 
 def _top(similarity: npt.NDArray[np.float32], k: int) -> Ints:
     """Columns of the k largest of each row, largest first, equal ones by column."""
-    if k < similarity.shape[1]:
-        edge = -np.partition(-similarity, k - 1, axis=1)[:, k - 1 : k]
-        similarity = np.where(similarity >= edge, similarity, -np.inf)
-    order: Ints = np.argsort(-similarity, axis=1, kind="stable")[:, :k].astype(np.int64)
-    return order
+    if k >= similarity.shape[1]:
+        everything: Ints = np.argsort(-similarity, axis=1, kind="stable")
+        return everything
+    index: Ints = np.sort(np.argpartition(-similarity, k - 1, axis=1)[:, :k], axis=1)
+    found = np.take_along_axis(similarity, index, axis=1)
+    index = np.take_along_axis(index, np.argsort(-found, axis=1, kind="stable"), axis=1)
+    tied = np.flatnonzero((similarity >= found.min(axis=1, keepdims=True)).sum(axis=1) > k)
+    index[tied] = np.argsort(-similarity[tied], axis=1, kind="stable")[:, :k]
+    return index
 
 
 def _unit(x: Floats) -> npt.NDArray[np.float32]:

@@ -47,9 +47,9 @@ def paired_difference(
 ) -> Interval:
     """Mean of a − b over units measured twice (`[N]` each: the same seeds, slides, patients …), with an interval.
 
-    ``t``: mean ± t_{n−1}·s/√n, for a few seeds. ``percentile``: Efron's bootstrap, for many units. With `clusters` `[N]`
-    the unit is the cluster: ``percentile`` resamples whole clusters and weighs rows alike; ``t`` takes cluster means
-    as the n values. ValueError for other lengths, values that are not finite, or fewer than two units.
+    ``t``: mean ± t_{n−1}·s/√n, for a few seeds. ``percentile``: Efron's bootstrap, for many units. With `clusters`
+    `[N]` the unit is the cluster: ``percentile`` resamples whole clusters and weighs rows alike; ``t`` takes cluster
+    means as the n values. ValueError for other lengths, values that are not finite, or fewer than two units.
     """
     difference = _finite(a, "a") - _finite(b, "b")
     groups = _codes(clusters, difference.size)

@@ -75,7 +75,7 @@ def test_no_value_decides_a_shape():
 def test_the_projection_head_has_its_layers_and_no_norm_unless_asked():
     head = ProjectionHead([8, 16, 16, 4])
     assert [type(m).__name__ for m in head.layers] == ["Linear", "GELU", "Linear", "GELU", "Linear"]
-    weights = head.layers[0].weight
+    weights = head.layers[0].weight.detach()
     assert float(weights.std()) == pytest.approx(0.02, rel=0.2) and not head.layers[0].bias.any()
     x = torch.randn(5, 8)
     expected = x
