@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -148,17 +147,6 @@ def drift(teacher: nn.Module, student: nn.Module) -> float:
     apart = torch.stack([(t - s).detach().float().square().sum() for t, s in pairs]).sum()
     size = torch.stack([s.detach().float().square().sum() for _, s in pairs]).sum()
     return float((apart / size).sqrt())
-
-
-def preprocessing(config: RunConfig) -> dict[str, Any]:
-    """What an encoder of this run expects: the teacher saw target crops, at the targets' spacing."""
-    data = config.data
-    return {
-        "mean": list(data.mean),
-        "std": list(data.std),
-        "size": data.target_px,
-        "mpp": data.target_effective_mpp,
-    }
 
 
 def _accuracy(logits: Tensor, site: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from ijepath.config import (
 from ijepath.data import ReaderConfig
 from ijepath.footprints import TooFewTokens, sample_footprints, teacher_cells, to_predictor_grid
 from ijepath.geometry import draw_boxes
-from ijepath.recipe import IJepathRecipe, advice, drift, preprocessing
+from ijepath.recipe import IJepathRecipe, advice, drift
 from ijepath.scales import kind_of_step
 
 G, STEPS = 8, 30
@@ -210,9 +210,3 @@ def test_drift_is_relative_to_the_students_size():
         for p, q in zip(a.parameters(), b.parameters(), strict=True):
             p.copy_(q * 1.5)
     assert drift(a, b) == pytest.approx(0.5)
-
-
-def test_preprocessing_describes_what_the_teacher_saw():
-    assert preprocessing(config()) == {
-        "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "size": 64, "mpp": 0.5,
-    }  # fmt: skip

@@ -1,0 +1,96 @@
+"""From a resolved run config to what the loop is told, and what an exported encoder says of itself.
+
+Not here: the recipe itself (ijepath.recipe) and how the parts are put together (ijepath.assembly).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from core.config import fingerprint
+from core.device import Device
+from core.optim.schedules import Schedule
+from core.train.budget import resolve_cadence
+from core.train.settings import LoopSettings, PhaseOptim
+from ijepath.config import RunConfig
+from ijepath.tuning import poll_every_steps
+
+LATEST_PER_SNAPSHOT = 20
+POLL_EVERY_STEPS = 10
+
+
+def loop_settings(config: RunConfig) -> LoopSettings:
+    """Settings of the loop for a config whose global batch and budget (in images) are resolved.
+
+    Metrics are gathered at the finest of the cadences that ask for them.
+    """
+    settings, batch = config.optimization, int(config.optimization.global_batch or 0)
+    assert batch > 0 and settings.micro_batch and isinstance(settings.total_images_budget, int), "resolve the config"
+    total = settings.total_images_budget
+    snapshots = _every(config.tuning.tune_every if config.tuning.enable else config.training.save_every, batch)
+    latest = config.checkpoint.latest_every or max(1, snapshots // LATEST_PER_SNAPSHOT)
+    return LoopSettings(
+        seed=config.data.seed,
+        global_batch=batch,
+        micro_batch=settings.micro_batch,
+        total_images=-(-total // batch) * batch,
+        optim={"model": phase_optim(config)},
+        precision=precision(config),
+        log_every=_log_every(config, batch, total),
+        save_every=_every(latest, batch),
+        snapshot_every=snapshots,
+        poll_every_steps=poll_every_steps(config.tuning, batch) if config.tuning.enable else POLL_EVERY_STEPS,
+        max_bad_steps=settings.max_bad_steps,
+        max_corrupt_fraction=config.data.max_corrupt_fraction,
+        grad_sync=settings.grad_sync,
+    )
+
+
+def phase_optim(config: RunConfig) -> PhaseOptim:
+    """AdamW; lr: linear warm-up, then cosine; weight decay: cosine from its first to its final value."""
+    settings = config.optimization
+    return PhaseOptim(
+        kind="adamw",
+        lr=Schedule(
+            "warmup_cosine", settings.start_lr, last=settings.final_lr, peak=settings.lr, warmup=settings.warmup
+        ),
+        weight_decay=Schedule("cosine", settings.weight_decay, last=settings.final_weight_decay),
+        betas=(settings.betas[0], settings.betas[1]),
+        clip=settings.clip_grad,
+    )
+
+
+def precision(config: RunConfig) -> str:
+    """bf16 where `model.use_bfloat16` and the device is an accelerator; a CPU is faster and exact in fp32."""
+    accelerator = getattr(getattr(config, "scaling", None), "accelerator", "auto")
+    return "bf16" if config.model.use_bfloat16 and Device.of(accelerator).kind != "cpu" else "fp32"
+
+
+def preprocessing(config: RunConfig) -> dict[str, Any]:
+    """What an encoder of this run expects: the teacher saw target crops, at the targets' spacing."""
+    data = config.data
+    return {
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "size": data.target_px,
+        "mpp": data.target_effective_mpp,
+    }
+
+
+def provenance(config: RunConfig) -> dict[str, Any]:
+    """How an encoder of this run came to be: the profile's name and every identity field of the config."""
+    return {"profile": config.data.name, "config": fingerprint(config)["values"]}
+
+
+def _every(images: int, batch: int) -> int:
+    return resolve_cadence(images, global_batch=batch)
+
+
+def _log_every(config: RunConfig, batch: int, total: int) -> int:
+    logging = config.logging
+    wanted = [
+        _every(config.training.log_every, batch),
+        resolve_cadence(logging.step_log_every_images, global_batch=batch, total_images=total, fractions=True),
+        _every(logging.performance_debug.log_every_images, batch) if logging.performance_debug.enable else 0,
+    ]
+    return min(every for every in wanted if every > 0)
