@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 Pixels = npt.NDArray[Any]
-Decoder = Callable[[bytes, int], Pixels]  # (data, segment index) -> [height, width, samples]
+# (data, segment index, rows) -> [height, width, samples], of which only the first `rows` rows are asked for
+Decoder = Callable[[bytes, int, int], Pixels]
 
 JPEG, JPEG_2000 = {6, 7}, {33003, 33004, 33005, 34712}
 _EOI = b"\xff\xd9"
@@ -31,7 +32,7 @@ def decoder(page: Any) -> Decoder:
         return _jpeg(page)
     decode, check = page.decode, compression in JPEG_2000
 
-    def other(data: bytes, index: int) -> Pixels:
+    def other(data: bytes, index: int, rows: int) -> Pixels:
         if check:
             check_jpeg2000(data)
         pixels: Pixels = decode(data, index)[0][0]
@@ -47,13 +48,35 @@ def _jpeg(page: Any) -> Decoder:
     colours = jpeg_decode_colorspace(page.photometric, page.planarconfig, page.extrasamples, page.is_jfif)
     tables, decode = page.jpegtables, imagecodecs.jpeg8_decode
 
-    def jpeg(data: bytes, index: int) -> Pixels:
-        pixels: Pixels = decode(data, tables=tables, colorspace=colours[0], outcolorspace=colours[1])
+    def jpeg(data: bytes, index: int, rows: int) -> Pixels:
+        wanted = shortened(data, rows)
+        pixels: Pixels = decode(wanted, tables=tables, colorspace=colours[0], outcolorspace=colours[1])
         if data[-2:] != _EOI and _EOI not in data[-64:]:
             check_jpeg_without_end(data, lambda d: decode(d, tables=tables))
         return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
     return jpeg
+
+
+def shortened(data: bytes, rows: int) -> bytes:
+    """JPEG data that decode to the first `rows` rows only (a few more may come), or `data` where that saves little.
+
+    A sequential JPEG stores its rows from top to bottom, so that a smaller height in its frame header ends the work
+    early. Chroma is interpolated between neighbouring rows: four more are decoded, and the first `rows` stay exact.
+    """
+    at, size = 2, len(data)
+    frame = components = 0
+    while at + 9 < size and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker in (0xC0, 0xC1):
+            frame, components = at + 5, data[at + 9]
+        elif marker == 0xDA:
+            height = data[frame] << 8 | data[frame + 1]
+            if not frame or data[at + 4] != components or rows + 4 > 0.85 * height:
+                return data  # progressive, or in several scans, or hardly shorter
+            return data[:frame] + (rows + 4).to_bytes(2, "big") + data[frame + 2 :]
+        at += 2 + (data[at + 2] << 8 | data[at + 3])
+    return data
 
 
 def check_jpeg_without_end(data: bytes, decode: Callable[[bytes], Pixels]) -> None:

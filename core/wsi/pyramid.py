@@ -155,7 +155,7 @@ def _virtual_strips(page: Any, start: int, samples: int, white: int) -> Level:
     rows = max(1, min(height, VIRTUAL_STRIP_BYTES // row))
     first = np.arange(0, height, rows, dtype=np.int64)
 
-    def decode(data: bytes, index: int) -> npt.NDArray[Any]:
+    def decode(data: bytes, index: int, wanted: int) -> npt.NDArray[Any]:
         return np.frombuffer(data, dtype).reshape(-1, width, samples)
 
     offsets, counts = start + first * row, np.minimum(rows, height - first) * row

@@ -39,54 +39,82 @@ class TiffReader:
         self._source, self._levels, self._cache, self._mask = source, pyramid.levels, cache, mask
         self._token, self._background = next(_tokens), 0 if mask else 255
         self._remote = is_url(path)
+        self._decoded_partly = self._decoded_again = 0
 
     def read_level(self, level: int, x: int, y: int, width: int, height: int) -> npt.NDArray[np.uint8]:
         """Pixels of a box of one level; see `SlideReader`."""
-        return self.read_boxes(level, [(x, y, width, height)])[0]
+        at, box = self._levels[level], (x, y, width, height)
+        if x % at.tile_width == 0 and width == at.tile_width and y % at.tile_height == 0 and height == at.tile_height:
+            tile = self._whole_tile(level, at, box)
+            if tile is not None:
+                return tile
+        return self._assemble(at, box, self._tiles(level, at, _covered(at, box)))
 
     def read_boxes(self, level: int, boxes: Sequence[Box]) -> list[npt.NDArray[np.uint8]]:
         """Several boxes of one level; a tile that several of them show is fetched and decoded once."""
-        at = self._levels[level]
-        tiles = self._tiles(level, at, list(dict.fromkeys(i for box in boxes for i in _covered(at, box))))
+        at, wanted = self._levels[level], dict[int, int]()
+        for box in boxes:
+            for index, rows in _covered(at, box).items():
+                wanted[index] = max(rows, wanted.get(index, 0))
+        tiles = self._tiles(level, at, wanted)
         return [self._assemble(at, box, tiles) for box in boxes]
 
     def close(self) -> None:
         self._cache.forget(self._token)
         self._source.close()
 
-    def _tiles(self, level: int, at: Level, wanted: list[int]) -> dict[int, npt.NDArray[np.uint8]]:
-        """Decoded tiles by index; sparse ones (no bytes in the file) are left out."""
-        tiles, missing = {}, []
-        for index in wanted:
+    def _whole_tile(self, level: int, at: Level, box: Box) -> npt.NDArray[np.uint8] | None:
+        """A box that is one tile, neither kept nor copied: such a tile is seldom asked for again. None at the edges."""
+        x, y, width, height = box
+        if x < 0 or y < 0 or x + width > at.width or y + height > at.height:
+            return None
+        index = y // at.tile_height * at.across + x // at.tile_width
+        if at.counts[index] == 0 or self._cache.get((self._token, level, index)) is not None:
+            return None
+        tile = self._decode(level, at, index, height, self._fetch(at, self._segments(at, index)))[:height, :width]
+        return tile if tile.flags.writeable and tile.flags.c_contiguous else tile.copy()
+
+    def _tiles(self, level: int, at: Level, wanted: dict[int, int]) -> dict[int, npt.NDArray[np.uint8]]:
+        """Decoded tiles by index, with at least as many rows as wanted; sparse ones (no bytes) are left out."""
+        tiles, missing = dict[int, npt.NDArray[np.uint8]](), []
+        for index, rows in wanted.items():
             tile = self._cache.get((self._token, level, index))
-            if tile is not None:
+            if tile is not None and tile.shape[0] >= rows:
                 tiles[index] = tile
             elif at.counts[index] > 0:
+                self._decoded_again += tile is not None
                 missing.append(index)
-        if self._remote and len(missing) * at.planes > 1:
-            fetched = self._fetch(at, [i + p * at.across * at.down for i in missing for p in range(at.planes)])
-            for n, index in enumerate(missing):
-                tiles[index] = self._decode(level, at, index, fetched[n * at.planes : (n + 1) * at.planes])
-        else:
-            for index in missing:
-                data = self._fetch(at, [index + p * at.across * at.down for p in range(at.planes)])
-                tiles[index] = self._decode(level, at, index, data)
-        if len(wanted) > 1:  # a tile read by itself is seldom asked for again
-            for index in missing:
-                self._cache.put((self._token, level, index), tiles[index])
+        fetched = None
+        if self._remote and len(missing) > 1:  # in one request
+            fetched = iter(self._fetch(at, [segment for index in missing for segment in self._segments(at, index)]))
+        for index in missing:
+            segments = self._segments(at, index)
+            data = self._fetch(at, segments) if fetched is None else list(itertools.islice(fetched, len(segments)))
+            tiles[index] = self._decode(level, at, index, self._worthwhile_rows(at, wanted[index]), data)
+            self._cache.put((self._token, level, index), tiles[index])
         return tiles
+
+    def _worthwhile_rows(self, at: Level, rows: int) -> int:
+        """Decode only the rows wanted, unless the rest of such tiles turned out to be wanted soon after."""
+        if rows == at.tile_height or 4 * self._decoded_again > self._decoded_partly + 16:
+            return at.tile_height
+        self._decoded_partly += 1
+        return rows
+
+    def _segments(self, at: Level, index: int) -> list[int]:
+        return [index] if at.planes == 1 else [index + p * at.across * at.down for p in range(at.planes)]
 
     def _fetch(self, at: Level, segments: list[int]) -> list[bytes]:
         return self._source.read_many([(int(at.offsets[i]), int(at.counts[i])) for i in segments])
 
-    def _decode(self, level: int, at: Level, index: int, data: Sequence[bytes]) -> npt.NDArray[np.uint8]:
+    def _decode(self, level: int, at: Level, index: int, rows: int, data: Sequence[bytes]) -> npt.NDArray[np.uint8]:
+        """The tile ``[rows or more, w, 3]`` (a mask: ``[rows or more, w]``) from the data of its planes."""
         planes = []
-        for p, piece in enumerate(data):
-            segment = index + p * at.across * at.down
+        for segment, piece in zip(self._segments(at, index), data, strict=True):
             if len(piece) < at.counts[segment]:
                 raise self._unreadable("truncated", level, at, index, "the file ends before the tile does")
             try:
-                planes.append(at.decode(piece, segment))
+                planes.append(at.decode(piece, segment, rows))
             except Truncated as e:
                 raise self._unreadable("truncated", level, at, index, str(e)) from e
             except Exception as e:  # every codec raises its own kind
@@ -94,7 +122,7 @@ class TiffReader:
         pixels = planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
         down, across = divmod(index, at.across)
         need = (
-            min(at.tile_height, at.height - down * at.tile_height),
+            min(rows, at.height - down * at.tile_height),
             min(at.tile_width, at.width - across * at.tile_width),
         )
         if pixels.shape[0] < need[0] or pixels.shape[1] < need[1]:
@@ -111,8 +139,8 @@ class TiffReader:
         x, y, width, height = box
         shape = (height, width) if self._mask else (height, width, 3)
         covered = _covered(at, box)
-        whole = x >= 0 and y >= 0 and x + width <= at.width and y + height <= at.height
-        if whole and all(i in tiles for i in covered):
+        inside = x >= 0 and y >= 0 and x + width <= at.width and y + height <= at.height
+        if inside and all(i in tiles for i in covered):
             out = np.empty(shape, np.uint8)
         else:
             out = np.full(shape, self._background, np.uint8)
@@ -139,16 +167,16 @@ def downsamples(shapes: Sequence[tuple[int, int]]) -> tuple[float, ...]:
     return tuple((w0 / w + h0 / h) / 2 for w, h in shapes)
 
 
-def _covered(at: Level, box: Box) -> list[int]:
-    """Indices of the tiles that a box touches, row by row."""
+def _covered(at: Level, box: Box) -> dict[int, int]:
+    """The tiles that a box touches, row by row: index → how many of the tile's first rows it needs."""
     x, y, width, height = box
     x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + width, at.width), min(y + height, at.height)
     if x0 >= x1 or y0 >= y1:
-        return []
+        return {}
+    tile_h, across = at.tile_height, at.across
     columns = range(x0 // at.tile_width, (x1 - 1) // at.tile_width + 1)
-    rows = range(y0 // at.tile_height, (y1 - 1) // at.tile_height + 1)
-    across = at.across
-    return [row * across + column for row in rows for column in columns]
+    rows = range(y0 // tile_h, (y1 - 1) // tile_h + 1)
+    return {row * across + column: min(tile_h, y1 - row * tile_h) for row in rows for column in columns}
 
 
 def _as_rgb(pixels: npt.NDArray[Any], white: int) -> npt.NDArray[np.uint8]:

@@ -45,18 +45,21 @@ class TileCache:
         return tile
 
     def put(self, key: Key, tile: Tile) -> None:
-        """Keep `tile`, unless it alone is larger than half the cache."""
+        """Keep `tile` in place of what was there, unless it alone is larger than half the cache."""
         size = tile.nbytes
         if size > self.capacity // 2:
             return
-        state, dropped = self._here(), []
+        state, dropped = self._here(), list[Tile]()
         with state.lock:
-            if key not in state.tiles:
-                state.tiles[key] = tile
-                state.nbytes += size
-                while state.nbytes > self.capacity:
-                    dropped.append(state.tiles.popitem(last=False)[1])
-                    state.nbytes -= dropped[-1].nbytes
+            old = state.tiles.pop(key, None)
+            if old is not None:
+                dropped.append(old)
+            state.tiles[key] = tile
+            state.nbytes += size - (0 if old is None else old.nbytes)
+            while state.nbytes > self.capacity:
+                last = state.tiles.popitem(last=False)[1]
+                dropped.append(last)
+                state.nbytes -= last.nbytes
         # `dropped` is freed here, outside the lock
 
     def forget(self, token: int) -> None:
