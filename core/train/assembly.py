@@ -8,7 +8,7 @@ from typing import Any
 
 from core.order import Order
 from core.stream import DecodeSettings, UnitReader
-from core.train.loop import LoopSettings
+from core.train.settings import LoopSettings
 from core.train.recipe import Recipe
 
 
