@@ -1,35 +1,43 @@
-"""From a resolved run config to what the loop is told, and what an exported encoder says of itself.
+"""From a resolved run config to what the loop is told, the sites that an adversarial head separates, and the export.
 
 Not here: the recipe itself (ijepath.recipe) and how the parts are put together (ijepath.assembly).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from core.config import fingerprint
 from core.device import Device
+from core.errors import UserError
 from core.optim.schedules import Schedule
+from core.plan import Plan
+from core.storage import Storage
 from core.train.budget import resolve_cadence
+from core.train.recipe import Recipe
 from core.train.settings import LoopSettings, PhaseOptim
 from ijepath.config import RunConfig
+from ijepath.index import read_index
 from ijepath.tuning import poll_every_steps
 
 LATEST_PER_SNAPSHOT = 20
 POLL_EVERY_STEPS = 10
 
 
-def loop_settings(config: RunConfig) -> LoopSettings:
+def loop_settings(config: RunConfig, world: int) -> LoopSettings:
     """Settings of the loop for a config whose global batch and budget (in images) are resolved.
 
-    Metrics are gathered at the finest of the cadences that ask for them.
+    Metrics are gathered at the finest of the cadences that ask for them. UserError when `world` workers cannot share
+    the global batch.
     """
     settings, batch = config.optimization, int(config.optimization.global_batch or 0)
     assert batch > 0 and settings.micro_batch and isinstance(settings.total_images_budget, int), "resolve the config"
     total = settings.total_images_budget
     snapshots = _every(config.tuning.tune_every if config.tuning.enable else config.training.save_every, batch)
     latest = config.checkpoint.latest_every or max(1, snapshots // LATEST_PER_SNAPSHOT)
-    return LoopSettings(
+    loop = LoopSettings(
         seed=config.data.seed,
         global_batch=batch,
         micro_batch=settings.micro_batch,
@@ -44,6 +52,8 @@ def loop_settings(config: RunConfig) -> LoopSettings:
         max_corrupt_fraction=config.data.max_corrupt_fraction,
         grad_sync=settings.grad_sync,
     )
+    loop.micros_per_step(world)
+    return loop
 
 
 def phase_optim(config: RunConfig) -> PhaseOptim:
@@ -64,6 +74,68 @@ def precision(config: RunConfig) -> str:
     """bf16 where `model.use_bfloat16` and the device is an accelerator; a CPU is faster and exact in fp32."""
     accelerator = getattr(getattr(config, "scaling", None), "accelerator", "auto")
     return "bf16" if config.model.use_bfloat16 and Device.of(accelerator).kind != "cpu" else "fp32"
+
+
+@dataclass(frozen=True)
+class Sites:
+    """The site of every slide of a plan, as a number (−1: unknown), and the sites' names in that order."""
+
+    numbers: list[int]
+    names: list[str]
+
+    @property
+    def count(self) -> int:
+        return len(self.names)
+
+
+def site_numbers(config: RunConfig, plan: Plan) -> Sites | None:
+    """The sites for `site.adversarial`, None without it: from the plan's slide table, else from the slide index.
+
+    UserError when the column is missing or has fewer than two sites.
+    """
+    if not config.site.adversarial:
+        return None
+    values = _site_column(config, plan)
+    names = sorted({v for v in values if v})
+    if len(names) < 2:
+        message = "a site-adversarial head needs at least two sites"
+        raise UserError(message, key="site.key", found=f"{config.site.key}: {names}", expected="two or more values")
+    place = {name: i for i, name in enumerate(names)}
+    return Sites([place.get(v or "", -1) for v in values], names)
+
+
+def _site_column(config: RunConfig, plan: Plan) -> Sequence[str | None]:
+    key = config.site.key
+    if key in plan.sources.column_names:
+        return [None if v is None else str(v) for v in plan.sources[key].to_pylist()]
+    if key == plan.meta.get("sampling_stratum_key"):
+        return [str(v) for v in plan.sources["stratum_id"].to_pylist()]
+    path = config.data.slide_metadata_parquet
+    if path is None and config.output is not None:
+        path = Storage.of(config.output).join("indexes", "slide_metadata.parquet")
+    if path is None:
+        raise UserError("where is the site of a slide?", key="data.slide_metadata_parquet", expected="the slide index")
+    index = read_index(path)
+    if key not in index.metadata_columns:
+        message = "the slide manifest has no such metadata column"
+        raise UserError(message, file=path, key="site.key", found=key, expected=sorted(index.metadata_columns))
+    by_id = {row["slide_id"]: row[key] for row in index.rows}
+    return [by_id.get(slide_id) for slide_id in plan.sources["slide_id"].to_pylist()]
+
+
+def export_encoder(recipe: Recipe, folder: str, facts: dict[str, Any]) -> None:
+    """Write the teacher as an encoder artifact, with what its inputs must look like and where it comes from."""
+    from core.artifact import EncoderArtifact
+    from ijepath.recipe import IJepathRecipe
+
+    assert isinstance(recipe, IJepathRecipe)
+    EncoderArtifact.save(
+        folder,
+        recipe.encoder,
+        preprocessing=preprocessing(recipe.config),
+        science="ijepath",
+        provenance={**provenance(recipe.config), **facts},
+    )
 
 
 def preprocessing(config: RunConfig) -> dict[str, Any]:

@@ -1,10 +1,14 @@
 """From config to loop: cadences, schedules, precision, and what an artifact says of its encoder."""
 
+import pyarrow as pa
 import pytest
 
 from core.config import load_config
+from core.errors import UserError
+from core.train.settings import LoopSettings
 from ijepath.config import CONFIGS_DIR, GROUPS, RunConfig, resolve_global_batch
-from ijepath.settings import loop_settings, precision, preprocessing, provenance
+from ijepath.index import SlideIndex, write_index
+from ijepath.settings import loop_settings, precision, preprocessing, provenance, site_numbers
 
 
 def load(*argv: str) -> RunConfig:
@@ -12,26 +16,65 @@ def load(*argv: str) -> RunConfig:
     return resolve_global_batch(config, 2)
 
 
+def loop_settings_of(config: RunConfig) -> LoopSettings:
+    return loop_settings(config, 2)
+
+
+class FakePlan:
+    """A plan's slide table and meta."""
+
+    def __init__(self, **columns: list[str | None]) -> None:
+        self.sources, self.meta = pa.table(columns), {"sampling_stratum_key": "organ"}
+
+
+def sites(*argv: str, **columns: list[str | None]) -> object:
+    config = load("optimization.total_images_budget=100", "site.adversarial=true", *argv)
+    return site_numbers(config, FakePlan(**columns))
+
+
+def test_sites_are_numbered_by_name_and_unknown_ones_left_out():
+    found = sites(site=["b", "a", None, "b"])
+    assert (found.numbers, found.names, found.count) == ([1, 0, -1, 1], ["a", "b"], 2)
+    found = sites("site.key=organ", stratum_id=["lung", "breast"])
+    assert found.numbers == [1, 0]
+    assert site_numbers(load("optimization.total_images_budget=100"), FakePlan()) is None
+
+
+def test_sites_come_from_the_slide_index_where_the_plan_does_not_know_them(tmp_path):
+    path = str(tmp_path / "slides.parquet")
+    rows = tuple({"slide_id": i, "status": "ok", "site": s} for i, s in (("x", "a"), ("y", "b")))
+    write_index(path, SlideIndex(rows, ("site",)))
+    found = sites(f"data.slide_metadata_parquet={path}", slide_id=["y", "x"])
+    assert found.numbers == [1, 0]
+    with pytest.raises(UserError, match=r"site\.key"):
+        sites(f"data.slide_metadata_parquet={path}", "site.key=hospital", slide_id=["y", "x"])
+
+
+def test_one_site_is_nothing_to_separate():
+    with pytest.raises(UserError, match="two sites"):
+        sites(site=["a", "a"])
+
+
 def test_cadences_are_whole_steps_and_the_finest_log_cadence_wins():
     base = ("optimization.total_images_budget=1000", "data.batch_size_per_gpu=16", "training.log_every=500")
-    loop = loop_settings(load(*base, "training.save_every=400"))
+    loop = loop_settings_of(load(*base, "training.save_every=400"))
     assert (loop.global_batch, loop.micro_batch, loop.total_images) == (32, 16, 1024)
     assert (loop.log_every, loop.snapshot_every, loop.save_every) == (512, 416, 32)
-    assert loop_settings(load(*base, "logging.step_log_every_images=0.1")).log_every == 128
-    assert loop_settings(load(*base, "logging.step_log_every_images=96")).log_every == 96
+    assert loop_settings_of(load(*base, "logging.step_log_every_images=0.1")).log_every == 128
+    assert loop_settings_of(load(*base, "logging.step_log_every_images=96")).log_every == 96
     debug = ("logging.performance_debug.enable=true", "logging.performance_debug.log_every_images=64")
-    assert loop_settings(load(*base, *debug)).log_every == 64
-    assert loop_settings(load(*base, "checkpoint.latest_every=100")).save_every == 128
+    assert loop_settings_of(load(*base, *debug)).log_every == 64
+    assert loop_settings_of(load(*base, "checkpoint.latest_every=100")).save_every == 128
 
 
 def test_the_tuning_cadence_replaces_the_snapshots_when_tuning_is_on():
-    loop = loop_settings(load("--config", "pathorob_camelyon", "tuning.tune_every=320"))
+    loop = loop_settings_of(load("--config", "pathorob_camelyon", "tuning.tune_every=320"))
     assert loop.snapshot_every == 320 and loop.poll_every_steps == 1
-    assert loop_settings(load("--config", "pathorob_camelyon", "tuning.enable=false")).snapshot_every == 1_000_000
+    assert loop_settings_of(load("--config", "pathorob_camelyon", "tuning.enable=false")).snapshot_every == 1_000_000
 
 
 def test_schedules_start_peak_and_end_where_the_config_says():
-    optim = loop_settings(load("optimization.total_images_budget=6400", "optimization.clip_grad=2")).optim["model"]
+    optim = loop_settings_of(load("optimization.total_images_budget=6400", "optimization.clip_grad=2")).optim["model"]
     total = 100
     assert [optim.lr(s, total) for s in (0, 10, 99)] == pytest.approx([2e-5, 2e-4, 1e-6])
     assert [optim.weight_decay(s, total) for s in (0, 99)] == pytest.approx([0.04, 0.1])
