@@ -1,0 +1,144 @@
+"""From a manifest to trained weights in one process, without Ray: it learns from slides, and resumes to the bit."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from core.config import load_config
+from core.device import Device
+from core.nn.vit import PRESETS
+from core.plan import Plan
+from core.stream import Lookup, decoded, rank_rows
+from core.train.loop import TrainState, run
+from ijepath.anchors import anchors_of
+from ijepath.assembly import assemble
+from ijepath.catalog_writer import write_catalog
+from ijepath.config import CONFIGS_DIR, GROUPS, RunConfig, resolve_global_batch
+from ijepath.index import SlideIndex, index_slides, write_index
+from ijepath.manifest import read_manifest
+from ijepath.plan import build_plan
+from tests.builders.cohort import write_manifest
+
+KEYS = (
+    "data.context_fov_um=96", "data.target_fov_um=32", "data.targets_per_context=2", "data.min_tissue_fraction=0.1",
+    "data.anchor_stride_fraction=0.25", "data.threads=1", "mask.min_keep=4", "data.target_margin_um=4",
+    "model.name=vit_tiny", "model.pred_depth=1", "model.pred_emb_dim=48", "model.drop_path=0.1",
+    "optimization.total_images_budget=48", "optimization.global_batch=8", "optimization.lr=2e-3",
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def narrow(monkeypatch):
+    monkeypatch.setitem(PRESETS, "vit_tiny", {"dim": 48, "depth": 2, "heads": 3})
+
+
+def config(*argv: str) -> RunConfig:
+    loaded = load_config(RunConfig, (*KEYS, *argv), configs_dir=CONFIGS_DIR, groups=GROUPS).config
+    return resolve_global_batch(loaded, 1)
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory) -> Plan:
+    """Two speckled slides of 0.5 mpp, indexed, anchored, planned."""
+    import tifffile
+
+    folder: Path = tmp_path_factory.mktemp("slides")
+    rows = []
+    for i, organ in enumerate(("lung", "colon")):
+        generator = np.random.default_rng(i)
+        coarse = generator.integers(60, 200, (24, 24, 3))
+        pixels = np.kron(coarse, np.ones((24, 24, 1))) + generator.normal(0, 8, (576, 576, 3))
+        with tifffile.TiffWriter(folder / f"{i}.tif") as f:
+            f.write(pixels.clip(0, 255).astype(np.uint8), tile=(128, 128), compression="deflate", photometric="rgb")
+        tifffile.imwrite(folder / f"{i}_mask.tif", np.full((72, 72), 255, np.uint8), tile=(64, 64))
+        row = {"slide_id": f"s{i}", "wsi_path": f"{i}.tif", "mask_path": f"{i}_mask.tif", "mpp": 0.5, "organ": organ}
+        rows.append(row)
+    manifest = read_manifest(write_manifest(folder / "slides.csv", rows))
+    index = SlideIndex(tuple(index_slides(manifest)), manifest.metadata_columns)
+    assert not index.failed, index.failed
+    write_index(str(folder / "slides.parquet"), index)
+    data = config().data
+    profile = profile_from_dict(
+        {k: v for k, v in vars(data).items() if k in type(data).__mro__[1].__dataclass_fields__}
+    )
+    catalog = str(folder / "anchor_catalog_manifest.json")
+    found = anchors_of(index.rows, profile)
+    columns = manifest.metadata_columns
+    write_catalog(catalog, profile, found, slide_index=str(folder / "slides.parquet"), metadata_columns=columns)
+    return build_plan(catalog, str(folder / "plan"))
+
+
+def train(plan: Plan, run_config: RunConfig, *, stop_at: int | None = None, state: dict | None = None):
+    """Ticks of a run (to its end, or to `stop_at` images), its state, and every position's boxes."""
+    torch.set_num_threads(1)
+    parts, seen = assemble(run_config, plan, 1), {}
+    lookup, device = Lookup(plan, parts.order), Device.of("cpu")
+
+    def batches(start):
+        settings = parts.settings
+        rows = rank_rows(lookup, start, settings.total_images, settings.global_batch, 0, 1, settings.micro_batch)
+        for batch in decoded(rows, parts.reader, lookup, parts.decode):
+            batch.pop("faults")
+            seen.update(zip(batch["position"].tolist(), (b.tobytes() for b in batch["boxes"]), strict=True))
+            yield batch
+
+    held = TrainState(parts.recipe, parts.settings, device)
+    if state is not None:
+        held.load(*state)
+    ticks = []
+    for tick in run(parts.recipe, batches, parts.settings, device=device, state=held):
+        ticks.append(tick)
+        if tick.images_seen == stop_at:
+            break
+    tensors = {k: v.clone() for k, v in held.tensors().items()}
+    return ticks, (tensors, held.meta()), {p: b for p, b in seen.items() if p < held.images_seen}
+
+
+def equal(a, b) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_run_on_slides_ends_at_its_budget_with_the_metrics_of_the_readme(plan):
+    ticks, _, seen = train(plan, config("training.log_every=16"))
+    assert [t.images_seen for t in ticks] == list(range(8, 49, 8)) and ticks[-1].end == "budget"
+    assert sorted(seen) == list(range(48)) and len(set(seen.values())) > 40
+    metrics = ticks[-1].metrics
+    wanted = ("loss", "context_keep_tokens", "target_predict_tokens", "target_std", "target_rankme", "grad_norm")
+    assert [k for k in wanted if not any(k in name for name in metrics)] == []
+    assert all(np.isfinite(v) for v in metrics.values())
+
+
+@pytest.mark.parametrize("stop_at", [8, 32])
+def test_stop_and_resume_equals_the_uninterrupted_run_to_the_bit(plan, stop_at):
+    _, (whole, _), all_boxes = train(plan, config())
+    _, state, first = train(plan, config(), stop_at=stop_at)
+    _, (resumed, _), rest = train(plan, config(), state=state)
+    assert equal(whole, resumed)
+    assert first | rest == all_boxes and not first.keys() & rest.keys()
+
+
+def test_another_micro_batch_reads_the_same_units_and_learns_nearly_the_same(plan):
+    _, (one, _), boxes = train(plan, config("model.drop_path=0"))
+    _, (two, _), same = train(plan, config("model.drop_path=0", "optimization.micro_batch=2"))
+    assert boxes == same
+    for name in one:
+        if name.startswith("model."):
+            assert torch.allclose(one[name].float(), two[name].float(), atol=2e-3), name
+
+
+def test_options_that_change_shapes_run_through_the_loop(plan):
+    keys = (
+        "scales.same_resolution_ratio=0.4",
+        "scales.reverse_ratio=0.3",
+        "mask.outside_targets=1",
+        "model.loss=tokens",
+    )
+    ticks, _, _ = train(plan, config(*keys, "augment.stain=0.1", "augment.scanner=0.3", "data.spacing_tolerance=0.5"))
+    assert ticks[-1].end == "budget" and np.isfinite(ticks[-1].metrics["loss"])
+
+
+def test_a_site_head_trains_on_the_manifests_column(plan):
+    ticks, _, _ = train(plan, config("site.adversarial=true", "site.key=organ"))
+    assert any("site_accuracy" in name for name in ticks[-1].metrics)
