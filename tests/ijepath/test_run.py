@@ -1,5 +1,6 @@
 """From a manifest to trained weights in one process, without Ray: it learns from slides, and resumes to the bit."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -60,9 +61,7 @@ def plan(tmp_path_factory) -> Plan:
     assert not index.failed, index.failed
     write_index(str(folder / "slides.parquet"), index)
     data = config().data
-    profile = profile_from_dict(
-        {k: v for k, v in vars(data).items() if k in type(data).__mro__[1].__dataclass_fields__}
-    )
+    profile = Profile(**{f.name: getattr(data, f.name) for f in fields(Profile)})
     catalog = str(folder / "anchor_catalog_manifest.json")
     found = anchors_of(index.rows, profile)
     columns = manifest.metadata_columns
