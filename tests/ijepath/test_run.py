@@ -20,6 +20,7 @@ from ijepath.config import CONFIGS_DIR, GROUPS, RunConfig, resolve_global_batch
 from ijepath.index import SlideIndex, index_slides, write_index
 from ijepath.manifest import read_manifest
 from ijepath.plan import build_plan
+from ijepath.profile import Profile
 from tests.builders.cohort import write_manifest
 
 KEYS = (
