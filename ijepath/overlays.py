@@ -124,14 +124,14 @@ def _header(canvas: Canvas, overlay: SlideOverlay) -> None:
 
 
 def _anchors(canvas: Canvas, overlay: SlideOverlay, unit: float) -> None:
-    radius = float(np.clip(0.09 * float(overlay.slide["context_size_level0"]) * unit, 1.2, 6.0))
-    for x, y, share in zip(overlay.x.tolist(), overlay.y.tolist(), overlay.tissue.tolist(), strict=True):
-        canvas.dot(MARGIN + x * unit, HEADER + y * unit, radius * 1.3, "#ffffff")
-        canvas.dot(MARGIN + x * unit, HEADER + y * unit, radius, share_colour(share))
-    best = int(np.argmax(overlay.tissue))
+    """The context with the most tissue as a dashed frame, and over it every anchor as a dot."""
     side = float(overlay.slide["context_size_level0"]) * unit
-    corner = MARGIN + float(overlay.x[best]) * unit - side / 2, HEADER + float(overlay.y[best]) * unit - side / 2
-    canvas.frame(*corner, side, side, INK, 2, 5)
+    x, y = MARGIN + overlay.x * unit, HEADER + overlay.y * unit
+    best, radius = int(np.argmax(overlay.tissue)), float(np.clip(0.09 * side, 1.2, 6.0))
+    canvas.frame(float(x[best]) - side / 2, float(y[best]) - side / 2, side, side, INK, 2, 5)
+    for left, top, share in zip(x.tolist(), y.tolist(), overlay.tissue.tolist(), strict=True):
+        canvas.dot(left, top, radius * 1.3, "#ffffff")
+        canvas.dot(left, top, radius, share_colour(share))
 
 
 def _aside(

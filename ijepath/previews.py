@@ -28,9 +28,17 @@ FRAME_MS, STEP_MS, LAST_MS = 450, 1300, 5000
 
 
 def stem(index: int, sample: PreviewSample) -> str:
-    """`s003_<slide_id>_<anchor>`, safe in a file name."""
-    slide = "".join(c if c.isalnum() or c in "-_." else "-" for c in sample.slide_id)
-    return f"s{index:03d}_{slide}_{sample.anchor}"
+    """`s003_<slide_id>_<anchor>`."""
+    return f"s{index:03d}_{file_name(sample.slide_id)}_{sample.anchor}"
+
+
+def file_name(slide_id: str) -> str:
+    """A slide id without what does not belong into a file name.
+
+    >>> file_name("TCGA/01 A")
+    'TCGA-01-A'
+    """
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in slide_id)
 
 
 def draw_flow(sample: PreviewSample, scale: float = 1.0) -> Picture:

@@ -1,0 +1,154 @@
+"""The main job in one go: slides → index → anchors → I-JEPATH pretraining through Ray → pictures → summary.
+
+    python -m demo                                    a made cohort of two hospitals
+    python -m demo slides=folder [mpp=0.5]            your slides (or slides=manifest.csv)
+    python -m demo output=demo_output samples=4       where to, and how many samples to draw
+    python -m demo optimization.total_images_budget=500   every key with a dot goes to pretraining
+
+Runs the same commands that you would, and prints them. Run again, it goes on where it was.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from core.errors import UserError
+from demo import summary
+from demo.cohort import CohortSettings, generate
+from demo.slides import manifest_of
+
+
+@dataclass
+class Arguments:
+    slides: str = ""
+    mpp: float | None = None
+    output: str = "demo_output"
+    samples: int = 4
+    training: list[str] = field(default_factory=list)
+
+
+class Failed(Exception):
+    """One of the commands ended with another exit code than 0; it has said why."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+        super().__init__(str(code))
+
+
+def parse(argv: Sequence[str]) -> Arguments:
+    """`key=value` arguments. UserError for an unknown key or a value that is no number."""
+    arguments = Arguments()
+    for word in argv:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise UserError("arguments are key=value", found=word, expected="e.g. slides=folder")
+        if "." in key:
+            arguments.training.append(word)
+        elif key in ("slides", "output"):
+            setattr(arguments, key, value)
+        elif key in ("mpp", "samples"):
+            setattr(arguments, key, _number(key, value))
+        else:
+            raise UserError(
+                "unknown key", key=key, expected="slides, mpp, output, samples, or a training key with a dot"
+            )
+    return arguments
+
+
+def _number(key: str, value: str) -> float | int:
+    try:
+        number = int(value) if key == "samples" else float(value)
+    except ValueError as error:
+        raise UserError("not a number", key=key, found=value) from error
+    if number <= 0:
+        raise UserError("must be positive", key=key, found=value)
+    return number
+
+
+def main(argv: Sequence[str]) -> None:
+    arguments, started = parse(argv), time.monotonic()
+    output = Path(arguments.output)
+    output.mkdir(parents=True, exist_ok=True)
+    run, pictures = output / "run", output / "pictures"
+    manifest = _slides(arguments, output)
+    commands = [
+        [
+            "pretrain_ijepath",
+            "--config",
+            "demo",
+            f"data.slide_manifest_csv={manifest}",
+            f"output={run}",
+            *arguments.training,
+        ],
+        [
+            "preview_ijepath",
+            "--config",
+            f"{run / 'config_resolved.yaml'}",
+            f"anchor_catalog={run / 'indexes' / 'anchor_catalog_manifest.json'}",
+            f"output_dir={pictures}",
+            f"num_samples={arguments.samples}",
+            "num_overlays=12",
+        ],
+        ["plot_training", f"run={run}", f"output={pictures / 'curves.png'}"],
+    ]
+    steps = ("index, anchors and pretraining", "pictures of samples and slides", "training curves")
+    seconds = []
+    for i, (step, command) in enumerate(zip(steps, commands, strict=True)):
+        seconds.append(_run(f"{i + 2}/5  {step}", command))
+    _say("5/5  summary")
+    facts = summary.gather(output, manifest, seconds[0], time.monotonic() - started)
+    page = summary.write_page(output, facts)
+    print(summary.text(facts, page))
+
+
+def _slides(arguments: Arguments, output: Path) -> Path:
+    if arguments.slides:
+        _say(f"1/5  slides of {arguments.slides}")
+        return manifest_of(Path(arguments.slides), output / "slides.csv", arguments.mpp)
+    if arguments.mpp is not None:
+        raise UserError("mpp is for your own slides", key="mpp", expected="slides=folder with it")
+    settings = CohortSettings()
+    count = 2 * settings.slides_per_hospital
+    _say(f"1/5  a cohort of {count} slides of two hospitals, painted (under a minute, once)")
+    return generate(output / "cohort", settings)
+
+
+def _run(title: str, command: list[str]) -> float:
+    """Run one job in a process of its own, its log on this terminal; the seconds it took. Raises Failed."""
+    words = [f"ray_jobs.{command[0]}", *command[1:]]
+    _say(title)
+    print("     python -m " + shlex.join(words), flush=True)
+    started = time.monotonic()
+    process = subprocess.Popen([sys.executable, "-m", *words], env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"})
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:  # the terminal has sent it to the job as well: let it checkpoint
+        code = process.wait()
+    if code:
+        raise Failed(128 - code if code < 0 else code)
+    return time.monotonic() - started
+
+
+def _say(line: str) -> None:
+    print(f"\n── {line}", flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except Failed as e:
+        print("the demo ended here; the same command goes on from what is done", file=sys.stderr)
+        raise SystemExit(e.code) from None
+    except KeyboardInterrupt:
+        raise SystemExit(128 + signal.SIGINT) from None

@@ -1,0 +1,148 @@
+"""Pictures of what I-JEPATH training sees: context, targets, tokens of single samples; tissue and anchors of slides.
+
+    python -m ray_jobs.preview_ijepath anchor_catalog=outputs/run/indexes/anchor_catalog_manifest.json \\
+        output_dir=outputs/previews num_samples=8
+
+Samples are those at the first positions of the training order, drawn with the run's own order, reader and randomness:
+give the run's config (--config outputs/run/config_resolved.yaml) to see exactly its samples. Without it the geometry is
+the catalog's and all else default. Needs no Ray.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any
+
+from core.config import MISSING, Loaded, placement
+from core.errors import UserError
+from ijepath.config import CONFIGS_DIR, GROUPS, OptimizationConfig
+from ijepath.profile import CATALOG_FIELDS, Profile
+from ray_jobs.cli import Outputs, job
+from ray_jobs.pretrain_ijepath import PretrainConfig
+from ray_jobs.progress import Progress
+
+if TYPE_CHECKING:
+    from core.storage import Storage
+    from ijepath.catalog import Catalog
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class PreviewConfig(PretrainConfig):
+    """A run's config (the parts that make a sample), and which pictures to draw of it."""
+
+    optimization: OptimizationConfig = field(default_factory=lambda: OptimizationConfig(total_images_budget=1))
+    anchor_catalog: str = placement(MISSING)  # the catalog's manifest, a JSON file
+    output_dir: str = placement(MISSING)  # folder or URL
+    num_samples: int = placement(8)
+    num_zoomed_previews: int = placement(2)  # of the samples, those that also get a large view of steps 2 to 5
+    final_png_scale: float = placement(2.0)  # of the high-resolution frame: 2 is 3200 x 1800 px
+    first_position: int = placement(0)  # in the training order
+    num_overlays: int = placement(8)  # slides whose tissue and anchors are drawn; -1: all
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key, least in (("num_samples", 0), ("num_zoomed_previews", 0), ("first_position", 0), ("num_overlays", -1)):
+            if getattr(self, key) < least:
+                raise UserError("too small", key=key, found=getattr(self, key), expected=f"at least {least}")
+        if not 0.1 <= self.final_png_scale <= 8:
+            raise UserError(
+                "not a sensible scale", key="final_png_scale", found=self.final_png_scale, expected="0.1 – 8"
+            )
+
+
+def main(loaded: Loaded[PreviewConfig]) -> Outputs | None:
+    from core.storage import Storage
+    from ijepath.catalog import Catalog
+
+    config = loaded.config
+    catalog = Catalog.open(config.anchor_catalog)
+    config = with_catalog_profile(config, catalog)
+    log.info("%s anchors, profile %s", f"{catalog.total_anchors:,}", catalog.profile.name)
+    if loaded.dry_run:
+        return None
+    store = Storage.of(config.output_dir)
+    count = draw_previews(config, store) + draw_overlays(config, catalog, store)
+    log.info("%d files", count)
+    return Outputs({"previews": config.output_dir})
+
+
+def with_catalog_profile(config: PreviewConfig, catalog: Catalog) -> PreviewConfig:
+    """`config` with the catalog's value for every field of the profile that was left at its default. UserError where it
+    asks for another geometry than the catalog was built for."""
+    recorded, default = catalog.profile, Profile()
+    own = {f.name: getattr(config.data, f.name) for f in fields(Profile)}
+    values = {k: getattr(recorded, k) if v == getattr(default, k) else v for k, v in own.items()}
+    for key in CATALOG_FIELDS:
+        if values[key] != getattr(recorded, key):
+            message = "the anchor catalog was built for another profile"
+            expected = getattr(recorded, key)
+            raise UserError(message, file=catalog.path, key=f"data.{key}", found=values[key], expected=expected)
+    return replace(config, data=replace(config.data, **values))
+
+
+def draw_previews(config: PreviewConfig, store: Storage) -> int:
+    """Write the pictures of `num_samples` samples; the number of files."""
+    from ijepath.preview_sample import read_sample
+    from ijepath.previews import preview_files
+
+    count = 0
+    if not config.num_samples:
+        return count
+    with tempfile.TemporaryDirectory() as folder, Progress(config.num_samples, "previews", "samples") as progress:
+        lookup, reader = _training_order(config, folder)
+        for i in range(config.num_samples):
+            sample = read_sample(lookup, reader, config.first_position + i)
+            zoom = i < config.num_zoomed_previews
+            for name, content in preview_files(i, sample, final_png_scale=config.final_png_scale, zoom=zoom):
+                store.write_bytes(name, content)
+                count += 1
+            progress.update()
+    return count
+
+
+def _training_order(config: PreviewConfig, folder: str) -> tuple[Any, Any]:
+    """The lookup and the reader that training would use."""
+    from core.stream import Lookup
+    from ijepath.assembly import order_of
+    from ijepath.config import resolve_global_batch
+    from ijepath.data import AnchorReader, ReaderConfig
+    from ijepath.plan import build_plan
+
+    config = resolve_global_batch(config, config.scaling.workers)
+    plan = build_plan(config.anchor_catalog, f"{folder}/plan", sampling_stratum_key=config.data.sampling_stratum_key)
+    sources = {name: plan.sources[name].to_pylist() for name in plan.sources.column_names}
+    return Lookup(plan, order_of(config, plan)), AnchorReader(ReaderConfig.of(config), sources)
+
+
+def draw_overlays(config: PreviewConfig, catalog: Catalog, store: Storage) -> int:
+    """Write `overlays/<slide_id>.png` of the first slides; the number of files."""
+    from ijepath.previews import png_bytes
+
+    count = 0
+    with Progress(config.num_overlays if config.num_overlays > 0 else None, "overlays", "slides") as progress:
+        for name, picture in _overlays(config, catalog):
+            store.write_bytes(f"overlays/{name}.png", png_bytes(picture))
+            count += 1
+            progress.update()
+    return count
+
+
+def _overlays(config: PreviewConfig, catalog: Catalog) -> Iterator[tuple[str, Any]]:
+    from ijepath.overlays import draw_overlay, slides_of
+    from ijepath.previews import file_name
+
+    if config.num_overlays == 0:
+        return
+    for i, overlay in enumerate(slides_of(catalog)):
+        yield file_name(str(overlay.slide["slide_id"])), draw_overlay(overlay, catalog.profile.name)
+        if i + 1 == config.num_overlays:
+            return
+
+
+if __name__ == "__main__":
+    job(main, PreviewConfig, CONFIGS_DIR, GROUPS)

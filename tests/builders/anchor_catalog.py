@@ -1,0 +1,61 @@
+"""A real little catalog on disk, made from painted slides without Ray: what training and its pictures read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.plan import Plan
+from core.stream import Lookup
+from demo.cohort import CohortSettings, generate
+from ijepath.anchors import anchors_of
+from ijepath.assembly import order_of
+from ijepath.catalog import Catalog
+from ijepath.catalog_writer import write_catalog
+from ijepath.config import DataConfig, OptimizationConfig, RunConfig
+from ijepath.data import AnchorReader, ReaderConfig
+from ijepath.index import COLUMNS, SlideIndex, index_slide, write_index
+from ijepath.manifest import read_manifest
+from ijepath.plan import build_plan
+from ijepath.profile import Profile
+
+
+@dataclass
+class Built:
+    """`folder` holds manifest.csv, index.parquet, catalog.json and plan/."""
+
+    folder: Path
+    catalog: Catalog
+    plan: Plan
+    profile: Profile
+
+    def config(self, **data: object) -> RunConfig:
+        values = self.profile.as_dict() | data
+        return RunConfig(data=DataConfig(**values), optimization=OptimizationConfig(1, global_batch=4, micro_batch=4))
+
+    def lookup(self, config: RunConfig) -> Lookup:
+        return Lookup(self.plan, order_of(config, self.plan))
+
+    def reader(self, config: RunConfig) -> AnchorReader:
+        sources = {name: self.plan.sources[name].to_pylist() for name in self.plan.sources.column_names}
+        return AnchorReader(ReaderConfig.of(config), sources)
+
+
+def painted_catalog(folder: Path, size_um: float = 560.0) -> Built:
+    """Two slides of two hospitals, one with a mask and one without; contexts of 128 µm."""
+    manifest = generate(folder, CohortSettings(slides_per_hospital=1, size_um=size_um, patches_per_label=0), workers=1)
+    found = read_manifest(str(manifest), reserved=COLUMNS)
+    rows = [index_slide(row) for row in found.rows]
+    assert [row["status"] for row in rows] == ["ok", "ok"], rows
+    index, path = str(folder / "index.parquet"), str(folder / "catalog.json")
+    write_index(index, SlideIndex(tuple(rows), tuple(found.metadata_columns)))
+    profile = Profile(profile_id="small", context_fov_um=128.0, target_fov_um=32.0, target_margin_um=4.0)
+    write_catalog(
+        path,
+        profile,
+        anchors_of(rows, profile),
+        slide_index=index,
+        metadata_columns=found.metadata_columns,
+        sampling_stratum_key="organ",
+    )
+    return Built(folder, Catalog.open(path), build_plan(path, str(folder / "plan")), profile)

@@ -1,0 +1,110 @@
+"""The demo's own logic: arguments, the commands it runs, the summary. The whole of it is an integration test."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import demo.__main__ as program
+from core.config import load_config
+from core.errors import UserError
+from demo import summary
+from ijepath.config import CONFIGS_DIR, GROUPS
+
+
+def test_arguments_of_the_demo_and_of_the_training_are_told_apart() -> None:
+    arguments = program.parse(["slides=in", "mpp=0.5", "samples=2", "optimization.total_images_budget=64"])
+    assert (arguments.slides, arguments.mpp, arguments.samples) == ("in", 0.5, 2)
+    assert arguments.training == ["optimization.total_images_budget=64"]
+
+
+@pytest.mark.parametrize("word", ["slide=in", "slides", "mpp=half", "mpp=-1", "samples=0"])
+def test_wrong_arguments_are_refused(word: str) -> None:
+    with pytest.raises(UserError):
+        program.parse([word])
+
+
+def test_a_failing_job_ends_the_demo_with_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(program.subprocess, "Popen", lambda words, env: _Ended(3))
+    with pytest.raises(program.Failed) as error:
+        program._run("a step", ["plot_training", "run=x"])
+    assert error.value.code == 3
+
+
+class _Ended:
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+    def wait(self) -> int:
+        return self.code
+
+
+def test_the_demo_runs_the_shipped_config_on_the_folder_it_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands: list[list[str]] = []
+    manifest = tmp_path / "slides.csv"
+    manifest.write_text("slide_id,wsi_path,mask_path,site\ns1,a.tif,,north\ns2,b.tif,,south\n")
+
+    def run(title: str, command: list[str]) -> float:
+        commands.append(command)
+        _finished_run(tmp_path / "out")
+        return 12.0
+
+    monkeypatch.setattr(program, "_run", run)
+    program.main([f"slides={manifest}", f"output={tmp_path / 'out'}", "data.seed=3"])
+    assert [c[0] for c in commands] == ["pretrain_ijepath", "preview_ijepath", "plot_training"]
+    assert f"data.slide_manifest_csv={manifest}" in commands[0] and commands[0][-1] == "data.seed=3"
+    assert "config_resolved.yaml" in commands[1][2]
+    printed = capsys.readouterr().out
+    assert "0.8000 → 0.4000 (-50%)" in printed and "2 of 2 hospitals (north, south)" in printed
+    assert "mlflow ui --backend-store-uri sqlite:///" in printed and "index.html" in printed
+
+
+def _finished_run(output: Path) -> None:
+    run, pictures = output / "run", output / "pictures"
+    for folder in (run / "indexes", pictures / "overlays"):
+        folder.mkdir(parents=True, exist_ok=True)
+    (run / "indexes" / "anchor_catalog_manifest.json").write_text(json.dumps({"total_anchors": 1234}))
+    rows = [
+        {"images_seen": 0, "anchor_count": 1234.0},
+        {"images_seen": 64, "loss": 0.8, "target_rankme": 20.0, "images_per_s": 9.0},
+        {"images_seen": 128, "loss": 0.4, "target_rankme": 22.0, "images_per_s": 11.0},
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (run / "mlflow.db").write_bytes(b"")
+    picture = Image.fromarray(np.zeros((90, 2000, 3), np.uint8))
+    for name in ("curves.png", "preview_s000_a.png", "preview_s001_b.png", "overlays/s<1>.png"):
+        picture.save(pictures / name)
+    picture.save(pictures / "ijepa_s000_a.gif")
+
+
+def test_the_page_holds_its_pictures_itself_and_escapes_names(tmp_path: Path) -> None:
+    _finished_run(tmp_path)
+    manifest = tmp_path / "m.csv"
+    manifest.write_text("slide_id,wsi_path,mask_path\na,a.tif,\n")
+    facts = summary.gather(tmp_path, manifest, 3.0, 5.0)
+    page = summary.write_page(tmp_path, facts).read_text()
+    assert page.count("data:image/jpeg;base64,") == 3 and page.count("data:image/gif;base64,") == 1
+    assert 'src="/' not in page and "http" not in page.replace("http-equiv", "")
+    assert "s&lt;1&gt;" in page and "s<1>" not in page
+    assert facts.images == 128 and facts.anchors == 1234 and facts.images_per_s == 11.0
+
+
+def test_a_run_that_logged_nothing_is_summed_up_without_figures(tmp_path: Path) -> None:
+    _finished_run(tmp_path)
+    (tmp_path / "run" / "metrics.jsonl").write_text("")
+    (tmp_path / "m.csv").write_text("slide_id,wsi_path,mask_path\na,a.tif,\n")
+    facts = summary.gather(tmp_path, tmp_path / "m.csv", 3.0, 5.0)
+    assert facts.loss is None and "loss" not in dict(summary.figures(facts))
+
+
+def test_the_demo_config_is_one_of_the_shipped_ones_and_sound() -> None:
+    from ray_jobs.pretrain_ijepath import PretrainConfig
+
+    config = load_config(PretrainConfig, ["--config", "demo"], configs_dir=CONFIGS_DIR, groups=GROUPS).config
+    assert config.data.validate() and config.scaling.workers == 2 and config.model.name == "vit_tiny"
