@@ -40,8 +40,8 @@ def main(loaded):
         except UserError as e:
             raise RuntimeError("worker died") from e
     if config.end == "wait":
-        print("waiting", flush=True)
         try:
+            print("waiting", flush=True)
             time.sleep(60)
         finally:
             print("cleaned up", flush=True)
