@@ -11,6 +11,7 @@ from core.stream import DecodeSettings
 from core.train.assembly import Assembly
 from ijepath.config import RunConfig
 from ijepath.data import AnchorReader, ReaderConfig
+from ijepath.plan import identity as plan_identity
 from ijepath.plan import strata
 from ijepath.recipe import IJepathRecipe
 from ijepath.settings import export_encoder, loop_settings, site_numbers
@@ -58,6 +59,6 @@ def order_of(config: RunConfig, plan: Plan) -> Order:
 
 
 def identity_of(config: RunConfig, plan: Plan) -> dict[str, Any]:
-    """The fingerprint that a resumed run must share: the config's identity fields and the plan's hash."""
-    values = {**fingerprint(config)["values"], "science": SCIENCE, "plan": plan.hash}
+    """The fingerprint that a resumed run must share: the config's identity fields and which anchors stand where."""
+    values = {**fingerprint(config)["values"], "science": SCIENCE, "plan": plan_identity(plan)}
     return fingerprint(values)

@@ -1,0 +1,163 @@
+"""Training through Ray: exact resume, other numbers of workers, kills, stops, errors. On a science of a few numbers."""
+
+import hashlib
+import json
+import signal
+import threading
+import time
+
+import pytest
+
+from core import checkpoint
+from core.errors import UserError
+from ray_jobs.trainer import ScalingConfig, Tracking, TrainJob, fit, request_stop
+from tests.builders.toy_science import ToyConfig, assemble, write_plan
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory):
+    return write_plan(tmp_path_factory.mktemp("toy") / "plan")
+
+
+def train(run, plan, workers=1, max_failures=2, **changes):
+    run.mkdir(exist_ok=True)
+    config = ToyConfig(run=str(run), **changes)
+    scaling = ScalingConfig(workers=workers, accelerator="cpu", cpus_per_worker=0.5, max_failures=max_failures)
+    job = TrainJob(assemble, config, plan.path, str(run), scaling, tracking=Tracking(mlflow=False))
+    return fit(job)
+
+
+def weights(run):
+    newest = checkpoint.latest(str(run / "checkpoints"), "toy")
+    tensors, meta = checkpoint.load(newest.path)
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode() + tensors[name].numpy().tobytes())
+    return meta["images_seen"], digest.hexdigest()
+
+
+def seen(run):
+    """(step, rank) → positions, of the last time each step was taken."""
+    lines = [json.loads(line) for file in sorted(run.glob("seen-*.jsonl")) for line in file.read_text().splitlines()]
+    return lines
+
+
+def positions_by_step(run):
+    steps: dict[int, set[int]] = {}
+    for line in seen(run):
+        steps.setdefault(line["step"], set()).update(line["position"])
+    return steps
+
+
+@pytest.mark.parametrize("workers", [1, 2, pytest.param(3, marks=pytest.mark.heavy)])
+def test_a_stopped_and_resumed_run_ends_bit_equal_to_an_undisturbed_one(ray_cluster, tmp_path, plan, workers):
+    whole = train(tmp_path / "whole", plan, workers)
+    assert (whole.end, whole.images_seen) == ("budget", 96)
+    first = train(tmp_path / "parts", plan, workers, stop_at_step=2)
+    assert first.end == "stopped" and 0 < first.images_seen < 96
+    second = train(tmp_path / "parts", plan, workers)
+    assert second.end == "budget"
+    assert weights(tmp_path / "whole") == weights(tmp_path / "parts")
+    assert positions_by_step(tmp_path / "whole") == {s: set(range(12 * s, 12 * s + 12)) for s in range(8)}
+    rows = [json.loads(x)["images_seen"] for x in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
+    assert rows == [12 * i for i in range(1, 9)]
+
+
+def test_a_killed_worker_is_restarted_and_the_run_ends_bit_equal(ray_cluster, tmp_path, plan):
+    train(tmp_path / "whole", plan, 2)
+    outcome = train(tmp_path / "killed", plan, 2, kill_at_step=5)
+    assert (tmp_path / "killed" / "killed").exists() and outcome.end == "budget"
+    assert weights(tmp_path / "whole") == weights(tmp_path / "killed")
+
+
+def test_another_number_of_workers_sees_the_same_units_at_the_same_steps(ray_cluster, tmp_path, plan):
+    train(tmp_path / "run", plan, 2, stop_at_step=3)
+    outcome = train(tmp_path / "run", plan, 1)
+    assert outcome.end == "budget"
+    steps = positions_by_step(tmp_path / "run")
+    assert steps == {s: set(range(12 * s, 12 * s + 12)) for s in range(8)}
+    ranks = {(line["step"], line["rank"]) for line in seen(tmp_path / "run")}
+    assert (0, 1) in ranks and (7, 1) not in ranks
+    for step in range(8):
+        owners = {}
+        for line in seen(tmp_path / "run"):
+            if line["step"] == step:
+                for p in line["position"]:
+                    assert owners.setdefault(p, line["rank"]) == line["rank"], "two ranks share a unit"
+
+
+def test_a_stop_from_outside_checkpoints_and_ends_cleanly(ray_cluster, tmp_path, plan):
+    run = tmp_path / "run"
+
+    def ask():
+        deadline = time.monotonic() + 60
+        while not list(run.glob("seen-*.jsonl")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        request_stop(str(run))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    outcome = train(run, plan, 1, total_images=12 * 2000)
+    thread.join()
+    assert outcome.end == "stopped" and outcome.images_seen < 12 * 2000
+    assert weights(run)[0] == outcome.images_seen
+    assert outcome.artifact is None
+
+
+def test_unreadable_units_are_replaced_counted_and_listed(ray_cluster, tmp_path, plan):
+    outcome = train(tmp_path / "run", plan, 2, unreadable_every=10)
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(tmp_path / "run" / "quarantine.parquet")
+    assert outcome.end == "budget" and outcome.unreadable == table.num_rows > 0
+    assert set(table["reason"].to_pylist()) == {"truncated"}
+    positions = table["position"].to_pylist()
+    assert positions == sorted(positions) and len(set(positions)) >= len(positions) - 2
+
+
+def test_too_many_unreadable_units_stop_all_ranks_with_the_figures(ray_cluster, tmp_path, plan):
+    with pytest.raises(UserError, match="unreadable"):
+        train(tmp_path / "run", plan, 2, unreadable_every=2, max_corrupt_fraction=0.1)
+
+
+def test_bad_steps_end_the_run_with_an_error_and_no_silent_restart(ray_cluster, tmp_path, plan):
+    with pytest.raises(UserError, match=r"NaN|Inf|finite"):
+        train(tmp_path / "run", plan, 1, bad_at_step=2)
+
+
+def test_resuming_with_another_identity_is_refused_with_both_values(ray_cluster, tmp_path, plan):
+    train(tmp_path / "run", plan, 1, total_images=24)
+    before = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
+    with pytest.raises(UserError, match="seed: 0 in the checkpoint, 5 now"):
+        train(tmp_path / "run", plan, 1, total_images=24, seed=5)
+    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == before
+
+
+def test_workers_that_do_not_divide_the_global_batch_are_refused(ray_cluster, tmp_path, plan):
+    with pytest.raises(UserError, match="must divide"):
+        train(tmp_path / "run", plan, 1, micro_batch=5)
+
+
+def test_more_workers_than_the_cluster_has_room_for_are_refused_at_once(ray_cluster, tmp_path, plan):
+    with pytest.raises(UserError, match="too little CPU"):
+        train(tmp_path / "run", plan, 40)
+
+
+def test_a_signal_to_the_driver_asks_the_workers_to_stop(ray_cluster, tmp_path, plan):
+    run = tmp_path / "run"
+    pid_ready = threading.Event()
+
+    def kick():
+        deadline = time.monotonic() + 60
+        while not list(run.glob("seen-*.jsonl")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        pid_ready.set()
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
+
+    threading.Thread(target=kick, daemon=True).start()
+    before = signal.getsignal(signal.SIGTERM)
+    outcome = train(run, plan, 1, total_images=12 * 2000)
+    assert pid_ready.is_set() and outcome.end == "stopped"
+    assert signal.getsignal(signal.SIGTERM) == before
