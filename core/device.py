@@ -60,6 +60,7 @@ class Device:
         if kind == "cuda":
             device = torch.device("cuda", _cuda_index())
             torch.cuda.set_device(device)
+            torch.cuda.init()  # type: ignore[no-untyped-call]
         rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         return cls(kind, device, rank, world)
 
@@ -110,8 +111,10 @@ class Device:
         Equal parts, equal draws, in any process: the hash is not Python's.
         """
         value = stable_seed(*parts)
-        torch.manual_seed(value)
-        if self.kind == "xla":
+        torch.default_generator.manual_seed(value)  # torch.manual_seed looks for every accelerator, a millisecond long
+        if self.kind == "cuda":
+            torch.cuda.default_generators[self.torch_device.index].manual_seed(value)
+        elif self.kind == "xla":
             import torch_xla
 
             torch_xla.manual_seed(value % 2**31)

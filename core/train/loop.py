@@ -41,7 +41,8 @@ class Tick:
 
     `metrics` is set on the log cadence, at the end, and whenever a step was bad. `save` and `snapshot` say that their
     cadence is due. `end` is None while the run goes on, else ``budget`` or ``stopped``; the last tick has it. `step_s`
-    and `wait_s` are the host's time of this step, and the part of it spent waiting for data.
+    and `wait_s` are the host's time of this step, and the part of it spent waiting for data. Whoever ends the run
+    early calls `flush` (on all ranks) for the metrics since the last row.
     """
 
     step: int
@@ -53,6 +54,7 @@ class Tick:
     state: TrainState
     step_s: float = 0.0
     wait_s: float = 0.0
+    flush: Callable[[], dict[str, float]] | None = None
 
 
 def run(
@@ -207,7 +209,7 @@ class _Loop:
         log, save, snapshot = (
             due(before, seen, every) for every in (settings.log_every, settings.save_every, settings.snapshot_every)
         )
-        tick = Tick(state.step, seen, None, save, snapshot, None, state)
+        tick = Tick(state.step, seen, None, save, snapshot, None, state, flush=self._metrics)
         last, poll = seen >= settings.total_images, state.step % settings.poll_every_steps == 0
         if not (log or save or snapshot or last or poll):
             return tick

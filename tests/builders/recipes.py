@@ -44,8 +44,8 @@ def stream(
 
 
 class TwoPhases:
-    """A student with dropout and batch norm, a teacher by EMA, and an adversary trained in a second phase on the student
-    that has just moved: the shape of ADIOS. Ragged weights: unit p weighs 1 + p mod 3."""
+    """A student with dropout and batch norm, a teacher by EMA, and an adversary trained in a second phase on the
+    student that has just moved: the shape of ADIOS. Ragged weights: unit p weighs 1 + p mod 3."""
 
     def __init__(self, *, adversary_every: int = 2, dropout: float = 0.3, dtype: torch.dtype = torch.float32) -> None:
         with torch.random.fork_rng(devices=[]):

@@ -1,0 +1,114 @@
+"""Encoders for inference: weights, architecture and the preprocessing they were trained with, in one folder.
+
+``weights.safetensors`` and ``artifact.json`` (written last). How an encoder passes from one science to another, to
+extraction, to evaluation and to serving; nothing of training stays in it. Not here: training state (core.checkpoint).
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from core.checkpoint import check_tensors, cpu_copy
+from core.errors import MissingFile, UserError
+from core.nn.vit import ViT, ViTConfig
+from core.storage import Storage, digest_bytes, digest_of
+
+SCHEMA_VERSION = 1
+WEIGHTS, DESCRIPTION = "weights.safetensors", "artifact.json"
+LAYOUTS = {2: "NCHW", 3: "NCDHW"}
+PREPROCESSING = ("mean", "std", "size", "mpp")
+
+
+class EncoderArtifact:
+    """`save` and `load`; the description is a plain dict with `vit`, `preprocessing`, `science`, `mpp`, `sha256`,
+    `provenance` and `schema_version`."""
+
+    @staticmethod
+    def save(
+        folder: str, vit: ViT, *, preprocessing: Mapping[str, Any], science: str, provenance: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Write an encoder into `folder` (path or URL), replacing one that is there; returns the description.
+
+        preprocessing: `mean` and `std` per channel (of values in 0 … 1), `size` in pixels, `mpp` (None where a spacing
+        says it), and whatever else is needed to repeat it; `layout` of the input is NCHW or NCDHW unless given.
+        provenance: plain values; NaN is refused.
+        """
+        from safetensors.torch import save_file
+
+        missing = [key for key in PREPROCESSING if key not in preprocessing]
+        assert not missing, f"preprocessing lacks {missing}"
+        store = Storage.of(folder)
+        store.remove(DESCRIPTION)  # a half-replaced artifact is no artifact
+        with tempfile.TemporaryDirectory(prefix="pathray-") as temporary:
+            weights = Path(temporary) / WEIGHTS
+            save_file(cpu_copy(vit.state_dict()), weights)
+            digest = digest_of(weights)
+            store.put(weights, WEIGHTS)
+        description = {
+            "schema_version": SCHEMA_VERSION,
+            "architecture": "vit",
+            "vit": asdict(vit.config),
+            "preprocessing": {"layout": LAYOUTS[len(vit.config.patch_size)], **preprocessing},
+            "mpp": preprocessing["mpp"],
+            "science": science,
+            "sha256": digest,
+            "provenance": dict(provenance),
+        }
+        description["digest"] = _digest(description)
+        text = json.dumps(description, indent=1, sort_keys=True, allow_nan=False)
+        store.write_bytes(DESCRIPTION, text.encode())
+        return dict(json.loads(text))
+
+    @staticmethod
+    def load(folder: str) -> tuple[ViT, dict[str, Any]]:
+        """The encoder (on the CPU, in evaluation mode, without gradients) and its description.
+
+        MissingFile when there is none; UserError when it was altered, is of a newer version or of another architecture.
+        """
+        from safetensors.torch import load_file
+
+        store = Storage.of(folder)
+        description = describe(folder)
+        weights = store.local_copy(WEIGHTS)
+        found, expected, where = digest_of(weights), description["sha256"], store.join(WEIGHTS)
+        if found != expected:
+            raise UserError("the encoder's weights were altered", file=where, found=found, expected=expected)
+        if description["architecture"] != "vit":
+            found = description["architecture"]
+            raise UserError("an encoder of another architecture", file=folder, found=found, expected="vit")
+        try:
+            vit = ViT(ViTConfig(**description["vit"]))
+        except TypeError as e:
+            raise UserError(f"not a description of a ViT: {e}", file=store.join(DESCRIPTION), key="vit") from e
+        tensors = load_file(weights)
+        check_tensors(tensors, vit.state_dict(), source=store.join(WEIGHTS))
+        vit.load_state_dict(tensors)
+        return vit.requires_grad_(False).eval(), description
+
+
+def describe(folder: str) -> dict[str, Any]:
+    """The description of an encoder without its weights, checked for being whole. Raises as `EncoderArtifact.load`."""
+    store = Storage.of(folder)
+    where = store.join(DESCRIPTION)
+    try:
+        description: dict[str, Any] = json.loads(store.read_bytes(DESCRIPTION))
+        version, digest = int(description["schema_version"]), description["digest"]
+    except MissingFile as e:
+        raise MissingFile("no encoder here", file=folder, expected=DESCRIPTION) from e
+    except (json.JSONDecodeError, KeyError, TypeError) as e:
+        raise UserError(f"not a description of an encoder: {e!r}", file=where) from e
+    if version > SCHEMA_VERSION:
+        raise UserError("written by a newer version", file=where, found=version, expected=f"at most {SCHEMA_VERSION}")
+    if digest != _digest(description):
+        raise UserError("the encoder's description was altered", file=where, key="digest")
+    return description
+
+
+def _digest(description: Mapping[str, Any]) -> str:
+    body = {key: value for key, value in description.items() if key != "digest"}
+    return digest_bytes(json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False).encode())

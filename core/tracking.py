@@ -1,0 +1,299 @@
+"""metrics.jsonl is the truth about a run's figures, one strict-JSON row per log tick; MLflow is fed from it.
+
+Rows carry `images_seen`. On resume the log is cut back to the checkpoint's position, so a crash leaves neither doubled
+nor orphaned rows. NaN and Inf become null and are named in `nonfinite`.
+
+The feeder is a thread on the driver that tails the file; training never waits for it. It may be restarted at any time:
+which rows a run already has is asked of MLflow itself, so none is doubled. Trouble with MLflow is logged and tried
+again, never raised into the job. Secrets are kept out of parameters. Not here: pictures of the curves.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import re
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from core.errors import MissingFile
+from core.storage import Storage
+
+log = logging.getLogger(__name__)
+
+NONFINITE, TIME = "nonfinite", "time"
+REMOTE_FLUSH_S = 10.0
+
+MARKER = "images_seen"
+RUN_FILE = "mlflow_run.json"
+LONGEST_PARAM, METRICS_PER_CALL = 500, 900
+SECRET = re.compile(r"token|secret|passw|credential|api_?key|access_?key|private_?key|account_?key", re.IGNORECASE)
+REDACTED = "(redacted)"
+
+
+class MetricsLog:
+    """Appends rows to a metrics.jsonl by path or URL; one writer.
+
+    A local row is on disk when `append` returns. Object stores cannot append: there the whole file is written anew at
+    most every `flush_every_s` seconds and on `flush`, which belongs before a checkpoint, and on `close`.
+    """
+
+    def __init__(self, path: str, *, flush_every_s: float = REMOTE_FLUSH_S) -> None:
+        folder, _, self._name = path.rpartition("/")
+        self._store = Storage.of(folder or ".")
+        self._flush_every_s, self._flushed = flush_every_s, 0.0
+        self._remote: bytes | None = None
+        self._dirty = self._mended = False
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add one row of numbers, words and None; `time` (epoch seconds) is added. `images_seen` is required."""
+        assert isinstance(row.get("images_seen"), int), row
+        line = to_line({**row, TIME: round(time.time(), 3)})
+        if self._store.local:
+            self._mend()
+            path = self._store.path(self._name)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(path, "ab") as f:
+                f.write(line)
+            return
+        self._remote = self._content() + line
+        self._dirty = True
+        if time.monotonic() - self._flushed >= self._flush_every_s:
+            self.flush()
+
+    def cut_back(self, images_seen: int) -> int:
+        """Drop the rows beyond `images_seen` and a half-written last one, atomically; returns how many were dropped."""
+        content = self._content()
+        lines = content.splitlines(keepends=True)
+        kept = [line for line in lines if (row := _parse(line)) is not None and row["images_seen"] <= images_seen]
+        if len(kept) < len(lines):
+            self._store.write_bytes(self._name, b"".join(kept))
+        self._remote, self._dirty, self._mended = b"".join(kept), False, True
+        return len(lines) - len(kept)
+
+    def flush(self) -> None:
+        if self._dirty and self._remote is not None:
+            self._store.write_bytes(self._name, self._remote)
+            self._dirty = False
+        self._flushed = time.monotonic()
+
+    close = flush
+
+    def read(self) -> list[dict[str, Any]]:
+        """The rows in order, NaN where `nonfinite` says so; none where there is no file. A half-written last one is
+        left out."""
+        return rows_of(self._content())
+
+    def _mend(self) -> None:
+        """A predecessor may have died inside a row: new rows must not be glued to its rest."""
+        if self._mended:
+            return
+        self._mended = True
+        content = self._content()
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):
+            self._store.write_bytes(self._name, whole)
+
+    def _content(self) -> bytes:
+        if not self._store.local and self._remote is not None:
+            return self._remote
+        try:
+            return self._store.read_bytes(self._name)
+        except MissingFile:
+            return b""
+
+
+def rows_of(content: bytes) -> list[dict[str, Any]]:
+    """The whole rows in the bytes of a metrics.jsonl."""
+    return [row for line in content.splitlines(keepends=True) if (row := _parse(line)) is not None]
+
+
+def to_line(row: Mapping[str, Any]) -> bytes:
+    """One row as strict JSON with a newline."""
+    assert NONFINITE not in row, row
+    broken = sorted(key for key, value in row.items() if isinstance(value, float) and not math.isfinite(value))
+    plain = {key: None if key in broken else value for key, value in row.items()}
+    if broken:
+        plain[NONFINITE] = broken
+    return json.dumps(plain, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        row: dict[str, Any] = json.loads(line)
+    except json.JSONDecodeError:
+        log.warning("a row of the metrics is damaged and left out: %r", line[:80])
+        return None
+    for key in row.pop(NONFINITE, ()):
+        row[key] = math.nan
+    return row
+
+
+class MlflowFeeder:
+    """Logs every row of `metrics_path` into one MLflow run, at step `images_seen`.
+
+    uri: MLflow's; by default SQLite, ``mlflow.db`` beside the metrics, or in the working directory when they are
+    remote. As a context manager it feeds while the block runs, and ends the MLflow run as finished or failed. The run's
+    id stands in ``mlflow_run.json`` beside the metrics, so a restarted job goes on with it.
+    """
+
+    def __init__(
+        self,
+        metrics_path: str,
+        *,
+        experiment: str = "pathray",
+        run_name: str | None = None,
+        uri: str | None = None,
+        params: Mapping[str, Any] | None = None,
+        every_s: float = 5.0,
+    ) -> None:
+        folder, _, self._name = metrics_path.rpartition("/")
+        self._store = Storage.of(folder or ".")
+        self.uri = uri or default_uri(self._store)
+        self._experiment, self._run_name, self._params = experiment, run_name, redact(params or {})
+        self._every_s, self.run_id = every_s, ""
+        self._client: Any = None
+        self._fed: set[int] = set()
+        self._size = -1
+        self._ending = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> MlflowFeeder:
+        self._thread = threading.Thread(target=self._tail, name="pathray-mlflow", daemon=True)
+        self._thread.start()
+        return self
+
+    def close(self, status: str = "FINISHED") -> None:
+        """Feed what is left and end the MLflow run (``FINISHED``, ``KILLED`` or ``FAILED``); problems are logged."""
+        self._ending.set()
+        if self._thread is not None:
+            self._thread.join()
+        try:
+            self.feed()
+            self._connect().set_terminated(self.run_id, status)
+        except Exception as e:
+            log.warning("MLflow could not be fed to the end: %s; metrics.jsonl has everything", e)
+
+    def __enter__(self) -> MlflowFeeder:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self.close("FINISHED" if kind is None else "FAILED")
+
+    def feed(self) -> int:
+        """Log the rows that the run does not have yet; returns how many. Raises what MLflow raises."""
+        client = self._connect()
+        try:
+            content = self._store.read_bytes(self._name)
+        except MissingFile:
+            return 0
+        if len(content) == self._size:
+            return 0
+        fresh = [row for row in rows_of(content) if row[MARKER] not in self._fed]
+        for rows in _batches(fresh):
+            client.log_batch(self.run_id, metrics=[metric for row in rows for metric in _metrics(row)])
+            self._fed |= {row[MARKER] for row in rows}
+        self._size = len(content)
+        return len(fresh)
+
+    def _tail(self) -> None:
+        while not self._ending.wait(self._every_s):
+            try:
+                self.feed()
+            except Exception as e:  # the job must not end for its bookkeeping
+                log.warning("MLflow cannot be fed at present: %s", e)
+
+    def _connect(self) -> Any:
+        """The client, with the run that this metrics file belongs to (found again or begun)."""
+        if self._client is not None:
+            return self._client
+        from mlflow import MlflowClient
+
+        client = MlflowClient(self.uri)
+        self.run_id = self._known_run(client) or self._new_run(client)
+        self._fed = {m.step for m in client.get_metric_history(self.run_id, MARKER)}
+        self._client = client
+        return client
+
+    def _known_run(self, client: Any) -> str | None:
+        if not self._store.exists(RUN_FILE):
+            return None
+        known = json.loads(self._store.read_bytes(RUN_FILE))
+        if known["tracking_uri"] != _plain_uri(self.uri):
+            return None
+        from mlflow.exceptions import MlflowException
+
+        try:
+            client.update_run(known["run_id"], status="RUNNING")
+        except MlflowException as e:
+            log.warning("the MLflow run %s is gone (%s): a new one begins", known["run_id"], e)
+            return None
+        return str(known["run_id"])
+
+    def _new_run(self, client: Any) -> str:
+        from mlflow.entities import Param
+
+        experiment = client.get_experiment_by_name(self._experiment)
+        number = experiment.experiment_id if experiment else client.create_experiment(self._experiment)
+        run_id = str(client.create_run(number, run_name=self._run_name).info.run_id)
+        params = [Param(key, value) for key, value in self._params.items()]
+        for first in range(0, len(params), 100):
+            client.log_batch(run_id, params=params[first : first + 100])
+        record = {"run_id": run_id, "tracking_uri": _plain_uri(self.uri)}
+        self._store.write_bytes(RUN_FILE, json.dumps(record).encode())
+        return run_id
+
+
+def default_uri(store: Storage) -> str:
+    """SQLite beside the metrics, or in the working directory when they are remote."""
+    return f"sqlite:///{os.path.abspath(store.path('mlflow.db') if store.local else 'mlflow.db')}"
+
+
+def redact(params: Mapping[str, Any]) -> dict[str, str]:
+    """Parameters as short texts without secrets: by the key's name, and logins and signatures out of URLs."""
+    return {key: REDACTED if SECRET.search(key) else _plain_text(value) for key, value in params.items()}
+
+
+def _plain_text(value: Any) -> str:
+    text = re.sub(r"\w+://[^\s'\"]+", lambda m: _plain_uri(m.group()), str(value))
+    return text[:LONGEST_PARAM]
+
+
+def _plain_uri(uri: str) -> str:
+    """A URL without its user, password and query."""
+    try:
+        parts = urlsplit(uri)
+        host = parts.netloc.rpartition("@")[2]
+    except ValueError:
+        return REDACTED
+    if parts.netloc == host and not parts.query:
+        return uri
+    return urlunsplit((parts.scheme, host, parts.path, "", ""))
+
+
+def _metrics(row: Mapping[str, Any]) -> list[Any]:
+    from mlflow.entities import Metric
+
+    stamp = int(1e3 * row.get(TIME, time.time()))
+    numbers = {k: v for k, v in row.items() if isinstance(v, int | float) and not isinstance(v, bool) and k != TIME}
+    return [Metric(key, float(value), stamp, row[MARKER]) for key, value in numbers.items()]
+
+
+def _batches(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Whole rows, as many as one call takes."""
+    batches: list[list[dict[str, Any]]] = []
+    size = METRICS_PER_CALL + 1
+    for row in rows:
+        if size + len(row) > METRICS_PER_CALL:
+            batches.append([])
+            size = 0
+        batches[-1].append(row)
+        size += len(row)
+    return batches
