@@ -1,0 +1,71 @@
+"""The jobs that draw: which files they leave, and how they refuse what they cannot draw. Neither starts Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from core.tracking import MetricsLog
+from ijepath.config import CONFIGS_DIR, GROUPS
+from ray_jobs import plot_training, preview_ijepath
+from ray_jobs.cli import run_job
+from tests.builders.anchor_catalog import Built, painted_catalog
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    return painted_catalog(tmp_path_factory.mktemp("pictures"))
+
+
+def preview(*words: str) -> int:
+    return run_job(preview_ijepath.main, preview_ijepath.PreviewConfig, words, CONFIGS_DIR, GROUPS)
+
+
+def test_previews_and_overlays_have_the_promised_files(built: Built, tmp_path: Path) -> None:
+    keys = ["num_samples=2", "num_zoomed_previews=1", "final_png_scale=0.5", "num_overlays=1"]
+    assert preview(f"anchor_catalog={built.catalog.path}", f"output_dir={tmp_path}", *keys) == 0
+    names = sorted(p.name.split("_")[0] + p.suffix for p in tmp_path.iterdir() if p.is_file())
+    assert names == ["ijepa.gif"] * 2 + ["ijepa.png"] * 2 + ["preview.png"] * 2 + ["zoom4.png"]
+    final = next(tmp_path.glob("*_all_steps.png"))
+    assert Image.open(final).size == (800, 450)
+    assert [p.name for p in (tmp_path / "overlays").iterdir()] == ["north-colon-1.png"]
+
+
+def test_the_catalogs_own_geometry_is_the_default_and_another_one_is_refused(
+    built: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loaded = preview(f"anchor_catalog={built.catalog.path}", f"output_dir={tmp_path}", "--dry-run")
+    assert loaded == 0 and not any(tmp_path.iterdir())
+    code = preview(f"anchor_catalog={built.catalog.path}", f"output_dir={tmp_path}", "data.context_fov_um=256")
+    assert code == 2 and "data.context_fov_um" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("word", ["num_samples=-1", "final_png_scale=0", "num_overlays=-2", "num_sample=3"])
+def test_wrong_keys_end_with_2(built: Built, tmp_path: Path, word: str) -> None:
+    assert preview(f"anchor_catalog={built.catalog.path}", f"output_dir={tmp_path}", word) == 2
+
+
+def plot(*words: str) -> int:
+    return run_job(plot_training.main, plot_training.PlotConfig, words, CONFIGS_DIR)
+
+
+def test_curves_stand_in_the_run_folder_unless_told_otherwise(tmp_path: Path) -> None:
+    log = MetricsLog(str(tmp_path / "metrics.jsonl"))
+    for step in range(4):
+        log.append({"images_seen": 32 * step, "loss": 1.0 / (1 + step), "lr": 1e-4, "images_per_s": float("nan")})
+    assert plot(f"run={tmp_path}", "scale=0.5") == 0
+    assert Image.open(tmp_path / "curves.png").size[0] == 400, "two panels have data: loss and learning rate"
+    assert plot(f"run={tmp_path}", f"output={tmp_path / 'other' / 'c.png'}") == 0
+    assert (tmp_path / "other" / "c.png").is_file()
+
+
+def test_a_run_without_metrics_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert plot(f"run={tmp_path}") == 2
+    assert "metrics.jsonl" in capsys.readouterr().err
+
+
+def test_every_panel_of_the_curves_has_its_own_metrics() -> None:
+    names = [metric for panel in plot_training.PANELS for metric, _ in panel.series]
+    assert len(names) == len(set(names)) and {"loss", "target_rankme", "lr", "images_per_s"} <= set(names)
