@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from core.errors import UnreadableUnit
+from core.errors import UnreadableUnit, UserError
 from core.wsi.pyramid import plausible
 from core.wsi.source import is_url, public
 
@@ -80,15 +80,30 @@ class OpenSlideLibrary:
 class FastSlideLibrary:
     name, by_thread = "fastslide", False
 
+    def __init__(self) -> None:
+        self._pid: int | None = None
+
     def can_open(self, path: str) -> bool:
         import fastslide
 
         return not is_url(path) and bool(fastslide.is_supported(path))
 
     def open(self, path: str, cache_bytes: int) -> Any:
+        """UserError in a child of a process that used the library: its threads are gone there and a read would hang."""
         import fastslide
 
-        return fastslide.FastSlide.from_file_path(path, cache=cache_bytes or None)
+        if self._pid not in (None, os.getpid()):
+            raise UserError(
+                "fastslide cannot be used in a forked child of a process that used it",
+                file=path,
+                expected="worker processes that are spawned, not forked",
+            )
+        self._pid = os.getpid()
+
+        slide = fastslide.FastSlide.from_file_path(path, cache=cache_bytes or None)
+        if slide.dtype != "uint8" or slide.num_channels not in (1, 3, 4):
+            raise ValueError(f"{slide.num_channels} channels of {slide.dtype}, not 8-bit RGB")
+        return slide
 
     def shapes(self, slide: Any) -> tuple[tuple[int, int], ...]:
         return tuple((int(w), int(h)) for w, h in slide.level_dimensions)
@@ -113,7 +128,10 @@ class TiffSlideLibrary:
     def open(self, path: str, cache_bytes: int) -> Any:
         import tiffslide
 
-        return tiffslide.TiffSlide(path)
+        slide = tiffslide.TiffSlide(path)
+        if (dtype := slide.ts_tifffile.series[0].dtype) != np.uint8:
+            raise ValueError(f"pixels of {dtype}, not 8-bit RGB")
+        return slide
 
     def shapes(self, slide: Any) -> tuple[tuple[int, int], ...]:
         return tuple((int(w), int(h)) for w, h in slide.level_dimensions)
@@ -153,6 +171,8 @@ class LibraryReader:
             return np.full((height, width, 3), 255, np.uint8)
         try:
             inside = self._library.read(self._handle(), level, x0, y0, x1 - x0, y1 - y0)
+        except UserError:
+            raise
         except Exception as e:  # every library raises its own kinds
             self._drop()  # OpenSlide's handle is of no use after an error
             detail = f"level {level}, box ({x}, {y}, {width}, {height}): {type(e).__name__}: {e}"

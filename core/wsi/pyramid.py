@@ -56,6 +56,7 @@ class Pyramid:
     levels: tuple[Level, ...]
     mpp: float | None
     mpp_source: str | None
+    aperio: bool = False
 
 
 def parse(file: BinaryIO, *, mask: bool = False) -> Pyramid:
@@ -71,11 +72,13 @@ def parse(file: BinaryIO, *, mask: bool = False) -> Pyramid:
             raise NotServed(f"{own[0][3:].upper()} has a tile grid of its own")
         pages = _levels(tiff, mask)
         levels = tuple(_level(page, mask) for page in pages)
-        return Pyramid(levels, *_spacing(tiff, pages[0]))
+        return Pyramid(levels, *_spacing(tiff, pages[0]), aperio=bool(tiff.is_svs))
 
 
 def _levels(tiff: Any, mask: bool) -> list[Any]:
     """The pages of the pyramid, finest first: the largest tiled page and every smaller one of the same shape."""
+    if not len(tiff.pages):
+        raise ValueError("no image file directory where the header points to")
     pages = [page for page in tiff.pages if _is_image(page)]
     pages += [page for top in list(pages) for page in (top.pages or ()) if _is_image(page)]
     tiled = [page for page in pages if page.is_tiled]

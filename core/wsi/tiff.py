@@ -15,6 +15,7 @@ import numpy.typing as npt
 from core.errors import UnreadableUnit
 from core.wsi.decode import Truncated
 from core.wsi.pyramid import Level, Pyramid
+from core.wsi.resize import resize
 from core.wsi.source import ByteSource, is_url, public
 from core.wsi.tiles import TileCache
 
@@ -38,7 +39,7 @@ class TiffReader:
         self.level_downsamples = downsamples(self.level_shapes)
         self._source, self._levels, self._cache, self._mask = source, pyramid.levels, cache, mask
         self._token, self._background = next(_tokens), 0 if mask else 255
-        self._remote = is_url(path)
+        self._remote, self._aperio = is_url(path), pyramid.aperio
         self._decoded_partly = self._decoded_again = 0
 
     def read_level(self, level: int, x: int, y: int, width: int, height: int) -> npt.NDArray[np.uint8]:
@@ -75,13 +76,16 @@ class TiffReader:
         return tile if tile.flags.writeable and tile.flags.c_contiguous else tile.copy()
 
     def _tiles(self, level: int, at: Level, wanted: dict[int, int]) -> dict[int, npt.NDArray[np.uint8]]:
-        """Decoded tiles by index, with at least as many rows as wanted; sparse ones (no bytes) are left out."""
+        """Decoded tiles by index, with at least as many rows as wanted; sparse ones are left out."""
         tiles, missing = dict[int, npt.NDArray[np.uint8]](), []
         for index, rows in wanted.items():
             tile = self._cache.get((self._token, level, index))
             if tile is not None and tile.shape[0] >= rows:
                 tiles[index] = tile
-            elif at.counts[index] > 0:
+            elif at.counts[index] == 0:
+                if self._aperio and level > 0:
+                    tiles[index] = self._from_finer(level, at, index)
+            else:
                 self._decoded_again += tile is not None
                 missing.append(index)
         fetched = None
@@ -93,6 +97,18 @@ class TiffReader:
             tiles[index] = self._decode(level, at, index, self._worthwhile_rows(at, wanted[index]), data)
             self._cache.put((self._token, level, index), tiles[index])
         return tiles
+
+    def _from_finer(self, level: int, at: Level, index: int) -> npt.NDArray[np.uint8]:
+        """A tile that an Aperio scanner left out of a lower level, made from the next finer one, as OpenSlide does."""
+        row, column = divmod(index, at.across)
+        left, top = column * at.tile_width, row * at.tile_height
+        width, height = min(at.tile_width, at.width - left), min(at.tile_height, at.height - top)
+        (w, h), (fw, fh) = (at.width, at.height), self.level_shapes[level - 1]
+        x0, x1 = left * fw // w, (left + width) * fw // w
+        y0, y1 = top * fh // h, (top + height) * fh // h
+        tile = resize(self.read_level(level - 1, x0, y0, x1 - x0, y1 - y0), width, height, mask=self._mask)
+        self._cache.put((self._token, level, index), tile)
+        return tile
 
     def _worthwhile_rows(self, at: Level, rows: int) -> int:
         """Decode only the rows wanted, unless the rest of such tiles turned out to be wanted soon after."""

@@ -1,7 +1,7 @@
 """From tissue to tiles: a regular grid over a slide at a stated spacing, kept where a tile holds enough tissue.
 
-Pure arithmetic on a mask; `tissue_of` is the only function that reads, and reads masks. Coordinates are the tiles' upper
-left corners in level-0 pixels, in raster order. Not here: a tile's pixels (core.wsi.regions), training anchors.
+Pure arithmetic on a mask; only `tissue_of` reads. Coordinates are the tiles' upper left corners in level-0 pixels,
+in raster order. Not here: a tile's pixels (core.wsi.regions), anchors for training.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class TileSpec:
 
 @dataclass(frozen=True)
 class Tiles:
-    """`coords` ``[N, 2]`` int64: upper left corners (x, y) in level-0 pixels, raster order; `tissue` ``[N]`` float32: the
-    share of tissue in each; `size` a tile's side in level-0 pixels."""
+    """`coords` ``[N, 2]`` int64: upper left corners (x, y) in level-0 pixels, raster order; `tissue` ``[N]`` float32:
+    the share of tissue in each; `size` a tile's side in level-0 pixels."""
 
     coords: Ints
     tissue: npt.NDArray[np.float32]
@@ -104,7 +104,7 @@ def tiles_of(mask: npt.NDArray[Any], width: int, height: int, mpp0: float, spec:
 
 
 def tissue_share(mask: npt.NDArray[Any], width: int, height: int, left: Ints, top: Ints, size: int) -> Floats:
-    """Tissue share ``[len(top), len(left)]`` of every square of side `size` with these edges; none outside the slide."""
+    """Tissue share ``[len(top), len(left)]`` of every square of side `size` with these edges; outside is none."""
     h, w = mask.shape
     integral = np.zeros((h + 1, w + 1), np.int64 if mask.size > 1 << 31 else np.int32)
     np.cumsum(np.cumsum(mask > 0, axis=0, dtype=integral.dtype), axis=1, out=integral[1:, 1:])
@@ -121,7 +121,8 @@ def _at(integral: npt.NDArray[Any], where: Floats, axis: int) -> Floats:
     cell = np.minimum(where.astype(np.int64), integral.shape[axis] - 2)
     part = (where - cell)[:, None] if axis == 0 else where - cell
     low, high = np.take(integral, cell, axis), np.take(integral, cell + 1, axis)
-    return low * (1.0 - part) + high * part
+    between: Floats = low * (1.0 - part) + high * part
+    return between
 
 
 def tissue_of(reader: SlideReader, mpp0: float, mask_path: str, spec: TileSpec) -> npt.NDArray[np.uint8]:
