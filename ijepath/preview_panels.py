@@ -79,9 +79,20 @@ def draw_context(canvas: Canvas, sample: PreviewSample, square: Square, part: in
     )
 
 
+def context_view(canvas: Canvas, sample: PreviewSample, square: Square) -> Square:
+    """Where the context stands in a square that also has room for targets just outside of it: all of it without any."""
+    x, y, whole = square
+    geometry = sample.geometry
+    if not geometry.margin:
+        return square
+    canvas.rect(x, y, whole, whole, fill="#e3e7ed")
+    side = whole * geometry.grid / geometry.predictor_grid
+    return x + (whole - side) / 2, y + (whole - side) / 2, side
+
+
 def draw_boxes(canvas: Canvas, sample: PreviewSample, square: Square, part: int = ALL) -> None:
-    """The target boxes in the context."""
-    x, y, side = square
+    """The target boxes in the context, or just outside of it."""
+    x, y, side = context_view(canvas, sample, square)
     canvas.picture(sample.context, x, y, side, side)
     unit = side / sample.geometry.context_px
     for k, (x0, y0, x1, y1) in enumerate(sample.boxes[:part].tolist()):
@@ -113,7 +124,7 @@ def draw_targets(canvas: Canvas, sample: PreviewSample, square: Square, part: in
 
 def draw_tokens(canvas: Canvas, sample: PreviewSample, square: Square, part: int = ALL) -> None:
     """Tokens: 1 hidden from the context (R), 2 what the context keeps, 3 what the predictor fills (T)."""
-    x, y, side = square
+    x, y, side = context_view(canvas, sample, square)
     grid, geometry = sample.geometry.grid, sample.geometry
     shown = sample.context.astype(np.float32)
     if part >= 2:

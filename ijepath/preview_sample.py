@@ -59,7 +59,7 @@ class PreviewSample:
     def hidden_tokens(self) -> int:
         """Context tokens of any R."""
         hidden = np.zeros((self.geometry.grid, self.geometry.grid), bool)
-        for column0, row0, column1, row1 in np.maximum(self.spans, 0):
+        for column0, row0, column1, row1 in np.maximum(self.spans, 0):  # an outside target covers none
             hidden[row0:row1, column0:column1] = True
         return int(hidden.sum())
 

@@ -17,6 +17,7 @@ from core.errors import UnreadableUnit
 from core.stream import decoded
 from core.wsi.regions import read_region
 from ijepath import previews
+from ijepath.config import MaskConfig
 from ijepath.data import AnchorReader
 from ijepath.preview_panels import colour, draw_boxes, draw_context, draw_slide, draw_targets, draw_tokens
 from ijepath.preview_sample import PreviewSample, read_sample
@@ -120,6 +121,25 @@ def test_hidden_tokens_are_veiled_and_kept_ones_are_not(sample: PreviewSample) -
     free = [t for t in hidden if divmod(int(t), geometry.grid) not in covered]
     for token in free:
         assert middle(after, token) == pytest.approx(0.24 * middle(before, token) + 0.76 * 244, abs=6)
+
+
+def test_targets_outside_of_the_context_stay_inside_the_panel(built: Built) -> None:
+    config = built.config()
+    config = replace(config, mask=MaskConfig(outside_targets=1, outside_ring_um=8.0))
+    sample = read_sample(built.lookup(config), built.reader(config), 0)
+    geometry = sample.geometry
+    last = sample.boxes[-1]
+    assert last.min() < 0 or last.max() > geometry.context_px
+    canvas = Canvas(700, 700)
+    draw_boxes(canvas, sample, (100, 100, 500))
+    picture = canvas.finished()
+    assert (picture[:99] == 255).all() and (picture[601:] == 255).all()
+    assert (picture[:, :99] == 255).all() and (picture[:, 601:] == 255).all()
+    side = 500 * geometry.grid / geometry.predictor_grid
+    unit, corner = side / geometry.context_px, 100 + (500 - side) / 2
+    edge = picture[round(corner + last[[1, 3]].mean() * unit), round(corner + last[2] * unit) - 2]
+    assert np.abs(edge.astype(int) - mixed(colour(3), colour(3), 0)).max() < 4
+    assert sample.hidden_tokens <= 3 * 9
 
 
 def test_what_the_mask_leaves_out_is_greyed(sample: PreviewSample) -> None:
