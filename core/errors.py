@@ -59,10 +59,14 @@ class UnreadableUnit(Exception):
 
 
 def user_error_in(error: BaseException | None) -> UserError | None:
-    """The `UserError` inside `error`, however many layers (Ray's task and worker-group errors) wrap it; else None."""
+    """The `UserError` inside `error`, however many layers (Ray's task and worker-group errors) wrap it; else None.
+
+    Ray's own wrapper of a UserError is a UserError too, whose text is the remote trace: its `cause` is what is wanted.
+    """
     for e in _layers(error, set()):
         if isinstance(e, UserError):
-            return e
+            cause = getattr(e, "cause", None)
+            return cause if isinstance(cause, UserError) else e
     return None
 
 

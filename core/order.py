@@ -21,7 +21,7 @@ from core.errors import UserError
 Ints = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
 
-ROUNDS = 6
+ROUNDS = 8
 MAX_CYCLE = 1 << 16
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -242,4 +242,5 @@ def _slot_counts(weights: npt.NDArray[np.float64]) -> Ints:
     remainder = share * length - counts
     for i in np.argsort(-remainder, kind="stable")[: length - int(counts.sum())]:
         counts[i] += 1
-    return np.maximum(counts, 1)
+    enough: Ints = np.maximum(counts, 1)
+    return enough

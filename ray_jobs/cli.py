@@ -90,7 +90,7 @@ def _report(error: Exception) -> int:
     if users is None:
         traceback.print_exception(error)
         return 1
-    print(f"error: {UserError.__str__(users)}", file=sys.stderr)  # Ray's subclass would print the remote trace
+    print(f"error: {users}", file=sys.stderr)
     return 2
 
 

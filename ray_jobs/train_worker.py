@@ -155,8 +155,9 @@ class _Worker:
         from core import checkpoint
 
         self._write_faults(tick.images_seen)
-        if self.rank != 0:
+        if self.log is None:
             return
+        self.log.flush()
         tag, parts = self.parts.tag, self.parts
         name = f"{tag}-img{tick.images_seen}" if tick.snapshot else f"{tag}-latest"
         meta = {

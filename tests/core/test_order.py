@@ -30,6 +30,10 @@ def test_small_permutations_are_uniform_over_keys(n):
         counts = np.bincount(permute(np.full(keys.size, index), n, keys), minlength=n)
         chi2 = float(((counts - keys.size / n) ** 2 / (keys.size / n)).sum())
         assert chi2 < 45, (n, index, counts)  # 1e-4 tail of 16 degrees of freedom
+    first, second = permute(np.zeros(keys.size, np.int64), n, keys), permute(np.ones(keys.size, np.int64), n, keys)
+    pairs = np.bincount(first * n + second, minlength=n * n)[~np.eye(n, dtype=bool).ravel()]
+    expected = keys.size / pairs.size
+    assert ((pairs - expected) ** 2 / expected).sum() / max(pairs.size - 1, 1) < 2.5, (n, pairs)
 
 
 def test_neighbouring_positions_do_not_get_neighbouring_rows():

@@ -118,7 +118,7 @@ def test_unreadable_units_are_replaced_counted_and_listed(ray_cluster, tmp_path,
 
 
 def test_too_many_unreadable_units_stop_all_ranks_with_the_figures(ray_cluster, tmp_path, plan):
-    with pytest.raises(UserError, match="unreadable"):
+    with pytest.raises(UserError, match="of 24 units up to step 2 were replaced"):
         train(tmp_path / "run", plan, 2, unreadable_every=2, max_corrupt_fraction=0.1)
 
 
