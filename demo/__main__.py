@@ -97,7 +97,7 @@ def main(argv: Sequence[str]) -> None:
             f"num_samples={arguments.samples}",
             "num_overlays=12",
         ],
-        ["plot_training", f"run={run}", f"output={pictures / 'curves.png'}"],
+        ["plot_training", f"run={run}", f"output={pictures / 'curves.png'}", "title=I-JEPATH pretraining"],
     ]
     steps = ("index, anchors and pretraining", "pictures of samples and slides", "training curves")
     seconds = []

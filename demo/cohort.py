@@ -3,8 +3,8 @@
     python -m demo.cohort output=demo_output/cohort slides_per_hospital=3
 
 Each hospital has its own stain, scanner, spacing and file layout; each slide an organ, with benign glands, tumour and
-lymphoid tissue. Equal settings give equal files. Writes slides, masks (for one hospital: the other's are left to be
-computed), a slide manifest, and labelled patches for robustness evaluation. Not a model of disease.
+lymphoid tissue. Equal settings give equal files. Writes slides, masks without fat (for one hospital: the other's are
+left to be computed), a slide manifest, and labelled patches for robustness evaluation. Not a model of disease.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from demo.tissue_painter import compose, paint
 STRIP = 512
 DONE = "cohort.json"
 LABELS = ("benign", "tumour", "lymphoid")
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,8 @@ def make_slide(slide: SlidePlan, settings: CohortSettings, root: Path) -> tuple[
     mask = ""
     if hospital.suffix == ".svs":
         mask = f"masks/{slide.slide_id}.png"
-        _save(root / mask, (anatomy.tissue[::2, ::2] > 0).astype(np.uint8) * 255)
+        cells = (anatomy.tissue > 0) & (anatomy.fat <= 0)
+        _save(root / mask, cells[::2, ::2].astype(np.uint8) * 255)
     row = {
         "slide_id": slide.slide_id,
         "wsi_path": wsi,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import html
 import json
+import os
 import shlex
+import sys
 from base64 import b64encode
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -37,7 +39,8 @@ class Facts:
         store = self.output / "run" / "mlflow.db"
         if not store.is_file():
             return None
-        return f"mlflow ui --backend-store-uri {shlex.quote(f'sqlite:///{store.resolve()}')} --port 5000"
+        python = os.path.relpath(sys.executable) if Path(sys.executable).is_relative_to(Path.cwd()) else sys.executable
+        return f"{python} -m mlflow ui --backend-store-uri {shlex.quote(f'sqlite:///{store.resolve()}')} --port 5000"
 
 
 def gather(output: Path, manifest: Path, train_s: float, total_s: float) -> Facts:

@@ -62,7 +62,7 @@ def test_the_demo_runs_the_shipped_config_on_the_folder_it_was_given(
     assert "config_resolved.yaml" in commands[1][2]
     printed = capsys.readouterr().out
     assert "0.8000 → 0.4000 (-50%)" in printed and "2 of 2 hospitals (north, south)" in printed
-    assert "mlflow ui --backend-store-uri sqlite:///" in printed and "index.html" in printed
+    assert "-m mlflow ui --backend-store-uri sqlite:///" in printed and "index.html" in printed
 
 
 def _finished_run(output: Path) -> None:
