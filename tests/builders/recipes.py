@@ -26,6 +26,12 @@ def unit(position: int, width: int = WIDTH) -> tuple[np.ndarray, np.ndarray]:
     return x, np.float32(x[: width // 2].sum() + 0.1 * g.normal())
 
 
+def units(first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+    """Features `[N, WIDTH]` and targets `[N]` of the units from `first` up to `last`."""
+    x, y = zip(*(unit(p) for p in range(first, last)), strict=True)
+    return np.stack(x), np.array(y)
+
+
 def stream(
     settings: LoopSettings, rank: int = 0, world: int = 1, *, corrupt: Callable[[int], bool] = lambda position: False
 ) -> Callable[[int], Iterator[dict[str, Any]]]:
