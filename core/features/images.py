@@ -1,0 +1,203 @@
+"""Many image files → tables of features, part by part. No Ray. Not here: which images there are (core.features.inputs).
+
+A part is a run of images of one list. Its images may be of several sizes; each is taken as it is, or resized to the
+encoder's own size. Memory is bounded by a part's features and a few batches of pixels.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from core.errors import UnreadableUnit, UserError
+from core.features.bags import check_finite
+from core.features.encoder import EncoderSpec
+from core.features.encoding import PixelBatch, Size, ahead, encoded
+from core.features.identity import fingerprint
+from core.features.tables import FEATURES, feature_column, feature_type, write_table
+from core.wsi.resize import resize
+from core.wsi.source import open_source, public
+
+if TYPE_CHECKING:
+    from core.device import Device
+    from core.features.encoder import FeatureEncoder
+
+COLUMNS = ("path", "width", "height", FEATURES)
+MODES = ("RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr")  # 8 bits; others would lose most of their range
+
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """How images become features. The upper part decides what the features are, the lower only how they get there."""
+
+    resize: bool = False
+    pooling: str = "mean"
+    precision: str = "fp32"
+    dtype: str = "float32"
+
+    batch_size: int = 64
+    read_threads: int = 2
+    read_timeout_s: float = 120.0
+
+
+@dataclass(frozen=True)
+class ImageJob:
+    """A part of a list of images: their `names` (as the user wrote them), `paths`, `states` (what changes when a file
+    does), `metadata` columns; `tables` maps the encoders asked for to the parts' paths."""
+
+    names: tuple[str, ...]
+    paths: tuple[str, ...]
+    states: tuple[str, ...]
+    metadata: Mapping[str, tuple[str | None, ...]] = field(default_factory=dict)
+    tables: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class ImageOutcome:
+    """`errors` by the number of the image in its part; images without one are in the tables, if these were `written`."""
+
+    errors: Mapping[int, str]
+    written: bool = True
+
+
+def part_identity(job: ImageJob, spec: EncoderSpec, settings: ImageSettings) -> dict[str, Any]:
+    """All that a part's content depends on."""
+    how = ("resize", "pooling", "precision", "dtype")
+    return {
+        "images": [list(pair) for pair in zip(job.names, job.states, strict=True)],
+        "metadata": {name: list(values) for name, values in job.metadata.items()},
+        "settings": {name: getattr(settings, name) for name in how},
+        "encoder": spec.identity(),
+    }
+
+
+def part_fingerprint(job: ImageJob, spec: EncoderSpec, settings: ImageSettings) -> str:
+    return fingerprint(part_identity(job, spec, settings))
+
+
+def extract_images(
+    job: ImageJob,
+    specs: Mapping[str, EncoderSpec],
+    encoders: Mapping[str, FeatureEncoder],
+    settings: ImageSettings,
+    device: Device,
+) -> ImageOutcome:
+    """Write the tables of one part. Images that cannot be read or encoded become `errors`; raises StorageError for the
+    output and EncodingError."""
+    errors: dict[int, str] = {}
+    wanted = {name: specs[name] for name, _ in job.tables}
+    shapes = np.zeros((len(job.paths), 2), np.int64)
+    features = {n: np.zeros((len(job.paths), s.dim(settings.pooling)), settings.dtype) for n, s in wanted.items()}
+    for rows, found in encoded(_batches(job, wanted, settings, shapes, errors), encoders, device):
+        for name, values in found.items():
+            _store(features[name], rows, values, job, errors)
+    kept = np.array([i for i in range(len(job.paths)) if i not in errors], np.int64)
+    for name, path in job.tables:
+        meta = {
+            "fingerprint": part_fingerprint(job, specs[name], settings),
+            "failed": [[i, error] for i, error in sorted(errors.items())],
+        }
+        write_table(path, _table(job, kept, shapes, features[name]), meta)
+    return ImageOutcome(dict(sorted(errors.items())))
+
+
+def read_image(path: str) -> Pixels:
+    """An image file (path or URL) as uint8 ``[h, w, 3]``; transparency is dropped, grey repeated, orientation tags are
+    not applied. Raises MissingFile, UserError, UnreadableUnit (``decode``)."""
+    from PIL import Image
+
+    source = open_source(path)
+    try:
+        data = source.read_many([(0, source.size)])[0]
+    finally:
+        source.close()
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.mode not in MODES:
+                raise UnreadableUnit("decode", public(path), f"pixels of mode {image.mode}, expected 8-bit colours")
+            return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:  # Pillow raises all of them
+        raise UnreadableUnit("decode", public(path), f"{type(e).__name__}: {e}") from e
+
+
+def _batches(
+    job: ImageJob,
+    specs: Mapping[str, EncoderSpec],
+    settings: ImageSettings,
+    shapes: npt.NDArray[np.int64],
+    errors: dict[int, str],
+) -> Iterator[PixelBatch]:
+    """Batches of images of one size; at most four batches' worth wait for others of theirs. Fills `shapes`, `errors`."""
+
+    def read(i: int) -> tuple[Pixels | None, str]:
+        try:
+            pixels = read_image(job.paths[i])
+            for spec in specs.values():
+                spec.input_px(pixels.shape[1], pixels.shape[0], resize=settings.resize)
+        except (UserError, UnreadableUnit) as e:
+            return None, " ".join(str(e).split())
+        return pixels, ""
+
+    waiting: dict[Size, list[tuple[int, Pixels]]] = {}
+    results = ahead(
+        read,
+        range(len(job.paths)),
+        threads=settings.read_threads,
+        timeout_s=settings.read_timeout_s,
+        name=lambda i: public(job.paths[i]),
+    )
+    for i, (pixels, error) in enumerate(results):
+        if pixels is None:
+            errors[i] = error
+            continue
+        size = shapes[i, 0], shapes[i, 1] = pixels.shape[1], pixels.shape[0]
+        waiting.setdefault(size, []).append((i, pixels))
+        full = len(waiting[size]) == settings.batch_size
+        if full or sum(map(len, waiting.values())) >= 4 * settings.batch_size:
+            largest = size if full else max(waiting, key=lambda s: len(waiting[s]))
+            yield _batch(waiting.pop(largest), largest, specs, settings)
+    for size, images in waiting.items():
+        yield _batch(images, size, specs, settings)
+
+
+def _batch(
+    images: Sequence[tuple[int, Pixels]], size: Size, specs: Mapping[str, EncoderSpec], settings: ImageSettings
+) -> PixelBatch:
+    sizes = {name: spec.input_px(*size, resize=settings.resize) for name, spec in specs.items()}
+    pixels = {to: np.stack([resize(image, *to) for _, image in images]) for to in sorted(set(sizes.values()))}
+    return PixelBatch(np.array([i for i, _ in images], np.int64), pixels, sizes)
+
+
+def _store(
+    into: npt.NDArray[Any],
+    rows: npt.NDArray[np.int64],
+    values: npt.NDArray[np.float32],
+    job: ImageJob,
+    errors: dict[int, str],
+) -> None:
+    with np.errstate(over="ignore"):
+        into[rows] = values
+    for row, value in zip(rows, values, strict=True):
+        try:
+            check_finite(value, into[row], job.names[row])
+        except UserError as e:
+            errors[int(row)] = str(e)
+
+
+def _table(
+    job: ImageJob, kept: npt.NDArray[np.int64], shapes: npt.NDArray[np.int64], features: npt.NDArray[Any]
+) -> pa.Table:
+    """The images `kept`, in their order."""
+    columns = {"path": pa.array([job.names[i] for i in kept], pa.string())}
+    columns |= {"width": pa.array(shapes[kept, 0], pa.int32()), "height": pa.array(shapes[kept, 1], pa.int32())}
+    columns |= {name: pa.array([values[i] for i in kept], pa.string()) for name, values in job.metadata.items()}
+    kind = feature_type(features.shape[1], features.dtype.str)
+    return pa.table(columns | {FEATURES: feature_column(features[kept]).cast(kind)})

@@ -1,0 +1,157 @@
+"""Which slides or images a folder or a list holds, in a fixed order. Opens none of them.
+
+Slide manifests with masks and metadata are a science's (ijepath.manifest).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import posixpath
+from dataclasses import dataclass
+from typing import Any
+
+from core.errors import MissingFile, UserError
+from core.wsi.formats import UNSUPPORTED
+from core.wsi.source import public
+
+SLIDE_SUFFIXES = (
+    *(".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".svslide", ".bif", ".vms", ".vmu", ".czi", ".isyntax"),
+    *UNSUPPORTED,  # each becomes a line of the report that says so
+)
+DICOM = ".dcm"
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Images by name (as the user has it: below the folder, or in the list) and path, with the list's other columns."""
+
+    names: tuple[str, ...]
+    paths: tuple[str, ...]
+    metadata: dict[str, tuple[str | None, ...]]
+
+
+def slides_in(folder: str) -> list[tuple[str, str]]:
+    """(slide_id, path) of the slides below a folder (path or URL), by id. A folder of DICOM instances is one slide.
+
+    The id is the path below the folder without its suffix, ``__`` for ``/``. MissingFile for no folder, UserError for
+    one without slides.
+    """
+    found = dict[str, str]()
+    names = _files(folder)
+    for name in names:
+        suffix = _suffix(name)
+        if suffix in SLIDE_SUFFIXES:
+            found[name] = _id(name[: -len(suffix)])
+        elif suffix == DICOM:
+            parent = posixpath.dirname(name)
+            found[parent] = _id(parent or posixpath.basename(folder.rstrip("/")))
+    if not found:
+        raise UserError("no slides in this folder", file=folder, found=f"{len(names)} files", expected=SLIDE_SUFFIXES)
+    return sorted((slide_id, _below(folder, name)) for name, slide_id in found.items())
+
+
+def images_in(folder: str) -> Listed:
+    """The images below a folder (path or URL), by path. MissingFile for no folder, UserError for one without images."""
+    files = _files(folder)
+    names = [name for name in files if _suffix(name) in IMAGE_SUFFIXES]
+    if not names:
+        found = f"{len(files)} files"
+        raise UserError("no images in this folder", file=folder, found=found, expected=IMAGE_SUFFIXES)
+    return Listed(tuple(names), tuple(_below(folder, name) for name in names), {})
+
+
+def images_of(path: str, *, root: str = "", reserved: tuple[str, ...] = ()) -> Listed:
+    """The images of a list: CSV, or TSV by its suffix, with a column ``path``; other columns are carried through.
+
+    Relative paths are below `root` or, without one, below the list's own folder. Raises MissingFile, and UserError for
+    a list without that column, with a column twice or of a `reserved` name, with an open cell, or without rows.
+    """
+    delimiter = "\t" if path.lower().endswith((".tsv", ".tab")) else ","
+    lines = csv.DictReader(io.StringIO(_text(path), newline=""), delimiter=delimiter, strict=True)
+    header = [name.strip() for name in lines.fieldnames or []]
+    lines.fieldnames = header
+    if "path" not in header:
+        raise UserError("the list has no such column", file=path, key="path", found=header, expected="path")
+    if repeated := [name for name in header if header.count(name) > 1]:
+        raise UserError("the list has a column twice", file=path, key=repeated[0], found=header)
+    if clashing := sorted(set(header) & set(reserved) - {"path"}):
+        raise UserError("rename this column: the output has one of that name", file=path, key=clashing[0])
+    try:
+        rows = [(lines.line_num, row) for row in lines]
+    except csv.Error as e:
+        raise UserError("the list is not valid", file=path, row=lines.line_num, found=str(e)) from e
+    for number, row in rows:
+        if not row["path"] or None in row:
+            raise UserError("a row without a path, or with too many cells", file=path, row=number, found=_shown(row))
+    if not rows:
+        raise UserError("the list has no images", file=path, found="a header only")
+    names = tuple(row["path"].strip() for _, row in rows)
+    base = root or posixpath.dirname(path if "://" in path else os.path.abspath(path))
+    metadata = {c: tuple(row[c] or None for _, row in rows) for c in header if c != "path"}
+    return Listed(names, tuple(_below(base, name) for name in names), metadata)
+
+
+def file_state(path: str) -> str:
+    """What changes when a file does: its size and its time, or the store's tag; of a folder, those of all its files."""
+    import fsspec
+
+    fs, inner = fsspec.core.url_to_fs(path)
+    try:
+        info = fs.info(inner)
+        if info["type"] != "directory":
+            return _state(info)
+        within: dict[str, Any] = fs.find(inner, detail=True)
+    except FileNotFoundError as e:
+        raise MissingFile("no such file", file=public(path)) from e
+    return f"{len(within)} files: " + " ".join(_state(within[name]) for name in sorted(within))
+
+
+def _state(info: dict[str, Any]) -> str:
+    tag = next((info[k] for k in ("generation", "ETag", "etag", "mtime", "LastModified") if k in info), "")
+    return f"{info.get('size', '')}:{tag}"
+
+
+def _files(folder: str) -> list[str]:
+    """Files below a folder, as paths from there, sorted; hidden ones are left out."""
+    import fsspec
+
+    fs, inner = fsspec.core.url_to_fs(folder)
+    if not fs.isdir(inner):
+        raise MissingFile("no such folder", file=public(folder), expected="a folder, or a list (.csv)")
+    start = len(inner.rstrip("/")) + 1
+    names = [name[start:] for name in fs.find(inner)]
+    return sorted(n for n in names if not any(part.startswith(".") for part in n.split("/")))
+
+
+def _text(path: str) -> str:
+    import fsspec
+
+    try:
+        with fsspec.open(path, "rb") as file:
+            data: bytes = file.read()
+        return data.decode("utf-8-sig")
+    except (FileNotFoundError, IsADirectoryError) as e:
+        raise MissingFile("no such list", file=path, expected="a CSV file") from e
+    except UnicodeDecodeError as e:
+        raise UserError("the list is not UTF-8 text", file=path, found=str(e)) from e
+
+
+def _suffix(name: str) -> str:
+    return posixpath.splitext(name)[1].lower()
+
+
+def _id(name: str) -> str:
+    return name.replace("/", "__")
+
+
+def _below(folder: str, name: str) -> str:
+    if "://" in name or os.path.isabs(name):
+        return name
+    return f"{folder.rstrip('/')}/{name}" if name else folder
+
+
+def _shown(row: dict[Any, Any]) -> str:
+    return str({k: v for k, v in row.items() if v})[:200]

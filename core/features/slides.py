@@ -1,0 +1,247 @@
+"""One slide → one bag per encoder: tissue, tiles, pixels read once, features streamed to disk. No Ray.
+
+Memory does not grow with the slide: tiles are read a few batches ahead and written as they are encoded. Not here: which
+slides there are, what happens to one that fails (ray_jobs.extract_features).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from core.errors import UserError
+from core.features.bags import BagWriter
+from core.features.encoder import EncoderSpec
+from core.features.encoding import PixelBatch, Size, ahead, encoded
+from core.features.identity import fingerprint
+from core.features.tables import bag_to_parquet
+from core.wsi.reader import SlideReader, open_slide
+from core.wsi.regions import read_regions
+from core.wsi.resize import resize
+from core.wsi.source import public
+from core.wsi.spacing import LevelChoice, choose_level, level_mpps
+from core.wsi.tiling import Tiles, TileSpec, tiles_of, tissue_of
+
+if TYPE_CHECKING:
+    from core.device import Device
+    from core.features.encoder import FeatureEncoder
+
+
+@dataclass(frozen=True)
+class SlideSettings:
+    """How slides become bags. The upper half decides what is in a bag, the lower half only how it gets there."""
+
+    tiles: TileSpec
+    spacing_tolerance: float = 0.05
+    resize: bool = False
+    pooling: str = "mean"
+    precision: str = "fp32"
+    dtype: str = "float32"
+
+    parquet: bool = False  # a table beside each bag
+    batch_size: int = 64
+    read_threads: int = 2
+    read_timeout_s: float = 120.0
+    cache_bytes: int = 256 << 20
+    backend: str = "auto"
+
+
+@dataclass(frozen=True)
+class SlideJob:
+    """A slide and what is to be made of it: `bags` maps the encoders asked for to the bags' paths.
+
+    `mpp` overrides the header, `fallback_mpp` stands in where it says nothing. `state` and `mask_state` change when the
+    files do.
+    """
+
+    slide_id: str
+    wsi_path: str
+    mask_path: str = ""
+    mpp: float | None = None
+    fallback_mpp: float | None = None
+    state: str = ""
+    mask_state: str = ""
+    bags: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class SlideOutcome:
+    """A line of the report. `status` is ok, empty (no tile holds enough tissue) or failed."""
+
+    status: str
+    error: str = ""
+    tiles: int = 0
+    mpp0: float | None = None
+    spacing_source: str = ""
+    backend: str = ""
+    source_mpp: float | None = None
+    seconds: float = 0.0
+
+
+def bag_identity(job: SlideJob, spec: EncoderSpec, settings: SlideSettings) -> dict[str, Any]:
+    """All that a bag's content depends on: equal identities, equal features. What its fingerprint is made of."""
+    how = ("spacing_tolerance", "resize", "pooling", "precision", "dtype")
+    return {
+        "slide": {
+            "slide_id": job.slide_id,
+            "state": job.state,
+            "mask_state": job.mask_state,
+            "mpp": job.mpp,
+            "fallback_mpp": job.fallback_mpp,
+        },
+        "tiles": asdict(settings.tiles),
+        "settings": {name: getattr(settings, name) for name in how},
+        "encoder": spec.identity(),
+    }
+
+
+def bag_fingerprint(job: SlideJob, spec: EncoderSpec, settings: SlideSettings) -> str:
+    return fingerprint(bag_identity(job, spec, settings))
+
+
+def extract_slide(
+    job: SlideJob,
+    specs: Mapping[str, EncoderSpec],
+    encoders: Mapping[str, FeatureEncoder],
+    settings: SlideSettings,
+    device: Device,
+) -> SlideOutcome:
+    """Write the bags of `job`. Raises what the slide's files raise, StorageError for those of the output, and
+    EncodingError; then none of the bags that were begun is there."""
+    started = time.monotonic()
+    reader = open_slide(job.wsi_path, backend=settings.backend, cache_bytes=settings.cache_bytes)
+    try:
+        mpp0, source = spacing(job, reader)
+        width, height = reader.level_shapes[0]
+        tiles = tiles_of(tissue_of(reader, mpp0, job.mask_path, settings.tiles), width, height, mpp0, settings.tiles)
+        choice = choose_level(level_mpps(reader, mpp0), settings.tiles.mpp, settings.spacing_tolerance)
+        outcome = SlideOutcome("empty", "", len(tiles), mpp0, source, reader.backend, choice.level_mpp)
+        if not len(tiles):
+            return replace(outcome, error="no tile holds enough tissue", seconds=time.monotonic() - started)
+        _write_bags(job, specs, encoders, settings, device, reader, tiles, mpp0, outcome)
+    finally:
+        reader.close()
+    if settings.parquet:
+        for _, path in job.bags:
+            bag_to_parquet(path)
+    return replace(outcome, status="ok", error=_warning(choice), seconds=time.monotonic() - started)
+
+
+def spacing(job: SlideJob, reader: SlideReader) -> tuple[float, str]:
+    """µm per level-0 pixel and who says so: manifest, header, tags or config. UserError when nobody does."""
+    if job.mpp is not None:
+        return job.mpp, "manifest"
+    if reader.mpp is not None:
+        return reader.mpp, reader.mpp_source or "header"
+    if job.fallback_mpp is not None:
+        return job.fallback_mpp, "config"
+    message = "the slide does not say its pixel size: add an `mpp` column to the manifest, or set slide_mpp"
+    raise UserError(message, file=public(job.wsi_path), key="mpp", expected="micrometres per pixel")
+
+
+def _write_bags(
+    job: SlideJob,
+    specs: Mapping[str, EncoderSpec],
+    encoders: Mapping[str, FeatureEncoder],
+    settings: SlideSettings,
+    device: Device,
+    reader: SlideReader,
+    tiles: Tiles,
+    mpp0: float,
+    found: SlideOutcome,
+) -> None:
+    side = settings.tiles.size_px
+    sizes = {name: specs[name].input_px(side, side, resize=settings.resize) for name, _ in job.bags}
+    with contextlib.ExitStack() as stack:
+        bags = {}
+        for name, path in job.bags:
+            identity = bag_identity(job, specs[name], settings)
+            bag = BagWriter(
+                path,
+                tiles.coords,
+                specs[name].dim(settings.pooling),
+                dtype=settings.dtype,
+                tile=_tile_attributes(job, specs[name], settings, reader, tiles, mpp0),
+                provenance={**identity, "source": _source(job, found), "encoder_name": name, "pathray": _version()},
+                fingerprint=fingerprint(identity),
+            )
+            bags[name] = stack.enter_context(bag)
+        batches = tile_batches(reader, tiles, mpp0, settings, sizes)
+        for rows, features in encoded(batches, encoders, device):
+            for name, bag in bags.items():
+                bag.write(int(rows[0]), features[name])
+
+
+def tile_batches(
+    reader: SlideReader, tiles: Tiles, mpp0: float, settings: SlideSettings, sizes: Mapping[str, Size]
+) -> Iterator[PixelBatch]:
+    """The tiles' pixels in raster order, each read once and brought to the size that each encoder takes."""
+    spec, centres = settings.tiles, tiles.centres()
+
+    def read(first: int) -> PixelBatch:
+        part = centres[first : first + settings.batch_size]
+        regions = read_regions(reader, part, spec.size_px, spec.mpp, mpp0=mpp0, tolerance=settings.spacing_tolerance)
+        pixels = {
+            size: np.stack([resize(region.pixels, *size) for region in regions]) for size in sorted(set(sizes.values()))
+        }
+        return PixelBatch(np.arange(first, first + len(part)), pixels, sizes)
+
+    starts = range(0, len(tiles), settings.batch_size)
+    return ahead(
+        read,
+        starts,
+        threads=settings.read_threads,
+        timeout_s=settings.read_timeout_s,
+        name=lambda first: f"{public(reader.path)}, tile {first}",
+    )
+
+
+def _tile_attributes(
+    job: SlideJob, spec: EncoderSpec, settings: SlideSettings, reader: SlideReader, tiles: Tiles, mpp0: float
+) -> dict[str, Any]:
+    """What a tile is. The names down to `target_magnification` are TRIDENT's."""
+    import json
+
+    width, height = reader.level_shapes[0]
+    of = settings.tiles
+    return {
+        "name": job.slide_id,
+        "patch_size": of.size_px,
+        "patch_size_level0": tiles.size,
+        "overlap": of.overlap_px,
+        "level0_width": width,
+        "level0_height": height,
+        "level0_magnification": max(1, round(10 / mpp0)),
+        "target_magnification": max(1, round(10 / of.mpp)),
+        "mpp": of.mpp,
+        "mpp_level0": mpp0,
+        "tile_um": of.size_um,
+        "encoder": spec.name,
+        "encoder_sha256": spec.description["sha256"],
+        "preprocessing": json.dumps(spec.preprocessing, sort_keys=True),
+        "pooling": settings.pooling,
+    }
+
+
+def _source(job: SlideJob, found: SlideOutcome) -> dict[str, Any]:
+    paths = {"wsi_path": public(job.wsi_path), "mask_path": public(job.mask_path)}
+    return paths | {name: getattr(found, name) for name in ("mpp0", "spacing_source", "backend", "source_mpp")}
+
+
+def _warning(choice: LevelChoice) -> str:
+    if not choice.warned:
+        return ""
+    return (
+        f"enlarged: the finest level has {choice.level_mpp:.3f} µm per pixel, {1 / choice.scale:.1f} times the tiles'"
+    )
+
+
+def _version() -> str:
+    import importlib.metadata
+
+    return importlib.metadata.version("pathray")

@@ -1,0 +1,149 @@
+"""What extraction from slides and from images share: the pool of actors with their encoders, the report, its verdict."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from core.errors import UnreadableUnit, UserError
+from core.storage import StorageError, write_atomic
+from ray_jobs.actor_map import ActorMap
+from ray_jobs.runtime import Session, ray_session
+
+if TYPE_CHECKING:
+    from core.device import Device
+    from core.features.encoder import EncoderSpec, FeatureEncoder
+    from ray_jobs.extract_features import ExtractConfig
+
+log = logging.getLogger(__name__)
+LOOKING_THREADS = 16  # for the state of files, which is latency on remote storage
+DIED = "the process that worked on this died twice (out of memory, or a crash inside a decoder)"
+T = TypeVar("T")
+R = TypeVar("R")
+Row = dict[str, Any]
+Extract = Callable[[Any, Mapping[str, "EncoderSpec"], Mapping[str, "FeatureEncoder"], Any, "Device"], Any]
+
+
+@dataclass(frozen=True)
+class Work:
+    """Runs in an actor: loads the encoders, and gives the function that does a job with them.
+
+    A job's own failure becomes `failed(error)`; a full disk, an encoder that fails and an assertion are raised and end
+    everything.
+    """
+
+    extract: Extract
+    failed: Callable[[Any, str], Any]
+    specs: Mapping[str, EncoderSpec]
+    settings: Any
+    kind: str
+    threads: int
+
+    def __call__(self) -> Callable[[Any], Any]:
+        import torch
+
+        from core.device import Device
+        from core.features.encoder import load_encoder
+        from core.features.encoding import EncodingError
+
+        torch.set_num_threads(self.threads)
+        device = Device.of(self.kind)
+        how = {"pooling": self.settings.pooling, "precision": self.settings.precision}
+        encoders = {name: load_encoder(spec, device, **how) for name, spec in self.specs.items()}
+
+        def work(job: Any) -> Any:
+            try:
+                return self.extract(job, self.specs, encoders, self.settings, device)
+            except (AssertionError, StorageError):
+                raise
+            except EncodingError as e:
+                if "out of memory" in str(e).lower():
+                    raise UserError(str(e), key="batch_size", found=self.settings.batch_size) from e
+                raise
+            except Exception as e:  # the data's: every decoder raises its own kinds
+                return self.failed(job, describe(e))
+
+        return work
+
+
+def over_actors(
+    config: ExtractConfig,
+    jobs: Sequence[Any],
+    extract: Extract,
+    failed: Callable[[Any, str], Any],
+    settings: Any,
+    specs: Mapping[str, EncoderSpec],
+) -> Iterator[tuple[int, Any | None]]:
+    """(number of the job, its outcome) as they finish, on the Ray that the config asks for; None where it was lost."""
+    if not jobs:
+        return
+    wants_gpu = config.accelerator == "cuda" or config.gpus_per_actor is not None
+    actors, gpus = config.actors or 1, (config.gpus_per_actor or 1.0) if wants_gpu else 0.0
+    with ray_session(config.runtime, cpus=actors * config.cpus_per_actor, gpus=actors * gpus) as session:
+        if config.accelerator == "auto" and session.resources.get("GPU", 0.0) > 0:
+            gpus = gpus or 1.0
+        gpus = 0.0 if config.accelerator == "cpu" else gpus
+        actors = min(len(jobs), config.actors or _fitting(session, config.cpus_per_actor, gpus))
+        kind = "cuda" if gpus else "cpu"
+        log.info("%d actors with %d CPUs and %g GPUs each, encoders on %s", actors, config.cpus_per_actor, gpus, kind)
+        work = Work(extract, failed, specs, settings, kind, config.cpus_per_actor)
+        yield from ActorMap(actors, float(config.cpus_per_actor), gpus)(work, jobs)
+
+
+def _fitting(session: Session, cpus: int, gpus: float) -> int:
+    """As many actors as CPUs and GPUs serve; of an embedded Ray only the CPUs that are really there."""
+    have = session.resources.get("CPU", 1.0)
+    if session.embedded:
+        have = min(have, float(os.cpu_count() or 1))
+    fits = int(have // cpus)
+    if gpus:
+        fits = min(fits, int(session.resources.get("GPU", 0.0) / gpus + 1e-9))
+    return max(1, fits)
+
+
+def looked_at(look: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """`look` of every item, in order, in threads: for questions to the storage."""
+    with ThreadPoolExecutor(LOOKING_THREADS) as pool:
+        return list(pool.map(look, items))
+
+
+def describe(error: BaseException) -> str:
+    """One line for a report."""
+    if isinstance(error, UserError):
+        text = UserError.__str__(error)
+    elif isinstance(error, UnreadableUnit):
+        text = str(error)
+    else:
+        text = f"{type(error).__name__}: {error}"
+    return " ".join(text.split())
+
+
+def write_report(path: str, columns: Sequence[str], rows: Sequence[Row]) -> None:
+    """A CSV of `columns`, whole or not at all."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomic(path, text.getvalue().encode())
+
+
+def check_success(rows: Sequence[Row], name: str, what: str, min_success_fraction: float, report: str) -> None:
+    """UserError that shows failed rows when fewer than `min_success_fraction` did not fail; `name`: the id's column."""
+    failed = [row for row in rows if row["status"] == "failed"]
+    if len(rows) - len(failed) >= min_success_fraction * len(rows):
+        return
+    shown = [f"{row[name] or '(no id)'}: {row['error']}" for row in failed[:10]]
+    more = [f"and {len(failed) - 10} more"] if len(failed) > 10 else []
+    raise UserError(
+        f"{len(failed)} of {len(rows)} {what} failed:\n  " + "\n  ".join(shown + more) + "\n",
+        file=report,
+        key="min_success_fraction",
+        found=round((len(rows) - len(failed)) / len(rows), 4),
+        expected=f"at least {min_success_fraction}",
+    )
