@@ -51,7 +51,7 @@ class Inputs:
 
 
 def main(loaded: Loaded[PretrainConfig]) -> Outputs | None:
-    config = loaded.config
+    config = located(loaded.config)
     _check(config)
     if loaded.dry_run:
         log.info("the config is sound; nothing was read or written")
@@ -65,6 +65,21 @@ def main(loaded: Loaded[PretrainConfig]) -> Outputs | None:
     if outcome.artifact:
         paths["encoder"] = outcome.artifact
     return Outputs(paths)
+
+
+def located(config: PretrainConfig) -> PretrainConfig:
+    """The config with every path made absolute: a worker runs in another folder than the command."""
+    from core.storage import Storage
+
+    def absolute(path: str | None) -> str | None:
+        return Storage.of(path).url if path else path
+
+    keys = ("slide_manifest_csv", "slide_metadata_parquet", "anchor_catalog_manifest")
+    data = replace(config.data, **{key: absolute(getattr(config.data, key)) for key in keys})
+    checkpoint = config.checkpoint
+    if checkpoint.resume not in ("auto", "never"):
+        checkpoint = replace(checkpoint, resume=absolute(checkpoint.resume) or "auto")
+    return replace(config, output=absolute(config.output), data=data, checkpoint=checkpoint)
 
 
 def _check(config: PretrainConfig) -> None:
@@ -185,7 +200,6 @@ def train(config: PretrainConfig, inputs: Inputs) -> Outcome:
         plan_path=inputs.plan.origin,
         run_dir=str(config.output),
         scaling=config.scaling,
-        tag=config.logging.write_tag,
         resume=config.checkpoint.resume,
         tracking=Tracking(config.logging.mlflow, config.logging.tracking_uri, config.logging.experiment),
         start_metrics=budget.metrics(),

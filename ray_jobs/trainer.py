@@ -100,12 +100,13 @@ def fit(job: TrainJob) -> Outcome:
     from ray_jobs.backends import check_resources, resolve_accelerator, worker_resources
 
     scaling = job.scaling
+    store = Storage.of(job.run_dir)
+    job.run_dir, job.plan_path = store.url, Storage.of(job.plan_path).url  # workers run in another folder
     job.accelerator = resolve_accelerator(scaling.accelerator)
     resources = worker_resources(
         job.accelerator, scaling.cpus_per_worker, scaling.gpus_per_worker, scaling.resources_per_worker
     )
     check_resources(scaling.workers, resources, ray.cluster_resources(), scaling.autoscaling)
-    store = Storage.of(job.run_dir)
     store.remove(STOP)
     trainer = _ray_trainer(job, resources, store)
     try:

@@ -88,6 +88,16 @@ def test_another_number_of_workers_sees_the_same_units_at_the_same_steps(ray_clu
                     assert owners.setdefault(p, line["rank"]) == line["rank"], "two ranks share a unit"
 
 
+def test_a_relative_output_folder_is_the_commands_and_not_the_workers(ray_cluster, tmp_path, plan, monkeypatch):
+    (tmp_path / "here" / "run").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    config = ToyConfig(run=str(tmp_path / "here" / "run"), total_images=24)
+    scaling = ScalingConfig(accelerator="cpu", cpus_per_worker=0.5)
+    outcome = fit(TrainJob(assemble, config, plan.path, "run", scaling, tracking=Tracking(mlflow=False)))
+    assert outcome.checkpoint.startswith(str(tmp_path / "here" / "run"))
+    assert (tmp_path / "here" / "run" / "metrics.jsonl").exists()
+
+
 def test_a_stop_from_outside_checkpoints_and_ends_cleanly(ray_cluster, tmp_path, plan):
     run = tmp_path / "run"
 
