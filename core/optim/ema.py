@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from core.device import scalar
 from core.optim.optimizer import check_same_tensors
 
 M = TypeVar("M", bound=nn.Module)
@@ -34,7 +35,7 @@ class Ema:
         if own:
             targets: list[Tensor] = list(own.values())
             sources: list[Tensor] = [other[name] for name in own]
-            mu = torch.as_tensor(momentum, dtype=torch.float32).to(targets[0].device, non_blocking=True)
+            mu = scalar(momentum, targets[0].device)
             torch._foreach_mul_(targets, mu)
             torch._foreach_add_(targets, list(torch._foreach_mul(sources, 1 - mu)))
         buffers = dict(student.named_buffers())

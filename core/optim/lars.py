@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from core.device import scalar
 from core.optim.optimizer import Optimizer
 
 
@@ -39,7 +40,7 @@ class LARS:
     def set(self, *, lr: float | Tensor | None = None, weight_decay: float | Tensor | None = None) -> None:
         self.inner.set(lr=lr)
         if weight_decay is not None:
-            self.weight_decay.copy_(torch.as_tensor(weight_decay, dtype=torch.float32), non_blocking=True)
+            self.weight_decay.copy_(scalar(weight_decay, self.weight_decay.device), non_blocking=True)
 
     @torch.no_grad()
     def step(self, ok: Tensor | None = None, gradient: Tensor | None = None) -> None:

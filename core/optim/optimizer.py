@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from core.device import scalar as device_scalar
 from core.errors import UserError
 from core.optim.groups import decays
 
@@ -44,7 +45,7 @@ class Optimizer:
         """New scalars for the steps to come; floats travel to the device as data, without a wait."""
         for scalar, value in ((self.lr, lr), (self.weight_decay, weight_decay)):
             if value is not None:
-                scalar.copy_(torch.as_tensor(value, dtype=torch.float32), non_blocking=True)
+                scalar.copy_(device_scalar(value, self.device), non_blocking=True)
 
     @torch.no_grad()
     def step(self, ok: Tensor | None = None, gradient: Tensor | None = None) -> None:
@@ -94,7 +95,7 @@ class Optimizer:
         return [tensors[i] for i in self.decayed]
 
     def _scalar(self, value: float) -> Tensor:
-        return torch.tensor(value, dtype=torch.float32).to(self.device)
+        return device_scalar(value, self.device)
 
 
 def check_same_tensors(own: Mapping[str, Tensor], found: Mapping[str, Tensor], what: str) -> None:
