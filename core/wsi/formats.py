@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from core.errors import MissingFile, UserError
-from core.wsi.source import is_url, local_path
+from core.wsi.source import is_url, local_path, public
 
 CONVERT = "convert it to a pyramidal TIFF or DICOM with the vendor's software"
 UNSUPPORTED = {
@@ -37,7 +37,7 @@ def located(path: str) -> str:
     if suffix in UNSUPPORTED:
         raise UserError(
             f"{UNSUPPORTED[suffix]} slides cannot be read",
-            file=path,
+            file=public(path),
             found=suffix,
             expected=f"an open format: {CONVERT}",
         )

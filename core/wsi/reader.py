@@ -105,7 +105,8 @@ def open_mask(path: str, *, cache_bytes: int = 64 << 20) -> SlideReader:
     """Open a mask: a TIFF (pyramid or one large level, tiled or not) or an image (PNG, JPEG …), local or a URL.
 
     `read_level` returns grey ``[h, w]``: 0 is background, anything else tissue. Colours are reduced to their largest
-    channel, types wider than 8 bits to 0 and 1. Raises as `open_slide` does.
+    channel, types wider than 8 bits to 0 and 1; a TIFF's photometric interpretation does not turn a mask round.
+    Raises as `open_slide` does.
     """
     source = open_source(path)
     try:

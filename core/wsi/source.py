@@ -81,7 +81,10 @@ class LocalFile:
 
 
 class RemoteFile:
-    """Range requests through fsspec, all ranges of one call at once where the file system can."""
+    """Range requests through fsspec, all ranges of one call at once where the file system can.
+
+    What a file system raised is not chained to our errors: its text may hold a signed URL.
+    """
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -91,7 +94,7 @@ class RemoteFile:
         except FileNotFoundError:
             raise MissingFile("no such object", file=public(url)) from None
         except Exception as e:  # every file system raises its own kinds
-            raise UserError(f"the object cannot be opened: {type(e).__name__}", file=public(url)) from e
+            raise UserError(f"the object cannot be opened: {type(e).__name__}", file=public(url)) from None
 
     def read_many(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         if self._pid != os.getpid():  # an asynchronous file system does not work in a forked child
@@ -102,12 +105,12 @@ class RemoteFile:
                 return [self._fs.cat_file(self._path, start=starts[0], end=ends[0])]
             found = self._fs.cat_ranges([self._path] * len(ranges), starts, ends, on_error="raise")
             return cast("list[bytes]", found)
-        except FileNotFoundError as e:
-            raise UnreadableUnit("missing", public(self.url), "the object is gone") from e
+        except FileNotFoundError:
+            raise UnreadableUnit("missing", public(self.url), "the object is gone") from None
         except TimeoutError as e:
-            raise UnreadableUnit("timeout", public(self.url), type(e).__name__) from e
+            raise UnreadableUnit("timeout", public(self.url), type(e).__name__) from None
         except Exception as e:
-            raise UnreadableUnit("io", public(self.url), f"{type(e).__name__} in a range request") from e
+            raise UnreadableUnit("io", public(self.url), f"{type(e).__name__} in a range request") from None
 
     def buffered(self) -> BinaryIO:
         return cast(BinaryIO, self._fs.open(self._path, "rb", block_size=PARSE_BLOCK, cache_type="blockcache"))

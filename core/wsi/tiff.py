@@ -143,7 +143,7 @@ class TiffReader:
         )
         if pixels.shape[0] < need[0] or pixels.shape[1] < need[1]:
             raise self._unreadable("decode", level, at, index, f"decoded {pixels.shape}, expected at least {need}")
-        return _as_mask(pixels, at.white) if self._mask else _as_rgb(pixels, at.white)
+        return _as_mask(pixels) if self._mask else _as_rgb(pixels, at.white)
 
     def _unreadable(self, reason: str, level: int, at: Level, index: int, what: str) -> UnreadableUnit:
         row, column = divmod(index, at.across)
@@ -201,9 +201,11 @@ def _as_rgb(pixels: npt.NDArray[Any], white: int) -> npt.NDArray[np.uint8]:
     return pixels if pixels.shape[2] == 3 else np.repeat(pixels[:, :, :1], 3, axis=2)
 
 
-def _as_mask(pixels: npt.NDArray[Any], white: int) -> npt.NDArray[np.uint8]:
-    """[h, w, samples] of any type → [h, w] uint8; values that do not fit uint8 become 0 or 1."""
-    if white:
-        pixels = white - pixels
+def _as_mask(pixels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """[h, w, samples] of any type → [h, w] uint8; values that do not fit uint8 become 0 or 1.
+
+    The stored numbers count, whatever the photometric interpretation: bilevel masks written from Python say "0 is
+    white" and mean 1 for tissue.
+    """
     flat = pixels[:, :, 0] if pixels.shape[2] == 1 else pixels.max(axis=2)
     return np.ascontiguousarray(flat) if flat.dtype == np.uint8 else (flat > 0).astype(np.uint8)

@@ -105,11 +105,15 @@ def write_slide(
 
 
 def _codec(codec: str, quality: int) -> dict[str, Any]:
-    if codec.startswith("jpeg"):
-        rgb = codec == "jpeg_rgb"
-        args = {"level": quality, **({"colorspace": 2, "outcolorspace": 2} if rgb else {})}
-        kind: dict[str, Any] = {"compression": "jpeg", "compressionargs": args}
-        return kind | ({"photometric": "rgb"} if rgb else {"photometric": "ycbcr", "subsampling": (2, 2)})
+    if codec.startswith("jpeg"):  # "rgb" is what comes in; stored is YCbCr unless said otherwise
+        stored = {"outcolorspace": "RGB"} if codec == "jpeg_rgb" else {}
+        subsampling = {} if codec == "jpeg_rgb" else {"subsampling": (2, 2)}
+        return {
+            "compression": "jpeg",
+            "compressionargs": {"level": quality, **stored},
+            "photometric": "rgb",
+            **subsampling,
+        }
     if codec.startswith("jp2k"):
         code = int(codec.split("_")[1]) if "_" in codec else 34712
         return {"compression": code, "compressionargs": {"level": 40, "mct": False}, "photometric": "rgb"}

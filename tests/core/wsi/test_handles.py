@@ -1,0 +1,134 @@
+import os
+import pickle
+import threading
+
+import numpy as np
+import pytest
+
+from core.errors import MissingFile
+from core.wsi import handles
+from core.wsi.handles import HandleCache
+from core.wsi.tiles import TileCache
+from tests.builders.slides import write_slide
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("slides")
+    return [str(write_slide(folder / f"{i}.tif", width=400, height=300, seed=i, downsamples=(1,))) for i in range(5)]
+
+
+def descriptors():
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_a_slide_is_opened_once_and_the_least_recently_used_is_let_go(paths, monkeypatch):
+    opened, open_with = [], handles.open_with
+    monkeypatch.setattr(handles, "open_with", lambda path, *a, **k: opened.append(path) or open_with(path, *a, **k))
+    cache, before = HandleCache(max_open=2), descriptors()
+    a, b, c = paths[:3]
+    for path in (a, b, a, c, a, c, b):
+        assert cache.get(path).path == path
+    assert opened == [a, b, c, b] and len(cache) == 2
+    assert descriptors() == before + 2
+
+
+def test_the_tiles_of_all_slides_share_one_bound(paths):
+    cache = HandleCache(max_open=5, cache_bytes=600_000)
+    for path in paths * 2:
+        cache.get(path).read_level(0, 10, 10, 300, 250)
+        assert 0 < cache.tiles.nbytes <= 600_000
+
+
+def test_tiles_of_two_slides_are_not_mixed_up(paths):
+    cache = HandleCache()
+    first = [cache.get(p).read_level(0, 5, 5, 380, 280) for p in paths]
+    again = [cache.get(p).read_level(0, 5, 5, 380, 280) for p in paths]
+    for i, (x, y) in enumerate(zip(first, again, strict=True)):
+        np.testing.assert_array_equal(x, y)
+        assert i == 0 or not np.array_equal(x, first[0])
+
+
+def test_a_reader_that_fell_out_still_reads(paths):
+    cache = HandleCache(max_open=1)
+    reader = cache.get(paths[0])
+    expected = reader.read_level(0, 0, 0, 300, 300)
+    for path in paths[1:]:
+        cache.get(path)
+    np.testing.assert_array_equal(reader.read_level(0, 0, 0, 300, 300), expected)
+
+
+def test_it_travels_empty(paths):
+    cache = HandleCache(max_open=3, cache_bytes=1 << 20, backend="tiff")
+    cache.get(paths[0]).read_level(0, 3, 3, 299, 290)
+    twin = pickle.loads(pickle.dumps(cache))
+    assert (len(twin), twin.max_open, twin.cache_bytes, twin.backend) == (0, 3, 1 << 20, "tiff")
+
+
+def test_a_failed_open_leaves_nothing_behind(tmp_path, paths):
+    cache = HandleCache()
+    with pytest.raises(MissingFile):
+        cache.get(str(tmp_path / "no.svs"))
+    assert len(cache) == 0
+
+
+def test_an_open_that_stalls_holds_up_nobody_else(paths, monkeypatch):
+    gate, open_with = threading.Event(), handles.open_with
+
+    def slow(path, *a, **k):
+        if path == paths[0]:
+            assert gate.wait(20)
+        return open_with(path, *a, **k)
+
+    monkeypatch.setattr(handles, "open_with", slow)
+    cache, got = HandleCache(), []
+    stalled = threading.Thread(target=lambda: got.append(cache.get(paths[0])))
+    stalled.start()
+    cache.get(paths[1]).read_level(0, 0, 0, 100, 100)
+    assert not got
+    gate.set()
+    stalled.join()
+    assert got[0] is cache.get(paths[0])
+
+
+def test_many_threads_over_few_handles_read_right(paths):
+    cache, wrong = HandleCache(max_open=2, cache_bytes=1 << 20), []
+    expected = {p: HandleCache().get(p).read_level(0, 20, 30, 350, 250) for p in paths}
+
+    def work(seed):
+        for i in np.random.default_rng(seed).integers(0, len(paths), 40):
+            if not np.array_equal(cache.get(paths[i]).read_level(0, 20, 30, 350, 250), expected[paths[i]]):
+                wrong.append(i)
+
+    threads = [threading.Thread(target=work, args=(s,)) for s in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert wrong == [] and len(cache) <= 2
+
+
+def test_a_child_starts_empty_even_if_a_thread_of_the_parent_held_the_lock(paths):
+    cache = HandleCache()
+    expected = cache.get(paths[0]).read_level(0, 0, 0, 300, 280)
+    with cache._open.lock, cache.tiles._state.lock:
+        child = os.fork()
+        if child == 0:
+            good = len(cache) == 0 and cache.tiles.nbytes == 0
+            good &= np.array_equal(cache.get(paths[0]).read_level(0, 0, 0, 300, 280), expected)
+            os._exit(0 if good else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert len(cache) == 1
+
+
+def test_a_tile_cache_replaces_forgets_and_refuses_what_is_too_large():
+    cache = TileCache(1000)
+    cache.put((1, 0, 0), np.zeros(300, np.uint8))
+    cache.put((1, 0, 0), np.ones(400, np.uint8))
+    cache.put((2, 0, 0), np.zeros(500, np.uint8))
+    cache.put((3, 0, 0), np.zeros(501, np.uint8))
+    assert cache.nbytes == 900 and cache.get((3, 0, 0)) is None and cache.get((1, 0, 0)).all()
+    cache.put((4, 0, 0), np.zeros(200, np.uint8))  # (2, …) was used longest ago
+    assert cache.get((2, 0, 0)) is None and cache.nbytes == 600
+    cache.forget(1)
+    assert cache.get((1, 0, 0)) is None and cache.nbytes == 200
