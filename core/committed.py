@@ -77,7 +77,10 @@ class CommittedWriter:
             path = Path(self.storage.path(name))
             with _clear_errors(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+                mode = path.stat().st_mode
                 yield path
+                path.chmod(mode)  # safetensors makes files that only their owner can read
                 fsync(path)
                 self._register(name, path)
             return

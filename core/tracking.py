@@ -21,6 +21,8 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+import numpy as np
+
 from core.errors import MissingFile
 from core.storage import Storage
 
@@ -116,8 +118,9 @@ def rows_of(content: bytes) -> list[dict[str, Any]]:
 def to_line(row: Mapping[str, Any]) -> bytes:
     """One row as strict JSON with a newline."""
     assert NONFINITE not in row, row
-    broken = sorted(key for key, value in row.items() if isinstance(value, float) and not math.isfinite(value))
-    plain = {key: None if key in broken else value for key, value in row.items()}
+    plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in row.items()}
+    broken = sorted(key for key, value in plain.items() if isinstance(value, float) and not math.isfinite(value))
+    plain |= dict.fromkeys(broken)
     if broken:
         plain[NONFINITE] = broken
     return json.dumps(plain, allow_nan=False, separators=(",", ":")).encode() + b"\n"

@@ -1,0 +1,138 @@
+"""One door to local folders and object stores: whole files, retried, errors that name the path."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import core.storage
+from core.errors import MissingFile, UserError
+from core.storage import Storage, StorageError, write_atomic
+from tests.builders.storage import FaultyFileSystem, full
+
+
+@pytest.fixture(params=["local", "memory", "faulty"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
+    """The same behaviours on a local folder and on object stores."""
+    monkeypatch.setattr(core.storage, "FIRST_WAIT_S", 0.0)
+    monkeypatch.setenv("PATHRAY_CACHE_DIR", str(tmp_path / "cache"))
+    FaultyFileSystem.reset()
+    roots = {"local": str(tmp_path / "run"), "memory": f"memory://{tmp_path.name}/run", "faulty": "faulty://bucket/run"}
+    return Storage.of(roots[request.param])
+
+
+def test_what_is_written_is_read_and_listed(store: Storage) -> None:
+    assert store.list() == [] and not store.exists("a.txt")
+    store.write_bytes("a.txt", b"one")
+    store.write_bytes("sub/b.txt", b"two")
+    assert store.read_bytes("a.txt") == b"one" and store.size("sub/b.txt") == 3
+    assert store.list() == ["a.txt", "sub"] and store.list("sub") == ["b.txt"]
+    with store.open("sub/b.txt") as f:
+        assert f.read() == b"two"
+
+
+def test_urls_and_paths_lead_back_to_the_same_place(store: Storage) -> None:
+    store.write_bytes("sub/b.txt", b"two")
+    assert Storage.of(store.join("sub")).read_bytes("b.txt") == b"two"
+    assert Storage.of(store.url).list("sub") == ["b.txt"]
+    assert store.at("sub").list() == ["b.txt"]
+
+
+def test_writing_replaces_the_whole_file(store: Storage) -> None:
+    store.write_bytes("a.txt", b"a long first version")
+    store.write_bytes("a.txt", b"short")
+    assert store.read_bytes("a.txt") == b"short"
+    write_atomic(store.join("a.txt"), b"again")
+    assert store.read_bytes("a.txt") == b"again" and store.list() == ["a.txt"]
+
+
+def test_what_is_missing_is_named(store: Storage) -> None:
+    for action in (store.read_bytes, store.size, store.local_copy, lambda n: store.open(n).read()):
+        with pytest.raises(MissingFile, match="nothing.txt"):
+            action("nothing.txt")
+    store.remove("nothing.txt")
+
+
+def test_removing_a_folder_removes_all_below(store: Storage) -> None:
+    store.write_bytes("sub/deep/b.txt", b"two")
+    store.write_bytes("keep.txt", b"one")
+    store.remove("sub")
+    assert not store.exists("sub/deep/b.txt") and store.list() == ["keep.txt"]
+
+
+def test_a_local_copy_is_a_local_file_and_follows_changes(store: Storage) -> None:
+    store.write_bytes("a.bin", b"first")
+    assert store.local_copy("a.bin").read_bytes() == b"first"
+    store.write_bytes("a.bin", b"second, longer")
+    assert store.local_copy("a.bin").read_bytes() == b"second, longer"
+
+
+def test_pyarrow_reads_what_we_write(store: Storage) -> None:
+    table = pa.table({"x": [1, 2, 3]})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    store.write_bytes("t.parquet", sink.getvalue().to_pybytes())
+    assert pq.read_table(store.path("t.parquet"), filesystem=store.pyarrow_fs()).equals(table)
+
+
+def test_an_unknown_protocol_is_refused_with_what_to_install() -> None:
+    with pytest.raises(UserError, match="no access to nowhere://.*gcsfs"):
+        Storage.of("nowhere://bucket/x")
+
+
+def test_storage_that_fails_for_a_while_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core.storage, "FIRST_WAIT_S", 0.0)
+    failures = [OSError("reset by peer"), TimeoutError("slow"), ValueError("500 backend error")]
+    FaultyFileSystem.reset(lambda operation, path: failures.pop() if failures else None)
+    store = Storage.of("faulty://bucket")
+    store.write_bytes("a.txt", b"all of it")
+    assert store.read_bytes("a.txt") == b"all of it" and len(FaultyFileSystem.calls) == 5
+
+
+def test_storage_that_goes_on_failing_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core.storage, "FIRST_WAIT_S", 0.0)
+    FaultyFileSystem.reset(lambda operation, path: OSError("backend unavailable"))
+    with pytest.raises(StorageError, match="cannot write: backend unavailable .*faulty://bucket/a.txt"):
+        Storage.of("faulty://bucket").write_bytes("a.txt", b"x")
+    assert len(FaultyFileSystem.calls) == core.storage.ATTEMPTS
+
+
+def test_a_full_disk_is_not_tried_again() -> None:
+    FaultyFileSystem.reset(full)
+    with pytest.raises(StorageError, match="cannot write: No space left on device") as e:
+        Storage.of("faulty://bucket").write_bytes("a.txt", b"x")
+    assert len(FaultyFileSystem.calls) == 1 and e.value.errno == errno.ENOSPC
+    assert isinstance(e.value, UserError) and isinstance(e.value, OSError)
+
+
+def test_a_failed_local_write_leaves_the_old_file_and_no_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Storage.of(tmp_path)
+    store.write_bytes("a.txt", b"old")
+
+    def no_room(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", no_room)
+    with pytest.raises(StorageError, match="No space left"):
+        store.write_bytes("a.txt", b"new")
+    monkeypatch.undo()
+    assert store.read_bytes("a.txt") == b"old" and os.listdir(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
+    tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    with pytest.raises(StorageError, match="Permission denied"):
+        Storage.of(tmp_path).write_bytes("a.txt", b"x")
+
+
+def test_unfinished_files_are_not_listed(tmp_path: Path) -> None:
+    (tmp_path / ".a.txt-0123abcd").write_bytes(b"half")
+    (tmp_path / "a.txt").write_bytes(b"whole")
+    assert Storage.of(tmp_path).list() == ["a.txt"]

@@ -1,0 +1,166 @@
+"""metrics.jsonl is strict and cut back on resume; MLflow gets every row once."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from core.tracking import REDACTED, MetricsLog, MlflowFeeder, redact
+from tests.builders.storage import FaultyFileSystem
+
+
+@pytest.fixture(params=["local", "faulty"])
+def path(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    FaultyFileSystem.reset()
+    folder = str(tmp_path / "run") if request.param == "local" else "faulty://bucket/run"
+    return f"{folder}/metrics.jsonl"
+
+
+def fill(path: str, images: list[int], **more: Any) -> MetricsLog:
+    log = MetricsLog(path)
+    for n in images:
+        log.append({"images_seen": n, "loss": n / 10, **more})
+    log.flush()
+    return log
+
+
+def without_time(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if k != "time"} for row in rows]
+
+
+def test_rows_come_back_in_order_with_the_time_they_were_written(path: str) -> None:
+    before = time.time()
+    rows = fill(path, [10, 20], note="x").read()
+    assert without_time(rows) == [{"images_seen": n, "loss": n / 10, "note": "x"} for n in (10, 20)]
+    assert all(before - 1 <= row["time"] <= time.time() + 1 for row in rows)
+
+
+def test_nan_and_inf_are_null_and_named_so_that_every_parser_reads_the_file(tmp_path: Path) -> None:
+    log = MetricsLog(str(tmp_path / "metrics.jsonl"))
+    log.append({"images_seen": 6, "loss": math.nan, "norm": -math.inf, "lr": np.float32(0.25), "gone": None})
+    raw = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail)
+    assert raw["loss"] is None and raw["norm"] is None and raw["nonfinite"] == ["loss", "norm"]
+    (row,) = log.read()
+    assert math.isnan(row["loss"]) and math.isnan(row["norm"]) and row["gone"] is None and row["lr"] == 0.25
+
+
+def test_a_resume_cuts_the_log_back_to_its_checkpoint(path: str) -> None:
+    fill(path, [10, 20, 30, 40])
+    log = MetricsLog(path)
+    assert log.cut_back(25) == 2
+    log.append({"images_seen": 30, "loss": 0.5})
+    log.close()
+    assert [(r["images_seen"], r["loss"]) for r in MetricsLog(path).read()] == [(10, 1.0), (20, 2.0), (30, 0.5)]
+    assert MetricsLog(path).cut_back(0) == 3 and MetricsLog(path).read() == []
+
+
+def test_a_row_half_written_at_a_crash_is_neither_read_nor_glued_to_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    fill(str(path), [10])
+    with path.open("ab") as f:
+        f.write(b'{"images_seen":20,"lo')
+    assert [r["images_seen"] for r in MetricsLog(str(path)).read()] == [10]
+    MetricsLog(str(path)).append({"images_seen": 20, "loss": 1.0})
+    assert [r["images_seen"] for r in MetricsLog(str(path)).read()] == [10, 20]
+    with path.open("ab") as f:
+        f.write(b'{"images_seen":20,"lo')
+    assert MetricsLog(str(path)).cut_back(100) == 1
+
+
+def test_on_object_storage_rows_wait_for_the_flush(monkeypatch: pytest.MonkeyPatch) -> None:
+    FaultyFileSystem.reset()
+    log = MetricsLog("faulty://bucket/run/metrics.jsonl", flush_every_s=1e9)
+    for n in range(5):
+        log.append({"images_seen": n})
+    writes = [call for call in FaultyFileSystem.calls if call[0] == "write"]
+    assert len(writes) <= 1
+    log.close()
+    assert len(MetricsLog("faulty://bucket/run/metrics.jsonl").read()) == 5
+
+
+def test_secrets_do_not_reach_mlflow() -> None:
+    found = redact(
+        {
+            "storage.api_key": "abc",
+            "tuning.hf_token": "abc",
+            "password": "abc",
+            "data.sampling_stratum_key": "organ",
+            "uri": "postgresql://user:pass@host:5432/db",
+            "signed": "https://storage.googleapis.com/b/x?X-Goog-Signature=deadbeef",
+            "list": ["gs://bucket/a", "s3://id:secret@bucket/b"],
+            "lr": 0.1,
+        }
+    )
+    assert [found[k] for k in ("storage.api_key", "tuning.hf_token", "password")] == [REDACTED] * 3
+    assert found["data.sampling_stratum_key"] == "organ" and found["lr"] == "0.1"
+    assert found["uri"] == "postgresql://host:5432/db"
+    assert found["signed"] == "https://storage.googleapis.com/b/x"
+    assert found["list"] == "['gs://bucket/a', 's3://bucket/b']"
+    assert "abc" not in str(found) and "pass" not in str(list(found.values()))
+
+
+@pytest.fixture(scope="module")
+def mlflow_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One database for all: making its tables takes seconds."""
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+
+
+def history(uri: str, run_id: str, key: str) -> list[tuple[int, float]]:
+    from mlflow import MlflowClient
+
+    return [(m.step, m.value) for m in MlflowClient(uri).get_metric_history(run_id, key)]
+
+
+def test_mlflow_gets_every_row_once_over_restarts_and_cut_backs(tmp_path: Path, mlflow_uri: str) -> None:
+    path = str(tmp_path / "metrics.jsonl")
+    log = fill(path, [10, 20, 30])
+    first = MlflowFeeder(path, uri=mlflow_uri, run_name="demo", params={"lr": 0.1, "api_key": "abc"})
+    assert first.feed() == 3 and first.feed() == 0
+    log.append({"images_seen": 40, "loss": math.nan, "note": "words are not metrics"})
+    assert first.feed() == 1
+
+    restarted = MetricsLog(path)
+    restarted.cut_back(20)
+    for n in (30, 40, 50):
+        restarted.append({"images_seen": n, "loss": 7.0})
+    second = MlflowFeeder(path, uri=mlflow_uri)
+    assert second.feed() == 1 and second.run_id == first.run_id
+    second.close()
+    found = history(mlflow_uri, first.run_id, "loss")
+    assert [step for step, _ in found] == [10, 20, 30, 40, 50]
+    assert [v for _, v in found][:3] == [1.0, 2.0, 3.0] and math.isnan(found[3][1]) and found[4][1] == 7.0
+
+    from mlflow import MlflowClient
+
+    run = MlflowClient(mlflow_uri).get_run(first.run_id)
+    assert run.data.params == {"lr": "0.1", "api_key": REDACTED} and run.info.status == "FINISHED"
+    assert "time" not in run.data.metrics
+
+
+def test_the_thread_follows_a_growing_file_and_drains_it_at_the_end(tmp_path: Path, mlflow_uri: str) -> None:
+    path = str(tmp_path / "metrics.jsonl")
+    with MlflowFeeder(path, uri=mlflow_uri, every_s=0.05) as feeder:
+        log = fill(path, [1, 2])
+        deadline = time.monotonic() + 60
+        while len(history(mlflow_uri, feeder.run_id, "loss") if feeder.run_id else []) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        log.append({"images_seen": 3, "loss": 0.3})
+    assert [step for step, _ in history(mlflow_uri, feeder.run_id, "loss")] == [1, 2, 3]
+
+
+def test_trouble_with_mlflow_is_logged_and_never_raised(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fill(str(tmp_path / "metrics.jsonl"), [1])
+    with MlflowFeeder(str(tmp_path / "metrics.jsonl"), uri="nosuch://database"):
+        pass
+    assert "MLflow could not be fed to the end" in caplog.text
+
+
+def test_the_default_is_sqlite_beside_the_metrics(tmp_path: Path) -> None:
+    assert MlflowFeeder(str(tmp_path / "metrics.jsonl")).uri == f"sqlite:///{tmp_path}/mlflow.db"
