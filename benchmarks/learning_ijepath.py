@@ -1,0 +1,257 @@
+"""Does I-JEPATH learn? Linear probe and kNN on H&E patches: random weights against pretrained ones, seed by seed.
+
+    python benchmarks/learning_ijepath.py                       # three seeds, about 20 minutes each on two cores
+    python benchmarks/learning_ijepath.py images=2000 seeds=2   # a look
+    python benchmarks/learning_ijepath.py optimization.lr=1e-3 model.loss=tokens    # any key of a run config
+
+Pretrains vit_tiny at a small geometry (96 px contexts at 1.0 mpp, 64 px targets at 0.5 mpp, patches of 8) on the real
+slides `wsi/*.svs` and on patches: `patches/tcga_sites` and the training part of `patches/crc5` (its test part is never
+seen). The probe is trained on crc5's training part and tested on its test part (5 classes, 450 and 150 images), on the
+mean of the teacher's patch tokens. Colour means and deviations alone are the floor. Printed: accuracy per seed, the
+paired difference pretrained − random with its 95% t interval over seeds, loss and collapse signals. Same seeds, same
+order, same machine: same figures.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+import numpy as np
+import pyarrow as pa
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+
+from core.config import load_config
+from core.device import Device
+from core.evaluation.probe import knn_probe, linear_probe
+from core.order import stratified_order
+from core.plan import Plan, PlanWriter
+from core.stats.bootstrap import paired_difference
+from core.stream import DecodeSettings, Lookup, decoded, rank_rows
+from core.train.loop import TrainState, run
+from ijepath.anchors import slide_anchors
+from ijepath.config import CONFIGS_DIR, GROUPS, RunConfig, resolve_global_batch
+from ijepath.data import AnchorReader, ReaderConfig
+from ijepath.index import index_slide
+from ijepath.manifest import ManifestRow
+from ijepath.plan import COLUMNS, strata
+from ijepath.profile import Profile
+from ijepath.recipe import IJepathRecipe
+from ijepath.settings import loop_settings
+
+PATCH_MPP = 0.5  # taken as the patches' spacing
+GEOMETRY = (
+    "data.context_fov_um=96", "data.target_fov_um=32", "data.targets_per_context=4", "data.patch_size=8",
+    "data.target_margin_um=4", "data.anchor_stride_fraction=0.25", "data.min_tissue_fraction=0.4",
+    "data.max_open_slides=1024", "data.threads=1", "mask.min_keep=16", "data.sampling_stratum_weights=proportional",
+    "model.name=vit_tiny", "model.pred_depth=3", "model.pred_emb_dim=192", "model.use_bfloat16=false",
+    "optimization.global_batch=64", "optimization.lr=5e-4", "optimization.ema=[0.99,1.0]", "training.log_every=3200",
+)  # fmt: skip
+
+
+@dataclass
+class Settings:
+    """Of the benchmark; every other key is one of the run config."""
+
+    data_dir: str = "../shared/data"
+    seeds: int = 3
+    images: int = 24_000  # per seed
+    eval_px: int = 112  # crc5 patches are 224 px; 112 is four times cheaper
+    neighbours: int = 20
+    threads: int = 2
+    output: str | None = None  # JSON of all figures
+
+
+@dataclass(frozen=True)
+class Patches:
+    """Labelled evaluation images `[N, 224, 224, 3]` uint8 and which of them are for testing."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    test: np.ndarray
+
+
+def main() -> None:
+    own = {f.name for f in fields(Settings)}
+    mine = [a for a in sys.argv[1:] if a.partition("=")[0] in own]
+    keys = [a for a in sys.argv[1:] if a not in mine]
+    merged = OmegaConf.merge(OmegaConf.structured(Settings), OmegaConf.from_dotlist(mine))
+    settings: Any = OmegaConf.to_object(merged)
+    torch.set_num_threads(settings.threads)
+    patches = crc5(Path(settings.data_dir))
+    floor = probe(colour_features(patches.images), patches, settings.neighbours)
+    print(f"colour floor      linear {floor['linear']:.3f}  kNN {floor['knn']:.3f}", flush=True)
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        plan = build(Path(settings.data_dir), Path(folder), run_config(settings, keys, 0))
+        for seed in range(settings.seeds):
+            results.append(one_seed(run_config(settings, keys, seed), plan, patches, settings))
+    differences = report(results)
+    if settings.output:
+        figures = {"settings": asdict(settings), "keys": keys, "floor": floor, "seeds": results}
+        Path(settings.output).write_text(json.dumps({**figures, "differences": differences}, indent=1))
+
+
+def run_config(settings: Settings, keys: Sequence[str], seed: int) -> RunConfig:
+    budget = f"optimization.total_images_budget={settings.images}"
+    argv = (*GEOMETRY, budget, *keys, f"data.seed={seed}")
+    config = load_config(RunConfig, argv, configs_dir=CONFIGS_DIR, groups=GROUPS).config
+    return resolve_global_batch(config, 1)
+
+
+def one_seed(config: RunConfig, plan: Plan, patches: Patches, settings: Settings) -> dict[str, Any]:
+    """Probe the teacher as initialised, pretrain, probe it again."""
+    recipe, start = IJepathRecipe(config), time.perf_counter()
+    out: dict[str, Any] = {"seed": config.data.seed}
+    out["random"] = probe(features(recipe.encoder, config, patches, settings.eval_px), patches, settings.neighbours)
+    losses = []
+    for metrics in pretrain(recipe, config, plan):
+        losses.append(metrics["loss"])
+        signals = " ".join(f"{k} {v:.3g}" for k, v in metrics.items() if "target" in k or k in ("loss", "images_seen"))
+        print(f"  seed {out['seed']}  {time.perf_counter() - start:5.0f} s  {signals}", flush=True)
+    out["pretrained"] = probe(features(recipe.encoder, config, patches, settings.eval_px), patches, settings.neighbours)
+    out |= {
+        "seconds": time.perf_counter() - start,
+        "first_loss": losses[0],
+        "last_loss": losses[-1],
+        **recipe.signals(),
+    }
+    for name in ("random", "pretrained"):
+        print(f"seed {out['seed']} {name:<11} linear {out[name]['linear']:.3f}  kNN {out[name]['knn']:.3f}", flush=True)
+    return out
+
+
+def pretrain(recipe: IJepathRecipe, config: RunConfig, plan: Plan) -> Iterator[dict[str, float]]:
+    """Train to the budget, yielding the metrics of the log cadence."""
+    settings, device = loop_settings(config, 1), Device.of("cpu")
+    lookup = Lookup(plan, stratified_order(strata(plan), config.data.seed, config.data.sampling_stratum_weights))
+    reader = AnchorReader(ReaderConfig.of(config), plan.sources.to_pydict())
+
+    def batches(start: int) -> Iterator[dict[str, Any]]:
+        rows = rank_rows(lookup, start, settings.total_images, settings.global_batch, 0, 1, settings.micro_batch)
+        for batch in decoded(rows, reader, lookup, DecodeSettings(threads=config.data.threads)):
+            del batch["faults"]
+            yield batch
+
+    for tick in run(recipe, batches, settings, device=device, state=TrainState(recipe, settings, device)):
+        if tick.metrics is not None:
+            yield {**tick.metrics, "images_seen": float(tick.images_seen)}
+
+
+def features(encoder: Any, config: RunConfig, patches: Patches, size: int) -> np.ndarray:
+    """Mean patch token `[N, D]` of every evaluation image at `size` pixels."""
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (config.data.mean, config.data.std))
+    rows = []
+    encoder.eval()
+    with torch.inference_mode():
+        for i in range(0, len(patches.images), 16):
+            x = torch.from_numpy(patches.images[i : i + 16]).movedim(-1, 1).float() / 255
+            if x.shape[-1] != size:
+                x = torch.nn.functional.interpolate(x, size=(size, size), mode="area")
+            rows.append(encoder((x - mean) / std)[:, encoder.num_prefix :].mean(dim=1).numpy())
+    return np.concatenate(rows)
+
+
+def colour_features(images: np.ndarray) -> np.ndarray:
+    """Mean and deviation per colour `[N, 6]`."""
+    values = images.reshape(len(images), -1, 3).astype(np.float32) / 255
+    return np.concatenate([values.mean(1), values.std(1)], axis=1)
+
+
+def probe(x: np.ndarray, patches: Patches, k: int) -> dict[str, float]:
+    """Test accuracy of a linear probe and of k nearest neighbours."""
+    train, test = ~patches.test, patches.test
+    split = (x[train], patches.labels[train], x[test], patches.labels[test])
+    return {"linear": linear_probe(*split).accuracy, "knn": knn_probe(*split, k=k).accuracy}
+
+
+def report(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Print and return the paired differences over seeds."""
+    out = {}
+    for kind in ("linear", "knn"):
+        after, before = ([r[name][kind] for r in results] for name in ("pretrained", "random"))
+        print(f"{kind:<7} random {np.mean(before):.3f}  pretrained {np.mean(after):.3f}", end="  ")
+        if len(results) > 1:
+            interval = paired_difference(after, before)
+            out[kind] = asdict(interval)
+            print(f"difference {interval}", end="")
+        print()
+    return out
+
+
+def crc5(root: Path) -> Patches:
+    rows = table(root / "patches" / "crc5" / "index.tsv")
+    images = np.stack([pixels(root / "patches" / row["path"]) for row in rows])
+    return Patches(images, np.array([r["class"] for r in rows]), np.array([r["split"] == "test" for r in rows]))
+
+
+def build(root: Path, folder: Path, config: RunConfig) -> Plan:
+    """A plan of anchors on the slides and on patches, which are written as one-tile slides into `folder`."""
+    data = config.data
+    profile = Profile(**{f.name: getattr(data, f.name) for f in fields(Profile)})
+    sources: list[dict[str, Any]] = []
+    units: list[np.ndarray] = []
+    for path in sorted((root / "wsi").glob("*.svs")):
+        row = index_slide(ManifestRow(0, path.stem, str(path.resolve()), "", None if "CMU" in path.stem else PATCH_MPP))
+        anchors = slide_anchors(row, profile)
+        assert len(anchors), (path, anchors.reason, anchors.detail)
+        units.append(np.stack([anchors.center_x, anchors.center_y], axis=1))
+        sources.append(source(str(path.resolve()), "", row["wsi_level0_spacing_mpp"]))
+    for number, path in enumerate(patch_files(root)):
+        image, name = pixels(path), folder / f"{number}.tif"
+        save(name, image)
+        save(folder / f"{image.shape[0]}_mask.tif", np.full(image.shape[:2], 255, np.uint8))
+        half = profile.context_size_level0(PATCH_MPP) // 2
+        places = np.unique(np.linspace(half, image.shape[0] - half, 3).astype(int))
+        units.append(np.stack(np.meshgrid(places, places), axis=-1).reshape(-1, 2))
+        sources.append(source(str(name), str(folder / f"{image.shape[0]}_mask.tif"), PATCH_MPP))
+    total = sum(len(u) for u in units)
+    meta = {"strata": [{"name": "all", "start": 0, "rows": total}]}
+    with PlanWriter(folder / "plan", COLUMNS, pa.Table.from_pylist(sources), meta) as writer:
+        for number, xy in enumerate(units):
+            writer.append({"source": np.full(len(xy), number), "x": xy[:, 0], "y": xy[:, 1]})
+    print(f"{total} anchors on {len(sources)} slides and patches", flush=True)
+    return Plan.open(folder / "plan")
+
+
+def patch_files(root: Path) -> list[Path]:
+    seen = [r["path"] for r in table(root / "patches" / "crc5" / "index.tsv") if r["split"] != "test"]
+    seen += [r["path"] for r in table(root / "patches" / "tcga_sites" / "index.tsv")]
+    return [root / "patches" / path for path in seen]
+
+
+def source(wsi_path: str, mask_path: str, mpp: float) -> dict[str, Any]:
+    return {"wsi_path": wsi_path, "mask_path": mask_path, "wsi_level0_spacing_mpp": float(mpp)}
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as f:
+        return list(csv.DictReader(f, delimiter="\t"))
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def save(path: Path, image: np.ndarray) -> None:
+    import tifffile
+
+    side = -(-image.shape[0] // 16) * 16
+    photometric = "rgb" if image.ndim == 3 else "minisblack"
+    tifffile.imwrite(path, image, tile=(side, side), photometric=photometric)
+
+
+if __name__ == "__main__":
+    main()
