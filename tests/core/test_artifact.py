@@ -20,15 +20,8 @@ PREPROCESSING = {"mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2], "size": 32, "m
 
 def tiny(seed: int = 0, **changes: Any) -> ViT:
     torch.manual_seed(seed)
-    config: dict[str, Any] = {"img_size": (32, 32), "patch_size": (8, 8), "dim": 16, "depth": 2, "heads": 2}
-        "img_size": (32, 32),
-        "patch_size": (8, 8),
-        "dim": 16,
-        "depth": 2,
-        "heads": 2,
-        "registers": 1,
-    }
-    return ViT(ViTConfig(**({"registers": 1} | config | changes))).eval()
+    config = {"img_size": (32, 32), "patch_size": (8, 8), "dim": 16, "depth": 2, "heads": 2, "registers": 1}
+    return ViT(ViTConfig(**{**config, **changes})).eval()
 
 
 def save(folder: str, vit: ViT) -> dict[str, Any]:
