@@ -10,6 +10,7 @@ import tifffile
 from core.errors import MissingFile, UnreadableUnit, UserError
 from core.wsi import libraries, reader
 from core.wsi.reader import open_slide
+from tests.builders.dicom_slides import write_dicom_slide
 from tests.builders.slides import REAL, tissue_image, write_slide
 
 
@@ -67,6 +68,20 @@ def test_a_dicom_folder_leads_to_an_instance(tmp_path):
     for name in ("b.dcm", "a.dcm"):
         (tmp_path / name).write_bytes(b"")
     assert located(str(tmp_path)) == str(tmp_path / "a.dcm")
+
+
+@pytest.mark.parametrize("backend", ["auto", "openslide", "fastslide"])
+def test_a_dicom_slide_is_read_by_its_folder_or_an_instance(tmp_path, backend):
+    image = tissue_image(600, 500)
+    folder = write_dicom_slide(tmp_path / "study", image, mpp=0.25)
+    for path in (folder, folder / "level-1.dcm"):
+        slide = open_slide(str(path), backend=backend)
+        assert slide.backend == ("openslide" if backend == "auto" else backend)
+        assert slide.level_shapes == ((600, 500), (300, 250), (150, 125))
+        assert slide.mpp == pytest.approx(0.25) and slide.mpp_source == "header"
+        error = np.abs(slide.read_level(0, 100, 90, 300, 280).astype(int) - image[90:370, 100:400])
+        assert error.mean() < 4
+        assert (slide.read_level(0, -50, 0, 60, 60)[:, :50] == 255).all()
 
 
 def test_sixteen_bit_slides_are_scaled_by_openslide_or_refused_by_name(tmp_path, monkeypatch):

@@ -115,6 +115,27 @@ def test_reads_by_many_threads_equal_reads_by_one(tmp_path):
     assert wrong == []
 
 
+def test_a_stalled_read_holds_up_no_other(tmp_path, monkeypatch):
+    path, gate, stalled = slide_of(tmp_path), threading.Event(), threading.Event()
+    slide, read_many = open_slide(str(path)), LocalFile.read_many
+    first = tile_range(path, 0, 0)[0]
+
+    def slow(source, ranges):
+        if ranges[0][0] == first:
+            stalled.set()
+            assert gate.wait(20)
+        return read_many(source, ranges)
+
+    monkeypatch.setattr(LocalFile, "read_many", slow)
+    thread = threading.Thread(target=slide.read_level, args=(0, 0, 0, 300, 300))
+    thread.start()
+    assert stalled.wait(20)
+    assert slide.read_level(0, 300, 300, 300, 200).shape == (200, 300, 3)
+    assert thread.is_alive()
+    gate.set()
+    thread.join()
+
+
 def test_overlapping_boxes_decode_each_tile_once(tmp_path, monkeypatch):
     path, fetched = slide_of(tmp_path), []
     read_many = LocalFile.read_many
