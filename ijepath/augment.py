@@ -7,7 +7,10 @@ and whatever its batch-mates. Not here: geometry.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -18,13 +21,15 @@ from ijepath.config import AugmentConfig
 STAINS = ((0.650, 0.704, 0.286), (0.072, 0.990, 0.105), (0.268, 0.570, 0.776))
 TISSUE_DENSITY = 0.15  # mean optical density from which a pixel counts as tissue
 BANDS = 4
-# Standard deviation of each octave of luminance over that of the coarsest, finest first: about that of H&E at 0.5–1 mpp.
+# Deviation of each octave of luminance over that of the coarsest, finest first: about that of H&E at 0.5–1 mpp.
 REFERENCE_SPECTRUM = (0.8, 0.95, 1.05, 1.0)
 _STAIN, _SCANNER = slice(0, 6), slice(6, 11)
+_UNIT = np.array(STAINS) / np.linalg.norm(STAINS, axis=1, keepdims=True)
+_ROWS, _INVERSE = (tuple(map(tuple, m.tolist())) for m in (_UNIT, np.linalg.inv(_UNIT)))
 
 
 class Pixels:
-    """Turns the images of a micro-batch into float tensors. Holds constants only, on the device of the first batch."""
+    """Turns the images of a micro-batch into float tensors. Has no state."""
 
     def __init__(self, config: AugmentConfig, mean: Sequence[float], std: Sequence[float]) -> None:
         self.config = config
@@ -49,11 +54,8 @@ class Pixels:
             x = stained(x, draws[:, _STAIN], config.stain)
         if config.scanner > 0:
             x = scanned(x, draws[:, _SCANNER], config.scanner)
-        return (x - self._row(self._mean, x)) / self._row(self._std, x)
-
-    @staticmethod
-    def _row(values: Sequence[float], like: Tensor) -> Tensor:
-        return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, 3, 1, 1)
+        mean, std = constant(self._mean, x.device), constant(self._std, x.device)
+        return (x - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
 
 
 def stained(x: Tensor, draws: Tensor, strength: float) -> Tensor:
@@ -61,9 +63,8 @@ def stained(x: Tensor, draws: Tensor, strength: float) -> Tensor:
 
     x [N, 3, H, W] in 0…1, draws [N, 6] uniforms.
     """
-    stains = torch.tensor(STAINS, dtype=x.dtype, device=x.device)
-    stains = stains / stains.norm(dim=1, keepdim=True)
-    amounts = torch.einsum("nchw,cs->nshw", density(x), torch.linalg.inv(stains))
+    stains, inverse = constant(_ROWS, x.device), constant(_INVERSE, x.device)
+    amounts = torch.einsum("nchw,cs->nshw", density(x), inverse)
     u = (2 * draws - 1)[:, :, None, None] * strength
     amounts = amounts * (1 + u[:, :3]) + u[:, 3:] / 4
     return torch.exp(-torch.einsum("nshw,sc->nchw", amounts, stains)).clamp(0, 1)
@@ -102,13 +103,19 @@ def normalised_frequency(x: Tensor, strength: float) -> Tensor:
         smooth.append(blurred(smooth[-1], 2**octave))
         bands.append(smooth[-2] - smooth[-1])
     found = torch.stack([band.mean(dim=1).flatten(1).std(dim=1) for band in bands], dim=1)  # [N, BANDS]
-    reference = torch.tensor(REFERENCE_SPECTRUM, dtype=x.dtype, device=x.device)
-    wanted = found[:, -1:] * reference
+    wanted = found[:, -1:] * constant(REFERENCE_SPECTRUM, x.device)
     gain = ((wanted / found.clamp(min=1e-4)).clamp(1e-3, 1e3) ** strength).clamp(0.5, 2.0)
     out = smooth[-1]
     for octave, band in enumerate(bands):
         out = out + gain[:, octave, None, None, None] * band
     return out.clamp(0, 1)
+
+
+@lru_cache(maxsize=32)
+def constant(values: Any, device: torch.device) -> Tensor:
+    """A float32 tensor of (nested) tuples, once per device. Cached: never write into it."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=torch.float32, device=device)
 
 
 def density(x: Tensor) -> Tensor:
@@ -119,7 +126,7 @@ def density(x: Tensor) -> Tensor:
 def blurred(x: Tensor, step: int) -> Tensor:
     """Separable binomial blur (1 4 6 4 1)/16 with `step` pixels between taps, borders mirrored; at most the image."""
     step = min(step, (min(x.shape[-2:]) - 1) // 2)
-    kernel = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], dtype=x.dtype, device=x.device) / 16
+    kernel = constant((1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16), x.device)
     channels = x.shape[1]
     padded = F.pad(x, (2 * step,) * 4, mode="reflect")
     down = F.conv2d(padded, kernel.view(1, 1, 5, 1).repeat(channels, 1, 1, 1), dilation=step, groups=channels)

@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 from core.config import differing, fingerprint, load_config
 from core.errors import UserError
 from ijepath.config import CONFIGS_DIR, GROUPS, RunConfig, resolve_global_batch
+from ijepath.data import ReaderConfig
 from ijepath.tuning import poll_every_steps
 
 PROFILE = "profile=ctx1p0_tgt0p5_fov512um_k4"
@@ -39,6 +40,14 @@ def test_every_shipped_run_loads_and_opens_with_its_command(name):
     assert config.logging.write_tag == name
     text = (CONFIGS_DIR / f"{name}.yaml").read_text()
     assert text.startswith("#") and "python -m ray_jobs.pretrain_ijepath" in text
+
+
+@pytest.mark.parametrize(
+    "name", [p.stem for p in sorted(CONFIGS_DIR.glob("*.yaml")) if p.stem not in ("defaults", "demo")]
+)
+def test_every_shipped_run_leaves_a_context_beside_its_targets(name):
+    reader = ReaderConfig.of(resolve_global_batch(load("--config", name), 2))
+    assert all(16 <= c.keep < k.geometry.grid**2 for c, k in zip(reader.counts, reader.kinds, strict=True))
 
 
 def test_the_seeds_plugin_key_reaches_the_dataset():
