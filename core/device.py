@@ -78,9 +78,14 @@ class Device:
             return tensor.to(self.torch_device, non_blocking=True)
         return _shard_xla(tensor, self.mesh, self.torch_device)
 
-    def scalar(self, value: float) -> Tensor:
-        """A float32 scalar on the device that travels as data: no wait on CUDA, no new graph on XLA."""
-        return scalar(value, self.torch_device)
+    def scalar(self, value: float | Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """A scalar on the device that travels as data: no wait on CUDA, no new graph on XLA."""
+        return scalar(value, self.torch_device, dtype)
+
+    def detached_views(self, views: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Views of larger tensors, to be copied to the host one by one. On XLA each of these copies would be a graph of
+        its own; there they become tensors of their own, all made by the next `mark_step`."""
+        return {name: view.clone() if self.kind == "xla" else view for name, view in views.items()}
 
     def _place(self, name: str, value: Any) -> Any:
         if isinstance(value, list | tuple) and value and all(isinstance(v, np.ndarray) for v in value):
@@ -236,9 +241,13 @@ class Device:
         return f"{name}{devices}, rank {self.rank} of {self.world_size}, {torch.get_num_threads()} threads"
 
 
-def scalar(value: float, device: torch.device) -> Tensor:
-    """A float32 scalar on `device` that travels as data: no wait on CUDA, no new graph on XLA. For recipes."""
-    return torch.tensor(value, dtype=torch.float32).to(device, non_blocking=True)
+def scalar(value: float | Tensor, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """A scalar on `device` that travels as data: no wait on CUDA, no new graph on XLA. For recipes and optimizers.
+
+    It travels as a row of one: XLA makes a constant of a plain scalar that happens to be 0 or 1, and one input of two
+    that happen to be equal, and each time that is another graph.
+    """
+    return torch.as_tensor(value, dtype=dtype).reshape(1).to(device, non_blocking=True).reshape(())
 
 
 def stable_seed(*parts: int | str) -> int:

@@ -112,7 +112,7 @@ class IJepathRecipe:
         out = {"teacher_student_drift": drift(self.modules["teacher"], self.modules["student"])}
         seen = min(self._seen, REMEMBERED_TARGETS)
         if seen > 1:
-            recent = self._recent[-seen:].float().cpu()
+            recent = self._recent.float().cpu()[-seen:]  # cut on the host: each new shape would be a new XLA graph
             out |= {"target_feature_std": float(feature_std(recent)), "target_rankme": float(rankme(recent))}
             for line in advice(out, min(recent.shape)):
                 log.warning("%s", line)

@@ -130,7 +130,7 @@ class _Loop:
             ok, _ = self._phase(phase, micros, progress)
             fine = fine * ok
         self.statistics.end(fine)
-        step = torch.tensor(progress.step, dtype=torch.int64).to(self.device.torch_device, non_blocking=True)
+        step = self.device.scalar(progress.step, torch.int64)
         state.health.update(step, fine, corrupt=totals[2], stop=totals[3])
         self.recipe.after_step(progress)
         self.device.mark_step()

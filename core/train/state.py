@@ -39,6 +39,7 @@ class TrainState:
         self.optimizers = {phase: settings.optim[phase].build(params) for phase, params in recipe.params.items()}
         self.scales = {phase: LossScale(settings.precision, device) for phase in recipe.params}
         self.health = Health(device)
+        device.mark_step()
 
     @property
     def step(self) -> int:
@@ -47,14 +48,16 @@ class TrainState:
 
     def tensors(self) -> dict[str, Tensor]:
         """Live tensors by name: `model.…`, `optimizer.<phase>.…`, `health.…`. Copy them before the next step (saving
-        does)."""
+        does). On XLA every host asks for them at the same step, whichever of them saves."""
         out = {f"model.{name}": value for name, value in self.recipe.modules.state_dict().items()}
         for phase, optimizer in self.optimizers.items():
-            out |= {f"optimizer.{phase}.{name}": value for name, value in optimizer.state_dict().items()}
+            state = self.device.detached_views(optimizer.state_dict())
+            out |= {f"optimizer.{phase}.{name}": value for name, value in state.items()}
         for phase, scale in self.scales.items():
             out |= {f"scale.{phase}.{name}": value for name, value in scale.tensors().items()}
         out |= {f"health.{name}": value for name, value in self.health.tensors().items()}
         assert all(isinstance(value, Tensor) for value in out.values()), "modules keep their state in tensors"
+        self.device.mark_step()
         return out
 
     def meta(self) -> dict[str, Any]:
@@ -94,6 +97,7 @@ class TrainState:
         for phase, scale in self.scales.items():
             scale.load(_below(tensors, f"scale.{phase}."))
         self.health.load(_below(tensors, "health."))
+        self.device.mark_step()
         self.images_seen = seen
         self.notes = dict(meta.get("notes") or {})
 

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from core.device import Device
 
+NO_STEPS = (0.0, 0.0, math.inf, -math.inf, 0.0)  # steps, Σ loss, least, most, Σ norm
+
 
 class Window:
     """Running sums since the last `read`."""
@@ -36,19 +38,14 @@ class Window:
         for name, value in metrics.items():
             w = weight.detach().to(torch.float32).reshape(())
             pair = torch.stack([value.detach().to(torch.float32).reshape(()) * w, w])
-            before = self.recipe.get(name)
-            self.recipe[name] = pair if before is None else before + pair
+            self.recipe[name] = self._before(self.recipe, name, (0.0, 0.0)) + pair
 
     def phase(self, name: str, loss: Tensor, norm: Tensor, ok: Tensor) -> None:
         """One phase of one step: its mean loss over the global batch and the norm of its mean gradient."""
         loss, norm = loss.to(torch.float32), norm.to(torch.float32)
         zero, far = torch.zeros_like(loss), torch.full_like(loss, math.inf)
         new = [torch.where(ok > 0, x, y) for x, y in ((loss, zero), (loss, far), (loss, -far), (norm, zero))]
-        before = self.phases.get(name)
-        if before is None:
-            self.phases[name] = torch.stack([ok.to(torch.float32), *new])
-            return
-        steps, total, least, most, norms = before.unbind()
+        steps, total, least, most, norms = self._before(self.phases, name, NO_STEPS).unbind()
         least, most = torch.minimum(least, new[1]), torch.maximum(most, new[2])
         self.phases[name] = torch.stack([steps + ok.to(torch.float32), total + new[0], least, most, norms + new[3]])
 
@@ -79,6 +76,11 @@ class Window:
         out["images_per_s"] = self.images / wall
         self.reset()
         return out
+
+    def _before(self, sums: dict[str, Tensor], name: str, first: Sequence[float]) -> Tensor:
+        """The sums so far. They start as data, so that a window's first step is the same XLA graph as the others."""
+        known = sums.get(name)
+        return torch.tensor(first).to(self.device.torch_device, non_blocking=True) if known is None else known
 
     def _host(self) -> dict[str, list[float]]:
         """Everything in one transfer."""
