@@ -68,15 +68,30 @@ def _sincos_table(grid: Grid, dim: int, native: Grid, device: torch.device) -> T
 
 
 def resample_positions(table: Tensor, old_grid: Sequence[int], new_grid: Sequence[int]) -> Tensor:
-    """A learned table `[N_old, D]` on another grid `[N_new, D]`: bicubic in 2-D, trilinear in 3-D, differentiable."""
+    """A learned table `[N_old, D]` on another grid `[N_new, D]`, cubic along every axis (bicubic, tricubic).
+
+    One small matrix per axis: differentiable, reproducible and at home on every device, which PyTorch's own bicubic
+    kernels are not (atomic additions on CUDA, a detour over the host on XLA).
+    """
     old, new = tuple(old_grid), tuple(new_grid)
     assert len(old) == len(new) and table.shape[0] == int(np.prod(old)), (table.shape, old, new)
     if old == new:
         return table
-    mode = {1: "linear", 2: "bicubic", 3: "trilinear"}[len(old)]
-    field = table.float().reshape(1, *old, -1).movedim(-1, 1)
-    field = F.interpolate(field, size=new, mode=mode, align_corners=False)
-    return field.movedim(1, -1).reshape(-1, table.shape[1]).to(table.dtype)
+    field = table.float().reshape(*old, -1)
+    for axis, (n, m) in enumerate(zip(old, new, strict=True)):
+        if n != m:
+            field = torch.tensordot(_cubic_weights(n, m, table.device), field, dims=([1], [axis])).movedim(0, axis)
+    return field.reshape(-1, table.shape[1]).to(table.dtype)
+
+
+@lru_cache(maxsize=64)
+def _cubic_weights(old: int, new: int, device: torch.device) -> Tensor:
+    """`[new, old]`: how each old place weighs in a new one, cubic convolution as in `torch.nn.functional.interpolate`
+    (a = −0.75, centres on centres, borders repeated)."""
+    with torch.inference_mode(False), torch.no_grad():
+        ones = torch.eye(old, dtype=torch.float64).reshape(old, 1, old, 1)
+        columns = F.interpolate(ones, size=(new, 1), mode="bicubic", align_corners=False)
+        return columns.reshape(old, new).T.to(device, torch.float32).contiguous()
 
 
 class Rotary:

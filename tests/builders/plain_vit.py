@@ -47,7 +47,7 @@ def plain_forward(vit: ViT, x: Tensor, visible: Tensor | None = None) -> Tensor:
     elif c.positions == "learned":
         field = w["pos_embed"].T.reshape(1, c.dim, *c.grid)
         if grid != c.grid:
-            field = F.interpolate(field, grid, mode="bicubic" if len(grid) == 2 else "trilinear")
+            field = plain_cubic(field, grid)
         t = t + field.flatten(2).transpose(1, 2)
     if vit.num_prefix:
         t = torch.cat([w["prefix_tokens"].expand(len(x), -1, -1), t], 1)
@@ -58,6 +58,17 @@ def plain_forward(vit: ViT, x: Tensor, visible: Tensor | None = None) -> Tensor:
     for i in range(c.depth):
         t = _block(vit, {k.removeprefix(f"blocks.{i}."): p for k, p in w.items()}, t, positions, allowed)
     return F.layer_norm(t, (c.dim,), w["norm.weight"], w["norm.bias"], 1e-6)
+
+
+def plain_cubic(field: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """[1, D, *old] -> [1, D, *grid]; a volume's planes first, then along the depth."""
+    if len(grid) == 2:
+        return F.interpolate(field, grid, mode="bicubic")
+    _, D, d, h, w = field.shape
+    planes = F.interpolate(field.transpose(1, 2).reshape(d, D, h, w), grid[1:], mode="bicubic")
+    columns = planes.permute(2, 3, 1, 0).reshape(-1, D, d, 1)
+    columns = F.interpolate(columns, (grid[0], 1), mode="bicubic")
+    return columns.reshape(*grid[1:], D, grid[0]).permute(2, 3, 0, 1).reshape(1, D, *grid)
 
 
 def _block(vit: ViT, w: dict[str, Tensor], t: Tensor, positions: Tensor, allowed: Tensor | None) -> Tensor:

@@ -18,7 +18,7 @@ from core.nn.positions import (
     sincos_3d,
     sincos_table,
 )
-from tests.builders.plain_vit import plain_rotate
+from tests.builders.plain_vit import plain_cubic, plain_rotate
 
 
 def test_sincos_2d_is_the_closed_form_rows_first():
@@ -64,6 +64,14 @@ def test_a_resampled_table_agrees_with_the_stretched_coordinates():
     expected = (grid_coordinates((24, 8), (12, 16)) @ np.array([[1.0, 0.5], [0.0, -2.0]])).reshape(24, 8, 2)
     np.testing.assert_allclose(new[4:-4, 2:-2].numpy(), expected[4:-4, 2:-2], atol=0.06)
     assert resample_positions(table, (12, 16), (12, 16)) is table
+
+
+@pytest.mark.parametrize(("old", "new"), [((4, 6), (9, 5)), ((5, 3), (5, 8)), ((2, 3, 4), (4, 2, 7))])
+def test_resampling_is_torchs_cubic_interpolation_without_its_kernels(old, new):
+    table = torch.randn(int(np.prod(old)), 5)
+    field = table.double().T.reshape(1, 5, *old)
+    expected = plain_cubic(field, new).reshape(5, -1).T
+    torch.testing.assert_close(resample_positions(table, old, new).double(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_resampled_table_of_a_volume_keeps_constants_and_gradients():
