@@ -255,8 +255,8 @@ def read_pixels(
 ) -> tuple[Pixels, Pixels]:
     """Context `[S, S, 3]` and targets `[K, h, w, 3]`. Where both come from one level, that level is read once.
 
-    A target shows exactly its box of the context (to the rounding of a level-0 pixel), so that nothing of it lies in a
-    token that the context may see.
+    A target shows exactly its box of the context, to the rounding of half a pixel of the levels that are read, so that
+    nothing of it lies in a token that the context may see.
     """
     spacings = level_mpps(slide, mpp0)
     context_level = choose_level(spacings, geometry.context_mpp * factor, tolerance).level

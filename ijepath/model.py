@@ -76,7 +76,7 @@ def encode_targets(teacher: ViT, targets: Tensor, per_context: int) -> Tensor:
     """Teacher tokens [B, K, G, D] in float32, layer-normed without affine, of crops [B·K, 3, h, w]. Eval mode."""
     teacher.eval()
     tokens: Tensor = teacher(targets)[:, teacher.num_prefix :].float()
-    return F.layer_norm(tokens, tokens.shape[-1:]).unflatten(0, (-1, per_context))
+    return F.layer_norm(tokens, tokens.shape[-1:]).view(-1, per_context, *tokens.shape[1:])
 
 
 def predict(
@@ -93,7 +93,8 @@ def predict(
     else:
         repeated = tokens.repeat_interleave(count, dim=0), context_index.repeat_interleave(count, dim=0)
         out = predictor(*repeated, target_index.flatten(0, 1), (side, side))
-    return out.reshape(target_index.shape[0], count, length, -1)
+    tokens = out.reshape(target_index.shape[0], count, length, -1)
+    return tokens
 
 
 def pooled_loss(z: Tensor, h: Tensor) -> Tensor:

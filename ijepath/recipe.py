@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from core.evaluation.collapse import feature_std, rankme
+from core.nn.predictor import TokenPredictor
+from core.nn.vit import ViT
 from core.optim.ema import Ema
 from core.optim.schedules import linear
 from core.train.recipe import Loss, Progress
@@ -55,13 +58,21 @@ class IJepathRecipe:
         }
         self.pixels = Pixels(config.augment, config.data.mean, config.data.std)
         self.grid = kinds(config)[0].geometry.predictor_grid
-        width = self.modules["student"].config.dim
+        width = self.student.config.dim
         self._recent, self._seen = torch.zeros(REMEMBERED_TARGETS, width), 0
 
     @property
-    def encoder(self) -> nn.Module:
+    def encoder(self) -> ViT:
         """What is kept when training is over: the teacher."""
-        return self.modules["teacher"]
+        return cast(ViT, self.modules["teacher"])
+
+    @property
+    def student(self) -> ViT:
+        return cast(ViT, self.modules["student"])
+
+    @property
+    def predictor(self) -> TokenPredictor:
+        return cast(TokenPredictor, self.modules["predictor"])
 
     def phases(self, step: int) -> tuple[str, ...]:
         return ("model",)
@@ -75,10 +86,10 @@ class IJepathRecipe:
         """Σ over the micro-batch of the samples' losses, weight = samples. See ijepath.model for the formulas."""
         assert phase == "model", phase
         wanted = micro["target_predict"]
-        h = encode_targets(self.modules["teacher"], micro["targets"], wanted.shape[1])
-        tokens = encode_context(self.modules["student"], micro["context"], micro["context_keep"])
+        h = encode_targets(self.encoder, micro["targets"], wanted.shape[1])
+        tokens = encode_context(self.student, micro["context"], micro["context_keep"])
         joint = self.config.model.predict == "joint"
-        z = predict(self.modules["predictor"], tokens, micro["context_index"], wanted, self.grid, joint=joint)
+        z = predict(self.predictor, tokens, micro["context_index"], wanted, self.grid, joint=joint)
         each = tokens_loss(z, h, micro["cells"]) if self.config.model.loss == "tokens" else pooled_loss(z, h)
         metrics = {"loss_jepa": each.detach().mean()}
         if "site" in self.modules:
@@ -98,7 +109,7 @@ class IJepathRecipe:
 
     def after_step(self, progress: Progress) -> None:
         """teacher ← m · teacher + (1 − m) · student."""
-        Ema.update(self.modules["teacher"], self.modules["student"], self.momentum(progress))
+        Ema.update(self.encoder, self.student, self.momentum(progress))
 
     def momentum(self, progress: Progress) -> float:
         """Linear over the steps from ema[0] at the first to ema[1] at the last."""
@@ -109,7 +120,7 @@ class IJepathRecipe:
     def signals(self) -> dict[str, float]:
         """Collapse signals over the newest targets: per-dimension std and RankMe of their pooled teacher features, and
         how far the teacher is behind. Warns when they look like collapse."""
-        out = {"teacher_student_drift": drift(self.modules["teacher"], self.modules["student"])}
+        out = {"teacher_student_drift": drift(self.encoder, self.student)}
         seen = min(self._seen, REMEMBERED_TARGETS)
         if seen > 1:
             recent = self._recent.float().cpu()[-seen:]  # cut on the host: each new shape would be a new XLA graph

@@ -73,8 +73,8 @@ def _footprints(base: Geometry, scales: ScalesConfig, seed: int) -> list[tuple[i
     shapes = []
     for i in range(scales.target_shapes):
         generator = rng(seed, "target_shape", i)
-        area = generator.uniform(*scales.target_scale) * base.footprint[0] * base.footprint[1]
-        aspect = np.exp(generator.uniform(*np.log(scales.target_aspect)))
+        area = generator.uniform(scales.target_scale[0], scales.target_scale[1]) * base.footprint[0] * base.footprint[1]
+        aspect = np.exp(generator.uniform(np.log(scales.target_aspect[0]), np.log(scales.target_aspect[1])))
         shapes.append((_snapped(np.sqrt(area * aspect), base), _snapped(np.sqrt(area / aspect), base)))
     return shapes
 

@@ -60,7 +60,8 @@ class Window:
         u, v = x - i, y - j
         top = (1 - u) * self.integral[j, i] + u * self.integral[j, i + 1]
         bottom = (1 - u) * self.integral[j + 1, i] + u * self.integral[j + 1, i + 1]
-        return (1 - v) * top + v * bottom
+        values: Floats = (1 - v) * top + v * bottom
+        return values
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,8 @@ class TissueCache:
             with self._lock:
                 self._masks.pop(mask_path, None)
         counts = pixels.reshape(size[1], f, size[0], f).sum(axis=(1, 3))
-        return np.round(counts * (255.0 / f**2)).astype(np.uint8)
+        shares: Shares = np.round(counts * (255.0 / f**2)).astype(np.uint8)
+        return shares
 
     def _mask(self, path: str) -> SlideReader:
         self._here()
@@ -211,4 +213,5 @@ def computed(slide: SlideReader, mpp0: float, shape: tuple[int, int]) -> Shares:
     mask = tissue_mask(slide, mpp0, mask_mpp=COMPUTED_MASK_MPP) > 0
     rows = np.minimum((np.arange(shape[0]) + 0.5) * mask.shape[0] / shape[0], mask.shape[0] - 1).astype(np.int64)
     columns = np.minimum((np.arange(shape[1]) + 0.5) * mask.shape[1] / shape[1], mask.shape[1] - 1).astype(np.int64)
-    return mask[rows][:, columns].astype(np.uint8) * np.uint8(255)
+    shares: Shares = mask[rows][:, columns].astype(np.uint8) * np.uint8(255)
+    return shares

@@ -3,12 +3,14 @@
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
 
 from core.errors import UnreadableUnit
+from core.wsi.regions import resize
 from ijepath.config import (
     DataConfig,
     MaskConfig,
@@ -211,6 +213,46 @@ def test_outside_targets_show_what_lies_beyond_the_context(cohort):
 def test_token_loss_brings_the_teachers_cells_along(cohort):
     sample = reader(cohort, model=ModelConfig(loss="tokens")).read(unit(), 0, 0)
     assert sample["cells"].shape == (4, 64) and sample["cells"].max() < 16
+
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "wsi"
+REAL = {
+    "CMU-1-Small-Region.svs": (0.499, (1100, 1500)),
+    "TCGA-CR-7395-01A-01-TS1.svs": (0.5, (2200, 1800)),
+    "derived/CMU1_pyramid_jpeg.svs": (0.499, (1100, 1500)),
+    "derived/CMU1_pyramid_jp2k.svs": (0.499, (1100, 1500)),
+}
+
+
+@pytest.mark.parametrize("name", list(REAL))
+@pytest.mark.parametrize("option", ["cross", "reverse", "outside"])
+def test_on_real_slides_a_target_shows_its_own_box_of_the_context(name, option):
+    if not SHARED.is_dir():
+        pytest.skip("the real slides of ../shared/data are not here")
+    mpp0, (x, y) = REAL[name]
+    slides = {"wsi_path": [str(SHARED / name)], "mask_path": [None], "wsi_level0_spacing_mpp": [mpp0]}
+    scales = ScalesConfig(reverse_ratio=float(option == "reverse"))
+    r = reader(slides, scales=scales, mask=MaskConfig(outside_targets=2 if option == "outside" else 0))
+    for position in range(4):
+        sample = r.read(unit(x=x, y=y), position, 0)
+        for (x0, y0, x1, y1), target in zip(sample["boxes"], sample["targets"], strict=True):
+            if min(x0, y0) < 0 or max(x1, y1) > 256:
+                continue
+            here = likeness(sample["context"], target, x0, y0, x1, y1)
+            assert here > 0.9, (position, x0, y0)
+            moved = [(dx, dy) for dx in (-4, 0, 4) for dy in (-4, 0, 4) if (dx, dy) != (0, 0)]
+            moved = [(dx, dy) for dx, dy in moved if min(x0 + dx, y0 + dy) >= 0 and max(x1 + dx, y1 + dy) <= 256]
+            assert all(
+                likeness(sample["context"], target, x0 + dx, y0 + dy, x1 + dx, y1 + dy) < here for dx, dy in moved
+            )
+
+
+def likeness(context, target, x0, y0, x1, y1):
+    """Correlation of a target with a box of the context, both at the coarser of their resolutions."""
+    shown = np.ascontiguousarray(context[y0:y1, x0:x1])
+    side = min(target.shape[0], shown.shape[0])
+    a, b = (resize(p, side, side).astype(float).ravel() for p in (target, shown))
+    return np.corrcoef(a, b)[0, 1]
 
 
 @pytest.fixture
