@@ -201,6 +201,22 @@ def test_bad_steps_that_are_not_in_a_row_do_not_stop_the_run() -> None:
     assert ticks_of(recipe, settings(max_bad_steps=2))[-1].end == "budget"
 
 
+def test_a_bad_step_leaves_batch_norm_statistics_as_they_were() -> None:
+    recipe, config = TwoPhases(), settings(phases=("student", "adversary"), max_bad_steps=3)
+    plain = recipe.prepare
+
+    def spoiled(micro: Micro, progress: Progress) -> Micro:
+        micro = plain(micro, progress)
+        return {**micro, "x": torch.where(micro["position"][:, None] == 9, torch.nan, micro["x"])}
+
+    recipe.prepare = spoiled  # type: ignore[method-assign]
+    means = []
+    for tick in run(recipe, stream(config), config, device=DEVICE):
+        means.append(recipe.modules["student"][1].running_mean.clone())
+        assert all(torch.isfinite(t).all() for t in tick.state.tensors().values())
+    assert torch.equal(means[0], means[1]) and not torch.equal(means[1], means[2])
+
+
 def test_bad_steps_in_a_row_count_across_a_resume() -> None:
     config = settings(max_bad_steps=3, poll_every_steps=2)
     recipe = Regression(poison=poisoned(1, 7, 13))
