@@ -75,7 +75,12 @@ class ToyRecipe:
 
     def prepare(self, micro, progress):
         config, rank = self.config, int(os.environ.get("RANK", torch.distributed.get_rank() if _distributed() else 0))
-        lines = {"step": progress.step, "rank": rank, "position": micro["position"].tolist(), "row": micro["row"].tolist()}
+        lines = {
+            "step": progress.step,
+            "rank": rank,
+            "position": micro["position"].tolist(),
+            "row": micro["row"].tolist(),
+        }
         with (Path(config.run) / f"seen-{os.getpid()}.jsonl").open("a") as f:
             f.write(json.dumps(lines) + "\n")
         if rank == 0 and progress.step == config.kill_at_step and not (Path(config.run) / "killed").exists():
