@@ -294,6 +294,7 @@ def _cuda_index() -> int:
 
 def _open_xla() -> tuple[torch.device, int, int, Any]:
     """SPMD over all devices of all hosts: (device, host, hosts, mesh)."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # or XLA says with each graph that its partitioner will change
     try:
         import torch_xla
         import torch_xla.distributed.spmd as xs
@@ -301,12 +302,32 @@ def _open_xla() -> tuple[torch.device, int, int, Any]:
     except ImportError as e:
         expected = "the environment of constraints-xla.txt"
         raise UserError(f"torch_xla does not import: {e}", key="accelerator", found="xla", expected=expected) from e
-    xr.use_spmd()
+    if not xr.is_spmd():
+        xr.use_spmd()
     devices = xr.global_runtime_device_count()
     mesh = xs.Mesh(np.arange(devices), (devices,), ("data",))
-    hosts = xr.process_count()
-    assert hosts == 1 or dist.is_initialized(), "several XLA hosts need a gloo group to agree through"
-    return torch_xla.device(), xr.process_index(), hosts, mesh
+    host, hosts = xr.process_index(), xr.process_count()
+    join_hosts(host, hosts)
+    return torch_xla.device(), host, hosts, mesh
+
+
+def join_hosts(host: int, hosts: int) -> None:
+    """A gloo group of XLA's hosts, for what they agree on besides the graph; each has the rank that XLA gave it.
+
+    RANK and WORLD_SIZE are what the launcher gave, whose order may be another: its rank 0 is at MASTER_ADDR. UserError
+    when it started another number of processes than XLA sees (each would then train for itself, as rank 0 of 1).
+    """
+    started = int(os.environ.get("WORLD_SIZE", hosts))
+    if started != hosts:
+        message = "XLA does not see as many hosts as there are workers"
+        raise UserError(message, key="scaling.workers", found=started, expected=hosts)
+    if hosts > 1 and not dist.is_initialized():
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = dist.TCPStore(  # type: ignore[attr-defined]
+            address, port, hosts, is_master=os.environ["RANK"] == "0"
+        )
+        dist.init_process_group("gloo", store=store, rank=host, world_size=hosts)
+    assert hosts == 1 or dist.get_rank() == host, "the hosts' group numbers them as XLA does"
 
 
 def _shard_xla(tensor: Tensor, mesh: Any, device: torch.device) -> Tensor:

@@ -33,10 +33,15 @@ class _XlaBackend(Backend):
     share_cuda_visible_devices = False
 
     def on_start(self, worker_group: Any, backend_config: XlaConfig) -> None:
-        environment = {"PJRT_DEVICE": backend_config.pjrt_device}
+        environment = {"PJRT_DEVICE": backend_config.pjrt_device, "WORLD_SIZE": str(len(worker_group))}
         if backend_config.virtual_devices:
             environment["CPU_NUM_DEVICES"] = str(backend_config.virtual_devices)
-        already = worker_group.execute(_prepare_xla, environment)
+        if len(worker_group) > 1:
+            environment |= worker_group.execute_single(0, _meeting_point)
+        already = [
+            worker_group.execute_single(rank, _prepare_xla, {**environment, "RANK": str(rank)})
+            for rank in range(len(worker_group))
+        ]
         assert not any(already), "torch_xla was imported before its environment was set"
 
 
@@ -45,6 +50,17 @@ def _prepare_xla(environment: dict[str, str]) -> bool:
 
     os.environ.update(environment)
     return "torch_xla" in sys.modules
+
+
+def _meeting_point() -> dict[str, str]:
+    """Where this worker can be met by the others (core.device joins them there)."""
+    import socket
+
+    import ray
+
+    with socket.socket() as s:
+        s.bind(("", 0))
+        return {"MASTER_ADDR": ray.util.get_node_ip_address(), "MASTER_PORT": str(s.getsockname()[1])}
 
 
 def resolve_accelerator(accelerator: str) -> str:
@@ -95,11 +111,27 @@ def check_resources(workers: int, resources: dict[str, float], available: dict[s
             )
 
 
-def scaling_config(workers: int, resources: dict[str, float], accelerator: str) -> RayScaling:
-    """Ray Train's own scaling config."""
+def scaling_config(
+    workers: int,
+    resources: dict[str, float],
+    accelerator: str,
+    *,
+    tpu_type: str | None = None,
+    tpu_topology: str | None = None,
+) -> RayScaling:
+    """Ray Train's own scaling config. On several TPU hosts Ray reserves a slice, which it must be told the kind of:
+    `tpu_type` like ``TPU-V5P`` and `tpu_topology` like ``2x2x2``."""
+    on_tpu = accelerator == "xla" and resources.get("TPU", 0) > 0
+    if on_tpu and workers > 1:
+        for key, value in (("tpu_type", tpu_type), ("tpu_topology", tpu_topology)):
+            if value is None:
+                raise UserError("several TPU hosts are one slice: say which", key=f"scaling.{key}", expected="its kind")
     return RayScaling(
         num_workers=workers,
         use_gpu=accelerator == "cuda",
         resources_per_worker=resources,
         placement_strategy="PACK" if accelerator != "xla" else "SPREAD",
+        use_tpu=on_tpu,
+        accelerator_type=tpu_type if on_tpu else None,
+        topology=tpu_topology if on_tpu else None,
     )

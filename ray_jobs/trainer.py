@@ -38,6 +38,8 @@ class ScalingConfig:
     gpus_per_worker: float = placement(1.0)
     resources_per_worker: dict[str, float] = placement(default_factory=dict)
     threads_per_worker: int = placement(0)
+    tpu_type: str | None = placement(None)  # several TPU hosts: what kind of slice they are, TPU-V5P say
+    tpu_topology: str | None = placement(None)  # and its shape, 2x2x2 say
     max_failures: int = placement(3)
     preemption_check_steps: int = placement(0)
     collective_timeout_s: int = placement(1800)
@@ -213,7 +215,13 @@ def _ray_trainer(job: TrainJob, resources: dict[str, float], store: Any) -> Any:
         train_worker,
         train_loop_config={"job": job},
         backend_config=backend_config(job.accelerator, scaling.collective_timeout_s),
-        scaling_config=scaling_config(scaling.workers, resources, job.accelerator),
+        scaling_config=scaling_config(
+            scaling.workers,
+            resources,
+            job.accelerator,
+            tpu_type=scaling.tpu_type,
+            tpu_topology=scaling.tpu_topology,
+        ),
         run_config=run_config,
     )
 
