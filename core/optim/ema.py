@@ -36,8 +36,7 @@ class Ema:
             targets: list[Tensor] = list(own.values())
             sources: list[Tensor] = [other[name] for name in own]
             mu = scalar(momentum, targets[0].device)
-            torch._foreach_mul_(targets, mu)
-            torch._foreach_add_(targets, list(torch._foreach_mul(sources, 1 - mu)))
+            torch._foreach_lerp_(targets, sources, [1 - mu] * len(targets))
         buffers = dict(student.named_buffers())
         check_same_tensors(dict(teacher.named_buffers()), buffers, "the student")
         for name, buffer in teacher.named_buffers():

@@ -45,7 +45,7 @@ class LARS:
     @torch.no_grad()
     def step(self, ok: Tensor | None = None, gradient: Tensor | None = None) -> None:
         """As `Optimizer.step`."""
-        flat = self.inner._flat_gradient() if gradient is None else gradient.clone()
+        flat = torch.cat([g.reshape(-1) for g in self.inner._gradients(gradient)])
         params, grads = (
             [tensors[i] for i in self.inner.decayed] for tensors in (self.inner.params, self.inner.split(flat))
         )

@@ -2,7 +2,7 @@
 
 Everything that changes from step to step (learning rate, weight decay, whether the step counts) is a tensor on the
 device, so a step never waits for the host and a compiled XLA graph is built once. State is one flat tensor per moment,
-in the order of the parameters; gradients are made flat, so that a handful of kernels serves any number of parameters.
+in the order of the parameters, so that a handful of kernels serves any number of them.
 Not here: clipping, schedules, and who decides that a step is bad.
 """
 
@@ -40,6 +40,7 @@ class Optimizer:
         self.lr, self.weight_decay = self._scalar(lr), self._scalar(weight_decay)
         self.steps = torch.zeros((), dtype=torch.int64, device=self.device)
         self.flat = {m: torch.zeros(sum(self.sizes), device=self.device) for m in self.moments}
+        self.views = {m: self.split(flat) for m, flat in self.flat.items()}
 
     def set(self, *, lr: float | Tensor | None = None, weight_decay: float | Tensor | None = None) -> None:
         """New scalars for the steps to come; floats travel to the device as data, without a wait."""
@@ -51,14 +52,9 @@ class Optimizer:
     def step(self, ok: Tensor | None = None, gradient: Tensor | None = None) -> None:
         """One update. Where the scalar tensor `ok` is 0 nothing changes: neither parameters, nor moments, nor the step
         count, whatever NaN or Inf the gradients hold. `gradient` `[Σ sizes]` stands in for the parameters' own."""
-        flat = self._flat_gradient() if gradient is None else gradient
         counts = torch.ones((), device=self.device) if ok is None else (ok != 0).to(self.device, torch.float32)
-        if ok is not None:
-            flat = torch.where(counts > 0, flat, 0.0)
-        elif gradient is not None:
-            flat = flat.clone()
         self.steps += counts.to(torch.int64)
-        self._update(flat, counts)
+        self._update(gradient, counts)
 
     def zero_grad(self) -> None:
         for p in self.params:
@@ -67,8 +63,8 @@ class Optimizer:
     def state_dict(self) -> dict[str, Tensor]:
         """``steps`` and ``<moment>/<parameter name>``; live tensors, to be copied before the next step."""
         state = {"steps": self.steps}
-        for moment, flat in self.flat.items():
-            state |= {f"{moment}/{name}": view for name, view in zip(self.names, self.split(flat), strict=True)}
+        for moment, views in self.views.items():
+            state |= {f"{moment}/{name}": view for name, view in zip(self.names, views, strict=True)}
         return state
 
     @torch.no_grad()
@@ -84,12 +80,21 @@ class Optimizer:
         """Views of a flat tensor, shaped like the parameters."""
         return [part.view_as(p) for part, p in zip(torch.split(flat, self.sizes), self.params, strict=True)]
 
-    def _update(self, gradient: Tensor, ok: Tensor) -> None:
-        """Move the parameters; `gradient` is finite and may be overwritten, `ok` is 1.0 or 0.0."""
+    def _update(self, gradient: Tensor | None, ok: Tensor) -> None:
+        """Move the parameters; `gradient` is flat or None for the parameters' own, `ok` is 1.0 or 0.0."""
         raise NotImplementedError
 
-    def _flat_gradient(self) -> Tensor:
-        return torch.cat([torch.zeros_like(p).view(-1) if p.grad is None else p.grad.reshape(-1) for p in self.params])
+    def _gradients(self, gradient: Tensor | None) -> list[Tensor]:
+        """Per parameter; not to be written into."""
+        if gradient is not None:
+            return self.split(gradient)
+        return [torch.zeros_like(p) if p.grad is None else p.grad for p in self.params]
+
+    def _usable(self, gradient: Tensor | None, ok: Tensor) -> Tensor:
+        """A flat copy, zero where the step does not count."""
+        if gradient is None:
+            gradient = torch.cat([g.reshape(-1) for g in self._gradients(None)])
+        return torch.where(ok > 0, gradient, 0.0)
 
     def _decayed(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         return [tensors[i] for i in self.decayed]

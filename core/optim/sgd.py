@@ -28,7 +28,8 @@ class SGD(Optimizer):
         assert 0 <= momentum < 1, momentum
         self.momentum, self.nesterov = momentum, nesterov
 
-    def _update(self, gradient: Tensor, ok: Tensor) -> None:
+    def _update(self, gradient: Tensor | None, ok: Tensor) -> None:
+        gradient = self._usable(gradient, ok)
         if self.decayed:
             decay = torch._foreach_mul(self._decayed(self.params), ok * self.weight_decay)
             torch._foreach_add_(self._decayed(self.split(gradient)), decay)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from core.errors import UserError
+from core.optim import adamw
 from core.optim.adamw import AdamW
 from core.optim.groups import decay_groups
 from core.optim.lars import LARS
@@ -63,6 +64,17 @@ def run_beside(
             torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6, msg=lambda m, n=name, s=step: f"{n}, step {s}: {m}")
 
 
+@pytest.fixture(params=["fused", "written out"])
+def adamw_path(request, monkeypatch) -> str:
+    """Both ways of AdamW, wherever it occurs in a test."""
+    if request.param == "written out":
+        monkeypatch.setattr(adamw, "fused_runs", lambda device: False)
+    elif not adamw.fused_runs(torch.device("cpu")):
+        pytest.skip("this PyTorch has no fused AdamW for the CPU")
+    return str(request.param)
+
+
+@pytest.mark.usefixtures("adamw_path")
 @pytest.mark.parametrize("betas", [(0.9, 0.999), (0.9, 0.95), (0.0, 0.99)])
 def test_adamw_is_torchs_adamw_under_changing_rate_and_decay(betas):
     module, twin = model(), model()
@@ -88,6 +100,7 @@ def every_kind(module: nn.Module) -> list[Optimizer | LARS]:
     ]
 
 
+@pytest.mark.usefixtures("adamw_path")
 @pytest.mark.parametrize("kind", range(4))
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("first", [True, False])
@@ -107,6 +120,7 @@ def test_a_voided_step_changes_nothing_even_when_gradients_are_not_finite(kind, 
     assert int(optimizer.steps) == (0 if first else 1)
 
 
+@pytest.mark.usefixtures("adamw_path")
 @pytest.mark.parametrize("kind", range(4))
 def test_after_a_voided_step_training_goes_on_as_if_it_had_not_been(kind):
     module, twin = model(), model()
@@ -121,6 +135,7 @@ def test_after_a_voided_step_training_goes_on_as_if_it_had_not_been(kind):
     assert_equal(snapshot(module, a), snapshot(twin, b))
 
 
+@pytest.mark.usefixtures("adamw_path")
 @pytest.mark.parametrize("kind", range(4))
 def test_a_flat_gradient_stands_in_for_the_parameters_own(kind):
     module, twin = model(), model()
@@ -132,6 +147,28 @@ def test_a_flat_gradient_stands_in_for_the_parameters_own(kind):
     b.step(gradient=flat)
     assert_equal(snapshot(module, a), snapshot(twin, b))
     assert torch.equal(flat, kept)
+
+
+def test_both_ways_of_adamw_agree_and_the_kernel_is_tried_once(monkeypatch):
+    module, twin = model(), model()
+    a, b = (AdamW(m.named_parameters(), lr=0.01, weight_decay=0.1) for m in (module, twin))
+    for step in range(30):
+        feed(module, step)
+        feed(twin, step)
+        a.step(torch.tensor(step % 5 > 0))
+        with monkeypatch.context() as patch:
+            patch.setattr(adamw, "fused_runs", lambda device: False)
+            b.step(torch.tensor(step % 5 > 0))
+    for (name, x), y in zip(snapshot(module, a).items(), snapshot(twin, b).values(), strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6, msg=name)
+    calls = []
+    adamw.fused_runs.cache_clear()
+    monkeypatch.setattr(adamw, "_fused_adamw", lambda *_: calls.append(1))
+    assert not adamw.fused_runs(torch.device("cpu")) and not adamw.fused_runs(torch.device("cpu"))
+    assert len(calls) == 2, "a kernel that does nothing is not taken"
+    monkeypatch.undo()
+    adamw.fused_runs.cache_clear()
+    assert not adamw.fused_runs(torch.device("meta"))
 
 
 def test_a_parameter_without_gradient_has_gradient_zero():
