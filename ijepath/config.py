@@ -319,7 +319,12 @@ def resolve_global_batch(config: C, workers: int, before: int | None = None) -> 
     """
     settings = config.optimization
     batch = settings.global_batch or before or config.data.batch_size_per_gpu * workers
-    micro = settings.micro_batch or max(1, batch // workers)
+    if batch % workers:
+        key, found = "optimization.global_batch", f"global_batch {batch}, workers {workers}"
+        raise UserError(
+            "the workers must divide the global batch", key=key, found=found, expected=f"a multiple of {workers}"
+        )
+    micro = settings.micro_batch or batch // workers
     if batch % (workers * micro):
         raise UserError(
             "workers x micro_batch must divide the global batch",
