@@ -21,7 +21,8 @@ class Loss(NamedTuple):
     """The loss of one micro-batch as a sum over its units, and what to divide it by.
 
     The loop minimises Σ sum / Σ weight over the whole global batch, so ragged bags, padding and accumulation tails
-    weigh what they should. `metrics` are detached scalar means over this micro-batch; they are averaged with `weight`.
+    weigh what they should. Both are scalars on the device. `metrics` are detached scalar means over this micro-batch;
+    they are averaged with `weight`.
     """
 
     sum: Tensor

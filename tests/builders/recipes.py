@@ -114,7 +114,7 @@ class Regression:
         error = (self.modules["layer"](micro["x"].to(weight.dtype)).squeeze(1) - micro["y"]) ** 2
         if self.poison is not None:
             error = torch.where(self.poison(micro["position"]), torch.nan, 1.0) * error
-        return Loss(error.sum(), torch.tensor(float(len(error))), {"error_max": error.detach().max()})
+        return Loss(error.sum(), error.new_full((), len(error)), {"error_max": error.detach().max()})
 
     def after_step(self, progress: Progress) -> None:
         self.last = progress
