@@ -1,0 +1,39 @@
+"""The demo from end to end as its command, on small slides: every output is there, and running it again goes on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from demo.cohort import CohortSettings, generate
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = ["samples=1", "optimization.total_images_budget=32", "data.batch_size_per_gpu=4", "training.log_every=8"]
+
+
+def demo(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "demo", *words], cwd=ROOT, capture_output=True, text=True, timeout=550)
+
+
+@pytest.mark.heavy
+@pytest.mark.integration
+def test_the_demo_leaves_everything_it_names(tmp_path: Path) -> None:
+    settings = CohortSettings(slides_per_hospital=1, size_um=800, patches_per_label=0)
+    manifest = generate(tmp_path / "cohort", settings, workers=1)
+    words = [f"slides={manifest}", f"output={tmp_path / 'out'}", *SMALL]
+    first = demo(*words)
+    assert first.returncode == 0, first.stdout + first.stderr
+    out = tmp_path / "out"
+    page = (out / "index.html").read_text()
+    assert page.count("data:image/") >= 4 and "What training sees" in page and "Learning" in page
+    rows = [json.loads(line) for line in (out / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["images_seen"] == 32 and rows[-1]["loss"] > 0
+    assert (out / "run" / "encoder" / "weights.safetensors").is_file()
+    assert {p.stem for p in (out / "pictures" / "overlays").iterdir()} == {"north-colon-1", "south-colon-1"}
+    assert "images trained on 32" in first.stdout and str(out / "index.html") in first.stdout
+    again = demo(*words)
+    assert again.returncode == 0 and "built now: nothing" in again.stderr
