@@ -199,22 +199,17 @@ class Storage:
 
         A full disk, a missing permission and a missing file are final. StorageError at the end.
         """
-        for attempt in range(1, ATTEMPTS):
+        for attempt in range(1, ATTEMPTS + 1):
             try:
                 return action()
-            except ABSENT:
-                raise
             except Exception as e:  # object stores raise what they like, not only OSError
-                if not self._may_pass(e):
+                if isinstance(e, ABSENT) and not writing:
+                    raise
+                if isinstance(e, ABSENT) or not self._may_pass(e) or attempt == ATTEMPTS:
                     raise storage_error(e, self.join(name), writing=writing) from e
                 log.warning("%s: %s; trying again", self.join(name), e)
                 time.sleep(FIRST_WAIT_S * 2 ** (attempt - 1))
-        try:
-            return action()
-        except ABSENT:
-            raise
-        except Exception as e:
-            raise storage_error(e, self.join(name), writing=writing) from e
+        raise AssertionError
 
     def _may_pass(self, e: Exception) -> bool:
         if isinstance(e, OSError):

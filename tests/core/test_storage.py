@@ -132,6 +132,16 @@ def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
         Storage.of(tmp_path).write_bytes("a.txt", b"x")
 
 
+def test_a_bucket_that_is_not_there_or_a_file_in_the_way_is_a_clear_error(tmp_path: Path) -> None:
+    FaultyFileSystem.reset(lambda operation, path: FileNotFoundError("no such bucket"))
+    with pytest.raises(StorageError, match="cannot write: no such bucket .*faulty://nobucket/a.txt"):
+        Storage.of("faulty://nobucket").write_bytes("a.txt", b"x")
+    assert len(FaultyFileSystem.calls) == 1
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError, match="cannot write: .*file/a.txt"):
+        Storage.of(tmp_path / "file").write_bytes("a.txt", b"x")
+
+
 def test_unfinished_files_are_not_listed(tmp_path: Path) -> None:
     (tmp_path / ".a.txt-0123abcd").write_bytes(b"half")
     (tmp_path / "a.txt").write_bytes(b"whole")
