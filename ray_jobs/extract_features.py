@@ -38,7 +38,7 @@ CONFIGS_DIR = Path(__file__).parent / "configs"
 
 @dataclass
 class ExtractConfig:
-    encoders: list[str] = MISSING  # type: ignore[assignment] # artifacts: folders or URLs, or name=folder
+    encoders: list[str] = MISSING  # artifacts: folders or URLs, or name=folder
     output: str = MISSING  # a folder or URL
     slides: str = ""  # a manifest CSV or a folder of slides
     images: str = ""  # instead of slides: a folder of images, or a CSV or TSV with a column path

@@ -1,4 +1,4 @@
-"""Extraction from slides: which are to be done, the actors' results as a report. The job is ray_jobs.extract_features."""
+"""Extraction from slides: which are to be done, results as a report. The job itself is ray_jobs.extract_features."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What extraction from slides and from images share: the pool of actors with their encoders, the report, its verdict."""
+"""What extraction from slides and from images share: the actors with their encoders, the report and its verdict."""
 
 from __future__ import annotations
 

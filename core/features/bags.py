@@ -51,18 +51,18 @@ class BagWriter:
     ) -> None:
         assert dtype in DTYPES and coords.ndim == 2 and coords.shape[1] == 2 and len(coords) > 0, (dtype, coords.shape)
         self.path, self.dtype, self._left = path, np.dtype(dtype), np.ones(len(coords), np.bool_)
-        self._stack = contextlib.ExitStack()
-        self._partial = self._stack.enter_context(replacing(path))
         import h5py
 
-        with clear_errors(path):
-            self._file = h5py.File(self._partial, "w")
+        with clear_errors(path), contextlib.ExitStack() as stack:
+            partial = stack.enter_context(replacing(path))
+            self._file = stack.enter_context(h5py.File(partial, "w"))
             self._features = self._file.create_dataset("features", (len(coords), dim), self.dtype)
             placed = self._file.create_dataset("coords", data=coords.astype(np.int64))
             placed.attrs.update(tile)
             self._features.attrs["name"] = tile["name"]
             about = {"schema_version": SCHEMA_VERSION, "fingerprint": fingerprint}
             self._file.attrs.update(about | {"provenance": json.dumps(provenance, sort_keys=True, allow_nan=False)})
+            self._stack = stack.pop_all()
 
     def write(self, start: int, features: npt.NDArray[Any]) -> None:
         """Rows `start` … of the bag, `features` ``[n, D]``; each row is written once."""
@@ -81,11 +81,11 @@ class BagWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with clear_errors(self.path) if kind is None else contextlib.suppress(Exception):
-            self._file.close()
-        if kind is None:
+        if kind is not None:  # the caller's error, not the output's: it passes as it is
+            self._stack.__exit__(kind, error, trace)
+            return
+        with clear_errors(self.path), self._stack:
             assert not self._left.any(), f"{int(self._left.sum())} rows of {self.path} were never written"
-        self._stack.__exit__(kind, error, trace)
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ class ImageJob:
 
 @dataclass(frozen=True)
 class ImageOutcome:
-    """`errors` by the number of the image in its part; images without one are in the tables, if these were `written`."""
+    """`errors` by the number of the image in its part; images without one are in the tables, if `written`."""
 
     errors: Mapping[int, str]
     written: bool = True
@@ -135,7 +135,7 @@ def _batches(
     shapes: npt.NDArray[np.int64],
     errors: dict[int, str],
 ) -> Iterator[PixelBatch]:
-    """Batches of images of one size; at most four batches' worth wait for others of theirs. Fills `shapes`, `errors`."""
+    """Batches of images of one size; at most four batches' worth wait for others. Fills `shapes` and `errors`."""
 
     def read(i: int) -> tuple[Pixels | None, str]:
         try:

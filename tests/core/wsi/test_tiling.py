@@ -39,7 +39,12 @@ def test_the_tile_that_just_fits_is_kept_and_an_edge_tile_shows_something_new(le
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.integers(1, 6), st.integers(1, 6), st.integers(1, 7), st.integers(1, 7), st.integers(1, 30), st.integers(0, 2**30)
+    st.integers(1, 6),
+    st.integers(1, 6),
+    st.integers(1, 7),
+    st.integers(1, 7),
+    st.integers(1, 30),
+    st.integers(0, 2**30),
 )
 def test_a_tiles_share_is_exact_area_whatever_the_masks_resolution(h, w, by_y, by_x, size, seed):
     rng = np.random.default_rng(seed)
