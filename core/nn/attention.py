@@ -43,26 +43,27 @@ def attention(
     assert key_mask is None, "a packed sequence holds no padding"
     assert q.shape == k.shape == v.shape and q.shape[:2] == (1, sum(lengths)), (q.shape, k.shape, v.shape, lengths)
     if len(set(lengths)) > 1:
-        return _PACKED[attention_backend(v.device, v.dtype)](q, k, v, tuple(lengths), dropout)
+        return _PACKED[attention_backend(v.device, v.dtype, v.shape[-1])](q, k, v, tuple(lengths), dropout)
     return _per_run(q, k, v, tuple(lengths), dropout)
 
 
 @lru_cache(maxsize=64)
-def attention_backend(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> str:
+def attention_backend(device: torch.device, dtype: torch.dtype = torch.bfloat16, head_dim: int = 64) -> str:
     """``"varlen" | "xformers" | "sdpa"``: the first form of packed attention that really runs, forward and backward,
-    on `device` in `dtype`. Seen by running it once on a few numbers: importing xformers, say, proves nothing."""
+    on `device` in `dtype` for heads of that width. Seen by running it once on a few numbers: importing xformers, say,
+    proves nothing."""
     for name in ("varlen", "xformers"):
         try:
-            _try(_PACKED[name], device, dtype)
+            _try(_PACKED[name], device, dtype, head_dim)
         except (ImportError, AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError):
             continue
         return name
     return "sdpa"
 
 
-def _try(kernel: Kernel, device: torch.device, dtype: torch.dtype) -> None:
+def _try(kernel: Kernel, device: torch.device, dtype: torch.dtype, head_dim: int) -> None:
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
-        x = torch.linspace(-1, 1, 5 * 64).reshape(1, 5, 1, 64).to(device, dtype).requires_grad_()
+        x = torch.linspace(-1, 1, 5 * head_dim).reshape(1, 5, 1, head_dim).to(device, dtype).requires_grad_()
         out = kernel(x, x, x, (2, 3), 0.0)
         (grad,) = torch.autograd.grad(out.float().sum(), x)
         expected = _per_run(x, x, x, (2, 3), 0.0)

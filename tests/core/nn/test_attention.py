@@ -68,7 +68,7 @@ def test_every_backend_is_the_block_diagonal_matrix(backend, device, lengths):
     dtype = torch.float32 if backend == "sdpa" else torch.bfloat16
     if backend != "sdpa":
         try:
-            module._try(module._PACKED[backend], torch.device(device), dtype)
+            module._try(module._PACKED[backend], torch.device(device), dtype, 64)
         except (ImportError, NotImplementedError, RuntimeError, ValueError) as error:
             pytest.skip(f"{backend} does not run on {device}: {error}")
     g = torch.Generator().manual_seed(1)
