@@ -36,7 +36,7 @@ def assemble(config: RunConfig, plan: Plan, world: int) -> Assembly:
         settings=loop_settings(config, world),
         order=order_of(config, plan),
         reader=AnchorReader(ReaderConfig.of(config), sources),
-        identity=identity_of(config, plan),
+        identity=identity_of(config, plan_identity(plan)),
         placement=fingerprint(config, placement=True),
         export=export_encoder,
         decode_on=data.decode_on,
@@ -58,7 +58,7 @@ def order_of(config: RunConfig, plan: Plan) -> Order:
     return stratified_order(strata(plan), data.seed, weights, window=window, segments=segments)
 
 
-def identity_of(config: RunConfig, plan: Plan) -> dict[str, Any]:
-    """The fingerprint that a resumed run must share: the config's identity fields and which anchors stand where."""
-    values = {**fingerprint(config)["values"], "science": SCIENCE, "plan": plan_identity(plan)}
-    return fingerprint(values)
+def identity_of(config: RunConfig, plan: str) -> dict[str, Any]:
+    """The fingerprint that a resumed run must share: the config's identity fields and which anchors stand where, `plan`
+    being the digest that ijepath.plan.identity gives."""
+    return fingerprint({**fingerprint(config)["values"], "science": SCIENCE, "plan": plan})

@@ -14,13 +14,14 @@ import hashlib
 import logging
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from core.config import Loaded, is_set, placement
+from core.config import Loaded, placement
 from core.errors import UserError
 from ijepath.config import CONFIGS_DIR, GROUPS, RunConfig, resolve_global_batch
 from ijepath.profile import Profile
@@ -28,7 +29,11 @@ from ray_jobs.cli import Outputs, job
 from ray_jobs.runtime import RuntimeConfig, ray_session
 from ray_jobs.trainer import Outcome, ScalingConfig, Tracking, TrainJob, fit
 
+if TYPE_CHECKING:
+    from core.committed import Committed
+
 log = logging.getLogger(__name__)
+BUDGET, GLOBAL_BATCH = "optimization.total_images_budget", "optimization.global_batch"
 
 
 @dataclass
@@ -53,8 +58,10 @@ class Inputs:
 def main(loaded: Loaded[PretrainConfig]) -> Outputs | None:
     config = located(loaded.config)
     _check(config)
+    _check_inputs(config)
+    _check_resumed(config)
     if loaded.dry_run:
-        log.info("the config is sound; nothing was read or written")
+        log.info("the config is sound; nothing was built or written")
         return None
     scaling = config.scaling
     with ray_session(config.runtime, cpus=scaling.workers * scaling.cpus_per_worker + 0.5):
@@ -85,13 +92,28 @@ def located(config: PretrainConfig) -> PretrainConfig:
 def _check(config: PretrainConfig) -> None:
     if not config.output:
         raise UserError("where shall the run go?", key="output", expected="output=FOLDER or a URL")
-    if not is_set(config.optimization.total_images_budget):
-        key = "optimization.total_images_budget"
-        raise UserError("a run needs its length", key=key, expected="images, {epochs: n} or {iterations: n}")
     data = config.data
-    if not (data.slide_manifest_csv or data.anchor_catalog_manifest):
+    if not (data.slide_manifest_csv or data.slide_metadata_parquet or data.anchor_catalog_manifest):
         expected = "data.slide_manifest_csv=slides.csv, or data.anchor_catalog_manifest=anchor_catalog_manifest.json"
         raise UserError("nothing to train on", key="data.slide_manifest_csv", expected=expected)
+
+
+def _check_inputs(config: PretrainConfig) -> None:
+    """UserError for what can be told of manifest and catalog without opening a slide, before Ray is started."""
+    from ijepath.index import COLUMNS
+    from ijepath.manifest import read_manifest
+
+    data = config.data
+    if _index_is_built(config):
+        read_manifest(str(data.slide_manifest_csv), reserved=COLUMNS)
+    if data.anchor_catalog_manifest and not data.slide_metadata_parquet:
+        _same_profile(config, data.anchor_catalog_manifest)
+
+
+def _index_is_built(config: PretrainConfig) -> bool:
+    """Whether the slides of the manifest are looked at: not when a catalog is given and no index to keep current."""
+    data = config.data
+    return bool(data.slide_manifest_csv and (not data.anchor_catalog_manifest or data.slide_metadata_parquet))
 
 
 def prepare(config: PretrainConfig) -> Inputs:
@@ -104,10 +126,9 @@ def prepare(config: PretrainConfig) -> Inputs:
     data, built = config.data, []
     index = data.slide_metadata_parquet or root.join("indexes", "slide_metadata.parquet")
     catalog = data.anchor_catalog_manifest or root.join("indexes", "anchor_catalog_manifest.json")
-    if data.slide_manifest_csv and (not data.anchor_catalog_manifest or data.slide_metadata_parquet):
+    if _index_is_built(config):
         built += _build_index(config, index)
-        built += _build_catalog(config, index, catalog)
-    elif data.slide_metadata_parquet:
+    if data.slide_metadata_parquet or not data.anchor_catalog_manifest:
         built += _build_catalog(config, index, catalog)
     _same_profile(config, catalog)
     folder = _plan_folder(root)
@@ -179,10 +200,14 @@ def _same_profile(config: PretrainConfig, catalog: str) -> None:
 def train(config: PretrainConfig, inputs: Inputs) -> Outcome:
     """Log the diversity budget, save the resolved config and train to the end of the budget."""
     from core.storage import Storage
-    from ijepath.assembly import assemble
+    from ijepath.assembly import assemble, identity_of
     from ijepath.diversity import Diversity
+    from ijepath.plan import identity as plan_identity
+    from ray_jobs.resume import check_resumable
 
     config = resolved(config, inputs.plan.rows)
+    if (newest := _resumed(config)) is not None:
+        check_resumable(newest, identity_of(config, plan_identity(inputs.plan)))
     data = config.data
     budget = Diversity(
         inputs.plan.rows,
@@ -211,26 +236,44 @@ def resolved(config: PretrainConfig, anchors: int) -> PretrainConfig:
     """The config with the global batch fixed (that of the run it resumes, if it does) and the budget in images."""
     from core.train.budget import resolve_budget
 
-    config = resolve_global_batch(config, config.scaling.workers, _recorded_global_batch(config))
+    config = resolve_global_batch(config, config.scaling.workers, _recorded(config).get(GLOBAL_BATCH))
     settings = config.optimization
-    key = "optimization.total_images_budget"
     batch = int(settings.global_batch or 0)
-    images = resolve_budget(settings.total_images_budget, global_batch=batch, epoch_images=anchors, key=key)
+    images = resolve_budget(settings.total_images_budget, global_batch=batch, epoch_images=anchors, key=BUDGET)
     return replace(config, optimization=replace(settings, total_images_budget=images))
 
 
-def _recorded_global_batch(config: PretrainConfig) -> int | None:
-    """The global batch of the newest checkpoint in the output folder; None without one."""
-    from core import checkpoint
-    from core.storage import Storage
-    from ray_jobs.train_worker import CHECKPOINTS
+def _check_resumed(config: PretrainConfig) -> None:
+    """UserError, before anything is built, when the workers cannot share the global batch, or when the output folder
+    (or `checkpoint.resume`) holds another run. What only the plan can tell is checked when there is one."""
+    newest, recorded = _resumed(config), _recorded(config)
+    budget = config.optimization.total_images_budget
+    if BUDGET in recorded and isinstance(budget, Mapping) and "epochs" in budget:  # of anchors that nobody has counted
+        config = replace(config, optimization=replace(config.optimization, total_images_budget=recorded[BUDGET]))
+    config = resolved(config, anchors=1)
+    if newest is not None:
+        from ijepath.assembly import identity_of
+        from ray_jobs.resume import check_resumable
 
-    newest = checkpoint.latest(Storage.of(str(config.output)).join(CHECKPOINTS), config.logging.write_tag)
-    if newest is None:
-        return None
-    values = newest.meta.get("identity", {}).get("values", {})
-    found = values.get("optimization.global_batch")
-    return int(found) if found else None
+        check_resumable(newest, identity_of(config, recorded.get("plan", "")))
+
+
+def _recorded(config: PretrainConfig) -> dict[str, Any]:
+    """The identity of the run that this one goes on with, as its checkpoint has it; empty for a fresh start."""
+    newest = _resumed(config)
+    return {} if newest is None else dict(newest.meta.get("identity", {}).get("values", {}))
+
+
+def _resumed(config: PretrainConfig) -> Committed | None:
+    """The checkpoint that this run would go on from."""
+    from core.storage import Storage
+
+    store, resume = Storage.of(str(config.output)), config.checkpoint.resume
+    if resume in ("auto", "never") and not store.exists("checkpoints"):
+        return None  # told without importing torch
+    from ray_jobs.resume import chosen
+
+    return chosen(store.url, config.logging.write_tag, resume)
 
 
 def _plan_folder(root: Any) -> str:

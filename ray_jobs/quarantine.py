@@ -54,9 +54,13 @@ def sweep(store: Any, resumed_at: int) -> None:
 
 
 def merge(store: Any) -> int:
-    """Write `quarantine.parquet` from all parts, ordered by position; returns how many units are not benign."""
+    """Write `quarantine.parquet` from all parts, ordered by position; returns how many units are not benign.
+
+    Without any part, a report that an earlier attempt left is removed.
+    """
     tables = [pq.read_table(io.BytesIO(store.read_bytes(name)), schema=SCHEMA) for name in _parts(store)]
     if not tables:
+        store.remove(MERGED)
         return 0
     table = pa.concat_tables(tables).sort_by([("position", "ascending"), ("attempt", "ascending")])
     buffer = io.BytesIO()

@@ -8,22 +8,28 @@ broadcast, or travels with the gradients.
 from __future__ import annotations
 
 import json
+import logging
 import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from core.errors import UserError
+from core.storage import Storage, StorageError, storage_error
+from ray_jobs.resume import CHECKPOINTS, check_resumable, chosen, naming
 
-CHECKPOINTS, METRICS, ENCODER = "checkpoints", "metrics.jsonl", "encoder"
+log = logging.getLogger(__name__)
+METRICS, ENCODER = "metrics.jsonl", "encoder"
 
 
 def train_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
     """Entry point given to Ray Train. Returns rank 0's outcome as plain data.
 
-    A UserError (the user's to mend, so a restart would only meet it again) is noted in the run folder; the next attempt
-    finds the note and ends at once with it.
+    A UserError is the user's to mend, so a restart would only meet it again. Where all ranks end with it together it is
+    the outcome; where one rank alone does, the group has to be restarted: the error is noted in the run folder, and the
+    next attempt finds the note and ends at once with it.
     """
-    from core.storage import Storage
+    from core.train.recipe import TrainingStopped
 
     job = loop_config["job"]
     store = Storage.of(job.run_dir)
@@ -33,10 +39,19 @@ def train_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
     try:
         return _Worker(job, store).train()
     except UserError as e:
-        where = {k: None if v is None else str(v) for k, v in e.where.items()}
-        fatal = {"message": e.message, "where": where, "trace": traceback.format_exc()}
-        store.write_bytes(note, json.dumps(fatal).encode())
+        fatal = _fatal(e)
+        if job.scaling.workers == 1 or isinstance(e, TrainingStopped):
+            return {"fatal": fatal}
+        try:
+            store.write_bytes(note, json.dumps(fatal).encode())
+        except StorageError as full:
+            log.warning("the error could not be noted: %s", full)
         raise
+
+
+def _fatal(e: UserError) -> dict[str, Any]:
+    where = {k: None if v is None else str(v) for k, v in e.where.items()}
+    return {"message": e.message, "where": where, "trace": "".join(traceback.format_exception(e))}
 
 
 class _Worker:
@@ -58,6 +73,7 @@ class _Worker:
         self.saver = AsyncSaver()
         self.faults: list[Any] = []
         self.faults_since = 0
+        self.failed: UserError | None = None
 
     def train(self) -> dict[str, Any]:
         from core.train.loop import run
@@ -69,27 +85,57 @@ class _Worker:
         ticks = run(
             parts.recipe, self._batches, parts.settings, device=self.device, state=state, stop=self._stop_requested
         )
-        end, metrics = "budget", dict[str, float]()
-        with self.saver:
+        end, metrics, start = "budget", dict[str, float](), state.images_seen
+        try:
             for tick in ticks:
                 if tick.metrics is not None:
                     metrics = tick.metrics
                     self._log_metrics(tick)
-                if tick.save or tick.snapshot or tick.end or self._preempted(tick.step):
+                due = tick.save or tick.snapshot or tick.end or self._preempted(tick.step)
+                if due and tick.images_seen > start:  # a run that ends where it went on from has nothing new
                     self._save(tick)
                 end = tick.end or end
-        return self._finish(state, end, metrics)
+        except UserError:
+            self._write_faults(state.images_seen)  # what made the run end is in the report
+            raise
+        finally:
+            with self._failing_together():
+                self.saver.close()
+        return self._outcome(state, end, metrics)
+
+    def _outcome(self, state: Any, end: str, metrics: dict[str, float]) -> dict[str, Any]:
+        outcome: dict[str, Any] = {}
+        if self.failed is None:
+            with self._failing_together():
+                outcome = self._finish(state, end, metrics)
+        return outcome if self.failed is None else {"fatal": _fatal(self.failed)}
+
+    @contextmanager
+    def _failing_together(self) -> Iterator[None]:
+        """What storage refuses (a full disk …) ends the run on all ranks together, at the next poll.
+
+        A restarted group would train up to the next save only to meet it again. Only rank 0 is asked whether to stop,
+        and only rank 0 saves: on the others the error ends the rank, and so the group.
+        """
+        try:
+            yield
+        except OSError as e:
+            error = e if isinstance(e, UserError) else storage_error(e, self.job.run_dir, writing=True)
+            if self.rank != 0:
+                raise error from e
+            self.failed = self.failed or error
 
     def _resume(self, state: Any) -> None:
         """Load the checkpoint that rank 0 chose, if there is one; UserError when it belongs to another run."""
         from core import checkpoint
+        from core.committed import read_committed
         from ray_jobs import quarantine
 
         path = self.device.broadcast_object(self._chosen() if self.rank == 0 else None)
         if path is not None:
-            tensors, meta = checkpoint.load(path)
-            checkpoint.check_identity(meta, self.parts.identity)
-            state.load(tensors, meta)
+            check_resumable(read_committed(path), self.parts.identity)
+            with naming(path):
+                state.load(*checkpoint.load(path))
         self.faults_since = state.images_seen
         if self.log is not None:
             self.log.cut_back(state.images_seen)
@@ -98,18 +144,9 @@ class _Worker:
                 self.log.append({"images_seen": 0, **self.job.start_metrics})
 
     def _chosen(self) -> str | None:
-        """The checkpoint to go on from: the newest of this run; before there is one, what `resume` names."""
-        from core import checkpoint
-
-        newest = checkpoint.latest(self.root, self.parts.tag)
-        if self.job.resume == "never" and newest is not None and newest.meta.get("fit_id") != self.job.fit_id:
-            message = "the output folder already holds checkpoints of a run"
-            raise UserError(
-                message, file=newest.path, key="checkpoint.resume", found="never", expected="auto, or a new output"
-            )
-        if newest is not None:
-            return str(newest.path)
-        return self.job.resume if self.job.resume not in ("auto", "never") else None
+        """The path of the checkpoint to go on from."""
+        found = chosen(self.job.run_dir, self.parts.tag, self.job.resume, self.job.fit_id)
+        return None if found is None else found.path
 
     def _batches(self, start: int) -> Iterator[dict[str, Any]]:
         from core.stream import Lookup
@@ -133,13 +170,13 @@ class _Worker:
     def _log_metrics(self, tick: Any) -> None:
         if self.log is not None:
             passes = tick.images_seen / self.plan.rows
-            self.log.append(
-                {"images_seen": tick.images_seen, "step": tick.step, "anchor_passes_seen": passes, **tick.metrics}
-            )
+            row = {"images_seen": tick.images_seen, "step": tick.step, "anchor_passes_seen": passes, **tick.metrics}
+            with self._failing_together():
+                self.log.append(row)
 
     def _stop_requested(self) -> bool:
         """Polled by the loop on rank 0 only; the answer travels with the gradients."""
-        return bool(self.store.exists("STOP"))
+        return self.failed is not None or bool(self.store.exists("STOP"))
 
     def _preempted(self, step: int) -> bool:
         """Whether a node is about to be taken away, agreed over all ranks: save now, go on. A barrier: on cadence."""
@@ -152,12 +189,16 @@ class _Worker:
 
     def _save(self, tick: Any) -> None:
         """A checkpoint (rank 0, written while training goes on) and this rank's quarantine part."""
+        tensors = tick.state.tensors()  # on every rank: on XLA it is a graph, which all hosts run
+        with self._failing_together():
+            self._write_faults(tick.images_seen)
+            if self.log is not None and self.failed is None:
+                self.log.flush()
+                self._save_checkpoint(tick, tensors)
+
+    def _save_checkpoint(self, tick: Any, tensors: dict[str, Any]) -> None:
         from core import checkpoint
 
-        self._write_faults(tick.images_seen)
-        if self.log is None:
-            return
-        self.log.flush()
         tag, parts = self.parts.tag, self.parts
         name = f"{tag}-img{tick.images_seen}" if tick.snapshot else f"{tag}-latest"
         meta = {
@@ -167,7 +208,7 @@ class _Worker:
             "science": parts.science,
             "fit_id": self.job.fit_id,
         }
-        self.saver.save(self.root, name, tick.state.tensors(), meta)
+        self.saver.save(self.root, name, tensors, meta)
         checkpoint.prune(self.root, f"{tag}-latest", parts.keep_last_n)
 
     def _write_faults(self, images_seen: int) -> None:
@@ -175,7 +216,8 @@ class _Worker:
         if self.faults:
             from ray_jobs.quarantine import part_name, to_parquet
 
-            self.store.write_bytes(part_name(self.faults_since, images_seen, self.rank), to_parquet(self.faults))
+            end = max(images_seen, 1 + max(f.position for f in self.faults))
+            self.store.write_bytes(part_name(self.faults_since, end, self.rank), to_parquet(self.faults))
         self.faults_since, self.faults = images_seen, []
 
     def _finish(self, state: Any, end: str, metrics: dict[str, float]) -> dict[str, Any]:

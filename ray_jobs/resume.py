@@ -1,0 +1,51 @@
+"""Which checkpoint a run goes on from, and whether it may: asked by the driver before anything is built, and by rank 0.
+
+Not here: reading its tensors (core.checkpoint, core.train.state).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from core import checkpoint
+from core.committed import Committed, read_committed
+from core.errors import UserError
+from core.storage import Storage
+
+CHECKPOINTS = "checkpoints"
+
+
+def chosen(run_dir: str, tag: str, resume: str = "auto", fit_id: str = "") -> Committed | None:
+    """The newest checkpoint in the run folder; before there is one, the one that `resume` names; None: a fresh start.
+
+    With `resume` ``never`` only checkpoints of the fit `fit_id` itself are gone on from (after a worker died), and
+    UserError is raised where there are others. MissingFile when `resume` names what is no committed checkpoint.
+    """
+    newest = checkpoint.latest(Storage.of(run_dir).join(CHECKPOINTS), tag)
+    if newest is None:
+        return None if resume in ("auto", "never") else read_committed(resume)
+    if resume == "never" and newest.meta.get("fit_id") != fit_id:
+        message, expected = "the output folder already holds checkpoints of a run", "auto, or a new output"
+        raise UserError(message, file=newest.path, key="checkpoint.resume", found=resume, expected=expected)
+    return newest
+
+
+def check_resumable(found: Committed, identity: Mapping[str, Any]) -> None:
+    """UserError, naming the checkpoint, when it is of a newer version or belongs to a run of another identity."""
+    version, known = found.meta.get("checkpoint_schema_version", 0), checkpoint.SCHEMA_VERSION
+    if version > known:
+        message = "the checkpoint was written by a newer version"
+        raise UserError(message, file=found.path, found=version, expected=f"at most {known}")
+    with naming(found.path):
+        checkpoint.check_identity(found.meta, identity)
+
+
+@contextmanager
+def naming(path: str) -> Iterator[None]:
+    """A UserError raised in the block says that it is about this checkpoint."""
+    try:
+        yield
+    except UserError as e:
+        raise UserError(e.message, **{**e.where, "file": e.where["file"] or path}) from e
