@@ -34,7 +34,7 @@ from omegaconf import OmegaConf
 
 from core.order import stratified_order
 from core.plan import Plan
-from core.stream import DecodeSettings, Lookup, decoded, rank_rows
+from core.stream import DecodeSettings, Lookup, decode, decoded, rank_rows
 from ijepath.config import DataConfig, ModelConfig, OptimizationConfig, RunConfig, resolve_global_batch
 from ijepath.data import AnchorReader, ReaderConfig
 from ijepath.plan import build_plan, strata
@@ -100,6 +100,7 @@ def load(plan: Plan, settings: Settings) -> None:
     config = run_config(settings)
     lookup = Lookup(plan, stratified_order(strata(plan), 0))
     reader = AnchorReader(ReaderConfig.of(config), plan.sources.to_pydict())
+    processor_time(lookup, reader, settings)
     ours, theirs = [], []
     for turn in range(settings.rounds):
         ours.append(in_processes(lookup, reader, settings, turn))
@@ -110,6 +111,25 @@ def load(plan: Plan, settings: Settings) -> None:
     print(f"load     {max(ours):8.1f} samples/s in {settings.processes} processes (bar 150)")
     if theirs:
         print(f"         {max(ours) / max(theirs):8.2f} x a DataLoader over tiffslide")
+
+
+def processor_time(lookup: Lookup, reader: AnchorReader, settings: Settings) -> None:
+    """Milliseconds of one core per sample, in this process: what load on the machine changes least."""
+    positions = list(range(10**6, 10**6 + 96))
+
+    def ours(position: int) -> None:
+        decode(reader, lookup([position]), lookup)
+
+    ways = {"reader": ours}
+    if settings.manifest is None:
+        ways["tiffslide"] = Slides(lookup, reader, positions).at
+    for name, read in ways.items():
+        for position in positions[:16]:
+            read(position)
+        start = time.process_time()
+        for position in positions[16:]:
+            read(position)
+        print(f"  {name:<12} {(time.process_time() - start) / 80 * 1e3:7.1f} ms of one core a sample", flush=True)
 
 
 def run_config(settings: Settings) -> RunConfig:
@@ -159,10 +179,12 @@ class Slides:
         return len(self.positions)
 
     def __getitem__(self, i: int) -> tuple[Any, Any]:
+        return self.at(self.positions[i])
+
+    def at(self, position: int) -> tuple[Any, Any]:
         import tiffslide
         import torch
 
-        position = self.positions[i]
         unit = {name: values[0] for name, values in self.lookup([position]).items()}
         path = str(self.reader.sources["wsi_path"][int(unit["source"])])
         slide = self.open.get(path) or self.open.setdefault(path, tiffslide.TiffSlide(path))
