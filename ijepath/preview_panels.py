@@ -60,9 +60,8 @@ def draw_slide(canvas: Canvas, sample: PreviewSample, square: Square, part: int 
             start = middle[0] + dx * reach * 0.8, middle[1] + dy * reach * 0.8
             canvas.line([start, (middle[0] + dx * reach * 1.7, middle[1] + dy * reach * 1.7)], ANCHOR, 2)
     canvas.rect(box[0] - 1, box[1] - 1, box[2] + 2, box[2] + 2, outline=ANCHOR, line=2)
-    canvas.scale_bar(
-        x + 6, y + side - 6, float(sample.slide["wsi_level0_spacing_mpp"]) / unit, 0.3 * side, size=letters(side)
-    )
+    um = float(sample.slide["wsi_level0_spacing_mpp"]) / unit
+    canvas.scale_bar(left + 6, top + h - 6, um, 0.3 * w, size=letters(side))
 
 
 def draw_context(canvas: Canvas, sample: PreviewSample, square: Square, part: int = ALL) -> None:
