@@ -53,6 +53,7 @@ class ActorMap:
         dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
         dataset.context.enable_progress_bars = False
         dataset.context.max_errored_blocks = -1
+        dataset.context.execution_no_progress_timeout_s = -1  # an item may take hours
         pool = ray.data.ActorPoolStrategy(size=min(self.actors, len(rows)), max_tasks_in_flight_per_actor=1)
         return dataset.map(
             _Actor,  # type: ignore[arg-type]

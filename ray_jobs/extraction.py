@@ -83,12 +83,11 @@ def over_actors(
     """(number of the job, its outcome) as they finish, on the Ray that the config asks for; None where it was lost."""
     if not jobs:
         return
-    wants_gpu = config.accelerator == "cuda" or config.gpus_per_actor is not None
+    wants_gpu = config.accelerator == "cuda" or (config.accelerator == "auto" and config.gpus_per_actor is not None)
     actors, gpus = config.actors or 1, (config.gpus_per_actor or 1.0) if wants_gpu else 0.0
     with ray_session(config.runtime, cpus=actors * config.cpus_per_actor, gpus=actors * gpus) as session:
         if config.accelerator == "auto" and session.resources.get("GPU", 0.0) > 0:
             gpus = gpus or 1.0
-        gpus = 0.0 if config.accelerator == "cpu" else gpus
         actors = min(len(jobs), config.actors or _fitting(session, config.cpus_per_actor, gpus))
         kind = "cuda" if gpus else "cpu"
         log.info("%d actors with %d CPUs and %g GPUs each, encoders on %s", actors, config.cpus_per_actor, gpus, kind)

@@ -39,6 +39,13 @@ def test_every_item_comes_back_with_its_number_and_an_actor_starts_once(ray_clus
     assert 1 <= len(os.listdir(tmp_path)) <= 2
 
 
+def test_an_item_may_take_longer_than_ray_data_waits_for_progress(ray_cluster, tmp_path, monkeypatch):
+    from ray.data import DataContext
+
+    monkeypatch.setattr(DataContext.get_current(), "execution_no_progress_timeout_s", 0.5)
+    assert list(ActorMap(1)(Build(tmp_path, {0: "slow"}), [0])) == [(0, 0)]
+
+
 def test_results_come_as_they_finish_and_a_long_item_holds_up_no_other(ray_cluster, tmp_path):
     order = [number for number, _ in ActorMap(2)(Build(tmp_path, {0: "slow"}), list(range(6)))]
     assert sorted(order) == list(range(6)) and order.index(0) >= 3
