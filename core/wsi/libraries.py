@@ -101,7 +101,7 @@ class FastSlideLibrary:
         self._pid = os.getpid()
 
         slide = fastslide.FastSlide.from_file_path(path, cache=cache_bytes or None)
-        if slide.dtype != "uint8" or slide.num_channels not in (1, 3, 4):
+        if slide.dtype != "uint8" or slide.num_channels not in (1, 3):
             raise ValueError(f"{slide.num_channels} channels of {slide.dtype}, not 8-bit RGB")
         return slide
 

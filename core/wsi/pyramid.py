@@ -79,6 +79,8 @@ def _levels(tiff: Any, mask: bool) -> list[Any]:
     """The pages of the pyramid, finest first: the largest tiled page and every smaller one of the same shape."""
     if not len(tiff.pages):
         raise ValueError("no image file directory where the header points to")
+    if str(tiff.pages[0].software).startswith("MedScan"):
+        raise NotServed("Trestle's tiles overlap")
     pages = [page for page in tiff.pages if _is_image(page)]
     pages += [page for top in list(pages) for page in (top.pages or ()) if _is_image(page)]
     tiled = [page for page in pages if page.is_tiled]
@@ -89,7 +91,7 @@ def _levels(tiff: Any, mask: bool) -> list[Any]:
         raise NotServed("no page is an image")
     base = max(candidates, key=lambda page: page.imagewidth * page.imagelength)  # the first of several
     if not mask:
-        _refuse_unless_rgb8(base)
+        _refuse_unless_rgb8(base, candidates)
     same = [p for p in candidates if p is not base and _is_reduction(p, base)]
     levels = [base]
     for page in sorted(same, key=lambda page: -page.imagewidth):
@@ -102,15 +104,15 @@ def _is_image(page: Any) -> bool:
     return bool(page.imagedepth == 1 and page.dtype is not None and page.imagewidth > 0 and page.imagelength > 0)
 
 
-def _refuse_unless_rgb8(page: Any) -> None:
+def _refuse_unless_rgb8(page: Any, others: Sequence[Any]) -> None:
     if page.dtype != np.uint8 or page.bitspersample not in (8, (8, 8, 8)):
         raise NotServed(f"{page.bitspersample} bits per sample, not 8")
     if page.samplesperpixel not in (1, 3) or page.extrasamples:
         raise NotServed(f"{page.samplesperpixel} samples per pixel, not RGB")
     if int(page.photometric) not in (0, 1, 2, 6):
         raise NotServed(f"photometric interpretation {page.photometric}, not RGB, YCbCr or grey")
-    if len(page.parent.pages) >= 2 and page.samplesperpixel == 1 and page.parent.is_ome:
-        raise NotServed("channels in pages of their own")
+    if page.samplesperpixel == 1 and any(p.shape == page.shape for p in others if p is not page):
+        raise NotServed("channels or focal planes in pages of their own")
 
 
 def _is_reduction(page: Any, base: Any) -> bool:

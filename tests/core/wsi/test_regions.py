@@ -94,6 +94,7 @@ def test_overlapping_regions_equal_single_ones_and_decode_each_tile_once(slide, 
 
 
 def test_libraries_serve_regions_too(slide):
+    pytest.importorskip("openslide")
     other = open_slide(slide.path, backend="openslide")
     for a, b in zip(
         *(read_regions(s, [(300, 200), (310, 205)], 90, 0.75, mpp0=0.5) for s in (slide, other)), strict=True
@@ -102,8 +103,7 @@ def test_libraries_serve_regions_too(slide):
 
 
 def test_resampled_regions_of_a_real_slide_equal_openslide_then_area():
-    import openslide
-
+    openslide = pytest.importorskip("openslide")
     path = REAL / "CMU-1-Small-Region.svs"
     if not path.is_file():
         pytest.skip(f"no real slide at {path}")
