@@ -92,6 +92,9 @@ def located(config: PretrainConfig) -> PretrainConfig:
 def _check(config: PretrainConfig) -> None:
     if not config.output:
         raise UserError("where shall the run go?", key="output", expected="output=FOLDER or a URL")
+    nearest = next((p for p in (Path(config.output), *Path(config.output).parents) if p.exists()), Path("/"))
+    if "://" not in config.output and not nearest.is_dir():
+        raise UserError("a file is in the way of the output folder", file=nearest, key="output", found=config.output)
     data = config.data
     if not (data.slide_manifest_csv or data.slide_metadata_parquet or data.anchor_catalog_manifest):
         expected = "data.slide_manifest_csv=slides.csv, or data.anchor_catalog_manifest=anchor_catalog_manifest.json"

@@ -24,6 +24,7 @@ SCHEMA = pa.schema(
         ("attempt", pa.int32()),
         ("row", pa.int64()),
         ("source", pa.int64()),
+        ("source_name", pa.string()),
         ("reason", pa.string()),
         ("path", pa.string()),
         ("detail", pa.string()),
@@ -38,10 +39,13 @@ def part_name(first: int, end: int, rank: int) -> str:
     return f"{FOLDER}/part-{first:014d}-{end:014d}-rank{rank:05d}.parquet"
 
 
-def to_parquet(faults: Sequence[Fault]) -> bytes:
-    """Faults as parquet bytes with an explicit schema."""
+def to_parquet(faults: Sequence[Fault], sources: pa.Table) -> bytes:
+    """Faults as parquet bytes with an explicit schema. `sources` is the plan's table of slides or archives, whose first
+    column names them: a read that hangs, say, is known by its slide only."""
+    names = sources.column(0)
+    rows = [asdict(f) | {"source_name": str(names[f.source]) if f.source >= 0 else None} for f in faults]
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist([asdict(f) for f in faults], SCHEMA), buffer, compression="zstd")
+    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), buffer, compression="zstd")
     return buffer.getvalue()
 
 

@@ -217,7 +217,8 @@ class _Worker:
             from ray_jobs.quarantine import part_name, to_parquet
 
             end = max(images_seen, 1 + max(f.position for f in self.faults))
-            self.store.write_bytes(part_name(self.faults_since, end, self.rank), to_parquet(self.faults))
+            part = to_parquet(self.faults, self.plan.sources)
+            self.store.write_bytes(part_name(self.faults_since, end, self.rank), part)
         self.faults_since, self.faults = images_seen, []
 
     def _finish(self, state: Any, end: str, metrics: dict[str, float]) -> dict[str, Any]:
