@@ -1,0 +1,245 @@
+"""What breaks while the pretraining job runs: slides, storage, the job. It goes on, or ends with a clear error."""
+
+import os
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from core import checkpoint
+from core.committed import list_committed
+from core.storage import Storage
+from core.stream import Fault
+from ray_jobs import quarantine
+from tests.builders.cohort import write_manifest, write_mask
+from tests.builders.jobs import job_command, job_environment
+from tests.builders.run import (
+    BUDGET,
+    FULL_FROM,
+    GLOBAL_BATCH,
+    TAG,
+    assemble_on_a_filling_disk,
+    checkpoints,
+    command,
+    corrupt,
+    discard,
+    index_and_catalog,
+    metrics,
+    pretrain,
+    quarantined,
+    undisturbed,
+    weights,
+    write_cohort,
+)  # fmt: skip
+from tests.builders.slides import truncate_tile, write_slide
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A folder for a run, whose checkpoints do not outlive the test."""
+    yield tmp_path / "run"
+    discard(tmp_path / "run")
+
+
+def wait_for(what, seconds: float = 120.0, every: float = 0.005):
+    """The first true value of `what()`."""
+    deadline = time.monotonic() + seconds
+    while not (value := what()):
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(every)
+    return value
+
+
+# --- slides -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def battered(ray_cluster, tmp_path_factory):
+    """A run on four slides of which one has a truncated tile, one is deleted while it runs, and one hangs: its folder,
+    the folder of the slides and the exit code. A little more than one pass, so that every anchor is asked for."""
+    folder = tmp_path_factory.mktemp("battered")
+    run, names = folder / "run", [f"slide{i}.tiff" for i in range(4)]
+    write_cohort(folder, slides=3)
+    write_slide(folder / "slide3.tiff", tile=128, downsamples=(1, 2), width=208, height=208)
+    write_mask(folder / "mask3.png", np.full((52, 52), 255, np.uint8))
+    rows = [{"slide_id": name, "wsi_path": name, "mask_path": ""} for name in names]
+    rows[3]["mask_path"] = "mask3.png"
+    catalog = index_and_catalog(folder, write_manifest(folder / "slides.csv", rows), "data.anchor_stride_fraction=1")
+    for tile in (16, 17, 18):
+        truncate_tile(folder / "slide1.tiff", 0, tile, keep=0.4)
+    (folder / "slide3.tiff").unlink()
+    os.mkfifo(folder / "slide3.tiff")  # opening it waits for a writer that never comes
+
+    def delete_one():
+        wait_for(lambda: (run / "metrics.jsonl").exists() and metrics(run))
+        (folder / "slide2.tiff").unlink()
+
+    thread = threading.Thread(target=delete_one)
+    thread.start()
+    code = pretrain(
+        run, None, f"data.anchor_catalog_manifest={catalog}", "data.anchor_stride_fraction=1",
+        "data.sampling_strategy=global_uniform", "data.max_open_slides=1", "data.tile_cache_mb=1",
+        "data.read_timeout_s=4", "data.max_corrupt_fraction=0.9", "optimization.total_images_budget=56",
+    )  # fmt: skip
+    thread.join()
+    yield folder, code
+    discard(run)
+
+
+def test_training_goes_on_over_slides_that_break(battered):
+    folder, code = battered
+    assert code == 0
+    assert [row["images_seen"] for row in metrics(folder / "run")] == list(range(4, 57, 4))
+    faults = corrupt(quarantined(folder / "run"))
+    assert {row["reason"] for row in faults} == {"missing", "truncated", "timeout"}
+    positions = [row["position"] for row in faults]
+    assert positions == sorted(positions) and max(positions) < 56
+    seen = [(row["position"], row["attempt"]) for row in quarantined(folder / "run")]
+    assert len(seen) == len(set(seen))
+
+
+def test_a_slide_deleted_while_the_job_runs_is_quarantined_by_its_file(battered):
+    folder, _ = battered
+    missing = [row for row in quarantined(folder / "run") if row["reason"] == "missing"]
+    assert {(row["path"], row["source"]) for row in missing} == {(str(folder / "slide2.tiff"), 2)}
+    assert min(row["position"] for row in missing) >= GLOBAL_BATCH, "it was there at the first step"
+
+
+def test_a_truncated_tile_is_quarantined_with_its_level_and_index(battered):
+    folder, _ = battered
+    truncated = [row for row in quarantined(folder / "run") if row["reason"] == "truncated"]
+    assert {row["path"] for row in truncated} == {str(folder / "slide1.tiff")}
+    assert all(row["detail"].startswith("level 0, tile 1") and "(row 2, column" in row["detail"] for row in truncated)
+
+
+def test_a_read_that_hangs_is_given_up_after_its_timeout(battered):
+    folder, _ = battered
+    hung = [row for row in quarantined(folder / "run") if row["reason"] == "timeout" and row["source"] == 3]
+    assert hung and all("no data in 4" in row["detail"] for row in hung)
+    assert {row["source_name"] for row in hung} == {"slide3.tiff"}
+
+
+def test_too_many_unreadable_units_end_the_run_with_an_error_and_the_report_names_them(
+    ray_cluster, run, tmp_path, capfd
+):
+    catalog = index_and_catalog(tmp_path, write_cohort(tmp_path, slides=3))
+    (tmp_path / "slide2.tiff").unlink()
+    words = (f"data.anchor_catalog_manifest={catalog}", "data.max_corrupt_fraction=0.05")
+    assert pretrain(run, None, *words) == 2
+    out, err = capfd.readouterr()
+    assert "Traceback" not in err + out and "outputs:" not in out
+    faults = corrupt(quarantined(run))
+    units = len({row["position"] for row in faults})
+    assert f"error: too much of the data cannot be read: {units} of 32 units up to step 8 were replaced" in err
+    assert all(text in err for text in ("max_corrupt_fraction", f"found: '{units / 32}'", "at most 0.05"))
+    assert {(row["reason"], row["path"]) for row in faults} == {("missing", str(tmp_path / "slide2.tiff"))}
+    assert not list((run / "ray").glob("fatal-*")), "all ranks end together: no restart is needed to tell"
+
+
+# --- storage ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_disk_that_fills_up_ends_the_run_and_leaves_what_it_goes_on_from(
+    ray_cluster, run, tmp_path_factory, monkeypatch, capfd
+):
+    whole = undisturbed(tmp_path_factory.getbasetemp())
+    with monkeypatch.context() as patch:
+        patch.setattr("ijepath.assembly.assemble", assemble_on_a_filling_disk)
+        assert pretrain(run, whole.manifest) == 2
+    out, err = capfd.readouterr()
+    assert "Traceback" not in err + out and "outputs:" not in out
+    assert "error: cannot write: " in err and "File too large" in err and str(run / "checkpoints") in err
+    left = checkpoints(run)
+    assert left and max(left.values()) <= FULL_FROM and all(n % 8 == 0 for n in left.values())
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == sorted(left), "nothing half-written stays"
+    checkpoint.load(checkpoint.latest(str(run / "checkpoints"), TAG).path)
+    assert not (run / "encoder").exists()
+    assert len(list((run / "ray").glob("fit-*"))) <= 1 and not list((run / "ray").glob("fatal-*"))
+    assert pretrain(run, whole.manifest) == 0
+    assert weights(run) == weights(whole.folder)
+    assert [row["images_seen"] for row in metrics(run)] == list(range(4, BUDGET + 1, 4))
+
+
+def test_a_report_that_no_part_backs_any_more_is_removed(tmp_path):
+    store = Storage.of(tmp_path)
+    fault = Fault(5, 0, 17, 2, "missing", "a.tiff", "", False)
+    slides = pa.table({"slide_id": ["s0", "s1", "s2"]})
+    store.write_bytes(quarantine.part_name(0, 8, 0), quarantine.to_parquet([fault], slides))
+    assert quarantine.merge(store) == 1 and [row["source_name"] for row in quarantined(tmp_path)] == ["s2"]
+    quarantine.sweep(store, 8)
+    assert quarantine.merge(store) == 1, "a part that ends where the run goes on stays"
+    quarantine.sweep(store, 7)
+    assert quarantine.merge(store) == 0 and not (tmp_path / "quarantine.parquet").exists()
+
+
+# --- the job ----------------------------------------------------------------------------------------------------------
+
+
+def descendants(pid: int) -> list[int]:
+    """Process ids below `pid`, by /proc."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        children.setdefault(parent, []).append(int(stat.parent.name))
+    found, todo = [], [pid]
+    while todo:
+        todo += (below := children.get(todo.pop(), []))
+        found += below
+    return found
+
+
+def alive(pids: list[int]) -> list[int]:
+    def state(pid: int) -> str:
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return "gone"
+
+    return [pid for pid in pids if state(pid) not in ("gone", "Z", "X")]
+
+
+def uncommitted(run: Path) -> list[str]:
+    folder = run / "checkpoints"
+    names = [p.name for p in folder.iterdir() if p.is_dir()] if folder.exists() else []
+    committed = {Path(c.path).name for c in list_committed(str(folder))} if names else set()
+    return [name for name in names if name not in committed]
+
+
+@pytest.mark.heavy
+def test_a_job_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_before(
+    ray_cluster, run, tmp_path, tmp_path_factory
+):
+    whole = undisturbed(tmp_path_factory.getbasetemp())
+    words = command(run, whole.manifest, "logging.mlflow=true")
+    environment = {**job_environment(), "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
+    with (tmp_path / "said").open("w") as said:
+        job = subprocess.Popen(
+            job_command("ray_jobs.pretrain_ijepath", *words), env=environment, stdout=said, stderr=said
+        )
+        try:
+            wait_for(lambda: (run / "checkpoints").exists() and checkpoints(run), seconds=240)
+            half = wait_for(lambda: uncommitted(run), seconds=60, every=0.001)
+            own = descendants(job.pid)
+        finally:
+            job.kill()
+            job.wait()
+    wait_for(lambda: not alive(own), seconds=60, every=0.1)
+    assert own, "the job had processes of its own"
+    before = checkpoints(run)
+    if half[0] not in before:  # it was not quite written
+        assert max(before.values()) < BUDGET
+        with pytest.raises(FileNotFoundError):
+            checkpoint.load(str(run / "checkpoints" / half[0]))
+    assert "Traceback" not in (tmp_path / "said").read_text()
+    assert pretrain(run, whole.manifest) == 0
+    assert weights(run) == weights(whole.folder)
+    assert [row["images_seen"] for row in metrics(run)] == list(range(4, BUDGET + 1, 4))
