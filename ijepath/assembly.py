@@ -9,6 +9,7 @@ from core.order import Order, stratified_order, uniform_order
 from core.plan import Plan
 from core.stream import DecodeSettings
 from core.train.assembly import Assembly
+from core.train.perf import PerformanceWatch
 from ijepath.config import RunConfig
 from ijepath.data import AnchorReader, ReaderConfig
 from ijepath.plan import identity as plan_identity
@@ -44,6 +45,19 @@ def assemble(config: RunConfig, plan: Plan, world: int) -> Assembly:
         decode_tasks=data.threads,
         chunk=data.anchor_stream_batch_size,
         keep_last_n=config.checkpoint.keep_last_n,
+        watch=performance_watch(config),
+    )
+
+
+def performance_watch(config: RunConfig) -> PerformanceWatch | None:
+    """The observer of `logging.performance_debug`, when that is enabled."""
+    debug = config.logging.performance_debug
+    if not debug.enable:
+        return None
+    return PerformanceWatch(
+        log_every_images=debug.log_every_images,
+        slow_step_ms=debug.slow_step_ms,
+        slow_data_wait_ms=debug.slow_data_wait_ms,
     )
 
 

@@ -60,6 +60,7 @@ class IJepathRecipe:
         self.grid = kinds(config)[0].geometry.predictor_grid
         width = self.student.config.dim
         self._recent, self._seen = torch.zeros(REMEMBERED_TARGETS, width), 0
+        self._momentum = config.optimization.ema[0]
 
     @property
     def encoder(self) -> ViT:
@@ -109,7 +110,8 @@ class IJepathRecipe:
 
     def after_step(self, progress: Progress) -> None:
         """teacher ← m · teacher + (1 − m) · student."""
-        Ema.update(self.encoder, self.student, self.momentum(progress))
+        self._momentum = self.momentum(progress)
+        Ema.update(self.encoder, self.student, self._momentum)
 
     def momentum(self, progress: Progress) -> float:
         """Linear over the steps from ema[0] at the first to ema[1] at the last."""
@@ -120,7 +122,7 @@ class IJepathRecipe:
     def signals(self) -> dict[str, float]:
         """Collapse signals over the newest targets: per-dimension std and RankMe of their pooled teacher features, and
         how far the teacher is behind. Warns when they look like collapse."""
-        out = {"teacher_student_drift": drift(self.encoder, self.student)}
+        out = {"teacher_student_drift": drift(self.encoder, self.student), "ema": self._momentum}
         seen = min(self._seen, REMEMBERED_TARGETS)
         if seen > 1:
             recent = self._recent.float().cpu()[-seen:]  # cut on the host: each new shape would be a new XLA graph

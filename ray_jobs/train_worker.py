@@ -88,9 +88,10 @@ class _Worker:
         end, metrics, start = "budget", dict[str, float](), state.images_seen
         try:
             for tick in ticks:
-                if tick.metrics is not None:
-                    metrics = tick.metrics
-                    self._log_metrics(tick)
+                figures = parts.watch.observe(tick) if parts.watch is not None else {}
+                if tick.metrics is not None or figures:
+                    metrics = tick.metrics or metrics
+                    self._log_metrics(tick, {**(tick.metrics or {}), **figures})
                 due = tick.save or tick.snapshot or tick.end or self._preempted(tick.step)
                 if due and tick.images_seen > start:  # a run that ends where it went on from has nothing new
                     self._save(tick)
@@ -167,10 +168,10 @@ class _Worker:
             self.faults += batch.pop("faults")
             yield batch
 
-    def _log_metrics(self, tick: Any) -> None:
+    def _log_metrics(self, tick: Any, metrics: dict[str, float]) -> None:
         if self.log is not None:
             passes = tick.images_seen / self.plan.rows
-            row = {"images_seen": tick.images_seen, "step": tick.step, "anchor_passes_seen": passes, **tick.metrics}
+            row = {"images_seen": tick.images_seen, "step": tick.step, "anchor_passes_seen": passes, **metrics}
             with self._failing_together():
                 self.log.append(row)
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from core.order import Order
 from core.stream import DecodeSettings, UnitReader
-from core.train.settings import LoopSettings
+from core.train.perf import PerformanceWatch
 from core.train.recipe import Recipe
+from core.train.settings import LoopSettings
 
 
 @dataclass
@@ -17,7 +18,8 @@ class Assembly:
     """The parts of one run.
 
     `recipe` is built on every rank from the same seed; `identity` and `placement` are fingerprints (core.fingerprint),
-    the identity including the plan's hash; `export` writes the final artifacts of a recipe into a folder (path or URL).
+    the identity including the plan's; `watch` looks for slow steps; `export` writes the final artifacts of a recipe
+    into a folder (path or URL).
     """
 
     science: str
@@ -34,4 +36,4 @@ class Assembly:
     decode_tasks: int = 2
     chunk: int = 2048
     keep_last_n: int = 2
-    notes: list[str] = field(default_factory=list)
+    watch: PerformanceWatch | None = None

@@ -179,6 +179,7 @@ def test_momentum_rises_linearly_over_the_steps_and_the_teacher_follows_it():
     name, before = next(iter(recipe.modules["teacher"].named_parameters()))
     before = before.clone()
     recipe.after_step(progress(14.5))
+    assert recipe.signals()["ema"] == pytest.approx(recipe.momentum(progress(14.5)))
     after = dict(recipe.modules["teacher"].named_parameters())[name]
     assert torch.allclose(after, before + 0.05, atol=1e-5)
 
