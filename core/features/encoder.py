@@ -90,8 +90,9 @@ class EncoderSpec:
 
     def _check(self) -> None:
         vit, given = self.description["vit"], self.preprocessing
-        if len(vit["patch_size"]) != 2 or vit["in_channels"] != 3 or given["layout"] != "NCHW":
-            found = f"{vit['in_channels']} channels in {len(vit['patch_size'])}-D, layout {given['layout']}"
+        axes, layout = len(vit["patch_size"]), given.get("layout", "NCHW")
+        if axes != 2 or vit["in_channels"] != 3 or layout != "NCHW":
+            found = f"{vit['in_channels']} channels in {axes}-D, layout {layout}"
             raise UserError("not an encoder of RGB images", file=self.path, found=found, expected="3 channels, NCHW")
         others = {k: v for k, v in given.items() if k not in UNDERSTOOD and v not in (None, False, 0)}
         if others:
