@@ -4,7 +4,7 @@
     python benchmarks/extract.py --slide x.svs --model vit_large --precision bf16 --batch 256 --threads 8   # a GPU box
 
 Prints tiles/s, best of `--rounds`, of (1) the encoder alone on pixels in memory, (2) `extract_slide` from file to bag,
-(3) a plain loop (tiffslide at level 0, one read a tile, no resampling; the same encoder in the same batches), and of (2)
+(3) a plain loop (tiffslide at level 0, one read a tile, no resampling; the same encoder, the same batches), and of (2)
 and (3) with an encoder that costs nothing, which is the speed of the data path. Ratios of one run; no Ray.
 """
 
