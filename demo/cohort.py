@@ -209,10 +209,17 @@ def main(arguments: Sequence[str]) -> int:
     output = values.pop("output", "demo_output/cohort")
     if unknown := sorted(set(values) - set(kinds)):
         raise UserError("unknown key", key=unknown[0], expected=["output", *kinds])
-    manifest = generate(output, CohortSettings(**{k: kinds[k](v) for k, v in values.items()}))
-    print(manifest)
+    try:
+        settings = CohortSettings(**{k: kinds[k](v) for k, v in values.items()})
+    except ValueError as error:
+        raise error if isinstance(error, UserError) else UserError("not a number", found=values) from error
+    print(generate(output, settings))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(2)
