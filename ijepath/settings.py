@@ -140,13 +140,19 @@ def export_encoder(recipe: Recipe, folder: str, facts: dict[str, Any]) -> None:
 
 def preprocessing(config: RunConfig) -> dict[str, Any]:
     """What an encoder of this run expects: the teacher saw target crops, at the targets' spacing."""
-    data = config.data
-    return {
+    data, augment = config.data, config.augment
+    expected: dict[str, Any] = {
         "mean": list(data.mean),
         "std": list(data.std),
         "size": data.target_px,
         "mpp": data.target_effective_mpp,
     }
+    # The teacher never saw a pixel without these; who extracts features refuses keys it cannot apply.
+    if augment.normalise_brightness:
+        expected["normalise_brightness"] = augment.brightness_reference
+    if augment.normalise_frequency:
+        expected["normalise_frequency"] = augment.normalise_frequency
+    return expected
 
 
 def provenance(config: RunConfig) -> dict[str, Any]:

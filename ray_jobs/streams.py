@@ -125,6 +125,7 @@ def _ordered(dataset: ray.data.Dataset) -> ray.data.Dataset:
     context.enable_progress_bars = False
     context.target_max_block_size = 1 << 20  # latency and memory only: the order does not depend on it
     context.execution_options.preserve_order = True
+    context.execution_no_progress_timeout_s = -1  # a slow step, an evaluation or a debugger may pause the consumer
     return dataset
 
 

@@ -1,12 +1,14 @@
 """From config to loop: cadences, schedules, precision, and what an artifact says of its encoder."""
 
+import dataclasses
+
 import pyarrow as pa
 import pytest
 
 from core.config import load_config
 from core.errors import UserError
 from core.train.settings import LoopSettings
-from ijepath.config import CONFIGS_DIR, GROUPS, RunConfig, resolve_global_batch
+from ijepath.config import CONFIGS_DIR, GROUPS, AugmentConfig, RunConfig, resolve_global_batch
 from ijepath.index import SlideIndex, write_index
 from ijepath.settings import loop_settings, precision, preprocessing, provenance, site_numbers
 
@@ -93,6 +95,8 @@ def test_a_cpu_computes_in_float32_whatever_the_config_hopes_for(monkeypatch):
 def test_an_artifact_says_what_its_encoder_expects_and_where_it_comes_from():
     config = load("profile=ctx1p0_tgt0p5_fov512um_k4", "optimization.total_images_budget=100")
     assert preprocessing(config)["size"] == 256 and preprocessing(config)["mpp"] == 0.5
+    augmented = dataclasses.replace(config, augment=AugmentConfig(normalise_brightness=True, normalise_frequency=0.5))
+    assert preprocessing(augmented)["normalise_frequency"] == 0.5 and "normalise_brightness" in preprocessing(augmented)
     said = provenance(config)
     assert said["profile"] == "ctx1p0_tgt0p5_fov512um_k4"
     assert said["config"]["optimization.global_batch"] == 64 and "output" not in said["config"]

@@ -1,6 +1,7 @@
 """The exact per-rank stream through Ray Data, and the developer API it stands on."""
 
 import inspect
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -67,6 +68,22 @@ def test_decoding_on_the_cluster_gives_the_same_units_as_decoding_in_the_worker(
         assert a["image"].dtype == b["image"].dtype == np.uint8 and np.array_equal(a["image"], b["image"])
         assert a["corrupt"] == b["corrupt"] and a["faults"] == b["faults"]
     assert sum(a["corrupt"] for a in in_worker) > 0
+
+
+def test_a_consumer_that_pauses_for_long_does_not_lose_its_stream(ray_cluster, lookup):
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    before = context.execution_no_progress_timeout_s
+    context.execution_no_progress_timeout_s = 1
+    try:
+        batches = rows(lookup, Share(0, 24 * 4000, 24, 4, 0, 1), chunk=128)
+        seen = len(next(batches)["position"])
+        time.sleep(4)
+        seen += sum(len(batch["position"]) for batch in batches)
+    finally:
+        context.execution_no_progress_timeout_s = before
+    assert seen == 24 * 4000
 
 
 def test_nothing_left_to_read_is_an_empty_stream(ray_cluster, lookup):
