@@ -134,9 +134,12 @@ class _Worker:
 
         path = self.device.broadcast_object(self._chosen() if self.rank == 0 else None)
         if path is not None:
-            check_resumable(read_committed(path), self.parts.identity)
+            found = read_committed(path)
+            check_resumable(found, self.parts.identity)
             with naming(path):
                 state.load(*checkpoint.load(path))
+            if found.meta.get("fit_id") != self.job.fit_id:
+                state.health.counts[4] = 0  # whoever starts a run again has seen to its data: it is judged anew
         self.faults_since = state.images_seen
         if self.log is not None:
             self.log.cut_back(state.images_seen)

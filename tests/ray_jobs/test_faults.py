@@ -1,6 +1,7 @@
 """What breaks while the pretraining job runs: slides, storage, the job. It goes on, or ends with a clear error."""
 
 import os
+import signal
 import subprocess
 import threading
 import time
@@ -11,7 +12,6 @@ import pyarrow as pa
 import pytest
 
 from core import checkpoint
-from core.committed import list_committed
 from core.storage import Storage
 from core.stream import Fault
 from ray_jobs import quarantine
@@ -125,11 +125,9 @@ def test_a_read_that_hangs_is_given_up_after_its_timeout(battered):
     assert {row["source_name"] for row in hung} == {"slide3.tiff"}
 
 
-def test_too_many_unreadable_units_end_the_run_with_an_error_and_the_report_names_them(
-    ray_cluster, run, tmp_path, capfd
-):
+def test_too_many_unreadable_units_end_the_run_until_the_data_are_mended(ray_cluster, run, tmp_path, capfd):
     catalog = index_and_catalog(tmp_path, write_cohort(tmp_path, slides=3))
-    (tmp_path / "slide2.tiff").unlink()
+    (tmp_path / "slide2.tiff").rename(tmp_path / "elsewhere.tiff")
     words = (f"data.anchor_catalog_manifest={catalog}", "data.max_corrupt_fraction=0.05")
     assert pretrain(run, None, *words) == 2
     out, err = capfd.readouterr()
@@ -140,6 +138,11 @@ def test_too_many_unreadable_units_end_the_run_with_an_error_and_the_report_name
     assert all(text in err for text in ("max_corrupt_fraction", f"found: '{units / 32}'", "at most 0.05"))
     assert {(row["reason"], row["path"]) for row in faults} == {("missing", str(tmp_path / "slide2.tiff"))}
     assert not list((run / "ray").glob("fatal-*")), "all ranks end together: no restart is needed to tell"
+    assert max(row["position"] for row in faults) >= 24 == max(checkpoints(run).values())
+    (tmp_path / "elsewhere.tiff").rename(tmp_path / "slide2.tiff")
+    assert pretrain(run, None, *words) == 0
+    kept = [row for row in faults if row["position"] < 24]
+    assert corrupt(quarantined(run)) == kept and len(kept) > 0.05 * BUDGET
 
 
 # --- storage ----------------------------------------------------------------------------------------------------------
@@ -207,11 +210,9 @@ def alive(pids: list[int]) -> list[int]:
     return [pid for pid in pids if state(pid) not in ("gone", "Z", "X")]
 
 
-def uncommitted(run: Path) -> list[str]:
-    folder = run / "checkpoints"
-    names = [p.name for p in folder.iterdir() if p.is_dir()] if folder.exists() else []
-    committed = {Path(c.path).name for c in list_committed(str(folder))} if names else set()
-    return [name for name in names if name not in committed]
+def uncommitted(run: Path) -> list[Path]:
+    """Checkpoints that are being written."""
+    return [p for p in (run / "checkpoints").glob(f"{TAG}-*") if not (p / "COMMITTED.json").exists()]
 
 
 @pytest.mark.heavy
@@ -221,25 +222,27 @@ def test_a_job_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_before(
     whole = undisturbed(tmp_path_factory.getbasetemp())
     words = command(run, whole.manifest, "logging.mlflow=true")
     environment = {**job_environment(), "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
+    own: list[int] = []
     with (tmp_path / "said").open("w") as said:
-        job = subprocess.Popen(
-            job_command("ray_jobs.pretrain_ijepath", *words), env=environment, stdout=said, stderr=said
-        )
+        line = job_command("ray_jobs.pretrain_ijepath", *words)
+        job = subprocess.Popen(line, env=environment, stdout=said, stderr=said)
         try:
             wait_for(lambda: (run / "checkpoints").exists() and checkpoints(run), seconds=240)
+            own = [job.pid, *descendants(job.pid)]
+            own.sort(key=lambda pid: b"TrainWorker" not in Path(f"/proc/{pid}/cmdline").read_bytes())
             half = wait_for(lambda: uncommitted(run), seconds=60, every=0.001)
-            own = descendants(job.pid)
         finally:
-            job.kill()
+            for pid in alive(own or [job.pid]):  # the training worker first: on its own it would write to the end
+                os.kill(pid, signal.SIGKILL)
             job.wait()
-    wait_for(lambda: not alive(own), seconds=60, every=0.1)
-    assert own, "the job had processes of its own"
+    wait_for(lambda: not alive(own), seconds=60)
     before = checkpoints(run)
-    if half[0] not in before:  # it was not quite written
-        assert max(before.values()) < BUDGET
-        with pytest.raises(FileNotFoundError):
-            checkpoint.load(str(run / "checkpoints" / half[0]))
+    assert before and max(before.values()) < BUDGET
+    assert half[0].name not in before
+    with pytest.raises(FileNotFoundError):
+        checkpoint.load(str(half[0]))
     assert "Traceback" not in (tmp_path / "said").read_text()
     assert pretrain(run, whole.manifest) == 0
     assert weights(run) == weights(whole.folder)
     assert [row["images_seen"] for row in metrics(run)] == list(range(4, BUDGET + 1, 4))
+    assert half[0].exists() and half[0].name not in checkpoints(run), "it is swept when it has grown old"
