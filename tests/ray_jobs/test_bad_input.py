@@ -313,6 +313,7 @@ def test_never_resuming_is_refused_where_there_is_a_run(tmp_path, cohort, refuse
 
 
 @pytest.mark.ray
+@pytest.mark.heavy
 def test_tensors_of_another_model_are_refused_by_the_worker_without_a_restart(ray_cluster, tmp_path, cohort, refused):
     from ijepath.plan import build_plan
     from ijepath.plan import identity as plan_identity

@@ -145,9 +145,34 @@ def test_too_many_unreadable_units_end_the_run_until_the_data_are_mended(ray_clu
     assert corrupt(quarantined(run)) == kept and len(kept) > 0.05 * BUDGET
 
 
+def test_a_slide_gone_since_the_last_start_is_refused_until_the_catalog_is_given(ray_cluster, run, tmp_path, capfd):
+    from core.config import load_config
+    from ijepath.config import CONFIGS_DIR, GROUPS
+    from ijepath.plan import identity
+    from ray_jobs.pretrain_ijepath import PretrainConfig, prepare
+
+    def prepared(*argv):
+        words = command(run, manifest, *argv)
+        return prepare(load_config(PretrainConfig, words, configs_dir=CONFIGS_DIR, groups=GROUPS).config)
+
+    manifest = write_cohort(tmp_path, slides=2)
+    before = prepared()
+    assert before.built == ["slide index", "anchor catalog", "plan"] and prepared().built == []
+    (tmp_path / "slide1.tiff").unlink()
+    assert pretrain(run, manifest) == 2
+    err = capfd.readouterr().err
+    assert "1 of 2 slides failed" in err and "s1: " in err and "slide1.tiff" in err and "Traceback" not in err
+    after = prepared(f"data.anchor_catalog_manifest={run}/indexes/anchor_catalog_manifest.json")
+    assert after.built == [] and identity(after.plan) == identity(before.plan)
+    write_slide(tmp_path / "slide1.tiff", width=896, height=768, tile=128, downsamples=(1, 2), seed=1)
+    again = prepared()
+    assert "slide index" in again.built and identity(again.plan) == identity(before.plan)
+
+
 # --- storage ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.heavy
 def test_a_disk_that_fills_up_ends_the_run_and_leaves_what_it_goes_on_from(
     ray_cluster, run, tmp_path_factory, monkeypatch, capfd
 ):
