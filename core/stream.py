@@ -24,7 +24,8 @@ from core.order import Ints, Order
 from core.plan import Plan
 
 Batch = dict[str, Any]
-MAX_ATTEMPTS = 16
+MAX_ATTEMPTS = 16  # reads of one position that may fail because the data are damaged
+MAX_REPLACEMENTS = 256  # and all in all: a plan where most units are refused for a benign reason still trains
 
 
 class UnitReader(Protocol):
@@ -186,7 +187,9 @@ class _Unit:
     def run(self, reader: UnitReader, lookup: Lookup, generation: int, lock: threading.Lock) -> bool:
         """Read the unit or a replacement. False when a timeout took the unit away meanwhile: the result is dropped."""
         position = int(self.row["position"])
-        for attempt in range(self.attempt, MAX_ATTEMPTS):
+        for attempt in range(self.attempt, MAX_REPLACEMENTS):
+            if sum(not fault.benign for fault in self.faults) >= MAX_ATTEMPTS:
+                break
             row = lookup.replacement(position, attempt) if attempt else self.row
             with lock:
                 if self.generation != generation:
@@ -350,7 +353,7 @@ def _fault(reader: UnitReader, row: Mapping[str, Any], position: int, attempt: i
 def _no_replacement(position: int, faults: Sequence[Fault]) -> UserError:
     last = faults[-1]
     return UserError(
-        f"no readable unit found for position {position} in {MAX_ATTEMPTS} attempts",
+        f"no readable unit found for position {position} in {len(faults)} attempts",
         file=last.path,
         row=last.row,
         found=f"{last.reason}: {last.detail}",

@@ -107,6 +107,13 @@ def test_a_benign_reason_replaces_without_counting_as_corruption(lookup):
     assert batch["corrupt"] == 0 and len(batch["faults"]) == 1 and batch["faults"][0].benign
 
 
+def test_a_plan_where_most_units_are_refused_for_a_benign_reason_still_trains(lookup):
+    reader = Reader(bad={x: "tissue" for x in range(100) if x % 10})
+    batches = list(decoded(rank_rows(lookup, 0, 96, 12, 0, 1, 12), reader, lookup))
+    assert all((batch["value"] % 20 == 0).all() and batch["corrupt"] == 0 for batch in batches)
+    assert max(batch["attempt"].max() for batch in batches) > 16
+
+
 def test_decoding_in_a_task_gives_the_same_units_as_the_pool(lookup):
     reader = Reader(bad={x: "decode" for x in range(0, 100, 9)})
     rows = list(rank_rows(lookup, 0, 96, 12, 0, 1, 4))
