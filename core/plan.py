@@ -193,8 +193,14 @@ class Plan:
 
 
 def publish(path: str | os.PathLike[str], url: str) -> None:
-    """Copy a plan folder to a storage URL, its description last, so that every node can `Plan.open` it from there."""
+    """Copy a plan folder to a storage URL, so that every node can `Plan.open` it from there; one that is there stays.
+
+    The description goes first from an older plan and comes last of the new one: a half-copied plan is no plan.
+    """
     store = Storage.of(url)
+    if store.exists(DESCRIPTION) and store.read_bytes(DESCRIPTION) == (Path(path) / DESCRIPTION).read_bytes():
+        return
+    store.remove(DESCRIPTION)
     for name in (UNITS, SOURCES, DESCRIPTION):
         store.put(Path(path) / name, name)
 

@@ -5,7 +5,9 @@ import pyarrow as pa
 import pytest
 
 from core.errors import MissingFile, UserError
-from core.plan import CHUNK_BITS, UNITS, Plan, PlanWriter, publish
+from core.plan import CHUNK_BITS, DESCRIPTION, UNITS, Plan, PlanWriter, publish
+from core.plan import SOURCES as SOURCES_FILE
+from core.storage import Storage
 
 COLUMNS = {"source": np.int32, "x": np.int32, "y": np.int32}
 SOURCES = pa.table({"slide_id": ["a", "b"], "wsi_path": ["a.svs", "b.svs"]})
@@ -96,3 +98,32 @@ def test_a_plan_published_to_a_bucket_opens_from_its_url(tmp_path, monkeypatch):
     assert pickle.loads(pickle.dumps(remote)).hash == plan.hash
     with pytest.raises(MissingFile):
         Plan.open("memory://bucket/none")
+
+
+def test_a_plan_that_is_published_already_is_not_copied_again_and_an_older_one_is_replaced(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATHRAY_CACHE_DIR", str(tmp_path / "cache"))
+    url, copied, put = "memory://bucket/again/plan", [], Storage.put
+    monkeypatch.setattr(Storage, "put", lambda *given: (copied.append(given[2]), put(*given)))
+    plan = build(tmp_path / "plan")
+    publish(plan.path, url)
+    publish(plan.path, url)
+    assert copied == [UNITS, SOURCES_FILE, DESCRIPTION]
+    newer = build(tmp_path / "newer", 500)
+    publish(newer.path, url)
+    assert len(copied) == 6 and Plan.open(url, verify=True).hash == newer.hash
+
+
+def test_a_plan_whose_copy_breaks_off_is_no_plan(tmp_path, monkeypatch):
+    url, put = "memory://bucket/broken/plan", Storage.put
+    publish(build(tmp_path / "plan").path, url)
+
+    def breaks(store, source, name):
+        if name == SOURCES_FILE:
+            raise OSError("gone")
+        put(store, source, name)
+
+    monkeypatch.setattr(Storage, "put", breaks)
+    with pytest.raises(OSError, match="gone"):
+        publish(build(tmp_path / "newer", 500).path, url)
+    with pytest.raises(MissingFile):
+        Plan.open(url)
