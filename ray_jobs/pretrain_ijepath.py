@@ -64,7 +64,8 @@ def main(loaded: Loaded[PretrainConfig]) -> Outputs | None:
         log.info("the config is sound; nothing was built or written")
         return None
     scaling = config.scaling
-    with ray_session(config.runtime, cpus=scaling.workers * scaling.cpus_per_worker + 0.5):
+    cpus = scaling.workers * scaling.cpus_per_worker + 0.5
+    with ray_session(config.runtime, cpus=cpus, autoscaling=scaling.autoscaling):
         inputs = prepare(config)
         outcome = train(config, inputs)
     log.info("ended (%s) after %s images", outcome.end, f"{outcome.images_seen:,}")
