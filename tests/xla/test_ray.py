@@ -47,8 +47,9 @@ def test_a_fit_on_xla_agrees_with_a_cpu_without_ray(fitted, reference):
     np.testing.assert_allclose([row["loss"] for row in rows(run)], small.losses(reference[0]), atol=1e-4)
     expected = reference[2][0]
     assert tensors.keys() == expected.keys()
-    for name, tensor in tensors.items():
-        torch.testing.assert_close(tensor, expected[name], atol=1e-4, rtol=0, msg=name)
+    apart = max(float((tensors[name].double() - expected[name].double()).abs().max()) for name in expected)
+    print(f"weights and moments of a fit on XLA and of a CPU are at most {apart:.1e} apart")
+    assert apart < 1e-4
 
 
 def test_nothing_is_compiled_after_the_third_step_saves_included(fitted):
