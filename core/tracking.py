@@ -229,7 +229,7 @@ class MlflowFeeder:
         if not self._store.exists(RUN_FILE):
             return None
         known = json.loads(self._store.read_bytes(RUN_FILE))
-        if known["tracking_uri"] != _plain_uri(self.uri):
+        if known["tracking_uri"] != plain_uri(self.uri):
             return None
         from mlflow.exceptions import MlflowException
 
@@ -249,7 +249,7 @@ class MlflowFeeder:
         params = [Param(key, value) for key, value in self._params.items()]
         for first in range(0, len(params), 100):
             client.log_batch(run_id, params=params[first : first + 100])
-        record = {"run_id": run_id, "tracking_uri": _plain_uri(self.uri)}
+        record = {"run_id": run_id, "tracking_uri": plain_uri(self.uri)}
         self._store.write_bytes(RUN_FILE, json.dumps(record).encode())
         return run_id
 
@@ -265,11 +265,11 @@ def redact(params: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _plain_text(value: Any) -> str:
-    text = re.sub(r"\w+://[^\s'\"]+", lambda m: _plain_uri(m.group()), str(value))
+    text = re.sub(r"\w+://[^\s'\"]+", lambda m: plain_uri(m.group()), str(value))
     return text[:LONGEST_PARAM]
 
 
-def _plain_uri(uri: str) -> str:
+def plain_uri(uri: str) -> str:
     """A URL without its user, password and query."""
     try:
         parts = urlsplit(uri)

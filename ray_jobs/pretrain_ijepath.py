@@ -204,6 +204,7 @@ def _same_profile(config: PretrainConfig, catalog: str) -> None:
 def train(config: PretrainConfig, inputs: Inputs) -> Outcome:
     """Log the diversity budget, save the resolved config and train to the end of the budget."""
     from core.storage import Storage
+    from core.tracking import plain_uri
     from ijepath.assembly import assemble, identity_of
     from ijepath.diversity import Diversity
     from ijepath.plan import identity as plan_identity
@@ -221,6 +222,9 @@ def train(config: PretrainConfig, inputs: Inputs) -> Outcome:
     )
     for line in budget.lines():
         log.info(line)
+    tracking = Tracking(config.logging.mlflow, config.logging.tracking_uri, config.logging.experiment)
+    if tracking.uri is not None:  # a login in it goes to MLflow, not into the saved config and the checkpoints
+        config = replace(config, logging=replace(config.logging, tracking_uri=plain_uri(tracking.uri)))
     store = Storage.of(str(config.output))
     store.write_bytes("config_resolved.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
     job = TrainJob(
@@ -230,7 +234,7 @@ def train(config: PretrainConfig, inputs: Inputs) -> Outcome:
         run_dir=str(config.output),
         scaling=config.scaling,
         resume=config.checkpoint.resume,
-        tracking=Tracking(config.logging.mlflow, config.logging.tracking_uri, config.logging.experiment),
+        tracking=tracking,
         start_metrics=budget.metrics(),
     )
     return fit(job)
