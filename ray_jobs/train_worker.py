@@ -180,7 +180,13 @@ class _Worker:
 
     def _stop_requested(self) -> bool:
         """Polled by the loop on rank 0 only; the answer travels with the gradients."""
-        return self.failed is not None or bool(self.store.exists("STOP"))
+        if self.failed is not None:
+            return True
+        try:
+            return bool(self.store.exists("STOP"))
+        except StorageError as e:  # asked again at the next poll: a bucket out of reach for a while ends no run
+            log.warning("whether to stop cannot be asked at present: %s", e)
+            return False
 
     def _preempted(self, step: int) -> bool:
         """Whether a node is about to be taken away, agreed over all ranks: save now, go on. A barrier: on cadence."""
