@@ -86,7 +86,7 @@ class RankRows(Datasource):
 def rows(lookup: Lookup, share: Share, *, chunk: int = 2048) -> Iterator[dict[str, Any]]:
     """This rank's plan rows in micro-batches, in order, each batch's positions asserted.
 
-    They come from Ray Data `chunk` rows at a time and are cut here: a batch costs Ray milliseconds, whatever its size.
+    They come from Ray Data `chunk` rows at a time and are cut here: every batch costs Ray something, whatever its size.
     """
     dataset = _ordered(ray.data.read_datasource(RankRows(lookup, share, chunk), override_num_blocks=1, **_LIGHT))
     size = share.micro * max(1, chunk // share.micro)
