@@ -114,9 +114,23 @@ def fit(job: TrainJob) -> Outcome:
     try:
         with _mlflow(job, store):
             value = _fit_in_thread(trainer, store)
-    finally:
-        unreadable = quarantine.merge(store)
-    return _outcome(value, unreadable)
+    except BaseException:
+        _merge_anyway(store)
+        raise
+    if fatal := value.get("fatal"):
+        _merge_anyway(store)
+        raise UserError(fatal["message"], **fatal["where"])
+    return Outcome(unreadable=quarantine.merge(store), **value)
+
+
+def _merge_anyway(store: Any) -> None:
+    """The quarantine report of a run that failed: what is wrong with the report must not hide what ended the run."""
+    from ray_jobs import quarantine
+
+    try:
+        quarantine.merge(store)
+    except OSError as e:
+        log.warning("the quarantine report could not be written: %s", e)
 
 
 def request_stop(run_dir: str) -> None:
@@ -186,14 +200,6 @@ def _mlflow(job: TrainJob, store: Any) -> Iterator[None]:
         uri = f"sqlite:///{store.path('mlflow.db')}"
     with MlflowFeeder(store.join("metrics.jsonl"), uri=uri, experiment=job.tracking.experiment, run_name=store.url):
         yield
-
-
-def _outcome(value: dict[str, Any], unreadable: int) -> Outcome:
-    if fatal := value.get("fatal"):
-        raise UserError(fatal["message"], **fatal["where"])
-    return Outcome(
-        value["end"], value["images_seen"], value["metrics"], value["checkpoint"], value["artifact"], unreadable
-    )
 
 
 def _ray_trainer(job: TrainJob, resources: dict[str, float], store: Any) -> Any:
