@@ -84,7 +84,7 @@ class Tiles:
     """The same units through a library, as a torch dataset."""
 
     def __init__(self, lookup: Lookup, paths: list[str], library: str, size: int) -> None:
-        self.lookup, self.paths, self.library, self.size = lookup, paths, library, size
+        self.lookup, self.paths, self.backend, self.size = lookup, paths, library, size
         self.rows = lookup(np.arange(UNITS))
         self.open: dict[int, Any] = {}
 
@@ -97,7 +97,7 @@ class Tiles:
         at = i % UNITS
         source = int(self.rows["source"][at])
         if source not in self.open:
-            self.open[source] = shrunk(LIBRARIES[self.library](self.paths[source], self.size), self.size)
+            self.open[source] = shrunk(LIBRARIES[self.backend](self.paths[source], self.size), self.size)
         pixels = self.open[source](int(self.rows["x"][at]), int(self.rows["y"][at]))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's arrays are read-only, and so they stay
