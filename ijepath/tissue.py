@@ -90,7 +90,7 @@ class TissueCache:
 
         `mask_path` "" computes a mask from the slide. Raises what opening and reading a mask or slide raises.
         """
-        key = mask_path or slide.path
+        key = _key(slide, mask_path, mpp0)
         cells = self._cells(slide, mask_path, mpp0)
         i0, j0 = int(np.floor(box[0] / cells.cell[0])), int(np.floor(box[1] / cells.cell[1]))
         i1, j1 = int(np.ceil(box[2] / cells.cell[0])), int(np.ceil(box[3] / cells.cell[1]))
@@ -114,7 +114,7 @@ class TissueCache:
         return self._bytes
 
     def _cells(self, slide: SlideReader, mask_path: str, mpp0: float) -> _Cells:
-        key = (mask_path or slide.path, -1, -1)
+        key = (_key(slide, mask_path, mpp0), -1, -1)
         found = self._get(key)
         if found is None:
             found = self._layout(slide, mask_path, mpp0)
@@ -215,3 +215,9 @@ def computed(slide: SlideReader, mpp0: float, shape: tuple[int, int]) -> Shares:
     columns = np.minimum((np.arange(shape[1]) + 0.5) * mask.shape[1] / shape[1], mask.shape[1] - 1).astype(np.int64)
     shares: Shares = mask[rows][:, columns].astype(np.uint8) * np.uint8(255)
     return shares
+
+
+def _key(slide: SlideReader, mask_path: str, mpp0: float) -> str:
+    """Of a mask as one slide sees it: slides of other sizes or spacings may share a mask file, and have other cells."""
+    width, height = slide.level_shapes[0]
+    return f"{mask_path or slide.path}|{width}x{height}@{mpp0}"

@@ -276,6 +276,19 @@ def test_tissue_shares_equal_counting_pixels(speckled, whole_pixels, monkeypatch
         assert share == pytest.approx(padded[y0 + 128 : y1 + 128, x0 + 128 : x1 + 128].mean(), abs=0.004)
 
 
+def test_slides_of_other_sizes_may_share_a_mask_file(speckled):
+    slide, _, path = speckled
+
+    class Half:
+        level_shapes = (tuple(side // 2 for side in slide.level_shapes[0]),)
+
+    shared, box = TissueCache(8.0), (0, 0, 320, 320)
+    shared.window(slide, path, 0.5, box)
+    alone = TissueCache(8.0).window(Half(), path, 1.0, box)
+    after = shared.window(Half(), path, 1.0, box)
+    assert after.cell == alone.cell and np.array_equal(after.integral, alone.integral)
+
+
 def test_the_tissue_cache_keeps_within_its_bytes(speckled, monkeypatch):
     monkeypatch.setattr("ijepath.tissue.WHOLE_PIXELS", 0)
     slide, _, path = speckled
