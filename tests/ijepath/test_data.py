@@ -20,8 +20,9 @@ from ijepath.config import (
     ScalesConfig,
     resolve_global_batch,
 )
-from ijepath.data import AnchorReader, ReaderConfig
+from ijepath.data import AnchorReader, ReaderConfig, locate, read_pixels
 from ijepath.tissue import TissueCache
+from tests.builders.slides import write_mask as write_levels
 
 WIDTH, HEIGHT = 2048, 1536  # 0.5 mpp: 1024 x 768 µm
 
@@ -92,6 +93,44 @@ def test_one_level_slides_give_the_context_by_area_and_the_targets_as_they_are(c
     sample, both = reader(one).read(unit(), 5, 0), reader(cohort).read(unit(), 5, 0)
     assert np.array_equal(sample["targets"], both["targets"]) and np.array_equal(sample["boxes"], both["boxes"])
     assert np.abs(sample["context"].astype(int) - both["context"].astype(int)).max() <= 1
+
+
+def counted(monkeypatch, method):
+    """The arguments of every call of a method of TiffReader from now on."""
+    from core.wsi.tiff import TiffReader
+
+    calls, original = [], getattr(TiffReader, method)
+    monkeypatch.setattr(TiffReader, method, lambda self, *args: calls.append(args) or original(self, *args))
+    return calls
+
+
+@pytest.mark.parametrize("levels", [(1,), (1, 2)])
+def test_tiles_that_context_and_targets_share_are_decoded_once(cohort, tmp_path, monkeypatch, levels):
+    slides = {**cohort, "wsi_path": [write_slide(tmp_path / "s.tif", painted(), levels)] * 2}
+    config = replace(ReaderConfig.of(run_config()), tile_cache_bytes=0)  # so that no cache can make up for it
+    decodes = counted(monkeypatch, "_decode")
+    AnchorReader(config, slides).read(unit(x=1024, y=768), 5, 0)  # level-0 pixels 768…1279 x 512…1023
+    decoded = [(level, index) for level, at, index, *_ in decodes if at.samples == 3]
+    of_context = {(0, 19), (0, 20), (0, 27), (0, 28)} if levels == (1,) else {(1, 5), (1, 6)}
+    assert len(decoded) == len(set(decoded)) and of_context <= set(decoded)
+    assert set(decoded) <= of_context | {(0, 19), (0, 20), (0, 27), (0, 28)}
+
+
+def test_a_library_is_asked_for_one_region_that_holds_context_and_targets():
+    class Library:
+        path, level_shapes, level_downsamples, reads = "s.mrxs", ((WIDTH, HEIGHT),), (1.0,), 0
+
+        def read_level(self, level, x, y, width, height):
+            self.reads += 1
+            return painted()[y : y + height, x : x + width]
+
+    slide, geometry = Library(), ReaderConfig.of(run_config()).kinds[0].geometry
+    boxes = np.array([[i * 40, i * 50, i * 40 + 64, i * 50 + 64] for i in range(4)], np.int32)
+    place = locate(1024, 768, geometry, 1.0, 0.5)
+    context, targets = read_pixels(slide, place, boxes, geometry, 1.0, 0.5, 0.05)
+    assert slide.reads == 1 and context.shape == (256, 256, 3)
+    for (x, y, _, _), target in zip(boxes.tolist(), targets, strict=True):
+        assert np.array_equal(target, painted()[512 + 2 * y :, 768 + 2 * x :][:128, :128])
 
 
 def test_a_sample_is_a_function_of_seed_position_and_attempt(cohort):
@@ -274,6 +313,20 @@ def test_tissue_shares_equal_counting_pixels(speckled, whole_pixels, monkeypatch
     padded = np.pad(tissue, 128)
     for (x0, y0, x1, y1), share in zip(boxes.astype(int), window.share(boxes), strict=True):
         assert share == pytest.approx(padded[y0 + 128 : y1 + 128, x0 + 128 : x1 + 128].mean(), abs=0.004)
+
+
+@pytest.mark.parametrize(("downs", "level", "pixels"), [((1, 4, 16, 64), 2, 128 * 96), ((1, 4), 1, 256 * 256)])
+def test_a_mask_is_read_at_the_coarsest_level_that_serves_the_cells_and_only_around_the_context(
+    speckled, tmp_path, monkeypatch, downs, level, pixels
+):
+    monkeypatch.setattr("ijepath.tissue.WHOLE_PIXELS", 128 * 96)
+    slide, tissue, _ = speckled
+    pyramid = write_levels(tmp_path / "pyramid.tif", tissue.astype(np.uint8), downsamples=downs)
+    reads = counted(monkeypatch, "read_level")
+    window = TissueCache(8.0).window(slide, str(pyramid), 0.5, (64, 64, 320, 320))  # cells of 16 level-0 pixels
+    assert [(at, width * height) for at, _, _, width, height in reads] == [(level, pixels)]
+    assert window.cell == (16.0, 16.0)
+    assert window.share(np.array([[64.0, 64, 320, 320]]))[0] == pytest.approx(tissue[64:320, 64:320].mean())
 
 
 def test_slides_of_other_sizes_may_share_a_mask_file(speckled):

@@ -70,6 +70,21 @@ def test_decoding_on_the_cluster_gives_the_same_units_as_decoding_in_the_worker(
     assert sum(a["corrupt"] for a in in_worker) > 0
 
 
+class SlowFirst(SquareReader):
+    """Its first units take longer than all that come after them."""
+
+    def read(self, unit, position, attempt):
+        if position < 12:
+            time.sleep(0.3)
+        return super().read(unit, position, attempt)
+
+
+def test_a_slow_first_decoding_task_keeps_its_place(ray_cluster, lookup):
+    share = Share(0, 24 * 9, 24, 12, 0, 1)
+    batches = list(stream(lookup, SlowFirst(), share, decode_on="cluster", tasks=3))
+    assert np.concatenate([b["position"] for b in batches]).tolist() == list(range(24 * 9))
+
+
 def test_a_consumer_that_pauses_for_long_does_not_lose_its_stream(ray_cluster, lookup):
     import ray.data
 
