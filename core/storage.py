@@ -18,6 +18,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -101,11 +102,20 @@ class Storage:
         return int(self._info(name)["size"])
 
     def open(self, name: str, mode: str = "rb") -> Any:
-        """A file object. For whole small files use `write_bytes`, which is atomic. MissingFile when it is not there."""
-        try:
-            if self.local and "r" not in mode:
+        """A file object; what is read or written through it later is not tried again.
+
+        For whole small files use `write_bytes`, which is atomic. MissingFile when it is not there, StorageError when it
+        cannot be opened.
+        """
+        writing = "r" not in mode
+
+        def opened() -> Any:
+            if self.local and writing:
                 os.makedirs(os.path.dirname(self.path(name)), exist_ok=True)
             return self.fs.open(self.path(name), mode)
+
+        try:
+            return self._retried(opened, name, writing=writing)
         except FileNotFoundError as e:
             raise MissingFile("no such file", file=self.join(name)) from e
 
@@ -141,12 +151,15 @@ class Storage:
         self._retried(action, name, writing=True)
 
     def remove(self, name: str) -> None:
-        """Remove a file or a folder with all that is in it; absent is fine."""
+        """Remove a file or a folder with all that is in it; absent is fine. StorageError when it cannot be removed."""
         path = self.path(name)
-        self._refresh()
-        with contextlib.suppress(FileNotFoundError):
-            if self.fs.exists(path):
-                self.fs.rm(path, recursive=self.fs.isdir(path))
+
+        def remove() -> None:
+            self._refresh()  # a failed attempt may have removed a part
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                self.fs.rm(path, recursive=self.fs.info(path)["type"] == "directory")
+
+        self._retried(remove, name, writing=True)
 
     def local_copy(self, name: str) -> Path:
         """The file on a local disk, for memory mapping: itself, or a download cached by path, size and version."""
@@ -179,7 +192,8 @@ class Storage:
 
     def touched(self, name: str = "") -> float | None:
         """When a folder, or a file directly in it, was last written (epoch seconds), where the storage says so."""
-        times = [_time(self.fs, self.path(name, entry)) for entry in ["", *self.list(name)]]
+        paths = [self.path(name, entry) for entry in ["", *self.list(name)]]
+        times = [self._retried(partial(_time, self.fs, path), name) for path in paths]
         return max((t for t in times if t is not None), default=None)
 
     def _info(self, name: str) -> dict[str, Any]:

@@ -55,6 +55,24 @@ class FaultyFileSystem(MemoryFileSystem):
             raise error
         return super().cat_file(path, *args, **more)
 
+    def open(self, path: str, mode: str = "rb", *args: Any, **more: Any) -> Any:
+        error = self._may_fail("open", path) if mode == "rb" else None
+        if error:
+            raise error
+        return super().open(path, mode, *args, **more)
+
+    def rm(self, path: str, *args: Any, **more: Any) -> None:
+        error = self._may_fail("remove", path)
+        if error:
+            raise error
+        super().rm(path, *args, **more)
+
+    def modified(self, path: str) -> Any:
+        error = self._may_fail("time", path)
+        if error:
+            raise error
+        return super().modified(path)
+
     def mv(self, *args: Any, **more: Any) -> None:
         raise AssertionError("an object store has no rename")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -101,6 +102,31 @@ def test_storage_that_goes_on_failing_is_a_clear_error(monkeypatch: pytest.Monke
     with pytest.raises(StorageError, match="cannot write: backend unavailable .*faulty://bucket/a.txt"):
         Storage.of("faulty://bucket").write_bytes("a.txt", b"x")
     assert len(FaultyFileSystem.calls) == core.storage.ATTEMPTS
+
+
+@pytest.mark.parametrize(
+    ("operation", "act"),
+    [
+        ("remove", lambda store: store.remove("sub")),
+        ("open", lambda store: store.open("sub/a.txt").close()),
+        ("time", lambda store: store.touched("sub")),
+    ],
+)
+def test_removing_opening_and_asking_for_times_are_tried_again_and_fail_clearly(
+    operation: str, act: Callable[[Storage], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(core.storage, "FIRST_WAIT_S", 0.0)
+    FaultyFileSystem.reset()
+    store = Storage.of("faulty://bucket")
+    store.write_bytes("sub/a.txt", b"x")
+    failures = [OSError("reset by peer"), ValueError("503 backend error")]
+    FaultyFileSystem.fault = staticmethod(lambda op, path: failures.pop() if op == operation and failures else None)
+    act(store)
+    assert not failures and store.exists("sub") == (operation != "remove")
+    store.write_bytes("sub/a.txt", b"x")
+    FaultyFileSystem.fault = staticmethod(lambda op, path: OSError("unavailable") if op == operation else None)
+    with pytest.raises(StorageError, match="unavailable .*faulty://bucket/sub"):
+        act(store)
 
 
 def test_a_full_disk_is_not_tried_again() -> None:
