@@ -10,8 +10,9 @@ Not here: what the tensors are (core.train.state), encoders for inference (core.
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -20,6 +21,9 @@ from torch import Tensor
 from core.committed import Committed, committed_dir, list_committed, read_committed, remove_committed, sweep
 from core.errors import UserError
 from core.fingerprint import differing
+from core.storage import StorageError
+
+log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 TENSORS = "tensors.safetensors"
@@ -62,15 +66,19 @@ def prune(
 ) -> list[str]:
     """Keep the newest `keep_last_n` committed checkpoints called `name`, and those whose paths are in `protect`.
 
-    Also sweeps what was begun and never committed. Returns the paths removed.
+    Also sweeps what was begun and never committed. Returns the paths removed. What storage refuses to remove is a
+    warning: the newer checkpoints are there, and the next call tries again.
     """
     assert keep_last_n >= 1, keep_last_n
-    own = sorted(list_committed(parent, name), key=lambda c: (c.meta.get("images_seen", -1), c.created))
-    victims = [c.path for c in own[:-keep_last_n] if c.path not in set(protect)]
-    for path in victims:
-        remove_committed(path)
-    sweep(parent, stale_after_s)
-    return victims
+    removed: list[str] = []
+    with _warned(f"older checkpoints called {name}"):
+        own = sorted(list_committed(parent, name), key=lambda c: (c.meta.get("images_seen", -1), c.created))
+        for path in [c.path for c in own[:-keep_last_n] if c.path not in set(protect)]:
+            with _warned(path):
+                remove_committed(path)
+                removed.append(path)
+        sweep(parent, stale_after_s)
+    return removed
 
 
 def check_identity(meta: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
@@ -109,8 +117,8 @@ def cpu_copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 class AsyncSaver:
-    """Saves in the background from a copy taken at once, one at a time; an error is raised at the next `save` or
-    `close`."""
+    """Saves in the background from a copy taken at once, one at a time; an error is raised once, at the next `check`,
+    `save` or `close`."""
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
@@ -130,6 +138,11 @@ class AsyncSaver:
 
         self._thread = threading.Thread(target=write, name="pathray-save")
         self._thread.start()
+
+    def check(self) -> None:
+        """Raise what a save that has ended met; never waits: does nothing while one is being written."""
+        if self._thread is not None and not self._thread.is_alive():
+            self.wait()
 
     def wait(self) -> None:
         """Until nothing is being written; raises what the last save met."""
@@ -162,6 +175,15 @@ def _write(parent: str, name: str, tensors: dict[str, Tensor], meta: dict[str, A
             save_file(tensors, path)
     committed = read_committed(directory.path)
     return committed
+
+
+@contextlib.contextmanager
+def _warned(what: str) -> Iterator[None]:
+    """Storage that refuses is a line in the log and not an error."""
+    try:
+        yield
+    except StorageError as e:
+        log.warning("%s cannot be removed at present: %s", what, e)
 
 
 def _tag(name: str) -> str:

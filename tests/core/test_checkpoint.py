@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 
+import core.storage
 from core import checkpoint
 from core.committed import COMMITTED, list_committed, read_committed
 from core.device import Device
@@ -108,6 +110,54 @@ def test_retention_keeps_the_last_n_of_a_name_and_what_is_protected(parent: str)
     removed = checkpoint.prune(parent, "t-latest", 2, protect=[paths[1]])
     assert removed == [paths[2], paths[3]]
     assert {c.path for c in list_committed(parent)} == {paths[1], paths[4], paths[5], other}
+
+
+@pytest.mark.parametrize("refused", ["remove", "list"])
+def test_an_old_checkpoint_that_cannot_be_removed_is_a_warning_and_goes_at_the_next_time(
+    refused: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(core.storage, "FIRST_WAIT_S", 0.0)
+    FaultyFileSystem.reset()
+    root = "faulty://bucket/run"
+    first, second, third = (
+        checkpoint.save(root, "t-latest", {"x": torch.zeros(1)}, {"images_seen": n}).path for n in (1, 2, 3)
+    )
+
+    def fault(operation: str, path: str) -> Exception | None:
+        if refused == "list":
+            return OSError("unavailable") if operation == "read" else None
+        return OSError("unavailable") if operation == "remove" and first.removeprefix("faulty:/") in path else None
+
+    FaultyFileSystem.fault = staticmethod(fault)
+    assert checkpoint.prune(root, "t-latest", 1) == ([second] if refused == "remove" else [])
+    assert "cannot be removed at present" in caplog.text and "unavailable" in caplog.text
+    FaultyFileSystem.fault = None
+    checkpoint.prune(root, "t-latest", 1)
+    assert [c.path for c in list_committed(root)] == [third]
+
+
+def test_a_failed_save_can_be_asked_for_without_waiting_and_is_told_once() -> None:
+    FaultyFileSystem.reset()
+    begun, go_on = threading.Event(), threading.Event()
+
+    def held(operation: str, path: str) -> Exception | None:
+        begun.set()
+        go_on.wait(60)
+        return full(operation, path)
+
+    saver = checkpoint.AsyncSaver()
+    saver.check()
+    FaultyFileSystem.fault = staticmethod(held)
+    saver.save("faulty://bucket/run", "t-latest", some_tensors(), {"images_seen": 1})
+    assert begun.wait(60)
+    saver.check()  # while it is being written
+    go_on.set()
+    (thread,) = [t for t in threading.enumerate() if t.name == "pathray-save"]
+    thread.join(60)
+    with pytest.raises(StorageError, match="No space left on device"):
+        saver.check()
+    saver.check()
+    saver.wait()
 
 
 def test_saving_in_the_background_takes_a_copy_at_once(parent: str) -> None:
