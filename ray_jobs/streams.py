@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -37,6 +39,7 @@ from core.stream import (
 
 FAULTS = "faults_json"
 MICROS_PER_TASK, TASKS_PER_WINDOW = 4, 1000
+WINDOW_ROWS = 1 << 17  # of one rank: some megabytes, and minutes of training
 _LIGHT = {"ray_remote_args": {"num_cpus": 0.01}}
 
 
@@ -84,15 +87,51 @@ class RankRows(Datasource):
 
 
 def rows(lookup: Lookup, share: Share, *, chunk: int = 2048) -> Iterator[dict[str, Any]]:
-    """This rank's plan rows in micro-batches, in order, each batch's positions asserted.
-
-    They come from Ray Data `chunk` rows at a time and are cut here: every batch costs Ray something, whatever its size.
-    """
-    dataset = _ordered(ray.data.read_datasource(RankRows(lookup, share, chunk), override_num_blocks=1, **_LIGHT))
-    size = share.micro * max(1, chunk // share.micro)
-    batches = dataset.iterator().iter_batches(batch_size=size, prefetch_batches=1, batch_format="numpy")
-    micros = _cut(batches, share.micro)
+    """This rank's plan rows in micro-batches, in order, each batch's positions asserted."""
+    micros = _cut(_windows(lookup, share, chunk), share.micro)
     return asserted(micros, share.start, share.global_batch, share.rank, share.world, share.micro)
+
+
+def _windows(lookup: Lookup, share: Share, chunk: int) -> Iterator[dict[str, Any]]:
+    """The rows in windows, each a short Ray Data execution taken whole, the next one while this one is used up.
+
+    Not one execution for the whole run: its scheduling loop, which runs in this process as long as it lasts, costs the
+    decoding threads more than half of their speed (docs/decisions.md). The first window is small: training can begin.
+    """
+    parts = _parts(share, chunk)
+    with _ahead() as executor:
+        coming = executor.submit(_window, lookup, next(parts), chunk)
+        while coming is not None:
+            window = coming.result()
+            part = next(parts, None)
+            coming = None if part is None else executor.submit(_window, lookup, part, chunk)
+            yield window
+
+
+def _parts(share: Share, chunk: int) -> Iterator[Share]:
+    """`share` cut at step boundaries: `chunk` of the rank's rows first, then WINDOW_ROWS at a time."""
+    first, own = share.start, share.global_batch // share.world
+    size = chunk
+    while first < share.stop:
+        stop = min(share.stop, first + max(1, size // own) * share.global_batch)
+        yield replace(share, start=first, stop=stop)
+        first, size = stop, WINDOW_ROWS
+
+
+@contextmanager
+def _ahead() -> Iterator[ThreadPoolExecutor]:
+    """One thread; a stream that is closed does not wait for what the thread is at."""
+    executor = ThreadPoolExecutor(1, "pathray-rows")
+    try:
+        yield executor
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _window(lookup: Lookup, share: Share, chunk: int) -> dict[str, Any]:
+    dataset = _ordered(ray.data.read_datasource(RankRows(lookup, share, chunk), override_num_blocks=1, **_LIGHT))
+    table = pa.concat_tables(ray.get(dataset.to_arrow_refs()))
+    return {name: table.column(name).to_numpy() for name in table.column_names}
 
 
 def _cut(batches: Iterable[dict[str, Any]], micro: int) -> Iterator[dict[str, Any]]:

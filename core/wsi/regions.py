@@ -55,7 +55,10 @@ def read_region(
     Area interpolation down, linear up; nearest for masks (readers that return ``[h, w]``). Outside the slide is white,
     outside a mask 0. Raises what `SlideReader.read_level` raises.
     """
-    return read_regions(reader, [(center_x, center_y)], size_px, mpp, mpp0=mpp0, tolerance=tolerance)[0]
+    width, height = (size_px, size_px) if isinstance(size_px, int) else size_px
+    choice = choose_level(level_mpps(reader, mpp0), mpp, tolerance)
+    box = level_box(center_x, center_y, (width, height), mpp / mpp0, reader.level_downsamples[choice.level])
+    return _region(reader.read_level(choice.level, *box), width, height, choice)
 
 
 def read_regions(

@@ -1,6 +1,7 @@
 """The exact per-rank stream through Ray Data, and the developer API it stands on."""
 
 import inspect
+import threading
 import time
 
 import numpy as np
@@ -99,6 +100,32 @@ def test_a_consumer_that_pauses_for_long_does_not_lose_its_stream(ray_cluster, l
     finally:
         context.execution_no_progress_timeout_s = before
     assert seen == 24 * 4000
+
+
+def test_rows_are_the_same_however_many_windows_they_come_in(ray_cluster, lookup, monkeypatch):
+    share = Share(24, 24 * 60, 24, 4, 1, 2)
+    whole = list(rows(lookup, share, chunk=10**6))
+    monkeypatch.setattr("ray_jobs.streams.WINDOW_ROWS", 12 * 20)
+    cut = list(rows(lookup, share, chunk=12 * 5 + 7))
+    assert len(cut) == len(whole) == 59 * 3
+    assert all(np.array_equal(a[name], b[name]) for a, b in zip(cut, whole, strict=True) for name in a)
+
+
+def test_no_ray_data_execution_outlives_its_window(ray_cluster, lookup):
+    """Its scheduling loop would compete with the decoding threads for as long as the run lasts."""
+    batches = rows(lookup, Share(0, 24 * 60, 24, 4, 0, 1), chunk=10**6)
+    next(batches)
+    assert not [t.name for t in threading.enumerate() if "StreamingExecutor" in t.name]
+    assert sum(1 for _ in batches) == 60 * 6 - 1
+
+
+def test_a_stream_that_is_closed_early_ends_its_thread(ray_cluster, lookup):
+    batches = rows(lookup, Share(0, 24 * 4000, 24, 4, 0, 1), chunk=128)
+    next(batches)
+    batches.close()
+    for thread in [t for t in threading.enumerate() if t.name.startswith("pathray-rows")]:
+        thread.join(60)
+        assert not thread.is_alive()
 
 
 def test_nothing_left_to_read_is_an_empty_stream(ray_cluster, lookup):
