@@ -24,6 +24,7 @@ from ijepath.tuning import poll_every_steps
 
 LATEST_PER_SNAPSHOT = 20
 POLL_EVERY_STEPS = 10
+RECENT_WINDOWS = 16  # one unreadable slide is much of one window of few slides, and little of so many
 
 
 def loop_settings(config: RunConfig, world: int) -> LoopSettings:
@@ -50,6 +51,7 @@ def loop_settings(config: RunConfig, world: int) -> LoopSettings:
         poll_every_steps=poll_every_steps(config.tuning, batch) if config.tuning.enable else POLL_EVERY_STEPS,
         max_bad_steps=settings.max_bad_steps,
         max_corrupt_fraction=config.data.max_corrupt_fraction,
+        judge_recent=max(LoopSettings.judge_recent, RECENT_WINDOWS * config.data.slide_window),
         grad_sync=settings.grad_sync,
     )
     loop.micros_per_step(world)

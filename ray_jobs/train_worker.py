@@ -139,7 +139,7 @@ class _Worker:
             with naming(path):
                 state.load(*checkpoint.load(path))
             if found.meta.get("fit_id") != self.job.fit_id:
-                state.health.counts[4] = 0  # whoever starts a run again has seen to its data: it is judged anew
+                state.health.judge_anew(state.images_seen)  # whoever starts a run again has seen to its data
         self.faults_since = state.images_seen
         if self.log is not None:
             self.log.cut_back(state.images_seen)

@@ -2,13 +2,18 @@
 
 The counters grow without the host; it reads them on the poll cadence, and since they are sums over all ranks, every
 rank draws the same conclusion at the same step.
+
+Unreadable units are judged over the whole run and over the units since a mark that moves along, because an outage after
+a week is a small part of the week.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,11 +23,20 @@ from core.train.recipe import TrainingStopped
 from core.train.settings import LoopSettings
 
 log = logging.getLogger(__name__)
+CHANCE = 4.0  # standard deviations by which a recent share must exceed the bound: one is judged very many times
+
+
+class Mark(NamedTuple):
+    """How many units had been seen, and how many of them replaced, at some step."""
+
+    seen: int = 0
+    corrupt: int = 0
 
 
 @dataclass(frozen=True)
 class Report:
-    """The counters as the host read them. `bad` counts steps that changed nothing; `last_bad` is the newest (-1)."""
+    """The counters as the host read them. `bad` counts steps that changed nothing; `last_bad` is the newest (-1);
+    `corrupt` counts units of the whole run."""
 
     bad: int
     longest: int
@@ -32,12 +46,17 @@ class Report:
 
 
 class Health:
-    """Counters over the whole run (they are in the checkpoint): `[bad, in a row, longest row, last bad, corrupt]`."""
+    """Counters over the whole run: `[bad, in a row, longest row, last bad, corrupt]`, on the device.
+
+    The host keeps two marks: unreadable units are judged from `since` on (the start of the run, or where somebody who
+    has seen to the data started it again) and from `recent` on. Counters and marks are in the checkpoint.
+    """
 
     def __init__(self, device: Device) -> None:
         self.counts = torch.tensor([0, 0, 0, -1, 0], dtype=torch.int64).to(device.torch_device)
         self.stop = torch.zeros((), device=device.torch_device)
         self.known = 0  # bad steps that have been reported
+        self.since = self.recent = Mark()
 
     def update(self, step: Tensor, ok: Tensor, corrupt: Tensor, stop: Tensor) -> None:
         """After a step: `step` its number, `ok` 1 or 0, `corrupt` units replaced and `stop` summed over ranks."""
@@ -66,33 +85,57 @@ class Health:
             "last_bad_step": float(report.last_bad),
         }
 
+    def check(self, report: Report, settings: LoopSettings, *, step: int, seen: int) -> None:
+        """TrainingStopped when too many steps in a row were bad, or too many units unreadable of those seen since the
+        run began, or of the last `judge_recent`: there by more than chance."""
+        if report.longest >= settings.max_bad_steps:
+            raise _too_many_bad(report, settings)
+        bound, now = settings.max_corrupt_fraction, Mark(seen, report.corrupt)
+        units, corrupt = seen - self.since.seen, report.corrupt - self.since.corrupt
+        enough = min(settings.judge_corrupt_from, settings.total_images - self.since.seen)
+        if corrupt > bound * units and (units >= enough or bound == 0):
+            raise _too_many_corrupt(f"{corrupt} of {units} units", corrupt / units, step, bound)
+        units, corrupt = seen - self.recent.seen, report.corrupt - self.recent.corrupt
+        if units < settings.judge_recent:
+            return
+        self.recent = now
+        if corrupt > bound * units + CHANCE * math.sqrt(bound * units):
+            raise _too_many_corrupt(f"{corrupt} of the last {units} units", corrupt / units, step, bound)
+
+    def judge_anew(self, seen: int) -> None:
+        """From here on unreadable units are judged as if the run began after `seen` units."""
+        self.since = self.recent = Mark(seen, int(self.counts[4]))
+
     def tensors(self) -> dict[str, Tensor]:
         return {"counts": self.counts}
 
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
+    def marks(self) -> dict[str, list[int]]:
+        """The marks as plain data, for the checkpoint's meta."""
+        return {"since": list(self.since), "recent": list(self.recent)}
+
+    def load(self, tensors: Mapping[str, Tensor], marks: Mapping[str, Any]) -> None:
+        """What `tensors` and `marks` gave; no marks (an older checkpoint): judged since the start of the run."""
         self.counts = tensors["counts"].to(self.counts.device, copy=True)
         self.counts[2] = self.counts[1]  # a longest row that was survived is history
         self.known = int(self.counts[0])
+        self.since, self.recent = (Mark(*marks.get(name, (0, 0))) for name in ("since", "recent"))
 
 
-def check(report: Report, settings: LoopSettings, *, step: int, seen: int) -> None:
-    """TrainingStopped when too many steps in a row were bad, or too many of the `seen` units unreadable."""
-    if report.longest >= settings.max_bad_steps:
-        raise TrainingStopped(
-            f"the loss or a gradient was NaN or Inf in {report.longest} steps in a row, the last of them step "
-            f"{report.last_bad}; the weights are as before them. Lower the learning rate, clip gradients, or look at "
-            "the units of these steps",
-            key="max_bad_steps",
-            found=report.longest,
-            expected=f"fewer than {settings.max_bad_steps}",
-        )
-    bound = settings.max_corrupt_fraction
-    judged = seen >= min(settings.judge_corrupt_from, settings.total_images) or bound == 0
-    if report.corrupt > bound * seen and judged:
-        raise TrainingStopped(
-            f"too much of the data cannot be read: {report.corrupt} of {seen} units up to step {step} were replaced; "
-            "the quarantine report names them",
-            key="max_corrupt_fraction",
-            found=round(report.corrupt / seen, 4),
-            expected=f"at most {bound}",
-        )
+def _too_many_bad(report: Report, settings: LoopSettings) -> TrainingStopped:
+    return TrainingStopped(
+        f"the loss or a gradient was NaN or Inf in {report.longest} steps in a row, the last of them step "
+        f"{report.last_bad}; the weights are as before them. Lower the learning rate, clip gradients, or look at "
+        "the units of these steps",
+        key="max_bad_steps",
+        found=report.longest,
+        expected=f"fewer than {settings.max_bad_steps}",
+    )
+
+
+def _too_many_corrupt(what: str, share: float, step: int, bound: float) -> TrainingStopped:
+    return TrainingStopped(
+        f"too much of the data cannot be read: {what} up to step {step} were replaced; the quarantine report names them",
+        key="max_corrupt_fraction",
+        found=round(share, 4),
+        expected=f"at most {bound}",
+    )

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from core.device import Device
-from core.train import health
 from core.train.batchnorm import RunningStatistics
 from core.train.budget import due
 from core.train.recipe import Micro, Progress, Recipe, TrainingStopped
@@ -214,7 +213,7 @@ class _Loop:
         if not (log or save or snapshot or last or poll):
             return tick
         report = state.health.read()
-        health.check(report, settings, step=state.step, seen=seen)
+        state.health.check(report, settings, step=state.step, seen=seen)
         tick.end = "budget" if last else "stopped" if report.stop else None
         news = state.health.news(report)
         if log or tick.end:

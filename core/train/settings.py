@@ -70,7 +70,7 @@ class LoopSettings:
     log_every, save_every, snapshot_every: cadences in images, 0 for never (the end always logs).
     poll_every_steps: how often all ranks look at the stop flag and at the counters of bad steps and unreadable units.
     max_bad_steps: steps in a row with NaN or Inf that end the run. max_corrupt_fraction: of the units seen so far,
-    judged from `judge_corrupt_from` units on.
+    judged from `judge_corrupt_from` units on, and of every `judge_recent` units, where more than chance exceeds it.
     deterministic: bit-reproducible CUDA kernels, at some cost in speed.
     """
 
@@ -87,6 +87,7 @@ class LoopSettings:
     max_bad_steps: int = 10
     max_corrupt_fraction: float = 0.05
     judge_corrupt_from: int = 256
+    judge_recent: int = 4096
     grad_sync: str = "flat"
     deterministic: bool = False
 

@@ -70,6 +70,7 @@ class TrainState:
             "global_batch": settings.global_batch,
             "total_images": settings.total_images,
             "notes": self.notes,
+            "health": self.health.marks(),
             "ran_on": {
                 "kind": self.device.kind,
                 "world_size": self.device.world_size,
@@ -96,7 +97,7 @@ class TrainState:
             optimizer.load_state_dict(_below(tensors, f"optimizer.{phase}."))
         for phase, scale in self.scales.items():
             scale.load(_below(tensors, f"scale.{phase}."))
-        self.health.load(_below(tensors, "health."))
+        self.health.load(_below(tensors, "health."), meta.get("health") or {})
         self.device.mark_step()
         self.images_seen = seen
         self.notes = dict(meta.get("notes") or {})

@@ -100,3 +100,9 @@ def test_an_artifact_says_what_its_encoder_expects_and_where_it_comes_from():
     said = provenance(config)
     assert said["profile"] == "ctx1p0_tgt0p5_fov512um_k4"
     assert said["config"]["optimization.global_batch"] == 64 and "output" not in said["config"]
+
+
+def test_with_windows_of_few_slides_the_recent_units_are_many_windows():
+    base = ("optimization.total_images_budget=1000", "data.batch_size_per_gpu=16")
+    assert loop_settings_of(load(*base)).judge_recent == 4096
+    assert loop_settings_of(load(*base, "data.slide_window=8192")).judge_recent == 16 * 8192
