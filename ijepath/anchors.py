@@ -24,7 +24,6 @@ from ijepath.profile import Profile
 
 CELLS_PER_STRIDE = 32  # resolution of the tissue map: its cells are at most this part of the anchors' distance
 STRIP_BYTES = 32 << 20  # of mask pixels decoded at a time
-COMPUTED_MASK_MPP = 8.0
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -148,7 +147,7 @@ def _tissue(row: dict[str, Any], stride: int) -> TissueMap:
     if not row["mask_path"]:
         reader = open_slide(row["wsi_path"], backend=row["backend"])
         try:
-            mask = tissue_mask(reader, row["wsi_level0_spacing_mpp"], mask_mpp=COMPUTED_MASK_MPP)
+            mask = tissue_mask(reader, row["wsi_level0_spacing_mpp"])
         finally:
             reader.close()
         rows, columns = mask.shape

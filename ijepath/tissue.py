@@ -20,7 +20,6 @@ from core.wsi.reader import SlideReader, open_mask
 CELLS_PER_TARGET = 8  # along one side of the profile's target
 BLOCK = 64  # cells along one side of a block
 WHOLE_PIXELS = 1 << 22  # a mask level up to this size is read at once
-COMPUTED_MASK_MPP = 8.0
 MASK_CACHE_BYTES = 4 << 20  # decoded mask tiles kept per open mask
 
 Shares = npt.NDArray[np.uint8]
@@ -126,7 +125,9 @@ class TissueCache:
         width, height = slide.level_shapes[0]
         wanted = self.cell_um / mpp0
         if not mask_path:
-            size = tuple(max(1, round(side * mpp0 / COMPUTED_MASK_MPP)) for side in (width, height))
+            from core.wsi.tissue import MASK_MPP
+
+            size = tuple(max(1, round(side * mpp0 / MASK_MPP)) for side in (width, height))
             return _Cells(0, 1, (width / size[0], height / size[1]), (size[1], size[0]), True)
         mask = self._mask(mask_path)
         scales = [width / w for w, _ in mask.level_shapes]
@@ -210,7 +211,7 @@ def computed(slide: SlideReader, mpp0: float, shape: tuple[int, int]) -> Shares:
     """A computed mask brought to `shape` cells (height, width), 0 or 255."""
     from core.wsi.tissue import tissue_mask
 
-    mask = tissue_mask(slide, mpp0, mask_mpp=COMPUTED_MASK_MPP) > 0
+    mask = tissue_mask(slide, mpp0) > 0
     rows = np.minimum((np.arange(shape[0]) + 0.5) * mask.shape[0] / shape[0], mask.shape[0] - 1).astype(np.int64)
     columns = np.minimum((np.arange(shape[1]) + 0.5) * mask.shape[1] / shape[1], mask.shape[1] - 1).astype(np.int64)
     shares: Shares = mask[rows][:, columns].astype(np.uint8) * np.uint8(255)

@@ -20,7 +20,6 @@ from core.wsi.tissue import tissue_mask
 
 CELLS_PER_TILE = 16  # samples of a given mask along one side of a tile
 MAX_CELLS = 1 << 24  # of a mask in memory
-COMPUTED_MASK_MPP = 8.0
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -126,13 +125,13 @@ def _at(integral: npt.NDArray[Any], where: Floats, axis: int) -> Floats:
 
 
 def tissue_of(reader: SlideReader, mpp0: float, mask_path: str, spec: TileSpec) -> npt.NDArray[np.uint8]:
-    """The slide's tissue ``[h, w]`` fine enough for `spec`: its mask file, or one computed at 8 µm when there is none.
+    """The slide's tissue ``[h, w]`` fine enough for `spec`: its mask file, or one computed when there is none.
 
     Given masks are sampled at their coarsest level that is fine enough, in strips: a mask at full resolution never
     stands in memory. Raises what opening and reading slides and masks raises.
     """
     if not mask_path:
-        return (tissue_mask(reader, mpp0, mask_mpp=COMPUTED_MASK_MPP) > 0).astype(np.uint8)
+        return (tissue_mask(reader, mpp0) > 0).astype(np.uint8)
     mask = open_mask(mask_path)
     try:
         cells = _cells(reader.level_shapes[0], mask.level_shapes[0], spec.size_level0(mpp0))

@@ -19,11 +19,12 @@ SMOOTH_UM = 12.0  # standard deviation of the smoothing before the threshold
 CLOSE_UM = 24.0  # gaps up to this wide belong to the tissue
 HOLE_UM = 80.0  # so do lumina up to a disc of this diameter
 SPECK_UM = 120.0  # specks below a disc of this diameter are dust
+MASK_MPP = 8.0  # of computed masks
 MIN_CHROMA, MAX_CHROMA = 8.0, 40.0  # grey levels between which Otsu's threshold is believed
 BLACK = 40  # what is darker in all channels is a border, not tissue
 
 
-def tissue_mask(reader: SlideReader, mpp0: float, *, mask_mpp: float = 8.0) -> Mask:
+def tissue_mask(reader: SlideReader, mpp0: float, *, mask_mpp: float = MASK_MPP) -> Mask:
     """0/1 ``[h, w]`` at `mask_mpp` (µm per pixel), made from the coarsest level that serves it.
 
     Saturation is taken as chroma, max − min of the channels: unlike HSV's it does not blow up noise in dark pixels.
