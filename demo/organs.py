@@ -31,53 +31,20 @@ class Organ:
 
 
 COLON = Organ(
-    "colon",
-    gland_radius=(40, 5),
-    gland_spacing=82,
-    gland_aspect=1.7,
-    epithelium=28,
-    folds=0.15,
-    lobules=0.0,
-    goblets=0.85,
-    nucleus=(4.6, 2.7),
-    nuclear_spacing=5.4,
-    fat=0.06,
-    lymphocytes=2400,
-    fibroblasts=900,
+    "colon", gland_radius=(40, 5), gland_spacing=82, gland_aspect=1.7, epithelium=28, folds=0.15, lobules=0.0,
+    goblets=0.85, nucleus=(4.6, 2.7), nuclear_spacing=5.4, fat=0.06, lymphocytes=2400, fibroblasts=900,
     looseness=0.75,
-)
+)  # fmt: skip
 PROSTATE = Organ(
-    "prostate",
-    gland_radius=(78, 22),
-    gland_spacing=150,
-    gland_aspect=1.5,
-    epithelium=19,
-    folds=0.8,
-    lobules=0.15,
-    goblets=0.0,
-    nucleus=(4.0, 3.1),
-    nuclear_spacing=6.0,
-    fat=0.0,
-    lymphocytes=220,
-    fibroblasts=1000,
-    looseness=0.2,
-)
+    "prostate", gland_radius=(78, 22), gland_spacing=150, gland_aspect=1.5, epithelium=19, folds=0.8,
+    lobules=0.15, goblets=0.0, nucleus=(4.0, 3.1), nuclear_spacing=6.0, fat=0.0, lymphocytes=220,
+    fibroblasts=1000, looseness=0.2,
+)  # fmt: skip
 BREAST = Organ(
-    "breast",
-    gland_radius=(20, 4),
-    gland_spacing=43,
-    gland_aspect=1.6,
-    epithelium=12,
-    folds=0.1,
-    lobules=0.6,
-    goblets=0.0,
-    nucleus=(3.7, 3.0),
-    nuclear_spacing=6.2,
-    fat=0.32,
-    lymphocytes=260,
-    fibroblasts=480,
+    "breast", gland_radius=(20, 4), gland_spacing=43, gland_aspect=1.6, epithelium=12, folds=0.1, lobules=0.6,
+    goblets=0.0, nucleus=(3.7, 3.0), nuclear_spacing=6.2, fat=0.32, lymphocytes=260, fibroblasts=480,
     looseness=0.3,
-)
+)  # fmt: skip
 ORGANS = {organ.name: organ for organ in (COLON, PROSTATE, BREAST)}
 
 

@@ -37,31 +37,13 @@ class Hospital:
 
 BLOOD: Vector = (0.10, 0.68, 0.72)
 NORTH = Hospital(
-    "north",
-    haematoxylin=(0.585, 0.710, 0.392),
-    eosin=(0.195, 0.830, 0.520),
-    strength=(1.0, 1.0),
-    mpp=0.5,
-    blur_um=0.28,
-    gamma=1.0,
-    white=(244.0, 243.0, 245.0),
-    noise=1.6,
-    jpeg_quality=85,
-    suffix=".svs",
-)
+    "north", haematoxylin=(0.585, 0.710, 0.392), eosin=(0.195, 0.830, 0.520), strength=(1.0, 1.0), mpp=0.5,
+    blur_um=0.28, gamma=1.0, white=(244.0, 243.0, 245.0), noise=1.6, jpeg_quality=85, suffix=".svs",
+)  # fmt: skip
 SOUTH = Hospital(
-    "south",
-    haematoxylin=(0.690, 0.660, 0.300),
-    eosin=(0.120, 0.920, 0.370),
-    strength=(1.08, 0.85),
-    mpp=0.44,
-    blur_um=0.50,
-    gamma=1.10,
-    white=(247.0, 243.0, 234.0),
-    noise=2.6,
-    jpeg_quality=72,
-    suffix=".tif",
-)
+    "south", haematoxylin=(0.690, 0.660, 0.300), eosin=(0.120, 0.920, 0.370), strength=(1.08, 0.85), mpp=0.44,
+    blur_um=0.50, gamma=1.10, white=(247.0, 243.0, 234.0), noise=2.6, jpeg_quality=72, suffix=".tif",
+)  # fmt: skip
 HOSPITALS = (NORTH, SOUTH)
 
 
