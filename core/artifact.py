@@ -13,6 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from core.checkpoint import check_tensors, cpu_copy
 from core.errors import MissingFile, UserError
 from core.nn.vit import ViT, ViTConfig
@@ -74,10 +76,15 @@ class EncoderArtifact:
 
         store = Storage.of(folder)
         description = describe(folder)
-        weights = store.local_copy(WEIGHTS)
-        found, expected, where = digest_of(weights), description["sha256"], store.join(WEIGHTS)
-        if found != expected:
-            raise UserError("the encoder's weights were altered", file=where, found=found, expected=expected)
+
+        def checked(path: Path) -> dict[str, Tensor]:
+            found, expected = digest_of(path), description["sha256"]
+            if found != expected:
+                where = store.join(WEIGHTS)
+                raise UserError("the encoder's weights were altered", file=where, found=found, expected=expected)
+            return load_file(path)
+
+        tensors = store.read_local(WEIGHTS, checked)
         if description["architecture"] != "vit":
             found = description["architecture"]
             raise UserError("an encoder of another architecture", file=folder, found=found, expected="vit")
@@ -85,7 +92,6 @@ class EncoderArtifact:
             vit = ViT(ViTConfig(**description["vit"]))
         except TypeError as e:
             raise UserError(f"not a description of a ViT: {e}", file=store.join(DESCRIPTION), key="vit") from e
-        tensors = load_file(weights)
         check_tensors(tensors, vit.state_dict(), source=store.join(WEIGHTS))
         vit.load_state_dict(tensors)
         return vit.requires_grad_(False).eval(), description

@@ -52,7 +52,7 @@ def load(path: str, *, verify: bool = True) -> tuple[dict[str, Tensor], dict[str
         raise UserError(
             "the checkpoint was written by a newer version", file=path, found=version, expected=SCHEMA_VERSION
         )
-    return load_file(committed.file(TENSORS, verify=verify)), dict(committed.meta)
+    return committed.read(TENSORS, load_file, verify=verify), dict(committed.meta)
 
 
 def latest(parent: str, tag: str) -> Committed | None:

@@ -13,15 +13,16 @@ import os
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from core.errors import MissingFile, UserError
 from core.storage import Storage, StorageError, digest_bytes, digest_of, fsync, storage_error
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 COMMITTED = "COMMITTED.json"
 SCHEMA_VERSION = 1
@@ -37,20 +38,26 @@ class Committed:
     files: dict[str, dict[str, Any]]
     meta: dict[str, Any]
 
-    def file(self, name: str, *, verify: bool = True) -> Path:
-        """A file of it on a local disk, its size and (`verify`) digest checked. UserError when they do not match."""
+    def read(self, name: str, read: Callable[[Path], T], *, verify: bool = True) -> T:
+        """`read(path)` of a file of it on a local disk, its size and (`verify`) digest checked before.
+
+        UserError when they do not match, MissingFile for a file that it does not have.
+        """
         if name not in self.files:
             raise MissingFile(
                 "not in this committed directory", file=self.path, found=sorted(self.files), expected=name
             )
         entry = self.files[name]
-        path = Storage.of(self.path).local_copy(name)
-        found: dict[str, Any] = {"size": path.stat().st_size}
-        if verify and found["size"] == entry["size"]:
-            found["sha256"] = digest_of(path)
-        if any(entry[key] != value for key, value in found.items()):
-            raise UserError("a committed file is damaged", file=f"{self.path}/{name}", found=found, expected=entry)
-        return path
+
+        def checked(path: Path) -> T:
+            found: dict[str, Any] = {"size": path.stat().st_size}
+            if verify and found["size"] == entry["size"]:
+                found["sha256"] = digest_of(path)
+            if any(entry[key] != value for key, value in found.items()):
+                raise UserError("a committed file is damaged", file=f"{self.path}/{name}", found=found, expected=entry)
+            return read(path)
+
+        return Storage.of(self.path).read_local(name, checked)
 
 
 @dataclass

@@ -25,7 +25,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from core.errors import MissingFile, UserError
-from core.storage import Storage
+from core.storage import Storage, cached, digest_bytes
 
 SCHEMA_VERSION = 1
 CHUNK_BITS = 20
@@ -161,9 +161,8 @@ class Plan:
             )
         if description["hash"] != _description_hash(description):
             raise UserError("the plan's description was altered", file=folder / DESCRIPTION, key="hash")
-        for name, digest in description["sha256"].items() if verify else ():
-            if (found := _sha256(folder / name)) != digest:
-                raise UserError("the plan is damaged", file=folder / name, found=found, expected=digest)
+        if verify:
+            _check_digests(folder, description, Storage.of(folder))
         return cls(str(folder), description, os.fspath(path))
 
     def take(self, rows: npt.ArrayLike) -> dict[str, Column]:
@@ -206,23 +205,28 @@ def publish(path: str | os.PathLike[str], url: str) -> None:
 
 
 def _fetched(url: str) -> Path:
-    """A local folder with the files of the plan at `url`: links to verified-by-size cached copies, named by content."""
+    """A cached folder with the files of the plan at `url`, their digests checked as they are copied."""
     store = Storage.of(url)
-    if not store.exists(DESCRIPTION):
-        raise MissingFile("no plan here", file=url, expected=DESCRIPTION)
-    files = {name: store.local_copy(name) for name in (UNITS, SOURCES, DESCRIPTION)}
-    digest = json.loads(files[DESCRIPTION].read_text())["hash"]
-    folder = files[UNITS].parent / f"plan-{digest[:24]}"
-    if not (folder / DESCRIPTION).is_file():
-        partial = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
-        partial.mkdir()
-        for name, file in files.items():
-            os.link(file, partial / name)
-        try:
-            os.replace(partial, folder)
-        except OSError:  # another process was first
-            shutil.rmtree(partial)
-    return folder
+    try:
+        text = store.read_bytes(DESCRIPTION)
+    except MissingFile as e:
+        raise MissingFile("no plan here", file=url, expected=DESCRIPTION) from e
+
+    def fetch(folder: Path) -> None:
+        folder.mkdir()
+        for name in (UNITS, SOURCES):
+            store.get(name, folder / name)
+        _check_digests(folder, json.loads(text), store)
+        (folder / DESCRIPTION).write_bytes(text)
+
+    return cached(f"{digest_bytes(text)[:24]}-plan", fetch, store.size(UNITS) + store.size(SOURCES))
+
+
+def _check_digests(folder: Path, description: dict[str, Any], store: Storage) -> None:
+    """UserError, naming the file in `store`, when one in `folder` is not what the description says."""
+    for name, digest in description["sha256"].items():
+        if (found := _sha256(folder / name)) != digest:
+            raise UserError("the plan is damaged", file=store.join(name), found=found, expected=digest)
 
 
 def _misfit(values: Column, narrow: Column) -> Any:

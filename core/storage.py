@@ -12,7 +12,9 @@ import errno
 import hashlib
 import logging
 import os
+import re
 import shutil
+import stat
 import tempfile
 import time
 import uuid
@@ -31,6 +33,8 @@ ATTEMPTS, FIRST_WAIT_S = 5, 0.5
 FINAL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.ENAMETOOLONG))
 ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError)
 CACHE_ENV = "PATHRAY_CACHE_DIR"
+CACHE_BYTES, ABANDONED_S = 20 * 10**9, 86400.0  # a copy begun and untouched for so long is nobody's
+CACHED = re.compile(r"\.?[0-9a-f]{24}-.+")
 
 
 class StorageError(UserError, OSError):
@@ -161,8 +165,18 @@ class Storage:
 
         self._retried(remove, name, writing=True)
 
+    def get(self, name: str, target: Path) -> None:
+        """Copy a file from here to a local path. MissingFile when it is not there."""
+        try:
+            self._retried(lambda: self.fs.get_file(self.path(name), str(target)), name)
+        except FileNotFoundError as e:
+            raise MissingFile("no such file", file=self.join(name)) from e
+
     def local_copy(self, name: str) -> Path:
-        """The file on a local disk, for memory mapping: itself, or a download cached by path, size and version."""
+        """The file on a local disk, for memory mapping: itself, or a download cached by path, size and version.
+
+        A download stays until others need its room, which may be at once: `read_local` opens it safely.
+        """
         if self.local:
             if not os.path.exists(self.path(name)):
                 raise MissingFile("no such file", file=self.join(name))
@@ -170,17 +184,18 @@ class Storage:
         info = self._info(name)
         version = [str(info.get(k, "")) for k in ("size", "etag", "ETag", "generation", "mtime", "created")]
         digest = digest_bytes("\0".join([self.join(name), *version]).encode())[:24]
-        folder = Path(os.environ.get(CACHE_ENV) or Path(tempfile.gettempdir()) / f"pathray-cache-{os.getuid()}")
-        target = folder / f"{digest}-{name.rpartition('/')[2]}"
-        if not target.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            partial = folder / f".{target.name}-{uuid.uuid4().hex[:8]}"
+        return cached(f"{digest}-{name.rpartition('/')[2]}", lambda path: self.get(name, path), int(info["size"]))
+
+    def read_local(self, name: str, read: Callable[[Path], T]) -> T:
+        """`read(path)` of a local copy, which is fetched again when another process has removed it meanwhile."""
+        for _ in range(ATTEMPTS):
+            path = self.local_copy(name)
             try:
-                self._retried(lambda: self.fs.get_file(self.path(name), str(partial)), name)
-                os.replace(partial, target)
-            finally:
-                partial.unlink(missing_ok=True)
-        return target
+                return read(path)
+            except FileNotFoundError:
+                if path.exists():
+                    raise
+        raise StorageError("its local copy is removed again and again", file=self.join(name), found=path)
 
     def pyarrow_fs(self) -> Any:
         """This file system for pyarrow (and Ray); paths on it are `path(...)`."""
@@ -231,6 +246,50 @@ class Storage:
         return not self.local and not isinstance(e, TypeError | AttributeError | AssertionError | NotImplementedError)
 
 
+def private_cache() -> Path:
+    """The folder for local copies of remote files: what PATHRAY_CACHE_DIR names, or the user's own in the temporary
+    folder, which nobody else can enter. UserError when that one is a link or somebody else's."""
+    given = os.environ.get(CACHE_ENV)
+    folder = Path(given or Path(tempfile.gettempdir()) / f"pathray-cache-{os.getuid()}")
+    try:
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700, parents=True)
+        found = folder.stat() if given else folder.lstat()
+        own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+        if own and not given and stat.S_IMODE(found.st_mode) != 0o700:
+            folder.chmod(0o700)
+    except OSError as e:
+        raise storage_error(e, str(folder), writing=True) from e
+    if not own and not given:
+        what = "a link" if folder.is_symlink() else f"something of user {found.st_uid}"
+        raise UserError("not a folder of your own", file=folder, found=what, expected=f"another folder in {CACHE_ENV}")
+    return folder
+
+
+def cached(name: str, fetch: Callable[[Path], object], size: int) -> Path:
+    """The file or folder `name` of the cache, made by `fetch(path)` when it is not there.
+
+    `name` begins with 24 hexadecimal digits that stand for the content. Room for `size` bytes is made first: what was
+    not used for the longest time goes, until the cache holds at most CACHE_BYTES or a tenth of its disk.
+    """
+    folder = private_cache()
+    target, partial = folder / name, folder / f".{name}-{uuid.uuid4().hex[:8]}"
+    assert CACHED.fullmatch(name), name
+    with contextlib.suppress(FileNotFoundError):
+        os.utime(target)  # asks and says that it is in use in one step: others may be making room
+        return target
+    _make_room(folder, size)
+    try:
+        fetch(partial)
+        os.replace(partial, target)
+    except OSError:
+        if not target.exists():  # it does when another process was first
+            raise
+    finally:
+        _discard(partial)
+    return target
+
+
 def write_atomic(path: str, data: bytes) -> None:
     """Write a file by path or URL: readers see the old one or the new one, never a part."""
     folder, _, name = path.rpartition("/")
@@ -264,6 +323,34 @@ def storage_error(e: Exception, path: str, *, writing: bool) -> StorageError:
     error = StorageError(f"cannot {'write' if writing else 'read'}: {what}", file=path)
     error.errno = number
     return error
+
+
+def _make_room(folder: Path, size: int) -> None:
+    """Remove what was not used for the longest time; only what `cached` made, never what is still being fetched."""
+    entries: list[tuple[float, int, Path]] = []
+    for path in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            if CACHED.fullmatch(path.name):
+                files = list(path.iterdir()) if path.is_dir() else [path]
+                entries.append((path.stat().st_mtime, sum(f.stat().st_size for f in files), path))
+    room = min(CACHE_BYTES, shutil.disk_usage(folder).total // 10) - size - sum(n for _, n, _ in entries)
+    for used, bytes_, path in sorted(entries):
+        if room >= 0:
+            return
+        if not path.name.startswith(".") or time.time() - used > ABANDONED_S:
+            _discard(path)
+            room += bytes_
+
+
+def _discard(path: Path) -> None:
+    """Remove a file or a folder, at one stroke for those who look for it; absent is fine."""
+    with contextlib.suppress(OSError):
+        if path.is_dir():
+            gone = path.with_name(f".{path.name.lstrip('.')}-{uuid.uuid4().hex[:8]}")
+            os.replace(path, gone)
+            shutil.rmtree(gone)
+        else:
+            path.unlink()
 
 
 def _replace(path: str, write: Callable[[BinaryIO], None]) -> None:

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -288,8 +286,10 @@ def _plan_folder(root: Any) -> str:
     """Where the plan is built: in the output folder, or on the local disk when that is remote."""
     if root.local:
         return str(root.join("plan"))
-    digest = hashlib.sha256(root.url.encode()).hexdigest()[:16]
-    return str(Path(tempfile.gettempdir()) / f"pathray-plan-{os.getuid()}-{digest}")
+    from core.storage import private_cache
+
+    digest = hashlib.sha256(root.url.encode()).hexdigest()[:24]
+    return str(private_cache() / f"{digest}-plan-built")
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def test_a_committed_directory_is_listed_with_its_files_and_meta(parent: str) ->
     path = write(parent, "snap", images_seen=7)
     (found,) = list_committed(parent)
     assert (found.path, found.name, found.meta) == (path, "snap", {"images_seen": 7})
-    assert found.file("a.bin").read_bytes() == b"content" and found.files["b.bin"]["size"] == 14
+    assert found.read("a.bin", Path.read_bytes) == b"content" and found.files["b.bin"]["size"] == 14
     assert list_committed(parent, "snap") == [found] and list_committed(parent, "sna") == []
 
 
@@ -67,7 +67,7 @@ def test_names_with_dashes_are_told_apart(parent: str) -> None:
 
 def test_the_same_name_twice_never_collides(parent: str) -> None:
     assert write(parent, "snap", b"1") != write(parent, "snap", b"2")
-    assert [c.file("a.bin").read_bytes() for c in list_committed(parent, "snap")] == [b"1", b"2"]
+    assert [c.read("a.bin", Path.read_bytes) for c in list_committed(parent, "snap")] == [b"1", b"2"]
 
 
 @pytest.mark.parametrize("change", [b"contenT", b"short"])
@@ -75,7 +75,7 @@ def test_a_file_that_changed_after_the_commit_is_refused(parent: str, change: by
     path = write(parent, "snap")
     Storage.of(path).write_bytes("a.bin", change)
     with pytest.raises(UserError, match="damaged"):
-        read_committed(path).file("a.bin")
+        read_committed(path).read("a.bin", Path.read_bytes)
 
 
 def test_a_newer_schema_is_refused(parent: str) -> None:
@@ -131,7 +131,7 @@ def test_a_store_that_is_full_at_any_file_leaves_what_was_there_and_nothing_new(
     with pytest.raises(StorageError, match="No space left on device"):
         write("faulty://bucket/run", "snap")
     assert [c.path for c in list_committed("faulty://bucket/run")] == [before]
-    assert read_committed(before).file("a.bin").read_bytes() == b"content"
+    assert read_committed(before).read("a.bin", Path.read_bytes) == b"content"
 
 
 def test_an_upload_that_was_cut_short_is_noticed_at_the_commit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,6 +100,21 @@ def test_a_plan_published_to_a_bucket_opens_from_its_url(tmp_path, monkeypatch):
         Plan.open("memory://bucket/none")
 
 
+def test_a_plan_is_fetched_once_and_not_when_its_files_do_not_belong_together(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATHRAY_CACHE_DIR", str(tmp_path / "cache"))
+    url, fetched, get = "memory://bucket/fetched/plan", [], Storage.get
+    monkeypatch.setattr(Storage, "get", lambda *given: (fetched.append(given[1]), get(*given)))
+    publish(build(tmp_path / "plan").path, url)
+    assert Plan.open(url).path == Plan.open(url).path and fetched == [UNITS, SOURCES_FILE]
+    newer = build(tmp_path / "newer", 500)
+    Storage.of(url).put(tmp_path / "newer" / DESCRIPTION, DESCRIPTION)
+    with pytest.raises(UserError, match="damaged .*memory://bucket/fetched/plan/units.arrow"):
+        Plan.open(url)
+    publish(build(tmp_path / "again").path, url)
+    publish(newer.path, url)
+    assert Plan.open(url).hash == newer.hash and len(list((tmp_path / "cache").iterdir())) == 2
+
+
 def test_a_plan_that_is_published_already_is_not_copied_again_and_an_older_one_is_replaced(tmp_path, monkeypatch):
     monkeypatch.setenv("PATHRAY_CACHE_DIR", str(tmp_path / "cache"))
     url, copied, put = "memory://bucket/again/plan", [], Storage.put

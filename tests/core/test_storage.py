@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 
 import core.storage
 from core.errors import MissingFile, UserError
-from core.storage import Storage, StorageError, write_atomic
+from core.storage import Storage, StorageError, private_cache, write_atomic
 from tests.builders.storage import FaultyFileSystem, full
 
 
@@ -72,6 +73,78 @@ def test_a_local_copy_is_a_local_file_and_follows_changes(store: Storage) -> Non
     assert store.local_copy("a.bin").read_bytes() == b"first"
     store.write_bytes("a.bin", b"second, longer")
     assert store.local_copy("a.bin").read_bytes() == b"second, longer"
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of at most 25 bytes for the store at faulty://bucket."""
+    monkeypatch.setattr(core.storage, "CACHE_BYTES", 25)
+    monkeypatch.setenv("PATHRAY_CACHE_DIR", str(tmp_path / "cache"))
+    FaultyFileSystem.reset()
+    for name in "abcd":
+        Storage.of("faulty://bucket").write_bytes(name, name.encode() * 10)
+    return tmp_path / "cache"
+
+
+def cached_names(cache: Path) -> list[str]:
+    return sorted(p.name.partition("-")[2] for p in cache.iterdir())
+
+
+def test_the_cache_is_bounded_and_what_was_not_used_for_longest_goes_first(cache: Path) -> None:
+    store = Storage.of("faulty://bucket")
+    for age, name in ((300, "a"), (200, "b")):
+        os.utime(store.local_copy(name), (time.time() - age,) * 2)
+    (cache / "notes.txt").write_bytes(b"the user's own " * 10)
+    store.local_copy("a")  # used again
+    store.local_copy("c")
+    assert cached_names(cache) == ["", "a", "c"] and (cache / "notes.txt").exists()
+    store.write_bytes("large", b"x" * 100)
+    assert store.local_copy("large").read_bytes() == b"x" * 100
+    assert cached_names(cache) == ["", "large"]
+
+
+def test_room_is_not_made_by_what_is_being_fetched_but_by_what_was_given_up(cache: Path) -> None:
+    store, digits = Storage.of("faulty://bucket"), "0" * 24
+    for name in ("fetching", "given-up"):
+        (cache / f".{digits}-{name}").parent.mkdir(exist_ok=True)
+        (cache / f".{digits}-{name}").write_bytes(b"x" * 20)
+    os.utime(cache / f".{digits}-given-up", (0, 0))
+    store.local_copy("a")
+    assert cached_names(cache) == ["a", "fetching"]
+
+
+def test_a_copy_that_another_process_removed_is_fetched_again(cache: Path) -> None:
+    store, seen = Storage.of("faulty://bucket"), list[Path]()
+
+    def read(path: Path) -> bytes:
+        seen.append(path)
+        if len(seen) == 1:
+            path.unlink()
+        return path.read_bytes()
+
+    assert store.read_local("a", read) == b"a" * 10 and len(seen) == 2
+    with pytest.raises(FileNotFoundError, match="elsewhere"):
+        store.read_local("a", lambda path: Path("elsewhere").read_bytes())
+
+
+def test_the_default_cache_is_for_its_user_alone_and_no_link_or_folder_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PATHRAY_CACHE_DIR", raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = private_cache()
+    assert folder.parent == tmp_path and stat.S_IMODE(folder.stat().st_mode) == 0o700
+    folder.chmod(0o755)
+    assert stat.S_IMODE(private_cache().stat().st_mode) == 0o700
+    plain = Path.lstat
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "lstat", lambda path: os.stat_result((0o40700, 0, 0, 1, os.getuid() + 1, *plain(path)[5:])))
+        with pytest.raises(UserError, match="not a folder of your own .*PATHRAY_CACHE_DIR"):
+            private_cache()
+    folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="not a folder of your own .*a link"):
+        private_cache()
 
 
 def test_pyarrow_reads_what_we_write(store: Storage) -> None:
