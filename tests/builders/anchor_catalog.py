@@ -14,7 +14,7 @@ from ijepath.catalog import Catalog
 from ijepath.catalog_writer import write_catalog
 from ijepath.config import DataConfig, OptimizationConfig, RunConfig
 from ijepath.data import AnchorReader, ReaderConfig
-from ijepath.index import COLUMNS, SlideIndex, index_slide, write_index
+from ijepath.index import COLUMNS, SlideIndex, index_slides, write_index
 from ijepath.manifest import read_manifest
 from ijepath.plan import build_plan
 from ijepath.profile import Profile
@@ -44,18 +44,18 @@ class Built:
 def painted_catalog(folder: Path, size_um: float = 560.0) -> Built:
     """Two slides of two hospitals, one with a mask and one without; contexts of 128 µm."""
     manifest = generate(folder, CohortSettings(slides_per_hospital=1, size_um=size_um, patches_per_label=0), workers=1)
-    found = read_manifest(str(manifest), reserved=COLUMNS)
-    rows = [index_slide(row) for row in found.rows]
-    assert [row["status"] for row in rows] == ["ok", "ok"], rows
-    index, path = str(folder / "index.parquet"), str(folder / "catalog.json")
-    write_index(index, SlideIndex(tuple(rows), tuple(found.metadata_columns)))
     profile = Profile(profile_id="small", context_fov_um=128.0, target_fov_um=32.0, target_margin_um=4.0)
-    write_catalog(
-        path,
-        profile,
-        anchors_of(rows, profile),
-        slide_index=index,
-        metadata_columns=found.metadata_columns,
-        sampling_stratum_key="organ",
-    )
-    return Built(folder, Catalog.open(path), build_plan(path, str(folder / "plan")), profile)
+    plan = planned(folder, str(manifest), profile)
+    return Built(folder, Catalog.open(str(folder / "catalog.json")), plan, profile)
+
+
+def planned(folder: Path, manifest: str, profile: Profile) -> Plan:
+    """The plan of a manifest whose slides are all good, and in `folder` index.parquet, catalog.json and plan/."""
+    found = read_manifest(manifest, reserved=COLUMNS)
+    slides = SlideIndex(tuple(index_slides(found)), found.metadata_columns)
+    assert not slides.failed, slides.failed
+    index, catalog = str(folder / "index.parquet"), str(folder / "catalog.json")
+    write_index(index, slides)
+    anchors = anchors_of(slides.rows, profile)
+    write_catalog(catalog, profile, anchors, slide_index=index, metadata_columns=found.metadata_columns)
+    return build_plan(catalog, str(folder / "plan"))

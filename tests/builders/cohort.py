@@ -66,3 +66,20 @@ def good_cohort(folder: Path, slides: int = 3) -> str:
         organ = ("lung", "skin")[i % 2]
         rows.append({"slide_id": f"s{i}", "wsi_path": f"slide{i}.tiff", "mask_path": mask.name, "organ": organ})
     return write_manifest(folder / "slides.csv", rows)
+
+
+def speckled_cohort(folder: Path) -> str:
+    """Two slides of 576² at 0.5 mpp and two organs, speckled so that there is something to learn; all of it tissue."""
+    import tifffile
+
+    rows = []
+    for i, organ in enumerate(("lung", "colon")):
+        generator = np.random.default_rng(i)
+        coarse = generator.integers(60, 200, (24, 24, 3))
+        pixels = np.kron(coarse, np.ones((24, 24, 1))) + generator.normal(0, 8, (576, 576, 3))
+        with tifffile.TiffWriter(folder / f"{i}.tif") as f:
+            f.write(pixels.clip(0, 255).astype(np.uint8), tile=(128, 128), compression="deflate", photometric="rgb")
+        tifffile.imwrite(folder / f"{i}_mask.tif", np.full((72, 72), 255, np.uint8), tile=(64, 64))
+        row = {"slide_id": f"s{i}", "wsi_path": f"{i}.tif", "mask_path": f"{i}_mask.tif", "mpp": 0.5, "organ": organ}
+        rows.append(row)
+    return write_manifest(folder / "slides.csv", rows)

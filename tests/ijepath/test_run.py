@@ -13,15 +13,11 @@ from core.nn.vit import PRESETS
 from core.plan import Plan
 from core.stream import Lookup, decoded, rank_rows
 from core.train.loop import TrainState, run
-from ijepath.anchors import anchors_of
 from ijepath.assembly import assemble
-from ijepath.catalog_writer import write_catalog
 from ijepath.config import CONFIGS_DIR, GROUPS, RunConfig, resolve_global_batch
-from ijepath.index import SlideIndex, index_slides, write_index
-from ijepath.manifest import read_manifest
-from ijepath.plan import build_plan
 from ijepath.profile import Profile
-from tests.builders.cohort import write_manifest
+from tests.builders.anchor_catalog import planned
+from tests.builders.cohort import speckled_cohort
 
 KEYS = (
     "data.context_fov_um=96", "data.target_fov_um=32", "data.targets_per_context=2", "data.min_tissue_fraction=0.1",
@@ -44,30 +40,10 @@ def config(*argv: str) -> RunConfig:
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory) -> Plan:
     """Two speckled slides of 0.5 mpp, indexed, anchored, planned."""
-    import tifffile
-
     folder: Path = tmp_path_factory.mktemp("slides")
-    rows = []
-    for i, organ in enumerate(("lung", "colon")):
-        generator = np.random.default_rng(i)
-        coarse = generator.integers(60, 200, (24, 24, 3))
-        pixels = np.kron(coarse, np.ones((24, 24, 1))) + generator.normal(0, 8, (576, 576, 3))
-        with tifffile.TiffWriter(folder / f"{i}.tif") as f:
-            f.write(pixels.clip(0, 255).astype(np.uint8), tile=(128, 128), compression="deflate", photometric="rgb")
-        tifffile.imwrite(folder / f"{i}_mask.tif", np.full((72, 72), 255, np.uint8), tile=(64, 64))
-        row = {"slide_id": f"s{i}", "wsi_path": f"{i}.tif", "mask_path": f"{i}_mask.tif", "mpp": 0.5, "organ": organ}
-        rows.append(row)
-    manifest = read_manifest(write_manifest(folder / "slides.csv", rows))
-    index = SlideIndex(tuple(index_slides(manifest)), manifest.metadata_columns)
-    assert not index.failed, index.failed
-    write_index(str(folder / "slides.parquet"), index)
     data = config().data
     profile = Profile(**{f.name: getattr(data, f.name) for f in fields(Profile)})
-    catalog = str(folder / "anchor_catalog_manifest.json")
-    found = anchors_of(index.rows, profile)
-    columns = manifest.metadata_columns
-    write_catalog(catalog, profile, found, slide_index=str(folder / "slides.parquet"), metadata_columns=columns)
-    return build_plan(catalog, str(folder / "plan"))
+    return planned(folder, speckled_cohort(folder), profile)
 
 
 def train(plan: Plan, run_config: RunConfig, *, stop_at: int | None = None, state: dict | None = None):

@@ -10,7 +10,6 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from core.config import load_config
@@ -21,14 +20,10 @@ from core.stream import Lookup, decoded, rank_rows
 from core.train.assembly import Assembly
 from core.train.loop import Tick, TrainState, run
 from ijepath import assembly
-from ijepath.anchors import anchors_of
-from ijepath.catalog_writer import write_catalog
 from ijepath.config import CONFIGS_DIR, GROUPS, RunConfig, resolve_global_batch
-from ijepath.index import SlideIndex, index_slides, write_index
-from ijepath.manifest import read_manifest
-from ijepath.plan import build_plan
 from ijepath.profile import Profile
-from tests.builders.cohort import write_manifest
+from tests.builders.anchor_catalog import planned
+from tests.builders.cohort import speckled_cohort
 
 PRESETS["vit_tiny"] = {"dim": 48, "depth": 2, "heads": 3}
 G, MICRO, STEPS = 8, 4, 8
@@ -58,28 +53,9 @@ def assemble(run_config: RunConfig, plan: Plan, world: int) -> Assembly:
 
 def slides_plan(folder: Path) -> Plan:
     """Two speckled slides of 0.5 mpp, indexed, anchored, planned."""
-    import tifffile
-
-    rows = []
-    for i, organ in enumerate(("lung", "colon")):
-        generator = np.random.default_rng(i)
-        coarse = generator.integers(60, 200, (24, 24, 3))
-        pixels = np.kron(coarse, np.ones((24, 24, 1))) + generator.normal(0, 8, (576, 576, 3))
-        with tifffile.TiffWriter(folder / f"{i}.tif") as f:
-            f.write(pixels.clip(0, 255).astype(np.uint8), tile=(128, 128), compression="deflate", photometric="rgb")
-        tifffile.imwrite(folder / f"{i}_mask.tif", np.full((72, 72), 255, np.uint8), tile=(64, 64))
-        row = {"slide_id": f"s{i}", "wsi_path": f"{i}.tif", "mask_path": f"{i}_mask.tif", "mpp": 0.5, "organ": organ}
-        rows.append(row)
-    manifest = read_manifest(write_manifest(folder / "slides.csv", rows))
-    index = SlideIndex(tuple(index_slides(manifest)), manifest.metadata_columns)
-    assert not index.failed, index.failed
-    write_index(str(folder / "slides.parquet"), index)
     data = config().data
     profile = Profile(**{f.name: getattr(data, f.name) for f in fields(Profile)})
-    catalog, columns = str(folder / "anchor_catalog_manifest.json"), manifest.metadata_columns
-    found = anchors_of(index.rows, profile)
-    write_catalog(catalog, profile, found, slide_index=str(folder / "slides.parquet"), metadata_columns=columns)
-    return build_plan(catalog, str(folder / "plan"))
+    return planned(folder, speckled_cohort(folder), profile)
 
 
 def stream(parts: Assembly, plan: Plan) -> Callable[[int], Iterator[dict[str, Any]]]:
