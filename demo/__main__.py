@@ -74,6 +74,9 @@ def _number(key: str, value: str) -> float | int:
 
 
 def main(argv: Sequence[str]) -> None:
+    if {"-h", "--help"} & set(argv):
+        print(__doc__)
+        return
     arguments, started = parse(argv), time.monotonic()
     output = Path(arguments.output)
     output.mkdir(parents=True, exist_ok=True)

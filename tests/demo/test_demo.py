@@ -28,6 +28,14 @@ def test_wrong_arguments_are_refused(word: str) -> None:
         program.parse([word])
 
 
+def test_help_is_printed_and_nothing_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    program.main(["samples=2", "--help"])
+    assert "slides=folder [mpp=0.5]" in capsys.readouterr().out and list(tmp_path.iterdir()) == []
+
+
 def test_a_failing_job_ends_the_demo_with_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(program.subprocess, "Popen", lambda words, env: _Ended(3))
     with pytest.raises(program.Failed) as error:
