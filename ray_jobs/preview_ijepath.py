@@ -123,8 +123,9 @@ def draw_overlays(config: PreviewConfig, catalog: Catalog, store: Storage) -> in
     """Write `overlays/<slide_id>.png` of the first slides; the number of files."""
     from ijepath.previews import png_bytes
 
-    count = 0
-    with Progress(config.num_overlays if config.num_overlays > 0 else None, "overlays", "slides") as progress:
+    count, slides = 0, int(catalog.manifest["slides"])
+    total = slides if config.num_overlays < 0 else min(config.num_overlays, slides)
+    with Progress(total, "overlays", "slides") as progress:
         for name, picture in _overlays(config, catalog):
             store.write_bytes(f"overlays/{name}.png", png_bytes(picture))
             count += 1
