@@ -1,12 +1,16 @@
-"""A small job as a file, to be run with `python -m toy_job` in a process of its own."""
+"""Jobs in processes of their own: a small one as a file (`python -m toy_job`); running, finding and awaiting them."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
+T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[2]
 
 TOY_JOB = '''"""Adds numbers up. Only here to be run by a test."""
@@ -74,3 +78,38 @@ def run_job_process(folder: Path, module: str, *argv: str, paths: tuple[Path, ..
         job_command(module, *argv),
         cwd=folder, env=job_environment(*paths), capture_output=True, text=True, timeout=timeout,
     )  # fmt: skip
+
+
+def wait_for(what: Callable[[], T], seconds: float = 120.0, every: float = 0.005) -> T:
+    """The first true value of `what()`."""
+    deadline = time.monotonic() + seconds
+    while not (value := what()):
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(every)
+    return value
+
+
+def descendants(pid: int) -> list[int]:
+    """Process ids below `pid`, by /proc."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        children.setdefault(parent, []).append(int(stat.parent.name))
+    found, todo = [], [pid]
+    while todo:
+        todo += (below := children.get(todo.pop(), []))
+        found += below
+    return found
+
+
+def alive(pids: list[int]) -> list[int]:
+    def state(pid: int) -> str:
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return "gone"
+
+    return [pid for pid in pids if state(pid) not in ("gone", "Z", "X")]

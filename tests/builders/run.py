@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from core import checkpoint
+from core.storage import Storage
 from tests.builders.cohort import write_manifest
 from tests.builders.slides import write_slide
 
@@ -114,9 +115,9 @@ def checkpoints(run: Path) -> dict[str, int]:
     return {Path(c.path).name: c.meta["images_seen"] for c in list_committed(str(run / "checkpoints"))}
 
 
-def weights(run: Path) -> tuple[int, str]:
+def weights(run: Path | str) -> tuple[int, str]:
     """Images seen by the newest checkpoint, and the digest of everything that training changes."""
-    newest = checkpoint.latest(str(run / "checkpoints"), TAG)
+    newest = checkpoint.latest(f"{run}/checkpoints", TAG)
     assert newest is not None, f"no checkpoint in {run}"
     tensors, meta = checkpoint.load(newest.path)
     digest = hashlib.sha256()
@@ -125,9 +126,9 @@ def weights(run: Path) -> tuple[int, str]:
     return meta["images_seen"], digest.hexdigest()
 
 
-def metrics(run: Path) -> list[dict[str, Any]]:
+def metrics(run: Path | str) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl that steps have written."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in Storage.of(str(run)).read_bytes("metrics.jsonl").splitlines()]
     return [row for row in rows if row["images_seen"]]
 
 

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from core.storage import Storage
 from core.stream import Fault
 from ray_jobs import quarantine
 from tests.builders.cohort import write_manifest, write_mask
-from tests.builders.jobs import job_command, job_environment
+from tests.builders.jobs import alive, descendants, job_command, job_environment, wait_for
 from tests.builders.run import (
     BUDGET,
     FULL_FROM,
@@ -45,15 +44,6 @@ def run(tmp_path):
     """A folder for a run, whose checkpoints do not outlive the test."""
     yield tmp_path / "run"
     discard(tmp_path / "run")
-
-
-def wait_for(what, seconds: float = 120.0, every: float = 0.005):
-    """The first true value of `what()`."""
-    deadline = time.monotonic() + seconds
-    while not (value := what()):
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(every)
-    return value
 
 
 # --- slides -----------------------------------------------------------------------------------------------------------
@@ -207,32 +197,6 @@ def test_a_report_that_no_part_backs_any_more_is_removed(tmp_path):
 
 
 # --- the job ----------------------------------------------------------------------------------------------------------
-
-
-def descendants(pid: int) -> list[int]:
-    """Process ids below `pid`, by /proc."""
-    children: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        children.setdefault(parent, []).append(int(stat.parent.name))
-    found, todo = [], [pid]
-    while todo:
-        todo += (below := children.get(todo.pop(), []))
-        found += below
-    return found
-
-
-def alive(pids: list[int]) -> list[int]:
-    def state(pid: int) -> str:
-        try:
-            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except (FileNotFoundError, ProcessLookupError):
-            return "gone"
-
-    return [pid for pid in pids if state(pid) not in ("gone", "Z", "X")]
 
 
 def uncommitted(run: Path) -> list[Path]:

@@ -1,0 +1,111 @@
+"""An object store on a folder, for tests across processes: no rename, no append, an object is there when it is whole.
+
+``bucket://…`` lies under BUCKET_ROOT, one file per object. `make_known` leads every process whose PYTHONPATH holds
+its folder to it through fsspec's entry points, as an installed gcsfs or s3fs is found. The second object whose key
+matches the pattern BUCKET_HANGS, where it is set, is never finished, and a file `hangs` beside the objects says so.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+import uuid
+from datetime import UTC, datetime
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+from fsspec import AbstractFileSystem
+
+OBJECTS = "objects"
+
+
+def make_known(folder: Path) -> Path:
+    """A folder for PYTHONPATH that makes ``bucket://`` known to fsspec."""
+    about = folder / "bucket-0.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: bucket\nVersion: 0\n")
+    (about / "entry_points.txt").write_text("[fsspec.specs]\nbucket = tests.builders.bucket:BucketFileSystem\n")
+    return folder
+
+
+class BucketFileSystem(AbstractFileSystem):
+    protocol, cachable = "bucket", False
+
+    def ls(self, path: str, detail: bool = True, **more: Any) -> list[Any]:
+        path = self._strip_protocol(path)
+        found: dict[str, dict[str, Any]] = {}
+        for key in self._keys():
+            if key == path:
+                found[key] = self._about(key)
+            elif key.startswith(f"{path}/" if path else ""):
+                child = key[: key.find("/", len(path) + 1)] if "/" in key[len(path) + 1 :] else key
+                found[child] = self._about(key) if child == key else {"name": child, "size": 0, "type": "directory"}
+        if not found:
+            raise FileNotFoundError(path)
+        return [found[name] for name in sorted(found)] if detail else sorted(found)
+
+    def info(self, path: str, **more: Any) -> dict[str, Any]:
+        path = self._strip_protocol(path)
+        if _file(path).exists():
+            return self._about(path)
+        if any(key.startswith(f"{path}/") for key in self._keys()):
+            return {"name": path, "size": 0, "type": "directory"}
+        raise FileNotFoundError(path)
+
+    def modified(self, path: str) -> datetime:
+        path = self._strip_protocol(path)
+        if not _file(path).exists():
+            raise FileNotFoundError(path)
+        return datetime.fromtimestamp(_file(path).stat().st_mtime, UTC)
+
+    def rm(self, path: str, recursive: bool = False, maxdepth: int | None = None) -> None:
+        path = self._strip_protocol(path)
+        for key in self._keys():
+            if key == path or (recursive and key.startswith(f"{path}/")):
+                _file(key).unlink()
+
+    def mv(self, *args: Any, **more: Any) -> None:
+        raise AssertionError("an object store has no rename")
+
+    def _open(self, path: str, mode: str = "rb", **more: Any) -> Any:
+        assert mode in ("rb", "wb"), f"an object store has no {mode}"
+        return open(_file(path), "rb") if mode == "rb" else _Upload(path)
+
+    def _keys(self) -> list[str]:
+        return [unquote(p.name) for p in _root().glob("[!.]*")]
+
+    def _about(self, key: str) -> dict[str, Any]:
+        stat = _file(key).stat()
+        return {"name": key, "size": stat.st_size, "type": "file", "mtime": stat.st_mtime_ns, "ETag": str(stat.st_ino)}
+
+
+class _Upload(io.BytesIO):
+    """Becomes the object when it is closed."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__()
+        self.key = key
+
+    def close(self) -> None:
+        if not self.closed:
+            pattern = os.environ.get("BUCKET_HANGS", "")
+            if fnmatch(self.key, pattern) and any(fnmatch(unquote(p.name), pattern) for p in _root().iterdir()):
+                (_root().parent / "hangs").touch()
+                time.sleep(3600)
+            partial = _root() / f".{uuid.uuid4().hex}"
+            partial.write_bytes(self.getvalue())
+            os.replace(partial, _file(self.key))
+        super().close()
+
+
+def _root() -> Path:
+    root = Path(os.environ["BUCKET_ROOT"]) / OBJECTS
+    root.mkdir(parents=True, exist_ok=True)
+    return root
+
+
+def _file(key: str) -> Path:
+    return _root() / quote(key, safe="")
