@@ -1,7 +1,9 @@
 """Writes the anchor catalog: slide after slide into zstd parquet shards, the JSON manifest last. Memory: one shard.
 
-Rows are ordered by slide (index order) then raster; equal inputs give equal bytes. Not here: which anchors there are
-(ijepath.anchors) and reading (ijepath.catalog).
+Rows are ordered by slide (index order) then raster; equal inputs give equal names and bytes. Shards are named by their
+content, so that an older catalog stays whole until the manifest of the new one takes its place.
+
+Not here: which anchors there are (ijepath.anchors) and reading (ijepath.catalog).
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,11 +24,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from core.errors import UserError
-from core.storage import Storage
+from core.storage import Storage, StorageError
 from ijepath.anchors import SlideAnchors
 from ijepath.catalog import SCHEMA, SCHEMA_VERSION, SHARD_FOLDER, STRATUM_KEY, file_sha256, stratum_key, stratum_of
 from ijepath.manifest import folder_of
 from ijepath.profile import Profile
+
+log = logging.getLogger(__name__)
 
 ROWS_PER_SHARD = 1_000_000
 ROWS_PER_GROUP = 1 << 16
@@ -148,12 +153,11 @@ class CatalogWriter:
         }
         text = json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False)
         self._store.write_bytes(self._name, text.encode())
+        self._clear()
         return manifest
 
     def _flush_group(self) -> None:
         if self._parquet is None:
-            if not self.shards:  # the first write makes an older catalog void, so its manifest goes first
-                self._clear()
             self._buffer = io.BytesIO()
             self._parquet = pq.ParquetWriter(self._buffer, SCHEMA, compression="zstd", use_dictionary=DICTIONARY)
         table = _table(self._pending, self.profile, self.key)
@@ -173,18 +177,23 @@ class CatalogWriter:
         self._parquet.close()
         self._parquet = None
         data = self._buffer.getvalue()
-        path = f"{SHARD_FOLDER}/part-{len(self.shards):05d}.parquet"
-        self._store.write_bytes(path, data)
         digest = hashlib.sha256(data).hexdigest()
+        path = f"{SHARD_FOLDER}/part-{len(self.shards):05d}-{digest[:12]}.parquet"
+        self._store.write_bytes(path, data)
         counts = dict(sorted(self._counts.items()))
         self.shards.append({"path": path, "rows": self._rows, "sha256": digest, "stratum_counts": counts})
         self._counts, self._rows, self._buffer = Counter(), 0, io.BytesIO()
 
     def _clear(self) -> None:
-        self._store.remove(self._name)
-        for name in self._store.list(SHARD_FOLDER):
-            if name.startswith("part-") and name.endswith(".parquet"):
-                self._store.remove(f"{SHARD_FOLDER}/{name}")
+        """Remove the shards that the manifest does not name; where that fails, the catalog is good all the same."""
+        own = {shard["path"] for shard in self.shards}
+        try:
+            for name in self._store.list(SHARD_FOLDER):
+                path = f"{SHARD_FOLDER}/{name}"
+                if name.startswith("part-") and name.endswith(".parquet") and path not in own:
+                    self._store.remove(path)
+        except StorageError as e:
+            log.warning("shards of an older catalog cannot be removed: %s", e)
 
 
 def _table(pieces: Sequence[Piece], profile: Profile, key: str) -> pa.Table:

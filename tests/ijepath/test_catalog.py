@@ -1,15 +1,18 @@
 import hashlib
 import json
 from dataclasses import replace
+from functools import partialmethod
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from core.errors import MissingFile, UserError
+from core.storage import Storage, StorageError
 from ijepath.anchors import SlideAnchors
 from ijepath.catalog import SCHEMA, Catalog, is_current, stale_because
 from ijepath.catalog_writer import ROWS_PER_GROUP, report_line, write_catalog
+from ijepath.manifest import folder_of
 from tests.builders.anchors import anchors_at, index_row, small_profile, write_small_index
 
 
@@ -42,10 +45,9 @@ def test_the_manifest_names_everything_that_the_specification_names(cohort):
     assert manifest["slide_index_path"] == "slide_metadata.parquet"
     assert manifest["profile"]["context_fov_um"] == 64.0
     shards = manifest["anchor_shards"]
-    assert [(s["path"], s["rows"]) for s in shards] == [
-        ("anchors/part-00000.parquet", 10),
-        ("anchors/part-00001.parquet", 10),
-        ("anchors/part-00002.parquet", 4),
+    assert [s["rows"] for s in shards] == [10, 10, 4]
+    assert [s["path"] for s in shards] == [
+        f"anchors/part-{i:05d}-{s['sha256'][:12]}.parquet" for i, s in enumerate(shards)
     ]
     assert shards[0]["stratum_counts"] == {"lung": 9, "skin": 1}
 
@@ -97,7 +99,7 @@ def test_shards_are_zstd_and_a_slide_larger_than_a_row_group_is_cut(cohort):
     large = anchors_at(index_row("large", "lung"), 2 * ROWS_PER_GROUP + 10)
     manifest = build((path, index, [large]), rows_per_shard=ROWS_PER_GROUP + 5)
     assert [s["rows"] for s in manifest["anchor_shards"]] == [ROWS_PER_GROUP + 5, ROWS_PER_GROUP + 5]
-    file = pq.ParquetFile(path.replace("anchor_catalog_manifest.json", "anchors/part-00000.parquet"))
+    file = pq.ParquetFile(path.replace("anchor_catalog_manifest.json", manifest["anchor_shards"][0]["path"]))
     assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [ROWS_PER_GROUP, 5]
     assert file.metadata.row_group(0).column(0).compression == "ZSTD"
     x = np.concatenate([b.column(0).to_numpy() for b in Catalog.open(path).batches(["center_y_level0"])])
@@ -116,8 +118,48 @@ def test_no_anchor_at_all_is_an_error_that_counts_the_reasons_and_keeps_the_old_
 
 def test_a_smaller_catalog_leaves_no_shards_of_the_larger_one_before(cohort, tmp_path):
     build(cohort, rows_per_shard=2)
-    build(cohort, rows_per_shard=100)
-    assert [p.name for p in (tmp_path / "indexes" / "anchors").iterdir()] == ["part-00000.parquet"]
+    (tmp_path / "indexes" / "anchors" / "notes.txt").touch()
+    (shard,) = build(cohort, rows_per_shard=100)["anchor_shards"]
+    left = sorted(p.name for p in (tmp_path / "indexes" / "anchors").iterdir())
+    assert left == ["notes.txt", shard["path"].removeprefix("anchors/")]
+
+
+@pytest.mark.parametrize("last", range(8))
+def test_a_build_that_ends_at_any_write_leaves_the_older_or_the_newer_catalog(cohort, monkeypatch, last):
+    """Four shards and the manifest are written, then three older shards removed; it ends at the one after `last`."""
+    older, done = build(cohort, rows_per_shard=10), []
+    plain = {name: getattr(Storage, name) for name in ("write_bytes", "remove")}
+
+    def ends(name, store, *given):
+        if len(done) == last:
+            raise KeyboardInterrupt
+        plain[name](store, *given)
+        done.append((name, given[0]))
+
+    profile = replace(small_profile(), target_fov_um=32.0)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        for name in plain:
+            patch.setattr(Storage, name, partialmethod(lambda s, *given, name: ends(name, s, *given), name=name))
+        build(cohort, profile=profile, rows_per_shard=7)
+    found = Catalog.open(cohort[0], verify=True).manifest
+    assert (found == older) == (last < 5) and found["total_anchors"] == 24
+    newer = build(cohort, profile=profile, rows_per_shard=7)
+    assert Catalog.open(cohort[0], verify=True).manifest == newer
+    kept = Storage.of(folder_of(cohort[0])).list("anchors")
+    assert [f"anchors/{name}" for name in kept] == [shard["path"] for shard in newer["anchor_shards"]]
+
+
+def test_shards_of_an_older_catalog_that_cannot_be_removed_are_a_warning(cohort, monkeypatch, caplog):
+    build(cohort, rows_per_shard=10)
+
+    def forbidden(store, name):
+        raise StorageError("cannot write", file=name)
+
+    monkeypatch.setattr(Storage, "remove", forbidden)
+    build(cohort, rows_per_shard=7)
+    assert (
+        "older catalog cannot be removed" in caplog.text and len(Catalog.open(cohort[0]).manifest["anchor_shards"]) == 4
+    )
 
 
 def test_a_stratum_column_that_is_not_there_is_named(cohort):
@@ -140,8 +182,8 @@ def test_a_catalog_is_current_only_for_the_inputs_it_was_built_from(cohort, tmp_
     assert "stratum key" in stale_because(path, profile, index, "site")
     write_small_index(index, [index_row("other", "skin")])
     assert "slide index changed" in stale_because(path, profile, index)
-    build(cohort)
-    (tmp_path / "indexes" / "anchors" / "part-00000.parquet").unlink()
+    (shard,) = build(cohort)["anchor_shards"]
+    (tmp_path / "indexes" / shard["path"]).unlink()
     assert "missing" in stale_because(path, profile, index)
 
 
@@ -167,8 +209,8 @@ def test_what_is_no_catalog_is_refused_by_name(tmp_path):
 
 
 def test_an_altered_shard_is_found_when_verified(cohort, tmp_path):
-    build(cohort)
-    shard = tmp_path / "indexes" / "anchors" / "part-00000.parquet"
+    (part,) = build(cohort)["anchor_shards"]
+    shard = tmp_path / "indexes" / part["path"]
     shard.write_bytes(shard.read_bytes() + b"x")
     with pytest.raises(UserError, match="altered"):
         Catalog.open(cohort[0], verify=True)

@@ -249,11 +249,12 @@ def test_a_catalog_of_another_profile_is_refused_with_both_values(tmp_path, coho
 def test_a_catalog_that_cannot_be_used_is_named(tmp_path, cohort, refused, change):
     catalog = Path(index_and_catalog(tmp_path, str(cohort / "slides.csv")))
     if change == "shard":
-        (tmp_path / "anchors" / "part-00000.parquet").unlink()
+        (shard,) = (tmp_path / "anchors").iterdir()
+        shard.unlink()
     else:
         catalog.write_text(json.dumps(json.loads(catalog.read_text()) | {"schema_version": 99}))
     err = refused(tmp_path / "run", None, f"data.anchor_catalog_manifest={catalog}")
-    assert ("part-00000.parquet" if change == "shard" else "newer version") in err, err
+    assert ("part-00000-" if change == "shard" else "newer version") in err, err
     assert str(tmp_path) in err
 
 
