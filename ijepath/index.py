@@ -9,8 +9,9 @@ from __future__ import annotations
 import csv
 import io
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -52,6 +53,7 @@ _FIELDS: tuple[tuple[str, pa.DataType], ...] = (
     ("mask_state", pa.string()),
 )
 COLUMNS = tuple(name for name, _ in _FIELDS)
+PROBED = COLUMNS[3:]  # what is not in the manifest
 REPORT_COLUMNS = ("slide_id", "wsi_path", "mask_path", "status", "error")
 
 Row = dict[str, Any]
@@ -214,6 +216,28 @@ class SlideIndex:
     @property
     def failed(self) -> tuple[Row, ...]:
         return tuple(row for row in self.rows if row["status"] != "ok")
+
+
+def as_begun(index: SlideIndex, begun: Iterable[Row]) -> SlideIndex:
+    """`index` for a run that was begun with the rows `begun`: which slides are part of it is settled.
+
+    A slide that failed then, or fails now, keeps what was known of it then; its paths and metadata are those of now.
+    """
+    before = dict(_each(begun))
+    rows = []
+    for key, row in _each(index.rows):
+        old = before.get(key, row)
+        settled = row["status"] == old["status"] == "ok"
+        rows.append(row if settled else row | {c: old[c] for c in PROBED})
+    return replace(index, rows=tuple(rows))
+
+
+def _each(rows: Iterable[Row]) -> Iterator[tuple[tuple[str, int], Row]]:
+    """Rows by slide_id, told apart where one stands in the manifest twice."""
+    seen: Counter[str] = Counter()
+    for row in rows:
+        seen[row["slide_id"]] += 1
+        yield (row["slide_id"], seen[row["slide_id"]]), row
 
 
 def write_index(path: str, index: SlideIndex) -> None:

@@ -20,6 +20,7 @@ from ijepath.index import (
     COLUMNS,
     Row,
     SlideIndex,
+    as_begun,
     check_success,
     failed_row,
     index_slides,
@@ -73,8 +74,13 @@ def main(loaded: Loaded[IndexSlidesConfig]) -> Outputs | None:
     return Outputs({"index": config.output, "report": config.report})
 
 
-def build(config: IndexSlidesConfig, manifest: Manifest, previous: tuple[Row, ...] = ()) -> SlideIndex:
-    """Index the slides of `manifest` on the running Ray, write index and report, and return the index."""
+def build(
+    config: IndexSlidesConfig, manifest: Manifest, previous: tuple[Row, ...] = (), begun: tuple[Row, ...] = ()
+) -> SlideIndex:
+    """Index the slides of `manifest` on the running Ray, write index and report, and return what was found.
+
+    For a run that was begun with the rows `begun` the index is written as `as_begun` has it.
+    """
     over_ray = RayMap(_lost, chunk=config.slides_per_task)
     rows = []
     with Progress(len(manifest), "index", "slides") as progress:
@@ -82,7 +88,7 @@ def build(config: IndexSlidesConfig, manifest: Manifest, previous: tuple[Row, ..
             rows.append(row)
             progress.update()
     index = SlideIndex(tuple(rows), manifest.metadata_columns)
-    write_index(config.output, index)
+    write_index(config.output, as_begun(index, begun))
     write_report(config.report, index.rows)
     return index
 

@@ -156,8 +156,13 @@ def _build_index(config: PretrainConfig, output: str) -> list[str]:
     if is_current(output, manifest):
         return []
     settings = index_slides.IndexSlidesConfig(manifest=str(config.data.slide_manifest_csv), output=output, resume=True)
-    index = index_slides.build(settings, manifest, index_slides.previous_rows(settings))
+    previous = index_slides.previous_rows(settings)
+    begun = previous if _resumed(config) is not None else ()
+    index = index_slides.build(settings, manifest, previous, begun)
     check_success(index, config.min_success_fraction, settings.report)
+    failed_then, failed = ({row["slide_id"] for row in rows if row["status"] != "ok"} for rows in (begun, index.rows))
+    if readable := failed_then - failed:
+        log.warning("%d slides have become readable since this run was begun and are not part of it", len(readable))
     return ["slide index"]
 
 

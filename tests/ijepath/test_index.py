@@ -15,6 +15,7 @@ from ijepath.catalog_writer import write_catalog
 from ijepath.index import (
     COLUMNS,
     SlideIndex,
+    as_begun,
     check_success,
     index_slide,
     index_slides,
@@ -202,6 +203,19 @@ def test_an_index_is_current_for_its_manifest_only(tmp_path):
     (tmp_path / "slides.csv").write_text(text + "s9,gone.tiff,,lung\n")
     write_index(index_path, indexed(path))
     assert not is_current(index_path, read_manifest(path)), "a failed slide is to be tried again"
+
+
+def test_slides_of_a_run_that_was_begun_are_those_of_its_beginning(tmp_path):
+    manifest = read_manifest(good_cohort(tmp_path))
+    (tmp_path / "slide2.tiff").rename(tmp_path / "away.tiff")
+    first, second, third = index_slides(manifest)
+    assert [row["status"] for row in (first, second, third)] == ["ok", "ok", "failed"]
+    begun = (third, first, first | {"status": "failed", "error": "duplicate slide_id"}, second)
+    found = SlideIndex((first | {"organ": "liver"}, second | {"status": "failed"}, third | {"status": "ok"}))
+    assert as_begun(found, begun).rows == (first | {"organ": "liver"}, second, third)
+    assert as_begun(found, ()).rows == found.rows
+    twice = SlideIndex((first, first | {"status": "failed", "error": "duplicate slide_id"}))
+    assert as_begun(twice, begun).rows == twice.rows
 
 
 def test_what_is_no_index_is_refused_by_name(tmp_path):
