@@ -241,6 +241,7 @@ def train(config: PretrainConfig, inputs: Inputs) -> Outcome:
         start_metrics=budget.metrics(),
     )
     return fit(job)
+        total_images=config.optimization.total_images_budget,
 
 
 def resolved(config: PretrainConfig, anchors: int) -> PretrainConfig:

@@ -1,11 +1,19 @@
-"""How far a job is: a tqdm bar on a terminal, elsewhere a line for about every tenth. Not a log of metrics."""
+"""How far a job is: a tqdm bar on a terminal, elsewhere a line for about every tenth. Not a log of metrics.
+
+`Progress` is told what is done; `TrainingProgress` reads it in the metrics of a run whose workers are elsewhere.
+"""
 
 from __future__ import annotations
 
+import logging
+import math
 import sys
 import time
 from types import TracebackType
 from typing import Any, TextIO
+
+log = logging.getLogger(__name__)
+LOCAL_EVERY_S, REMOTE_EVERY_S, TAIL_BYTES = 2.0, 30.0, 1 << 16
 
 
 class Progress:
@@ -46,3 +54,102 @@ class Progress:
         elif not self.total:
             seconds = time.monotonic() - self.started
             print(f"{self.what}: {self.done} {self.unit} in {seconds:.1f} s", file=self.stream, flush=True)
+
+
+class TrainingProgress:
+    """Images of the budget, loss, speed and time left, from the newest row of a run's metrics.jsonl.
+
+    `store` is the run's folder. `look` reads it at most every few seconds; rows from before this object was made (of an
+    earlier attempt) are not news. `total` 0: the budget is not known.
+    """
+
+    def __init__(
+        self,
+        store: Any,
+        total: int,
+        what: str = "train",
+        *,
+        stream: TextIO | None = None,
+        every_s: float | None = None,
+    ) -> None:
+        self.store, self.total, self.what, self.stream = store, total, what, stream or sys.stderr
+        self.every_s = every_s if every_s is not None else LOCAL_EVERY_S if store.local else REMOTE_EVERY_S
+        self.began, self.looked = math.floor(1e3 * time.time()) / 1e3, time.monotonic()  # rows have milliseconds
+        self.seen, self.told = -1, -1
+        self.bar: Any = None
+
+    def look(self, *, now: bool = False) -> None:
+        """Read the newest row, if it is time (or `now`), and show what is new. Trouble with storage is only logged."""
+        if not now and time.monotonic() - self.looked < self.every_s:
+            return
+        self.looked = time.monotonic()
+        try:
+            row = self._newest()
+        except OSError as e:
+            log.warning("how far the training is cannot be read at present: %s", e)
+            return
+        if row is not None and row["images_seen"] != self.seen:
+            self.seen = row["images_seen"]
+            self._show(row)
+
+    def close(self) -> None:
+        """Show the end, and leave the terminal as it was."""
+        self.look(now=True)
+        if self.bar is not None:
+            self.bar.close()
+
+    def _newest(self) -> dict[str, Any] | None:
+        """The newest row of this attempt that has a loss."""
+        from core.tracking import TIME, rows_of
+
+        if not self.store.exists("metrics.jsonl"):
+            return None
+        if self.store.local:
+            with open(self.store.path("metrics.jsonl"), "rb") as f:
+                f.seek(max(0, f.seek(0, 2) - TAIL_BYTES))
+                content = f.read()
+            content = content if len(content) < TAIL_BYTES else content.partition(b"\n")[2]
+        else:
+            content = self.store.read_bytes("metrics.jsonl")
+        rows = [row for row in rows_of(content) if "loss" in row and row.get(TIME, 0.0) >= self.began]
+        return rows[-1] if rows else None
+
+    def _show(self, row: dict[str, Any]) -> None:
+        if self.stream.isatty():
+            self._draw(row)
+            return
+        tenth = 10 * self.seen // self.total if self.total else self.seen
+        if tenth != self.told:  # less than before where a worker has died and its steps are taken again
+            self.told = tenth
+            print(f"{self.what}: {self._images()} images · {self._figures(row)}", file=self.stream, flush=True)
+
+    def _draw(self, row: dict[str, Any]) -> None:
+        from tqdm import tqdm
+
+        if self.bar is None:
+            shape = "{desc}: {percentage:3.0f}%|{bar}| {postfix}" if self.total else "{desc}: {postfix}"
+            self.bar = tqdm(
+                total=self.total or None, desc=self.what, bar_format=shape, file=self.stream, dynamic_ncols=True
+            )
+        self.bar.n = self.seen
+        self.bar.set_postfix_str(f"{self._images()} images · {self._figures(row)}")
+
+    def _images(self) -> str:
+        return f"{self.seen:,} of {self.total:,}" if self.total else f"{self.seen:,}"
+
+    def _figures(self, row: dict[str, Any]) -> str:
+        rate = row.get("images_per_s") or math.nan
+        parts = [f"loss {row['loss']:.3g}"]
+        if math.isfinite(rate):
+            parts.append(f"{rate:.3g} images/s" if rate < 100 else f"{rate:,.0f} images/s")
+            if left := self.total - self.seen if self.total else 0:
+                parts.append(f"{duration(left / rate)} left")
+        return " · ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it: 45 s, 36 min, 5.2 h, 3.1 days."""
+    for unit, size, most in (("s", 1, 90), ("min", 60, 90 * 60)):
+        if seconds < most:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"

@@ -24,6 +24,7 @@ from typing import Any
 from core.config import placement
 from core.errors import UserError, user_error_in
 
+from ray_jobs.progress import TrainingProgress
 log = logging.getLogger(__name__)
 STOP = "STOP"
 
@@ -64,7 +65,11 @@ class Tracking:
 
 @dataclass
 class TrainJob:
-    """Everything a worker needs; pickled to it. `assemble(config, plan, world) -> core.train.assembly.Assembly`."""
+    """Everything a worker needs; pickled to it. `assemble(config, plan, world) -> core.train.assembly.Assembly`.
+
+    The driver shows progress towards `total_images` (0: not known). `decode_tasks`: how many tasks of the cluster
+    decode for each worker, 0 where the workers do it themselves.
+    """
 
     assemble: Callable[..., Any]
     config: Any
@@ -77,6 +82,7 @@ class TrainJob:
     accelerator: str = "cpu"
     fit_id: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
 
+    total_images: int = 0
 
 @dataclass
 class Outcome:
@@ -113,7 +119,7 @@ def fit(job: TrainJob) -> Outcome:
     trainer = _ray_trainer(job, resources, store)
     try:
         with _mlflow(job, store):
-            value = _fit_in_thread(trainer, store)
+            value = _fit_in_thread(trainer, store, job.total_images)
     except BaseException:
         _merge_anyway(store)
         raise
@@ -140,8 +146,9 @@ def request_stop(run_dir: str) -> None:
     Storage.of(run_dir).write_bytes(STOP, json.dumps({"time": time.time()}).encode())
 
 
-def _fit_in_thread(trainer: Any, store: Any) -> dict[str, Any]:
-    """`trainer.fit()` beside the main thread, which stays free for signals: the first asks to stop, the second ends."""
+def _fit_in_thread(trainer: Any, store: Any, total_images: int) -> dict[str, Any]:
+    """`trainer.fit()` beside the main thread, which stays free for signals: the first asks to stop, the second ends.
+    Meanwhile it shows how far the training is."""
     result: dict[str, Any] = {}
 
     def run() -> None:
@@ -151,10 +158,15 @@ def _fit_in_thread(trainer: Any, store: Any) -> dict[str, Any]:
             result["error"] = e
 
     thread = threading.Thread(target=run, name="pathray-fit", daemon=True)
+    progress = TrainingProgress(store, total_images)
     with _stop_on_signals(store):
         thread.start()
-        while thread.is_alive():
-            thread.join(0.2)
+        try:
+            while thread.is_alive():
+                thread.join(0.2)
+                progress.look()
+        finally:
+            progress.close()
     if "error" in result:
         raise user_error_in(result["error"]) or result["error"]
     return dict(result["value"] or {})

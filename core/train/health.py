@@ -134,7 +134,8 @@ def _too_many_bad(report: Report, settings: LoopSettings) -> TrainingStopped:
 
 def _too_many_corrupt(what: str, share: float, step: int, bound: float) -> TrainingStopped:
     return TrainingStopped(
-        f"too much of the data cannot be read: {what} up to step {step} were replaced; the quarantine report names them",
+        f"too much of the data cannot be read: {what} up to step {step} were replaced; "
+        "the quarantine report names them",
         key="max_corrupt_fraction",
         found=round(share, 4),
         expected=f"at most {bound}",
