@@ -63,8 +63,11 @@ def _meeting_point() -> dict[str, str]:
         return {"MASTER_ADDR": ray.util.get_node_ip_address(), "MASTER_PORT": str(s.getsockname()[1])}
 
 
-def resolve_accelerator(accelerator: str) -> str:
-    """``auto`` → what the cluster has: ``cuda`` with a GPU, ``xla`` with a TPU, otherwise ``cpu``."""
+def resolve_accelerator(accelerator: str, autoscaling: bool = False) -> str:
+    """``auto`` → what the cluster has: ``cuda`` with a GPU, ``xla`` with a TPU, otherwise ``cpu``.
+
+    UserError for ``auto`` on a cluster that has none yet but may grow: it would train on CPUs beside GPUs to come.
+    """
     if accelerator != "auto":
         return accelerator
     import ray
@@ -72,7 +75,12 @@ def resolve_accelerator(accelerator: str) -> str:
     resources = ray.cluster_resources()
     if resources.get("GPU", 0) >= 1:
         return "cuda"
-    return "xla" if resources.get("TPU", 0) >= 1 else "cpu"
+    if resources.get("TPU", 0) >= 1:
+        return "xla"
+    if autoscaling:
+        message = "a cluster that scales up does not show yet what it will have: name the accelerator"
+        raise UserError(message, key="scaling.accelerator", found="auto", expected="cpu, cuda or xla")
+    return "cpu"
 
 
 def backend_config(accelerator: str, timeout_s: int) -> BackendConfig:

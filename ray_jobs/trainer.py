@@ -110,7 +110,7 @@ def fit(job: TrainJob) -> Outcome:
     scaling = job.scaling
     store = Storage.of(job.run_dir)
     job.run_dir, job.plan_path = store.url, Storage.of(job.plan_path).url  # workers run in another folder
-    job.accelerator = resolve_accelerator(scaling.accelerator)
+    job.accelerator = resolve_accelerator(scaling.accelerator, scaling.autoscaling)
     resources = worker_resources(
         job.accelerator, scaling.cpus_per_worker, scaling.gpus_per_worker, scaling.resources_per_worker
     )

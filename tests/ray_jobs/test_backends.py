@@ -157,6 +157,16 @@ def test_auto_is_the_best_that_the_cluster_has(monkeypatch, cluster, kind):
     assert resolve_accelerator("cpu") == "cpu", "a named one is taken at its word"
 
 
+def test_auto_is_refused_where_the_accelerators_are_yet_to_come(monkeypatch):
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 4.0})
+    with pytest.raises(UserError, match="name the accelerator") as error:
+        resolve_accelerator("auto", autoscaling=True)
+    assert error.value.where["key"] == "scaling.accelerator"
+    assert resolve_accelerator("cpu", autoscaling=True) == "cpu"
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 4.0, "GPU": 2.0})
+    assert resolve_accelerator("auto", autoscaling=True) == "cuda", "a cluster that has some shows what it is"
+
+
 def test_backends_of_the_accelerators(monkeypatch):
     assert (backend_config("cpu", 60).backend, backend_config("cpu", 60).timeout_s) == ("gloo", 60)
     assert backend_config("cuda", 60).backend == "nccl"
