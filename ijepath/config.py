@@ -217,6 +217,7 @@ class OptimizationConfig:
     clip_grad: float | None = None
     max_bad_steps: int = 10  # steps in a row with NaN or Inf
     grad_sync: str = placement("flat")  # overlap: faster on many GPUs, exact to rounding only
+    deterministic: bool = placement(False)  # reproducible kernels on a GPU, slower: bit-equal on resume there, too
 
     def __post_init__(self) -> None:
         low, high = self.ema if len(self.ema) == 2 else (1.0, 0.0)

@@ -53,6 +53,7 @@ def loop_settings(config: RunConfig, world: int) -> LoopSettings:
         max_corrupt_fraction=config.data.max_corrupt_fraction,
         judge_recent=max(LoopSettings.judge_recent, RECENT_WINDOWS * config.data.slide_window),
         grad_sync=settings.grad_sync,
+        deterministic=settings.deterministic,
     )
     loop.micros_per_step(world)
     return loop

@@ -5,7 +5,7 @@ import dataclasses
 import pyarrow as pa
 import pytest
 
-from core.config import load_config
+from core.config import fingerprint, load_config
 from core.errors import UserError
 from core.train.settings import LoopSettings
 from ijepath.config import CONFIGS_DIR, GROUPS, AugmentConfig, RunConfig, resolve_global_batch
@@ -67,6 +67,13 @@ def test_cadences_are_whole_steps_and_the_finest_log_cadence_wins():
     debug = ("logging.performance_debug.enable=true", "logging.performance_debug.log_every_images=64")
     assert loop_settings_of(load(*base, *debug)).log_every == 64
     assert loop_settings_of(load(*base, "checkpoint.latest_every=100")).save_every == 128
+
+
+def test_deterministic_kernels_can_be_asked_for_and_may_change_on_resume():
+    base = ("optimization.total_images_budget=1000", "data.batch_size_per_gpu=16")
+    plain, asked = load(*base), load(*base, "optimization.deterministic=true")
+    assert (loop_settings_of(plain).deterministic, loop_settings_of(asked).deterministic) == (False, True)
+    assert fingerprint(plain)["hash"] == fingerprint(asked)["hash"]
 
 
 def test_the_tuning_cadence_replaces_the_snapshots_when_tuning_is_on():
