@@ -1,0 +1,51 @@
+"""Ask a run that is going on, anywhere, to checkpoint and end. The same command as before goes on from there.
+
+    python -m ray_jobs.stop outputs/run
+
+Leaves an object named STOP in the run's folder (a path or a URL), which all ranks look for together; the job then ends
+with exit code 0. Needs no Ray, and no access to the machine that trains.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import core
+from core.config import MISSING, Loaded
+from core.errors import MissingFile
+from ray_jobs.cli import Outputs, job
+from ray_jobs.trainer import STOP, request_stop
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class StopConfig:
+    run: str = MISSING  # the run's folder or URL; the word alone does
+
+
+def main(loaded: Loaded[StopConfig]) -> Outputs | None:
+    from core.storage import Storage
+
+    store = Storage.of(loaded.config.run)
+    if not any(map(store.exists, ("config_resolved.yaml", "checkpoints", "metrics.jsonl"))):
+        expected = "the output folder of a training job that has begun"
+        raise MissingFile("no run is here", file=store.url, key="run", expected=expected)
+    if loaded.dry_run:
+        return None
+    request_stop(store.url)
+    log.info("asked to stop: the job ends after its next poll, when its checkpoint is written")
+    return Outputs({"stop": store.join(STOP)})
+
+
+def words(argv: list[str]) -> list[str]:
+    """A folder or URL alone means `run=` it."""
+    return [word if word.startswith("-") or word.startswith("run=") else f"run={word}" for word in argv]
+
+
+if __name__ == "__main__":
+    sys.argv[1:] = words(sys.argv[1:])
+    job(main, StopConfig, Path(core.__file__).parent)
