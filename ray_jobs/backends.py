@@ -104,12 +104,29 @@ def worker_resources(accelerator: str, cpus: float, gpus: float, extra: dict[str
     return resources
 
 
-def check_resources(workers: int, resources: dict[str, float], available: dict[str, float], autoscaling: bool) -> None:
-    """UserError when the cluster can never hold the workers and their streams, instead of waiting for ever."""
+STREAM_CPUS = 0.5  # rows that travel to workers which decode them
+
+
+def stream_cpus(decode_tasks: int) -> float:
+    """CPUs beside the workers' own that their streams need at least: where tasks decode, those of one such task."""
+    return 1.0 if decode_tasks else STREAM_CPUS
+
+
+def check_resources(
+    workers: int,
+    resources: dict[str, float],
+    available: dict[str, float],
+    autoscaling: bool,
+    decode_tasks: int = 0,
+) -> None:
+    """UserError when the cluster can never hold the workers and their streams, instead of waiting for ever.
+
+    `decode_tasks` is how many tasks of a worker's stream decode for it, 0 where it decodes itself.
+    """
     if autoscaling:
         return
     for name, amount in resources.items():
-        needed = amount * workers + (0.5 if name == "CPU" else 0.0)
+        needed = amount * workers + (stream_cpus(decode_tasks) if name == "CPU" else 0.0)
         if needed > available.get(name, 0.0) + 1e-9:
             raise UserError(
                 f"the cluster has too little {name} for {workers} workers and the stream that feeds them",

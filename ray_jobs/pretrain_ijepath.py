@@ -62,7 +62,7 @@ def main(loaded: Loaded[PretrainConfig]) -> Outputs | None:
         log.info("the config is sound; nothing was built or written")
         return None
     scaling = config.scaling
-    cpus = scaling.workers * scaling.cpus_per_worker + 0.5
+    cpus = scaling.workers * scaling.cpus_per_worker + (1.0 if config.data.decode_on == "cluster" else 0.5)
     with ray_session(config.runtime, cpus=cpus, autoscaling=scaling.autoscaling):
         inputs = prepare(config)
         outcome = train(config, inputs)
@@ -241,6 +241,7 @@ def train(config: PretrainConfig, inputs: Inputs) -> Outcome:
         start_metrics=budget.metrics(),
     )
     return fit(job)
+        decode_tasks=data.threads if data.decode_on == "cluster" else 0,
         total_images=config.optimization.total_images_budget,
 
 

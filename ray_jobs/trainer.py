@@ -82,6 +82,7 @@ class TrainJob:
     accelerator: str = "cpu"
     fit_id: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
 
+    decode_tasks: int = 0
     total_images: int = 0
 
 @dataclass
@@ -114,7 +115,7 @@ def fit(job: TrainJob) -> Outcome:
     resources = worker_resources(
         job.accelerator, scaling.cpus_per_worker, scaling.gpus_per_worker, scaling.resources_per_worker
     )
-    check_resources(scaling.workers, resources, ray.cluster_resources(), scaling.autoscaling)
+    check_resources(scaling.workers, resources, ray.cluster_resources(), scaling.autoscaling, job.decode_tasks)
     store.remove(STOP)
     trainer = _ray_trainer(job, resources, store)
     try:

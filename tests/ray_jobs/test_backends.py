@@ -210,6 +210,13 @@ def test_workers_that_never_fit_are_refused_with_both_figures():
 
 def test_the_developer_api_is_touched_in_one_file_only():
     from pathlib import Path
+def test_a_cluster_that_decodes_needs_a_cpu_beside_those_of_the_workers():
+    check_resources(2, {"CPU": 1.0}, {"CPU": 3.0}, autoscaling=False, decode_tasks=4)
+    with pytest.raises(UserError, match="too little CPU") as error:
+        check_resources(2, {"CPU": 1.0}, {"CPU": 2.5}, autoscaling=False, decode_tasks=4)
+    assert (error.value.where["found"], error.value.where["expected"]) == ("CPU: 2.5", "CPU: 3")
+
+
 
     sources = Path(backends.__file__).parent.rglob("*.py")
     users = {path.name for path in sources if "ray.train.backend" in path.read_text()}
