@@ -179,7 +179,12 @@ class _Worker:
                 self.log.append(row)
 
     def _stop_requested(self) -> bool:
-        """Polled by the loop on rank 0 only; the answer travels with the gradients."""
+        """Polled by the loop on rank 0 only; the answer travels with the gradients.
+
+        A save that failed in the background ends the run here, and not only when the next one is due.
+        """
+        with self._failing_together():
+            self.saver.check()
         if self.failed is not None:
             return True
         try:
@@ -198,10 +203,16 @@ class _Worker:
         return ray.train.get_preemption_info() is not None
 
     def _save(self, tick: Any) -> None:
-        """A checkpoint (rank 0, written while training goes on) and this rank's quarantine part."""
+        """This rank's quarantine part, and a checkpoint (rank 0, written while training goes on).
+
+        The checkpoint is begun when every rank's part is on storage: a rank that dies before takes the others back to
+        the checkpoint before, from where the rows come again; one that dies later has lost none.
+        """
         tensors = tick.state.tensors()  # on every rank: on XLA it is a graph, which all hosts run
         with self._failing_together():
             self._write_faults(tick.images_seen)
+        self.device.gather_objects(None)
+        with self._failing_together():
             if self.log is not None and self.failed is None:
                 self.log.flush()
                 self._save_checkpoint(tick, tensors)

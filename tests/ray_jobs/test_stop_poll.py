@@ -1,7 +1,14 @@
-"""Asking the run folder whether to stop, on storage that is out of reach for a while. Starts no Ray."""
+"""What a rank does at a poll and at a save, on storage that is out of reach. Starts no Ray."""
 
+from types import SimpleNamespace
+
+import pyarrow as pa
+import pytest
+
+from core.checkpoint import AsyncSaver
 from core.errors import UserError
 from core.storage import StorageError
+from core.stream import Fault
 from ray_jobs.train_worker import _Worker
 
 
@@ -17,9 +24,70 @@ class Store:
         return answer
 
 
-def test_storage_out_of_reach_does_not_end_a_run_that_asks_whether_to_stop():
+def rank(number=0, **parts):
+    """A worker of its parts alone."""
     worker = _Worker.__new__(_Worker)
-    worker.failed, worker.store = None, Store(False, StorageError("cannot read: 503", file="gs://b/STOP"), True)
+    vars(worker).update(rank=number, failed=None, saver=AsyncSaver(), faults=[], faults_since=0)
+    vars(worker).update(parts)
+    return worker
+
+
+def test_storage_out_of_reach_does_not_end_a_run_that_asks_whether_to_stop():
+    worker = rank(store=Store(False, StorageError("cannot read: 503", file="gs://b/STOP"), True))
     assert [worker._stop_requested() for _ in range(3)] == [False, False, True]
     worker.failed = UserError("the disk is full")
     assert worker._stop_requested() and worker.store.answers == []
+
+
+def test_a_save_that_failed_in_the_background_ends_the_run_at_the_next_poll():
+    def check():
+        raise StorageError("cannot write: no space left", file="checkpoints")
+
+    worker = rank(saver=SimpleNamespace(check=check), store=Store())
+    assert worker._stop_requested()
+    assert isinstance(worker.failed, StorageError) and "no space left" in str(worker.failed)
+
+
+class Events(list):
+    """What happens at a save, in order: parts written, ranks met, the checkpoint begun."""
+
+    def __init__(self, *, full=False):
+        self.full = full
+
+    def write_bytes(self, name, content):
+        if self.full:
+            raise StorageError("cannot write: no space left", file=name)
+        self.append(name.partition("/")[0])
+
+    def gather_objects(self, value):
+        self.append("all ranks are here")
+        return [value]
+
+    def flush(self):
+        self.append("metrics")
+
+
+def saving(number, events):
+    """A save on one rank that has met an unreadable unit; the worker."""
+    plan = SimpleNamespace(sources=pa.table({"slide_id": ["s0"]}))
+    fault = Fault(5, 0, 17, 0, "missing", "a.tiff", "", False)
+    worker = rank(number, store=events, device=events, plan=plan, faults=[fault], log=events if number == 0 else None)
+    worker._save_checkpoint = lambda tick, tensors: events.append("checkpoint")
+    state = SimpleNamespace(tensors=dict)
+    worker._save(SimpleNamespace(images_seen=8, state=state))
+    return worker
+
+
+def test_a_checkpoint_is_begun_when_every_rank_has_listed_its_unreadable_units():
+    for number, expected in ((0, ["metrics", "checkpoint"]), (1, [])):
+        events = Events()
+        saving(number, events)
+        assert events == ["quarantine", "all ranks are here", *expected]
+
+
+def test_where_the_list_cannot_be_written_no_checkpoint_is_begun_and_no_rank_waits_for_ever():
+    events = Events(full=True)
+    worker = saving(0, events)
+    assert events == ["all ranks are here"] and isinstance(worker.failed, StorageError)
+    with pytest.raises(StorageError):  # another rank ends by it, and so the group
+        saving(1, Events(full=True))
