@@ -215,7 +215,8 @@ def train(config: PretrainConfig, inputs: Inputs) -> Outcome:
 
     config = resolved(config, inputs.plan.rows)
     if (newest := _resumed(config)) is not None:
-        check_resumable(newest, identity_of(config, plan_identity(inputs.plan)))
+    identity = identity_of(config, plan_identity(inputs.plan))
+        check_resumable(newest, identity)
     data = config.data
     budget = Diversity(
         inputs.plan.rows,
@@ -240,6 +241,7 @@ def train(config: PretrainConfig, inputs: Inputs) -> Outcome:
         tracking=tracking,
         start_metrics=budget.metrics(),
     )
+        identity={**identity["values"], "identity": identity["hash"]},
     return fit(job)
         decode_tasks=data.threads if data.decode_on == "cluster" else 0,
         total_images=config.optimization.total_images_budget,

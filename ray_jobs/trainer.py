@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import signal
 import threading
 import time
@@ -23,11 +24,12 @@ from typing import Any
 
 from core.config import placement
 from core.errors import UserError, user_error_in
-
+from core.fingerprint import flatten
 from ray_jobs.progress import TrainingProgress
 log = logging.getLogger(__name__)
 STOP = "STOP"
 
+LONGEST_KEY = 250  # of an MLflow parameter
 
 @dataclass
 class ScalingConfig:
@@ -80,6 +82,7 @@ class TrainJob:
     tracking: Tracking = field(default_factory=Tracking)
     start_metrics: dict[str, float] = field(default_factory=dict)
     accelerator: str = "cpu"
+    identity: dict[str, Any] = field(default_factory=dict)  # beside the config's: what MLflow is told, too
     fit_id: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
 
     decode_tasks: int = 0
@@ -119,6 +122,8 @@ def fit(job: TrainJob) -> Outcome:
     store.remove(STOP)
     trainer = _ray_trainer(job, resources, store)
     try:
+    if store.local:
+        check_shared(store.url, resources)
         with _mlflow(job, store):
             value = _fit_in_thread(trainer, store, job.total_images)
     except BaseException:
@@ -211,12 +216,21 @@ def _mlflow(job: TrainJob, store: Any) -> Iterator[None]:
             yield
             return
         uri = f"sqlite:///{store.path('mlflow.db')}"
-    with MlflowFeeder(store.join("metrics.jsonl"), uri=uri, experiment=job.tracking.experiment, run_name=store.url):
+    with MlflowFeeder(
+        store.join("metrics.jsonl"),
+        uri=uri,
+        experiment=job.tracking.experiment,
+        run_name=store.url,
+        params=mlflow_params(job),
+    ):
         yield
 
 
 def _ray_trainer(job: TrainJob, resources: dict[str, float], store: Any) -> Any:
     from ray.train import FailureConfig, RunConfig
+def mlflow_params(job: TrainJob) -> dict[str, Any]:
+    values = {key: value for key, (value, _) in flatten(job.config).items()} | job.identity
+    return {re.sub(r"[^\w.\- ]", "_", key)[:LONGEST_KEY]: value for key, value in values.items()}
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     from ray_jobs.backends import backend_config, scaling_config

@@ -1,15 +1,34 @@
 """A login in MLflow's address reaches MLflow and nothing that is written. Starts no Ray."""
 
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 
+import pytest
+
 from core.config import fingerprint, load_config
+from core.storage import Storage
+from core.tracking import MetricsLog
 from ijepath.config import CONFIGS_DIR, GROUPS
 from ray_jobs import pretrain_ijepath
+from ray_jobs.trainer import ScalingConfig, TrainJob, _mlflow, mlflow_params
+
+
+@dataclass
+class ToyFold:
+    seed: int
+
+
+@dataclass
+class ToyConfig:
+    weights: dict[str, float]
+    folds: list[ToyFold]
+    api_token: str = field(default="geheim")
 
 
 def test_a_login_in_the_tracking_address_is_not_saved_with_the_run(tmp_path, monkeypatch):
     jobs = []
     monkeypatch.setattr(pretrain_ijepath, "fit", jobs.append)
+    monkeypatch.setattr("ijepath.plan.identity", lambda plan: "0123")
     uri = "https://anna:geheim@mlflow.example:5000/base?token=geheim"
     argv = [
         *("data.slide_manifest_csv=slides.csv", f"output={tmp_path / 'run'}"),
@@ -23,3 +42,21 @@ def test_a_login_in_the_tracking_address_is_not_saved_with_the_run(tmp_path, mon
     assert job.tracking.uri == uri
     assert "geheim" not in saved and "https://mlflow.example:5000/base" in saved
     assert "geheim" not in str(fingerprint(job.config, placement=True))
+    params = mlflow_params(job)
+    assert "geheim" not in str(params)
+    assert (params["plan"], params["science"], params["optimization.lr"]) == ("0123", "ijepath", 2e-4)
+    assert params["output"] == str(tmp_path / "run") and len(params["identity"]) == 64
+
+
+def test_mlflow_has_the_config_and_the_identity_as_parameters(tmp_path):
+    mlflow = pytest.importorskip("mlflow")
+    config = ToyConfig(weights={"Lung (NSCLC)/a": 0.25}, folds=[ToyFold(3)])
+    job = TrainJob(print, config, "plan", str(tmp_path), ScalingConfig(), identity={"identity": "beef"})
+    with _mlflow(job, Storage.of(tmp_path)):
+        MetricsLog(f"{tmp_path}/metrics.jsonl").append({"images_seen": 4, "loss": 0.5})
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("pathray").experiment_id])
+    assert run.data.metrics["loss"] == 0.5
+    assert run.data.params == {
+        "api_token": "(redacted)", "weights.Lung _NSCLC__a": "0.25", "folds_0_.seed": "3", "identity": "beef",
+    }  # fmt: skip
