@@ -111,6 +111,7 @@ def fit(job: TrainJob) -> Outcome:
     from ray_jobs import quarantine
     from ray_jobs.backends import check_resources, resolve_accelerator, worker_resources
 
+    from ray_jobs.shared_output import check_shared
     scaling = job.scaling
     store = Storage.of(job.run_dir)
     job.run_dir, job.plan_path = store.url, Storage.of(job.plan_path).url  # workers run in another folder
