@@ -7,15 +7,26 @@ bad `mpp`) is kept in that row's `error`, so that it becomes one failed line of 
 from __future__ import annotations
 
 import csv
+import functools
 import io
+import logging
 import math
 import os
 import posixpath
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from core.errors import MissingFile, UserError
+from core.wsi.source import is_url, public
 
+log = logging.getLogger(__name__)
+
+SECRET = re.compile(
+    r"[?&](sig|[^=&]*(signature|token|credential|secret|password|key))="  # S3, Google, Azure and others
+    r"|^\w[\w+.-]*://[^/@?#]*:(?!\d+/)[^@?#]*@|^https?://[^/?#]*@",
+    re.IGNORECASE,
+)
 REQUIRED = ("slide_id", "wsi_path", "mask_path")
 
 
@@ -68,7 +79,28 @@ def read_manifest(path: str, *, reserved: Sequence[str] = ()) -> Manifest:
             rows.append(_row(number, [c.strip() for c in cells], header, path, seen))
     if not rows:
         raise UserError("the manifest has no slides", file=path, found="a header only", expected="one row per slide")
+    _warn_of_secrets(path, tuple(rows))
     return Manifest(path, tuple(rows), metadata_columns)
+
+
+def _warn_of_secrets(path: str, rows: tuple[ManifestRow, ...]) -> None:
+    """One warning for the first URL with a login or a signature in it: such a URL goes into index, catalog and plan."""
+    for row in rows:
+        for column, cell in {"wsi_path": row.wsi_path, "mask_path": row.mask_path, **row.metadata}.items():
+            if cell and is_url(cell) and SECRET.search(cell):
+                return _warn_once(public(path), row.number, column)
+
+
+@functools.cache
+def _warn_once(path: str, number: int, column: str) -> None:
+    """A job reads its manifest more than once."""
+    log.warning(
+        "%s, row %d, column %s (and perhaps others): a URL with a login or a signature in it. Signatures expire, and "
+        "the URL is written into index, catalog and plan; credentials belong into the environment",
+        path,
+        number,
+        column,
+    )
 
 
 def resolve(path: str, folder: str) -> str:

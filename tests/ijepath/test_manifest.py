@@ -107,3 +107,39 @@ def test_what_spoils_one_row_stays_with_that_row(tmp_path, line, message):
     rows = read_manifest(path).rows
     assert [bool(r.error) for r in rows] == [False, True, False]
     assert message in rows[1].error
+
+
+SIGNED = (
+    "https://host/b/x.svs?X-Amz-Credential=a&X-Amz-Signature=s3cret",
+    "https://storage.googleapis.com/b/x.svs?GoogleAccessId=a&Expires=1&Signature=s3cret",
+    "https://account.blob.core.windows.net/c/x.svs?sv=2020&sig=s3cret",
+    "s3://AKIA:s3c/ret@bucket/x.svs",
+    "https://s3cret@host/x.svs",
+)
+PLAIN = (
+    "gs://bucket/x.svs",
+    "s3://bucket/a:b@c.svs",
+    "http://host:8080/x@y.svs",
+    "abfs://container@account.dfs.core.windows.net/x.svs",
+    "https://host/x.svs?versionId=3&design=4",
+    "/data/a?token=b.svs?",
+)
+
+
+@pytest.mark.parametrize("column", ["wsi_path", "mask_path", "thumbnail"])
+@pytest.mark.parametrize("url", SIGNED)
+def test_a_url_with_a_secret_in_it_is_told_once_without_the_secret(tmp_path, caplog, column, url):
+    cells = {"slide_id": "b", "wsi_path": "b.svs", "mask_path": "", "thumbnail": ""} | {column: url}
+    path = tmp_path / "slides.csv"
+    path.write_text(f"{','.join(cells)}\na,a.svs,,\n{','.join(cells.values())}\n{','.join(cells.values())}\n")
+    assert read_manifest(str(path)).rows == read_manifest(str(path)).rows
+    (record,) = caplog.records
+    assert f"{path}, row 3, column {column} " in record.getMessage() and "environment" in record.getMessage()
+    assert "s3c" not in record.getMessage()
+
+
+def test_urls_without_secrets_are_not_warned_of(tmp_path, caplog):
+    path = tmp_path / "slides.csv"
+    path.write_text("slide_id,wsi_path,mask_path\n" + "".join(f"{i},{url},\n" for i, url in enumerate(PLAIN)))
+    read_manifest(str(path))
+    assert not caplog.records
