@@ -15,11 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from core.errors import MissingFile
+from core.reports import describe
 from core.wsi.reader import SlideReader, open_mask, open_slide
 from core.wsi.source import public
 from core.wsi.spacing import choose_level
 from core.wsi.tissue import tissue_mask
-from ijepath.index import OrderedMap, describe
+from ijepath.index import OrderedMap
 from ijepath.profile import Profile
 
 CELLS_PER_STRIDE = 32  # resolution of the tissue map: its cells are at most this part of the anchors' distance

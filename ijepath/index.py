@@ -6,7 +6,6 @@ here knows Ray. Not here: the manifest (ijepath.manifest) and tissue (ijepath.an
 
 from __future__ import annotations
 
-import csv
 import io
 import os
 from collections import Counter
@@ -18,7 +17,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from core.errors import MissingFile, UnreadableUnit, UserError
+from core.errors import MissingFile, UserError
+from core.features.inputs import file_state
+from core.reports import describe
 from core.storage import Storage, write_atomic
 from core.wsi.reader import SlideReader, open_mask, open_slide
 from core.wsi.source import is_url, public
@@ -115,25 +116,6 @@ def _blank(row: ManifestRow) -> Row:
 
 def _named(row: ManifestRow) -> Row:
     return {"slide_id": row.slide_id, "wsi_path": row.wsi_path, "mask_path": row.mask_path} | row.metadata
-
-
-def describe(error: BaseException) -> str:
-    """One line for a report."""
-    known = isinstance(error, UserError | UnreadableUnit)
-    return " ".join((str(error) if known else f"{type(error).__name__}: {error}").split())
-
-
-def file_state(path: str) -> str:
-    """What changes when a file does: its size and its time (or the store's tag). MissingFile when it is not there."""
-    import fsspec
-
-    filesystem, inner = fsspec.core.url_to_fs(path)
-    try:
-        info = filesystem.info(inner)
-    except FileNotFoundError as error:
-        raise MissingFile("no such file", file=public(path)) from error
-    tag = next((info[k] for k in ("generation", "ETag", "etag", "mtime", "LastModified") if k in info), "")
-    return f"{info.get('size', '')}:{tag}"
 
 
 def _unchanged(previous: Row, now: Row) -> bool:
@@ -291,28 +273,3 @@ def _still(known: Row, row: ManifestRow) -> bool:
         return all(file_state(path) == known[f"{c}_state"] for c, path in local)
     except MissingFile:
         return False
-
-
-def check_success(index: SlideIndex, min_success_fraction: float, file: object) -> None:
-    """UserError that lists the failed slides when fewer than `min_success_fraction` of them are ok."""
-    failed, total = index.failed, len(index.rows)
-    if total - len(failed) >= min_success_fraction * total:
-        return
-    shown = [f"{row['slide_id'] or '(no id)'}: {row['error']}" for row in failed[:10]]
-    more = [f"and {len(failed) - 10} more"] if len(failed) > 10 else []
-    raise UserError(
-        f"{len(failed)} of {total} slides failed:\n  " + "\n  ".join(shown + more) + "\n",
-        file=file,
-        key="min_success_fraction",
-        found=round((total - len(failed)) / total, 4),
-        expected=f"at least {min_success_fraction}",
-    )
-
-
-def write_report(path: str, rows: Iterable[Mapping[str, Any]], columns: Sequence[str] = REPORT_COLUMNS) -> None:
-    """A CSV of `columns`, whole or not at all."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomic(path, text.getvalue().encode())

@@ -18,10 +18,11 @@ from typing import Any
 import ijepath
 from core.config import MISSING, Group, Loaded, is_set, placement
 from core.errors import UserError
+from core.reports import check_success, write_report
 from ijepath.anchors import SlideAnchors, anchors_of
 from ijepath.catalog import STRATUM_KEY, stale_because, stratum_key
 from ijepath.catalog_writer import REPORT_COLUMNS, ROWS_PER_SHARD, report_line, write_catalog
-from ijepath.index import SlideIndex, read_index, write_report
+from ijepath.index import SlideIndex, read_index
 from ijepath.profile import Profile
 from ray_jobs.cli import Outputs, job
 from ray_jobs.ordered_map import RayMap
@@ -87,9 +88,10 @@ def build(config: BuildAnchorsConfig, index: SlideIndex) -> dict[str, Any]:
                 rows_per_shard=config.rows_per_shard,
             )
     finally:
-        write_report(config.report, report, REPORT_COLUMNS)
+        write_report(config.report, REPORT_COLUMNS, report)
     log.info("%d anchors: %s", manifest["total_anchors"], manifest["stratum_counts"])
-    _check_success(config, report)
+    tried = [line for line in report if line["reason"] != "slide_status_not_ok"]
+    check_success(tried, "slide_id", "slides", config.min_success_fraction, config.report, "detail")
     return manifest
 
 
@@ -100,21 +102,6 @@ def _reported(
         report.append(report_line(anchors))
         progress.update()
         yield anchors
-
-
-def _check_success(config: BuildAnchorsConfig, report: list[dict[str, Any]]) -> None:
-    tried = [line for line in report if line["reason"] != "slide_status_not_ok"]
-    failed = [line for line in tried if line["status"] == "failed"]
-    if len(tried) - len(failed) >= config.min_success_fraction * len(tried):
-        return
-    shown = "\n  ".join(f"{line['slide_id']}: {line['detail']}" for line in failed[:10])
-    raise UserError(
-        f"{len(failed)} of {len(tried)} slides failed:\n  {shown}\n",
-        file=config.report,
-        key="min_success_fraction",
-        found=round(1 - len(failed) / len(tried), 4),
-        expected=f"at least {config.min_success_fraction}",
-    )
 
 
 def _lost(slide: dict[str, Any], error: Exception) -> SlideAnchors:

@@ -14,8 +14,9 @@ from core.features.images import ImageJob, ImageOutcome, ImageSettings, extract_
 from core.features.inputs import Listed, file_state, images_in, images_of
 from core.features.publish import sweep
 from core.features.tables import merge_tables, read_meta
+from core.reports import check_success, write_report
 from core.storage import Storage
-from ray_jobs.extraction import DIED, check_success, looked_at, over_actors, write_report
+from ray_jobs.extraction import DIED, looked_at, over_actors
 from ray_jobs.progress import Progress
 
 if TYPE_CHECKING:

@@ -13,11 +13,12 @@ from core.features.bags import BagSummary, read_summary
 from core.features.inputs import file_state, slides_in
 from core.features.publish import sweep
 from core.features.slides import SlideJob, SlideOutcome, SlideSettings, bag_fingerprint, extract_slide
+from core.reports import check_success, describe, write_report
 from core.storage import Storage
 from core.wsi.source import public
 from core.wsi.tiling import TileSpec
 from ijepath.manifest import read_manifest
-from ray_jobs.extraction import DIED, Row, check_success, describe, looked_at, over_actors, write_report
+from ray_jobs.extraction import DIED, Row, looked_at, over_actors
 from ray_jobs.progress import Progress
 
 if TYPE_CHECKING:

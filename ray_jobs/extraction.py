@@ -1,9 +1,7 @@
-"""What extraction from slides and from images share: the actors with their encoders, the report and its verdict."""
+"""What extraction from slides and from images share: the actors with their encoders, and questions to the storage."""
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,8 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from core.errors import UnreadableUnit, UserError
-from core.storage import StorageError, write_atomic
+from core.errors import UserError
+from core.reports import describe
+from core.storage import StorageError
 from ray_jobs.actor_map import ActorMap
 from ray_jobs.runtime import Session, ray_session
 
@@ -110,39 +109,3 @@ def looked_at(look: Callable[[T], R], items: Sequence[T]) -> list[R]:
     """`look` of every item, in order, in threads: for questions to the storage."""
     with ThreadPoolExecutor(LOOKING_THREADS) as pool:
         return list(pool.map(look, items))
-
-
-def describe(error: BaseException) -> str:
-    """One line for a report."""
-    if isinstance(error, UserError):
-        text = UserError.__str__(error)
-    elif isinstance(error, UnreadableUnit):
-        text = str(error)
-    else:
-        text = f"{type(error).__name__}: {error}"
-    return " ".join(text.split())
-
-
-def write_report(path: str, columns: Sequence[str], rows: Sequence[Row]) -> None:
-    """A CSV of `columns`, whole or not at all."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomic(path, text.getvalue().encode())
-
-
-def check_success(rows: Sequence[Row], name: str, what: str, min_success_fraction: float, report: str) -> None:
-    """UserError that shows failed rows when fewer than `min_success_fraction` did not fail; `name`: the id's column."""
-    failed = [row for row in rows if row["status"] == "failed"]
-    if len(rows) - len(failed) >= min_success_fraction * len(rows):
-        return
-    shown = [f"{row[name] or '(no id)'}: {row['error']}" for row in failed[:10]]
-    more = [f"and {len(failed) - 10} more"] if len(failed) > 10 else []
-    raise UserError(
-        f"{len(failed)} of {len(rows)} {what} failed:\n  " + "\n  ".join(shown + more) + "\n",
-        file=report,
-        key="min_success_fraction",
-        found=round((len(rows) - len(failed)) / len(rows), 4),
-        expected=f"at least {min_success_fraction}",
-    )

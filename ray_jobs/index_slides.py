@@ -16,17 +16,17 @@ from typing import Any
 import ijepath
 from core.config import MISSING, Loaded, is_set, placement
 from core.errors import MissingFile, UserError
+from core.reports import check_success, write_report
 from ijepath.index import (
     COLUMNS,
+    REPORT_COLUMNS,
     Row,
     SlideIndex,
     as_begun,
-    check_success,
     failed_row,
     index_slides,
     read_index,
     write_index,
-    write_report,
 )
 from ijepath.manifest import Manifest, ManifestRow, read_manifest
 from ray_jobs.cli import Outputs, job
@@ -70,7 +70,7 @@ def main(loaded: Loaded[IndexSlidesConfig]) -> Outputs | None:
         index = build(config, manifest, previous)
     ok = len(index.rows) - len(index.failed)
     log.info("%d of %d slides are ok; report: %s", ok, len(index.rows), config.report)
-    check_success(index, config.min_success_fraction, config.report)
+    check_success(index.rows, "slide_id", "slides", config.min_success_fraction, config.report)
     return Outputs({"index": config.output, "report": config.report})
 
 
@@ -89,7 +89,7 @@ def build(
             progress.update()
     index = SlideIndex(tuple(rows), manifest.metadata_columns)
     write_index(config.output, as_begun(index, begun))
-    write_report(config.report, index.rows)
+    write_report(config.report, REPORT_COLUMNS, index.rows)
     return index
 
 

@@ -148,7 +148,8 @@ def prepare(config: PretrainConfig) -> Inputs:
 
 
 def _build_index(config: PretrainConfig, output: str) -> list[str]:
-    from ijepath.index import COLUMNS, check_success, is_current
+    from core.reports import check_success
+    from ijepath.index import COLUMNS, is_current
     from ijepath.manifest import read_manifest
     from ray_jobs import index_slides
 
@@ -159,7 +160,7 @@ def _build_index(config: PretrainConfig, output: str) -> list[str]:
     previous = index_slides.previous_rows(settings)
     begun = previous if _resumed(config) is not None else ()
     index = index_slides.build(settings, manifest, previous, begun)
-    check_success(index, config.min_success_fraction, settings.report)
+    check_success(index.rows, "slide_id", "slides", config.min_success_fraction, settings.report)
     failed_then, failed = ({row["slide_id"] for row in rows if row["status"] != "ok"} for rows in (begun, index.rows))
     if readable := failed_then - failed:
         log.warning("%d slides have become readable since this run was begun and are not part of it", len(readable))
@@ -207,15 +208,15 @@ def _same_profile(config: PretrainConfig, catalog: str) -> None:
 def train(config: PretrainConfig, inputs: Inputs) -> Outcome:
     """Log the diversity budget, save the resolved config and train to the end of the budget."""
     from core.storage import Storage
-    from core.tracking import plain_uri
+    from core.wsi.source import public
     from ijepath.assembly import assemble, identity_of
     from ijepath.diversity import Diversity
     from ijepath.plan import identity as plan_identity
     from ray_jobs.resume import check_resumable
 
     config = resolved(config, inputs.plan.rows)
-    if (newest := _resumed(config)) is not None:
     identity = identity_of(config, plan_identity(inputs.plan))
+    if (newest := _resumed(config)) is not None:
         check_resumable(newest, identity)
     data = config.data
     budget = Diversity(
@@ -228,7 +229,7 @@ def train(config: PretrainConfig, inputs: Inputs) -> Outcome:
         log.info(line)
     tracking = Tracking(config.logging.mlflow, config.logging.tracking_uri, config.logging.experiment)
     if tracking.uri is not None:  # a login in it goes to MLflow, not into the saved config and the checkpoints
-        config = replace(config, logging=replace(config.logging, tracking_uri=plain_uri(tracking.uri)))
+        config = replace(config, logging=replace(config.logging, tracking_uri=public(tracking.uri)))
     store = Storage.of(str(config.output))
     store.write_bytes("config_resolved.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
     job = TrainJob(
@@ -240,11 +241,11 @@ def train(config: PretrainConfig, inputs: Inputs) -> Outcome:
         resume=config.checkpoint.resume,
         tracking=tracking,
         start_metrics=budget.metrics(),
-    )
-        identity={**identity["values"], "identity": identity["hash"]},
-    return fit(job)
-        decode_tasks=data.threads if data.decode_on == "cluster" else 0,
         total_images=config.optimization.total_images_budget,
+        identity={**identity["values"], "identity": identity["hash"]},
+        decode_tasks=data.threads if data.decode_on == "cluster" else 0,
+    )
+    return fit(job)
 
 
 def resolved(config: PretrainConfig, anchors: int) -> PretrainConfig:

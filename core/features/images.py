@@ -19,7 +19,7 @@ from core.errors import UnreadableUnit, UserError
 from core.features.bags import check_finite
 from core.features.encoder import EncoderSpec
 from core.features.encoding import PixelBatch, Size, ahead, encoded
-from core.features.identity import fingerprint
+from core.features.identity import fingerprint, identity_of
 from core.features.tables import FEATURES, feature_column, feature_type, write_table
 from core.wsi.resize import resize
 from core.wsi.source import open_source, public
@@ -68,19 +68,11 @@ class ImageOutcome:
     written: bool = True
 
 
-def part_identity(job: ImageJob, spec: EncoderSpec, settings: ImageSettings) -> dict[str, Any]:
-    """All that a part's content depends on."""
-    how = ("resize", "pooling", "precision", "dtype")
-    return {
-        "images": [list(pair) for pair in zip(job.names, job.states, strict=True)],
-        "metadata": {name: list(values) for name, values in job.metadata.items()},
-        "settings": {name: getattr(settings, name) for name in how},
-        "encoder": spec.identity(),
-    }
-
-
 def part_fingerprint(job: ImageJob, spec: EncoderSpec, settings: ImageSettings) -> str:
-    return fingerprint(part_identity(job, spec, settings))
+    """Of all that a part's content depends on."""
+    images = [list(pair) for pair in zip(job.names, job.states, strict=True)]
+    metadata = {name: list(values) for name, values in job.metadata.items()}
+    return fingerprint(identity_of({"images": images, "metadata": metadata}, spec, settings))
 
 
 def extract_images(

@@ -18,7 +18,7 @@ from core.errors import UserError
 from core.features.bags import BagWriter
 from core.features.encoder import EncoderSpec
 from core.features.encoding import PixelBatch, Size, ahead, encoded
-from core.features.identity import fingerprint
+from core.features.identity import fingerprint, identity_of
 from core.features.tables import bag_to_parquet
 from core.wsi.reader import SlideReader, open_slide
 from core.wsi.regions import read_regions
@@ -85,19 +85,9 @@ class SlideOutcome:
 
 def bag_identity(job: SlideJob, spec: EncoderSpec, settings: SlideSettings) -> dict[str, Any]:
     """All that a bag's content depends on: equal identities, equal features. What its fingerprint is made of."""
-    how = ("spacing_tolerance", "resize", "pooling", "precision", "dtype")
-    return {
-        "slide": {
-            "slide_id": job.slide_id,
-            "state": job.state,
-            "mask_state": job.mask_state,
-            "mpp": job.mpp,
-            "fallback_mpp": job.fallback_mpp,
-        },
-        "tiles": asdict(settings.tiles),
-        "settings": {name: getattr(settings, name) for name in how},
-        "encoder": spec.identity(),
-    }
+    slide = {name: getattr(job, name) for name in ("slide_id", "state", "mask_state", "mpp", "fallback_mpp")}
+    source = {"slide": slide, "tiles": asdict(settings.tiles)}
+    return identity_of(source, spec, settings, "spacing_tolerance")
 
 
 def bag_fingerprint(job: SlideJob, spec: EncoderSpec, settings: SlideSettings) -> str:

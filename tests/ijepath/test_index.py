@@ -16,14 +16,12 @@ from ijepath.index import (
     COLUMNS,
     SlideIndex,
     as_begun,
-    check_success,
     index_slide,
     index_slides,
     is_current,
     read_index,
     schema,
     write_index,
-    write_report,
 )
 from ijepath.manifest import ManifestRow, read_manifest
 from ijepath.plan import build_plan
@@ -165,25 +163,6 @@ def test_resume_sees_a_changed_mask_and_a_changed_mpp_but_keeps_pixels_facts_ove
     assert len(opened) == 1 and changed["wsi_level0_spacing_mpp"] == 0.3
     write_mask(mask, square_mask(128, 96))
     assert index_slide(row, previous=before)["mask_shapes"] == [[128, 96]] and len(opened) == 2
-
-
-def test_too_few_good_slides_are_an_error_that_lists_which(tmp_path):
-    path, _ = broken_cohort(tmp_path)
-    index = indexed(path)
-    check_success(index, 0.2, "report.csv")
-    with pytest.raises(UserError, match="8 of 10 slides failed") as caught:
-        check_success(index, 0.21, "report.csv")
-    for row in index.failed:
-        assert row["slide_id"] in str(caught.value)
-    assert caught.value.where["file"] == "report.csv" and caught.value.where["found"] == 0.2
-
-
-def test_the_report_has_one_line_per_row_of_the_manifest(tmp_path):
-    path, _ = broken_cohort(tmp_path)
-    write_report(str(tmp_path / "report.csv"), indexed(path).rows)
-    lines = (tmp_path / "report.csv").read_text().splitlines()
-    assert lines[0] == "slide_id,wsi_path,mask_path,status,error" and len(lines) == 11
-    assert lines[-1] == f"good,{tmp_path}/good.tiff,,ok,"
 
 
 def test_an_index_is_current_for_its_manifest_only(tmp_path):
