@@ -19,12 +19,13 @@ import threading
 import time
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
 
 from core.errors import MissingFile
+from core.fingerprint import flatten
 from core.storage import Storage
+from core.wsi.source import public
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +34,8 @@ REMOTE_FLUSH_S = 10.0
 
 MARKER = "images_seen"
 RUN_FILE = "mlflow_run.json"
-LONGEST_PARAM, METRICS_PER_CALL = 500, 900
-SECRET = re.compile(r"token|secret|passw|credential|api_?key|access_?key|private_?key|account_?key", re.IGNORECASE)
+LONGEST_NAME, LONGEST_PARAM, METRICS_PER_CALL = 250, 500, 900
+SECRET = re.compile(r"token(?!s)|secret|passw|credential|api_?key|access_?key|private_?key|account_?key", re.IGNORECASE)
 REDACTED = "(redacted)"
 
 
@@ -221,6 +222,7 @@ class MlflowFeeder:
 
         client = MlflowClient(self.uri)
         self.run_id = self._known_run(client) or self._new_run(client)
+        self._log_params(client)
         self._fed = {m.step for m in client.get_metric_history(self.run_id, MARKER)}
         self._client = client
         return client
@@ -229,7 +231,7 @@ class MlflowFeeder:
         if not self._store.exists(RUN_FILE):
             return None
         known = json.loads(self._store.read_bytes(RUN_FILE))
-        if known["tracking_uri"] != plain_uri(self.uri):
+        if known["tracking_uri"] != public(self.uri):
             return None
         from mlflow.exceptions import MlflowException
 
@@ -241,17 +243,25 @@ class MlflowFeeder:
         return str(known["run_id"])
 
     def _new_run(self, client: Any) -> str:
-        from mlflow.entities import Param
-
         experiment = client.get_experiment_by_name(self._experiment)
         number = experiment.experiment_id if experiment else client.create_experiment(self._experiment)
         run_id = str(client.create_run(number, run_name=self._run_name).info.run_id)
-        params = [Param(key, value) for key, value in self._params.items()]
-        for first in range(0, len(params), 100):
-            client.log_batch(run_id, params=params[first : first + 100])
-        record = {"run_id": run_id, "tracking_uri": plain_uri(self.uri)}
+        record = {"run_id": run_id, "tracking_uri": public(self.uri)}
         self._store.write_bytes(RUN_FILE, json.dumps(record).encode())
         return run_id
+
+    def _log_params(self, client: Any) -> None:
+        """The parameters that the run does not have yet: MLflow refuses other values, and those at the start hold."""
+        from mlflow.entities import Param
+        from mlflow.exceptions import MlflowException
+
+        known = client.get_run(self.run_id).data.params
+        params = [Param(key, value) for key, value in self._params.items() if key not in known]
+        try:
+            for first in range(0, len(params), 100):
+                client.log_batch(self.run_id, params=params[first : first + 100])
+        except MlflowException as e:
+            log.warning("MLflow does not take the parameters: %s", e)
 
 
 def default_uri(store: Storage) -> str:
@@ -260,25 +270,22 @@ def default_uri(store: Storage) -> str:
 
 
 def redact(params: Mapping[str, Any]) -> dict[str, str]:
-    """Parameters as short texts without secrets: by the key's name, and logins and signatures out of URLs."""
-    return {key: REDACTED if SECRET.search(key) else _plain_text(value) for key, value in params.items()}
+    """Parameters as MLflow takes them: nested ones under dotted names, as short texts without secrets.
+
+    A value is a secret by its name; logins and signatures are taken out of URLs.
+    """
+    values = {key: value for key, (value, _) in flatten(params).items()}
+    return {_name(key): REDACTED if SECRET.search(key) else _plain_text(value) for key, value in values.items()}
+
+
+def _name(key: str) -> str:
+    """MLflow refuses brackets and whatever else is not a letter, a digit or one of ``_-. :/``."""
+    return re.sub(r"[^\w\-. :/]", "_", key.replace("[", ".").replace("]", ""))[:LONGEST_NAME]
 
 
 def _plain_text(value: Any) -> str:
-    text = re.sub(r"\w+://[^\s'\"]+", lambda m: plain_uri(m.group()), str(value))
-    return text[:LONGEST_PARAM]
-
-
-def plain_uri(uri: str) -> str:
-    """A URL without its user, password and query."""
-    try:
-        parts = urlsplit(uri)
-        host = parts.netloc.rpartition("@")[2]
-    except ValueError:
-        return REDACTED
-    if parts.netloc == host and not parts.query:
-        return uri
-    return urlunsplit((parts.scheme, host, parts.path, "", ""))
+    text = re.sub(r"\w+://[^\s'\"]+", lambda m: public(m.group()), str(value))
+    return text if len(text) <= LONGEST_PARAM else text[: LONGEST_PARAM - 1] + "…"
 
 
 def _metrics(row: Mapping[str, Any]) -> list[Any]:

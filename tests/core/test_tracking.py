@@ -105,6 +105,30 @@ def test_secrets_do_not_reach_mlflow() -> None:
     assert "abc" not in str(found) and "pass" not in str(list(found.values()))
 
 
+def test_nested_parameters_come_out_under_names_that_mlflow_takes_whole_or_cut_short() -> None:
+    found = redact(
+        {
+            "identity": {"hash": "ab", "values": {"data.plugins[0].seed": 3, "mask.context_keep_tokens": 16}},
+            "plugins": [{"name": "stain", "hf_token": "abc"}, {"name": "blur"}],
+            "levels": [1, 2.5, "three"],
+            "weird (%) name": None,
+            "long": "x" * 501,
+            "n" * 300: 1,
+        }
+    )
+    assert found.pop("n" * 250) == "1" and found.pop("long") == "x" * 499 + "…"
+    assert found == {
+        "identity.hash": "ab",
+        "identity.values.data.plugins.0.seed": "3",
+        "identity.values.mask.context_keep_tokens": "16",
+        "plugins.0.name": "stain",
+        "plugins.0.hf_token": REDACTED,
+        "plugins.1.name": "blur",
+        "levels": "[1, 2.5, 'three']",
+        "weird ___ name": "None",
+    }
+
+
 @pytest.fixture(scope="module")
 def mlflow_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     """One database for all: making its tables takes seconds."""
@@ -141,6 +165,31 @@ def test_mlflow_gets_every_row_once_over_restarts_and_cut_backs(tmp_path: Path, 
     run = MlflowClient(mlflow_uri).get_run(first.run_id)
     assert run.data.params == {"lr": "0.1", "api_key": REDACTED} and run.info.status == "FINISHED"
     assert "time" not in run.data.metrics
+
+
+def test_a_resumed_run_keeps_its_parameters_and_takes_new_ones(tmp_path: Path, mlflow_uri: str) -> None:
+    from mlflow import MlflowClient
+
+    path = str(tmp_path / "metrics.jsonl")
+    log = fill(path, [10])
+    first = MlflowFeeder(path, uri=mlflow_uri, params={"data": {"plugins[0]": 1, "seeds": [1, 2]}, "lr": 0.1})
+    assert first.feed() == 1
+    log.append({"images_seen": 20, "loss": 1.0})
+    second = MlflowFeeder(path, uri=mlflow_uri, params={"data": {"plugins[0]": 2}, "lr": 0.2, "workers": 4})
+    assert second.feed() == 1 and second.run_id == first.run_id
+    found = MlflowClient(mlflow_uri).get_run(first.run_id).data.params
+    assert found == {"data.plugins.0": "1", "data.seeds": "[1, 2]", "lr": "0.1", "workers": "4"}
+
+
+def test_parameters_that_mlflow_refuses_neither_stop_the_metrics_nor_begin_runs(
+    tmp_path: Path, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("core.tracking._name", lambda key: "../" + key)
+    path = str(tmp_path / "metrics.jsonl")
+    fill(path, [10])
+    first, second = (MlflowFeeder(path, uri=mlflow_uri, params={"lr": 0.1}) for _ in range(2))
+    assert (first.feed(), second.feed()) == (1, 0) and first.run_id == second.run_id
+    assert "MLflow does not take the parameters" in caplog.text
 
 
 def test_the_thread_follows_a_growing_file_and_drains_it_at_the_end(tmp_path: Path, mlflow_uri: str) -> None:
