@@ -26,10 +26,11 @@ from core.config import placement
 from core.errors import UserError, user_error_in
 from core.fingerprint import flatten
 from ray_jobs.progress import TrainingProgress
+
 log = logging.getLogger(__name__)
 STOP = "STOP"
-
 LONGEST_KEY = 250  # of an MLflow parameter
+
 
 @dataclass
 class ScalingConfig:
@@ -81,12 +82,12 @@ class TrainJob:
     resume: str = "auto"
     tracking: Tracking = field(default_factory=Tracking)
     start_metrics: dict[str, float] = field(default_factory=dict)
-    accelerator: str = "cpu"
+    total_images: int = 0
+    decode_tasks: int = 0
     identity: dict[str, Any] = field(default_factory=dict)  # beside the config's: what MLflow is told, too
+    accelerator: str = "cpu"
     fit_id: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
 
-    decode_tasks: int = 0
-    total_images: int = 0
 
 @dataclass
 class Outcome:
@@ -110,8 +111,8 @@ def fit(job: TrainJob) -> Outcome:
     from core.storage import Storage
     from ray_jobs import quarantine
     from ray_jobs.backends import check_resources, resolve_accelerator, worker_resources
-
     from ray_jobs.shared_output import check_shared
+
     scaling = job.scaling
     store = Storage.of(job.run_dir)
     job.run_dir, job.plan_path = store.url, Storage.of(job.plan_path).url  # workers run in another folder
@@ -121,10 +122,10 @@ def fit(job: TrainJob) -> Outcome:
     )
     check_resources(scaling.workers, resources, ray.cluster_resources(), scaling.autoscaling, job.decode_tasks)
     store.remove(STOP)
-    trainer = _ray_trainer(job, resources, store)
-    try:
     if store.local:
         check_shared(store.url, resources)
+    trainer = _ray_trainer(job, resources, store)
+    try:
         with _mlflow(job, store):
             value = _fit_in_thread(trainer, store, job.total_images)
     except BaseException:
@@ -157,6 +158,7 @@ def _fit_in_thread(trainer: Any, store: Any, total_images: int) -> dict[str, Any
     """`trainer.fit()` beside the main thread, which stays free for signals: the first asks to stop, the second ends.
     Meanwhile it shows how far the training is."""
     result: dict[str, Any] = {}
+    progress = TrainingProgress(store, total_images)
 
     def run() -> None:
         try:
@@ -165,7 +167,6 @@ def _fit_in_thread(trainer: Any, store: Any, total_images: int) -> dict[str, Any
             result["error"] = e
 
     thread = threading.Thread(target=run, name="pathray-fit", daemon=True)
-    progress = TrainingProgress(store, total_images)
     with _stop_on_signals(store):
         thread.start()
         try:
@@ -227,11 +228,14 @@ def _mlflow(job: TrainJob, store: Any) -> Iterator[None]:
         yield
 
 
-def _ray_trainer(job: TrainJob, resources: dict[str, float], store: Any) -> Any:
-    from ray.train import FailureConfig, RunConfig
 def mlflow_params(job: TrainJob) -> dict[str, Any]:
+    """The run's whole config by dotted key, and its identity; keys with only what MLflow allows in them."""
     values = {key: value for key, (value, _) in flatten(job.config).items()} | job.identity
     return {re.sub(r"[^\w.\- ]", "_", key)[:LONGEST_KEY]: value for key, value in values.items()}
+
+
+def _ray_trainer(job: TrainJob, resources: dict[str, float], store: Any) -> Any:
+    from ray.train import FailureConfig, RunConfig
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     from ray_jobs.backends import backend_config, scaling_config
