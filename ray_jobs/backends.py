@@ -83,14 +83,19 @@ def resolve_accelerator(accelerator: str, autoscaling: bool = False) -> str:
     return "cpu"
 
 
-def backend_config(accelerator: str, timeout_s: int) -> BackendConfig:
-    """The backend of a resolved accelerator."""
-    from ray.train.torch import TorchConfig
+def backend_config(accelerator: str, timeout_s: int, workers: int) -> BackendConfig:
+    """The backend of a resolved accelerator.
 
+    One worker on a CPU has nobody to meet: without a process group Ray Train's controller need not import torch.
+    """
     if accelerator == "xla":
         on_cpu = os.environ.get("PJRT_DEVICE") == "CPU"
         devices = int(os.environ.get("CPU_NUM_DEVICES", "4")) if on_cpu else 0
         return XlaConfig(pjrt_device="CPU" if on_cpu else "TPU", virtual_devices=devices)
+    if accelerator == "cpu" and workers == 1:
+        return BackendConfig()
+    from ray.train.torch import TorchConfig
+
     return TorchConfig(backend="nccl" if accelerator == "cuda" else "gloo", timeout_s=timeout_s)
 
 

@@ -252,7 +252,7 @@ def _ray_trainer(job: TrainJob, resources: dict[str, float], store: Any) -> Any:
     return DataParallelTrainer(
         train_worker,
         train_loop_config={"job": job},
-        backend_config=backend_config(job.accelerator, scaling.collective_timeout_s),
+        backend_config=backend_config(job.accelerator, scaling.collective_timeout_s, scaling.workers),
         scaling_config=scaling_config(
             scaling.workers,
             resources,

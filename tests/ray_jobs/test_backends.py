@@ -168,13 +168,15 @@ def test_auto_is_refused_where_the_accelerators_are_yet_to_come(monkeypatch):
 
 
 def test_backends_of_the_accelerators(monkeypatch):
-    assert (backend_config("cpu", 60).backend, backend_config("cpu", 60).timeout_s) == ("gloo", 60)
-    assert backend_config("cuda", 60).backend == "nccl"
-    assert backend_config("xla", 60) == XlaConfig(pjrt_device="TPU", virtual_devices=0)
+    several = backend_config("cpu", 60, 2)
+    assert (several.backend, several.timeout_s) == ("gloo", 60)
+    assert type(backend_config("cpu", 60, 1)) is BackendConfig, "one process meets nobody"
+    assert backend_config("cuda", 60, 1).backend == "nccl"
+    assert backend_config("xla", 60, 1) == XlaConfig(pjrt_device="TPU", virtual_devices=0)
     monkeypatch.setenv("PJRT_DEVICE", "CPU")
-    assert backend_config("xla", 60) == XlaConfig(pjrt_device="CPU", virtual_devices=4)
+    assert backend_config("xla", 60, 1) == XlaConfig(pjrt_device="CPU", virtual_devices=4)
     monkeypatch.setenv("CPU_NUM_DEVICES", "2")
-    assert backend_config("xla", 60).virtual_devices == 2
+    assert backend_config("xla", 60, 1).virtual_devices == 2
 
 
 def test_resources_of_a_worker(monkeypatch):
@@ -208,8 +210,6 @@ def test_workers_that_never_fit_are_refused_with_both_figures():
     check_resources(64, {"GPU": 8.0}, {"CPU": 1.0}, autoscaling=True)
 
 
-def test_the_developer_api_is_touched_in_one_file_only():
-    from pathlib import Path
 def test_a_cluster_that_decodes_needs_a_cpu_beside_those_of_the_workers():
     check_resources(2, {"CPU": 1.0}, {"CPU": 3.0}, autoscaling=False, decode_tasks=4)
     with pytest.raises(UserError, match="too little CPU") as error:
@@ -217,6 +217,8 @@ def test_a_cluster_that_decodes_needs_a_cpu_beside_those_of_the_workers():
     assert (error.value.where["found"], error.value.where["expected"]) == ("CPU: 2.5", "CPU: 3")
 
 
+def test_the_developer_api_is_touched_in_one_file_only():
+    from pathlib import Path
 
     sources = Path(backends.__file__).parent.rglob("*.py")
     users = {path.name for path in sources if "ray.train.backend" in path.read_text()}
