@@ -127,12 +127,13 @@ class TrainingProgress:
         from tqdm import tqdm
 
         if self.bar is None:
-            shape = "{desc}: {percentage:3.0f}%|{bar}| {postfix}" if self.total else "{desc}: {postfix}"
+            shape = "{desc}: {percentage:3.0f}%|{bar}| {unit}" if self.total else "{desc}: {unit}"
             self.bar = tqdm(
                 total=self.total or None, desc=self.what, bar_format=shape, file=self.stream, dynamic_ncols=True
             )
         self.bar.n = self.seen
-        self.bar.set_postfix_str(f"{self._images()} images · {self._figures(row)}")
+        self.bar.unit = f"{self._images()} images · {self._figures(row)}"  # tqdm puts a comma before a postfix
+        self.bar.refresh()
 
     def _images(self) -> str:
         return f"{self.seen:,} of {self.total:,}" if self.total else f"{self.seen:,}"

@@ -49,7 +49,7 @@ def test_there_is_a_line_for_the_first_row_and_for_every_tenth(tmp_path):
 def test_on_a_terminal_there_is_a_bar_with_the_same_figures(tmp_path, monkeypatch):
     monkeypatch.setattr(tqdm, "tqdm", partial(tqdm.tqdm, disable=False))  # the tests' environment switches bars off
     said = shown(tmp_path, [25_000, 50_000], stream=Terminal())
-    assert "train:  50%|" in said and "50,000 of 100,000 images · loss 0.213 · 40.6 images/s · 21 min left" in said
+    assert "train:  50%|" in said and "| 50,000 of 100,000 images · loss 0.213 · 40.6 images/s · 21 min left" in said
 
 
 def test_rows_of_an_earlier_attempt_are_no_news(tmp_path):
