@@ -5,6 +5,7 @@ import json
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -143,6 +144,20 @@ def test_resuming_with_another_identity_is_refused_with_both_values(ray_cluster,
     with pytest.raises(UserError, match="seed: 0 in the checkpoint, 5 now"):
         train(tmp_path / "run", plan, 1, total_images=24, seed=5)
     assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == before
+
+
+def test_a_damaged_checkpoint_ends_the_run_and_never_becomes_fresh_weights(ray_cluster, tmp_path, plan):
+    train(tmp_path / "run", plan, 1, stop_at_step=3)
+    before = {p.name for p in (tmp_path / "run" / "checkpoints").iterdir()}
+    steps = len(seen(tmp_path / "run"))
+    newest = checkpoint.latest(str(tmp_path / "run" / "checkpoints"), "toy").path
+    tensors = Path(newest) / checkpoint.TENSORS
+    tensors.write_bytes(tensors.read_bytes()[:-4] + b"\xff\xff\xff\xff")
+    with pytest.raises(UserError) as error:
+        train(tmp_path / "run", plan, 1)
+    assert newest in str(error.value)
+    assert len(seen(tmp_path / "run")) == steps, "no step was taken"
+    assert {p.name for p in (tmp_path / "run" / "checkpoints").iterdir()} == before
 
 
 def test_workers_that_do_not_divide_the_global_batch_are_refused(ray_cluster, tmp_path, plan):
