@@ -129,7 +129,12 @@ class TrainingProgress:
         if self.bar is None:
             shape = "{desc}: {percentage:3.0f}%|{bar}| {unit}" if self.total else "{desc}: {unit}"
             self.bar = tqdm(
-                total=self.total or None, desc=self.what, bar_format=shape, file=self.stream, dynamic_ncols=True
+                total=self.total or None,
+                desc=self.what,
+                unit="",
+                bar_format=shape,
+                file=self.stream,
+                dynamic_ncols=True,
             )
         self.bar.n = self.seen
         self.bar.unit = f"{self._images()} images · {self._figures(row)}"  # tqdm puts a comma before a postfix
