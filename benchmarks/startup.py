@@ -27,8 +27,8 @@ PHASES = {  # mark -> the phase that ends with it
     "ray runs": "ray.init",
     "plan is ready": "slide index, anchors, plan",
     WORKER: "Ray Train, worker process",
-    "assemble": "process group, imports",
-    "worker is ready": "science's imports, model",
+    "assemble": "imports",
+    "worker is ready": "model",
     "first batch": "first batch",
     "first step": "first step",
     "job has ended": "(the other steps and the end)",
@@ -154,3 +154,4 @@ if __name__ == "__main__":
     main()
 elif os.path.exists(os.environ.get(MARKS, "")) and "plan is ready" in read(os.environ[MARKS]):
     mark(WORKER)
+    import ijepath.assembly  # noqa: F401  what unpickling the real job imports

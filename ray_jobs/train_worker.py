@@ -23,15 +23,17 @@ METRICS, ENCODER = "metrics.jsonl", "encoder"
 
 
 def train_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
-    """Entry point given to Ray Train. Returns rank 0's outcome as plain data.
+    """Entry point given to Ray Train with the pickled TrainJob. Returns rank 0's outcome as plain data.
 
     A UserError is the user's to mend, so a restart would only meet it again. Where all ranks end with it together it is
     the outcome; where one rank alone does, the group has to be restarted: the error is noted in the run folder, and the
     next attempt finds the note and ends at once with it.
     """
+    import pickle
+
     from core.train.recipe import TrainingStopped
 
-    job = loop_config["job"]
+    job = pickle.loads(loop_config["job"])
     store = Storage.of(job.run_dir)
     note = f"ray/fatal-{job.fit_id}.json"
     if store.exists(note):

@@ -30,6 +30,7 @@ from ray_jobs.progress import TrainingProgress
 log = logging.getLogger(__name__)
 STOP = "STOP"
 LONGEST_KEY = 250  # of an MLflow parameter
+MLFLOW_EVERY_S = 30.0  # its first connection is seconds of a core, which the workers' start needs
 
 
 @dataclass
@@ -224,6 +225,7 @@ def _mlflow(job: TrainJob, store: Any) -> Iterator[None]:
         experiment=job.tracking.experiment,
         run_name=store.url,
         params=mlflow_params(job),
+        every_s=MLFLOW_EVERY_S,
     ):
         yield
 
@@ -235,6 +237,7 @@ def mlflow_params(job: TrainJob) -> dict[str, Any]:
 
 
 def _ray_trainer(job: TrainJob, resources: dict[str, float], store: Any) -> Any:
+    from ray import cloudpickle
     from ray.train import FailureConfig, RunConfig
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
@@ -251,7 +254,7 @@ def _ray_trainer(job: TrainJob, resources: dict[str, float], store: Any) -> Any:
     )
     return DataParallelTrainer(
         train_worker,
-        train_loop_config={"job": job},
+        train_loop_config={"job": cloudpickle.dumps(job)},  # the controller need not import the science, nor torch
         backend_config=backend_config(job.accelerator, scaling.collective_timeout_s, scaling.workers),
         scaling_config=scaling_config(
             scaling.workers,

@@ -223,3 +223,18 @@ def test_the_developer_api_is_touched_in_one_file_only():
     sources = Path(backends.__file__).parent.rglob("*.py")
     users = {path.name for path in sources if "ray.train.backend" in path.read_text()}
     assert users == {"backends.py"}
+
+
+def test_rays_controller_gets_the_job_packed_and_imports_no_science_for_it(monkeypatch, tmp_path):
+    import pickle
+
+    from core.storage import Storage
+    from ray_jobs.trainer import ScalingConfig, TrainJob, _ray_trainer
+
+    given = {}
+    name = "ray.train.v2.api.data_parallel_trainer.DataParallelTrainer"
+    monkeypatch.setattr(name, lambda function, **keys: given.update(keys))
+    job = TrainJob(print, {"lr": 1.0}, "plan", str(tmp_path), ScalingConfig(), accelerator="cpu")
+    _ray_trainer(job, {"CPU": 1.0}, Storage.of(tmp_path))
+    packed = given["train_loop_config"]["job"]
+    assert isinstance(packed, bytes) and pickle.loads(packed) == job
