@@ -312,7 +312,7 @@ class _Pool:
 
     def _replace_stalled(self, micro: _Micro, unit: _Unit) -> None:
         row, position = unit.tried or unit.row, int(unit.row["position"])
-        slow = UnreadableUnit("timeout", f"source {row.get('source', '?')}", f"no data in {self.settings.timeout_s} s")
+        slow = UnreadableUnit("timeout", _source_name(self.lookup, row), f"no data in {self.settings.timeout_s} s")
         unit.faults.append(_fault(self.reader, row, position, unit.attempt, slow))
         unit.generation, unit.attempt, unit.started = unit.generation + 1, unit.attempt + 1, None
         self.tasks.appendleft((micro, unit, unit.generation))
@@ -327,6 +327,11 @@ def _attempt(
         return reader.read(row, position, attempt), None
     except UnreadableUnit as e:
         return None, _fault(reader, row, position, attempt, e)
+
+
+def _source_name(lookup: Lookup, row: Mapping[str, Any]) -> str:
+    """What the plan's table of slides or archives calls the unit's source: its first column."""
+    return str(lookup.plan.sources.column(0)[int(row["source"])]) if "source" in row else f"row {row['row']}"
 
 
 def _units(rows: Mapping[str, npt.NDArray[Any]]) -> list[dict[str, Any]]:

@@ -15,8 +15,8 @@ from core.errors import UnreadableUnit, UserError
 from core.wsi import formats
 from core.wsi.image import ImageMask
 from core.wsi.libraries import LIBRARIES, LibraryReader, installed
-from core.wsi.pyramid import NotServed, Pyramid, parse
-from core.wsi.source import ByteSource, open_source, public
+from core.wsi.pyramid import NotServed
+from core.wsi.source import open_source, public
 from core.wsi.tiff import TiffReader
 from core.wsi.tiles import TileCache
 
@@ -70,14 +70,11 @@ def open_with(path: str, cache: TileCache, *, backend: str = "auto", library_byt
         raise UserError("unknown slide backend", key="backend", found=backend, expected=f"one of {BACKENDS}")
     path, refused, damage = formats.located(path), list[str](), None
     if backend in ("auto", "tiff"):
-        source = open_source(path)
         try:
-            return TiffReader(path, source, _parsed(path, source, mask=False), cache)
+            return TiffReader.open(path, cache)
         except NotServed as e:
-            source.close()
             refused.append(f"tiff: {e}")
         except UnreadableUnit as e:  # a library may still know what to do with it
-            source.close()
             damage = e
     for library in LIBRARIES:
         if backend not in ("auto", library.name):
@@ -108,30 +105,12 @@ def open_mask(path: str, *, cache_bytes: int = 64 << 20) -> SlideReader:
     channel, types wider than 8 bits to 0 and 1; a TIFF's photometric interpretation does not turn a mask round.
     Raises as `open_slide` does.
     """
-    source = open_source(path)
     try:
-        return TiffReader(path, source, _parsed(path, source, mask=True), TileCache(cache_bytes), mask=True)
+        return TiffReader.open(path, TileCache(cache_bytes), mask=True)
     except NotServed as e:
-        source.close()
         if formats.is_tiff(_head(path)):
             raise UserError("the mask cannot be read", file=public(path), found=str(e), expected="a tiled TIFF") from e
     return ImageMask(path)
-
-
-def _parsed(path: str, source: ByteSource, *, mask: bool) -> Pyramid:
-    """NotServed where this is no TIFF or none for the direct path; UnreadableUnit where it is a damaged TIFF."""
-    head = source.read_many([(0, 8)])[0] if source.size else b""
-    if not head:
-        raise UnreadableUnit("truncated", public(path), "the file is empty")
-    if not formats.is_tiff(head):
-        raise NotServed("not a TIFF")
-    try:
-        with source.buffered() as file:
-            return parse(file, mask=mask)
-    except (NotServed, UnreadableUnit):
-        raise
-    except Exception as e:  # tifffile raises many kinds on damaged files
-        raise UnreadableUnit("decode", public(path), f"damaged TIFF structure: {type(e).__name__}: {e}") from e
 
 
 def _head(path: str) -> bytes:

@@ -14,9 +14,10 @@ import numpy.typing as npt
 
 from core.errors import UnreadableUnit
 from core.wsi.decode import Truncated
-from core.wsi.pyramid import Level, Pyramid
+from core.wsi.formats import is_tiff
+from core.wsi.pyramid import Level, NotServed, Pyramid, parse
 from core.wsi.resize import resize
-from core.wsi.source import ByteSource, is_url, public
+from core.wsi.source import ByteSource, is_url, open_source, public
 from core.wsi.tiles import TileCache
 
 Box = tuple[int, int, int, int]  # x, y, width, height in a level's pixels
@@ -41,6 +42,16 @@ class TiffReader:
         self._token, self._background = next(_tokens), 0 if mask else 255
         self._remote, self._aperio = is_url(path), pyramid.aperio
         self._decoded_partly = self._decoded_again = 0
+
+    @classmethod
+    def open(cls, path: str, cache: TileCache, *, mask: bool = False) -> TiffReader:
+        """NotServed where the file is no TIFF or none for this path, UnreadableUnit where it is a damaged one."""
+        source = open_source(path)
+        try:
+            return cls(path, source, _parsed(path, source, mask), cache, mask=mask)
+        except BaseException:
+            source.close()
+            raise
 
     def read_level(self, level: int, x: int, y: int, width: int, height: int) -> npt.NDArray[np.uint8]:
         """Pixels of a box of one level; see `SlideReader`."""
@@ -172,9 +183,26 @@ class TiffReader:
         return out
 
     def __reduce__(self) -> tuple[Any, ...]:
-        from core.wsi.reader import open_mask, open_slide
+        return _reopened, (self.path, self._cache, self._mask)
 
-        return (open_mask, (self.path,)) if self._mask else (open_slide, (self.path,))
+
+def _reopened(path: str, cache: TileCache, mask: bool) -> TiffReader:
+    return TiffReader.open(path, cache, mask=mask)
+
+
+def _parsed(path: str, source: ByteSource, mask: bool) -> Pyramid:
+    head = source.read_many([(0, 8)])[0] if source.size else b""
+    if not head:
+        raise UnreadableUnit("truncated", public(path), "the file is empty")
+    if not is_tiff(head):
+        raise NotServed("not a TIFF")
+    try:
+        with source.buffered() as file:
+            return parse(file, mask=mask)
+    except (NotServed, UnreadableUnit):
+        raise
+    except Exception as e:  # tifffile raises many kinds on damaged files
+        raise UnreadableUnit("decode", public(path), f"damaged TIFF structure: {type(e).__name__}: {e}") from e
 
 
 def downsamples(shapes: Sequence[tuple[int, int]]) -> tuple[float, ...]:

@@ -136,6 +136,7 @@ def test_a_stalled_read_is_abandoned_after_its_timeout_and_its_unit_replaced(loo
     batches = list(decoded(rank_rows(lookup, 0, 24, 12, 0, 1, 12), Reader(slow={x: 30}), lookup, settings))
     assert time.monotonic() - started < 10
     assert [f.reason for b in batches for f in b["faults"]] == ["timeout"]
+    assert [f.path for b in batches for f in b["faults"]] == ["s"], "known by the name that the plan has for it"
     assert batches[0]["value"][5, 0] == 2 * lookup.replacement(5, 1)["x"]
     assert batches[0]["corrupt"] == 1
 
