@@ -148,7 +148,8 @@ def prepare(config: PretrainConfig) -> Inputs:
 
 
 def _build_index(config: PretrainConfig, output: str) -> list[str]:
-    from ijepath.index import COLUMNS, check_success, is_current
+    from core.reports import check_success
+    from ijepath.index import COLUMNS, is_current
     from ijepath.manifest import read_manifest
     from ray_jobs import index_slides
 
@@ -159,7 +160,7 @@ def _build_index(config: PretrainConfig, output: str) -> list[str]:
     previous = index_slides.previous_rows(settings)
     begun = previous if _resumed(config) is not None else ()
     index = index_slides.build(settings, manifest, previous, begun)
-    check_success(index, config.min_success_fraction, settings.report)
+    check_success(index.rows, "slide_id", "slides", config.min_success_fraction, settings.report)
     failed_then, failed = ({row["slide_id"] for row in rows if row["status"] != "ok"} for rows in (begun, index.rows))
     if readable := failed_then - failed:
         log.warning("%d slides have become readable since this run was begun and are not part of it", len(readable))
@@ -207,7 +208,7 @@ def _same_profile(config: PretrainConfig, catalog: str) -> None:
 def train(config: PretrainConfig, inputs: Inputs) -> Outcome:
     """Log the diversity budget, save the resolved config and train to the end of the budget."""
     from core.storage import Storage
-    from core.tracking import plain_uri
+    from core.wsi.source import public
     from ijepath.assembly import assemble, identity_of
     from ijepath.diversity import Diversity
     from ijepath.plan import identity as plan_identity
@@ -228,7 +229,7 @@ def train(config: PretrainConfig, inputs: Inputs) -> Outcome:
         log.info(line)
     tracking = Tracking(config.logging.mlflow, config.logging.tracking_uri, config.logging.experiment)
     if tracking.uri is not None:  # a login in it goes to MLflow, not into the saved config and the checkpoints
-        config = replace(config, logging=replace(config.logging, tracking_uri=plain_uri(tracking.uri)))
+        config = replace(config, logging=replace(config.logging, tracking_uri=public(tracking.uri)))
     store = Storage.of(str(config.output))
     store.write_bytes("config_resolved.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
     job = TrainJob(
