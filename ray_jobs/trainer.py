@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import signal
 import threading
 import time
@@ -29,7 +28,6 @@ from ray_jobs.progress import TrainingProgress
 
 log = logging.getLogger(__name__)
 STOP = "STOP"
-LONGEST_KEY = 250  # of an MLflow parameter
 MLFLOW_EVERY_S = 30.0  # its first connection is seconds of a core, which the workers' start needs
 
 
@@ -231,9 +229,8 @@ def _mlflow(job: TrainJob, store: Any) -> Iterator[None]:
 
 
 def mlflow_params(job: TrainJob) -> dict[str, Any]:
-    """The run's whole config by dotted key, and its identity; keys with only what MLflow allows in them."""
-    values = {key: value for key, (value, _) in flatten(job.config).items()} | job.identity
-    return {re.sub(r"[^\w.\- ]", "_", key)[:LONGEST_KEY]: value for key, value in values.items()}
+    """The run's whole config by dotted key, and its identity."""
+    return {key: value for key, (value, _) in flatten(job.config).items()} | job.identity
 
 
 def _ray_trainer(job: TrainJob, resources: dict[str, float], store: Any) -> Any:

@@ -58,5 +58,5 @@ def test_mlflow_has_the_config_and_the_identity_as_parameters(tmp_path):
     (run,) = client.search_runs([client.get_experiment_by_name("pathray").experiment_id])
     assert run.data.metrics["loss"] == 0.5
     assert run.data.params == {
-        "api_token": "(redacted)", "weights.Lung _NSCLC__a": "0.25", "folds_0_.seed": "3", "identity": "beef",
+        "api_token": "(redacted)", "weights.Lung _NSCLC_/a": "0.25", "folds.0.seed": "3", "identity": "beef",
     }  # fmt: skip
