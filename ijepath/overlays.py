@@ -128,10 +128,16 @@ def _anchors(canvas: Canvas, overlay: SlideOverlay, unit: float) -> None:
     side = float(overlay.slide["context_size_level0"]) * unit
     x, y = MARGIN + overlay.x * unit, HEADER + overlay.y * unit
     best, radius = int(np.argmax(overlay.tissue)), float(np.clip(0.09 * side, 1.2, 6.0))
-    canvas.frame(float(x[best]) - side / 2, float(y[best]) - side / 2, side, side, INK, 2, 5)
+    _one_context(canvas, float(x[best]) - side / 2, float(y[best]) - side / 2, side)
     for left, top, share in zip(x.tolist(), y.tolist(), overlay.tissue.tolist(), strict=True):
         canvas.dot(left, top, radius * 1.3, "#ffffff")
         canvas.dot(left, top, radius, share_colour(share))
+
+
+def _one_context(canvas: Canvas, x: float, y: float, side: float) -> None:
+    """A frame of dark dashes on white, to be seen on any stain."""
+    canvas.rect(x - 1, y - 1, side + 2, side + 2, outline="#ffffff", line=2)
+    canvas.frame(x, y, side, side, INK, 2, 5)
 
 
 def _aside(
@@ -165,6 +171,6 @@ def _aside(
     y += 66
     canvas.line([(x, y), (x + 24, y)], CONTOUR, 2.5)
     canvas.text(x + 34, y, "tissue", 11, MUTED, anchor="lm")
-    canvas.frame(x + 3, y + 14, 18, 18, INK, 1.8, 4)
+    _one_context(canvas, x + 3, y + 14, 18)
     canvas.text(x + 34, y + 23, "one context", 11, MUTED, anchor="lm")
     canvas.text(x, y + 48, profile, 9, MUTED)

@@ -7,7 +7,7 @@ Where panels stand is ijepath.previews'.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,13 @@ ALL = 10**6
 Square = tuple[float, float, float]  # x, y, side
 Draw = Callable[[Canvas, PreviewSample, Square, int], None]
 ANCHOR = "#d00000"
+VEIL = (205, 211, 220)  # over what the context encoder does not see: darker than glass, paler than tissue
+LEGEND = (
+    ("C", "extent of a target"),
+    ("R", "tokens it touches: hidden from the context"),
+    ("T", "tokens the predictor fills, T ⊆ R"),
+    ("", "not seen by the context encoder"),
+)
 
 
 @dataclass(frozen=True)
@@ -130,7 +137,7 @@ def draw_tokens(canvas: Canvas, sample: PreviewSample, square: Square, part: int
         kept = np.zeros(grid * grid, bool)
         kept[sample.keep] = True
         veil = np.repeat(np.repeat(~kept.reshape(grid, grid), geometry.patch, 0), geometry.patch, 1)
-        shown[veil] = 0.24 * shown[veil] + 0.76 * 244
+        shown[veil] = 0.24 * shown[veil] + 0.76 * np.array(VEIL)
     canvas.picture(shown.astype(np.uint8), x, y, side, side)
     cell = side / grid
     for i in range(1, grid):
@@ -151,22 +158,18 @@ def draw_tokens(canvas: Canvas, sample: PreviewSample, square: Square, part: int
         )
 
 
-def token_legend(canvas: Canvas, x: float, y: float, width: float, size: float) -> float:
+def token_legend(
+    canvas: Canvas, x: float, y: float, width: float, size: float, rows: Sequence[tuple[str, str]] = LEGEND
+) -> float:
     """What C, R, T and the fading mean; returns the y below."""
     first, side = colour(0), size * 1.15
-    rows = (
-        ("C", "extent of a target"),
-        ("R", "tokens it touches: hidden from the context"),
-        ("T", "tokens the predictor fills, T ⊆ R"),
-        ("", "not seen by the context encoder"),
-    )
     for name, text in rows:
         if name == "C":
             canvas.rect(x, y, side, side, outline=first, line=2)
         elif name == "R":
             canvas.frame(x, y, side, side, first, 1.5, side / 5)
         else:
-            canvas.rect(x, y, side, side, fill=faded(first, 0.45) if name else "#dfe3e9")
+            canvas.rect(x, y, side, side, fill=faded(first, 0.45) if name else VEIL)
         indent = x + side + 6
         if name:
             canvas.text(indent, y, name, size, INK, bold=True)

@@ -19,7 +19,7 @@ from core.wsi.regions import read_region
 from ijepath import previews
 from ijepath.config import MaskConfig
 from ijepath.data import AnchorReader
-from ijepath.preview_panels import colour, draw_boxes, draw_context, draw_slide, draw_targets, draw_tokens
+from ijepath.preview_panels import VEIL, colour, draw_boxes, draw_context, draw_slide, draw_targets, draw_tokens
 from ijepath.preview_sample import PreviewSample, read_sample
 from tests.builders.anchor_catalog import Built, painted_catalog
 
@@ -120,7 +120,7 @@ def test_hidden_tokens_are_veiled_and_kept_ones_are_not(sample: PreviewSample) -
     assert max(np.abs(middle(after, t) - middle(before, t)).max() for t in plain) < 6
     free = [t for t in hidden if divmod(int(t), geometry.grid) not in covered]
     for token in free:
-        assert middle(after, token) == pytest.approx(0.24 * middle(before, token) + 0.76 * 244, abs=6)
+        assert middle(after, token) == pytest.approx(0.24 * middle(before, token) + 0.76 * np.array(VEIL), abs=6)
 
 
 def test_targets_outside_of_the_context_stay_inside_the_panel(built: Built) -> None:
@@ -180,6 +180,17 @@ def test_the_reveal_ends_with_the_whole_flow_and_only_adds(sample: PreviewSample
     changed = [np.abs(a[0].astype(int) - b[0]).max(-1) > 0 for a, b in zip(frames, frames[1:], strict=False)]
     assert all(c.any() for c in changed), "every frame shows something new"
     assert frames[-1][1] > frames[0][1] >= 400
+
+
+def test_a_gif_keeps_paper_and_thin_frames_in_their_own_colours(sample: PreviewSample) -> None:
+    frames = list(previews.reveal(sample, scale=0.8))
+    gif = Image.open(io.BytesIO(previews.gif_bytes(frames)))
+    gif.seek(gif.n_frames - 1)
+    shown, drawn_ = np.asarray(gif.convert("RGB")).astype(int), frames[-1][0]
+    for exact in ((255, 255, 255), (208, 0, 0), mixed(colour(0), colour(0), 0)):
+        where = (drawn_ == exact).all(-1)
+        assert where.sum() > 100 and (shown[where] == exact).all(-1).mean() > 0.98, exact
+    assert np.abs(shown - drawn_).mean() < 3
 
 
 def test_slide_ids_become_safe_file_names(sample: PreviewSample, tmp_path: Path) -> None:
