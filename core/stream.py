@@ -75,6 +75,18 @@ class Lookup:
         return {"position": position, "row": row, **{k: v[0] for k, v in self.plan.take([row]).items()}}
 
 
+@dataclass(frozen=True)
+class Share:
+    """What part of the sequence a rank reads: positions `start` … `stop` of global batches of `global_batch` units."""
+
+    start: int
+    stop: int
+    global_batch: int
+    micro: int
+    rank: int
+    world: int
+
+
 def check_geometry(global_batch: int, world: int, micro: int) -> None:
     """UserError unless W·micro divides G."""
     if min(global_batch, world, micro) < 1 or global_batch % (world * micro):
@@ -98,15 +110,20 @@ def rank_positions(start: int, stop: int, global_batch: int, rank: int, world: i
         yield (step * global_batch + rank * share + np.arange(share)).ravel()
 
 
+def share_rows(lookup: Lookup, share: Share, chunk: int = 2048) -> Iterator[dict[str, npt.NDArray[Any]]]:
+    """The plan rows of a rank's share, looked up about `chunk` at a time."""
+    steps = max(1, chunk * share.world // share.global_batch)
+    for positions in rank_positions(share.start, share.stop, share.global_batch, share.rank, share.world, steps):
+        yield lookup(positions)
+
+
 def rank_rows(
     lookup: Lookup, start: int, stop: int, global_batch: int, rank: int, world: int, micro: int, chunk: int = 2048
 ) -> Iterator[dict[str, npt.NDArray[Any]]]:
     """One rank's rows in micro-batches, looked up `chunk` rows at a time: the stream without Ray."""
     check_geometry(global_batch, world, micro)
-    steps = max(1, chunk * world // global_batch)
-    for positions in rank_positions(start, stop, global_batch, rank, world, steps):
-        rows = lookup(positions)
-        for i in range(0, positions.size, micro):
+    for rows in share_rows(lookup, Share(start, stop, global_batch, micro, rank, world), chunk):
+        for i in range(0, len(rows["position"]), micro):
             yield {name: values[i : i + micro] for name, values in rows.items()}
 
 

@@ -2,8 +2,7 @@
 
 `decode_on="worker"` streams plan rows and decodes them in the worker's own threads (core.stream.decoded); `"cluster"`
 decodes in Ray Data tasks, so that CPU nodes work for accelerators (without the read timeout: a hanging task is Ray's to
-retry). Both give the same units at the same positions. This is the one file that touches Ray Data's developer API
-(`Datasource`, `ReadTask`), behind tests/ray_jobs/test_streams.py.
+retry). Both give the same units at the same positions.
 
 Not `streaming_split`: it drops the last rows of a pass and its state cannot be saved; and no decoding in `collate_fn`,
 whose reorder buffer is unbounded.
@@ -15,75 +14,28 @@ import json
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import ray.data
-from ray.data import Datasource, ReadTask
-from ray.data.block import BlockMetadata
 
 from core.stream import (
     Batch,
     DecodeSettings,
     Fault,
     Lookup,
+    Share,
     UnitReader,
     asserted,
     check_geometry,
     decode,
     decoded,
-    rank_positions,
+    share_rows,
 )
 
 FAULTS = "faults_json"
 MICROS_PER_TASK, TASKS_PER_WINDOW = 4, 1000
 WINDOW_ROWS = 1 << 17  # of one rank: some megabytes, and minutes of training
-_LIGHT = {"ray_remote_args": {"num_cpus": 0.01}}
-
-
-@dataclass(frozen=True)
-class Share:
-    """What part of the sequence a rank reads: positions `start` … `stop` of global batches of `global_batch` units."""
-
-    start: int
-    stop: int
-    global_batch: int
-    micro: int
-    rank: int
-    world: int
-
-
-class RankRows(Datasource):
-    """The plan rows of one rank: one ordered read task, or one for every `steps_per_task` steps."""
-
-    def __init__(self, lookup: Lookup, share: Share, chunk: int = 2048, steps_per_task: int | None = None) -> None:
-        super().__init__()
-        self._lookup, self._share, self._chunk, self._steps_per_task = lookup, share, chunk, steps_per_task
-
-    def estimate_inmemory_data_size(self) -> int | None:
-        return None
-
-    def get_read_tasks(
-        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
-    ) -> list[ReadTask]:
-        share, width = self._share, self._share.stop - self._share.start
-        if self._steps_per_task is not None:
-            width = self._steps_per_task * share.global_batch
-        cuts = range(share.start, share.stop, width)
-        return [self._task(replace(share, start=first, stop=min(first + width, share.stop))) for first in cuts]
-
-    def _task(self, share: Share) -> ReadTask:
-        lookup, chunk = self._lookup, self._chunk
-
-        def read() -> Iterator[pa.Table]:
-            steps = max(1, chunk * share.world // share.global_batch)
-            own = (share.start, share.stop, share.global_batch, share.rank, share.world)
-            for positions in rank_positions(*own, steps):
-                yield pa.table(lookup(positions))
-
-        return ReadTask(read, BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None))
 
 
 def rows(lookup: Lookup, share: Share, *, chunk: int = 2048) -> Iterator[dict[str, Any]]:
@@ -96,26 +48,28 @@ def _windows(lookup: Lookup, share: Share, chunk: int) -> Iterator[dict[str, Any
     """The rows in windows, each a short Ray Data execution taken whole, the next one while this one is used up.
 
     Not one execution for the whole run: its scheduling loop, which runs in this process as long as it lasts, costs the
-    decoding threads more than half of their speed (docs/decisions.md). The first window is small: training can begin.
+    decoding threads more than half of their speed (docs/decisions.md). The first window is small and looked up here:
+    training begins while Ray Data starts.
     """
-    parts = _parts(share, chunk)
+    first, *parts = _parts(share, chunk)
     with _ahead() as executor:
-        coming = executor.submit(_window, lookup, next(parts), chunk)
-        while coming is not None:
-            window = coming.result()
-            part = next(parts, None)
-            coming = None if part is None else executor.submit(_window, lookup, part, chunk)
+        coming = [executor.submit(_window, lookup, part, chunk) for part in parts[:1]]
+        yield from share_rows(lookup, first, chunk)
+        for number in range(len(parts)):
+            window = coming.pop().result()
+            coming += [executor.submit(_window, lookup, part, chunk) for part in parts[number + 1 : number + 2]]
             yield window
 
 
-def _parts(share: Share, chunk: int) -> Iterator[Share]:
+def _parts(share: Share, chunk: int) -> list[Share]:
     """`share` cut at step boundaries: `chunk` of the rank's rows first, then WINDOW_ROWS at a time."""
-    first, own = share.start, share.global_batch // share.world
-    size = chunk
+    own, parts = share.global_batch // share.world, list[Share]()
+    first, size = share.start, chunk
     while first < share.stop:
         stop = min(share.stop, first + max(1, size // own) * share.global_batch)
-        yield replace(share, start=first, stop=stop)
+        parts.append(replace(share, start=first, stop=stop))
         first, size = stop, WINDOW_ROWS
+    return parts
 
 
 @contextmanager
@@ -129,9 +83,9 @@ def _ahead() -> Iterator[ThreadPoolExecutor]:
 
 
 def _window(lookup: Lookup, share: Share, chunk: int) -> dict[str, Any]:
-    dataset = _ordered(ray.data.read_datasource(RankRows(lookup, share, chunk), override_num_blocks=1, **_LIGHT))
-    table = pa.concat_tables(ray.get(dataset.to_arrow_refs()))
-    return {name: table.column(name).to_numpy() for name in table.column_names}
+    from ray_jobs.rank_source import fetched  # the import takes a second, which the first step need not wait for
+
+    return fetched(lookup, share, chunk)
 
 
 def _cut(batches: Iterable[dict[str, Any]], micro: int) -> Iterator[dict[str, Any]]:
@@ -170,15 +124,6 @@ def stream(
     )
 
 
-def _ordered(dataset: ray.data.Dataset) -> ray.data.Dataset:
-    context = dataset.context
-    context.enable_progress_bars = False
-    context.target_max_block_size = 1 << 20  # latency and memory only: the order does not depend on it
-    context.execution_options.preserve_order = True
-    context.execution_no_progress_timeout_s = -1  # a slow step, an evaluation or a debugger may pause the consumer
-    return dataset
-
-
 class _DecodeTask:
     """Decodes one micro-batch of rows in a Ray Data task; each unit's faults travel as JSON beside its arrays."""
 
@@ -196,6 +141,8 @@ class _DecodeTask:
 
 def _decoded_in_tasks(lookup: Lookup, reader: UnitReader, share: Share, tasks: int, chunk: int) -> Iterator[Batch]:
     """Reads and decodes in tasks of a few micro-batches; the tasks of a window are planned at once, then the next's."""
+    from ray_jobs.rank_source import RankRows, read
+
     steps = max(1, MICROS_PER_TASK * share.micro * share.world // share.global_batch)
     window = steps * TASKS_PER_WINDOW * share.global_batch
     decode_task = _DecodeTask(lookup, reader).__call__
@@ -203,7 +150,7 @@ def _decoded_in_tasks(lookup: Lookup, reader: UnitReader, share: Share, tasks: i
         part = replace(share, start=first, stop=min(first + window, share.stop))
         count = -(-(part.stop - part.start) // (steps * share.global_batch))
         source = RankRows(lookup, part, chunk, steps)
-        dataset = _ordered(ray.data.read_datasource(source, override_num_blocks=count, ray_remote_args={"num_cpus": 1}))
+        dataset = read(source, blocks=count, cpus=1)
         dataset = dataset.map_batches(
             decode_task, batch_size=share.micro, batch_format="numpy", num_cpus=1, concurrency=min(tasks, count)
         )

@@ -12,7 +12,8 @@ from core.errors import UnreadableUnit
 from core.order import uniform_order
 from core.plan import Plan, PlanWriter
 from core.stream import DecodeSettings, Lookup, rank_rows
-from ray_jobs.streams import RankRows, Share, rows, stream
+from ray_jobs.rank_source import RankRows
+from ray_jobs.streams import Share, rows, stream
 
 pytestmark = pytest.mark.ray
 N = 500
