@@ -247,7 +247,7 @@ def _ray_trainer(job: TrainJob, resources: dict[str, float], store: Any) -> Any:
         storage_path=store.path("ray"),
         storage_filesystem=store.pyarrow_fs(),
         failure_config=FailureConfig(max_failures=scaling.max_failures),
-        worker_runtime_env={"env_vars": _worker_environment(scaling)},
+        worker_runtime_env=_worker_runtime_env(scaling),
     )
     return DataParallelTrainer(
         train_worker,
@@ -264,6 +264,10 @@ def _ray_trainer(job: TrainJob, resources: dict[str, float], store: Any) -> Any:
     )
 
 
-def _worker_environment(scaling: ScalingConfig) -> dict[str, str]:
+def _worker_runtime_env(scaling: ScalingConfig) -> dict[str, Any] | None:
+    """The workers' own environment where Ray's processes do not have it already: Ray starts them anew for it."""
+    from ray_jobs.runtime import worker_environment
+
     threads = scaling.threads_per_worker or max(1, int(scaling.cpus_per_worker))
-    return {"OMP_NUM_THREADS": str(threads), "RAY_USAGE_STATS_ENABLED": "0"}
+    wanted = {"OMP_NUM_THREADS": str(threads), "RAY_USAGE_STATS_ENABLED": "0"}
+    return None if worker_environment() == wanted else {"env_vars": wanted}

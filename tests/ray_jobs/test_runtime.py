@@ -13,7 +13,8 @@ from tests.builders.jobs import ROOT, job_environment
 
 EMBEDDED = """
 import os, signal, sys
-from ray_jobs.runtime import RuntimeConfig, ray_session
+from ray_jobs.runtime import RuntimeConfig, ray_session, worker_environment
+from ray_jobs.trainer import ScalingConfig, _worker_runtime_env
 mine = lambda *a: None
 signal.signal(signal.SIGTERM, mine)
 with ray_session(RuntimeConfig(address="local", omp_threads=3, object_store_mb=100), cpus=5) as session:
@@ -21,20 +22,26 @@ with ray_session(RuntimeConfig(address="local", omp_threads=3, object_store_mb=1
     task = ray.remote(num_cpus=0.1)(lambda: os.environ["OMP_NUM_THREADS"])
     print(session.embedded, session.resources["CPU"] >= 7, ray.get(task.remote()))
     print(signal.getsignal(signal.SIGTERM) is mine)
+    print(worker_environment()["OMP_NUM_THREADS"], "OMP_NUM_THREADS" in os.environ)
+    print(_worker_runtime_env(ScalingConfig(threads_per_worker=3)))
+    print(_worker_runtime_env(ScalingConfig(threads_per_worker=2))["env_vars"]["OMP_NUM_THREADS"])
     with ray_session(RuntimeConfig()) as inner:
         print(inner.embedded)
     print(ray.is_initialized())
-print(ray.is_initialized())
+print(ray.is_initialized(), worker_environment())
 """
 
 
 @pytest.mark.ray
 def test_an_embedded_ray_has_room_for_the_data_beside_the_workers_and_ends_with_the_session():
+    environment = {name: value for name, value in job_environment().items() if name != "OMP_NUM_THREADS"}
     run = subprocess.run(
-        [sys.executable, "-c", EMBEDDED], env=job_environment(), cwd=ROOT, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", EMBEDDED], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     assert run.returncode == 0, run.stderr
-    assert run.stdout.splitlines() == ["True True 3", "True", "False", "True", "False"]
+    assert run.stdout.splitlines() == [
+        "True True 3", "True", "3 False", "None", "2", "False", "True", "False {}",
+    ]  # fmt: skip
 
 
 @pytest.mark.ray
