@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import threading
 import time
@@ -242,6 +243,8 @@ def _ray_trainer(job: TrainJob, resources: dict[str, float], store: Any) -> Any:
     from ray_jobs.train_worker import train_worker
 
     scaling = job.scaling
+    if scaling.preemption_check_steps <= 0:  # nobody asks it, and it is a process more to start
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     run_config = RunConfig(
         name=f"fit-{job.fit_id}",
         storage_path=store.path("ray"),
