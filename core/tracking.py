@@ -25,7 +25,7 @@ import numpy as np
 from core.errors import MissingFile
 from core.fingerprint import flatten
 from core.storage import Storage
-from core.wsi.source import public
+from core.urls import public
 
 log = logging.getLogger(__name__)
 

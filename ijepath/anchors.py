@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from core.errors import MissingFile
 from core.reports import describe
+from core.urls import public
 from core.wsi.reader import SlideReader, open_mask, open_slide
-from core.wsi.source import public
 from core.wsi.spacing import choose_level
 from core.wsi.tissue import tissue_mask
 from ijepath.index import OrderedMap

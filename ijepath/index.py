@@ -21,8 +21,8 @@ from core.errors import MissingFile, UserError
 from core.features.inputs import file_state
 from core.reports import describe
 from core.storage import Storage, write_atomic
+from core.urls import is_url, public
 from core.wsi.reader import SlideReader, open_mask, open_slide
-from core.wsi.source import is_url, public
 from core.wsi.spacing import level_mpps
 from ijepath.manifest import Manifest, ManifestRow, folder_of
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from core.errors import MissingFile, UserError
-from core.wsi.source import is_url, public
+from core.urls import is_url, public
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from core.features.publish import sweep
 from core.features.slides import SlideJob, SlideOutcome, SlideSettings, bag_fingerprint, extract_slide
 from core.reports import check_success, describe, write_report
 from core.storage import Storage
-from core.wsi.source import public
+from core.urls import public
 from core.wsi.tiling import TileSpec
 from ijepath.manifest import read_manifest
 from ray_jobs.extraction import DIED, Row, looked_at, over_actors

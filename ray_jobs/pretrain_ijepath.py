@@ -208,7 +208,7 @@ def _same_profile(config: PretrainConfig, catalog: str) -> None:
 def train(config: PretrainConfig, inputs: Inputs) -> Outcome:
     """Log the diversity budget, save the resolved config and train to the end of the budget."""
     from core.storage import Storage
-    from core.wsi.source import public
+    from core.urls import public
     from ijepath.assembly import assemble, identity_of
     from ijepath.diversity import Diversity
     from ijepath.plan import identity as plan_identity

@@ -21,8 +21,9 @@ from core.features.encoder import EncoderSpec
 from core.features.encoding import PixelBatch, Size, ahead, encoded
 from core.features.identity import fingerprint, identity_of
 from core.features.tables import FEATURES, feature_column, feature_type, write_table
+from core.urls import public
 from core.wsi.resize import resize
-from core.wsi.source import open_source, public
+from core.wsi.source import open_source
 
 if TYPE_CHECKING:
     from core.device import Device

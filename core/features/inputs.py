@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.errors import MissingFile, UserError
+from core.urls import public
 from core.wsi.formats import UNSUPPORTED
-from core.wsi.source import public
 
 SLIDE_SUFFIXES = (
     *(".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".svslide", ".bif", ".vms", ".vmu", ".czi", ".isyntax"),

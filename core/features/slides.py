@@ -20,10 +20,10 @@ from core.features.encoder import EncoderSpec
 from core.features.encoding import PixelBatch, Size, ahead, encoded
 from core.features.identity import fingerprint, identity_of
 from core.features.tables import bag_to_parquet
+from core.urls import public
 from core.wsi.reader import SlideReader, open_slide
 from core.wsi.regions import read_regions
 from core.wsi.resize import resize
-from core.wsi.source import public
 from core.wsi.spacing import LevelChoice, choose_level, level_mpps
 from core.wsi.tiling import Tiles, TileSpec, tiles_of, tissue_of
 

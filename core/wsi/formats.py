@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from core.errors import MissingFile, UserError
-from core.wsi.source import is_url, local_path, public
+from core.urls import is_url, local_path, public
 
 CONVERT = "convert it to a pyramidal TIFF or DICOM with the vendor's software"
 UNSUPPORTED = {

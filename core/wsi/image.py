@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from core.errors import UnreadableUnit, UserError
-from core.wsi.source import open_source, public
+from core.urls import public
+from core.wsi.source import open_source
 
 MAX_PIXELS = 1 << 28
 

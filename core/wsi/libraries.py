@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from core.errors import UnreadableUnit, UserError
+from core.urls import is_url, public
 from core.wsi.pyramid import plausible
-from core.wsi.source import is_url, public
 
 Pixels = npt.NDArray[np.uint8]
 

@@ -12,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from core.errors import UnreadableUnit, UserError
+from core.urls import public
 from core.wsi import formats
 from core.wsi.image import ImageMask
 from core.wsi.libraries import LIBRARIES, LibraryReader, installed
 from core.wsi.pyramid import NotServed
-from core.wsi.source import open_source, public
+from core.wsi.source import open_source
 from core.wsi.tiff import TiffReader
 from core.wsi.tiles import TileCache
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, BinaryIO, Protocol, cast
 
 from core.errors import MissingFile, UnreadableUnit, UserError
+from core.urls import is_url, local_path, public
 
 PARSE_BLOCK = 1 << 18  # bytes fetched at a time while the structure of a remote file is parsed
 
@@ -24,24 +25,6 @@ class ByteSource(Protocol):
     def buffered(self) -> BinaryIO: ...
 
     def close(self) -> None: ...
-
-
-def is_url(path: str) -> bool:
-    return "://" in path and not path.startswith("file://")
-
-
-def local_path(path: str) -> str:
-    """`path` without a leading ``file://``."""
-    return path.removeprefix("file://")
-
-
-def public(path: str) -> str:
-    """`path` as it may be logged: a URL loses its query (signatures) and user part (credentials)."""
-    if not is_url(path):
-        return path
-    scheme, rest = path.split("?")[0].split("#")[0].split("://", 1)
-    host, slash, tail = rest.partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{tail}"
 
 
 def open_source(path: str) -> ByteSource:

@@ -13,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from core.errors import UnreadableUnit
+from core.urls import is_url, public
 from core.wsi.decode import Truncated
 from core.wsi.formats import is_tiff
 from core.wsi.pyramid import Level, NotServed, Pyramid, parse
 from core.wsi.resize import resize
-from core.wsi.source import ByteSource, is_url, open_source, public
+from core.wsi.source import ByteSource, open_source
 from core.wsi.tiles import TileCache
 
 Box = tuple[int, int, int, int]  # x, y, width, height in a level's pixels

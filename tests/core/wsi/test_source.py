@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from core.errors import MissingFile, UnreadableUnit, UserError
+from core.urls import is_url, public
 from core.wsi.reader import open_mask, open_slide
-from core.wsi.source import RemoteFile, is_url, open_source, public
+from core.wsi.source import RemoteFile, open_source
 from tests.builders.slides import truncate_tile, write_mask, write_slide
 
 
