@@ -21,7 +21,7 @@ from ray_jobs.progress import Progress
 
 if TYPE_CHECKING:
     from core.features.encoder import EncoderSpec
-    from ray_jobs.extract_features import ExtractConfig
+    from ray_jobs.extract_config import ExtractConfig
 
 log = logging.getLogger(__name__)
 TABLE, PARTS = "features.parquet", "_parts"

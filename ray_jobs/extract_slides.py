@@ -23,7 +23,7 @@ from ray_jobs.progress import Progress
 
 if TYPE_CHECKING:
     from core.features.encoder import EncoderSpec
-    from ray_jobs.extract_features import ExtractConfig
+    from ray_jobs.extract_config import ExtractConfig
 
 log = logging.getLogger(__name__)
 COLUMNS = (
@@ -76,7 +76,7 @@ class Slides:
 
 def plan(config: ExtractConfig, specs: Mapping[str, EncoderSpec]) -> Slides:
     """Look at every slide and at what is finished. Raises UserError for what no slide could help."""
-    from ray_jobs.extract_features import agreed
+    from ray_jobs.extract_config import agreed
 
     tiles = TileSpec(
         size_px=int(agreed(specs, config.tile_px, "tile_px", "size_px")),

@@ -18,7 +18,7 @@ from ray_jobs.runtime import Session, ray_session
 if TYPE_CHECKING:
     from core.device import Device
     from core.features.encoder import EncoderSpec, FeatureEncoder
-    from ray_jobs.extract_features import ExtractConfig
+    from ray_jobs.extract_config import ExtractConfig
 
 log = logging.getLogger(__name__)
 LOOKING_THREADS = 16  # for the state of files, which is latency on remote storage
