@@ -3,7 +3,7 @@
 The objective is scikit-learn's (`LogisticRegression(C=C)`: binary for two classes, softmax for more, the intercept not
 penalised), the answer its optimum. What is shared is computed once: features are turned into the eigenvectors of their
 covariance, whose eigenvalues then precondition a batched L-BFGS, and all fits go through each matrix product together,
-in float32. Strengths rise and each starts where the last ended. Not here: which rows are for what (core.evaluation.apd).
+in float32. Strengths rise and each starts where the last ended. Which rows are for what: core.evaluation.apd.
 """
 
 from __future__ import annotations
