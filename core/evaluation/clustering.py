@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from core.errors import UserError
+from core.evaluation.datasets import Unfit
 from core.evaluation.kmeans import Points, best_of, in_threads, kmeans, starts
 from core.evaluation.robustness_index import normalised
 from core.stats.bootstrap import Interval, t_interval
@@ -63,8 +63,8 @@ def clustering_score(
 ) -> ClusteringScore:
     """Of features `[N, D]` (any scale: they are normalised here) with a class and a centre per row.
 
-    Equal input, equal score: k-means starts from rows drawn by `seed`. UserError for features that are not finite, and
-    where no two classes are both found at two centres.
+    Equal input, equal score: k-means starts from rows drawn by `seed`. UserError for features that are not finite,
+    Unfit where no two classes are both found at two centres.
     """
     unit = normalised(features)
     scores = []
@@ -72,7 +72,7 @@ def clustering_score(
         scores.append(_of_pair(unit[rows], labels[rows], centers[rows], pair, ks, trials, seed))
     if not scores:
         found = f"{np.unique(labels).size} classes, {np.unique(centers).size} centres"
-        raise UserError("no two classes are both found at two centres", key="clustering score", found=found)
+        raise Unfit("no two classes are both found at two centres", key="clustering score", found=found)
     values = [pair.score for pair in scores]
     interval = t_interval(values) if len(values) > 1 else None
     return ClusteringScore(float(np.mean(values)), interval, tuple(scores))

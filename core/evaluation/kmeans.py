@@ -51,7 +51,7 @@ def starts(n: int, k: int, runs: int, seed: int) -> Ints:
 
 
 def kmeans(points: Points, begin: Ints) -> tuple[npt.NDArray[np.uint8], Doubles]:
-    """(labels `[R, N]`, inertia `[R]`) of R runs from the rows `begin` `[R, K]`, each to its own end. K is below 256."""
+    """(labels `[R, N]`, inertia `[R]`) of R runs from the rows `begin` `[R, K]`, K < 256."""
     step = max(1, BLOCK_BYTES // (4 * begin.shape[1] * len(points.exact)))
     parts = in_threads(partial(_lloyd, points), [begin[i : i + step] for i in range(0, len(begin), step)])
     labels, inertia = zip(*parts, strict=True)
@@ -61,7 +61,7 @@ def kmeans(points: Points, begin: Ints) -> tuple[npt.NDArray[np.uint8], Doubles]
 def in_threads(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
     """`work` of every item, in order: an item a thread, as many threads as BLAS would take, BLAS in one each. Inside
     another such call it is a plain loop."""
-    from threadpoolctl import threadpool_info, threadpool_limits
+    from threadpoolctl import threadpool_info, threadpool_limits  # type: ignore[import-untyped]
 
     threads = max((pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"), default=1)
     if threads == 1 or len(items) == 1:
@@ -74,7 +74,8 @@ def best_of(labels: npt.NDArray[np.uint8], inertia: Doubles, groups: int) -> npt
     """`[R, N]` in `groups` groups of consecutive runs → the labels of each group's lowest inertia, `[groups, N]`."""
     each = len(labels) // groups
     best = inertia.reshape(groups, each).argmin(axis=1) + each * np.arange(groups)
-    return labels[best]
+    chosen: npt.NDArray[np.uint8] = labels[best]
+    return chosen
 
 
 def _lloyd(points: Points, begin: Ints) -> tuple[npt.NDArray[np.uint8], Doubles]:

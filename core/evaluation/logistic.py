@@ -107,7 +107,8 @@ def _solve(state: _Fits, c: float, max_iter: int) -> None:
         done = _converged(state, active, gw, gb, hw, hb)
         if done.any():
             keep = ~done
-            active, gw, gb, hw, hb, penalty = (a[keep] for a in (active, gw, gb, hw, hb, penalty))
+            active, penalty = active[keep], penalty[keep]
+            gw, gb, hw, hb = (a[keep] for a in (gw, gb, hw, hb))
             history = [tuple(a[keep] for a in pair) for pair in history]
         if not active.size:
             return

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from core.errors import UserError
+from core.evaluation.datasets import Unfit
 from core.evaluation.probe import BLOCK_BYTES
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -59,12 +60,12 @@ def robustness_index(
     k: the number of neighbours, or ``auto``: the one of `KS` with the best balanced accuracy of the neighbours' vote on
     the class, the smallest of equals. parts: rows among which neighbours are searched (pairs of centres and classes);
     their counts are pooled, their accuracies averaged. A query with fewer than k patches of other slides has those.
-    NaN where no neighbour is of either kind. UserError for features that are not finite or zero, and for fewer than two
-    classes or centres, where the index says nothing.
+    NaN where no neighbour is of either kind. UserError for features that are not finite or zero, Unfit for fewer than
+    two classes or centres, where the index says nothing.
     """
     for name, values in (("class", labels), ("medical centre", centers)):
         if np.unique(values).size < 2:
-            raise UserError(f"the robustness index needs two of: {name}", found=np.unique(values).tolist())
+            raise Unfit("the robustness index needs two or more", key=name, found=np.unique(values).tolist())
     unit = normalised(features)
     ks = KS if k == "auto" else (int(k),)
     if min(ks) < 1:

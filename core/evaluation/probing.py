@@ -1,0 +1,45 @@
+"""The evaluator `probe`: what a linear probe and the nearest neighbours read off the features of one dataset.
+
+Not here: the probes (core.evaluation.probe).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from core.evaluation.datasets import Dataset, Unfit
+from core.evaluation.probe import grouped_split, knn_probe, linear_probe
+
+Floats = npt.NDArray[np.floating[Any]]
+TEST_SHARE, SEED = 0.25, 0
+
+
+class Probing:
+    """Balanced accuracies on the class: ``linear_id``, ``knn_id`` on a quarter of the in-domain slides, ``…_ood`` on
+    the out-of-domain rows, if there are any. Training never sees a slide that tests."""
+
+    metrics = ("linear", "knn")
+
+    def evaluate(self, dataset: Dataset, features: Floats, due: Collection[str]) -> tuple[dict[str, float], list[str]]:
+        """Unfit for fewer than two in-domain slides or classes."""
+        rows, index = dataset.rows["apd"], dataset.index["apd"]
+        inside = rows.in_domain
+        for name, values in (("class", rows.labels), ("slide", rows.slides)):
+            if np.unique(values[inside]).size < 2:
+                raise Unfit("a probe needs two or more", file=rows.file, key=name, found=np.unique(values).tolist())
+        fit, held = (inside[part] for part in grouped_split(rows.labels[inside], rows.slides[inside], TEST_SHARE, SEED))
+        out = {}
+        for where, test in (("id", held), ("ood", rows.out_of_domain)):
+            if not len(test):
+                continue
+            data = (features[index[fit]], rows.labels[fit], features[index[test]], rows.labels[test])
+            own, other = rows.slides[fit], rows.slides[test]
+            if "linear" in due:
+                out[f"linear_{where}"] = linear_probe(*data, train_groups=own, test_groups=other).balanced_accuracy
+            if "knn" in due:
+                out[f"knn_{where}"] = knn_probe(*data, train_groups=own, test_groups=other).balanced_accuracy
+        return out, []
