@@ -127,7 +127,7 @@ class IJepathRecipe:
         if seen > 1:
             recent = self._recent.float().cpu()[-seen:]  # cut on the host: each new shape would be a new XLA graph
             out |= {"target_feature_std": float(feature_std(recent)), "target_rankme": float(rankme(recent))}
-            for line in advice(out, min(recent.shape)):
+            for line in advice(out, min(recent.shape), self.config.model.loss):
                 log.warning("%s", line)
         return out
 
@@ -137,19 +137,20 @@ class IJepathRecipe:
         self._seen += features.shape[0]
 
 
-def advice(signals: Mapping[str, float], most: int) -> list[str]:
-    """What to change when the signals look like collapse; `most` is the largest rank that there could be."""
-    lines = []
+def advice(signals: Mapping[str, float], most: int, loss: str) -> list[str]:
+    """What to change when the signals of a run with that `loss` look like collapse; `most` is the largest rank that
+    there could be."""
+    lines, other = [], ", or take model.loss=tokens" if loss == "pooled" else ""
     std, rank = signals["target_feature_std"], signals["target_rankme"]
     if std < LOW_STD:
         lines.append(
             f"features collapse: target_feature_std {std:.4f} is below {LOW_STD}; lower optimization.lr, lengthen "
-            "optimization.warmup, raise the first optimization.ema, or take model.loss=tokens"
+            f"optimization.warmup, raise the first optimization.ema{other}"
         )
     if most >= 8 * LOW_RANK and rank < LOW_RANK:
         lines.append(
             f"features span few dimensions: target_rankme {rank:.1f} is below {LOW_RANK}; raise "
-            "data.batch_size_per_gpu or data.targets_per_context, lower optimization.lr, or take model.loss=tokens"
+            f"data.batch_size_per_gpu or data.targets_per_context, lower optimization.lr{other}"
         )
     return lines
 

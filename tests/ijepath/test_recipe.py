@@ -201,8 +201,15 @@ def test_metrics_name_the_tokens_and_signals_see_a_collapse(caplog):
 
 
 def test_healthy_features_give_no_advice():
-    assert advice({"target_feature_std": 0.4, "target_rankme": 30.0}, 192) == []
-    assert advice({"target_feature_std": 0.4, "target_rankme": 2.0}, 8) == []  # eight features cannot say
+    assert advice({"target_feature_std": 0.4, "target_rankme": 30.0}, 192, "pooled") == []
+    assert advice({"target_feature_std": 0.4, "target_rankme": 2.0}, 8, "pooled") == []  # eight features cannot say
+
+
+def test_advice_does_not_name_what_the_run_does_already():
+    signals = {"target_feature_std": 1e-4, "target_rankme": 1.0}
+    assert all("model.loss=tokens" in line for line in advice(signals, 192, "pooled"))
+    assert len(advice(signals, 192, "tokens")) == 2
+    assert not any("model.loss" in line for line in advice(signals, 192, "tokens"))
 
 
 def test_drift_is_relative_to_the_students_size():
