@@ -8,6 +8,7 @@ Not here: which anchors there are (ijepath.anchors) and reading (ijepath.catalog
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -185,15 +186,26 @@ class CatalogWriter:
         self._counts, self._rows, self._buffer = Counter(), 0, io.BytesIO()
 
     def _clear(self) -> None:
-        """Remove the shards that the manifest does not name; where that fails, the catalog is good all the same."""
-        own = {shard["path"] for shard in self.shards}
+        """Remove the shards that no manifest names; where that fails, the catalog is good all the same."""
         try:
+            named = self._named()
             for name in self._store.list(SHARD_FOLDER):
                 path = f"{SHARD_FOLDER}/{name}"
-                if name.startswith("part-") and name.endswith(".parquet") and path not in own:
+                if name.startswith("part-") and name.endswith(".parquet") and path not in named:
                     self._store.remove(path)
         except StorageError as e:
             log.warning("shards of an older catalog cannot be removed: %s", e)
+
+    def _named(self) -> set[str]:
+        """Shards of this catalog, and of those of other profiles whose manifests stand beside its own."""
+        named = {shard["path"] for shard in self.shards}
+        for name in self._store.list():
+            if name.endswith(".json") and name != self._name:
+                with contextlib.suppress(ValueError):  # a file of somebody else's
+                    other = json.loads(self._store.read_bytes(name))
+                    shards = other.get("anchor_shards", ()) if isinstance(other, dict) else ()
+                    named |= {shard["path"] for shard in shards}
+        return named
 
 
 def _table(pieces: Sequence[Piece], profile: Profile, key: str) -> pa.Table:

@@ -124,6 +124,17 @@ def test_a_smaller_catalog_leaves_no_shards_of_the_larger_one_before(cohort, tmp
     assert left == ["notes.txt", shard["path"].removeprefix("anchors/")]
 
 
+def test_catalogs_of_two_profiles_stand_in_one_folder(cohort, tmp_path):
+    (tmp_path / "indexes" / "notes.json").write_text("[1]")
+    (tmp_path / "indexes" / "broken.json").write_text("{")
+    build(cohort, rows_per_shard=10)
+    other = str(tmp_path / "indexes" / "other.json")
+    build((other, *cohort[1:]), profile=replace(small_profile(), target_fov_um=32.0))
+    build((other, *cohort[1:]), profile=replace(small_profile(), target_fov_um=32.0), rows_per_shard=20)
+    assert [Catalog.open(path, verify=True).total_anchors for path in (cohort[0], other)] == [24, 24]
+    assert len(list((tmp_path / "indexes" / "anchors").iterdir())) == 3 + 2
+
+
 @pytest.mark.parametrize("last", range(8))
 def test_a_build_that_ends_at_any_write_leaves_the_older_or_the_newer_catalog(cohort, monkeypatch, last):
     """Four shards and the manifest are written, then three older shards removed; it ends at the one after `last`."""
