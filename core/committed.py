@@ -179,13 +179,15 @@ def remove_committed(path: str) -> None:
 def sweep(parent: str, older_than_s: float = 3600.0) -> list[str]:
     """Remove directories under `parent` that were begun but never committed, and not touched for so long.
 
-    Directories without a `-<uid8>` ending are not ours and stay.
+    Directories without a `-<uid8>` ending are not ours and stay. Committed ones cost no request each: a run has many.
     """
     storage, swept = Storage.of(parent), []
-    for entry in storage.list():
+    entries = storage.list()
+    committed = {path.removesuffix(f"/{COMMITTED}") for path in storage.files() if path.endswith(f"/{COMMITTED}")}
+    for entry in entries:
         uid = entry.rpartition("-")[2]
         ours = len(uid) == 8 and all(c in "0123456789abcdef" for c in uid)
-        if not ours or storage.exists(f"{entry}/{COMMITTED}"):
+        if not ours or entry in committed:
             continue
         touched = storage.at(entry).touched()
         if touched is not None and time.time() - touched > older_than_s:

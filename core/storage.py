@@ -101,6 +101,14 @@ class Storage:
         names = {str(e).strip("/").rpartition("/")[2] for e in entries if str(e).strip("/") != own}
         return sorted(n for n in names if not n.startswith("."))
 
+    def files(self, name: str = "") -> set[str]:
+        """Files below a folder, at any depth, relative to it: one listing, however many there are; none in an absent
+        one."""
+        self._refresh()
+        folder = self.path(name).strip("/") + "/"
+        found = self._retried(lambda: self.fs.find(self.path(name)), name)
+        return {str(path).strip("/").removeprefix(folder) for path in found}
+
     def size(self, name: str) -> int:
         """Bytes of a file. MissingFile when it is not there."""
         return int(self._info(name)["size"])

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -121,6 +122,27 @@ def test_only_old_uncommitted_directories_of_ours_are_swept(parent: str) -> None
         os.utime(Path(parent, "snap-0123abcd", "a.bin"), (0, 0))
     assert sweep(parent, older_than_s=0) == ["snap-0123abcd"]
     assert Storage.of(kept).exists(COMMITTED) and store.exists("users-own-folder/notes.txt")
+
+
+def test_a_sweep_takes_no_more_requests_when_there_are_more_checkpoints(
+    parent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, plain = list[str](), Storage._retried
+
+    def counted(store: Storage, action: Any, name: str, **more: Any) -> Any:
+        asked.append(name)
+        return plain(store, action, name, **more)
+
+    counts = []
+    for more in (1, 9):
+        for _ in range(more):
+            write(parent, "snap")
+        with monkeypatch.context() as patch:
+            patch.setattr(Storage, "_retried", counted)
+            assert sweep(parent, older_than_s=0) == []
+        counts.append(len(asked))
+        asked.clear()
+    assert counts[0] == counts[1] <= 2 and len(list_committed(parent)) == 10
 
 
 @pytest.mark.parametrize("victim", ["a.bin", "b.bin", COMMITTED])
