@@ -1,7 +1,8 @@
-"""Whether every node on which a worker may run sees the run's folder: asked before training, of a local path only.
+"""Whether every node on which a run may be at work sees its folder: asked before training, of a local path only.
 
-A path on the driver's own disk is an empty place on another node: its worker would find no plan, and a checkpoint
-written there would be found by nobody.
+A path on the driver's own disk is an empty place on another node: its worker, or the task there that looks up rows for
+a worker elsewhere (Ray Data spreads them over all nodes with a CPU), would find no plan, and a checkpoint written there
+would be found by nobody.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ ANSWER_S = 60.0
 
 
 def check_shared(folder: str, resources: Mapping[str, float]) -> None:
-    """UserError, naming the nodes, when one that could hold a worker of `resources` does not see `folder`.
+    """UserError, naming the nodes, when one that could hold a worker of `resources`, or a task, does not see `folder`.
 
     A token is written into the folder and looked for by a tiny task per node. A node that does not answer in a minute
     is only warned about: it may be on its way out.
@@ -40,7 +41,7 @@ def check_shared(folder: str, resources: Mapping[str, float]) -> None:
         os.remove(token)
     if blind:
         raise UserError(
-            "workers may run on nodes that do not see the run's folder",
+            "workers or the tasks that feed them may run on nodes that do not see the run's folder",
             file=folder,
             key="output",
             found=f"not there on {', '.join(blind)}",
@@ -49,7 +50,8 @@ def check_shared(folder: str, resources: Mapping[str, float]) -> None:
 
 
 def _holds(node: Mapping[str, Any], resources: Mapping[str, float]) -> bool:
-    return all(node["Resources"].get(name, 0.0) >= amount for name, amount in resources.items())
+    own = node["Resources"]
+    return own.get("CPU", 0.0) > 0 or all(own.get(name, 0.0) >= amount for name, amount in resources.items())
 
 
 def _blind(token: str, nodes: Sequence[Mapping[str, Any]]) -> list[str]:

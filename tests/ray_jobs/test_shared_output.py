@@ -44,13 +44,19 @@ def test_a_folder_that_another_node_does_not_see_is_refused_with_the_node(cluste
     assert list((tmp_path / "run").iterdir()) == [], "the token is gone"
 
 
-def test_only_nodes_that_could_hold_a_worker_are_asked(cluster, tmp_path):
+def test_only_nodes_that_could_hold_a_worker_or_a_task_are_asked(cluster, tmp_path):
     asked = cluster(
-        node("1", CPU=4.0, GPU=1.0), node("2", CPU=64.0), node("3", CPU=4.0, GPU=1.0),
+        node("1", CPU=4.0, GPU=1.0), node("2", GPU=1.0), node("3", CPU=4.0, GPU=1.0),
         node("4", CPU=4.0, GPU=1.0, alive=False), blind=("2", "4"),
     )  # fmt: skip
     check_shared(str(tmp_path), {"CPU": 2.0, "GPU": 1.0})
     assert asked == ["3"]
+
+
+def test_a_node_without_gpus_that_may_look_up_rows_for_the_workers_is_asked_too(cluster, tmp_path):
+    cluster(node("1", CPU=4.0, GPU=1.0), node("2", CPU=64.0), blind=("2",))
+    with pytest.raises(UserError, match=r"not there on 10\.0\.0\.2"):
+        check_shared(str(tmp_path), {"CPU": 2.0, "GPU": 1.0})
 
 
 def test_on_a_single_node_nothing_is_written(cluster, tmp_path):
