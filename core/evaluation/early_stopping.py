@@ -64,7 +64,9 @@ class EarlyStopping:
             elif best is not None:
                 since += 1
         stop = since >= self.patience and numbers >= self.min_evals
-        return Decision(*(best or (None, None)), improved, since, stop)
+        if best is None:
+            return Decision(None, None, improved, since, stop)
+        return Decision(best[0], best[1], improved, since, stop)
 
     def _better(self, value: float, than: float) -> bool:
         return value > than if self.mode == "max" else value < than

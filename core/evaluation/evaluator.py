@@ -65,7 +65,7 @@ def evaluate(name: str, dataset: Dataset, features: Floats, *, due: Collection[s
     if len(features) != len(dataset.images):
         found, expected = f"{len(features)} rows", f"{len(dataset.images)}, one per image"
         raise UserError("features and images do not match", key=dataset.name, found=found, expected=expected)
-    finite: npt.NDArray[np.bool_] = np.isfinite(features).all(axis=1)
+    finite = np.atleast_1d(np.isfinite(features).all(axis=1))
     if not finite.all():
         bad = int(np.flatnonzero(~finite)[0])
         found = f"NaN or Inf in the features of {int((~finite).sum())} of {len(finite)} images"
