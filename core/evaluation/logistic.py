@@ -19,7 +19,7 @@ Singles = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
-TOLERANCE = 1e-3  # of the energy norm of the solution, see `_converged`
+TOLERANCE = 1e-4  # of the energy norm of the solution, see `_converged`
 HISTORY = 6
 LINE_STEPS = 6
 
@@ -51,15 +51,25 @@ class _Fits:
 
     x: Singles
     spread: Singles
-    wanted: npt.NDArray[np.uint8]  # [P, N] classes
-    used: Singles  # [P, N] 1 for a training row
+    labels: Ints  # [N]
+    used: Singles  # [P, N] 1/n for a training row of n, 0 for another
     columns: int
+    constant_w: Singles = field(init=False)  # the gradient of 1/K − y
+    constant_b: Singles = field(init=False)
     w: Singles = field(init=False)
     b: Singles = field(init=False)
     z: Singles = field(init=False)  # [P, M, N] logits
 
     def __post_init__(self) -> None:
         fits, n = self.used.shape
+        classes = max(self.columns, 2)
+        wanted = self.labels == np.arange(classes)[:, None]
+        wanted = wanted[1:] if self.columns == 1 else wanted
+        pull = self.used[:, None] * (1 / classes - wanted).astype(np.float32)
+        self.constant_w = (pull.reshape(-1, n) @ self.x).reshape(fits, self.columns, -1)
+        rows = self.used > 0
+        share = (rows[:, None] & wanted).sum(axis=2) / rows.sum(axis=1)[:, None]  # exact, so that even classes give 0
+        self.constant_b = (1 / classes - share).astype(np.float32)
         self.w = np.zeros((fits, self.columns, self.x.shape[1]), np.float32)
         self.b = np.zeros((fits, self.columns), np.float32)
         self.z = np.zeros((fits, self.columns, n), np.float32)
@@ -75,7 +85,8 @@ def paths(
     """
     classes = int(labels.max()) + 1
     columns = 1 if classes == 2 else classes
-    state = _Fits(rotated.x, rotated.spread, labels[None].astype(np.uint8), used.astype(np.float32), columns)
+    weights = (used / used.sum(axis=1, keepdims=True)).astype(np.float32)
+    state = _Fits(rotated.x, rotated.spread, labels, weights, columns)
     for c in sorted(cs):
         _solve(state, c, max_iter)
         yield c, state.w.copy(), state.b.copy()
@@ -95,9 +106,8 @@ def predicted(z: Singles) -> Ints:
 
 def _solve(state: _Fits, c: float, max_iter: int) -> None:
     """Move every fit to its optimum at strength C: L-BFGS on the fits that are not there yet."""
-    rows = state.used.sum(axis=1)
-    penalty = (1.0 / (c * rows)).astype(np.float32)
-    active = np.arange(len(rows))
+    penalty = (state.used.max(axis=1) / c).astype(np.float32)  # 1 / (C·n)
+    active = np.arange(len(penalty))
     residual, curvature = _residual(state, active, state.z)
     gw, gb = _gradient(state, active, residual, penalty)
     hw = curvature[:, :, None] * state.spread + penalty[:, None, None]
@@ -121,35 +131,24 @@ def _solve(state: _Fits, c: float, max_iter: int) -> None:
 
 
 def _residual(state: _Fits, active: Ints, z: Singles) -> tuple[Singles, Singles]:
-    """(∂loss/∂z · 1/n `[P, M, N]`, mean of p(1−p) `[P, M]`) at logits z of the active fits."""
+    """((p − 1/K)/n `[P, M, N]`, mean of p(1−p) `[P, M]`) at logits z of the active fits."""
     used = state.used[active]
-    wanted = state.wanted
-    scale = (1.0 / used.sum(axis=1))[:, None]
     if state.columns == 1:
-        p = _sigmoid(z[:, 0])
-        share = used * scale
-        curvature = np.einsum("pn,pn->p", p * (1 - p), share)[:, None]
-        r = (p - wanted) * share
-        return r[:, None], curvature.astype(np.float32)
-    e = np.exp(z - z.max(axis=1, keepdims=True))
-    p = e / e.sum(axis=1, keepdims=True)
-    share = (used * scale)[:, None]
-    curvature = np.einsum("pmn,pon->pm", p * (1 - p), share)
-    p -= wanted[:, None] == np.arange(state.columns)[:, None]
-    p *= share
-    return p, curvature.astype(np.float32)
-
-
-def _sigmoid(z: Singles) -> Singles:
-    e = np.exp(-np.abs(z))
-    p: Singles = np.where(z >= 0, 1, e) / (1 + e)
-    return p
+        h = 0.5 * np.tanh(0.5 * z)
+        p = h + np.float32(0.5)
+    else:
+        u = np.expm1(z - z.max(axis=1, keepdims=True))
+        h = (u - u.mean(axis=1, keepdims=True)) / (state.columns + u.sum(axis=1, keepdims=True))
+        p = h + np.float32(1 / state.columns)
+    curvature = np.einsum("pmn,pn->pm", p * (1 - p), used)
+    h *= used[:, None]
+    return h, curvature
 
 
 def _gradient(state: _Fits, active: Ints, r: Singles, penalty: Singles) -> tuple[Singles, Singles]:
     fits, columns, n = r.shape
     gw = (r.reshape(-1, n) @ state.x).reshape(fits, columns, -1) + penalty[:, None, None] * state.w[active]
-    return gw, r.sum(axis=2)
+    return gw + state.constant_w[active], r.sum(axis=2) + state.constant_b[active]
 
 
 def _converged(state: _Fits, active: Ints, gw: Singles, gb: Singles, hw: Singles, hb: Singles) -> Bools:
@@ -196,6 +195,9 @@ def _line(
     along = np.einsum("pmd,pmd->p", dw, dw) * penalty
     across = np.einsum("pmd,pmd->p", dw, state.w[active]) * penalty
     slope = np.einsum("pmd,pmd->p", gw, dw) + np.einsum("pm,pm->p", gb, db)
+    across += np.einsum("pmd,pmd->p", dw, state.constant_w[active]) + np.einsum(
+        "pm,pm->p", db, state.constant_b[active]
+    )
     t, z = np.ones(len(active), np.float32), state.z[active]
     for i in range(LINE_STEPS):
         trial = z + t[:, None, None] * zd

@@ -55,7 +55,8 @@ def test_camelyons_splits_are_the_papers_numbers():
     for s, train in enumerate(draw.train):
         table = [[np.sum((rows[1][train] == c) & (rows[0][train] == y)) for y in ("y0", "y1")] for c in ("c0", "c1")]
         assert table == [[(7 - s) * 300, (7 + s) * 300], [(7 + s) * 300, (7 - s) * 300]]
-        assert len(draw.validation[s]) == 600 and len(draw.test) == 4 * 2 * 300
+        assert len(draw.validation[s]) == 2 * (300 * (7 - s) // 14 + 300 * (7 + s) // 14)
+        assert len(draw.test) == 4 * 2 * 300
 
 
 def test_tcgas_splits_are_the_papers_numbers():
@@ -123,7 +124,7 @@ def test_cramers_v_is_scipys():
 
 
 def test_the_drop_is_that_of_scikit_learn_trained_row_by_row():
-    data = cohort(slides=7, patches=6, biology=0.5, shortcut=0.8, ood=True)
+    data = cohort(slides=9, patches=14, biology=0.4, shortcut=0.4, ood=True)
     got = average_performance_drop(data.x, data.labels, data.centers, data.slides, data.ood, repeats=2)
     x = data.x / np.linalg.norm(data.x, axis=1, keepdims=True)
     inside, outside = np.flatnonzero(~data.ood), np.flatnonzero(data.ood)
@@ -143,9 +144,10 @@ def test_the_drop_is_that_of_scikit_learn_trained_row_by_row():
                     for where, test in enumerate((inside[draw.test], outside)):
                         truth = data.labels[test]
                         expected[where, r, s] = balanced_accuracy_score(truth, model.predict(x[test]))
-    assert np.abs(got.accuracy_id - expected[0]).max() <= 1 / 12 + 1e-9, "one row of a class"
-    assert np.abs(got.accuracy_ood - expected[1]).max() <= 2 / 42 + 1e-9
-    assert np.mean(got.accuracy_id == expected[0]) > 0.7
+    for found, wanted, row in ((got.accuracy_id, expected[0], 1 / 56), (got.accuracy_ood, expected[1], 1 / 252)):
+        assert np.abs(found - wanted).max() <= 3 * row, "where a row flips in validation another strength is chosen"
+        assert np.abs(found - wanted).mean() <= 1.5 * row
+    assert expected[0].max() - expected[0].min() > 0.2
     drops = [(values[:, 1:] / values[:, :1]).mean(axis=1) - 1 for values in (got.accuracy_id, got.accuracy_ood)]
     assert got.apd_id.estimate == pytest.approx(drops[0].mean())
     assert got.apd_ood.estimate == pytest.approx(drops[1].mean())
