@@ -17,9 +17,11 @@ import numpy.typing as npt
 from core.errors import MissingFile
 from core.reports import describe
 from core.urls import public
+from core.wsi.formats import located
+from core.wsi.kept_masks import kept_mask
 from core.wsi.reader import SlideReader, open_mask, open_slide
 from core.wsi.spacing import choose_level
-from core.wsi.tissue import tissue_mask
+from core.wsi.tissue import Mask, tissue_mask
 from ijepath.index import OrderedMap
 from ijepath.profile import Profile
 
@@ -146,16 +148,21 @@ def _at(values: Floats, edges: Floats, where: Ints, axis: int) -> Floats:
 def _tissue(row: dict[str, Any], stride: int) -> TissueMap:
     width, height = row["wsi_level0_width"], row["wsi_level0_height"]
     if not row["mask_path"]:
-        reader = open_slide(row["wsi_path"], backend=row["backend"])
-        try:
-            mask = tissue_mask(reader, row["wsi_level0_spacing_mpp"])
-        finally:
-            reader.close()
+        path, mpp0 = located(row["wsi_path"]), row["wsi_level0_spacing_mpp"]
+        mask = kept_mask(path, row["backend"], mpp0, partial(_computed, path, row["backend"], mpp0))
         rows, columns = mask.shape
         return TissueMap.of(mask > 0, np.linspace(0, width, columns + 1), np.linspace(0, height, rows + 1))
     reader = open_mask(row["mask_path"])
     try:
         return mask_map(reader, width, height, stride)
+    finally:
+        reader.close()
+
+
+def _computed(path: str, backend: str, mpp0: float) -> Mask:
+    reader = open_slide(path, backend=backend)
+    try:
+        return tissue_mask(reader, mpp0)
     finally:
         reader.close()
 

@@ -1,7 +1,7 @@
 """Tissue inside a context, for the choice of its targets: shares of small cells, read where needed, kept within bounds.
 
 A slide's mask is read at the coarsest level that serves the cells, in blocks around the contexts that ask; small masks,
-images and computed masks are reduced whole. Not here: where anchors stand (ijepath.anchors).
+images and computed masks are reduced whole, and kept compactly. Not here: where anchors stand (ijepath.anchors).
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +23,7 @@ CELLS_PER_TARGET = 8  # along one side of the profile's target
 BLOCK = 64  # cells along one side of a block
 WHOLE_PIXELS = 1 << 22  # a mask level up to this size is read at once
 MASK_CACHE_BYTES = 4 << 20  # decoded mask tiles kept per open mask
+WAIT_S = 60.0  # for a thread that makes the same; one whose read hangs must not hold up the others for ever
 
 Shares = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]
@@ -72,6 +75,44 @@ class _Cells:
     cell: tuple[float, float]
     shape: tuple[int, int]  # cells (height, width)
     whole: bool
+    nbytes: int = 256
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Shares of a whole mask in blocks of BLOCK² cells, equal ones kept once; as bits where all are 0 or 255.
+
+    So a computed mask, mostly blocks that are all tissue or all glass, takes about a fiftieth of its cells' bytes.
+    """
+
+    place: npt.NDArray[np.int32]  # [rows, columns] of blocks: which of `kinds` stands there
+    kinds: Shares  # [n, BLOCK * BLOCK], or [n, BLOCK * BLOCK / 8] as bits
+
+    @classmethod
+    def of(cls, shares: Shares) -> Blocks:
+        """From shares `[h, w]`."""
+        rows, columns = (-(-side // BLOCK) for side in shares.shape)
+        padded = np.pad(shares, ((0, rows * BLOCK - shares.shape[0]), (0, columns * BLOCK - shares.shape[1])))
+        if not np.any((shares > 0) & (shares < 255)):
+            padded = np.packbits(padded, axis=1)
+        cut = padded.reshape(rows, BLOCK, columns, -1).swapaxes(1, 2).reshape(rows * columns, -1)
+        kinds, place = np.unique(cut.view(f"V{cut.shape[1]}").ravel(), return_inverse=True)
+        return cls(place.reshape(rows, columns).astype(np.int32), kinds.view(np.uint8).reshape(kinds.size, -1))
+
+    @property
+    def nbytes(self) -> int:
+        return self.place.nbytes + self.kinds.nbytes
+
+    def part(self, top: int, bottom: int, left: int, right: int) -> Shares:
+        """The shares `[bottom - top, right - left]` of a box of cells that lies inside."""
+        row, column = top // BLOCK, left // BLOCK
+        place = self.place[row : -(-bottom // BLOCK), column : -(-right // BLOCK)]
+        blocks = self.kinds[place].reshape(*place.shape, BLOCK, -1)
+        cells: Shares = blocks.swapaxes(1, 2).reshape(place.shape[0] * BLOCK, -1)
+        if blocks.shape[-1] < BLOCK:
+            cells = np.unpackbits(cells, axis=1) * np.uint8(255)
+        y, x = row * BLOCK, column * BLOCK
+        return cells[top - y : bottom - y, left - x : right - x]
 
 
 class TissueCache:
@@ -90,20 +131,19 @@ class TissueCache:
         `mask_path` "" computes a mask from the slide. Raises what opening and reading a mask or slide raises.
         """
         key = _key(slide, mask_path, mpp0)
-        cells = self._cells(slide, mask_path, mpp0)
+        cells: _Cells = self._once((key, -1, -1), lambda: self._layout(slide, mask_path, mpp0))
         i0, j0 = int(np.floor(box[0] / cells.cell[0])), int(np.floor(box[1] / cells.cell[1]))
         i1, j1 = int(np.ceil(box[2] / cells.cell[0])), int(np.ceil(box[3] / cells.cell[1]))
         share = np.zeros((j1 - j0, i1 - i0), np.uint8)
         height, width = cells.shape
         top, bottom, left, right = max(j0, 0), min(j1, height), max(i0, 0), min(i1, width)
-        step = max(height, width) if cells.whole else BLOCK
-        for row in range(top // step, -(-bottom // step)) if bottom > top and right > left else ():
-            for column in range(left // step, -(-right // step)):
-                block = self._block(slide, mask_path, mpp0, key, cells, row, column)
-                y0, x0 = max(top, row * step), max(left, column * step)
-                y1, x1 = min(bottom, row * step + block.shape[0]), min(right, column * step + block.shape[1])
-                part = block[y0 - row * step : y1 - row * step, x0 - column * step : x1 - column * step]
-                share[y0 - j0 : y1 - j0, x0 - i0 : x1 - i0] = part
+        if bottom > top and right > left:
+            if cells.whole:
+                whole: Blocks = self._once((key, 0, 0), lambda: Blocks.of(self._whole(slide, mask_path, mpp0, cells)))
+                part = whole.part(top, bottom, left, right)
+            else:
+                part = self._around(mask_path, key, cells, (top, bottom, left, right))
+            share[top - j0 : bottom - j0, left - i0 : right - i0] = part
         integral = np.zeros((share.shape[0] + 1, share.shape[1] + 1))
         integral[1:, 1:] = np.cumsum(np.cumsum(share, axis=0, dtype=np.float64), axis=1) / 255.0
         return Window(integral, (i0, j0), cells.cell)
@@ -111,15 +151,6 @@ class TissueCache:
     @property
     def nbytes(self) -> int:
         return self._bytes
-
-    def _cells(self, slide: SlideReader, mask_path: str, mpp0: float) -> _Cells:
-        key = (_key(slide, mask_path, mpp0), -1, -1)
-        found = self._get(key)
-        if found is None:
-            found = self._layout(slide, mask_path, mpp0)
-            self._put(key, found, 256)
-        assert isinstance(found, _Cells)
-        return found
 
     def _layout(self, slide: SlideReader, mask_path: str, mpp0: float) -> _Cells:
         width, height = slide.level_shapes[0]
@@ -139,28 +170,33 @@ class TissueCache:
         whole = mask.backend == "image" or w * h <= WHOLE_PIXELS
         return _Cells(level, factor, cell, (-(-h // factor), -(-w // factor)), whole)
 
-    def _block(
-        self, slide: SlideReader, mask_path: str, mpp0: float, key: str, cells: _Cells, row: int, column: int
-    ) -> Shares:
-        found = self._get((key, row, column))
-        if found is None:
-            if mask_path:
-                found = self._read(mask_path, cells, row, column)
-            else:
-                found = computed(slide, mpp0, cells.shape)
-            self._put((key, row, column), found, found.nbytes)
-        assert isinstance(found, np.ndarray)
-        return found
+    def _whole(self, slide: SlideReader, mask_path: str, mpp0: float, cells: _Cells) -> Shares:
+        if not mask_path:
+            return computed(slide, mpp0, cells.shape)
+        return self._read(mask_path, cells, (0, 0), cells.shape)
 
-    def _read(self, mask_path: str, cells: _Cells, row: int, column: int) -> Shares:
+    def _around(self, mask_path: str, key: str, cells: _Cells, box: tuple[int, int, int, int]) -> Shares:
+        """The cells of `box` (top, bottom, left, right) from the blocks that cover it."""
+        top, bottom, left, right = box
+        rows, columns = range(top // BLOCK, -(-bottom // BLOCK)), range(left // BLOCK, -(-right // BLOCK))
+
+        def block(row: int, column: int) -> Shares:
+            first = row * BLOCK, column * BLOCK
+            found: Shares = self._once((key, row, column), lambda: self._read(mask_path, cells, first, (BLOCK, BLOCK)))
+            return found
+
+        covering: Shares = np.block([[block(row, column) for column in columns] for row in rows])
+        top, left = top - rows[0] * BLOCK, left - columns[0] * BLOCK
+        return covering[top : top + box[1] - box[0], left : left + box[3] - box[2]]
+
+    def _read(self, mask_path: str, cells: _Cells, first: tuple[int, int], size: tuple[int, int]) -> Shares:
+        """`size` cells of a mask from the cell `first` on, both (row, column)."""
         mask, f = self._mask(mask_path), cells.factor
-        size = (cells.shape[1], cells.shape[0]) if cells.whole else (BLOCK, BLOCK)
-        x, y = column * BLOCK * f, row * BLOCK * f
-        pixels = mask.read_level(cells.level, x, y, size[0] * f, size[1] * f) > 0  # outside the mask is 0
+        pixels = mask.read_level(cells.level, first[1] * f, first[0] * f, size[1] * f, size[0] * f) > 0  # outside: 0
         if mask.backend == "image":  # it holds its whole image, which is not needed again
             with self._lock:
                 self._masks.pop(mask_path, None)
-        counts = pixels.reshape(size[1], f, size[0], f).sum(axis=(1, 3))
+        counts = pixels.reshape(size[0], f, size[1], f).sum(axis=(1, 3))
         shares: Shares = np.round(counts * (255.0 / f**2)).astype(np.uint8)
         return shares
 
@@ -178,21 +214,39 @@ class TissueCache:
                 self._masks.popitem(last=False)
         return mask
 
+    def _once(self, key: tuple[str, int, int], make: Callable[[], Any]) -> Any:
+        """What is kept under `key`, made when it is not there; threads that want it meanwhile wait for the first."""
+        found = self._get(key)
+        if found is not None:
+            return found
+        with self._lock:
+            turn = self._turns.setdefault(key, threading.Lock())
+        mine = turn.acquire(timeout=WAIT_S)
+        try:
+            found = self._get(key)
+            if found is None:
+                found = make()
+                self._put(key, found)
+            return found
+        finally:
+            if mine:
+                turn.release()
+
     def _get(self, key: tuple[str, int, int]) -> Any:
         self._here()
         with self._lock:
             found = self._shares.get(key)
             if found is not None:
                 self._shares.move_to_end(key)
-        return found[0] if found is not None else None
+        return found
 
-    def _put(self, key: tuple[str, int, int], value: Any, nbytes: int) -> None:
+    def _put(self, key: tuple[str, int, int], value: Any) -> None:
         with self._lock:
             if key not in self._shares:
-                self._shares[key] = (value, nbytes)
-                self._bytes += nbytes
+                self._shares[key] = value
+                self._bytes += value.nbytes
             while self._bytes > self.max_bytes and len(self._shares) > 1:
-                self._bytes -= self._shares.popitem(last=False)[1][1]
+                self._bytes -= self._shares.popitem(last=False)[1].nbytes
 
     def _here(self) -> None:
         if self._pid != os.getpid():
@@ -200,7 +254,8 @@ class TissueCache:
 
     def _clear(self) -> None:
         self._pid, self._lock, self._bytes = os.getpid(), threading.Lock(), 0
-        self._shares: OrderedDict[tuple[str, int, int], tuple[Any, int]] = OrderedDict()
+        self._shares: OrderedDict[tuple[str, int, int], Any] = OrderedDict()
+        self._turns: WeakValueDictionary[tuple[str, int, int], Any] = WeakValueDictionary()  # locks, while in use
         self._masks: OrderedDict[str, SlideReader] = OrderedDict()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -208,10 +263,11 @@ class TissueCache:
 
 
 def computed(slide: SlideReader, mpp0: float, shape: tuple[int, int]) -> Shares:
-    """A computed mask brought to `shape` cells (height, width), 0 or 255."""
+    """A computed mask, or the one kept on this node, brought to `shape` cells (height, width), 0 or 255."""
+    from core.wsi.kept_masks import kept_mask
     from core.wsi.tissue import tissue_mask
 
-    mask = tissue_mask(slide, mpp0) > 0
+    mask = kept_mask(slide.path, slide.backend, mpp0, lambda: tissue_mask(slide, mpp0)) > 0
     rows = np.minimum((np.arange(shape[0]) + 0.5) * mask.shape[0] / shape[0], mask.shape[0] - 1).astype(np.int64)
     columns = np.minimum((np.arange(shape[1]) + 0.5) * mask.shape[1] / shape[1], mask.shape[1] - 1).astype(np.int64)
     shares: Shares = mask[rows][:, columns].astype(np.uint8) * np.uint8(255)

@@ -20,6 +20,7 @@ CLOSE_UM = 24.0  # gaps up to this wide belong to the tissue
 HOLE_UM = 80.0  # so do lumina up to a disc of this diameter
 SPECK_UM = 120.0  # specks below a disc of this diameter are dust
 MASK_MPP = 8.0  # of computed masks
+VERSION = 1  # to be raised with every change that gives other masks: those kept on disk are of one version
 MIN_CHROMA, MAX_CHROMA = 8.0, 40.0  # grey levels between which Otsu's threshold is believed
 BLACK = 40  # what is darker in all channels is a border, not tissue
 
