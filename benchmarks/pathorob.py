@@ -7,8 +7,8 @@ Features with classes, centres and slides in them: 4,012 x 384 (17 slides of 59 
 `--large`, 22,402 x 1,024. Naive versions: for the index every distance in float64 and a full sort; for the drop one
 scikit-learn fit per split, repetition and strength (3 of 24 paths are timed); for the score scikit-learn's KMeans and
 silhouette (K = 2, 9, 16, 23, 30 are timed, the rest interpolated). Bars on two free cores: index 0.7 s, drop 0.8 s for
-24 fits (each over 15 strengths), score 6 s; the large index 20 s and 2 GiB. CPU seconds are printed because another load
-on the machine only ever slows the wall clock. Five minutes.
+24 fits (each over 15 strengths), score 6 s; the large index 20 s and 2 GiB. CPU seconds are printed because other load on
+the machine only ever slows the wall clock. Five minutes.
 """
 
 from __future__ import annotations
@@ -91,9 +91,8 @@ def timed(name: str, run: Callable[[], float], rounds: int) -> tuple[str, float]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
     bar = BARS[name]
     verdict = "within" if best <= bar else "over"
-    print(
-        f"  {name:12s} {best:7.2f} s, {cpu:6.2f} s of CPU, peak {peak:.2f} GiB, value {value:+.3f}; bar {bar:g} s: {verdict}"
-    )
+    spent = f"{best:7.2f} s, {cpu:6.2f} s of CPU, peak {peak:.2f} GiB"
+    print(f"  {name:12s} {spent}, value {value:+.3f}; bar {bar:g} s: {verdict}")
     return name, best
 
 

@@ -117,7 +117,7 @@ def design(name: str, labels: Labels, centers: Labels, slides: Labels, *, classe
     plan = best.plan
     reason = (reason + "; instead " if reason else "") + (
         f"{plan.splits} splits of {plan.train} slides a class with {plan.patches} patches each, "
-        f"{' and '.join(best.classes)} at {' and '.join(best.centers)}"
+        f"{' and '.join(map(str, best.classes))} at {' and '.join(map(str, best.centers))}"
     )
     return Design(plan, best.centers, best.classes, reason)
 
@@ -234,7 +234,7 @@ def _lacking(design: Design, table: Cells) -> str:
 
 def _candidates(labels: Labels, centers: Labels, slides: Labels) -> Iterator[Design]:
     """Plans that can be filled: two centres, the classes that both have, slots of any size that a slide has."""
-    sites, kinds = np.unique(centers), np.unique(labels)
+    sites, kinds = np.unique(centers).tolist(), np.unique(labels).tolist()
     for a in range(len(sites)):
         for b in range(a + 1, len(sites)):
             sizes = {
@@ -248,10 +248,10 @@ def _candidates(labels: Labels, centers: Labels, slides: Labels) -> Iterator[Des
                 enough = {cell: int((found >= patches).sum()) for cell, found in sizes.items()}
                 least = {k: min(enough[sites[a], k], enough[sites[b], k]) for k in kinds}
                 for floor in sorted({n for n in least.values() if n >= 4}):
-                    chosen = tuple(k for k in kinds.tolist() if least[k] >= floor)
+                    chosen = tuple(k for k in kinds if least[k] >= floor)
                     if len(chosen) < 2:
                         continue
-                    yield from _fitting(floor, patches, (str(sites[a]), str(sites[b])), chosen, labels, centers, slides)
+                    yield from _fitting(floor, patches, (sites[a], sites[b]), chosen, labels, centers, slides)
 
 
 def _fitting(

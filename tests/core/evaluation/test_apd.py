@@ -112,6 +112,11 @@ def test_uneven_slides_still_give_the_planned_correlation():
         assert v == pytest.approx([found.plan.correlation(s) for s in range(found.plan.splits)], abs=1e-9)
 
 
+def test_labels_may_be_numbers():
+    rows = tuple(np.unique(v, return_inverse=True)[1] for v in grid(2, 2, 6, 3))
+    assert design("mine", *rows).plan.train == 4
+
+
 def test_too_few_slides_are_refused_with_their_counts():
     with pytest.raises(Unfit, match=r"too few slides.*y0 at c0 3.*four slides"):
         design("mine", *grid(2, 2, 3, 9))
@@ -147,7 +152,7 @@ def test_the_drop_is_that_of_scikit_learn_trained_row_by_row():
     for found, wanted, row in ((got.accuracy_id, expected[0], 1 / 56), (got.accuracy_ood, expected[1], 1 / 252)):
         assert np.abs(found - wanted).max() <= 3 * row, "where a row flips in validation another strength is chosen"
         assert np.abs(found - wanted).mean() <= 1.5 * row
-    assert expected[0].max() - expected[0].min() > 0.2
+    assert expected[0].max() - expected[0].min() > 0.1
     drops = [(values[:, 1:] / values[:, :1]).mean(axis=1) - 1 for values in (got.accuracy_id, got.accuracy_ood)]
     assert got.apd_id.estimate == pytest.approx(drops[0].mean())
     assert got.apd_ood.estimate == pytest.approx(drops[1].mean())
