@@ -44,6 +44,7 @@ def assemble(config: RunConfig, plan: Plan, world: int) -> Assembly:
         decode=DecodeSettings(data.threads, data.ahead, data.ahead_mb << 20, data.read_timeout_s),
         decode_tasks=data.threads,
         chunk=data.anchor_stream_batch_size,
+        latest_minutes=config.checkpoint.latest_minutes,
         keep_last_n=config.checkpoint.keep_last_n,
         watch=performance_watch(config),
     )

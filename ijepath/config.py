@@ -47,7 +47,7 @@ class DataConfig(Profile):
     max_target_overlap: float = 0.25  # of one target's area
     mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
     std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
-    max_corrupt_fraction: float = 0.05
+    max_corrupt_fraction: float = placement(0.05)
     low_anchor_pass_warning_threshold: float = placement(1.0)
     high_anchor_pass_warning_threshold: float = placement(5.0)
     anchor_stream_batch_size: int = placement(2048)
@@ -215,7 +215,7 @@ class OptimizationConfig:
     final_weight_decay: float = 0.1
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     clip_grad: float | None = None
-    max_bad_steps: int = 10  # steps in a row with NaN or Inf
+    max_bad_steps: int = placement(10)  # steps in a row with NaN or Inf
     grad_sync: str = placement("flat")  # overlap: faster on many GPUs, exact to rounding only
     deterministic: bool = placement(False)  # reproducible kernels on a GPU, slower: bit-equal on resume there, too
 
@@ -275,11 +275,13 @@ class LoggingConfig:
 @dataclass
 class CheckpointConfig:
     resume: str = "auto"  # auto: from the newest committed checkpoint of `output`, if any | never | a checkpoint's path
-    latest_every: int | None = None  # images between two <write_tag>-latest; None: a twentieth of the snapshot cadence
+    latest_minutes: float = 10.0  # between two <write_tag>-latest; 0: not by time
+    latest_every: int | None = None  # and images between them; None: by time alone
     keep_last_n: int = 2
 
     def __post_init__(self) -> None:
         positive(self, "checkpoint", "keep_last_n", "latest_every")
+        at_least(self, "checkpoint", 0, "latest_minutes")
 
 
 @dataclass

@@ -22,8 +22,7 @@ from ijepath.config import RunConfig
 from ijepath.index import read_index
 from ijepath.tuning import poll_every_steps
 
-LATEST_PER_SNAPSHOT = 20
-POLL_EVERY_STEPS = 10
+POLL_EVERY_STEPS = 10  # of an accelerator, which the host would wait for; a CPU's counters are at hand
 RECENT_WINDOWS = 16  # one unreadable slide is much of one window of few slides, and little of so many
 
 
@@ -37,7 +36,6 @@ def loop_settings(config: RunConfig, world: int) -> LoopSettings:
     assert batch > 0 and settings.micro_batch and isinstance(settings.total_images_budget, int), "resolve the config"
     total = settings.total_images_budget
     snapshots = _every(config.tuning.tune_every if config.tuning.enable else config.training.save_every, batch)
-    latest = config.checkpoint.latest_every or max(1, snapshots // LATEST_PER_SNAPSHOT)
     loop = LoopSettings(
         seed=config.data.seed,
         global_batch=batch,
@@ -46,9 +44,9 @@ def loop_settings(config: RunConfig, world: int) -> LoopSettings:
         optim={"model": phase_optim(config)},
         precision=precision(config),
         log_every=_log_every(config, batch, total),
-        save_every=_every(latest, batch),
+        save_every=_every(config.checkpoint.latest_every or 0, batch),
         snapshot_every=snapshots,
-        poll_every_steps=poll_every_steps(config.tuning, batch) if config.tuning.enable else POLL_EVERY_STEPS,
+        poll_every_steps=_poll_every_steps(config, batch),
         max_bad_steps=settings.max_bad_steps,
         max_corrupt_fraction=config.data.max_corrupt_fraction,
         judge_recent=max(LoopSettings.judge_recent, RECENT_WINDOWS * config.data.slide_window),
@@ -75,8 +73,17 @@ def phase_optim(config: RunConfig) -> PhaseOptim:
 
 def precision(config: RunConfig) -> str:
     """bf16 where `model.use_bfloat16` and the device is an accelerator; a CPU is faster and exact in fp32."""
-    accelerator = getattr(getattr(config, "scaling", None), "accelerator", "auto")
-    return "bf16" if config.model.use_bfloat16 and Device.of(accelerator).kind != "cpu" else "fp32"
+    return "bf16" if config.model.use_bfloat16 and not _on_cpu(config) else "fp32"
+
+
+def _on_cpu(config: RunConfig) -> bool:
+    return Device.of(getattr(getattr(config, "scaling", None), "accelerator", "auto")).kind == "cpu"
+
+
+def _poll_every_steps(config: RunConfig, batch: int) -> int:
+    if _on_cpu(config):
+        return 1
+    return poll_every_steps(config.tuning, batch) if config.tuning.enable else POLL_EVERY_STEPS
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from ijepath.config import CONFIGS_DIR, GROUPS, RunConfig, resolve_global_batch
 from ijepath.profile import Profile
 from ray_jobs.cli import Outputs, job
 from ray_jobs.runtime import RuntimeConfig, ray_session
-from ray_jobs.trainer import Outcome, ScalingConfig, Tracking, TrainJob, fit
+from ray_jobs.trainer import Outcome, ScalingConfig, Tracking, TrainJob, begin, fit
 
 if TYPE_CHECKING:
     from core.committed import Committed
@@ -64,8 +64,9 @@ def main(loaded: Loaded[PretrainConfig]) -> Outputs | None:
     scaling = config.scaling
     cpus = scaling.workers * scaling.cpus_per_worker + (1.0 if config.data.decode_on == "cluster" else 0.5)
     with ray_session(config.runtime, cpus=cpus, autoscaling=scaling.autoscaling):
+        accelerator = begin(str(config.output), scaling, _decode_tasks(config))
         inputs = prepare(config)
-        outcome = train(config, inputs)
+        outcome = train(config, inputs, accelerator)
     log.info("ended (%s) after %s images", outcome.end, f"{outcome.images_seen:,}")
     paths: dict[str, object] = {"run": config.output, "checkpoint": outcome.checkpoint}
     if outcome.artifact:
@@ -98,6 +99,11 @@ def _check(config: PretrainConfig) -> None:
     if not (data.slide_manifest_csv or data.slide_metadata_parquet or data.anchor_catalog_manifest):
         expected = "data.slide_manifest_csv=slides.csv, or data.anchor_catalog_manifest=anchor_catalog_manifest.json"
         raise UserError("nothing to train on", key="data.slide_manifest_csv", expected=expected)
+    if config.tuning.enable:
+        log.warning(
+            "tuning.enable: snapshots are kept every tuning.tune_every images, but nothing evaluates them yet; "
+            "no early stopping takes place"
+        )
 
 
 def _check_inputs(config: PretrainConfig) -> None:
@@ -205,8 +211,26 @@ def _same_profile(config: PretrainConfig, catalog: str) -> None:
             raise UserError(message, file=catalog, key=f"data.{key}", found=recorded.get(key), expected=wanted[key])
 
 
-def train(config: PretrainConfig, inputs: Inputs) -> Outcome:
-    """Log the diversity budget, save the resolved config and train to the end of the budget."""
+def remote_advice(config: PretrainConfig, sources: Any) -> str:
+    """What to think of before a run over slides in a bucket begins; empty where nothing is."""
+    from core.urls import is_url
+
+    paths, data = sources.column("wsi_path").to_pylist(), config.data
+    if data.slide_window or len(paths) <= data.max_open_slides or not any(map(is_url, paths)):
+        return ""
+    return (
+        f"{len(paths):,} slides are read over the network in random order, {data.max_open_slides} open at a time: most "
+        "samples open a slide anew. data.slide_window=16384 draws from few slides at a time; it is part of a run's "
+        "identity, so decide before a long run. Or raise data.max_open_slides and data.threads"
+    )
+
+
+def _decode_tasks(config: PretrainConfig) -> int:
+    return config.data.threads if config.data.decode_on == "cluster" else 0
+
+
+def train(config: PretrainConfig, inputs: Inputs, accelerator: str | None = None) -> Outcome:
+    """Log the diversity budget, save the resolved config and train to the end of the budget, on what `begin` found."""
     from core.storage import Storage
     from core.urls import public
     from ijepath.assembly import assemble, identity_of
@@ -227,11 +251,15 @@ def train(config: PretrainConfig, inputs: Inputs) -> Outcome:
     )
     for line in budget.lines():
         log.info(line)
+    if newest is None and (advice := remote_advice(config, inputs.plan.sources)):
+        log.warning("%s", advice)
     tracking = Tracking(config.logging.mlflow, config.logging.tracking_uri, config.logging.experiment)
     if tracking.uri is not None:  # a login in it goes to MLflow, not into the saved config and the checkpoints
         config = replace(config, logging=replace(config.logging, tracking_uri=public(tracking.uri)))
     store = Storage.of(str(config.output))
     store.write_bytes("config_resolved.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
+    if accelerator is not None:  # what workers see of a machine may be more than what Ray was told
+        config = replace(config, scaling=replace(config.scaling, accelerator=accelerator))
     job = TrainJob(
         assemble=assemble,
         config=config,
@@ -243,7 +271,8 @@ def train(config: PretrainConfig, inputs: Inputs) -> Outcome:
         start_metrics=budget.metrics(),
         total_images=config.optimization.total_images_budget,
         identity={**identity["values"], "identity": identity["hash"]},
-        decode_tasks=data.threads if data.decode_on == "cluster" else 0,
+        decode_tasks=_decode_tasks(config),
+        accelerator=accelerator,
     )
     return fit(job)
 

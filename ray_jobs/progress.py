@@ -1,10 +1,11 @@
 """How far a job is: a tqdm bar on a terminal, elsewhere a line for about every tenth. Not a log of metrics.
 
-`Progress` is told what is done; `TrainingProgress` reads it in the metrics of a run whose workers are elsewhere.
+`Progress` is told what is done; `TrainingProgress` reads it in the folder of a run whose workers are elsewhere.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import sys
@@ -14,6 +15,8 @@ from typing import Any, TextIO
 
 log = logging.getLogger(__name__)
 LOCAL_EVERY_S, REMOTE_EVERY_S, TAIL_BYTES = 2.0, 30.0, 1 << 16
+LINE_EVERY_S = 600.0  # a line at least so often, where there is no terminal
+BEAT = "progress.json"
 
 
 class Progress:
@@ -57,10 +60,11 @@ class Progress:
 
 
 class TrainingProgress:
-    """Images of the budget, loss, speed and time left, from the newest row of a run's metrics.jsonl.
+    """Images of the budget, loss, speed and time left, from what a run leaves in its folder `store`.
 
-    `store` is the run's folder. `look` reads it at most every few seconds; rows from before this object was made (of an
-    earlier attempt) are not news. `total` 0: the budget is not known.
+    That is the newest row of metrics.jsonl, which may come hours apart, and between them progress.json (local runs).
+    `look` reads at most every few seconds; what was there before this object was made is not news. `total` 0: the
+    budget is not known.
     """
 
     def __init__(
@@ -75,28 +79,44 @@ class TrainingProgress:
         self.store, self.total, self.what, self.stream = store, total, what, stream or sys.stderr
         self.every_s = every_s if every_s is not None else LOCAL_EVERY_S if store.local else REMOTE_EVERY_S
         self.began, self.looked = math.floor(1e3 * time.time()) / 1e3, time.monotonic()  # rows have milliseconds
-        self.seen, self.told = -1, -1
+        self.seen, self.told, self.told_at = -1, -1, -math.inf
+        self.first: tuple[int, float] | None = None  # images and time of the first sign of life
         self.bar: Any = None
 
     def look(self, *, now: bool = False) -> None:
-        """Read the newest row, if it is time (or `now`), and show what is new. Trouble with storage is only logged."""
+        """Read what is new, if it is time (or `now`), and show it. Trouble with storage is only logged."""
         if not now and time.monotonic() - self.looked < self.every_s:
             return
         self.looked = time.monotonic()
         try:
-            row = self._newest()
+            row, beat = self._newest() or {}, self._beat() or {}
         except OSError as e:
             log.warning("how far the training is cannot be read at present: %s", e)
             return
-        if row is not None and row["images_seen"] != self.seen:
-            self.seen = row["images_seen"]
-            self._show(row)
+        seen = max(row.get("images_seen", -1), beat.get("images_seen", -1))
+        if seen >= 0 and seen != self.seen:
+            self.seen = seen
+            self._show({"images_per_s": self._rate(beat), **row})
 
     def close(self) -> None:
         """Show the end, and leave the terminal as it was."""
         self.look(now=True)
         if self.bar is not None:
             self.bar.close()
+
+    def _beat(self) -> dict[str, Any] | None:
+        if not self.store.local or not self.store.exists(BEAT):
+            return None
+        beat: dict[str, Any] = json.loads(self.store.read_bytes(BEAT))
+        return beat if beat["time"] >= self.began else None
+
+    def _rate(self, beat: dict[str, Any]) -> float:
+        """Images a second since the first sign of life: until the first row of metrics has it measured."""
+        if not beat:
+            return math.nan
+        self.first = self.first or (beat["images_seen"], beat["time"])
+        seconds = beat["time"] - self.first[1]
+        return float((beat["images_seen"] - self.first[0]) / seconds) if seconds > 0 else math.nan
 
     def _newest(self) -> dict[str, Any] | None:
         """The newest row of this attempt that has a loss."""
@@ -115,15 +135,17 @@ class TrainingProgress:
         return rows[-1] if rows else None
 
     def _show(self, row: dict[str, Any]) -> None:
+        text = " · ".join([f"{self._images()} images", *self._figures(row)])
         if self.stream.isatty():
-            self._draw(row)
+            self._draw(text)
             return
-        tenth = 10 * self.seen // self.total if self.total else self.seen
-        if tenth != self.told:  # less than before where a worker has died and its steps are taken again
-            self.told = tenth
-            print(f"{self.what}: {self._images()} images · {self._figures(row)}", file=self.stream, flush=True)
+        tenth = 10 * self.seen // self.total if self.total else 0
+        if tenth == self.told and time.monotonic() - self.told_at < LINE_EVERY_S:
+            return
+        self.told, self.told_at = tenth, time.monotonic()  # tenths go back where a worker died: steps are taken again
+        print(f"{self.what}: {text}", file=self.stream, flush=True)
 
-    def _draw(self, row: dict[str, Any]) -> None:
+    def _draw(self, text: str) -> None:
         from tqdm import tqdm
 
         if self.bar is None:
@@ -137,20 +159,20 @@ class TrainingProgress:
                 dynamic_ncols=True,
             )
         self.bar.n = self.seen
-        self.bar.unit = f"{self._images()} images · {self._figures(row)}"  # tqdm puts a comma before a postfix
+        self.bar.unit = text  # tqdm puts a comma before a postfix
         self.bar.refresh()
 
     def _images(self) -> str:
         return f"{self.seen:,} of {self.total:,}" if self.total else f"{self.seen:,}"
 
-    def _figures(self, row: dict[str, Any]) -> str:
+    def _figures(self, row: dict[str, Any]) -> list[str]:
         rate = row.get("images_per_s") or math.nan
-        parts = [f"loss {row['loss']:.3g}"]
+        parts = [f"loss {row['loss']:.3g}"] if "loss" in row else []
         if math.isfinite(rate):
             parts.append(f"{rate:.3g} images/s" if rate < 100 else f"{rate:,.0f} images/s")
             if left := self.total - self.seen if self.total else 0:
                 parts.append(f"{duration(left / rate)} left")
-        return " · ".join(parts)
+        return parts
 
 
 def duration(seconds: float) -> str:

@@ -9,6 +9,7 @@ with exit code 0. Needs no Ray, and no access to the machine that trains.
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ def main(loaded: Loaded[StopConfig]) -> Outputs | None:
 
 def words(argv: list[str]) -> list[str]:
     """A folder or URL alone means `run=` it."""
-    return [word if word.startswith("-") or word.startswith("run=") else f"run={word}" for word in argv]
+    return [word if re.match(r"-|[\w.\[\]]+=", word) else f"run={word}" for word in argv]
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,10 +17,12 @@ from typing import Any
 
 from core.errors import UserError
 from core.storage import Storage, StorageError, storage_error
+from ray_jobs.progress import BEAT
 from ray_jobs.resume import CHECKPOINTS, check_resumable, chosen, naming
 
 log = logging.getLogger(__name__)
 METRICS, ENCODER = "metrics.jsonl", "encoder"
+BEAT_EVERY_S = 5.0
 
 
 def train_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
@@ -76,6 +79,8 @@ class _Worker:
         self.faults: list[Any] = []
         self.faults_since = 0
         self.failed: UserError | None = None
+        self.saved_at = time.monotonic()
+        self.beat_at = 0.0
 
     def train(self) -> dict[str, Any]:
         from core.train.loop import run
@@ -85,11 +90,18 @@ class _Worker:
         state = TrainState(parts.recipe, parts.settings, self.device)
         self._resume(state)
         ticks = run(
-            parts.recipe, self._batches, parts.settings, device=self.device, state=state, stop=self._stop_requested
+            parts.recipe,
+            self._batches,
+            parts.settings,
+            device=self.device,
+            state=state,
+            stop=self._stop_requested,
+            save=self._save_is_due,
         )
         end, metrics, start = "budget", dict[str, float](), state.images_seen
         try:
             for tick in ticks:
+                self._beat(tick.images_seen)
                 figures = parts.watch.observe(tick) if parts.watch is not None else {}
                 if tick.metrics is not None or figures:
                     metrics = tick.metrics or metrics
@@ -99,7 +111,10 @@ class _Worker:
                     self._save(tick)
                 end = tick.end or end
         except UserError:
-            self._write_faults(state.images_seen)  # what made the run end is in the report
+            try:
+                self._write_faults(state.images_seen)  # what made the run end is in the report
+            except OSError as e:
+                log.warning("the newest rows of the quarantine report could not be written: %s", e)
             raise
         finally:
             with self._failing_together():
@@ -173,6 +188,15 @@ class _Worker:
             self.faults += batch.pop("faults")
             yield batch
 
+    def _beat(self, images_seen: int) -> None:
+        """How far the run is, for whoever waits: metrics may be hours apart. Not on object storage, where a write would
+        hold up the step."""
+        if self.rank != 0 or not self.store.local or time.monotonic() - self.beat_at < BEAT_EVERY_S:
+            return
+        self.beat_at = time.monotonic()
+        with self._failing_together():
+            self.store.write_bytes(BEAT, json.dumps({"images_seen": images_seen, "time": time.time()}).encode())
+
     def _log_metrics(self, tick: Any, metrics: dict[str, float]) -> None:
         if self.log is not None:
             passes = tick.images_seen / self.plan.rows
@@ -195,6 +219,11 @@ class _Worker:
             log.warning("whether to stop cannot be asked at present: %s", e)
             return False
 
+    def _save_is_due(self) -> bool:
+        """Polled like the wish to stop: whether the newest checkpoint is `latest_minutes` old."""
+        minutes = self.parts.latest_minutes
+        return minutes > 0 and time.monotonic() - self.saved_at >= 60 * minutes
+
     def _preempted(self, step: int) -> bool:
         """Whether a node is about to be taken away, agreed over all ranks: save now, go on. A barrier: on cadence."""
         every = self.job.scaling.preemption_check_steps
@@ -210,6 +239,7 @@ class _Worker:
         The checkpoint is begun when every rank's part is on storage: a rank that dies before takes the others back to
         the checkpoint before, from where the rows come again; one that dies later has lost none.
         """
+        self.saved_at = time.monotonic()
         tensors = tick.state.tensors()  # on every rank: on XLA it is a graph, which all hosts run
         with self._failing_together():
             self._write_faults(tick.images_seen)

@@ -85,7 +85,7 @@ class TrainJob:
     total_images: int = 0
     decode_tasks: int = 0
     identity: dict[str, Any] = field(default_factory=dict)  # beside the config's: what MLflow is told, too
-    accelerator: str = "cpu"
+    accelerator: str | None = None  # what `begin` found; None: fit begins
     fit_id: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
 
 
@@ -101,30 +101,43 @@ class Outcome:
     unreadable: int = 0
 
 
+def begin(run_dir: str, scaling: ScalingConfig, decode_tasks: int = 0) -> str:
+    """The accelerator to train on, once the running Ray can hold the workers and they see the run's folder.
+
+    For jobs that prepare long: before they do. Removes an older STOP; one that comes from now on holds. UserError for
+    what the cluster lacks.
+    """
+    import ray
+
+    from core.storage import Storage
+    from ray_jobs.backends import check_resources, resolve_accelerator, worker_resources
+    from ray_jobs.shared_output import check_shared
+
+    accelerator = resolve_accelerator(scaling.accelerator, scaling.autoscaling)
+    resources = worker_resources(
+        accelerator, scaling.cpus_per_worker, scaling.gpus_per_worker, scaling.resources_per_worker
+    )
+    check_resources(scaling.workers, resources, ray.cluster_resources(), scaling.autoscaling, decode_tasks)
+    store = Storage.of(run_dir)
+    store.remove(STOP)
+    if store.local:
+        check_shared(store.url, resources)
+    return accelerator
+
+
 def fit(job: TrainJob) -> Outcome:
     """Train to the budget, to a STOP, or to an error. Ray must be running.
 
     Raises UserError for what the user can mend (also when a worker found it), and what Ray raised otherwise.
     """
-    import ray
-
     from core.storage import Storage
     from ray_jobs import quarantine
-    from ray_jobs.backends import check_resources, resolve_accelerator, worker_resources
-    from ray_jobs.shared_output import check_shared
 
-    scaling = job.scaling
     store = Storage.of(job.run_dir)
     job.run_dir, job.plan_path = store.url, Storage.of(job.plan_path).url  # workers run in another folder
-    job.accelerator = resolve_accelerator(scaling.accelerator, scaling.autoscaling)
-    resources = worker_resources(
-        job.accelerator, scaling.cpus_per_worker, scaling.gpus_per_worker, scaling.resources_per_worker
-    )
-    check_resources(scaling.workers, resources, ray.cluster_resources(), scaling.autoscaling, job.decode_tasks)
-    store.remove(STOP)
-    if store.local:
-        check_shared(store.url, resources)
-    trainer = _ray_trainer(job, resources, store)
+    if job.accelerator is None:
+        job.accelerator = begin(job.run_dir, job.scaling, job.decode_tasks)
+    trainer = _ray_trainer(job, store)
     try:
         with _mlflow(job, store):
             value = _fit_in_thread(trainer, store, job.total_images)
@@ -234,17 +247,20 @@ def mlflow_params(job: TrainJob) -> dict[str, Any]:
     return {key: value for key, (value, _) in flatten(job.config).items()} | job.identity
 
 
-def _ray_trainer(job: TrainJob, resources: dict[str, float], store: Any) -> Any:
+def _ray_trainer(job: TrainJob, store: Any) -> Any:
     from ray import cloudpickle
     from ray.train import FailureConfig, RunConfig
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-    from ray_jobs.backends import backend_config, scaling_config
+    from ray_jobs.backends import backend_config, scaling_config, worker_resources
     from ray_jobs.train_worker import train_worker
 
-    scaling = job.scaling
-    if scaling.preemption_check_steps <= 0:  # nobody asks it, and it is a process more to start
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    scaling, accelerator = job.scaling, str(job.accelerator)
+    resources = worker_resources(
+        accelerator, scaling.cpus_per_worker, scaling.gpus_per_worker, scaling.resources_per_worker
+    )
+    # a process more to start, which nobody asks without a cadence for it
+    os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "1" if scaling.preemption_check_steps > 0 else "0"
     run_config = RunConfig(
         name=f"fit-{job.fit_id}",
         storage_path=store.path("ray"),
@@ -255,11 +271,11 @@ def _ray_trainer(job: TrainJob, resources: dict[str, float], store: Any) -> Any:
     return DataParallelTrainer(
         train_worker,
         train_loop_config={"job": cloudpickle.dumps(job)},  # the controller need not import the science, nor torch
-        backend_config=backend_config(job.accelerator, scaling.collective_timeout_s, scaling.workers),
+        backend_config=backend_config(accelerator, scaling.collective_timeout_s, scaling.workers),
         scaling_config=scaling_config(
             scaling.workers,
             resources,
-            job.accelerator,
+            accelerator,
             tpu_type=scaling.tpu_type,
             tpu_topology=scaling.tpu_topology,
         ),

@@ -76,7 +76,7 @@ def test_ray_stands_within_the_range_that_was_tested():
 @pytest.mark.parametrize(
     ("names", "file"),
     [
-        (("Datasource", "ReadTask"), "ray_jobs/streams.py"),
+        (("Datasource", "ReadTask"), "ray_jobs/rank_source.py"),
         (("Backend", "BackendConfig"), "ray_jobs/backends.py"),
         (("Searcher",), "ray_jobs/searchers.py"),
     ],

@@ -19,7 +19,8 @@ class Assembly:
 
     `recipe` is built on every rank from the same seed; `identity` and `placement` are fingerprints (core.fingerprint),
     the identity including the plan's; `watch` looks for slow steps; `export` writes the final artifacts of a recipe
-    into a folder (path or URL).
+    into a folder (path or URL). The rolling checkpoint is at most `latest_minutes` old (0: by images alone), and
+    `keep_last_n` of them are kept.
     """
 
     science: str
@@ -35,5 +36,6 @@ class Assembly:
     decode: DecodeSettings = field(default_factory=DecodeSettings)
     decode_tasks: int = 2
     chunk: int = 2048
+    latest_minutes: float = 10.0
     keep_last_n: int = 2
     watch: PerformanceWatch | None = None

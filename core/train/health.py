@@ -36,13 +36,14 @@ class Mark(NamedTuple):
 @dataclass(frozen=True)
 class Report:
     """The counters as the host read them. `bad` counts steps that changed nothing; `last_bad` is the newest (-1);
-    `corrupt` counts units of the whole run."""
+    `corrupt` counts units of the whole run, `saves` how often a checkpoint was asked for since this process began."""
 
     bad: int
     longest: int
     last_bad: int
     corrupt: int
     stop: bool
+    saves: int = 0
 
 
 class Health:
@@ -54,24 +55,31 @@ class Health:
 
     def __init__(self, device: Device) -> None:
         self.counts = torch.tensor([0, 0, 0, -1, 0], dtype=torch.int64).to(device.torch_device)
-        self.stop = torch.zeros((), device=device.torch_device)
+        self.asked = torch.zeros(2, device=device.torch_device)  # to stop, to save
         self.known = 0  # bad steps that have been reported
+        self.saves = 0  # wishes to save that have been heard
         self.since = self.recent = Mark()
 
-    def update(self, step: Tensor, ok: Tensor, corrupt: Tensor, stop: Tensor) -> None:
-        """After a step: `step` its number, `ok` 1 or 0, `corrupt` units replaced and `stop` summed over ranks."""
+    def update(self, step: Tensor, ok: Tensor, corrupt: Tensor, asked: Tensor) -> None:
+        """After a step: `step` its number, `ok` 1 or 0; over ranks the sums of `corrupt`, units replaced, and `asked`
+        `[2]`, wishes to stop and to save."""
         total, row, longest, last, broken = self.counts.unbind()
         bad = 1 - ok.to(torch.int64)
         row = (row + bad) * bad
         last = torch.where(bad > 0, step.to(torch.int64), last)
         corrupted = broken + corrupt.round().to(torch.int64)
         self.counts = torch.stack([total + bad, row, torch.maximum(longest, row), last, corrupted])
-        self.stop = self.stop + stop.to(self.stop.dtype)
+        self.asked = self.asked + asked.to(self.asked.dtype)
 
     def read(self) -> Report:
         """Wait for the counters."""
-        bad, _, longest, last, corrupt, stop = torch.cat([self.counts, self.stop.reshape(1).to(torch.int64)]).tolist()
-        return Report(bad, longest, last, corrupt, stop > 0)
+        bad, _, longest, last, corrupt, stop, saves = torch.cat([self.counts, self.asked.to(torch.int64)]).tolist()
+        return Report(bad, longest, last, corrupt, stop > 0, saves)
+
+    def save_asked(self, report: Report) -> bool:
+        """Whether a checkpoint was asked for that nobody has heard of yet."""
+        fresh, self.saves = report.saves > self.saves, report.saves
+        return fresh
 
     def news(self, report: Report) -> dict[str, float]:
         """Metrics of bad steps that have not been reported yet; empty without any. Logged whatever the log cadence."""

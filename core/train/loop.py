@@ -64,33 +64,40 @@ def run(
     device: Device,
     state: TrainState | None = None,
     stop: Callable[[], bool] | None = None,
+    save: Callable[[], bool] | None = None,
 ) -> Iterator[Tick]:
     """Train from `state` (fresh without one) to the budget; one tick per step.
 
     batches(start) yields this rank's micro-batches from position `start` on, in order: arrays plus ``position``
     `[micro]` int64, which is asserted, and optionally ``corrupt``, how many units in it stand in for unreadable ones.
     stop() is asked on rank 0 on the poll cadence; the answer reaches all ranks with the gradients, and the run ends at
-    that step with a tick whose `end` is ``stopped``. It should answer at once: it is in the way of the step.
+    that step with a tick whose `end` is ``stopped``. save() asks likewise for a checkpoint, for cadences in time: the
+    step's tick has `save` on every rank. Both should answer at once: they are in the way of the step.
     Raises TrainingStopped, on all ranks at the same step, after too many bad steps or unreadable units.
     """
-    loop = _Loop(recipe, settings, device, state or TrainState(recipe, settings, device), stop)
+    loop = _Loop(recipe, settings, device, state or TrainState(recipe, settings, device), (stop, save))
     return loop.ticks(batches)
 
 
 class _Loop:
     def __init__(
-        self, recipe: Recipe, settings: LoopSettings, device: Device, state: TrainState, stop: Callable[[], bool] | None
+        self,
+        recipe: Recipe,
+        settings: LoopSettings,
+        device: Device,
+        state: TrainState,
+        wishes: tuple[Callable[[], bool] | None, ...],
     ) -> None:
         assert state.recipe is recipe, "the state is of another recipe"
         self.recipe, self.settings, self.device, self.state = recipe, settings, device, state
-        self.stop = stop if device.rank == 0 else None
+        self.wishes = wishes if device.rank == 0 else (None,) * len(wishes)
         self.micros = settings.micros_per_step(device.world_size)
         self.params = {phase: [p for _, p in params] for phase, params in recipe.params.items()}
         self.syncs = {phase: gradient_sync(settings.grad_sync, p, device) for phase, p in self.params.items()}
         self.statistics = RunningStatistics(recipe.modules, device)
         self.window = Window(device)
         self.rates: dict[str, float] = {}
-        self.corrupt, self.asked, self.wait_s = 0, False, 0.0
+        self.corrupt, self.asked, self.wait_s = 0, [False] * len(wishes), 0.0
         if settings.deterministic:
             device.deterministic()
 
@@ -119,7 +126,7 @@ class _Loop:
         progress = Progress(state.step, settings.total_steps, settings.global_batch)
         phases = self.recipe.phases(progress.step)
         assert phases and len(set(phases)) == len(phases), f"step {progress.step} has phases {phases}"
-        self.asked = self._asked_to_stop(progress.step + 1)
+        self.asked = self._asked(progress.step + 1)
         micros: Iterable[Micro] = self._micros(stream, progress)
         if len(phases) > 1:  # the later phases want them again
             micros = list(micros)
@@ -130,7 +137,7 @@ class _Loop:
             fine = fine * ok
         self.statistics.end(fine)
         step = self.device.scalar(progress.step, torch.int64)
-        state.health.update(step, fine, corrupt=totals[2], stop=totals[3])
+        state.health.update(step, fine, corrupt=totals[2], asked=totals[3:])
         self.recipe.after_step(progress)
         self.device.mark_step()
         state.images_seen += settings.global_batch
@@ -157,7 +164,7 @@ class _Loop:
 
     def _phase(self, phase: str, micros: Iterable[Micro], progress: Progress) -> tuple[Tensor, Tensor]:
         """Accumulate and sum over ranks, then update. Whether the phase was good (1 or 0), and the sums over ranks of
-        loss, weight, units replaced and the wish to stop."""
+        loss, weight, units replaced, and the wishes to stop and to save."""
         settings, sync, scale = self.settings, self.syncs[phase], self.state.scales[phase]
         sync.begin()
         sums: Tensor | None = None
@@ -174,7 +181,7 @@ class _Loop:
             self.window.micro(loss.metrics, loss.weight)
             self.device.mark_step()
         assert sums is not None
-        flags = self.device.flags([self.corrupt, self.asked]).to(sums.dtype)
+        flags = self.device.flags([self.corrupt, *self.asked]).to(sums.dtype)
         gradient, totals = sync.reduce(torch.cat([sums, flags]))
         return self._update(phase, gradient, totals, progress), totals
 
@@ -197,8 +204,9 @@ class _Loop:
         self.window.phase(phase, mean, norm, ok)
         return torch.maximum(ok, scale.excuses() * sound)
 
-    def _asked_to_stop(self, step: int) -> bool:
-        return self.stop is not None and step % self.settings.poll_every_steps == 0 and bool(self.stop())
+    def _asked(self, step: int) -> list[bool]:
+        poll = step % self.settings.poll_every_steps == 0
+        return [poll and wish is not None and bool(wish()) for wish in self.wishes]
 
     def _tick(self) -> Tick:
         """What is due at the end of this step; the only place where the host waits for the device."""
@@ -214,6 +222,7 @@ class _Loop:
             return tick
         report = state.health.read()
         state.health.check(report, settings, step=state.step, seen=seen)
+        tick.save = state.health.save_asked(report) or save
         tick.end = "budget" if last else "stopped" if report.stop else None
         news = state.health.news(report)
         if log or tick.end:

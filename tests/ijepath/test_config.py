@@ -122,7 +122,8 @@ def test_where_and_how_a_run_is_done_is_placement_and_what_it_learns_is_identity
     moved = load(
         BUDGET, "output=/else", "data.threads=7", "data.slide_manifest_csv=x.csv", "data.batch_size_per_gpu=4",
         "logging.write_tag=b", "training.save_every=5", "optimization.micro_batch=2", "model.checkpointing=true",
-        "checkpoint.keep_last_n=5", "tuning.tune_every=5", "data.decode_on=cluster",
+        "checkpoint.keep_last_n=5", "tuning.tune_every=5", "data.decode_on=cluster", "data.max_corrupt_fraction=0.5",
+        "optimization.max_bad_steps=99", "checkpoint.latest_minutes=1",
     )  # fmt: skip
     assert fingerprint(base) == fingerprint(moved)
     for change in ("data.seed=1", "optimization.lr=1e-3", "model.name=vit_tiny", "data.targets_per_context=3"):

@@ -61,7 +61,7 @@ def test_cadences_are_whole_steps_and_the_finest_log_cadence_wins():
     base = ("optimization.total_images_budget=1000", "data.batch_size_per_gpu=16", "training.log_every=500")
     loop = loop_settings_of(load(*base, "training.save_every=400"))
     assert (loop.global_batch, loop.micro_batch, loop.total_images) == (32, 16, 1024)
-    assert (loop.log_every, loop.snapshot_every, loop.save_every) == (512, 416, 32)
+    assert (loop.log_every, loop.snapshot_every, loop.save_every) == (512, 416, 0)
     assert loop_settings_of(load(*base, "logging.step_log_every_images=0.1")).log_every == 128
     assert loop_settings_of(load(*base, "logging.step_log_every_images=96")).log_every == 96
     debug = ("logging.performance_debug.enable=true", "logging.performance_debug.log_every_images=64")

@@ -235,6 +235,6 @@ def test_rays_controller_gets_the_job_packed_and_imports_no_science_for_it(monke
     name = "ray.train.v2.api.data_parallel_trainer.DataParallelTrainer"
     monkeypatch.setattr(name, lambda function, **keys: given.update(keys))
     job = TrainJob(print, {"lr": 1.0}, "plan", str(tmp_path), ScalingConfig(), accelerator="cpu")
-    _ray_trainer(job, {"CPU": 1.0}, Storage.of(tmp_path))
+    _ray_trainer(job, Storage.of(tmp_path))
     packed = given["train_loop_config"]["job"]
     assert isinstance(packed, bytes) and pickle.loads(packed) == job

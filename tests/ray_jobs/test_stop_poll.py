@@ -1,5 +1,6 @@
 """What a rank does at a poll and at a save, on storage that is out of reach. Starts no Ray."""
 
+import json
 from types import SimpleNamespace
 
 import pyarrow as pa
@@ -7,7 +8,7 @@ import pytest
 
 from core.checkpoint import AsyncSaver
 from core.errors import UserError
-from core.storage import StorageError
+from core.storage import Storage, StorageError
 from core.stream import Fault
 from ray_jobs.train_worker import _Worker
 
@@ -46,6 +47,32 @@ def test_a_save_that_failed_in_the_background_ends_the_run_at_the_next_poll():
     worker = rank(saver=SimpleNamespace(check=check), store=Store())
     assert worker._stop_requested()
     assert isinstance(worker.failed, StorageError) and "no space left" in str(worker.failed)
+
+
+def test_a_checkpoint_is_due_when_the_newest_is_so_many_minutes_old(monkeypatch):
+    clock = [1000.0]
+    monkeypatch.setattr("ray_jobs.train_worker.time.monotonic", lambda: clock[0])
+    worker = rank(parts=SimpleNamespace(latest_minutes=10.0), saved_at=1000.0)
+    assert not worker._save_is_due()
+    clock[0] += 600
+    assert worker._save_is_due()
+    worker.parts.latest_minutes = 0.0
+    assert not worker._save_is_due()
+
+
+def test_how_far_a_local_run_is_is_left_every_few_seconds_by_rank_0_only(tmp_path, monkeypatch):
+    clock = [1000.0]
+    monkeypatch.setattr("ray_jobs.train_worker.time.monotonic", lambda: clock[0])
+    store = Storage.of(tmp_path)
+    workers = [rank(number, store=store, beat_at=0.0) for number in (1, 0)]
+    for worker in workers:
+        worker._beat(8)
+        assert store.exists("progress.json") == (worker.rank == 0)
+    workers[1]._beat(16)
+    assert json.loads(store.read_bytes("progress.json"))["images_seen"] == 8
+    clock[0] += 5
+    workers[1]._beat(24)
+    assert json.loads(store.read_bytes("progress.json"))["images_seen"] == 24
 
 
 class Events(list):

@@ -11,7 +11,7 @@ import pytest
 
 from core import checkpoint
 from core.errors import UserError
-from ray_jobs.trainer import ScalingConfig, Tracking, TrainJob, fit, request_stop
+from ray_jobs.trainer import ScalingConfig, Tracking, TrainJob, begin, fit, request_stop
 from tests.builders.toy_science import ToyConfig, assemble, write_plan
 
 pytestmark = pytest.mark.ray
@@ -97,6 +97,18 @@ def test_a_relative_output_folder_is_the_commands_and_not_the_workers(ray_cluste
     outcome = fit(TrainJob(assemble, config, plan.path, "run", scaling, tracking=Tracking(mlflow=False)))
     assert outcome.checkpoint.startswith(str(tmp_path / "here" / "run"))
     assert (tmp_path / "here" / "run" / "metrics.jsonl").exists()
+
+
+def test_a_stop_asked_for_while_a_job_prepares_holds(ray_cluster, tmp_path, plan):
+    run = tmp_path / "run"
+    run.mkdir()
+    scaling = ScalingConfig(accelerator="cpu", cpus_per_worker=0.5)
+    request_stop(str(run))
+    assert begin(str(run), scaling) == "cpu" and not (run / "STOP").exists(), "one from before the job is void"
+    request_stop(str(run))
+    config, tracking = ToyConfig(run=str(run)), Tracking(mlflow=False)
+    outcome = fit(TrainJob(assemble, config, plan.path, str(run), scaling, tracking=tracking, accelerator="cpu"))
+    assert outcome.end == "stopped" and outcome.images_seen < 96
 
 
 def test_a_stop_from_outside_checkpoints_and_ends_cleanly(ray_cluster, tmp_path, plan):

@@ -1,6 +1,7 @@
 """What the driver shows of a training whose workers are elsewhere: from the run's metrics. Starts no Ray."""
 
 import io
+import json
 import threading
 import time
 from functools import partial
@@ -69,6 +70,27 @@ def test_rows_without_a_loss_and_a_loss_that_is_no_number_do_no_harm(tmp_path):
     metrics.append({"images_seen": 8, "loss": float("nan"), "images_per_s": float("nan")})
     progress.look(now=True)
     assert stream.getvalue() == "train: 8 images · loss nan\n"
+
+
+def test_between_rows_that_are_hours_apart_progress_is_shown_all_the_same(tmp_path, monkeypatch):
+    stream, clock = io.StringIO(), [0.0]
+    progress = TrainingProgress(Storage.of(tmp_path), 100_000, stream=stream)
+    monkeypatch.setattr("ray_jobs.progress.time.monotonic", lambda: clock[0])
+    start = time.time()
+    for seconds in (0, 60, 500, 700):
+        clock[0] = seconds
+        beat = {"images_seen": 32 + 2 * seconds, "time": start + seconds}
+        (tmp_path / "progress.json").write_text(json.dumps(beat))
+        progress.look(now=True)
+    assert stream.getvalue().splitlines() == [
+        "train: 32 of 100,000 images",
+        "train: 1,432 of 100,000 images · 2 images/s · 13.7 h left",
+    ], "a line every ten minutes, where a tenth takes longer"
+
+
+def test_a_sign_of_life_of_an_earlier_attempt_is_no_news(tmp_path):
+    (tmp_path / "progress.json").write_text(json.dumps({"images_seen": 32, "time": time.time() - 60}))
+    assert shown(tmp_path, []) == ""
 
 
 def test_only_the_end_of_a_long_log_is_read(tmp_path):

@@ -305,3 +305,9 @@ def test_fp16_lowers_its_loss_scale_instead_of_counting_bad_steps() -> None:
     assert float(state.scales["model"].scale) == 1024.0  # 2^16 halved six times
     assert int(state.optimizers["model"].steps) == 4  # of ten
     assert int(state.health.counts[0]) == 0
+
+
+def test_a_checkpoint_asked_for_at_a_poll_is_due_at_that_step_and_only_once() -> None:
+    asked = iter([False, True, False])
+    ticks = ticks_of(Regression(), settings(poll_every_steps=3), save=lambda: next(asked))
+    assert [tick.step for tick in ticks if tick.save] == [6]
