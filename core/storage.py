@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from core.errors import MissingFile, UserError
+from core.urls import public
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -313,6 +314,26 @@ def digest_of(path: Path) -> str:
 def digest_bytes(data: bytes) -> str:
     """sha256 of bytes."""
     return hashlib.sha256(data).hexdigest()
+
+
+def file_state(path: str) -> str:
+    """What changes when a file does: its size and its time, or the store's tag; of a folder, those of all its files."""
+    import fsspec
+
+    fs, inner = fsspec.core.url_to_fs(path)
+    try:
+        info = fs.info(inner)
+        if info["type"] != "directory":
+            return _state(info)
+        within: dict[str, Any] = fs.find(inner, detail=True)
+    except FileNotFoundError as e:
+        raise MissingFile("no such file", file=public(path)) from e
+    return f"{len(within)} files: " + " ".join(_state(within[name]) for name in sorted(within))
+
+
+def _state(info: dict[str, Any]) -> str:
+    tag = next((info[k] for k in ("generation", "ETag", "etag", "mtime", "LastModified") if k in info), "")
+    return f"{info.get('size', '')}:{tag}"
 
 
 def fsync(path: Path) -> None:

@@ -18,9 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from core.errors import MissingFile, UserError
-from core.features.inputs import file_state
 from core.reports import describe
-from core.storage import Storage, write_atomic
+from core.storage import Storage, file_state, write_atomic
 from core.urls import is_url, public
 from core.wsi.reader import SlideReader, open_mask, open_slide
 from core.wsi.spacing import level_mpps

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from core.errors import UserError
 from core.features.images import COLUMNS as RESERVED
 from core.features.images import ImageJob, ImageOutcome, ImageSettings, extract_images, part_fingerprint
-from core.features.inputs import Listed, file_state, images_in, images_of
+from core.features.inputs import Listed, images_in, images_of
 from core.features.publish import sweep
 from core.features.tables import merge_tables, read_meta
 from core.reports import check_success, write_report
-from core.storage import Storage
+from core.storage import Storage, file_state
 from ray_jobs.extraction import DIED, looked_at, over_actors
 from ray_jobs.progress import Progress
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from core.errors import UserError
 from core.features.bags import BagSummary, read_summary
-from core.features.inputs import file_state, slides_in
+from core.features.inputs import slides_in
 from core.features.publish import sweep
 from core.features.slides import SlideJob, SlideOutcome, SlideSettings, bag_fingerprint, extract_slide
 from core.reports import check_success, describe, write_report
-from core.storage import Storage
+from core.storage import Storage, file_state
 from core.urls import public
 from core.wsi.tiling import TileSpec
 from ijepath.manifest import read_manifest

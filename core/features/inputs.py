@@ -94,26 +94,6 @@ def images_of(path: str, *, root: str = "", reserved: tuple[str, ...] = ()) -> L
     return Listed(names, tuple(_below(base, name) for name in names), metadata)
 
 
-def file_state(path: str) -> str:
-    """What changes when a file does: its size and its time, or the store's tag; of a folder, those of all its files."""
-    import fsspec
-
-    fs, inner = fsspec.core.url_to_fs(path)
-    try:
-        info = fs.info(inner)
-        if info["type"] != "directory":
-            return _state(info)
-        within: dict[str, Any] = fs.find(inner, detail=True)
-    except FileNotFoundError as e:
-        raise MissingFile("no such file", file=public(path)) from e
-    return f"{len(within)} files: " + " ".join(_state(within[name]) for name in sorted(within))
-
-
-def _state(info: dict[str, Any]) -> str:
-    tag = next((info[k] for k in ("generation", "ETag", "etag", "mtime", "LastModified") if k in info), "")
-    return f"{info.get('size', '')}:{tag}"
-
-
 def _files(folder: str) -> list[str]:
     """Files below a folder, as paths from there, sorted; hidden ones are left out."""
     import fsspec

@@ -17,8 +17,7 @@ from functools import lru_cache
 import numpy as np
 
 from core.errors import UserError
-from core.features.inputs import file_state
-from core.storage import cached, digest_bytes, private_cache
+from core.storage import cached, digest_bytes, file_state, private_cache
 from core.wsi.tissue import MASK_MPP, VERSION, Mask
 
 log = logging.getLogger(__name__)
@@ -76,7 +75,7 @@ def _load(name: str) -> Mask | None:
     except FileNotFoundError:
         return None
     except (OSError, UserError, ValueError, struct.error, zlib.error) as e:
-        _tell(f"cannot be read: {e}")
+        _tell("cannot be read", getattr(e, "strerror", None) or str(e))
         return None
 
 
@@ -87,10 +86,10 @@ def _keep(name: str, mask: Mask) -> None:
         (private_cache() / name).unlink(missing_ok=True)
         cached(name, lambda path: path.write_bytes(data), len(data))
     except (OSError, UserError) as e:
-        _tell(f"cannot be kept: {getattr(e, 'strerror', None) or e}")
+        _tell("cannot be kept", getattr(e, "strerror", None) or str(e))
 
 
 @lru_cache(16)
-def _tell(what: str) -> None:
+def _tell(what: str, why: str) -> None:
     """Once per process: a full disk would say it for every slide."""
-    log.warning("a tissue mask in the cache of local copies %s; it is computed again", what)
+    log.warning("a tissue mask in the cache of local copies %s: %s; it is computed again", what, why)

@@ -3,7 +3,8 @@ import os
 import pytest
 
 from core.errors import MissingFile, UserError
-from core.features.inputs import file_state, images_in, images_of, slides_in
+from core.features.inputs import images_in, images_of, slides_in
+from core.storage import file_state
 
 
 def touch(folder, *names):

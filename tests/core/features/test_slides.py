@@ -13,10 +13,10 @@ from core.device import Device
 from core.errors import UnreadableUnit, UserError
 from core.features.bags import read_bag, read_summary
 from core.features.encoder import EncoderSpec, load_encoder
-from core.features.inputs import file_state
 from core.features.publish import sweep
 from core.features.slides import SlideJob, SlideSettings, bag_fingerprint, extract_slide
 from core.features.tables import read_table
+from core.storage import file_state
 from core.wsi.tiling import TileSpec
 from tests.builders.encoders import MEAN, plain_features, write_encoder
 from tests.builders.jobs import ROOT, job_environment
