@@ -9,6 +9,8 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -16,8 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from core.stream import Fault
+from ray_jobs.progress import Progress
 
 FOLDER, MERGED = "quarantine", "quarantine.parquet"
+THREADS, TOGETHER = 16, 256  # that fetch parts, and parts fetched before they are joined
 SCHEMA = pa.schema(
     [
         ("position", pa.int64()),
@@ -62,15 +66,35 @@ def merge(store: Any) -> int:
 
     Without any part, a report that an earlier attempt left is removed.
     """
-    tables = [pq.read_table(io.BytesIO(store.read_bytes(name)), schema=SCHEMA) for name in _parts(store)]
-    if not tables:
+    names = _parts(store)
+    if not names:
         store.remove(MERGED)
         return 0
-    table = pa.concat_tables(tables).sort_by([("position", "ascending"), ("attempt", "ascending")])
+    table = _all(store, names).sort_by([("position", "ascending"), ("attempt", "ascending")])
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     store.write_bytes(MERGED, buffer.getvalue())
     return table.num_rows - int(sum(table["benign"].to_pylist()))
+
+
+def _all(store: Any, names: list[str]) -> pa.Table:
+    """The parts in one table, in the order of their names, fetched by a few threads; what many parts take is shown.
+
+    They are joined by TOGETHER: a table of its own for each of many thousand small parts would be mostly overhead.
+    """
+
+    def read(name: str) -> pa.Table:
+        return pq.read_table(io.BytesIO(store.read_bytes(name)), schema=SCHEMA)
+
+    tables = []
+    shown = Progress(len(names), "quarantine report", "parts") if len(names) > TOGETHER else nullcontext()
+    with ThreadPoolExecutor(THREADS, "pathray-quarantine") as pool, shown as progress:
+        for start in range(0, len(names), TOGETHER):
+            some = names[start : start + TOGETHER]
+            tables.append(pa.concat_tables(pool.map(read, some)).combine_chunks())
+            if progress is not None:
+                progress.update(len(some))
+    return pa.concat_tables(tables)
 
 
 def _parts(store: Any) -> list[str]:
