@@ -7,7 +7,7 @@ Features with classes, centres and slides in them: 4,012 x 384 (17 slides of 59 
 `--large`, 22,402 x 1,024. Naive versions: for the index every distance in float64 and a full sort; for the drop one
 scikit-learn fit per split, repetition and strength (3 of 24 paths are timed); for the score scikit-learn's KMeans and
 silhouette (K = 2, 9, 16, 23, 30 are timed, the rest interpolated). Bars on two free cores: index 0.7 s, drop 0.8 s for
-24 fits (each over 15 strengths), score 6 s; the large index 20 s and 2 GiB. CPU seconds are printed because other load on
+24 fits (each over 15 strengths), score 6 s; the large index 20 s and 2 GiB. CPU seconds are printed as other load on
 the machine only ever slows the wall clock. Five minutes.
 """
 
