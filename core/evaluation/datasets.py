@@ -73,7 +73,7 @@ class Known:
 
 KNOWN: Mapping[str, Known] = {
     "camelyon": Known(11, reduced=frozenset({"clustering"})),
-    "tcga": Known(61, pairs=True),
+    "tcga": Known(61, pairs=True, reduced=frozenset({"ri"})),  # the 2×2 list
     "tolkach_esca": Known(
         46,
         reduced=frozenset({"ri", "clustering"}),
@@ -137,9 +137,9 @@ def open_dataset(
 ) -> Dataset:
     """A dataset of the benchmark (`KNOWN`) or of any other name, from its manifest.
 
-    reduced: the benchmark's shorter list for the metrics that use one; without it a file ``<manifest>_reduced.csv``
-    beside the manifest is taken and, if there is none, the manifest itself, which `notes` then say. neighbours: None
-    for the dataset's own k, which is ``auto`` for one that is not the benchmark's.
+    reduced: the benchmark's other list for the metrics that use one (its camelyon_reduced, tcga_2x2); without it a file
+    ``<manifest>_reduced.csv`` beside the manifest is taken and, if there is none, the manifest itself, which `notes`
+    then say. neighbours: None for the dataset's own k, which is ``auto`` for one that is not the benchmark's.
     """
     known, notes = KNOWN.get(name), list[str]()
     full = read_manifest(manifest, root=root)
@@ -147,7 +147,7 @@ def open_dataset(
     if known is not None and known.reduced:
         shorter = _reduced(manifest, reduced, root)
         if shorter is None:
-            notes.append(f"no reduced list beside {manifest}: {', '.join(sorted(known.reduced))} is of all its rows")
+            notes.append(f"no reduced list beside {manifest}: all its rows serve {', '.join(sorted(known.reduced))}")
         else:
             rows |= dict.fromkeys(known.reduced, shorter)
     images = tuple(dict.fromkeys(image for patches in (full, *rows.values()) for image in patches.images))
