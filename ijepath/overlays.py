@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from core.canvas import ACCENTS, CARD, FAINT, INK, MUTED, Canvas, Picture, mixed
+from core.wsi.kept_masks import computed_mask
 from core.wsi.reader import open_mask, open_slide
 from core.wsi.resize import resize
 from core.wsi.thumbnail import thumbnail
-from core.wsi.tissue import tissue_mask
 from ijepath.catalog import Catalog
 
 THUMBNAIL_PX = 1600
@@ -74,7 +74,7 @@ def draw_overlay(overlay: SlideOverlay, profile_name: str, scale: float = 1.0) -
     slide = open_slide(str(facts["wsi_path"]))
     try:
         picture, size = thumbnail(slide, THUMBNAIL_PX), slide.level_shapes[0]
-        tissue = _mask(mask_path) if mask_path else tissue_mask(slide, mpp0)
+        tissue = _mask(mask_path) if mask_path else computed_mask(slide, mpp0)
     finally:
         slide.close()
     unit = PICTURE / max(size)

@@ -264,10 +264,9 @@ class TissueCache:
 
 def computed(slide: SlideReader, mpp0: float, shape: tuple[int, int]) -> Shares:
     """A computed mask, or the one kept on this node, brought to `shape` cells (height, width), 0 or 255."""
-    from core.wsi.kept_masks import kept_mask
-    from core.wsi.tissue import tissue_mask
+    from core.wsi.kept_masks import computed_mask
 
-    mask = kept_mask(slide.path, slide.backend, mpp0, lambda: tissue_mask(slide, mpp0)) > 0
+    mask = computed_mask(slide, mpp0) > 0
     rows = np.minimum((np.arange(shape[0]) + 0.5) * mask.shape[0] / shape[0], mask.shape[0] - 1).astype(np.int64)
     columns = np.minimum((np.arange(shape[1]) + 0.5) * mask.shape[1] / shape[1], mask.shape[1] - 1).astype(np.int64)
     shares: Shares = mask[rows][:, columns].astype(np.uint8) * np.uint8(255)

@@ -18,6 +18,8 @@ import numpy as np
 
 from core.errors import UserError
 from core.storage import cached, digest_bytes, file_state, private_cache
+from core.wsi import tissue
+from core.wsi.reader import SlideReader
 from core.wsi.tissue import MASK_MPP, VERSION, Mask
 
 log = logging.getLogger(__name__)
@@ -36,6 +38,11 @@ def kept_mask(path: str, backend: str, mpp0: float, compute: Callable[[], Mask])
         if name:
             _keep(name, mask)
     return mask
+
+
+def computed_mask(reader: SlideReader, mpp0: float) -> Mask:
+    """The computed mask of an open slide, kept. Raises what `core.wsi.tissue.tissue_mask` raises."""
+    return kept_mask(reader.path, reader.backend, mpp0, lambda: tissue.tissue_mask(reader, mpp0))
 
 
 def packed(mask: Mask) -> bytes:

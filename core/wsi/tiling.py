@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from core.errors import UserError
+from core.wsi.kept_masks import computed_mask
 from core.wsi.reader import SlideReader, open_mask
 from core.wsi.regions import rounded
 from core.wsi.thumbnail import whole
-from core.wsi.tissue import tissue_mask
 
 CELLS_PER_TILE = 16  # samples of a given mask along one side of a tile
 MAX_CELLS = 1 << 24  # of a mask in memory
@@ -131,7 +131,7 @@ def tissue_of(reader: SlideReader, mpp0: float, mask_path: str, spec: TileSpec) 
     stands in memory. Raises what opening and reading slides and masks raises.
     """
     if not mask_path:
-        return (tissue_mask(reader, mpp0) > 0).astype(np.uint8)
+        return (computed_mask(reader, mpp0) > 0).astype(np.uint8)
     mask = open_mask(mask_path)
     try:
         cells = _cells(reader.level_shapes[0], mask.level_shapes[0], spec.size_level0(mpp0))
