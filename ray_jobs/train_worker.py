@@ -101,7 +101,8 @@ class _Worker:
         end, metrics, start = "budget", dict[str, float](), state.images_seen
         try:
             for tick in ticks:
-                self._beat(tick.images_seen)
+                if tick.end is None:
+                    self._beat(tick.images_seen)
                 figures = parts.watch.observe(tick) if parts.watch is not None else {}
                 if tick.metrics is not None or figures:
                     metrics = tick.metrics or metrics

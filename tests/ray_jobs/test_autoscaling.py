@@ -26,6 +26,7 @@ def test_pretraining_asks_a_growing_cluster_for_no_cpus_beforehand(tmp_path, mon
         raise Asked
 
     monkeypatch.setattr(pretrain_ijepath, "ray_session", small_cluster)
+    monkeypatch.setattr(pretrain_ijepath, "begin", lambda *asked: "cpu")
     monkeypatch.setattr(pretrain_ijepath, "prepare", prepare)
     write_cohort(tmp_path, slides=1)
     argv = [

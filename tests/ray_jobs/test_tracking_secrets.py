@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
+import pyarrow as pa
 import pytest
 
 from core.config import fingerprint, load_config
@@ -35,7 +36,8 @@ def test_a_login_in_the_tracking_address_is_not_saved_with_the_run(tmp_path, mon
         *("optimization.total_images_budget=64", f"logging.tracking_uri={uri}"),
     ]
     config = load_config(pretrain_ijepath.PretrainConfig, argv, configs_dir=CONFIGS_DIR, groups=GROUPS).config
-    plan = SimpleNamespace(rows=100, origin=str(tmp_path / "plan"))
+    sources = pa.table({"wsi_path": ["s.svs"]})
+    plan = SimpleNamespace(rows=100, origin=str(tmp_path / "plan"), sources=sources)
     pretrain_ijepath.train(config, pretrain_ijepath.Inputs("index", "catalog", plan))
     (job,) = jobs
     saved = (tmp_path / "run" / "config_resolved.yaml").read_text()
