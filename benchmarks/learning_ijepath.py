@@ -68,7 +68,7 @@ class Settings:
 
     data_dir: str = "../shared/data"
     seeds: int = 3
-    images: int = 6_000  # per seed
+    images: int = 4_800  # per seed
     eval_px: int = 112  # crc5 patches are 224 px; 112 is four times cheaper
     neighbours: int = 20
     threads: int = 2
