@@ -18,6 +18,7 @@ import re
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -140,12 +141,25 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     return row
 
 
+@dataclass
+class _Fed:
+    """A file of rows, the metric that marks its rows in MLflow, and which of them MLflow has."""
+
+    name: str
+    marker: str
+    fed: set[int] = field(default_factory=set)
+    size: int = -1
+
+
 class MlflowFeeder:
     """Logs every row of `metrics_path` into one MLflow run, at step `images_seen`.
 
     uri: MLflow's; by default SQLite, ``mlflow.db`` beside the metrics, or in the working directory when they are
-    remote. As a context manager it feeds while the block runs, and ends the MLflow run as finished or failed. The run's
-    id stands in ``mlflow_run.json`` beside the metrics, so a restarted job goes on with it.
+    remote. beside: other files of rows in the same folder that belong to the same run, each with the metric in which
+    its rows carry their `images_seen` (in MLflow they stand at that step, too). tags: of the MLflow run. As a context
+    manager it feeds while the block runs, and ends the MLflow run as finished or failed, unless `ends` is False (a job
+    that adds to the run of another). The run's id stands in ``mlflow_run.json`` beside the metrics, so a restarted job
+    goes on with it.
     """
 
     def __init__(
@@ -156,16 +170,19 @@ class MlflowFeeder:
         run_name: str | None = None,
         uri: str | None = None,
         params: Mapping[str, Any] | None = None,
+        tags: Mapping[str, str] | None = None,
+        beside: Mapping[str, str] | None = None,
+        ends: bool = True,
         every_s: float = 5.0,
     ) -> None:
-        folder, _, self._name = metrics_path.rpartition("/")
+        folder, _, name = metrics_path.rpartition("/")
+        self._files = [_Fed(name, MARKER), *(_Fed(other, marker) for other, marker in (beside or {}).items())]
         self._store = Storage.of(folder or ".")
         self.uri = uri or default_uri(self._store)
         self._experiment, self._run_name, self._params = experiment, run_name, redact(params or {})
+        self._tags, self._ends = dict(tags or {}), ends
         self._every_s, self.run_id = every_s, ""
         self._client: Any = None
-        self._fed: set[int] = set()
-        self._size = -1
         self._ending = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -181,7 +198,8 @@ class MlflowFeeder:
             self._thread.join()
         try:
             self.feed()
-            self._connect().set_terminated(self.run_id, status)
+            if self._ends:
+                self._connect().set_terminated(self.run_id, status)
         except Exception as e:
             log.warning("MLflow could not be fed to the end: %s; metrics.jsonl has everything", e)
 
@@ -194,17 +212,20 @@ class MlflowFeeder:
     def feed(self) -> int:
         """Log the rows that the run does not have yet; returns how many. Raises what MLflow raises."""
         client = self._connect()
+        return sum(self._feed_file(client, file) for file in self._files)
+
+    def _feed_file(self, client: Any, file: _Fed) -> int:
         try:
-            content = self._store.read_bytes(self._name)
+            content = self._store.read_bytes(file.name)
         except MissingFile:
             return 0
-        if len(content) == self._size:
+        if len(content) == file.size:
             return 0
-        fresh = [row for row in rows_of(content) if row[MARKER] not in self._fed]
+        fresh = [row for row in rows_of(content) if row[MARKER] not in file.fed]
         for rows in _batches(fresh):
-            client.log_batch(self.run_id, metrics=[metric for row in rows for metric in _metrics(row)])
-            self._fed |= {row[MARKER] for row in rows}
-        self._size = len(content)
+            client.log_batch(self.run_id, metrics=[metric for row in rows for metric in _metrics(row, file.marker)])
+            file.fed |= {row[MARKER] for row in rows}
+        file.size = len(content)
         return len(fresh)
 
     def _tail(self) -> None:
@@ -223,7 +244,8 @@ class MlflowFeeder:
         client = MlflowClient(self.uri)
         self.run_id = self._known_run(client) or self._new_run(client)
         self._log_params(client)
-        self._fed = {m.step for m in client.get_metric_history(self.run_id, MARKER)}
+        for file in self._files:
+            file.fed = {m.step for m in client.get_metric_history(self.run_id, file.marker)}
         self._client = client
         return client
 
@@ -236,7 +258,10 @@ class MlflowFeeder:
         from mlflow.exceptions import MlflowException
 
         try:
-            client.update_run(known["run_id"], status="RUNNING")
+            if self._ends:
+                client.update_run(known["run_id"], status="RUNNING")
+            else:
+                client.get_run(known["run_id"])
         except MlflowException as e:
             log.warning("the MLflow run %s is gone (%s): a new one begins", known["run_id"], e)
             return None
@@ -245,7 +270,7 @@ class MlflowFeeder:
     def _new_run(self, client: Any) -> str:
         experiment = client.get_experiment_by_name(self._experiment)
         number = experiment.experiment_id if experiment else client.create_experiment(self._experiment)
-        run_id = str(client.create_run(number, run_name=self._run_name).info.run_id)
+        run_id = str(client.create_run(number, run_name=self._run_name, tags=self._tags).info.run_id)
         record = {"run_id": run_id, "tracking_uri": public(self.uri)}
         self._store.write_bytes(RUN_FILE, json.dumps(record).encode())
         return run_id
@@ -288,12 +313,14 @@ def _plain_text(value: Any) -> str:
     return text if len(text) <= LONGEST_PARAM else text[: LONGEST_PARAM - 1] + "…"
 
 
-def _metrics(row: Mapping[str, Any]) -> list[Any]:
+def _metrics(row: Mapping[str, Any], marker: str) -> list[Any]:
+    """The numbers of a row at step `images_seen`, which only the file that it marks has among its metrics."""
     from mlflow.entities import Metric
 
     stamp = int(1e3 * row.get(TIME, time.time()))
     numbers = {k: v for k, v in row.items() if isinstance(v, int | float) and not isinstance(v, bool) and k != TIME}
-    return [Metric(key, float(value), stamp, row[MARKER]) for key, value in numbers.items()]
+    step = numbers.pop(MARKER)
+    return [Metric(key, float(value), stamp, step) for key, value in {**numbers, marker: step}.items()]
 
 
 def _batches(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:

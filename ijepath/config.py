@@ -12,12 +12,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from core.checks import at_least, between, low_high, one_of, ordered, positive
 from core.config import MISSING, Group, is_set, placement
 from core.errors import UserError
+from core.evaluation.settings import TuningConfig
 from core.train.budget import resolve_budget, resolve_cadence
-from ijepath.checks import at_least, between, low_high, one_of, ordered, positive
 from ijepath.profile import Profile
-from ijepath.tuning import TuningConfig
 
 CONFIGS_DIR = Path(__file__).parent / "configs"
 GROUPS = (Group("profile", "data"),)

@@ -12,6 +12,7 @@ from typing import Any
 from core.config import fingerprint
 from core.device import Device
 from core.errors import UserError
+from core.evaluation.settings import poll_every_steps
 from core.optim.schedules import Schedule
 from core.plan import Plan
 from core.storage import Storage
@@ -20,7 +21,6 @@ from core.train.recipe import Recipe
 from core.train.settings import LoopSettings, PhaseOptim
 from ijepath.config import RunConfig
 from ijepath.index import read_index
-from ijepath.tuning import poll_every_steps
 
 POLL_EVERY_STEPS = 10  # of an accelerator, which the host would wait for; a CPU's counters are at hand
 RECENT_WINDOWS = 16  # one unreadable slide is much of one window of few slides, and little of so many

@@ -59,11 +59,13 @@ class ScalingConfig:
 
 @dataclass
 class Tracking:
-    """Whether and where the run's metrics go beside metrics.jsonl. `uri` None: SQLite beside a local run folder."""
+    """Whether and where the run's metrics go beside metrics.jsonl. `uri` None: SQLite beside a local run folder. `tags`
+    are the MLflow run's: `mlflow.parentRunId` makes it another's child."""
 
     mlflow: bool = True
     uri: str | None = None
     experiment: str = "pathray"
+    tags: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -237,6 +239,7 @@ def _mlflow(job: TrainJob, store: Any) -> Iterator[None]:
         experiment=job.tracking.experiment,
         run_name=store.url,
         params=mlflow_params(job),
+        tags=job.tracking.tags,
         every_s=MLFLOW_EVERY_S,
     ):
         yield
