@@ -263,6 +263,7 @@ class LoggingConfig:
     mlflow: bool = True
     tracking_uri: str | None = None  # None: SQLite beside the run's other outputs
     experiment: str = "ijepath"
+    mlflow_parent: str | None = None  # id of the MLflow run that this one is a part of: a sweep's
     performance_debug: PerformanceDebug = field(default_factory=PerformanceDebug)
 
     def __post_init__(self) -> None:
@@ -278,6 +279,7 @@ class CheckpointConfig:
     latest_minutes: float = 10.0  # between two <write_tag>-latest; 0: not by time
     latest_every: int | None = None  # and images between them; None: by time alone
     keep_last_n: int = 2
+    resume_changes: list[str] = field(default_factory=list)  # identity keys that may differ from the checkpoint's
 
     def __post_init__(self) -> None:
         positive(self, "checkpoint", "keep_last_n", "latest_every")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,8 +62,7 @@ def main(loaded: Loaded[PretrainConfig]) -> Outputs | None:
         log.info("the config is sound; nothing was built or written")
         return None
     scaling = config.scaling
-    cpus = scaling.workers * scaling.cpus_per_worker + (1.0 if config.data.decode_on == "cluster" else 0.5)
-    with ray_session(config.runtime, cpus=cpus, autoscaling=scaling.autoscaling):
+    with ray_session(config.runtime, cpus=cpus_of(config), autoscaling=scaling.autoscaling):
         accelerator = begin(str(config.output), scaling, _decode_tasks(config))
         inputs = prepare(config)
         outcome = train(config, inputs, accelerator)
@@ -72,6 +71,34 @@ def main(loaded: Loaded[PretrainConfig]) -> Outputs | None:
     if outcome.artifact:
         paths["encoder"] = outcome.artifact
     return Outputs(paths)
+
+
+def cpus_of(config: PretrainConfig) -> float:
+    """The logical CPUs that a run takes of Ray."""
+    scaling = config.scaling
+    return scaling.workers * scaling.cpus_per_worker + (1.0 if config.data.decode_on == "cluster" else 0.5)
+
+
+def shared(config: PretrainConfig, varied: Sequence[str]) -> list[str]:
+    """Slide index and anchor catalog below `config.output`, built on the running Ray for several runs that differ in
+    the keys `varied` only; the `key=value` words that name them. None of what depends on such a key."""
+    from core.storage import Storage
+    from ijepath.profile import CATALOG_FIELDS
+
+    config = located(config)
+    data, root = config.data, Storage.of(str(config.output))
+    of_the_index = {"data.slide_manifest_csv", "data.slide_metadata_parquet", "data.anchor_catalog_manifest"}
+    if not _index_is_built(config) or of_the_index & set(varied):
+        return []
+    index = data.slide_metadata_parquet or root.join("slide_metadata.parquet")
+    _build_index(config, index)
+    words = [f"data.slide_metadata_parquet={index}"]
+    of_the_catalog = {"profile", "data.sampling_stratum_key", *(f"data.{key}" for key in CATALOG_FIELDS)}
+    if not of_the_catalog & set(varied):
+        catalog = data.anchor_catalog_manifest or root.join("anchor_catalog_manifest.json")
+        _build_catalog(config, index, catalog)
+        words.append(f"data.anchor_catalog_manifest={catalog}")
+    return words
 
 
 def located(config: PretrainConfig) -> PretrainConfig:
@@ -241,7 +268,7 @@ def train(config: PretrainConfig, inputs: Inputs, accelerator: str | None = None
     config = resolved(config, inputs.plan.rows)
     identity = identity_of(config, plan_identity(inputs.plan))
     if (newest := _resumed(config)) is not None:
-        check_resumable(newest, identity)
+        check_resumable(newest, identity, config.checkpoint.resume_changes)
     data = config.data
     budget = Diversity(
         inputs.plan.rows,
@@ -253,7 +280,9 @@ def train(config: PretrainConfig, inputs: Inputs, accelerator: str | None = None
         log.info(line)
     if newest is None and (advice := remote_advice(config, inputs.plan.sources)):
         log.warning("%s", advice)
-    tracking = Tracking(config.logging.mlflow, config.logging.tracking_uri, config.logging.experiment)
+    settings = config.logging
+    tags = {"mlflow.parentRunId": settings.mlflow_parent} if settings.mlflow_parent else {}
+    tracking = Tracking(settings.mlflow, settings.tracking_uri, settings.experiment, tags=tags)
     if tracking.uri is not None:  # a login in it goes to MLflow, not into the saved config and the checkpoints
         config = replace(config, logging=replace(config.logging, tracking_uri=public(tracking.uri)))
     store = Storage.of(str(config.output))
@@ -267,6 +296,7 @@ def train(config: PretrainConfig, inputs: Inputs, accelerator: str | None = None
         run_dir=str(config.output),
         scaling=config.scaling,
         resume=config.checkpoint.resume,
+        resume_changes=config.checkpoint.resume_changes,
         tracking=tracking,
         start_metrics=budget.metrics(),
         total_images=config.optimization.total_images_budget,
@@ -300,7 +330,8 @@ def _check_resumed(config: PretrainConfig) -> None:
         from ijepath.assembly import identity_of
         from ray_jobs.resume import check_resumable
 
-        check_resumable(newest, identity_of(config, recorded.get("plan", "")))
+        changes = config.checkpoint.resume_changes
+        check_resumable(newest, identity_of(config, recorded.get("plan", "")), changes)
 
 
 def _recorded(config: PretrainConfig) -> dict[str, Any]:

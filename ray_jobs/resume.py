@@ -5,15 +5,18 @@ Not here: reading its tensors (core.checkpoint, core.train.state).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from core import checkpoint
 from core.committed import Committed, read_committed
 from core.errors import UserError
+from core.fingerprint import differing
 from core.storage import Storage
 
+log = logging.getLogger(__name__)
 CHECKPOINTS = "checkpoints"
 
 
@@ -32,14 +35,30 @@ def chosen(run_dir: str, tag: str, resume: str = "auto", fit_id: str = "") -> Co
     return newest
 
 
-def check_resumable(found: Committed, identity: Mapping[str, Any]) -> None:
-    """UserError, naming the checkpoint, when it is of a newer version or belongs to a run of another identity."""
+def check_resumable(found: Committed, identity: Mapping[str, Any], changes: Sequence[str] = ()) -> None:
+    """UserError, naming the checkpoint, when it is of a newer version or belongs to a run of another identity.
+
+    `changes`: keys that may differ all the same (those below them, too). Each difference is logged.
+    """
     version, known = found.meta.get("checkpoint_schema_version", 0), checkpoint.SCHEMA_VERSION
     if version > known:
         message = "the checkpoint was written by a newer version"
         raise UserError(message, file=found.path, found=version, expected=f"at most {known}")
     with naming(found.path):
-        checkpoint.check_identity(found.meta, identity)
+        checkpoint.check_identity(_allowing(changes, found, identity), identity)
+
+
+def _allowing(changes: Sequence[str], found: Committed, identity: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The checkpoint's meta, with what may differ taken from `identity`."""
+    if not changes or "identity" not in found.meta:
+        return found.meta
+    then, now = dict(found.meta["identity"]["values"]), identity["values"]
+    for key, old, new in differing(then, now):
+        if any(key == change or key.startswith((f"{change}.", f"{change}[")) for change in changes):
+            log.info("%s: %r in the checkpoint %s, %r from here on", key, old, found.path, new)
+            then.pop(key, None)
+            then |= {key: now[key]} if key in now else {}
+    return {**found.meta, "identity": {"values": then}}
 
 
 @contextmanager

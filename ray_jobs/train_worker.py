@@ -153,7 +153,7 @@ class _Worker:
         path = self.device.broadcast_object(self._chosen() if self.rank == 0 else None)
         if path is not None:
             found = read_committed(path)
-            check_resumable(found, self.parts.identity)
+            check_resumable(found, self.parts.identity, self.job.resume_changes)
             with naming(path):
                 state.load(*checkpoint.load(path))
             if found.meta.get("fit_id") != self.job.fit_id:

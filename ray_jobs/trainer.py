@@ -82,6 +82,7 @@ class TrainJob:
     run_dir: str
     scaling: ScalingConfig
     resume: str = "auto"
+    resume_changes: list[str] = field(default_factory=list)  # identity keys that may differ from the checkpoint's
     tracking: Tracking = field(default_factory=Tracking)
     start_metrics: dict[str, float] = field(default_factory=dict)
     total_images: int = 0
