@@ -9,21 +9,60 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from core.checkpoint import check_tensors, cpu_copy
 from core.errors import MissingFile, UserError
 from core.nn.vit import ViT, ViTConfig
 from core.storage import Storage, digest_bytes, digest_of
 
+if TYPE_CHECKING:
+    from core.committed import CommittedWriter
+
 SCHEMA_VERSION = 1
 WEIGHTS, DESCRIPTION = "weights.safetensors", "artifact.json"
 LAYOUTS = {2: "NCHW", 3: "NCDHW"}
 PREPROCESSING = ("mean", "std", "size", "mpp")
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """What a recipe exports: a ViT among its modules, and what `EncoderArtifact.save` wants to know of it."""
+
+    vit: ViT
+    preprocessing: Mapping[str, Any]
+    science: str
+    provenance: Mapping[str, Any]
+
+    def save(self, folder: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """As an artifact of its own; `facts` (images seen …) are added to the provenance."""
+        provenance = {**self.provenance, **facts}
+        return EncoderArtifact.save(
+            folder, self.vit, preprocessing=self.preprocessing, science=self.science, provenance=provenance
+        )
+
+    def names_in(self, modules: nn.Module) -> dict[str, str]:
+        """Names of the ViT's tensors → their names in the state of `modules`, which it is one of."""
+        prefix = next(name for name, module in modules.named_modules() if module is self.vit)
+        return {name: f"{prefix}.{name}" if prefix else name for name in self.vit.state_dict()}
+
+    def write(
+        self, directory: CommittedWriter, folder: str, tensors: dict[str, Tensor], facts: Mapping[str, Any]
+    ) -> None:
+        """As an artifact in `folder` of a committed directory, from copies of its tensors."""
+        from safetensors.torch import save_file
+
+        weights = f"{folder}/{WEIGHTS}"
+        with directory.local_file(weights) as path:
+            save_file(tensors, path)
+        provenance = {**self.provenance, **facts}
+        digest = directory.files[weights]["sha256"]
+        text = _text(_describe(self.vit.config, self.preprocessing, self.science, provenance, digest))
+        directory.write_bytes(f"{folder}/{DESCRIPTION}", text)
 
 
 class EncoderArtifact:
@@ -42,8 +81,6 @@ class EncoderArtifact:
         """
         from safetensors.torch import save_file
 
-        missing = [key for key in PREPROCESSING if key not in preprocessing]
-        assert not missing, f"preprocessing lacks {missing}"
         store = Storage.of(folder)
         store.remove(DESCRIPTION)  # a half-replaced artifact is no artifact
         with tempfile.TemporaryDirectory(prefix="pathray-") as temporary:
@@ -51,19 +88,8 @@ class EncoderArtifact:
             save_file(cpu_copy(vit.state_dict()), weights)
             digest = digest_of(weights)
             store.put(weights, WEIGHTS)
-        description = {
-            "schema_version": SCHEMA_VERSION,
-            "architecture": "vit",
-            "vit": asdict(vit.config),
-            "preprocessing": {"layout": LAYOUTS[len(vit.config.patch_size)], **preprocessing},
-            "mpp": preprocessing["mpp"],
-            "science": science,
-            "sha256": digest,
-            "provenance": dict(provenance),
-        }
-        description["digest"] = _digest(description)
-        text = json.dumps(description, indent=1, sort_keys=True, allow_nan=False)
-        store.write_bytes(DESCRIPTION, text.encode())
+        text = _text(_describe(vit.config, preprocessing, science, provenance, digest))
+        store.write_bytes(DESCRIPTION, text)
         return dict(json.loads(text))
 
     @staticmethod
@@ -113,6 +139,28 @@ def describe(folder: str) -> dict[str, Any]:
     if digest != _digest(description):
         raise UserError("the encoder's description was altered", file=where, key="digest")
     return description
+
+
+def _describe(
+    config: ViTConfig, preprocessing: Mapping[str, Any], science: str, provenance: Mapping[str, Any], digest: str
+) -> dict[str, Any]:
+    missing = [key for key in PREPROCESSING if key not in preprocessing]
+    assert not missing, f"preprocessing lacks {missing}"
+    description = {
+        "schema_version": SCHEMA_VERSION,
+        "architecture": "vit",
+        "vit": asdict(config),
+        "preprocessing": {"layout": LAYOUTS[len(config.patch_size)], **preprocessing},
+        "mpp": preprocessing["mpp"],
+        "science": science,
+        "sha256": digest,
+        "provenance": dict(provenance),
+    }
+    return {**description, "digest": _digest(description)}
+
+
+def _text(description: Mapping[str, Any]) -> bytes:
+    return json.dumps(description, indent=1, sort_keys=True, allow_nan=False).encode()
 
 
 def _digest(description: Mapping[str, Any]) -> str:

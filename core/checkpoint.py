@@ -12,13 +12,21 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from core.committed import Committed, committed_dir, list_committed, read_committed, remove_committed, sweep
+from core.committed import (
+    Committed,
+    CommittedWriter,
+    committed_dir,
+    list_committed,
+    read_committed,
+    remove_committed,
+    sweep,
+)
 from core.errors import UserError
 from core.fingerprint import differing
 from core.storage import StorageError
@@ -28,6 +36,8 @@ log = logging.getLogger(__name__)
 SCHEMA_VERSION = 1
 TENSORS = "tensors.safetensors"
 NAMED_AT_MOST = 8
+
+Also = Callable[[CommittedWriter, dict[str, Tensor]], None]
 
 
 def save(parent: str, name: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Committed:
@@ -125,14 +135,19 @@ class AsyncSaver:
         self._error: BaseException | None = None
         self.last: Committed | None = None
 
-    def save(self, parent: str, name: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-        """Copy the tensors now, write them while training goes on. Waits for a save that is still being written."""
+    def save(
+        self, parent: str, name: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], also: Also | None = None
+    ) -> None:
+        """Copy the tensors now, write them while training goes on. Waits for a save that is still being written.
+
+        also(directory, copies) writes further files into the directory before it is committed.
+        """
         self.wait()
         copies, own = cpu_copy(tensors), dict(meta)
 
         def write() -> None:
             try:
-                self.last = _write(parent, name, copies, own)
+                self.last = _write(parent, name, copies, own, also)
             except BaseException as e:  # raised by the next wait()
                 self._error = e
 
@@ -166,13 +181,17 @@ class AsyncSaver:
             self.close()
 
 
-def _write(parent: str, name: str, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Committed:
+def _write(
+    parent: str, name: str, tensors: dict[str, Tensor], meta: dict[str, Any], also: Also | None = None
+) -> Committed:
     from safetensors.torch import save_file
 
     assert isinstance(meta.get("images_seen"), int), "a checkpoint says how many images it has seen"
     with committed_dir(parent, name, {**meta, "checkpoint_schema_version": SCHEMA_VERSION}) as directory:
         with directory.local_file(TENSORS) as path:
             save_file(tensors, path)
+        if also is not None:
+            also(directory, tensors)
     committed = read_committed(directory.path)
     return committed
 

@@ -15,7 +15,7 @@ from ijepath.data import AnchorReader, ReaderConfig
 from ijepath.plan import identity as plan_identity
 from ijepath.plan import strata
 from ijepath.recipe import IJepathRecipe
-from ijepath.settings import export_encoder, loop_settings, site_numbers
+from ijepath.settings import encoder_of, export_encoder, loop_settings, site_numbers
 
 SCIENCE = "ijepath"
 
@@ -47,6 +47,8 @@ def assemble(config: RunConfig, plan: Plan, world: int) -> Assembly:
         latest_minutes=config.checkpoint.latest_minutes,
         keep_last_n=config.checkpoint.keep_last_n,
         watch=performance_watch(config),
+        encoder=encoder_of,
+        tuning=config.tuning if config.tuning.enable else None,
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from core.artifact import Encoder
 from core.config import fingerprint
 from core.device import Device
 from core.errors import UserError
@@ -133,19 +134,17 @@ def _site_column(config: RunConfig, plan: Plan) -> Sequence[str | None]:
     return [by_id.get(slide_id) for slide_id in plan.sources["slide_id"].to_pylist()]
 
 
-def export_encoder(recipe: Recipe, folder: str, facts: dict[str, Any]) -> None:
-    """Write the teacher as an encoder artifact, with what its inputs must look like and where it comes from."""
-    from core.artifact import EncoderArtifact
+def encoder_of(recipe: Recipe) -> Encoder:
+    """The teacher, with what its inputs must look like and where it comes from."""
     from ijepath.recipe import IJepathRecipe
 
     assert isinstance(recipe, IJepathRecipe)
-    EncoderArtifact.save(
-        folder,
-        recipe.encoder,
-        preprocessing=preprocessing(recipe.config),
-        science="ijepath",
-        provenance={**provenance(recipe.config), **facts},
-    )
+    return Encoder(recipe.encoder, preprocessing(recipe.config), "ijepath", provenance(recipe.config))
+
+
+def export_encoder(recipe: Recipe, folder: str, facts: dict[str, Any]) -> None:
+    """Write the teacher as an encoder artifact."""
+    encoder_of(recipe).save(folder, facts)
 
 
 def preprocessing(config: RunConfig) -> dict[str, Any]:

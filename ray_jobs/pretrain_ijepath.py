@@ -70,7 +70,42 @@ def main(loaded: Loaded[PretrainConfig]) -> Outputs | None:
     paths: dict[str, object] = {"run": config.output, "checkpoint": outcome.checkpoint}
     if outcome.artifact:
         paths["encoder"] = outcome.artifact
-    return Outputs(paths)
+    return Outputs(paths | _evaluated(config))
+
+
+def _early_stopped(config: PretrainConfig) -> Outputs | None:
+    """The outputs of a run that early stopping has ended, which the same command leaves as it is."""
+    from core.evaluation.results import read_decision
+
+    stopping, newest = config.tuning.early_stopping, _resumed(config)
+    if not (config.tuning.enable and stopping.enable and stopping.stop_training and newest is not None):
+        return None
+    decision = read_decision(str(config.output))
+    same = decision is not None and decision["identity"] == newest.meta.get("identity", {}).get("hash")
+    if decision is None or not (decision["stop"] and same):
+        return None
+    log.warning(
+        "early stopping ended this run (%s was best at %s images); tuning.early_stopping.enable=false goes on with it",
+        decision["metric"],
+        f"{decision['best_images']:,}",
+    )
+    return Outputs({"run": config.output, "checkpoint": newest.path, **_evaluated(config)})
+
+
+def _evaluated(config: PretrainConfig) -> dict[str, object]:
+    """Where the evaluations of a run lie, if it has any."""
+    if not config.tuning.enable:
+        return {}
+    from core.committed import list_committed
+    from core.evaluation.results import BEST, ROWS
+    from core.storage import Storage
+
+    store = Storage.of(str(config.output))
+    paths: dict[str, object] = {"robustness": store.join(ROWS)} if store.exists(ROWS) else {}
+    if store.exists("robustness/report.html"):
+        paths["report"] = store.join("robustness", "report.html")
+    best = list_committed(store.join("checkpoints"), BEST)
+    return paths | ({"best": best[-1].path} if best else {})
 
 
 def cpus_of(config: PretrainConfig) -> float:
@@ -113,7 +148,8 @@ def located(config: PretrainConfig) -> PretrainConfig:
     checkpoint = config.checkpoint
     if checkpoint.resume not in ("auto", "never"):
         checkpoint = replace(checkpoint, resume=absolute(checkpoint.resume) or "auto")
-    return replace(config, output=absolute(config.output), data=data, checkpoint=checkpoint)
+    tuning = config.tuning.located(absolute)
+    return replace(config, output=absolute(config.output), data=data, checkpoint=checkpoint, tuning=tuning)
 
 
 def _check(config: PretrainConfig) -> None:
@@ -126,11 +162,6 @@ def _check(config: PretrainConfig) -> None:
     if not (data.slide_manifest_csv or data.slide_metadata_parquet or data.anchor_catalog_manifest):
         expected = "data.slide_manifest_csv=slides.csv, or data.anchor_catalog_manifest=anchor_catalog_manifest.json"
         raise UserError("nothing to train on", key="data.slide_manifest_csv", expected=expected)
-    if config.tuning.enable:
-        log.warning(
-            "tuning.enable: snapshots are kept every tuning.tune_every images, but nothing evaluates them yet; "
-            "no early stopping takes place"
-        )
 
 
 def _check_inputs(config: PretrainConfig) -> None:
@@ -139,6 +170,11 @@ def _check_inputs(config: PretrainConfig) -> None:
     from ijepath.manifest import read_manifest
 
     data = config.data
+    if config.tuning.enable:
+        from core.evaluation.job import Judge
+
+        for note in Judge(config.tuning.plugins, "").check():
+            log.warning("%s", note)
     if _index_is_built(config):
         read_manifest(str(data.slide_manifest_csv), reserved=COLUMNS)
     if data.anchor_catalog_manifest and not data.slide_metadata_parquet:
@@ -303,6 +339,9 @@ def train(config: PretrainConfig, inputs: Inputs, accelerator: str | None = None
         identity={**identity["values"], "identity": identity["hash"]},
         decode_tasks=_decode_tasks(config),
         accelerator=accelerator,
+        tuning=config.tuning if config.tuning.enable else None,
+        identity_hash=identity["hash"],
+        tag=config.logging.write_tag,
     )
     return fit(job)
 

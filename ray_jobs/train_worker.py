@@ -12,17 +12,19 @@ import logging
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from core.errors import UserError
+from core.evaluation.early_stopping import EARLY_STOPPED
 from core.storage import Storage, StorageError, storage_error
 from ray_jobs.progress import BEAT
 from ray_jobs.resume import CHECKPOINTS, check_resumable, chosen, naming
 
 log = logging.getLogger(__name__)
-METRICS, ENCODER = "metrics.jsonl", "encoder"
+METRICS, ENCODER, STOP = "metrics.jsonl", "encoder", "STOP"
 BEAT_EVERY_S = 5.0
+SYNC_POLL_S = 1.0
 
 
 def train_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
@@ -59,6 +61,23 @@ def _fatal(e: UserError) -> dict[str, Any]:
     return {"message": e.message, "where": where, "trace": "".join(traceback.format_exception(e))}
 
 
+class Blocked:
+    """How long the training stood still in snapshot calls, and the share of its time that this is."""
+
+    def __init__(self) -> None:
+        self.total_s, self.calls, self.began = 0.0, 0, time.monotonic()
+
+    def add(self, seconds: float) -> None:
+        self.total_s += seconds
+        self.calls += 1
+
+    def figures(self) -> dict[str, float]:
+        if not self.calls:
+            return {}
+        share = self.total_s / max(1e-9, time.monotonic() - self.began)
+        return {"tune/blocked_s": self.total_s, "tune/blocked_share": share}
+
+
 class _Worker:
     """One rank's run: its parts, and what is done at each tick."""
 
@@ -81,6 +100,8 @@ class _Worker:
         self.failed: UserError | None = None
         self.saved_at = time.monotonic()
         self.beat_at = 0.0
+        self.blocked = Blocked()
+        self.fresh = True
 
     def train(self) -> dict[str, Any]:
         from core.train.loop import run
@@ -100,17 +121,19 @@ class _Worker:
         )
         end, metrics, start = "budget", dict[str, float](), state.images_seen
         try:
+            self._baseline(state)
             for tick in ticks:
                 if tick.end is None:
                     self._beat(tick.images_seen)
                 figures = parts.watch.observe(tick) if parts.watch is not None else {}
                 if tick.metrics is not None or figures:
                     metrics = tick.metrics or metrics
-                    self._log_metrics(tick, {**(tick.metrics or {}), **figures})
+                    self._log_metrics(tick, {**(tick.metrics or {}), **figures, **self.blocked.figures()})
                 due = tick.save or tick.snapshot or tick.end or self._preempted(tick.step)
                 if due and tick.images_seen > start:  # a run that ends where it went on from has nothing new
                     self._save(tick)
                 end = tick.end or end
+            end = self._reason(end, state.images_seen)
         except UserError:
             try:
                 self._write_faults(state.images_seen)  # what made the run end is in the report
@@ -158,7 +181,7 @@ class _Worker:
                 state.load(*checkpoint.load(path))
             if found.meta.get("fit_id") != self.job.fit_id:
                 state.health.judge_anew(state.images_seen)  # whoever starts a run again has seen to its data
-        self.faults_since = state.images_seen
+        self.faults_since, self.fresh = state.images_seen, path is None
         if self.log is not None:
             self.log.cut_back(state.images_seen)
             quarantine.sweep(self.store, state.images_seen)
@@ -215,7 +238,7 @@ class _Worker:
         if self.failed is not None:
             return True
         try:
-            return bool(self.store.exists("STOP"))
+            return bool(self.store.exists(STOP))
         except StorageError as e:  # asked again at the next poll: a bucket out of reach for a while ends no run
             log.warning("whether to stop cannot be asked at present: %s", e)
             return False
@@ -234,36 +257,110 @@ class _Worker:
 
         return ray.train.get_preemption_info() is not None
 
+    def _baseline(self, state: Any) -> None:
+        """A snapshot of what the training begins with, when it begins and evaluations want one."""
+        tuning = self.parts.tuning
+        if tuning is not None and tuning.run_baseline_at_zero and self.fresh:
+            self._save_state(state, snapshot=0)
+
+    def _reason(self, end: str, images_seen: int) -> str:
+        """``early_stopped`` for a stop that an evaluator asked for."""
+        if end != "stopped":
+            return end
+        asked = b"{}"
+        with suppress(OSError):
+            asked = self.store.read_bytes(STOP) if self.rank == 0 else asked
+        if json.loads(asked or b"{}").get("reason") == EARLY_STOPPED:
+            log.warning("early stopping: ended at %s images", f"{images_seen:,}")
+            return EARLY_STOPPED
+        return end
+
     def _save(self, tick: Any) -> None:
+        """A checkpoint; under a name of its own where a snapshot is due, and of the last state for its evaluators."""
+        every, last = self.parts.settings.snapshot_every, tick.end == "budget" and self.parts.tuning is not None
+        if not (tick.snapshot or last):
+            self._save_state(tick.state)
+            return
+        number = tick.images_seen // every if every else 0
+        self._save_state(tick.state, snapshot=number if tick.snapshot else number + 1)
+
+    def _save_state(self, state: Any, snapshot: int | None = None) -> None:
         """This rank's quarantine part, and a checkpoint (rank 0, written while training goes on).
 
         The checkpoint is begun when every rank's part is on storage: a rank that dies before takes the others back to
-        the checkpoint before, from where the rows come again; one that dies later has lost none.
+        the checkpoint before, from where the rows come again; one that dies later has lost none. `snapshot`: its number
+        in the order of evaluations. The time that this takes from the training is measured.
         """
-        self.saved_at = time.monotonic()
-        tensors = tick.state.tensors()  # on every rank: on XLA it is a graph, which all hosts run
+        began = self.saved_at = time.monotonic()
+        tensors = state.tensors()  # on every rank: on XLA it is a graph, which all hosts run
         with self._failing_together():
-            self._write_faults(tick.images_seen)
+            self._write_faults(state.images_seen)
         self.device.gather_objects(None)
         with self._failing_together():
             if self.log is not None and self.failed is None:
                 self.log.flush()
-                self._save_checkpoint(tick, tensors)
+                self._save_checkpoint(state, tensors, snapshot)
+        if snapshot is not None:
+            self._wait_for_evaluation(state.images_seen)
+            self.blocked.add(time.monotonic() - began)
 
-    def _save_checkpoint(self, tick: Any, tensors: dict[str, Any]) -> None:
+    def _save_checkpoint(self, state: Any, tensors: dict[str, Any], snapshot: int | None) -> None:
         from core import checkpoint
 
         tag, parts = self.parts.tag, self.parts
-        name = f"{tag}-img{tick.images_seen}" if tick.snapshot else f"{tag}-latest"
+        name = f"{tag}-latest" if snapshot is None else f"{tag}-img{state.images_seen}"
         meta = {
-            **tick.state.meta(),
+            **state.meta(),
             "identity": parts.identity,
             "placement": parts.placement,
             "science": parts.science,
             "fit_id": self.job.fit_id,
         }
-        self.saver.save(self.root, name, tensors, meta)
+        if snapshot is None:
+            self.saver.save(self.root, name, tensors, meta)
+        else:
+            self.saver.save(self.root, name, tensors, {**meta, "tune_index": snapshot}, self._encoder(state))
         checkpoint.prune(self.root, f"{tag}-latest", parts.keep_last_n)
+
+    def _encoder(self, state: Any) -> Any:
+        """What writes the recipe's encoder beside a snapshot's tensors, from the same copies."""
+        parts = self.parts
+        if parts.encoder is None:
+            return None
+        encoder = parts.encoder(parts.recipe)
+        names = encoder.names_in(parts.recipe.modules)
+        facts = self._provenance(state)
+
+        def write(directory: Any, copies: dict[str, Any]) -> None:
+            own = {name: copies[f"model.{inside}"] for name, inside in names.items()}
+            encoder.write(directory, ENCODER, own, facts)
+
+        return write
+
+    def _wait_for_evaluation(self, images_seen: int) -> None:
+        """With `tuning.execution.mode` sync: until the snapshot has been judged, and on all ranks."""
+        tuning = self.parts.tuning
+        if tuning is None or tuning.execution.mode != "sync":
+            return
+        from core.evaluation.results import judged, watched
+
+        with self._failing_together():
+            self.saver.wait()
+        while True:
+            over = True
+            if self.rank == 0 and self.failed is None:
+                with suppress(StorageError):
+                    over = judged(self.store.url, images_seen) or self.store.exists(STOP)
+                if not over and not watched(self.store.url):
+                    log.warning("nobody evaluates the snapshot at %s images: training goes on", f"{images_seen:,}")
+                    over = True
+            if self.device.broadcast_object(over):
+                return
+            time.sleep(SYNC_POLL_S)
+
+    def _provenance(self, state: Any) -> dict[str, Any]:
+        parts = self.parts
+        return {"images_seen": state.images_seen, "identity": parts.identity["hash"], "tag": parts.tag}
 
     def _write_faults(self, images_seen: int) -> None:
         """This rank's unreadable units since the last save, as a parquet part named by the positions it covers."""
@@ -276,13 +373,12 @@ class _Worker:
         self.faults_since, self.faults = images_seen, []
 
     def _finish(self, state: Any, end: str, metrics: dict[str, float]) -> dict[str, Any]:
-        """At the end of the budget rank 0 exports the artifact; the rest of the outcome is where things lie."""
+        """At the end rank 0 exports the artifact, unless the run is only interrupted; the rest of the outcome is where
+        things lie."""
         artifact, last = None, self.saver.last
-        if end == "budget" and self.rank == 0:
-            identity = self.parts.identity["hash"]
-            provenance = {"images_seen": state.images_seen, "identity": identity, "tag": self.parts.tag}
+        if end in ("budget", EARLY_STOPPED) and self.rank == 0:
             artifact = self.store.join(ENCODER)
-            self.parts.export(self.parts.recipe, artifact, provenance)
+            self.parts.export(self.parts.recipe, artifact, self._provenance(state))
         checkpoint = last.path if last is not None else (self._chosen() if self.rank == 0 else None)
         return {
             "end": end,

@@ -18,14 +18,17 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core.config import placement
 from core.errors import UserError, user_error_in
 from core.fingerprint import flatten
 from ray_jobs.progress import TrainingProgress
+
+if TYPE_CHECKING:
+    from core.evaluation.settings import TuningConfig
 
 log = logging.getLogger(__name__)
 STOP = "STOP"
@@ -89,12 +92,16 @@ class TrainJob:
     decode_tasks: int = 0
     identity: dict[str, Any] = field(default_factory=dict)  # beside the config's: what MLflow is told, too
     accelerator: str | None = None  # what `begin` found; None: fit begins
+    tuning: TuningConfig | None = None  # evaluations beside the training
+    identity_hash: str | None = None  # of the run, which evaluations belong to
+    tag: str | None = None  # of its checkpoints
     fit_id: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
 
 
 @dataclass
 class Outcome:
-    """How a fit ended: `end` is ``budget`` or ``stopped``; the last metrics; where checkpoint and artifact lie."""
+    """How a fit ended: `end` is ``budget``, ``early_stopped`` or ``stopped`` (interrupted); the last metrics; where
+    checkpoint and artifact lie."""
 
     end: str
     images_seen: int
@@ -142,8 +149,10 @@ def fit(job: TrainJob) -> Outcome:
         job.accelerator = begin(job.run_dir, job.scaling, job.decode_tasks)
     trainer = _ray_trainer(job, store)
     try:
-        with _mlflow(job, store):
+        with _mlflow(job, store), _evaluators(job, store) as evaluators:
             value = _fit_in_thread(trainer, store, job.total_images)
+            if evaluators is not None and not value.get("fatal"):
+                evaluators.drain()
     except BaseException:
         _merge_anyway(store)
         raise
@@ -163,11 +172,25 @@ def _merge_anyway(store: Any) -> None:
         log.warning("the quarantine report could not be written: %s", e)
 
 
-def request_stop(run_dir: str) -> None:
+def request_stop(run_dir: str, reason: str = "asked to") -> None:
     """Ask a running job to checkpoint and end: what SIGTERM to the driver and an early stop do."""
     from core.storage import Storage
 
-    Storage.of(run_dir).write_bytes(STOP, json.dumps({"time": time.time()}).encode())
+    Storage.of(run_dir).write_bytes(STOP, json.dumps({"time": time.time(), "reason": reason}).encode())
+
+
+def _evaluators(job: TrainJob, store: Any) -> Any:
+    """Evaluations beside the training, if the job wants any: a context."""
+    if job.tuning is None or not job.tuning.enable:
+        return nullcontext()
+    import ray
+
+    from ray_jobs.evaluators import Evaluators, request_of
+
+    scaling = job.scaling
+    gpus = scaling.workers * scaling.gpus_per_worker if job.accelerator == "cuda" else 0.0
+    request = request_of(job.tuning.execution, str(job.accelerator), ray.cluster_resources(), gpus)
+    return Evaluators(store.url, job.tuning, request, identity=job.identity_hash, tag=job.tag)
 
 
 def _fit_in_thread(trainer: Any, store: Any, total_images: int) -> dict[str, Any]:
@@ -241,6 +264,7 @@ def _mlflow(job: TrainJob, store: Any) -> Iterator[None]:
         run_name=store.url,
         params=mlflow_params(job),
         tags=job.tracking.tags,
+        beside={"robustness.jsonl": "tune/tune_images_seen"} if job.tuning is not None else {},
         every_s=MLFLOW_EVERY_S,
     ):
         yield

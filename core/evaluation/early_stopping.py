@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from core.errors import UserError
 
+EARLY_STOPPED = "early_stopped"  # how a run ends, and why it was asked to
 SHORT = {"apd": "apd_avg", "clustering": "clustering_score"}
 LARGER_IS_BETTER = ("ri", "apd_id", "apd_ood", "apd_avg", "clustering_score")  # of the drop, 0 is best
 

@@ -7,7 +7,8 @@ Only the schema: what is evaluated and when it is due. Not here: the metrics, wh
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 from core.checks import at_least, one_of, positive
 from core.errors import UserError
@@ -144,6 +145,22 @@ class TuningConfig:
         if self.enable:
             self.check()
 
+    def located(self, absolute: Callable[[str | None], str | None]) -> TuningConfig:
+        """With the paths of all datasets made absolute: an evaluator runs in another folder than the command."""
+        plugins = []
+        for plugin in self.plugins:
+            datasets = {
+                name: replace(
+                    dataset,
+                    manifest_csv=absolute(dataset.manifest_csv),
+                    reduced_csv=absolute(dataset.reduced_csv),
+                    root=absolute(dataset.root or None) or "",
+                )
+                for name, dataset in plugin.datasets.items()
+            }
+            plugins.append(replace(plugin, datasets=datasets))
+        return replace(self, plugins=plugins)
+
     def check(self) -> None:
         """UserError for what would leave nothing to evaluate, or a selection that nothing evaluates."""
         if not self.plugins:
@@ -152,10 +169,6 @@ class TuningConfig:
             if not plugin.datasets:
                 key, expected = f"tuning.plugins[{i}].datasets", "{NAME: {manifest_csv: …}}"
                 raise UserError("an evaluator without a dataset", key=key, found={}, expected=expected)
-            for name, dataset in plugin.datasets.items():
-                if not dataset.manifest_csv:
-                    key = f"tuning.plugins[{i}].datasets.{name}.manifest_csv"
-                    raise UserError("which images?", key=key, found=None, expected="a manifest of labelled images")
         names = [plugin.name for plugin in self.plugins]
         if len(set(names)) < len(names):
             raise UserError("an evaluator is listed twice", key="tuning.plugins", found=names, expected="each once")

@@ -80,9 +80,15 @@ def _explained(e: Exception) -> EncodingError:
 
 
 def ahead(
-    read: Callable[[T], R], items: Iterable[T], *, threads: int, timeout_s: float, name: Callable[[T], str] = str
+    read: Callable[[T], R],
+    items: Iterable[T],
+    *,
+    threads: int,
+    timeout_s: float,
+    per_thread: int = 2,
+    name: Callable[[T], str] = str,
 ) -> Iterator[R]:
-    """`read` of every item in order, in `threads` threads, at most two items a thread ahead of the consumer.
+    """`read` of every item in order, in `threads` threads, at most `per_thread` items a thread ahead of the consumer.
 
     Raises what `read` raises, and UnreadableUnit (``timeout``, naming the item) for one that takes longer than
     `timeout_s` after its turn has come; its thread is left behind.
@@ -90,7 +96,7 @@ def ahead(
     pool = ThreadPoolExecutor(threads, thread_name_prefix="pathray-read")
     source, waiting = iter(items), deque[tuple[T, Future[R]]]()
     try:
-        waiting.extend((item, pool.submit(read, item)) for item in islice(source, 2 * threads))
+        waiting.extend((item, pool.submit(read, item)) for item in islice(source, per_thread * threads))
         while waiting:
             item, future = waiting.popleft()
             try:

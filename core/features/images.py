@@ -46,6 +46,7 @@ class ImageSettings:
 
     batch_size: int = 64
     read_threads: int = 2
+    read_ahead: int = 2  # images per thread
     read_timeout_s: float = 120.0
 
 
@@ -145,6 +146,7 @@ def _batches(
         range(len(job.paths)),
         threads=settings.read_threads,
         timeout_s=settings.read_timeout_s,
+        per_thread=settings.read_ahead,
         name=lambda i: public(job.paths[i]),
     )
     for i, (pixels, error) in enumerate(results):

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from core.artifact import Encoder
+from core.evaluation.settings import TuningConfig
 from core.order import Order
 from core.stream import DecodeSettings, UnitReader
 from core.train.perf import PerformanceWatch
@@ -19,7 +21,8 @@ class Assembly:
 
     `recipe` is built on every rank from the same seed; `identity` and `placement` are fingerprints (core.fingerprint),
     the identity including the plan's; `watch` looks for slow steps; `export` writes the final artifacts of a recipe
-    into a folder (path or URL). The rolling checkpoint is at most `latest_minutes` old (0: by images alone), and
+    into a folder (path or URL); `encoder` is what snapshots carry for whoever evaluates them, and `tuning` says whether
+    and when somebody does. The rolling checkpoint is at most `latest_minutes` old (0: by images alone), and
     `keep_last_n` of them are kept.
     """
 
@@ -39,3 +42,5 @@ class Assembly:
     latest_minutes: float = 10.0
     keep_last_n: int = 2
     watch: PerformanceWatch | None = None
+    encoder: Callable[[Recipe], Encoder] | None = None
+    tuning: TuningConfig | None = None

@@ -1,0 +1,124 @@
+"""One evaluation: a snapshot's encoder through every plugin and dataset that is due. No Ray.
+
+A `Judge` stays in an evaluator's process from one snapshot to the next and keeps what does not change: the datasets.
+Not here: when something is due (core.evaluation.backlog) and where results go (core.evaluation.results).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from core.errors import UserError
+from core.evaluation.backlog import Due
+from core.evaluation.datasets import Dataset, Unfit, open_dataset
+from core.evaluation.evaluator import evaluate, features_of
+from core.evaluation.settings import DatasetConfig, PluginConfig
+from core.storage import Storage
+
+if TYPE_CHECKING:
+    from core.device import Device
+    from core.features.images import ImageSettings
+
+log = logging.getLogger(__name__)
+
+EMBEDDINGS = "robustness/embeddings"
+
+
+@dataclass
+class Judged:
+    """Metrics by full name, and notes on what could not be judged, or not by the dataset's own plan."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+class Judge:
+    """Evaluates encoders with `plugins`; `run_dir` gets the embeddings for the report."""
+
+    def __init__(self, plugins: Sequence[PluginConfig], run_dir: str) -> None:
+        self.plugins, self.run_dir = list(plugins), run_dir
+        self._datasets: dict[str, Dataset] = {}
+
+    def check(self) -> list[str]:
+        """UserError for a dataset that cannot be opened, naming file, row and column; what is to be said of the
+        others."""
+        notes = []
+        for i, plugin in enumerate(self.plugins):
+            for name, config in plugin.datasets.items():
+                if not config.manifest_csv:
+                    key = f"tuning.plugins[{i}].datasets.{name}.manifest_csv"
+                    raise UserError("which images?", key=key, found=None, expected="a manifest of labelled images")
+                notes += [f"{name}: {note}" for note in self._dataset(name, config).notes]
+        return list(dict.fromkeys(notes))
+
+    def judge(self, encoder: str, due: Due, device: Device, images_seen: int) -> Judged:
+        """The metrics `due` of the encoder artifact in a folder. Raises UserError for images that cannot be encoded."""
+        judged, features = Judged(), dict[tuple[Any, ...], npt.NDArray[np.float32]]()
+        for plugin in self.plugins:
+            for name, config in plugin.datasets.items():
+                if not due.get(plugin.name):
+                    continue
+                dataset = self._dataset(name, config)
+                key = (name, config.manifest_csv, config.root, plugin.features, plugin.resize)
+                if key not in features:
+                    features[key] = features_of(dataset, encoder, device, image_settings(plugin))
+                    self._embed(plugin, dataset, features[key], images_seen, judged)
+                try:
+                    found = evaluate(plugin.name, dataset, features[key], due=due[plugin.name])
+                except Unfit as e:
+                    judged.notes.append(f"{plugin.name}/{name}: {e}")
+                    continue
+                judged.metrics |= found.metrics
+                judged.notes += [f"{plugin.name}/{name}: {note}" for note in found.notes]
+        judged.notes = list(dict.fromkeys(judged.notes))
+        return judged
+
+    def _dataset(self, name: str, config: DatasetConfig) -> Dataset:
+        key = f"{name} {config}"
+        if key not in self._datasets:
+            self._datasets[key] = open_dataset(
+                name,
+                str(config.manifest_csv),
+                reduced=config.reduced_csv,
+                neighbours=config.neighbours,
+                root=config.root,
+            )
+        return self._datasets[key]
+
+    def _embed(
+        self, plugin: PluginConfig, dataset: Dataset, features: npt.NDArray[Any], images_seen: int, judged: Judged
+    ) -> None:
+        if plugin.embedding == "none":
+            return
+        from core.evaluation.embedding import embed, save_embedding
+
+        try:
+            picture = embed(features, plugin.embedding)
+        except UserError as e:
+            judged.notes.append(f"{dataset.name}: no embedding: {e}")
+            return
+        save_embedding(Storage.of(self.run_dir).join(EMBEDDINGS), dataset, picture, images_seen)
+
+
+def image_settings(plugin: PluginConfig) -> ImageSettings:
+    """The plugin's extraction settings, under the names that extraction has for them."""
+    from core.features.images import ImageSettings
+
+    return ImageSettings(
+        resize=plugin.resize,
+        pooling=plugin.features,
+        batch_size=plugin.feature_batch_size,
+        read_threads=plugin.feature_num_workers,
+        read_ahead=plugin.feature_prefetch_factor,
+    )
+
+
+def cadences(plugins: Sequence[PluginConfig]) -> Mapping[str, Mapping[str, int]]:
+    """By plugin and metric, at every how many evaluations it is due."""
+    return {plugin.name: plugin.cadences for plugin in plugins}
