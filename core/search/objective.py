@@ -1,0 +1,58 @@
+"""What a search optimises: one metric of a run, and whether less or more is better. Reads rows of metrics.
+
+A name with a slash is an evaluator's (``pathorob/camelyon/ri``) and stands in robustness.jsonl; any other is the
+training's own, in metrics.jsonl.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from core.errors import UserError
+from core.evaluation.early_stopping import EarlyStopping
+
+IMAGES = "images_seen"
+SMALLER_IS_BETTER = ("loss", "val_loss", "nll")
+Point = tuple[int, float]  # images seen, value
+
+
+@dataclass
+class Objective:
+    metric: str = "loss"  # of the training, or of an evaluator: pathorob/camelyon/ri
+    mode: str = "min"  # | max
+
+    def __post_init__(self) -> None:
+        name, key = self.metric.rpartition("/")[2], "objective.mode"
+        if not name:
+            raise UserError("no metric is named", key="objective.metric", found=self.metric, expected="loss")
+        if self.mode not in ("min", "max"):
+            raise UserError("no such mode", key=key, found=self.mode, expected="min | max")
+        if self.mode == "max" and name in SMALLER_IS_BETTER:
+            message = f"of {self.metric} less is better: max would keep the worst"
+            raise UserError(message, key=key, found="max", expected="min")
+        try:
+            EarlyStopping(self.metric, self.mode)
+        except UserError as e:
+            raise UserError(e.message, key=key, found=self.mode, expected="max") from e
+
+    @property
+    def source(self) -> str:
+        """The file of a run's folder whose rows have it."""
+        return "robustness.jsonl" if "/" in self.metric else "metrics.jsonl"
+
+    def history(self, rows: Iterable[Mapping[str, Any]]) -> list[Point]:
+        """(images seen, value) of the rows that have the metric, NaN among them, by images seen."""
+        found = [row for row in rows if isinstance(row.get(self.metric), int | float) and IMAGES in row]
+        return sorted((int(row[IMAGES]), float(row[self.metric])) for row in found)
+
+    def best(self, history: Sequence[Point]) -> Point | None:
+        """The best point, the earliest of equal ones; None where there is no number. NaN and Inf are never the best."""
+        numbers = [point for point in history if math.isfinite(point[1])]
+        return min(numbers, key=lambda point: (self.cost(point[1]), point[0]), default=None)
+
+    def cost(self, value: float) -> float:
+        """The value, turned so that less is better."""
+        return value if self.mode == "min" else -value
