@@ -12,7 +12,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -132,6 +132,11 @@ def _wanted(config: RuntimeConfig) -> dict[str, str]:
 def worker_environment() -> dict[str, str]:
     """What the Ray that `ray_session` started or joined puts into its workers' environment, as far as we told it."""
     return dict(_of_workers)
+
+
+def know_workers(environment: Mapping[str, str]) -> None:
+    """What another process's `worker_environment` said of the Ray that this one is in, too."""
+    _of_workers.update(environment)
 
 
 @contextmanager

@@ -32,7 +32,7 @@ def main(loaded: Loaded[StopConfig]) -> Outputs | None:
     from core.storage import Storage
 
     store = Storage.of(loaded.config.run)
-    if not any(map(store.exists, ("config_resolved.yaml", "checkpoints", "metrics.jsonl"))):
+    if not any(map(store.exists, ("config_resolved.yaml", "checkpoints", "metrics.jsonl", "sweep.yaml"))):
         expected = "the output folder of a training job that has begun"
         raise MissingFile("no run is here", file=store.url, key="run", expected=expected)
     if loaded.dry_run:

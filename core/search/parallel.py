@@ -32,6 +32,7 @@ class Axis:
     ticks: tuple[tuple[float, str], ...]
     note: str = ""
     categorical: bool = False
+    last: bool = False  # its labels stand on the right
 
 
 def draw_parallel(
@@ -46,7 +47,7 @@ def draw_parallel(
     figure = Figure(figsize=(1.9 + 1.75 * len(columns), 5.4), dpi=100 * scale, facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0.03, 0.14, 0.94, 0.62))
-    axes.set(xlim=(-0.5, len(columns) - 0.25), ylim=(-0.06, 1.06))
+    axes.set(xlim=(-0.5, len(columns) - 0.55), ylim=(-0.06, 1.06))
     axes.axis("off")
     for x, column in enumerate(columns):
         _draw_axis(axes, x, column)
@@ -80,7 +81,7 @@ def objective_axis(entries: Sequence[Entry], objective: Objective) -> Axis:
     if low == high:
         low, high = low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1)
     axis = _numeric(objective.metric, low, high, log=log, down=objective.mode == "min")
-    return Axis(axis.title, axis.place, axis.ticks, note)
+    return Axis(axis.title, axis.place, axis.ticks, note, last=True)
 
 
 def _numeric(title: str, low: float, high: float, *, log: bool = False, down: bool = False) -> Axis:
@@ -107,8 +108,9 @@ def _numeric(title: str, low: float, high: float, *, log: bool = False, down: bo
 def _draw_axis(axes: Any, x: int, column: Axis) -> None:
     axes.plot([x, x], [-0.03, 1.03], color=FAINT, linewidth=1.4, zorder=1, solid_capstyle="round")
     for place, label in column.ticks:
-        axes.plot([x - 0.025, x], [place, place], color=MUTED, linewidth=0.9, zorder=1)
-        text = axes.text(x - 0.045, place, label, ha="right", va="center", fontsize=8.5, color=MUTED, zorder=6)
+        side, align = (1, "left") if column.last else (-1, "right")
+        axes.plot([x, x + 0.025 * side], [place, place], color=MUTED, linewidth=0.9, zorder=1)
+        text = axes.text(x + 0.05 * side, place, label, ha=align, va="center", fontsize=8.5, color=MUTED, zorder=6)
         text.set_bbox({"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.8})
     section, _, name = column.title.rpartition("." if "/" not in column.title else "/")
     axes.text(x, 1.10, name, ha="center", va="bottom", fontsize=10, fontweight="bold", color=INK)

@@ -45,9 +45,15 @@ class Dimension:
         low, high = self.values[:2]
         return (low, high - 1) if self.kind == "randint" else (low, high)
 
-    def clamped(self, value: Any) -> Any:
-        """The value, or the end of the range that it lies beyond: a mutation may leave the range."""
-        return value if self.categorical else min(max(value, self.probes[0]), self.probes[1])
+    def nearest(self, value: Any) -> Any:
+        """The value of the dimension that is nearest: a mutation may leave the range, or the grid of its steps."""
+        if self.categorical:
+            return value
+        low, high = self.probes
+        if self.kind == "quniform":
+            value = round(value / self.values[2]) * self.values[2]
+        value = min(max(float(value), low), high)
+        return round(value) if self.kind == "randint" else value
 
 
 def parse_space(raw: Mapping[str, Any]) -> dict[str, Dimension]:

@@ -1,0 +1,128 @@
+"""Hyperparameter search over any training job: from a space in YAML to a leaderboard and the best config as YAML.
+
+    python -m ray_jobs.sweep --config sweep_lr output=outputs/sweep \\
+        'args=[--config, smoke, data.slide_manifest_csv=slides.csv]'
+    python -m ray_jobs.sweep restore=outputs/sweep
+
+A trial is a run of the job in `output`/trials, with checkpoints and metrics of its own. SIGTERM and Ctrl-C let all runs
+checkpoint and end, and `restore=` goes on with each of them where it was.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from core.config import Loaded
+from core.errors import UserError
+from ijepath.config import CONFIGS_DIR
+from ray_jobs.cli import Outputs, job
+from ray_jobs.runtime import ray_session, worker_environment
+from ray_jobs.sweep_config import CONFIG, Sweep, SweepConfig, checked, given_output, restored
+
+if TYPE_CHECKING:
+    from core.storage import Storage
+    from ray_jobs.sweep_board import Status
+
+log = logging.getLogger(__name__)
+TRIAL_CPUS = 1.01  # of Ray, beside those of the run
+
+
+def main(loaded: Loaded[SweepConfig]) -> Outputs | None:
+    config = loaded.config
+    config = restored(config) if config.restore else replace(config, output=given_output(config))
+    sweep = checked(config)
+    _try_the_job(sweep)
+    if loaded.dry_run:
+        log.info("the sweep is sound; nothing was built or written")
+        return None
+    with ray_session(config.runtime, cpus=config.max_concurrent * (_cpus(sweep) + TRIAL_CPUS)):
+        return run(sweep)
+
+
+def _try_the_job(sweep: Sweep) -> None:
+    """The job's own check of what it is given, with the first value of every key: UserError before Ray is started."""
+    trial = sweep.job.load(sweep.first, f"output={sweep.config.output}/trials/none")
+    sweep.job.module.main(replace(trial, dry_run=True))
+
+
+def _cpus(sweep: Sweep) -> float:
+    of = getattr(sweep.job.module, "cpus_of", None)
+    return float(of(sweep.base)) if of is not None else 2.0
+
+
+def run(sweep: Sweep) -> Outputs:
+    """All trials of the sweep on the running Ray, to their end or until the sweep is asked to stop."""
+    from core.storage import Storage
+    from ray_jobs.sweep_board import BEST, BOARD, PICTURE, read_statuses, write_board
+    from ray_jobs.sweep_mlflow import Parent
+    from ray_jobs.sweep_tune import tuner_of
+    from ray_jobs.trainer import STOP, _stop_on_signals
+
+    store = Storage.of(str(sweep.config.output))
+    store.remove(STOP)
+    store.write_bytes(CONFIG, _saved(sweep).encode())
+    parent = Parent(store, sweep.base.logging) if sweep.job.has("logging.mlflow_parent") else None
+    settings = _settings(sweep, store, parent.words() if parent else [])
+    with _stop_on_signals(store):
+        tuner_of(sweep, settings).fit()
+    stopped, statuses = store.exists(STOP), read_statuses(store)
+    best = write_board(store, sweep)
+    code = 0 if stopped else _verdict(statuses)
+    if parent is not None:
+        facts = {"job": sweep.job.name, "trials": len(statuses)}
+        parent.close(best, sweep.config.objective, facts, "KILLED" if stopped else "FAILED" if code else "FINISHED")
+    if stopped:
+        log.info("the sweep was stopped; it goes on with: python -m ray_jobs.sweep restore=%s", store.url)
+    paths: dict[str, object] = {"sweep": store.url, "leaderboard": store.join(BOARD), "picture": store.join(PICTURE)}
+    if best is not None:
+        log.info("best: trial %s, %s %s", best.trial, sweep.config.objective.metric, best.best and best.best[1])
+        paths["best"] = store.join(BEST)
+    return Outputs(paths, exit_code=code)
+
+
+def _settings(sweep: Sweep, store: Storage, words: list[str]) -> Any:
+    from ray_jobs.sweep_trial import TrialSettings
+
+    config, build = sweep.config, getattr(sweep.job.module, "shared", None)
+    if build is not None:
+        shared = sweep.job.load(sweep.first, f"output={store.join('shared')}").config
+        words = [*words, *build(shared, list(sweep.space))]
+    snapshots = config.pbt.perturbation_images or 0 if config.scheduler == "pbt" else 0
+    if snapshots:
+        words = [*words, f"training.save_every={snapshots}"]
+    return TrialSettings(
+        store.url, sweep.job, tuple(sweep.space), config.objective, tuple(words), os.getcwd(), snapshots,
+        worker_environment(),
+    )  # fmt: skip
+
+
+def _saved(sweep: Sweep) -> str:
+    """The sweep's config as YAML, without logins."""
+    from omegaconf import OmegaConf
+
+    from core.urls import public
+
+    parts = (arg.partition("=") for arg in sweep.job.args)
+    args = [f"{key}={public(value)}" if sign else key for key, sign, value in parts]
+    config = replace(sweep.config, args=args, restore=None)
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def _verdict(statuses: list[Status]) -> int:
+    """The exit code. UserError, the first, when every trial met one; 1 when all failed."""
+    errors = [status.error for status in statuses]
+    if not errors or not all(errors):
+        return 0
+    first = next(error for error in errors if error)
+    if all(error and error["where"] is not None for error in errors):
+        raise UserError(first["text"], **first["where"])
+    unexpected = next(error for error in errors if error and error["where"] is None)
+    log.error("every trial failed; the first error:\n%s", unexpected["trace"] or unexpected["message"])
+    return 1
+
+
+if __name__ == "__main__":
+    job(main, SweepConfig, CONFIGS_DIR)

@@ -1,0 +1,82 @@
+"""The sweep's own MLflow run, whose children the trials' runs are. MLflow's trouble is logged, never the sweep's."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from core.search.leaderboard import Entry
+from core.search.objective import Objective
+from core.storage import Storage
+from core.tracking import RUN_FILE, redact
+from core.urls import public
+
+log = logging.getLogger(__name__)
+PARENT = "logging.mlflow_parent"
+
+
+class Parent:
+    """`run_id` is empty where there is no MLflow. Found again by mlflow_run.json in the sweep's folder."""
+
+    def __init__(self, store: Storage, logging_config: Any) -> None:
+        self.store, self.run_id, self.uri = store, "", logging_config.tracking_uri
+        if not logging_config.mlflow:
+            return
+        if self.uri is None and not store.local:
+            log.warning("MLflow: no tracking_uri is given and the sweep is remote; the leaderboard has it all")
+            return
+        self.uri = self.uri or f"sqlite:///{store.path('mlflow.db')}"
+        try:
+            self.run_id = self._known() or self._new(logging_config.experiment)
+        except Exception as e:  # the sweep must not end for its bookkeeping
+            log.warning("MLflow has no run for the sweep: %s", e)
+
+    def words(self) -> list[str]:
+        """What makes a trial's run a child."""
+        from core.search.space import word
+
+        return [word("logging.tracking_uri", self.uri), word(PARENT, self.run_id)] if self.run_id else []
+
+    def close(self, best: Entry | None, objective: Objective, facts: Mapping[str, Any], status: str) -> None:
+        """End the run, with the best trial's values and its objective."""
+        if not self.run_id:
+            return
+        try:
+            client = self._client()
+            for key, value in redact(facts).items():
+                client.set_tag(self.run_id, f"sweep.{key}", value)
+            if best is not None and best.best is not None:
+                known = client.get_run(self.run_id).data.params
+                for key, value in redact(best.values).items():
+                    if known.setdefault(key, value) == value:
+                        client.log_param(self.run_id, key, value)
+                    client.set_tag(self.run_id, f"best.{key}", value)  # a restored sweep may find a better one
+                client.set_tag(self.run_id, "best.trial", best.trial)
+                client.log_metric(self.run_id, objective.metric, best.best[1], step=best.best[0])
+            client.set_terminated(self.run_id, status)
+        except Exception as e:
+            log.warning("MLflow does not have the sweep's result: %s", e)
+
+    def _client(self) -> Any:
+        from mlflow import MlflowClient
+
+        return MlflowClient(self.uri)
+
+    def _known(self) -> str:
+        if not self.store.exists(RUN_FILE):
+            return ""
+        known = json.loads(self.store.read_bytes(RUN_FILE))
+        if known["tracking_uri"] != public(str(self.uri)):
+            return ""
+        self._client().update_run(known["run_id"], status="RUNNING")
+        return str(known["run_id"])
+
+    def _new(self, name: str) -> str:
+        client = self._client()
+        experiment = client.get_experiment_by_name(name)
+        number = experiment.experiment_id if experiment else client.create_experiment(name)
+        run_id = str(client.create_run(number, run_name=self.store.url, tags={"sweep": "parent"}).info.run_id)
+        self.store.write_bytes(RUN_FILE, json.dumps({"run_id": run_id, "tracking_uri": public(str(self.uri))}).encode())
+        return run_id
