@@ -155,11 +155,11 @@ class MlflowFeeder:
     """Logs every row of `metrics_path` into one MLflow run, at step `images_seen`.
 
     uri: MLflow's; by default SQLite, ``mlflow.db`` beside the metrics, or in the working directory when they are
-    remote. beside: other files of rows in the same folder that belong to the same run, each with the metric in which
-    its rows carry their `images_seen` (in MLflow they stand at that step, too). tags: of the MLflow run. As a context
-    manager it feeds while the block runs, and ends the MLflow run as finished or failed, unless `ends` is False (a job
-    that adds to the run of another). The run's id stands in ``mlflow_run.json`` beside the metrics, so a restarted job
-    goes on with it.
+    remote. beside: other files of rows in the same folder that belong to the same run, each with its `marker`: the
+    metric that tells which of a file's rows MLflow has (at step `images_seen`, as all of them). tags: of the MLflow
+    run. As a context manager it feeds while the block runs, and ends the MLflow run as finished or failed, unless
+    `ends` is False (a job that adds to another's run). The run's id stands in ``mlflow_run.json`` beside the metrics,
+    so a restarted job goes on with it.
     """
 
     def __init__(
@@ -171,15 +171,16 @@ class MlflowFeeder:
         uri: str | None = None,
         params: Mapping[str, Any] | None = None,
         tags: Mapping[str, str] | None = None,
+        marker: str = MARKER,
         beside: Mapping[str, str] | None = None,
         ends: bool = True,
         every_s: float = 5.0,
     ) -> None:
         folder, _, name = metrics_path.rpartition("/")
-        self._files = [_Fed(name, MARKER), *(_Fed(other, marker) for other, marker in (beside or {}).items())]
+        self._files = [_Fed(name, marker), *(_Fed(other, its) for other, its in (beside or {}).items())]
         self._store = Storage.of(folder or ".")
         self.uri = uri or default_uri(self._store)
-        self._experiment, self._run_name, self._params = experiment, run_name, redact(params or {})
+        self._experiment, self._run_name, self._params = experiment, run_name, redact(params) if params else {}
         self._tags, self._ends = dict(tags or {}), ends
         self._every_s, self.run_id = every_s, ""
         self._client: Any = None

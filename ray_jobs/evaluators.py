@@ -144,9 +144,12 @@ class Evaluators:
     def drain(self) -> None:
         """No further snapshots will come: wait until those that are there have been judged. Then write the report."""
         self.over.set()
-        waiting = len(self._waiting()) + len(self.running)
-        if waiting:
-            log.info("%d evaluations are still to come; Ctrl-C once more leaves them to the next start", waiting)
+        waiting = len(self._waiting())
+        if self.limited:
+            waiting = min(waiting, self.tuning.execution.max_pending_jobs)
+        if waiting or self.running:
+            count = waiting + len(self.running)
+            log.info("%d evaluations are still to come; Ctrl-C once more leaves them to the next start", count)
         while self._thread is not None and self._thread.is_alive():
             self._thread.join(0.5)
         self.report()
@@ -319,6 +322,9 @@ class Evaluators:
     def _tune(self, attempt: int) -> None:
         os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
         os.environ.setdefault("TUNE_WARN_THRESHOLD_S", "30")
+        os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # with the new one, verbose=0 still prints
+        for name in ("analysis.experiment_analysis", "tune"):  # they look for logs that are off, and say where none are
+            logging.getLogger(f"ray.tune.{name}").setLevel(logging.ERROR)
         from ray import tune
 
         from ray_jobs.evaluation_trial import TrialSpec, evaluation_trial

@@ -61,6 +61,8 @@ def main(loaded: Loaded[PretrainConfig]) -> Outputs | None:
     if loaded.dry_run:
         log.info("the config is sound; nothing was built or written")
         return None
+    if (stopped := _early_stopped(config)) is not None:
+        return stopped
     scaling = config.scaling
     with ray_session(config.runtime, cpus=cpus_of(config), autoscaling=scaling.autoscaling):
         accelerator = begin(str(config.output), scaling, _decode_tasks(config))
@@ -110,8 +112,9 @@ def _evaluated(config: PretrainConfig) -> dict[str, object]:
 
 def cpus_of(config: PretrainConfig) -> float:
     """The logical CPUs that a run takes of Ray."""
-    scaling = config.scaling
-    return scaling.workers * scaling.cpus_per_worker + (1.0 if config.data.decode_on == "cluster" else 0.5)
+    scaling, tuning = config.scaling, config.tuning
+    training = scaling.workers * scaling.cpus_per_worker + (1.0 if config.data.decode_on == "cluster" else 0.5)
+    return training + (tuning.execution.cpus if tuning.enable else 0.0)
 
 
 def shared(config: PretrainConfig, varied: Sequence[str]) -> list[str]:

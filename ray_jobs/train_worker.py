@@ -219,7 +219,11 @@ class _Worker:
             return
         self.beat_at = time.monotonic()
         with self._failing_together():
-            self.store.write_bytes(BEAT, json.dumps({"images_seen": images_seen, "time": time.time()}).encode())
+            self._write_beat(images_seen)
+
+    def _write_beat(self, images_seen: int, **more: str) -> None:
+        beat = {"images_seen": images_seen, "time": time.time(), **more}
+        self.store.write_bytes(BEAT, json.dumps(beat).encode())
 
     def _log_metrics(self, tick: Any, metrics: dict[str, float]) -> None:
         if self.log is not None:
@@ -376,6 +380,8 @@ class _Worker:
         """At the end rank 0 exports the artifact, unless the run is only interrupted; the rest of the outcome is where
         things lie."""
         artifact, last = None, self.saver.last
+        if self.beat_at:
+            self._write_beat(state.images_seen, end=end)
         if end in ("budget", EARLY_STOPPED) and self.rank == 0:
             artifact = self.store.join(ENCODER)
             self.parts.export(self.parts.recipe, artifact, self._provenance(state))

@@ -116,6 +116,8 @@ class Results:
             "identity": self.identity or "",
         }
         before = read_decision(self.store.url)
+        if before is not None and before["stop"] and known["stop"]:  # where it was taken, not what came in after it
+            known |= {key: before[key] for key in ("decided_at_images", "trained_to_images")}
         unchanged = before is not None and all(before[k] == v for k, v in known.items() if k != "trained_to_images")
         if not unchanged:
             self.store.write_bytes(DECISION, json.dumps({**known, "time": time.time()}, indent=1).encode())

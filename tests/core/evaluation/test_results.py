@@ -168,6 +168,9 @@ def test_the_decision_says_when_to_stop_and_where_it_was_taken(tmp_path):
     assert (decision["stop"], decision["best_images"], decision["decided_at_images"]) == (True, 100, 300)
     assert decision["trained_to_images"] == 400 and decision["identity"] == "mine"
     assert decision["metric"] == KEY
+    found.record(found.snapshots()[4], "ok", {}, **{KEY: 0.6})
+    found.settle()
+    assert read_decision(str(tmp_path))["decided_at_images"] == 300, "not what came in after it"
 
 
 def test_a_first_evaluation_without_a_number_does_not_hold_up_the_decision(tmp_path):

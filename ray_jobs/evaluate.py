@@ -1,0 +1,224 @@
+"""Robustness of a run's snapshots, or of one encoder, on labelled patches: PathoROB's metrics, probes, a report.
+
+    python -m ray_jobs.evaluate watch=outputs/run
+    python -m ray_jobs.evaluate snapshot=outputs/run/encoder output=outputs/judged --config evaluate_camelyon
+
+watch: every snapshot of a run, also while it trains elsewhere, with the plugins of the run's own config unless others
+are given; results go where the run's own evaluations would, and what is there already is not done again. Ends when the
+run has ended, or no snapshot has come for `idle_minutes`. snapshot: one snapshot or encoder artifact of any science.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import core
+from core.config import Loaded
+from core.errors import MissingFile, UserError
+from core.evaluation.settings import TuningConfig
+from ray_jobs.cli import Outputs, job
+from ray_jobs.progress import BEAT
+from ray_jobs.runtime import RuntimeConfig, ray_session
+
+log = logging.getLogger(__name__)
+
+CONFIGS_DIR = Path(core.__file__).parent / "evaluation" / "configs"
+FRESH_S, LOOK_S = 60.0, 1.0
+
+
+@dataclass
+class EvaluateConfig:
+    watch: str | None = None  # a run's folder or URL
+    snapshot: str | None = None  # a snapshot's, or an encoder artifact's
+    output: str | None = None  # of `snapshot`: the folder of its results
+    tuning: TuningConfig = field(default_factory=TuningConfig)
+    accelerator: str = "auto"  # what tuning.execution.device=auto means: auto | cpu | cuda
+    idle_minutes: float = 10.0  # watch ends when the run has been still for so long; 0: what is there now
+    mlflow: bool = True
+    tracking_uri: str | None = None  # None: the run's own, else SQLite beside the results
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+    def __post_init__(self) -> None:
+        if self.accelerator not in ("auto", "cpu", "cuda"):
+            raise UserError(
+                "no such accelerator", key="accelerator", found=self.accelerator, expected="auto, cpu, cuda"
+            )
+        if self.idle_minutes < 0:
+            raise UserError("no such time", key="idle_minutes", found=self.idle_minutes, expected=">= 0")
+
+
+def main(loaded: Loaded[EvaluateConfig]) -> Outputs | None:
+    from core.evaluation.job import Judge
+
+    config = located(loaded.config)
+    folder, given = _subject(config)
+    tuning = _tuning(config)
+    for note in Judge(tuning.plugins, "").check():
+        log.warning("%s", note)
+    if loaded.dry_run:
+        return None
+    with ray_session(config.runtime, cpus=tuning.execution.cpus):
+        _evaluate(replace(config, tuning=tuning), folder, given)
+    return _outputs(folder)
+
+
+def located(config: EvaluateConfig) -> EvaluateConfig:
+    """With every path absolute: an evaluator runs in another folder than the command. UserError without a subject."""
+    from core.storage import Storage
+
+    def absolute(path: str | None) -> str | None:
+        return Storage.of(path).url if path else path
+
+    if (config.watch is None) == (config.snapshot is None):
+        raise UserError("what shall be evaluated?", key="watch", expected="either watch=RUN or snapshot=FOLDER")
+    if config.snapshot and not config.output:
+        raise UserError("where shall the results go?", key="output", expected="output=FOLDER or a URL")
+    return replace(
+        config,
+        watch=absolute(config.watch),
+        snapshot=absolute(config.snapshot),
+        output=absolute(config.output),
+        tuning=config.tuning.located(absolute),
+    )
+
+
+def _subject(config: EvaluateConfig) -> tuple[str, list[Any] | None]:
+    """The folder of the results, and for `snapshot` what is evaluated, as its encoder's folder."""
+    from core.artifact import describe
+    from core.evaluation.backlog import Snapshot
+    from core.storage import Storage
+
+    if config.watch is not None:
+        store = Storage.of(config.watch)
+        if not any(map(store.exists, ("config_resolved.yaml", "checkpoints"))):
+            expected = "the output folder of a training job that has begun"
+            raise MissingFile("no run is here", file=store.url, key="watch", expected=expected)
+        return store.url, None
+    encoder = Storage.of(str(config.snapshot))
+    inside = encoder.at("encoder")
+    found = inside if not encoder.exists("artifact.json") and inside.exists("artifact.json") else encoder
+    images = describe(found.url)["provenance"].get("images_seen", 0)
+    return str(config.output), [Snapshot(found.url, int(images), 0)]
+
+
+def _tuning(config: EvaluateConfig) -> TuningConfig:
+    """What is evaluated: the plugins given, else the whole `tuning` of the run's own config."""
+    tuning = config.tuning
+    if not tuning.plugins and config.watch is not None:
+        tuning = recorded_tuning(config.watch)
+    tuning = replace(tuning, enable=True)
+    if config.watch is None:
+        tuning = replace(tuning, early_stopping=replace(tuning.early_stopping, enable=False))
+    return tuning
+
+
+def recorded_tuning(run_dir: str) -> TuningConfig:
+    """The `tuning` section that a run was started with. UserError when it has none that evaluates anything."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from core.storage import Storage
+
+    store, name = Storage.of(run_dir), "config_resolved.yaml"
+    expected = "tuning.plugins of yours (--config …)"
+    if not store.exists(name):
+        raise MissingFile("the run's config is not here", file=store.join(name), key="watch", expected=expected)
+    section = OmegaConf.create(store.read_bytes(name).decode()).get("tuning") or {}
+    if not section.get("plugins"):
+        message = "the run's config has no evaluators"
+        raise UserError(message, file=store.join(name), key="tuning.plugins", found=[], expected=expected)
+    try:
+        tuning = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TuningConfig), section))
+    except OmegaConfBaseException as e:
+        raise UserError(f"not a config of this version: {e}", file=store.join(name), key="tuning") from e
+    assert isinstance(tuning, TuningConfig)
+    return tuning
+
+
+def _evaluate(config: EvaluateConfig, folder: str, given: list[Any] | None) -> None:
+    import ray
+
+    from core.storage import Storage
+    from ray_jobs.backends import resolve_accelerator
+    from ray_jobs.evaluators import Evaluators, request_of
+
+    store = Storage.of(folder)
+    request = request_of(config.tuning.execution, resolve_accelerator(config.accelerator), ray.cluster_resources())
+    live = given is None and _beats(store)
+    evaluators = Evaluators(folder, config.tuning, request, identity=None, owner=False, limited=live, snapshots=given)
+    with _mlflow(config, store), evaluators:
+        while given is None and not _ended(config, store, evaluators):
+            time.sleep(LOOK_S)
+        evaluators.drain()
+
+
+def _ended(config: EvaluateConfig, store: Any, evaluators: Any) -> bool:
+    """Whether the run has ended, as far as its folder tells, and nothing of it has come for a while."""
+    if _beats(store):
+        return False
+    if store.exists("encoder/artifact.json"):
+        from core.artifact import describe
+
+        seen = describe(store.join("encoder"))["provenance"].get("images_seen", 0)
+        if seen >= max((s.images_seen for s in evaluators.results.snapshots()), default=0):
+            return True
+    return time.monotonic() - evaluators.new_at >= 60 * config.idle_minutes
+
+
+def _beats(store: Any) -> bool:
+    """Whether the run's trainer has given a sign of life within a minute (only on a local disk or a shared one)."""
+    try:
+        beat = json.loads(store.read_bytes(BEAT))
+        return "end" not in beat and bool(time.time() - beat["time"] < FRESH_S)
+    except (MissingFile, json.JSONDecodeError, KeyError):
+        return False
+
+
+def _mlflow(config: EvaluateConfig, store: Any) -> Any:
+    """Results into the MLflow run that the training has, if it has one, else into one of their own."""
+    uri = config.tracking_uri
+    if not config.mlflow or (uri is None and not store.local):
+        return nullcontext()
+    from core.evaluation.results import ROWS, TUNE_IMAGES
+    from core.tracking import RUN_FILE, MlflowFeeder
+
+    own = not store.exists(RUN_FILE)
+    if uri is None and not own:
+        uri = json.loads(store.read_bytes(RUN_FILE))["tracking_uri"]
+    return MlflowFeeder(
+        store.join(ROWS), uri=uri, experiment="evaluations", run_name=store.url, marker=TUNE_IMAGES, ends=own
+    )
+
+
+def _outputs(folder: str) -> Outputs:
+    """UserError when nothing could be judged."""
+    from core.evaluation.results import ROWS, Results
+    from core.storage import Storage
+
+    store, rows = Storage.of(folder), Results(folder, None).rows
+    judged = [row for row in rows if row["status"] == "ok"]
+    if not rows:
+        expected = "snapshots named …-img…, with an encoder in them"
+        raise UserError(
+            "there is no snapshot to evaluate", file=store.join("checkpoints"), found="none", expected=expected
+        )
+    if not judged:
+        raise UserError(f"no evaluation succeeded: {rows[-1].get('error', '')}", file=store.join(ROWS))
+    for row in sorted(judged, key=lambda row: row["images_seen"])[-1:]:
+        for name in sorted(
+            k for k, v in row.items() if "/" in k and not k.startswith("tune/") and isinstance(v, float)
+        ):
+            log.info("%-50s %8.4f", name, row[name])
+        for note in row.get("notes", []):
+            log.info("%s", note)
+    return Outputs({"robustness": store.join(ROWS), "report": store.join("robustness", "report.html")})
+
+
+if __name__ == "__main__":
+    job(main, EvaluateConfig, CONFIGS_DIR)
