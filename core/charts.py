@@ -85,7 +85,7 @@ def _draw(axes: Any, rows: Sequence[Row], panel: Panel) -> None:
         axes.yaxis.get_offset_text().set(color=MUTED, fontsize=8.5)
     if panel.from_zero:
         axes.set_ylim(bottom=0)
-    _plain(axes)
+    plain_axes(axes)
     handles = axes.get_legend_handles_labels()[0]
     if len(handles) > 1:
         axes.legend(fontsize=8.5, frameon=False, labelcolor=MUTED, handlelength=1.4, borderaxespad=0.2)
@@ -114,7 +114,7 @@ def running_mean(y: Floats, width: int) -> Floats:
     return mean
 
 
-def _plain(axes: Any) -> None:
+def plain_axes(axes: Any) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))

@@ -1,0 +1,260 @@
+"""The report on a run's robustness evaluations: one self-contained page, and its pictures as files.
+
+    python -c "from core.evaluation.report import write_report; print(write_report('RUN'))"
+
+Reads ``robustness.jsonl``, ``robustness/embeddings`` and ``early_stopping.json`` of a run, writes
+``robustness/report.html`` and the PNGs beside it. Not here: the drawing (core.evaluation.report_charts), the metrics.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from string import Template
+from typing import Any
+
+from core.charts import X
+from core.errors import MissingFile, UserError
+from core.evaluation.embedding import load_embedding, saved
+from core.evaluation.report_charts import MEANINGS, SPLIT, SPLITS, Named, draw_embedding, named
+from core.evaluation.report_charts import draw_robustness as draw_robustness
+from core.storage import Storage
+from core.tracking import rows_of
+
+Row = Mapping[str, Any]
+
+ROWS, FOLDER, STOPPING = "robustness.jsonl", "robustness", "early_stopping.json"
+CAPTION = (
+    "Every point is a patch; left and right are the same points. Where the encoder sees tissue, the colours of the "
+    "classes lie apart on the left and those of the centres are mixed on the right; islands of one centre on the right "
+    "are a shortcut. Axes of different evaluations are not the same axes."
+)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG of the page: the file it stands in, its heading and a caption."""
+
+    name: str
+    png: bytes
+    caption: str
+
+
+def write_report(run_dir: str) -> str:
+    """Write the report of the run at `run_dir` (path or URL); the page's path.
+
+    MissingFile where the run has no ``robustness.jsonl``, UserError where it has no whole row yet.
+    """
+    store = Storage.of(run_dir)
+    rows = _rows(store)
+    stopping = _stopping(store)
+    best = stopping.get("best_images")
+    title = f"Robustness of {store.url.rstrip('/').rpartition('/')[2]}"
+    curves = []
+    if named(rows):
+        caption = "Over the images seen in training. Points are evaluations; a metric need not be due at each of them."
+        curves.append(Picture("curves.png", draw_robustness(rows, title, best_images=best), caption))
+    embeddings = list(_embeddings(store.join(FOLDER, "embeddings"), best))
+    for picture in (*curves, *embeddings):
+        store.write_bytes(f"{FOLDER}/{picture.name}", picture.png)
+    sections = [
+        _section("Summary", _summary(rows, stopping)),
+        _section("Metrics over images seen", "".join(map(_figure, curves)) or "<p>No metric was computed yet.</p>"),
+        _section("What the metrics mean", _meanings(rows)),
+        _section("Embeddings", "".join(map(_figure, embeddings)), f"<p>{CAPTION}</p>"),
+        _section("Evaluations", _table(rows, best)),
+        _section("Notes", _notes(rows)),
+        _section("Errors", _errors(rows)),
+    ]
+    page = PAGE.substitute(title=html.escape(title), body="".join(sections))
+    store.write_bytes(f"{FOLDER}/report.html", page.encode())
+    return store.join(FOLDER, "report.html")
+
+
+def _rows(store: Storage) -> list[dict[str, Any]]:
+    try:
+        content = store.read_bytes(ROWS)
+    except MissingFile as e:
+        expected = "the folder of a run with tuning.enable=true"
+        raise MissingFile("no robustness evaluations", file=store.join(ROWS), expected=expected) from e
+    rows = [row for row in rows_of(content) if isinstance(row.get(X), int)]
+    if not rows:
+        raise UserError("no evaluation has ended yet", file=store.join(ROWS), found="no whole row")
+    return sorted(rows, key=lambda row: int(row[X]))
+
+
+def _stopping(store: Storage) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(store.read_bytes(STOPPING))
+    except MissingFile:
+        return {}
+    except json.JSONDecodeError as e:
+        raise UserError("not valid JSON", file=store.join(STOPPING), found=str(e)) from e
+    return found
+
+
+def _embeddings(folder: str, best: int | None) -> list[Picture]:
+    """Per dataset those of the first, the best and the newest evaluation."""
+    found: dict[str, list[int]] = {}
+    for dataset, images in saved(folder):
+        found.setdefault(dataset, []).append(images)
+    out = []
+    for number, (dataset, there) in enumerate(found.items()):
+        for images in sorted({there[0], there[-1], best if best in there else there[0]}):
+            words = [w for w, at in (("first", there[0]), ("best", best), ("newest", there[-1])) if at == images]
+            title = f"{dataset} at {images:,} images seen ({' and '.join(words)})"
+            png = draw_embedding(load_embedding(folder, dataset, images), title)
+            out.append(Picture(f"embedding_{number}_{words[0]}.png", png, title))
+    return out
+
+
+def _summary(rows: Sequence[Row], stopping: Row) -> str:
+    count = {status: sum(row.get("status") == status for row in rows) for status in ("ok", "failed", "dropped")}
+    said = [f"{count['ok']} evaluated"] + [f"{n} {status}" for status, n in count.items() if n and status != "ok"]
+    figures = [("evaluations", f"{len(rows)}: {', '.join(said)}")]
+    figures.append(("images seen", f"{rows[0][X]:,} to {rows[-1][X]:,}"))
+    if stopping.get("metric"):
+        metric, best = str(stopping["metric"]), stopping.get("best_images")
+        value = next((row[metric] for row in reversed(rows) if row[X] == best and metric in row), None)
+        words = f"{best:,} images" if best is not None else "none yet"
+        shown = f", {_number(value)}" if value is not None else ""
+        extreme = "smallest" if stopping.get("mode") == "min" else "largest"
+        figures.append(("best evaluation", f"{words}{shown} ({extreme} {metric})"))
+        decided = stopping.get("decided_at_images")
+        when = f" at {decided:,} images" if decided is not None else ""
+        figures.append(("early stopping", f"{'stop' if stopping.get('stop') else 'go on'}{when}"))
+    newest = next((row for row in reversed(rows) if row.get("status") == "ok"), None)
+    for name in named([newest]) if newest is not None else []:
+        if name.metric in MEANINGS:
+            meaning = MEANINGS[name.metric]
+            figures.append((f"{name.dataset}: {meaning.title}", f"{_value(newest or {}, name.full)} ({meaning.best})"))
+    return "<dl>" + "".join(f"<dt>{html.escape(a)}</dt><dd>{html.escape(b)}</dd>" for a, b in figures) + "</dl>"
+
+
+def _meanings(rows: Sequence[Row]) -> str:
+    there = dict.fromkeys(n.metric for n in named(rows))
+    shown = [meaning for metric, meaning in MEANINGS.items() if metric in there]
+    if any(SPLIT.fullmatch(metric) for metric in there):
+        shown.append(SPLITS)
+    items = (
+        f"<dt>{html.escape(m.title)}</dt><dd class=plain>{html.escape(m.sentence)} <b>{html.escape(m.best)}.</b></dd>"
+        for m in shown
+    )
+    return f"<dl>{''.join(items)}</dl>" if shown else ""
+
+
+def _table(rows: Sequence[Row], best: int | None) -> str:
+    """Every evaluation, the newest first; metrics per evaluator and dataset."""
+    metrics = [n for n in named(rows) if not SPLIT.fullmatch(n.metric)]
+    groups: dict[tuple[str, str], list[Named]] = {}
+    for name in metrics:
+        groups.setdefault((name.plugin, name.dataset), []).append(name)
+    own = ("images seen", "tune index", "status")
+    after = ("lag, images", "lag, s", "evaluator, s")
+    over = f"<th colspan={len(own)}></th>"
+    over += "".join(f"<th colspan={len(g)}>{html.escape(' / '.join(key))}</th>" for key, g in groups.items())
+    over += f"<th colspan={len(after)}>time</th>"
+    names = [*own, *(n.metric for g in groups.values() for n in g), *after]
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
+    body = "".join(_line(row, [n.full for g in groups.values() for n in g], best) for row in reversed(rows))
+    return (
+        f"<div class=wide><table><thead><tr>{over}</tr><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        "<p class=muted>In brackets: 95% interval. Empty: not due at this evaluation, or a note says why there is none."
+        "</p>"
+    )
+
+
+def _line(row: Row, metrics: Sequence[str], best: int | None) -> str:
+    status = str(row.get("status", ""))
+    images = f"{row[X]:,}" + (" ★" if row[X] == best else "")
+    cells = [images, _number(row.get("tune/tune_index")), status, *(_value(row, metric) for metric in metrics)]
+    cells += [_number(row.get(f"tune/{name}")) for name in ("lag_images", "lag_s", "evaluator_s")]
+    kind = f' class="{status}"' if status in ("failed", "dropped") else ""
+    return f"<tr{kind}>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
+
+
+def _notes(rows: Sequence[Row]) -> str:
+    """Each note once, with the evaluations that it is of."""
+    found: dict[str, list[int]] = {}
+    for row in rows:
+        for note in row.get("notes") or ():
+            found.setdefault(str(note), []).append(int(row[X]))
+    items = []
+    for note, images in found.items():
+        several = f"{len(images)} evaluations, at {images[0]:,} to {images[-1]:,} images"
+        where = several if len(images) > 1 else f"at {images[0]:,} images"
+        items.append(f"<li>{html.escape(note)} <span class=muted>({where})</span></li>")
+    return f"<ul>{''.join(items)}</ul>" if items else ""
+
+
+def _errors(rows: Sequence[Row]) -> str:
+    found = [row for row in rows if row.get("error")]
+    return "".join(
+        f"<h3>At {row[X]:,} images: {html.escape(str(row.get('status', '')))}</h3>"
+        f"<pre>{html.escape(str(row['error']))}</pre>"
+        for row in found
+    )
+
+
+def _value(row: Row, metric: str) -> str:
+    """A metric with its interval; empty where it was not computed."""
+    if metric not in row:
+        return ""
+    low, high = (row.get(f"{metric}_{end}") for end in ("low", "high"))
+    ends = f" [{_number(low)}, {_number(high)}]" if low is not None and high is not None else ""
+    return _number(row[metric]) + ends
+
+
+def _number(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, int):
+        return f"{value:,}"
+    if not isinstance(value, float) or not math.isfinite(value):
+        return str(value)
+    return f"{value:,.0f}" if value == round(value) and abs(value) >= 1 else f"{value:.4g}".replace("-", "−")
+
+
+def _section(title: str, content: str, lead: str = "") -> str:
+    return f"<section><h2>{html.escape(title)}</h2>{lead}{content}</section>" if content else ""
+
+
+def _figure(picture: Picture) -> str:
+    source = "data:image/png;base64," + b64encode(picture.png).decode()
+    caption = html.escape(picture.caption)
+    return f'<figure><img alt="{caption}" src="{source}"><figcaption>{caption}</figcaption></figure>'
+
+
+PAGE = Template("""<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>
+:root { color-scheme: light; --ink: #1b2333; --muted: #5f6b7e; --card: #f4f6f9; --line: #dfe4ea }
+body { margin: 0 auto; max-width: 1280px; padding: 48px 28px 80px; color: var(--ink); background: #fff;
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif }
+h1 { font-size: 32px; line-height: 1.2; margin: 0; overflow-wrap: anywhere } h2 { font-size: 20px; margin: 0 0 16px }
+h3 { font-size: 15px; margin: 18px 0 6px }
+.lead, .muted { color: var(--muted) } .lead { max-width: 46em; margin: 12px 0 0 } .muted { font-size: 14px }
+section { border-top: 1px solid var(--line); padding-top: 28px; margin-top: 40px }
+dl { display: grid; grid-template-columns: minmax(auto, 24em) 1fr; gap: 6px 28px; margin: 0 }
+dt { color: var(--muted); overflow-wrap: anywhere } dd { margin: 0; font-weight: 600; overflow-wrap: anywhere }
+dd.plain { font-weight: 400 } li { overflow-wrap: anywhere; margin-bottom: 6px }
+figure { margin: 0 0 28px } img { width: 100%; display: block; border: 1px solid var(--line); border-radius: 8px }
+figcaption { color: var(--muted); font-size: 14px; margin-top: 8px }
+pre { font: 13px/1.5 ui-monospace, "DejaVu Sans Mono", monospace; background: var(--card); padding: 12px; margin: 0;
+  overflow-x: auto; border-radius: 8px; white-space: pre-wrap; overflow-wrap: anywhere }
+.wide { overflow-x: auto } table { border-collapse: collapse; font-size: 13px; white-space: nowrap }
+th, td { padding: 5px 12px; text-align: right; border-bottom: 1px solid var(--line) }
+th { color: var(--muted); font-weight: 600 } thead tr:first-child th { text-align: left; border: 0 }
+tr.failed td { background: #fdeef4 } tr.dropped td { color: var(--muted); background: var(--card) }
+</style>
+<h1>$title</h1>
+<p class="lead">Snapshots of the encoder were judged while the training went on: does it see the tissue, or the centre
+that a slide comes from?</p>
+$body
+</html>
+""")
