@@ -166,14 +166,19 @@ def realised_v(rows: Ints, labels: Labels, centers: Labels) -> float:
 def _drawn(design: Design, table: Cells, tests: list[list[frozenset[str]]], rng: np.random.Generator) -> Repetition:
     plan = design.plan
     order: dict[tuple[int, int], list[Ints]] = {}
+    test: list[Ints] = []
     for i in range(len(design.centers)):
         choice = tests[i][int(rng.integers(len(tests[i])))] if tests[i] else None
         for j in range(len(design.classes)):
             names = sorted(table[i, j])
             names = [names[n] for n in rng.permutation(len(names))]
-            if choice is not None:  # the slides that test stand last
-                names = [n for n in names if n not in choice] + [n for n in names if n in choice]
-            order[i, j] = [rng.permutation(table[i, j][n])[: plan.patches] for n in names]
+            drawn = {n: rng.permutation(table[i, j][n])[: plan.patches] for n in names}
+            if choice is None:
+                tested = names[plan.train + 1 :]
+            else:  # no others test: those may train for another class
+                tested = [n for n in names if n in choice]
+            order[i, j] = [drawn[n] for n in names if n not in tested]
+            test += [drawn[n] for n in tested]
     train, validation = [], []
     for s in range(plan.splits):
         slots = plan.slots(s)
@@ -184,7 +189,6 @@ def _drawn(design: Design, table: Cells, tests: list[list[frozenset[str]]], rng:
             if slots[i, j]:
                 held.append(found[slots[i, j]][: max(1, plan.patches * int(slots[i, j]) // plan.train)])
         validation.append(np.concatenate(held))
-    test = [row for found in order.values() for row in found[plan.train + 1 :]]
     return Repetition(tuple(train), tuple(validation), np.concatenate(test))
 
 

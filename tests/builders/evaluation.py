@@ -29,6 +29,7 @@ def cohort(
     *,
     slides: int = 6,
     patches: int = 8,
+    sizes: tuple[int, ...] = (),
     classes: int = 2,
     centers: int = 2,
     dim: int = 24,
@@ -38,16 +39,18 @@ def cohort(
     ood: bool = False,
     seed: int = 0,
 ) -> Cohort:
-    """`slides` slides of `patches` patches in every cell; with `ood` as many of a further centre."""
+    """`slides` slides of `patches` patches in every cell, or slides of `sizes`; with `ood` as many of a further
+    centre."""
+    sizes = sizes or (patches,) * slides
     g = np.random.default_rng(seed)
     by_class = g.normal(size=(classes, dim)) * biology
     by_center = g.normal(size=(centers + 1, dim)) * shortcut
     rows = []
     for c in range(centers + ood):
         for y in range(classes):
-            for s in range(slides):
+            for s, size in enumerate(sizes):
                 own = g.normal(size=dim) * slide
-                for _ in range(patches):
+                for _ in range(size):
                     rows.append(
                         (by_class[y] + by_center[c] + own + g.normal(size=dim), f"y{y}", f"c{c}", f"s{c}{y}{s}")
                     )

@@ -13,9 +13,19 @@ from sklearn.metrics import balanced_accuracy_score
 
 from core.errors import UserError
 from core.evaluation.apd import CS, average_performance_drop
-from core.evaluation.apd_splits import PLANS, Design, cramers_v, design, opposed, realised_v, repetitions
+from core.evaluation.apd_splits import (
+    PLANS,
+    Design,
+    _lacking,
+    cells,
+    cramers_v,
+    design,
+    opposed,
+    realised_v,
+    repetitions,
+)
 from core.evaluation.datasets import Unfit
-from tests.builders.evaluation import cohort
+from tests.builders.evaluation import Cohort, cohort
 
 
 def grid(centers, classes, slides, patches, shared=False):
@@ -92,6 +102,33 @@ def test_only_feasible_case_splits_are_drawn():
         }
 
 
+def test_slides_that_cannot_be_kept_apart_for_the_test_are_no_feasible_case_split():
+    """Five slides of every class: two train, one validates, two test. At c0 these are six slides in all, and class i is
+    on all but the i-th: two slides that test give two classes only one, three give three classes too many."""
+    labels, centers, slides = grid(2, 6, 5, 4)
+    wanted = Design(opposed(2, 6, 4, 2), ("c0", "c1"), tuple(f"y{i}" for i in range(6)))
+    assert _lacking(wanted, cells(wanted, labels, centers, slides)) == ""
+    names = {f"s0-{y}-{s}": f"case{(y + 1 + s) % 6}" for y in range(6) for s in range(5)}
+    slides = np.array([names.get(slide, slide) for slide in slides])
+    table = cells(wanted, labels, centers, slides)
+    assert not feasible_by_brute_force(table, 0, spare=2, least=2)
+    expected = "the slides of c0 have several classes, and none of them can be kept apart for the test"
+    assert _lacking(wanted, table) == expected
+    for draw in repetitions(design("", labels, centers, slides), labels, centers, slides, count=3, seed=0):
+        assert not set(slides[draw.test]) & {s for train in draw.train for s in slides[train]}
+
+
+def feasible_by_brute_force(table, center, spare, least):
+    """Is there any set of slides that tests `least` slides of every class and takes at most `spare` of it?"""
+    columns = [set(found) for (i, _), found in table.items() if i == center]
+    names = sorted(set().union(*columns))
+    for bits in range(1 << len(names)):
+        taken = {name for b, name in enumerate(names) if bits >> b & 1}
+        if all(least <= len(taken & column) <= spare for column in columns):
+            return True
+    return False
+
+
 def test_a_plan_that_the_data_cannot_fill_is_reduced_and_says_why():
     rows = grid(2, 2, 9, 120)
     found = design("camelyon", *rows)
@@ -128,15 +165,14 @@ def test_cramers_v_is_scipys():
     assert cramers_v([[3, 0], [5, 0]]) == 0 and cramers_v([[3, 0], [0, 5]]) == pytest.approx(1)
 
 
-def test_the_drop_is_that_of_scikit_learn_trained_row_by_row():
-    data = cohort(slides=9, patches=14, biology=0.4, shortcut=0.4, ood=True)
-    got = average_performance_drop(data.x, data.labels, data.centers, data.slides, data.ood, repeats=2)
+def trained_row_by_row(data, found, repeats):
+    """Balanced accuracies `[ID | OOD, repetitions, splits]` of scikit-learn's classifiers."""
     x = data.x / np.linalg.norm(data.x, axis=1, keepdims=True)
     inside, outside = np.flatnonzero(~data.ood), np.flatnonzero(data.ood)
     rows = data.labels[inside], data.centers[inside], data.slides[inside]
-    expected = np.zeros((2, 2, got.design.plan.splits))
-    for r, draw in enumerate(repetitions(got.design, *rows, count=2, seed=1000)):
-        for s in range(got.design.plan.splits):
+    expected = np.zeros((2, repeats, found.plan.splits))
+    for r, draw in enumerate(repetitions(found, *rows, count=repeats, seed=1000)):
+        for s in range(found.plan.splits):
             train, held = inside[draw.train[s]], inside[draw.validation[s]]
             best = -1.0
             for c in CS:
@@ -146,9 +182,15 @@ def test_the_drop_is_that_of_scikit_learn_trained_row_by_row():
                 score = balanced_accuracy_score(data.labels[held], model.predict(x[held]))
                 if score > best + 1e-12:
                     best = score
-                    for where, test in enumerate((inside[draw.test], outside)):
-                        truth = data.labels[test]
-                        expected[where, r, s] = balanced_accuracy_score(truth, model.predict(x[test]))
+                    for where, test in enumerate((inside[draw.test], outside)[: 1 + bool(len(outside))]):
+                        expected[where, r, s] = balanced_accuracy_score(data.labels[test], model.predict(x[test]))
+    return expected
+
+
+def test_the_drop_is_that_of_scikit_learn_trained_row_by_row():
+    data = cohort(slides=9, patches=14, biology=0.4, shortcut=0.4, ood=True)
+    got = average_performance_drop(data.x, data.labels, data.centers, data.slides, data.ood, repeats=2)
+    expected = trained_row_by_row(data, got.design, 2)
     for found, wanted, row in ((got.accuracy_id, expected[0], 1 / 56), (got.accuracy_ood, expected[1], 1 / 252)):
         assert np.abs(found - wanted).max() <= 3 * row, "where a row flips in validation another strength is chosen"
         assert np.abs(found - wanted).mean() <= 1.5 * row
@@ -159,6 +201,21 @@ def test_the_drop_is_that_of_scikit_learn_trained_row_by_row():
     assert got.apd_avg.estimate == pytest.approx(np.mean(drops))
     half = student.ppf(0.975, 1) * drops[0].std(ddof=1) / np.sqrt(2)
     assert (got.apd_id.low, got.apd_id.high) == pytest.approx((drops[0].mean() - half, drops[0].mean() + half))
+
+
+def test_the_drop_of_slides_of_1_to_500_patches_with_copies_is_that_of_scikit_learn():
+    """A third centre has one class only and takes no part; every other patch has an exact copy, as blank tissue has."""
+    data = cohort(sizes=(1, 500, 3, 40, 12, 120, 17, 64, 2), centers=3, biology=0.3, shortcut=0.3)
+    data.x[1::2] = data.x[0 : len(data.x) - 1 : 2]
+    keep = (data.centers != "c2") | (data.labels == "y0")
+    data = Cohort(*(getattr(data, name)[keep] for name in ("x", "labels", "centers", "slides", "ood")))
+    got = average_performance_drop(data.x, data.labels, data.centers, data.slides, data.ood, repeats=3)
+    assert got.design.centers == ("c0", "c1")
+    assert got.correlation == pytest.approx([got.design.plan.correlation(s) for s in range(got.design.plan.splits)])
+    assert got.correlation[0] == 0 and got.correlation[-1] == pytest.approx(1) and (np.diff(got.correlation) > 0).all()
+    inside = Cohort(*(getattr(data, n)[data.centers != "c2"] for n in ("x", "labels", "centers", "slides", "ood")))
+    expected = trained_row_by_row(inside, got.design, 3)[0]
+    assert np.abs(got.accuracy_id - expected).max() <= 3 / 40 and np.abs(got.accuracy_id - expected).mean() <= 1 / 40
 
 
 def test_the_same_seed_gives_the_same_drop():
