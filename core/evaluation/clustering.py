@@ -29,6 +29,7 @@ Ints = npt.NDArray[np.int64]
 KS = range(2, 31)
 SEED = 1337
 SELECTION_INITS, TRIALS, TRIAL_INITS = 20, 50, 5
+SAME = 1e-12  # a cosine distance that float64 cannot tell from 0
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,9 @@ def silhouette(unit: Doubles, labels: Ints) -> float:
     mean = np.where(sizes > 0, total / np.maximum(sizes, 1), np.inf)
     mean[rows, labels] = np.inf
     other = mean.min(axis=1)
-    with np.errstate(invalid="ignore"):
-        value = np.nan_to_num((other - within) / np.maximum(within, other))
+    larger = np.maximum(within, other)
+    alike = larger <= SAME  # copies in two clusters: rounding must not be divided by rounding
+    value = np.divide(other - within, larger, out=np.zeros(len(unit)), where=~alike)
     return float(np.where(own > 1, value, 0.0).mean())
 
 

@@ -60,12 +60,10 @@ def robustness_index(
     k: the number of neighbours, or ``auto``: the one of `KS` with the best balanced accuracy of the neighbours' vote on
     the class, the smallest of equals. parts: rows among which neighbours are searched (pairs of centres and classes);
     their counts are pooled, their accuracies averaged. A query with fewer than k patches of other slides has those.
-    NaN where no neighbour is of either kind. UserError for features that are not finite or zero, Unfit for fewer than
-    two classes or centres, where the index says nothing.
+    NaN where no neighbour is of either kind. UserError for features that are not finite or zero, Unfit where no
+    neighbour can be of one of the kinds, so that the index is 0 or 1 whatever the features.
     """
-    for name, values in (("class", labels), ("medical centre", centers)):
-        if np.unique(values).size < 2:
-            raise Unfit("the robustness index needs two or more", key=name, found=np.unique(values).tolist())
+    _check(labels, centers, slides)
     unit = normalised(features)
     ks = KS if k == "auto" else (int(k),)
     if min(ks) < 1:
@@ -98,6 +96,18 @@ def robustness_index(
         {n: float(values[n - 1]) for n in ks},
         {n: float(a) for n, a in zip(ks, accuracy, strict=True)},
     )
+
+
+def _check(labels: Labels, centers: Labels, slides: Labels) -> None:
+    for name, values in (("class", labels), ("medical centre", centers)):
+        if np.unique(values).size < 2:
+            raise Unfit("the robustness index needs two or more", key=name, found=np.unique(values).tolist())
+    if not any(np.unique(centers[labels == kind]).size > 1 for kind in np.unique(labels)):
+        raise Unfit("no class has two centres: the robustness index would be 0 of any features", key="medical centre")
+    mixed = (np.flatnonzero(centers == center) for center in np.unique(centers))
+    if not any(np.unique(labels[rows]).size > 1 and np.unique(slides[rows]).size > 1 for rows in mixed):
+        message = "no centre has two classes on two slides: the robustness index would be 1 of any features"
+        raise Unfit(message, key="class")
 
 
 def normalised(features: Floats) -> Doubles:

@@ -49,17 +49,21 @@ def test_a_cluster_that_would_be_empty_takes_the_farthest_point():
     assert len(set(labels[0])) == 3 and labels[0, 10] != labels[0, 0]
 
 
+@pytest.mark.parametrize("copies", [False, True])
 @pytest.mark.parametrize("k", [2, 6, 40])
-def test_the_silhouette_is_scikit_learns(k):
+def test_the_silhouette_is_scikit_learns(k, copies):
     x = unit()
+    if copies:
+        x = x[np.random.default_rng(k).integers(0, 150, len(x))]
     labels = np.random.default_rng(k).integers(0, k, len(x))
     labels[0] = labels.max() + 1  # a cluster of one
     labels = np.unique(labels, return_inverse=True)[1]
     assert silhouette(x, labels) == pytest.approx(silhouette_score(x, labels, metric="cosine"), abs=1e-10)
 
 
-def test_the_score_is_that_of_scikit_learns_clusters():
-    data = cohort(slides=3, patches=10, biology=2.0, shortcut=1.0, centers=2, classes=3)
+@pytest.mark.parametrize("sizes", [(10, 10, 10), (1, 120, 3, 40)])
+def test_the_score_is_that_of_scikit_learns_clusters(sizes):
+    data = cohort(sizes=sizes, biology=2.0, shortcut=1.0, centers=2, classes=3)
     got = clustering_score(data.x, data.labels, data.centers, ks=range(2, 8), trials=4)
     x = data.x / np.linalg.norm(data.x, axis=1, keepdims=True)
     assert len(got.pairs) == 3 and got.score == pytest.approx(np.mean([p.score for p in got.pairs]))
@@ -82,6 +86,29 @@ def test_the_same_features_give_the_same_score():
     data = cohort(slides=2, patches=8)
     one, two = (clustering_score(data.x, data.labels, data.centers, ks=range(2, 5), trials=3) for _ in range(2))
     assert one == two
+
+
+def test_exact_copies_are_clustered_as_scikit_learn_does():
+    """Four points, a hundred times each: more clusters than that have no silhouette to gain."""
+    labels, centers = np.repeat(["a", "b"], 200), np.tile(["p", "q"], 200)
+    corner = {("a", "p"): [3, 0, 1], ("a", "q"): [3, 1, 1], ("b", "p"): [0, 3, 1], ("b", "q"): [1, 3, 1]}
+    x = np.array([corner[pair] for pair in zip(labels.tolist(), centers.tolist(), strict=True)], float)
+    got = clustering_score(x, labels, centers, ks=range(2, 9), trials=3)
+    fit = KMeans(4, init="random", n_init=50, random_state=0).fit(x / np.linalg.norm(x, axis=1, keepdims=True))
+    by_class, by_center = (adjusted_rand_score(values, fit.labels_) for values in (labels, centers))
+    assert got.pairs[0].k == 4
+    assert (got.pairs[0].ari_class, got.pairs[0].ari_center) == pytest.approx((by_class, by_center))
+
+
+def test_a_centre_of_one_class_takes_part_in_no_pair():
+    data = cohort(slides=2, patches=6, centers=3)
+    keep = (data.centers != "c2") | (data.labels == "y0")
+    rows = data.x[keep], data.labels[keep], data.centers[keep]
+    got = clustering_score(*rows, ks=range(2, 4), trials=2)
+    assert [pair.centers for pair in got.pairs] == [("c0", "c1")]
+    inside = data.centers != "c2"
+    alone = clustering_score(data.x[inside], data.labels[inside], data.centers[inside], ks=range(2, 4), trials=2)
+    assert got == alone
 
 
 def test_pairs_need_all_four_cells():

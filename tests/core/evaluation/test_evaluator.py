@@ -56,6 +56,8 @@ def test_an_encoder_with_a_shortcut_ranks_below_one_without_on_every_metric(tmp_
         assert low < results[2.5][f"pathorob/hospitals/{key}"] < high < 0
     v = [results[0.0][f"pathorob/hospitals/cramers_v_{s}"] for s in range(3)]
     assert v == pytest.approx([0, 0.5, 1])
+    of = {name: [results[s][f"pathorob/hospitals/{name}"] for s in (0.0, 2.5)] for name in ("ari_center", "acc_knn")}
+    assert of["ari_center"][0] < of["ari_center"][1]
 
 
 def test_a_metric_that_the_data_cannot_carry_is_left_out_with_its_reason(tmp_path):

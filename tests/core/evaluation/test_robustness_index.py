@@ -133,3 +133,16 @@ def test_what_has_no_index_is_refused_by_name():
         robustness_index(x, labels, np.zeros(30), slides, k=3)
     with pytest.raises(Unfit, match="class"):
         robustness_index(x, np.zeros(30), centers, slides, k=3)
+
+
+def test_centres_of_one_class_each_are_refused_as_the_index_would_be_1_of_any_features():
+    """So are the tissue source sites of TCGA: every one sends one organ."""
+    x, labels, centers, slides = uneven(6, sizes=(20,) * 8, centers=4)
+    so, os, _ = brute_force(x, centers // 2, centers, slides, 5)
+    assert os == 0 and so > 0
+    with pytest.raises(Unfit, match=r"no centre has two classes.*would be 1"):
+        robustness_index(x, centers // 2, centers, slides, k=5)
+    with pytest.raises(Unfit, match=r"no class has two centres.*would be 0"):
+        robustness_index(x, slides, slides // 2, slides, k=5)
+    with pytest.raises(Unfit, match="two classes on two slides"):
+        robustness_index(x, labels, slides, slides, k=5)
