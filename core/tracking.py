@@ -320,7 +320,7 @@ def _metrics(row: Mapping[str, Any], marker: str) -> list[Any]:
 
     stamp = int(1e3 * row.get(TIME, time.time()))
     numbers = {k: v for k, v in row.items() if isinstance(v, int | float) and not isinstance(v, bool) and k != TIME}
-    step = numbers.pop(MARKER)
+    step = int(numbers.pop(MARKER))
     return [Metric(key, float(value), stamp, step) for key, value in {**numbers, marker: step}.items()]
 
 

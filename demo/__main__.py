@@ -89,6 +89,7 @@ def main(argv: Sequence[str]) -> None:
             "demo",
             f"data.slide_manifest_csv={manifest}",
             f"output={run}",
+            *_robustness(manifest),
             *arguments.training,
         ],
         [
@@ -122,6 +123,15 @@ def _slides(arguments: Arguments, output: Path) -> Path:
     count = 2 * settings.slides_per_hospital
     _say(f"1/5  a cohort of {count} slides of two hospitals, painted (under a minute, once)")
     return generate(output / "cohort", settings)
+
+
+def _robustness(manifest: Path) -> list[str]:
+    """Evaluations beside the training, where there are labelled patches to judge on: those of the made cohort."""
+    patches = manifest.with_name("patches.csv")
+    if not patches.is_file():
+        return []
+    where = "datasets.hospitals.manifest_csv"
+    return ["--config", "demo_robustness", *(f"tuning.plugins[{i}].{where}={patches}" for i in range(2))]
 
 
 def _run(title: str, command: list[str]) -> float:

@@ -32,6 +32,8 @@ class Facts:
     images_per_s: float | None
     train_s: float
     total_s: float
+    robustness: tuple[float, float] | None = None
+    evaluations: int = 0
     files: dict[str, Path] = field(default_factory=dict)
 
     @property
@@ -50,6 +52,7 @@ def gather(output: Path, manifest: Path, train_s: float, total_s: float) -> Fact
     catalog = json.loads((output / "run" / "indexes" / "anchor_catalog_manifest.json").read_text())
     lines = (output / "run" / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines if line.strip()]
+    judged = _judged(output / "run")
     speeds = sorted(row["images_per_s"] for row in rows if row.get("images_per_s") is not None)
     return Facts(
         output=output,
@@ -64,8 +67,18 @@ def gather(output: Path, manifest: Path, train_s: float, total_s: float) -> Fact
         images_per_s=speeds[len(speeds) // 2] if speeds else None,
         train_s=train_s,
         total_s=total_s,
+        robustness=first_and_last(judged, "pathorob/hospitals/ri"),
+        evaluations=len(judged),
         files=_files(output),
     )
+
+
+def _judged(run: Path) -> list[dict[str, float]]:
+    """The rows of evaluations that succeeded, by images."""
+    path = run / "robustness.jsonl"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    rows = [row for row in map(json.loads, lines) if row["status"] == "ok"]
+    return sorted(rows, key=lambda row: row["images_seen"])
 
 
 def first_and_last(rows: list[dict[str, float]], metric: str) -> tuple[float, float] | None:
@@ -85,6 +98,7 @@ def _files(output: Path) -> dict[str, Path]:
         "anchor catalog": run / "indexes" / "anchor_catalog_manifest.json",
         "previews": pictures,
         "overlays": pictures / "overlays",
+        "robustness": run / "robustness" / "report.html",
         "training curves": pictures / "curves.png",
         "cohort": output / "cohort",
     }
@@ -113,6 +127,9 @@ def figures(facts: Facts) -> list[tuple[str, str]]:
         out.append(("RankMe", f"{facts.rankme[0]:.1f} → {facts.rankme[1]:.1f} effective dimensions"))
     if facts.deviation:
         out.append(("feature deviation", f"{facts.deviation[0]:.3f} → {facts.deviation[1]:.3f} (0 would be collapse)"))
+    if facts.robustness:
+        change = f"{facts.robustness[0]:.3f} → {facts.robustness[1]:.3f}"
+        out.append(("robustness index", f"{change} over {facts.evaluations} evaluations (1: hospitals do not matter)"))
     if facts.images_per_s:
         out.append(("speed", f"{facts.images_per_s:.1f} images/s"))
     out.append(("time", f"{facts.total_s:.0f} s, of which index, anchors and training {facts.train_s:.0f} s"))
@@ -124,6 +141,7 @@ def write_page(output: Path, facts: Facts) -> Path:
     pictures = output / "pictures"
     sections = [
         _section("Learning", [(pictures / "curves.png", "Training curves over images seen.")]),
+        _section("Robustness between the two hospitals", _robustness(output / "run" / "robustness")),
         _section("What training sees", _previews(pictures)),
         _section("Close up", [(p, "Steps 2 to 5.") for p in sorted(pictures.glob("zoom4_*.png"))[:1]]),
         _section("Tissue and anchors", [(p, p.stem) for p in sorted((pictures / "overlays").glob("*.png"))], grid=True),
@@ -144,6 +162,12 @@ def write_page(output: Path, facts: Facts) -> Path:
 def _previews(pictures: Path) -> list[tuple[Path, str]]:
     reveals, flows = (sorted(pictures.glob(p)) for p in ("ijepa_*.gif", "preview_*.png"))
     return [(p, "One sample, step by step.") for p in reveals[:1]] + [(p, "") for p in flows[1:3]]
+
+
+def _robustness(folder: Path) -> list[tuple[Path, str]]:
+    captions = {"first": "Before training: the same patches by class and by hospital.", "newest": "After it."}
+    embeddings = [(folder / f"embedding_0_{name}.png", text) for name, text in captions.items()]
+    return [(folder / "curves.png", "Metrics of the snapshots, evaluated while the training went on."), *embeddings]
 
 
 def _section(title: str, pictures: list[tuple[Path, str]], *, grid: bool = False) -> str:

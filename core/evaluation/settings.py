@@ -177,6 +177,8 @@ class TuningConfig:
 
     def _check_selection(self) -> None:
         selection, key = self.early_stopping.selection, "tuning.early_stopping.selection"
+        found: object
+        expected: object
         self.early_stopping.rule()
         plugin = next((plugin for plugin in self.plugins if plugin.name == selection.plugin), None)
         if plugin is None:
