@@ -17,7 +17,7 @@ from core.search.objective import Objective
 from core.search.space import Dimension
 
 WORST, MIDDLE, GOOD = ACCENTS[2], FAINT, ACCENTS[0]
-STYLES = {FINISHED: "-", STOPPED: (0, (4, 2)), FAILED: (0, (1, 2)), UNFINISHED: (0, (6, 1.5, 1, 1.5))}
+STYLES: dict[str, Any] = {FINISHED: "-", STOPPED: (0, (4, 2)), FAILED: (0, (1, 2)), UNFINISHED: (0, (6, 1.5, 1, 1.5))}
 LABELS = {FINISHED: "finished", STOPPED: "stopped early", FAILED: "failed", UNFINISHED: "not finished"}
 SPREAD = 0.05  # of an axis: how far lines of one choice lie apart
 LOG_FROM = 20.0  # ratio of largest to smallest objective from which its axis is logarithmic
@@ -123,7 +123,7 @@ def _draw_trial(axes: Any, columns: Sequence[Axis], entry: Entry, best: bool, sp
     for x, column in enumerate(columns[:-1]):
         if column.title in entry.values:
             points.append((x, column.place(entry.values[column.title]) + (spread if column.categorical else 0.0)))
-    colour = MUTED
+    colour: Any = MUTED
     if entry.best is not None and entry.status != FAILED:
         place = columns[-1].place(entry.best[1])
         points.append((len(columns) - 1, place))
