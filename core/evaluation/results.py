@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
+import socket
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -165,12 +167,14 @@ class Results:
         return removed
 
     def claim(self, who: str) -> bool:
-        """Say that `who` evaluates this run; False while another does, or did less than a minute ago."""
+        """Say that `who` evaluates this run; False while another does, or may: it gave a sign of life less than a
+        minute ago, and is not known to be dead."""
         other = _alive(self.store)
-        if other is not None and other["who"] != who and time.time() - other["time"] < ALIVE_FOR_S:
+        if other is not None and other["who"] != who and not _dead(other):
             return False
         if other is None or other["who"] != who or time.time() - other["time"] >= ALIVE_EVERY_S:
-            self.store.write_bytes(ALIVE, json.dumps({"who": who, "time": time.time()}).encode())
+            sign = {"who": who, "time": time.time(), "host": socket.gethostname(), "pid": os.getpid()}
+            self.store.write_bytes(ALIVE, json.dumps(sign).encode())
         return True
 
     def release(self) -> None:
@@ -223,6 +227,21 @@ def _alive(store: Storage) -> dict[str, Any] | None:
     except (MissingFile, json.JSONDecodeError):
         return None
     return found
+
+
+def _dead(other: Mapping[str, Any]) -> bool:
+    """Whether an evaluator has been silent for long, or is a process of this machine that is no more."""
+    if time.time() - other["time"] >= ALIVE_FOR_S:
+        return True
+    if other.get("host") != socket.gethostname() or other.get("pid") == os.getpid():
+        return False
+    try:
+        os.kill(other["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
 
 
 def _identity(found: Committed) -> str:

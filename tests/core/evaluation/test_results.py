@@ -198,6 +198,19 @@ def test_a_run_has_one_evaluator_at_a_time(tmp_path, monkeypatch):
     assert not watched(str(tmp_path))
 
 
+def test_the_evaluator_of_a_killed_process_of_this_machine_is_followed_at_once(tmp_path):
+    import subprocess
+
+    process = subprocess.Popen(["true"])
+    process.wait()
+    opened(tmp_path).claim("dead")
+    sign = json.loads((tmp_path / results.ALIVE).read_text())
+    (tmp_path / results.ALIVE).write_text(json.dumps({**sign, "pid": process.pid}))
+    assert opened(tmp_path).claim("next")
+    (tmp_path / results.ALIVE).write_text(json.dumps({**sign, "who": "far", "pid": process.pid, "host": "elsewhere"}))
+    assert not opened(tmp_path).claim("next"), "of another machine only silence is a sign"
+
+
 def test_a_damaged_decision_is_named(tmp_path):
     (tmp_path / DECISION).write_text("{")
     with pytest.raises(UserError, match=DECISION):
