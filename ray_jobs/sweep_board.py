@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -81,7 +81,9 @@ def write_board(store: Storage, sweep: Sweep) -> Entry | None:
 def best_yaml(job: TrainingJob, best: Entry, space: Mapping[str, Dimension], objective: Objective) -> str:
     """The job's config with the best trial's values, under the command that runs it."""
     assert best.best is not None
-    config = OmegaConf.create(job.load(best.values).yaml)
+    loaded = job.load(best.values).config
+    located = getattr(job.module, "located", lambda config: config)  # it may be run from another folder
+    config = OmegaConf.structured(replace(located(loaded), output=None))
     if uri := OmegaConf.select(config, URI):
         OmegaConf.update(config, URI, public(str(uri)))
     value, images = best.best[1], best.best[0]
