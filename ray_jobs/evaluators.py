@@ -222,6 +222,7 @@ class Evaluators:
             "encoder": f"{chosen.next.path}/encoder" if self.given is None else chosen.next.path,
             "due": json.dumps(chosen.due),
             "images_seen": chosen.next.images_seen,
+            "neighbours": json.dumps(self.results.neighbours()),
         }
 
     def _snapshots(self) -> list[Any]:
@@ -252,6 +253,11 @@ class Evaluators:
         if self.owner:
             self.results.prune(self.tuning.execution.keep_last_n_snapshots, self.tag)
         if decision is not None and decision.stop and self.tuning.early_stopping.stop_training:
+            best = (
+                "never a number" if decision.best is None else f"{decision.best:.4f} at {decision.best_images:,} images"
+            )
+            key = self.tuning.early_stopping.selection.key
+            log.warning("early stopping: %s was best with %s, decided at %s", key, best, f"{images:,}")
             self._stop_training(EARLY_STOPPED)
         if time.monotonic() - self._reported >= REPORT_EVERY_S:
             self.report()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,14 +57,27 @@ class Judge:
                 notes += [f"{name}: {note}" for note in self._dataset(name, config).notes]
         return list(dict.fromkeys(notes))
 
-    def judge(self, encoder: str, due: Due, device: Device, images_seen: int) -> Judged:
-        """The metrics `due` of the encoder artifact in a folder. Raises UserError for images that cannot be encoded."""
+    def judge(
+        self,
+        encoder: str,
+        due: Due,
+        device: Device,
+        images_seen: int,
+        neighbours: Mapping[str, int] | None = None,
+    ) -> Judged:
+        """The metrics `due` of the encoder artifact in a folder. Raises UserError for images that cannot be encoded.
+
+        neighbours: by dataset, the k that ``auto`` chose at the run's first evaluation. Indices of another k do not
+        compare, so it holds for all later ones.
+        """
         judged, features = Judged(), dict[tuple[Any, ...], npt.NDArray[np.float32]]()
         for plugin in self.plugins:
             for name, config in plugin.datasets.items():
                 if not due.get(plugin.name):
                     continue
                 dataset = self._dataset(name, config)
+                if dataset.neighbours == "auto" and name in (neighbours or {}):
+                    dataset = replace(dataset, neighbours=(neighbours or {})[name])
                 key = (name, config.manifest_csv, config.root, plugin.features, plugin.resize)
                 if key not in features:
                     features[key] = features_of(dataset, encoder, device, image_settings(plugin))

@@ -91,6 +91,15 @@ class Results:
         self.rows.append(row)
         return row
 
+    def neighbours(self) -> dict[str, int]:
+        """By dataset, the k that the first of its robustness indices was taken with."""
+        found: dict[str, int] = {}
+        for row in self.rows:
+            for key in row:
+                if key.startswith("pathorob/") and key.endswith("/ri_k"):
+                    found.setdefault(key.split("/", 1)[1].rpartition("/")[0], int(row[key]))
+        return found
+
     def dropped(self) -> int:
         return sum(row["status"] == "dropped" for row in self.rows)
 

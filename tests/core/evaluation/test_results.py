@@ -87,6 +87,17 @@ def test_a_restarted_evaluator_knows_what_was_judged_failed_and_dropped(tmp_path
     assert judged(str(tmp_path), 100) and not judged(str(tmp_path), 300)
 
 
+def test_the_neighbourhood_of_the_first_index_holds_for_the_run(tmp_path):
+    for i in range(3):
+        snapshot(tmp_path, 100 * i, i)
+    found = opened(tmp_path)
+    a, b, c = found.snapshots()
+    found.record(a, "ok", {}, **{"probe/hospitals/knn_id": 0.5})
+    found.record(c, "ok", {}, **{"pathorob/hospitals/ri_k": 11.0, "pathorob/a/b/ri_k": 3.0})
+    found.record(b, "ok", {}, **{"pathorob/hospitals/ri_k": 1.0})
+    assert opened(tmp_path).neighbours() == {"hospitals": 11, "a/b": 3}
+
+
 def test_rows_of_another_run_in_the_same_folder_do_not_count(tmp_path):
     snapshot(tmp_path, 100, 1)
     judge(opened(tmp_path), 0.9)
