@@ -162,6 +162,7 @@ def stopped(ray_cluster, tmp_path_factory):
 
 
 @pytest.mark.ray
+@pytest.mark.heavy
 def test_early_stopping_ends_the_training_after_its_patience_and_says_where(stopped):
     decision = read_decision(str(stopped[0]))
     assert decision["stop"] and decision["metric"] == RI and decision["best_images"] == 0
@@ -173,6 +174,7 @@ def test_early_stopping_ends_the_training_after_its_patience_and_says_where(stop
 
 
 @pytest.mark.ray
+@pytest.mark.heavy
 def test_in_sync_mode_no_evaluation_is_dropped_and_each_is_there_before_the_next_step(stopped):
     found = rows(stopped[0])
     assert [row["status"] for row in found] == ["ok"] * len(found) and len(found) >= 3
@@ -181,6 +183,7 @@ def test_in_sync_mode_no_evaluation_is_dropped_and_each_is_there_before_the_next
 
 
 @pytest.mark.ray
+@pytest.mark.heavy
 def test_the_best_snapshot_is_a_copy_with_its_encoder(stopped):
     (best,) = list_committed(str(stopped[0] / "checkpoints"), BEST)
     assert best.meta["images_seen"] == 0
@@ -188,6 +191,7 @@ def test_the_best_snapshot_is_a_copy_with_its_encoder(stopped):
 
 
 @pytest.mark.ray
+@pytest.mark.heavy
 def test_a_run_that_early_stopping_has_ended_is_left_as_it_is_by_the_same_command(stopped, capsys):
     run, manifest, argv = stopped
     before = weights(run)
