@@ -99,9 +99,8 @@ def saving(number, events):
     plan = SimpleNamespace(sources=pa.table({"slide_id": ["s0"]}))
     fault = Fault(5, 0, 17, 0, "missing", "a.tiff", "", False)
     worker = rank(number, store=events, device=events, plan=plan, faults=[fault], log=events if number == 0 else None)
-    worker._save_checkpoint = lambda tick, tensors: events.append("checkpoint")
-    state = SimpleNamespace(tensors=dict)
-    worker._save(SimpleNamespace(images_seen=8, state=state))
+    worker._save_checkpoint = lambda state, tensors, snapshot: events.append("checkpoint")
+    worker._save_state(SimpleNamespace(tensors=dict, images_seen=8))
     return worker
 
 
@@ -118,3 +117,61 @@ def test_where_the_list_cannot_be_written_no_checkpoint_is_begun_and_no_rank_wai
     assert events == ["all ranks are here"] and isinstance(worker.failed, StorageError)
     with pytest.raises(StorageError):  # another rank ends by it, and so the group
         saving(1, Events(full=True))
+
+
+def test_which_saves_are_snapshots_for_evaluators_and_what_their_numbers_are():
+    saved = []
+    worker = rank(parts=SimpleNamespace(settings=SimpleNamespace(snapshot_every=100), tuning=None))
+    worker._save_state = lambda state, snapshot=None: saved.append(snapshot)
+
+    def save(images, snapshot=False, end=None):
+        worker._save(SimpleNamespace(images_seen=images, snapshot=snapshot, end=end, state=None))
+        return saved.pop()
+
+    assert save(96) is None and save(104, snapshot=True) == 1 and save(200, snapshot=True) == 2
+    assert save(250, end="budget") is None, "without evaluators the last state is a checkpoint like others"
+    worker.parts.tuning = object()
+    assert save(250, end="budget") == 3 and save(300, snapshot=True, end="budget") == 3
+    assert save(150, end="stopped") is None, "a run that is interrupted goes on"
+
+
+def test_a_stop_that_an_evaluator_asked_for_ends_the_run_as_early_stopped(tmp_path):
+    from ray_jobs.trainer import request_stop
+
+    worker = rank(store=Storage.of(tmp_path))
+    assert worker._reason("budget", 8) == "budget" and worker._reason("stopped", 8) == "stopped"
+    request_stop(str(tmp_path))
+    assert worker._reason("stopped", 8) == "stopped", "somebody's own wish"
+    request_stop(str(tmp_path), "early_stopped")
+    assert worker._reason("stopped", 8) == "early_stopped" and worker._reason("budget", 8) == "budget"
+    (tmp_path / "STOP").write_bytes(b"")
+    assert worker._reason("stopped", 8) == "stopped", "touched by hand"
+
+
+def test_in_sync_mode_a_rank_waits_until_the_snapshot_is_judged_and_no_longer_than_anybody_judges(
+    tmp_path, monkeypatch
+):
+    from core.evaluation import results
+
+    monkeypatch.setattr("ray_jobs.train_worker.SYNC_POLL_S", 0.0)
+    asked = []
+
+    def judged(run_dir, images):
+        asked.append(images)
+        return len(asked) >= 3
+
+    tuning = SimpleNamespace(execution=SimpleNamespace(mode="sync"))
+    device = SimpleNamespace(broadcast_object=lambda value: value)
+    worker = rank(store=Storage.of(tmp_path), device=device, parts=SimpleNamespace(tuning=tuning))
+    monkeypatch.setattr(results, "judged", judged)
+    monkeypatch.setattr(results, "watched", lambda run_dir: True)
+    worker._wait_for_evaluation(8)
+    assert asked == [8, 8, 8]
+    asked.clear()
+    monkeypatch.setattr(results, "judged", lambda run_dir, images: asked.append(images))
+    monkeypatch.setattr(results, "watched", lambda run_dir: len(asked) < 2)
+    worker._wait_for_evaluation(16)
+    assert asked == [16, 16]
+    tuning.execution.mode = "async"
+    worker._wait_for_evaluation(24)
+    assert asked == [16, 16]
