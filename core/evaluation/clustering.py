@@ -107,6 +107,19 @@ def silhouette(unit: Doubles, labels: Ints) -> float:
     return float(np.where(own > 1, value, 0.0).mean())
 
 
+def adjusted_rand(a: Labels, b: Labels) -> float:
+    """Hubert and Arabie's index of two partitions `[N]`, as scikit-learn's: 1 for equal ones, about 0 for chance."""
+    a, b = (np.unique(values, return_inverse=True)[1] for values in (a, b))
+    table = np.bincount(a * (b.max() + 1) + b, minlength=(a.max() + 1) * (b.max() + 1)).reshape(a.max() + 1, -1)
+
+    def together(counts: Ints) -> float:
+        return float((counts * (counts - 1)).sum()) / 2
+
+    both, first, second = together(table), together(table.sum(axis=1)), together(table.sum(axis=0))
+    expected, most = first * second / max(together(np.array([len(a)])), 1.0), (first + second) / 2
+    return (both - expected) / (most - expected) if most != expected else 1.0
+
+
 def _of_pair(
     unit: Doubles,
     labels: Labels,
@@ -116,14 +129,12 @@ def _of_pair(
     trials: int,
     seed: int,
 ) -> PairScore:
-    from sklearn.metrics import adjusted_rand_score
-
     points = Points(unit)
     k = _clusters(unit, points, [k for k in ks if k < len(unit)], seed)
     begin = np.concatenate([starts(len(unit), k, TRIAL_INITS, seed + t) for t in range(trials)])
     found = best_of(*kmeans(points, begin), trials)
-    by_class = float(np.mean([adjusted_rand_score(labels, clusters) for clusters in found]))
-    by_center = float(np.mean([adjusted_rand_score(centers, clusters) for clusters in found]))
+    by_class = float(np.mean([adjusted_rand(labels, clusters) for clusters in found]))
+    by_center = float(np.mean([adjusted_rand(centers, clusters) for clusters in found]))
     classes, sites = ((str(a), str(b)) for a, b in pair)
     return PairScore(classes, sites, k, by_class - by_center, by_class, by_center)
 

@@ -11,7 +11,7 @@ from sklearn.metrics import adjusted_rand_score, silhouette_score
 
 from core.errors import UserError
 from core.evaluation import kmeans as module
-from core.evaluation.clustering import clustering_score, pairs, silhouette
+from core.evaluation.clustering import adjusted_rand, clustering_score, pairs, silhouette
 from core.evaluation.datasets import Unfit
 from core.evaluation.kmeans import Points, kmeans, starts
 from tests.builders.evaluation import cohort
@@ -86,6 +86,14 @@ def test_the_same_features_give_the_same_score():
     data = cohort(slides=2, patches=8)
     one, two = (clustering_score(data.x, data.labels, data.centers, ks=range(2, 5), trials=3) for _ in range(2))
     assert one == two
+
+
+def test_the_rand_index_is_scikit_learns():
+    g = np.random.default_rng(0)
+    for classes, clusters, n in ((2, 2, 50), (5, 30, 400), (1, 3, 20), (1, 1, 9), (7, 7, 7)):
+        a, b = g.integers(0, classes, n), g.integers(0, clusters, n).astype(np.uint8)
+        b = np.where(g.random(n) < 0.5, a, b)
+        assert adjusted_rand(a.astype(str), b) == pytest.approx(adjusted_rand_score(a, b), abs=1e-12)
 
 
 def test_exact_copies_are_clustered_as_scikit_learn_does():
