@@ -40,14 +40,15 @@ def evaluation_trial(config: dict[str, Any], spec: TrialSpec) -> None:
 def attempted(config: dict[str, Any], spec: TrialSpec) -> dict[str, Any]:
     """`judged`, tried again after an error that is not the user's; what the last attempt met goes into ``error``."""
     from core.errors import UserError
+    from core.storage import StorageError
 
     error = ""
     for attempt in range(1 + spec.retries):
         try:
             return judged(config, spec)
-        except UserError as e:  # it would be met again
-            return {"error": str(e), "trace": ""}
         except Exception as e:
+            if isinstance(e, UserError) and not isinstance(e, StorageError):  # it would be met again
+                return {"error": str(e), "trace": ""}
             error, trace = f"{type(e).__name__}: {e}", traceback.format_exc()
             log.warning("evaluation of %s, attempt %d: %s", config["encoder"], attempt + 1, error)
     return {"error": error, "trace": trace}
@@ -64,7 +65,11 @@ def judged(config: dict[str, Any], spec: TrialSpec) -> dict[str, Any]:
     key = repr(spec)
     judge = _judges.setdefault(key, Judge(spec.plugins, spec.run_dir))
     found = judge.judge(
-        config["encoder"], json.loads(config["due"]), Device.of(spec.accelerator), config["images_seen"]
+        config["encoder"],
+        json.loads(config["due"]),
+        Device.of(spec.accelerator),
+        config["images_seen"],
+        json.loads(config["neighbours"]),
     )
     return {
         "judged": json.dumps({"metrics": found.metrics, "notes": found.notes}),

@@ -271,10 +271,10 @@ class _Worker:
         """``early_stopped`` for a stop that an evaluator asked for."""
         if end != "stopped":
             return end
-        asked = b"{}"
-        with suppress(OSError):
-            asked = self.store.read_bytes(STOP) if self.rank == 0 else asked
-        if json.loads(asked or b"{}").get("reason") == EARLY_STOPPED:
+        asked: Any = None
+        with suppress(OSError, ValueError):  # whatever else stands in it was written by hand
+            asked = json.loads(self.store.read_bytes(STOP)) if self.rank == 0 else None
+        if isinstance(asked, dict) and asked.get("reason") == EARLY_STOPPED:
             log.warning("early stopping: ended at %s images", f"{images_seen:,}")
             return EARLY_STOPPED
         return end
@@ -353,10 +353,13 @@ class _Worker:
         while True:
             over = True
             if self.rank == 0 and self.failed is None:
-                with suppress(StorageError):
+                try:
                     over = judged(self.store.url, images_seen) or self.store.exists(STOP)
-                if not over and not watched(self.store.url):
-                    log.warning("nobody evaluates the snapshot at %s images: training goes on", f"{images_seen:,}")
+                    if not over and not watched(self.store.url):
+                        log.warning("nobody evaluates the snapshot at %s images: training goes on", f"{images_seen:,}")
+                        over = True
+                except StorageError as e:
+                    log.warning("training goes on without knowing of its evaluation: %s", e)
                     over = True
             if self.device.broadcast_object(over):
                 return
