@@ -1,13 +1,12 @@
 """What a pretraining job says before it begins. Starts no Ray."""
 
-import logging
-
 import pyarrow as pa
 import pytest
 
 from core.config import load_config
+from core.errors import UserError
 from ijepath.config import CONFIGS_DIR, GROUPS
-from ray_jobs.pretrain_ijepath import PretrainConfig, _check, remote_advice
+from ray_jobs.pretrain_ijepath import PretrainConfig, _check_inputs, cpus_of, remote_advice
 
 
 def config(*words):
@@ -30,10 +29,13 @@ def test_many_slides_in_a_bucket_in_random_order_are_advised_of(prefix, slides, 
     assert ("200 slides" in advice and "data.slide_window" in advice) if advised else advice == ""
 
 
-def test_tuning_says_that_nothing_evaluates_its_snapshots(caplog):
-    with caplog.at_level(logging.WARNING):
-        _check(config())
-    assert not caplog.records
-    with caplog.at_level(logging.WARNING):
-        _check(config("--config", "pathorob_camelyon"))
-    assert "nothing evaluates them" in caplog.text
+def test_tuning_on_a_dataset_that_is_not_there_is_refused_before_slides_are_looked_at(tmp_path):
+    missing = f"tuning.plugins[0].datasets.camelyon.manifest_csv={tmp_path / 'patches.csv'}"
+    with pytest.raises(UserError, match="patches.csv"):
+        _check_inputs(config("--config", "pathorob_camelyon", missing))
+    with pytest.raises(UserError, match=r"tuning\.plugins\[0\]\.datasets\.camelyon\.manifest_csv"):
+        _check_inputs(config("--config", "pathorob_camelyon"))
+
+
+def test_evaluations_are_counted_among_the_cpus_that_a_run_takes():
+    assert cpus_of(config("--config", "pathorob_camelyon")) == cpus_of(config()) + 1.0
