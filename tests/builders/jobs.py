@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -103,6 +104,16 @@ def descendants(pid: int) -> list[int]:
         todo += (below := children.get(todo.pop(), []))
         found += below
     return found
+
+
+def kill_job(job: subprocess.Popen[str]) -> None:
+    """SIGKILL for a job and all that it has started; returns when they are gone."""
+    own = [job.pid, *descendants(job.pid)]
+    own.sort(key=lambda pid: pid == job.pid)  # the job last: what it starts would be lost to us
+    for pid in alive(own):
+        os.kill(pid, signal.SIGKILL)
+    job.wait()
+    wait_for(lambda: not alive(own), seconds=60)
 
 
 def alive(pids: list[int]) -> list[int]:

@@ -10,7 +10,15 @@ import pytest
 
 from core.evaluation.results import ROWS
 from core.tracking import rows_of
-from tests.builders.jobs import alive, descendants, job_command, job_environment, run_job_process, wait_for
+from tests.builders.jobs import (
+    alive,
+    descendants,
+    job_command,
+    job_environment,
+    kill_job,
+    run_job_process,
+    wait_for,
+)
 from tests.builders.patches import write_patches, write_tuning
 from tests.builders.run import BUDGET, command, discard, pretrain, undisturbed, weights
 
@@ -78,12 +86,7 @@ def test_a_job_killed_between_evaluations_judges_every_snapshot_once_when_it_goe
             wait_for(lambda: len(judged(run)) >= 2 or job.poll() is not None, seconds=240)
             assert job.poll() is None, (tmp_path / "said").read_text()
         finally:
-            own = [job.pid, *descendants(job.pid)]
-            own.sort(key=lambda pid: pid == job.pid)  # the job last: what it starts would be lost to us
-            for pid in alive(own):
-                os.kill(pid, signal.SIGKILL)
-            job.wait()
-    wait_for(lambda: not alive(own), seconds=60)
+            kill_job(job)
     before = judged(run)
     assert 2 <= len(before) < 5
 

@@ -1,7 +1,5 @@
 """The whole pretraining job with its run folder in an object store, which all its processes reach."""
 
-import os
-import signal
 import subprocess
 
 import fsspec
@@ -14,7 +12,7 @@ from core.plan import Plan
 from ijepath.catalog import Catalog
 from ijepath.index import read_index
 from tests.builders.bucket import BucketFileSystem, make_known
-from tests.builders.jobs import alive, descendants, job_command, job_environment, run_job_process, wait_for
+from tests.builders.jobs import job_command, job_environment, kill_job, run_job_process, wait_for
 from tests.builders.run import BUDGET, GLOBAL_BATCH, TAG, command, metrics, undisturbed, weights
 
 pytestmark = [pytest.mark.ray, pytest.mark.integration, pytest.mark.heavy]
@@ -40,12 +38,7 @@ def kill_at_its_second_checkpoint(words, folder, bucket, paths):
             wait_for(lambda: (bucket / "hangs").exists() or job.poll() is not None, seconds=240)
             assert job.poll() is None, (folder / "said").read_text()
         finally:
-            own = [job.pid, *descendants(job.pid)]
-            own.sort(key=lambda pid: pid == job.pid)  # the job last: what it starts would be lost to us
-            for pid in alive(own):
-                os.kill(pid, signal.SIGKILL)
-            job.wait()
-    wait_for(lambda: not alive(own), seconds=60)
+            kill_job(job)
 
 
 def test_a_killed_job_goes_on_from_a_bucket_to_the_same_bits(ray_cluster, bucket, tmp_path, tmp_path_factory):
