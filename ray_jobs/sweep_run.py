@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from core.errors import UserError
 from core.search.objective import IMAGES, Objective, Point
 from core.storage import Storage, private_cache
@@ -23,7 +25,7 @@ from ray_jobs.sweep_config import TrainingJob
 from ray_jobs.trainer import request_stop
 
 log = logging.getLogger(__name__)
-TRIAL = "trial.json"
+TRIAL, RESOLVED = "trial.json", "config_resolved.yaml"
 
 
 class TrialRun:
@@ -37,6 +39,7 @@ class TrialRun:
         self.store, self.objective = Storage.of(folder), objective
         self.error: BaseException | None = None
         self._thread: threading.Thread | None = None
+        self._budget = 0
 
     def start(self) -> None:
         record = {"trial": self.trial, "values": self.values, "began": time.time()}
@@ -65,6 +68,15 @@ class TrialRun:
 
     def history(self) -> list[Point]:
         return history_of(self.store, self.objective)
+
+    @property
+    def budget(self) -> int:
+        """The images that the run is to see; 0 as long as it has not said so."""
+        if self._budget == 0 and self.store.exists(RESOLVED):
+            config = OmegaConf.create(self.store.read_bytes(RESOLVED).decode())
+            budget = OmegaConf.select(config, "optimization.total_images_budget")
+            self._budget = budget if isinstance(budget, int) else 0
+        return self._budget
 
     def _run(self) -> None:
         try:

@@ -59,8 +59,8 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]
         self.values = {key: plain(config[key]) for key in settings.keys}
         self.folder, self.donor = f"trials/{self.trial_id}", ""
         self.run: TrialRun | None = None
-        self.told = 0  # points of the run's history that Tune has
-        self.from_images = -1  # those of its history up to here are known already
+        self.told: set[int] = set()  # the places of the run's history that Tune has
+        self.from_images = -1  # what lies before is known already
         self.last: Point = (0, math.nan)
 
     def step(self) -> dict[str, Any]:
@@ -69,19 +69,24 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]
             if token := stop_token(self.sweep):
                 return self._parked(token, poll)
             run = self._running()
-            ended = run.ended
-            history = [point for point in run.history() if point[0] > self.from_images]
-            if len(history) > self.told:
-                self.last = history[self.told]
-                self.told += 1
-                return self._result()
-            if ended and run.error is not None:
-                raise run.error
-            if ended and not history and self.from_images < 0:
-                raise no_objective(run.store, run.objective)
+            ended = run.ended  # asked before the rows are read: then these are all
+            fresh = [p for p in run.history() if p[0] > self.from_images and p[0] not in self.told]
+            if fresh and (ended or len(fresh) > 1 or not 0 < run.budget <= fresh[0][0]):
+                self.last = fresh[0]
+                self.told.add(fresh[0][0])
+                if len(fresh) > 1 or not ended or run.error is not None:
+                    return self._result()
             if ended:
-                return {**self._result(), "done": True, END: "finished"}
+                return self._ended(run)
             time.sleep(poll)
+
+    def _ended(self, run: TrialRun) -> dict[str, Any]:
+        """The last result. It is told when the run has ended: PBT would let others go on from a complete run."""
+        if run.error is not None:
+            raise run.error
+        if not self.told and self.from_images < 0:
+            raise no_objective(run.store, run.objective)
+        return {**self._result(), "done": True, END: "finished"}
 
     def _running(self) -> TrialRun:
         if self.run is None:

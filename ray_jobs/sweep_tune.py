@@ -198,7 +198,7 @@ class Watch(tune.Callback):  # type: ignore[misc]
         try:
             write_statuses(store, [self._status(trial) for trial in trials])
             write_board(store, self.sweep)
-        except OSError as e:
+        except Exception as e:  # no reason to end the trials; at the end it is written again, and raised
             log.warning("the leaderboard cannot be written at present: %s", e)
 
     def _status(self, trial: Any) -> Status:

@@ -44,9 +44,10 @@ class Objective:
         return "robustness.jsonl" if "/" in self.metric else "metrics.jsonl"
 
     def history(self, rows: Iterable[Mapping[str, Any]]) -> list[Point]:
-        """(images seen, value) of the rows that have the metric, NaN among them, by images seen."""
+        """(images seen, value) of the rows that have the metric, NaN among them, by images seen; of two at the same
+        place the later."""
         found = [row for row in rows if isinstance(row.get(self.metric), int | float) and IMAGES in row]
-        return sorted((int(row[IMAGES]), float(row[self.metric])) for row in found)
+        return sorted({int(row[IMAGES]): float(row[self.metric]) for row in found}.items())
 
     def best(self, history: Sequence[Point]) -> Point | None:
         """The best point, the earliest of equal ones; None where there is no number. NaN and Inf are never the best."""
