@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 LOCAL_LOOK_S, REMOTE_LOOK_S = 1.0, 15.0
 RESTART_AFTER_S, RESTARTS = 10.0, 5
 REPORT_EVERY_S = 600.0
+ALIVE_S, GIVE_UP_S = 5.0, 60.0
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,19 @@ class Request:
 
 
 def request_of(
-    execution: ExecutionConfig, accelerator: str, available: Mapping[str, float], taken_gpus: float = 0.0
+    execution: ExecutionConfig,
+    accelerator: str,
+    available: Mapping[str, float],
+    taken_gpus: float = 0.0,
+    workers: int = 1,
 ) -> Request:
-    """Resources of an evaluation beside a training on `accelerator` that takes `taken_gpus` of those `available`.
+    """Resources of an evaluation beside a training on `accelerator` whose `workers` take `taken_gpus` of those
+    `available`.
 
     auto: a GPU that the training leaves, or the part of one; else the CPU. UserError when what is asked for cannot be.
     """
     cpus = {"CPU": execution.cpus}
-    free = available.get("GPU", 0.0) - taken_gpus
+    free = free_gpus(available.get("GPU", 0.0), taken_gpus, workers)
     wanted = execution.gpus
     if execution.device == "cpu" or wanted == 0:
         return Request(cpus, "cpu")
@@ -78,9 +84,22 @@ def request_of(
     return Request(cpus, "cpu", advice)
 
 
+def free_gpus(gpus: float, taken: float, workers: int) -> float:
+    """Whole GPUs that `workers` leave, else the largest part of one: parts of several are none that Ray can give."""
+    each = taken / max(1, workers)
+    if not 0 < each < 1:
+        return gpus - taken
+    together = int(1 / each + 1e-9)  # workers that share one GPU
+    full, rest = divmod(workers, together)
+    untouched = gpus - full - (rest > 0)
+    if untouched > 1e-9:
+        return untouched
+    return max(1 - together * each if full else 0.0, 1 - rest * each if rest else 0.0) if untouched > -1e-9 else 0.0
+
+
 class Evaluators:
     """Evaluations of the run in `run_dir` (an absolute path or a URL). `identity`: its identity's hash, None for
-    whatever run is there. `owner`: this process trains the run, so it also removes snapshots and asks it to stop.
+    whatever run is there. `owner`: this process trains the run, so it also removes snapshots.
     `limited`: drop what waits beyond `max_pending_jobs`."""
 
     def __init__(
@@ -107,7 +126,8 @@ class Evaluators:
         self.running: dict[str, tuple[Any, dict[str, list[str]], float]] = {}
         self.over, self.abandoned = threading.Event(), threading.Event()
         self.failure: UserError | None = None
-        self.claimed = False
+        self.claimed = self.current = False
+        self.troubled: float | None = None
         self.newest, self.new_at = 0, time.monotonic()
         self._looked, self._seen, self._reported = 0.0, list[Any](), time.monotonic()
         self._thread: threading.Thread | None = None
@@ -121,7 +141,6 @@ class Evaluators:
         self.claimed = self.results.claim(self.key)
         if not self.claimed:
             log.warning("another evaluator is, or was a minute ago, at work on %s: waiting for it", self.run_dir)
-        self.results.settle()
         WATCHES[self.key] = self
         self._thread = threading.Thread(target=self._run, name="pathray-evaluators", daemon=True)
         self._pulse = threading.Thread(target=self._claim, name="pathray-evaluators-alive", daemon=True)
@@ -138,19 +157,25 @@ class Evaluators:
         if self._thread is not None:
             self._thread.join(timeout=30.0)
         WATCHES.pop(self.key, None)
-        if self.claimed:
-            self._safely(self.results.release)
+        if self._pulse is not None:
+            self._pulse.join(timeout=30.0)  # it would claim again what is released
+        self._release()
+
+    @property
+    def working(self) -> bool:
+        """Whether evaluations go on, or may."""
+        return self._thread is not None and self._thread.is_alive()
 
     def drain(self) -> None:
         """No further snapshots will come: wait until those that are there have been judged. Then write the report."""
         self.over.set()
-        waiting = len(self._waiting())
+        waiting = len(self._safely(self._waiting) or ())
         if self.limited:
             waiting = min(waiting, self.tuning.execution.max_pending_jobs)
         if waiting or self.running:
             count = waiting + len(self.running)
             log.info("%d evaluations are still to come; Ctrl-C once more leaves them to the next start", count)
-        while self._thread is not None and self._thread.is_alive():
+        while self._thread is not None and self.working:
             self._thread.join(0.5)
         self.report()
         if self.failure is not None:
@@ -174,19 +199,23 @@ class Evaluators:
         if self.abandoned.is_set() or self.failure is not None:
             return FINISHED
         if not self.claimed:
+            self.current = False
             return None
         over = self.over.is_set()  # before looking: what is committed by now is found
         try:
+            self._catch_up()
             found = self._next(trial_id, look=over)
         except Exception as e:
-            log.warning("snapshots cannot be looked at present: %s", e)
-            return None
+            return FINISHED if self._given_up(e, over) else None
+        self.troubled = None
         if found is not None:
             return found
         return FINISHED if over and not self.running else None
 
     def completed(self, trial_id: str, result: dict[str, Any] | None, error: bool) -> None:
         """See ray_jobs.searchers.Watched."""
+        if trial_id not in self.running:
+            return  # of a Tune run that broke: the snapshot is evaluated anew
         snapshot, due, began = self.running.pop(trial_id)
         result = result or {}
         if self.abandoned.is_set() and (error or "judged" not in result):
@@ -195,6 +224,23 @@ class Evaluators:
             self._note(snapshot, due, began, result)
         except Exception as e:
             log.warning("the evaluation at %s images could not be recorded: %s", f"{snapshot.images_seen:,}", e)
+
+    def _catch_up(self) -> None:
+        """At the start, and whenever the run becomes ours: what others recorded until then counts."""
+        if not self.current:
+            self.results.reload()
+            self.current = True
+            self._safely(self.results.settle)
+
+    def _given_up(self, error: Exception, over: bool) -> bool:
+        """Log it; whether the end of the job has waited for long enough for storage that does not answer."""
+        log.warning("snapshots cannot be looked at present: %s", error)
+        self.troubled = self.troubled or time.monotonic()
+        if over and time.monotonic() - self.troubled >= GIVE_UP_S:
+            log.error("what is not evaluated yet is left to the next start")
+            return True
+        self.abandoned.wait(LOCAL_LOOK_S if over else 0.0)
+        return False
 
     def _next(self, trial_id: str, look: bool) -> dict[str, Any] | None:
         from core.evaluation.backlog import Record, decide
@@ -248,10 +294,11 @@ class Evaluators:
             why = result.get("error") or "the evaluator's process died"
             self._record(snapshot, "failed", due, {**row, "error": why})
             log.warning("the evaluation at %s images failed: %s\n%s", f"{images:,}", why, result.get("trace", ""))
-        decision = self.results.settle()
+        decision = self.results.decision()
+        self._safely(self.results.settle)
         self._tell(snapshot, decision)
         if self.owner:
-            self.results.prune(self.tuning.execution.keep_last_n_snapshots, self.tag)
+            self._safely(partial(self.results.prune, self.tuning.execution.keep_last_n_snapshots, self.tag))
         if decision is not None and decision.stop and self.tuning.early_stopping.stop_training:
             best = (
                 "never a number" if decision.best is None else f"{decision.best:.4f} at {decision.best_images:,} images"
@@ -367,9 +414,18 @@ class Evaluators:
         self._safely(partial(store.remove, f"ray/{name}"))
 
     def _claim(self) -> None:
-        while not self.abandoned.wait(5.0):
+        """The sign of life, for as long as there is life: others wait for it, in sync mode the training does."""
+        while not self.abandoned.wait(ALIVE_S):
+            if not self.working:
+                self._release()
+                return
             claimed = self._safely(partial(self.results.claim, self.key))
             self.claimed = self.claimed if claimed is None else claimed
+
+    def _release(self) -> None:
+        if self.claimed:
+            self.claimed = False
+            self._safely(self.results.release)
 
     def _safely(self, action: Any) -> Any:
         """What it gives; None after an error, which is logged: bookkeeping must not end a run."""

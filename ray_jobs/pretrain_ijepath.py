@@ -77,19 +77,18 @@ def main(loaded: Loaded[PretrainConfig]) -> Outputs | None:
 
 def _early_stopped(config: PretrainConfig) -> Outputs | None:
     """The outputs of a run that early stopping has ended, which the same command leaves as it is."""
-    from core.evaluation.results import read_decision
+    from core.evaluation.results import Results
 
     stopping, newest = config.tuning.early_stopping, _resumed(config)
     if not (config.tuning.enable and stopping.enable and stopping.stop_training and newest is not None):
         return None
-    decision = read_decision(str(config.output))
-    same = decision is not None and decision["identity"] == newest.meta.get("identity", {}).get("hash")
-    if decision is None or not (decision["stop"] and same):
+    decision = Results(str(config.output), newest.meta.get("identity", {}).get("hash"), stopping).decision()
+    if decision is None or not decision.stop:
         return None
     log.warning(
         "early stopping ended this run (%s was best at %s images); tuning.early_stopping.enable=false goes on with it",
-        decision["metric"],
-        f"{decision['best_images']:,}",
+        stopping.selection.key,
+        f"{decision.best_images:,}",
     )
     return Outputs({"run": config.output, "checkpoint": newest.path, **_evaluated(config)})
 
