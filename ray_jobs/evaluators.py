@@ -230,7 +230,9 @@ class Evaluators:
         if not self.current:
             self.results.reload()
             self.current = True
-            self._safely(self.results.settle)
+            decision = self._safely(self.results.settle)
+            if self.owner and decision is not None and decision.stop and self.tuning.early_stopping.stop_training:
+                self._stop_training(EARLY_STOPPED)  # decided before, but the job died before the training had ended
 
     def _given_up(self, error: Exception, over: bool) -> bool:
         """Log it; whether the end of the job has waited for long enough for storage that does not answer."""

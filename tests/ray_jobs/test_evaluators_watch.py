@@ -145,16 +145,15 @@ def test_early_stopping_asks_the_training_to_stop_once_patience_has_run_out(tmp_
     assert best.meta["images_seen"] == 100
 
 
-def test_an_early_stop_that_the_training_did_not_live_to_see_is_asked_for_again(tmp_path, monkeypatch):
+def test_an_early_stop_that_the_training_did_not_live_to_see_is_asked_for_again(tmp_path):
     first = watching(tmp_path, stopping=True)
     for i, value in enumerate((0.7, 0.6, 0.5)):
         snapshot(tmp_path, 100 * i, i)
         first.suggest(str(i))
         first.completed(str(i), answer(value), False)
     (tmp_path / "STOP").unlink()
-    monkeypatch.setattr(Evaluators, "_run", lambda self: None)
-    with watching(tmp_path, stopping=True):
-        assert json.loads((tmp_path / "STOP").read_text())["reason"] == "early_stopped"
+    watching(tmp_path, stopping=True).suggest("next")
+    assert json.loads((tmp_path / "STOP").read_text())["reason"] == "early_stopped"
 
 
 def test_no_stop_is_left_for_a_training_that_is_over(tmp_path):
