@@ -9,10 +9,9 @@ Reads ``robustness.jsonl``, ``robustness/embeddings`` and ``early_stopping.json`
 from __future__ import annotations
 
 import html
-import json
 import math
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from string import Template
 from typing import Any
@@ -22,12 +21,12 @@ from core.errors import MissingFile, UserError
 from core.evaluation.embedding import load_embedding, saved
 from core.evaluation.report_charts import MEANINGS, SPLIT, SPLITS, Named, draw_embedding, named
 from core.evaluation.report_charts import draw_robustness as draw_robustness
+from core.evaluation.results import FOLDER, ROWS, read_decision
 from core.storage import Storage
 from core.tracking import rows_of
 
 Row = Mapping[str, Any]
 
-ROWS, FOLDER, STOPPING = "robustness.jsonl", "robustness", "early_stopping.json"
 CAPTION = (
     "Every point is a patch; left and right are the same points. Where the encoder sees tissue, the colours of the "
     "classes lie apart on the left and those of the centres are mixed on the right; islands of one centre on the right "
@@ -51,14 +50,14 @@ def write_report(run_dir: str) -> str:
     """
     store = Storage.of(run_dir)
     rows = _rows(store)
-    stopping = _stopping(store)
+    stopping = read_decision(run_dir) or {}
     best = stopping.get("best_images")
     title = f"Robustness of {store.url.rstrip('/').rpartition('/')[2]}"
     curves = []
     if named(rows):
         caption = "Over the images seen in training. Points are evaluations; a metric need not be due at each of them."
         curves.append(Picture("curves.png", draw_robustness(rows, title, best_images=best), caption))
-    embeddings = list(_embeddings(store.join(FOLDER, "embeddings"), best))
+    embeddings = _embeddings(store.join(FOLDER, "embeddings"), {int(row[X]) for row in rows}, best)
     for picture in (*curves, *embeddings):
         store.write_bytes(f"{FOLDER}/{picture.name}", picture.png)
     sections = [
@@ -84,24 +83,16 @@ def _rows(store: Storage) -> list[dict[str, Any]]:
     rows = [row for row in rows_of(content) if isinstance(row.get(X), int)]
     if not rows:
         raise UserError("no evaluation has ended yet", file=store.join(ROWS), found="no whole row")
-    return sorted(rows, key=lambda row: int(row[X]))
+    own = rows[-1].get("identity")  # a folder may hold the rows of an earlier run
+    return sorted((row for row in rows if row.get("identity") == own), key=lambda row: int(row[X]))
 
 
-def _stopping(store: Storage) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(store.read_bytes(STOPPING))
-    except MissingFile:
-        return {}
-    except json.JSONDecodeError as e:
-        raise UserError("not valid JSON", file=store.join(STOPPING), found=str(e)) from e
-    return found
-
-
-def _embeddings(folder: str, best: int | None) -> list[Picture]:
+def _embeddings(folder: str, evaluated: Collection[int], best: int | None) -> list[Picture]:
     """Per dataset those of the first, the best and the newest evaluation."""
     found: dict[str, list[int]] = {}
     for dataset, images in saved(folder):
-        found.setdefault(dataset, []).append(images)
+        if images in evaluated:
+            found.setdefault(dataset, []).append(images)
     out = []
     for number, (dataset, there) in enumerate(found.items()):
         for images in sorted({there[0], there[-1], best if best in there else there[0]}):
@@ -127,12 +118,26 @@ def _summary(rows: Sequence[Row], stopping: Row) -> str:
         decided = stopping.get("decided_at_images")
         when = f" at {decided:,} images" if decided is not None else ""
         figures.append(("early stopping", f"{'stop' if stopping.get('stop') else 'go on'}{when}"))
-    newest = next((row for row in reversed(rows) if row.get("status") == "ok"), None)
-    for name in named([newest]) if newest is not None else []:
-        if name.metric in MEANINGS:
-            meaning = MEANINGS[name.metric]
-            figures.append((f"{name.dataset}: {meaning.title}", f"{_value(newest or {}, name.full)} ({meaning.best})"))
-    return "<dl>" + "".join(f"<dt>{html.escape(a)}</dt><dd>{html.escape(b)}</dd>" for a, b in figures) + "</dl>"
+    entries = "".join(f"<dt>{html.escape(a)}</dt><dd>{html.escape(b)}</dd>" for a, b in figures)
+    return f"<dl>{entries}</dl>{_newest(rows)}"
+
+
+def _newest(rows: Sequence[Row]) -> str:
+    """The metrics of the newest evaluation that has any: a line per metric, a column per dataset."""
+    row = next((row for row in reversed(rows) if named([row])), None)
+    if row is None:
+        return ""
+    shown = [n for n in named([row]) if n.metric in MEANINGS]
+    datasets = sorted({n.dataset for n in shown})
+    head = "".join(f"<th>{html.escape(dataset)}</th>" for dataset in datasets)
+    lines = []
+    for metric in (m for m in MEANINGS if m in {n.metric for n in shown}):
+        found = {n.dataset: _value(row, n.full) for n in shown if n.metric == metric}
+        cells = "".join(f"<td>{html.escape(found.get(dataset, ''))}</td>" for dataset in datasets)
+        title, best = html.escape(MEANINGS[metric].title), html.escape(MEANINGS[metric].best)
+        lines.append(f"<tr><th class=name>{title} <span class=muted>{best}</span></th>{cells}</tr>")
+    table = f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    return f"<h3>The newest evaluation, at {row[X]:,} images seen</h3><div class=wide>{table}</div>"
 
 
 def _meanings(rows: Sequence[Row]) -> str:
@@ -216,7 +221,9 @@ def _number(value: Any) -> str:
         return f"{value:,}"
     if not isinstance(value, float) or not math.isfinite(value):
         return str(value)
-    return f"{value:,.0f}" if value == round(value) and abs(value) >= 1 else f"{value:.4g}".replace("-", "−")
+    if abs(value) >= 2 and value == round(value):
+        return f"{value:,.0f}"
+    return f"{value:,.3f}".replace("-", "−")
 
 
 def _section(title: str, content: str, lead: str = "") -> str:
@@ -250,6 +257,7 @@ pre { font: 13px/1.5 ui-monospace, "DejaVu Sans Mono", monospace; background: va
 .wide { overflow-x: auto } table { border-collapse: collapse; font-size: 13px; white-space: nowrap }
 th, td { padding: 5px 12px; text-align: right; border-bottom: 1px solid var(--line) }
 th { color: var(--muted); font-weight: 600 } thead tr:first-child th { text-align: left; border: 0 }
+th.name { text-align: left; color: var(--ink); font-weight: 400; padding-left: 0 }
 tr.failed td { background: #fdeef4 } tr.dropped td { color: var(--muted); background: var(--card) }
 </style>
 <h1>$title</h1>

@@ -56,7 +56,7 @@ def panels(figure):
 
 
 def test_the_page_holds_its_pictures_and_needs_no_other_file(tmp_path):
-    run = write(tmp_path / "run", [row(0, **scores()), row(100, **scores(ri=0.6))])
+    run = write(tmp_path / "run", [row(100, **scores(ri=0.6)), row(0, **scores())])
     page = write_report(run)
     assert page == f"{run}/robustness/report.html"
     text = (tmp_path / "run/robustness/report.html").read_text()
@@ -64,7 +64,7 @@ def test_the_page_holds_its_pictures_and_needs_no_other_file(tmp_path):
     assert b64decode(embedded) == (tmp_path / "run/robustness/curves.png").read_bytes()
     assert Image.open(BytesIO(b64decode(embedded))).width > 800
     assert not re.search(r"(src|href)=\"(?!data:)", text) and "$body" not in text
-    assert "<td>0.6</td>" in text and "<td>−0.1 [−0.12, −0.07]</td>" in text
+    assert "<td>0.600</td>" in text and "<td>−0.100 [−0.120, −0.070]</td>" in text
     assert text.index("<td>100</td>") < text.index("<td>0</td>"), "the newest evaluation stands first"
 
 
@@ -104,7 +104,7 @@ def test_a_panel_per_metric_and_a_line_per_dataset(figures):
 
 
 def test_accuracy_stands_over_cramers_v_with_a_line_per_evaluation(figures):
-    draw_robustness([row(i, **scores(apd=-i / 1000)) for i in (0, 100, 200)], "run", best_images=100)
+    draw_robustness([row(i, **scores(apd=-i / 1000)) for i in (200, 0, 100)], "run", best_images=100)
     axes = panels(figures[0])["camelyon: accuracy, out-of-domain"]
     assert axes.lines[2].get_xydata() == pytest.approx(np.array([[0, 0.8], [0.5, 0.6], [1, 0.4]]))
     assert [t.get_text() for t in axes.get_legend().get_texts()] == ["0 (first)", "100 (best)", "200 (newest)"]
@@ -131,16 +131,27 @@ def test_the_best_evaluation_is_marked(figures, tmp_path):
     star = next(line for line in axes.lines if line.get_marker() == "*")
     assert star.get_xydata().tolist() == [[100, 0.8]]
     assert any(list(line.get_xdata()) == [100, 100] for line in axes.lines)
-    assert "<td>100 ★</td>" in text and "100 images, 0.8 (largest pathorob/camelyon/ri)" in text
+    assert "<td>100 ★</td>" in text and "100 images, 0.800 (largest pathorob/camelyon/ri)" in text
     assert "stop at 200 images" in text
 
 
 def test_a_half_written_row_is_left_out(tmp_path):
-    whole = row(0, **scores())
-    page = write_report(write(tmp_path / "run", [whole], tail=b'{"images_seen": 100, "status": "o'))
-    assert open(page).read().count("<tr") == 3
+    page = write_report(write(tmp_path / "run", [row(7, **scores())], tail=b'{"images_seen": 100, "status": "o'))
+    assert "<dd>1: 1 evaluated</dd>" in open(page).read()
     with pytest.raises(UserError, match=r"no evaluation.*robustness\.jsonl"):
         write_report(write(tmp_path / "young", [], tail=b'{"images_seen": 0'))
+
+
+def test_rows_and_embeddings_of_an_earlier_run_in_the_folder_are_left_out(tmp_path):
+    rows = [row(50, **scores()) | {"identity": "old"}] + [row(i, **scores()) | {"identity": "new"} for i in (100, 0)]
+    run = write(tmp_path / "run", rows)
+    data = cohort(slides=1, patches=3)
+    for images in (50, 100):
+        dataset = open_dataset("camelyon", data.write(tmp_path / "m.csv"))
+        save_embedding(f"{run}/robustness/embeddings", dataset, embed(data.x), images)
+    text = open(write_report(run)).read()
+    assert "<td>50</td>" not in text and "<td>100</td>" in text
+    assert re.findall(r"<figcaption>camelyon at (\d+) images", text) == ["100"]
 
 
 def test_a_run_without_evaluations_is_named(tmp_path):
