@@ -8,7 +8,7 @@ Features with classes, centres and slides in them: 4,012 x 384 (17 slides of 59 
 scikit-learn fit per split, repetition and strength (3 of 24 paths are timed); for the score scikit-learn's KMeans and
 silhouette (K = 2, 9, 16, 23, 30 are timed, the rest interpolated). Bars on two free cores: index 0.7 s, drop 0.8 s for
 24 fits (each over 15 strengths), score 6 s; the large index 20 s and 2 GiB. CPU seconds are printed as other load on
-the machine only ever slows the wall clock. Five minutes.
+the machine only ever slows the wall clock. One minute.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def main() -> None:
         if naive:
             compare(run, 24 / 3 * naive_drop(x, labels, centers, slides, paths=3))
     if options.only in (None, "clustering"):
-        run = timed("score", lambda: clustering_score(x, labels, centers).score, 1)
+        run = timed("score", lambda: clustering_score(x, labels, centers).score, options.rounds)
         if naive:
             compare(run, naive_score(x))
     if options.large:
