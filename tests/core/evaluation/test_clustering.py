@@ -61,6 +61,13 @@ def test_the_silhouette_is_scikit_learns(k, copies):
     assert silhouette(x, labels) == pytest.approx(silhouette_score(x, labels, metric="cosine"), abs=1e-10)
 
 
+def test_copies_in_two_clusters_have_no_silhouette():
+    """All distances are 0 or rounding, which must not be divided by rounding."""
+    points = unit(3, 16, noise=1.0)
+    rows = np.repeat(np.arange(3), 40)
+    assert silhouette(points[rows], 2 * rows + np.arange(120) % 2) == pytest.approx(0, abs=1e-9)
+
+
 @pytest.mark.parametrize("sizes", [(10, 10, 10), (1, 120, 3, 40)])
 def test_the_score_is_that_of_scikit_learns_clusters(sizes):
     data = cohort(sizes=sizes, biology=2.0, shortcut=1.0, centers=2, classes=3)
