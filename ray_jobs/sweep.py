@@ -91,8 +91,9 @@ def _settings(sweep: Sweep, store: Storage, words: list[str]) -> Any:
         shared = sweep.job.load(sweep.first, f"output={store.join('shared')}").config
         words = [*words, *build(shared, list(sweep.space))]
     snapshots = config.pbt.perturbation_images or 0 if config.scheduler == "pbt" else 0
-    if snapshots:
-        words = [*words, f"training.save_every={snapshots}"]
+    if snapshots:  # all of them stay: whoever takes over may do so late
+        keys = {"training.save_every": snapshots, "tuning.execution.keep_last_n_snapshots": 1_000_000}
+        words = [*words, *(f"{key}={value}" for key, value in keys.items() if sweep.job.has(key))]
     return TrialSettings(
         store.url, sweep.job, tuple(sweep.space), config.objective, tuple(words), os.getcwd(), snapshots,
         worker_environment(),

@@ -130,6 +130,7 @@ def checked(config: SweepConfig) -> Sweep:
     first = {key: dimension.probes[0] for key, dimension in space.items()}
     sweep = Sweep(config, job, space, first, job.load(first).config)
     _check_objective(sweep)
+    _check_snapshots(sweep)
     return sweep
 
 
@@ -218,6 +219,14 @@ def _check_scheduler(config: SweepConfig, space: Mapping[str, Dimension], job: T
         raise UserError(message, key="scheduler", found="pbt", expected=f"a job with {CHANGES}")
     if unknown := [key for key in space if not job.has(key)]:
         raise UserError("PBT varies single keys", key=f"space.{unknown[0]}", expected="a key of the job's config")
+
+
+def _check_snapshots(sweep: Sweep) -> None:
+    """In a population, snapshots are due where trials are compared: with evaluators these say when."""
+    tuning, every = getattr(sweep.base, "tuning", None), sweep.config.pbt.perturbation_images
+    if sweep.config.scheduler == "pbt" and every and tuning is not None and tuning.enable and every % tuning.tune_every:
+        expected = f"a multiple of tuning.tune_every = {tuning.tune_every}"
+        raise UserError("no snapshot is due there", key="pbt.perturbation_images", found=every, expected=expected)
 
 
 def _check_objective(sweep: Sweep) -> None:

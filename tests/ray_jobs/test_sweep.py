@@ -107,6 +107,9 @@ def test_an_evaluators_metric_must_be_one_that_is_evaluated(cohort, tmp_path, mo
     for metric, word in (("probe/camelyon/knn", "no such plugin"), ("pathorob/tcga/ri", "no such dataset")):
         code, said = run(*command(args, f"objective.metric={metric}", *argv))
         assert code == 2 and word in said and "key: objective.metric" in said, said
+    pbt = ["scheduler=pbt", "pbt.perturbation_images=12", "objective.metric=pathorob/camelyon/ri"]
+    code, said = run(*command(args, *argv, *pbt))
+    assert code == 2 and "a multiple of tuning.tune_every = 8" in said, said
 
 
 def test_the_shipped_example_loads(cohort, tmp_path):

@@ -12,6 +12,7 @@ import pytest
 from core import checkpoint
 from core.committed import list_committed, read_committed
 from tests.builders.jobs import ROOT, job_command, job_environment, wait_for
+from tests.builders.patches import write_patches, write_tuning
 from tests.builders.run import TAG, metrics, write_cohort
 from tests.ray_jobs.test_sweep import LR, arguments, command
 
@@ -108,3 +109,23 @@ def test_in_a_population_the_worst_goes_on_from_the_best_ones_weights_with_its_v
         assert 1e-6 <= record["values"][LR] <= 1e-2
         donors = [r["values"][LR] for other, r in runs.items() if r["trial"] == donor and other != name]
         assert record["values"][LR] not in donors
+
+
+def test_an_evaluators_metric_is_the_objective_and_each_trial_may_have_anchors_of_its_own(cohort, tmp_path):
+    root, metric = tmp_path / "sweep", "pathorob/hospitals/ri"
+    tuning = write_tuning(tmp_path / "tuning.yaml", write_patches(tmp_path / "patches"))
+    args = ["--config", tuning, *arguments(cohort, "optimization.total_images_budget=16")]
+    space = {"data.anchor_stride_fraction": {"grid": [0.5, 1.0]}}
+    argv = [f"objective={{metric: {metric}, mode: max}}", "search=grid", f"output={root}", "max_concurrent=2"]
+    sweep = Sweep(tmp_path / "log", *command(args, *argv, space=space))
+    assert sweep.end() == 0, sweep.said()
+    rows = board(root)
+    assert [row["status"] for row in rows] == ["finished"] * 2, sweep.said()
+    for row in rows:
+        run = root / "trials" / row["trial"]
+        judged = [json.loads(line) for line in (run / "robustness.jsonl").read_text().splitlines()]
+        assert {r["images_seen"] for r in judged} <= {0, 8, 16} and judged[-1]["images_seen"] == 16
+        assert float(row[f"{metric} best"]) == max(r[metric] for r in judged if metric in r)
+        assert (run / "indexes" / "anchor_catalog_manifest.json").exists(), "the stride is the trial's own"
+    assert (root / "shared" / "slide_metadata.parquet").exists()
+    assert not (root / "shared" / "anchor_catalog_manifest.json").exists()
