@@ -17,11 +17,15 @@ class Cohort:
     slides: np.ndarray
     ood: np.ndarray
 
-    def write(self, path: Path) -> str:
+    def text(self) -> str:
+        """The manifest."""
         subset = np.where(self.ood, "OOD", "ID")
         rows = zip(range(len(self.x)), self.labels, self.centers, self.slides, subset, strict=True)
         lines = [f"{i}.png,{y},{c},{s},{d}" for i, y, c, s, d in rows]
-        path.write_text("\n".join(["image_path,label,medical_center,slide_id,subset", *lines]) + "\n")
+        return "\n".join(["image_path,label,medical_center,slide_id,subset", *lines]) + "\n"
+
+    def write(self, path: Path) -> str:
+        path.write_text(self.text())
         return str(path)
 
 

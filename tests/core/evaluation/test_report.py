@@ -17,6 +17,7 @@ from core.evaluation.datasets import open_dataset
 from core.evaluation.embedding import Embedding, embed, load_embedding, save_embedding
 from core.evaluation.report import draw_robustness, write_report
 from core.evaluation.report_charts import draw_embedding, named
+from core.storage import Storage
 from core.tracking import to_line
 from tests.builders.evaluation import cohort
 
@@ -140,6 +141,17 @@ def test_a_half_written_row_is_left_out(tmp_path):
     assert "<dd>1: 1 evaluated</dd>" in open(page).read()
     with pytest.raises(UserError, match=r"no evaluation.*robustness\.jsonl"):
         write_report(write(tmp_path / "young", [], tail=b'{"images_seen": 0'))
+
+
+def test_the_run_may_be_in_a_bucket():
+    run = "memory://report/run"
+    store = Storage.of(run)
+    store.write_bytes("robustness.jsonl", to_line(row(0, **scores())))
+    data = cohort(slides=1, patches=3)
+    store.write_bytes("m.csv", data.text().encode())
+    save_embedding(f"{run}/robustness/embeddings", open_dataset("camelyon", f"{run}/m.csv"), embed(data.x), 0)
+    assert write_report(run) == f"{run}/robustness/report.html"
+    assert store.at("robustness").list() == ["curves.png", "embedding_0_first.png", "embeddings", "report.html"]
 
 
 def test_rows_and_embeddings_of_an_earlier_run_in_the_folder_are_left_out(tmp_path):
