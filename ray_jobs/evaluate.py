@@ -103,8 +103,20 @@ def _subject(config: EvaluateConfig) -> tuple[str, list[Any] | None]:
     encoder = Storage.of(str(config.snapshot))
     inside = encoder.at("encoder")
     found = inside if not encoder.exists("artifact.json") and inside.exists("artifact.json") else encoder
-    images = describe(found.url)["provenance"].get("images_seen", 0)
-    return str(config.output), [Snapshot(found.url, int(images), 0)]
+    description = describe(found.url)
+    _check_own(str(config.output), description["sha256"])
+    return str(config.output), [Snapshot(found.url, int(description["provenance"].get("images_seen", 0)), 0)]
+
+
+def _check_own(output: str, encoder: str) -> None:
+    """UserError when the folder has results of another encoder, which would be taken for this one's."""
+    from core.evaluation.results import ROWS, Results
+
+    others = {row["identity"] for row in Results(output, None).rows} - {encoder}
+    if others:
+        where, found = f"{output.rstrip('/')}/{ROWS}", f"sha256 {min(others)}"
+        message = "the output holds evaluations of another encoder"
+        raise UserError(message, file=where, key="output", found=found, expected="another folder")
 
 
 def _tuning(config: EvaluateConfig) -> TuningConfig:
@@ -144,6 +156,7 @@ def recorded_tuning(run_dir: str) -> TuningConfig:
 def _evaluate(config: EvaluateConfig, folder: str, given: list[Any] | None) -> None:
     import ray
 
+    from core.artifact import describe
     from core.storage import Storage
     from ray_jobs.backends import resolve_accelerator
     from ray_jobs.evaluators import Evaluators, request_of
@@ -151,9 +164,12 @@ def _evaluate(config: EvaluateConfig, folder: str, given: list[Any] | None) -> N
     store = Storage.of(folder)
     request = request_of(config.tuning.execution, resolve_accelerator(config.accelerator), ray.cluster_resources())
     live = given is None and _beats(store)
-    evaluators = Evaluators(folder, config.tuning, request, identity=None, owner=False, limited=live, snapshots=given)
+    identity = None if given is None else describe(given[0].path)["sha256"]
+    evaluators = Evaluators(
+        folder, config.tuning, request, identity=identity, owner=False, limited=live, snapshots=given
+    )
     with _mlflow(config, store), evaluators:
-        while given is None and not _ended(config, store, evaluators):
+        while given is None and evaluators.working and not _ended(config, store, evaluators):
             time.sleep(LOOK_S)
         evaluators.drain()
 

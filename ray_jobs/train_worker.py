@@ -323,7 +323,9 @@ class _Worker:
         if snapshot is None:
             self.saver.save(self.root, name, tensors, meta)
         else:
-            self.saver.save(self.root, name, tensors, {**meta, "tune_index": snapshot}, self._encoder(state))
+            if parts.tuning is not None:  # without it nobody removes them
+                meta["tune_index"] = snapshot
+            self.saver.save(self.root, name, tensors, meta, self._encoder(state))
         checkpoint.prune(self.root, f"{tag}-latest", parts.keep_last_n)
 
     def _encoder(self, state: Any) -> Any:

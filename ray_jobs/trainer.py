@@ -189,7 +189,7 @@ def _evaluators(job: TrainJob, store: Any) -> Any:
 
     scaling = job.scaling
     gpus = scaling.workers * scaling.gpus_per_worker if job.accelerator == "cuda" else 0.0
-    request = request_of(job.tuning.execution, str(job.accelerator), ray.cluster_resources(), gpus)
+    request = request_of(job.tuning.execution, str(job.accelerator), ray.cluster_resources(), gpus, scaling.workers)
     return Evaluators(store.url, job.tuning, request, identity=job.identity_hash, tag=job.tag)
 
 

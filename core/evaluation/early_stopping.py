@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from core.errors import UserError
 
 EARLY_STOPPED = "early_stopped"  # how a run ends, and why it was asked to
-SHORT = {"apd": "apd_avg", "clustering": "clustering_score"}
+SHORT = {"apd": "apd_avg", "clustering": "clustering_score", "linear": "linear_id", "knn": "knn_id"}
 LARGER_IS_BETTER = ("ri", "apd_id", "apd_ood", "apd_avg", "clustering_score")  # of the drop, 0 is best
+LARGER_IS_BETTER += ("linear_id", "linear_ood", "knn_id", "knn_ood", "acc_knn", "ari_class")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Evaluators by name: what judges an encoder's features on a dataset. No Ray, no training state.
 
-An evaluator is a class with `metrics` (what can be due) and `evaluate`; another one is a file and a line in EVALUATORS.
+An evaluator is a class with `metrics` (what can be due), `values` (what they give that a run may be stopped by, as
+patterns) and `evaluate`; another one is a file and a line in EVALUATORS.
 Not here: when one is due, and who runs it.
 """
 
@@ -42,6 +43,7 @@ class Evaluation:
 
 class Evaluator(Protocol):
     metrics: tuple[str, ...]
+    values: tuple[str, ...]
 
     def evaluate(self, dataset: Dataset, features: Floats, due: Collection[str]) -> tuple[dict[str, float], list[str]]:
         """(values by short name, notes) of the metrics due, on features `[N, D]` of `dataset.images`."""

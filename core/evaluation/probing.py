@@ -23,6 +23,7 @@ class Probing:
     the out-of-domain rows, if there are any. Training never sees a slide that tests."""
 
     metrics = ("linear", "knn")
+    values = ("linear_id", "linear_ood", "knn_id", "knn_ood")
 
     def evaluate(self, dataset: Dataset, features: Floats, due: Collection[str]) -> tuple[dict[str, float], list[str]]:
         """Unfit for fewer than two in-domain slides or classes."""

@@ -43,9 +43,13 @@ class Results:
     def __init__(self, run_dir: str, identity: str | None, stopping: EarlyStoppingConfig | None = None) -> None:
         self.store, self.identity = Storage.of(run_dir), identity
         self.stopping = stopping if stopping is not None and stopping.enable else None
-        self._log = MetricsLog(self.store.join(ROWS))
-        self.rows = [row for row in self._log.read() if identity in (None, row.get("identity"))]
         self._listed: dict[str, Snapshot | None] = {}
+        self.reload()
+
+    def reload(self) -> None:
+        """Read the rows again: whoever was at work on the run until now may have added some."""
+        self._log = MetricsLog(self.store.join(ROWS))
+        self.rows = [row for row in self._log.read() if self.identity in (None, row.get("identity"))]
 
     def snapshots(self) -> list[Snapshot]:
         """The committed snapshots that carry an encoder, oldest first. A directory is read once, then known by name."""
@@ -86,8 +90,12 @@ class Results:
             "identity": self.identity or "",
             **more,
         }
-        self._log.append(row)
-        self._log.flush()
+        try:
+            self._log.append(row)
+            self._log.flush()
+        except OSError:
+            self._log = MetricsLog(self.store.join(ROWS))  # the next row neither follows a half one nor brings this one
+            raise
         self.rows.append(row)
         return row
 
@@ -153,10 +161,10 @@ class Results:
         return found.meta["images_seen"] == images_seen and self.identity in (None, _identity(found))
 
     def prune(self, keep_last_n: int, tag: str | None) -> list[str]:
-        """Remove snapshots that have their row, except the newest `keep_last_n`, the one a resumed run would go on
-        from, and one that is the best but not copied yet. Returns the paths removed."""
+        """Remove snapshots that were taken for evaluation and have their row, except the newest `keep_last_n`, the one
+        that a resumed run would go on from, and one that is the best but not copied yet. Returns the paths removed."""
         done = {row["images_seen"] for row in self.rows}
-        snapshots = self.snapshots()
+        snapshots = [s for s in self.snapshots() if self._is_numbered(s)]
         newest = latest(self.store.join(CHECKPOINTS), tag) if tag else None
         decision = self.decision()
         best = None if decision is None else decision.best_images
@@ -174,6 +182,11 @@ class Results:
             self._listed.pop(snapshot.path.rpartition("/")[2], None)
             removed.append(snapshot.path)
         return removed
+
+    def _is_numbered(self, snapshot: Snapshot) -> bool:
+        """Whether it was taken for evaluations: those of a run without tuning were asked for to be kept."""
+        listed = self._listed.get(snapshot.path.rpartition("/")[2])
+        return listed is not None and listed.index >= 0
 
     def claim(self, who: str) -> bool:
         """Say that `who` evaluates this run; False while another does, or may: it gave a sign of life less than a

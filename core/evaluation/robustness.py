@@ -26,6 +26,10 @@ class Robustness:
     split ``acc_id_<s>``, ``acc_ood_<s>``, ``cramers_v_<s>``; ``clustering_score``, ``ari_class``, ``ari_center``."""
 
     metrics = ("ri", "apd", "clustering")
+    values = (
+        *("ri", "acc_knn", "apd_id", "apd_ood", "apd_avg", "acc_id_*", "acc_ood_*"),
+        *("clustering_score", "ari_class", "ari_center"),
+    )
 
     def evaluate(self, dataset: Dataset, features: Floats, due: Collection[str]) -> tuple[Values, list[str]]:
         """A metric that the dataset cannot carry is left out, and a note says why."""

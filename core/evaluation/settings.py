@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 
 from core.checks import at_least, one_of, positive
 from core.errors import UserError
@@ -169,6 +170,9 @@ class TuningConfig:
             if not plugin.datasets:
                 key, expected = f"tuning.plugins[{i}].datasets", "{NAME: {manifest_csv: …}}"
                 raise UserError("an evaluator without a dataset", key=key, found={}, expected=expected)
+            if not plugin.cadences:
+                expected = f"every_n_evals above 0 of one of {list(evaluator(plugin.name).metrics)}"
+                raise UserError("every metric is switched off", key=f"tuning.plugins[{i}]", found=0, expected=expected)
         names = [plugin.name for plugin in self.plugins]
         if len(set(names)) < len(names):
             raise UserError("an evaluator is listed twice", key="tuning.plugins", found=names, expected="each once")
@@ -191,6 +195,10 @@ class TuningConfig:
         if heavy is not None and heavy not in plugin.cadences:
             expected = f"one of {list(plugin.cadences)}, or every_n_evals above 0"
             raise UserError("that metric is switched off", key=f"{key}.metric", found=heavy, expected=expected)
+        values, name = evaluator(plugin.name).values, selection.key.rpartition("/")[2]
+        if not any(fnmatchcase(name, value) for value in values):
+            message = f"{plugin.name} has no such metric"
+            raise UserError(message, key=f"{key}.metric", found=selection.metric, expected=list(values))
 
 
 def poll_every_steps(config: TuningConfig, global_batch: int) -> int:

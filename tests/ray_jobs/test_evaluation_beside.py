@@ -70,3 +70,17 @@ def test_storage_that_fails_for_a_while_is_asked_again_and_what_the_user_must_me
 
     monkeypatch.setattr(evaluation_trial, "judged", fails)
     assert str(error) in attempted({"encoder": "e"}, SPEC)["error"] and len(calls) == attempts
+
+
+@pytest.mark.parametrize(("tuning", "numbers"), [(None, [None, None]), (object(), [None, 3])])
+def test_only_snapshots_for_evaluators_have_a_number_and_may_be_removed_by_them(tmp_path, tuning, numbers):
+    saved = []
+    parts = SimpleNamespace(
+        tag="t", identity={"hash": "h"}, placement={}, science="s", keep_last_n=2, encoder=None, tuning=tuning
+    )
+    saver = SimpleNamespace(save=lambda root, name, tensors, meta, also=None: saved.append(meta))
+    worker = rank(parts=parts, saver=saver, job=SimpleNamespace(fit_id="f"), root=str(tmp_path))
+    state = SimpleNamespace(images_seen=300, meta=lambda: {"images_seen": 300})
+    for snapshot in (None, 3):
+        worker._save_checkpoint(state, {}, snapshot)
+    assert [meta.get("tune_index") for meta in saved] == numbers

@@ -13,6 +13,8 @@ from core.errors import UserError
 from core.evaluation import results
 from core.evaluation.results import BEST, DECISION, ROWS, Results, copy_committed, judged, read_decision, watched
 from core.evaluation.settings import EarlyStoppingConfig, SelectionConfig
+from core.storage import StorageError
+from core.tracking import MetricsLog
 
 KEY = "pathorob/hospitals/ri"
 STOPPING = EarlyStoppingConfig(True, SelectionConfig("pathorob", "hospitals", "ri"), patience_evals=2, min_evals=2)
@@ -156,6 +158,55 @@ def test_what_is_not_judged_yet_is_never_removed(tmp_path):
     found.settle()
     found.prune(1, "tag")
     assert [s.images_seen for s in found.snapshots()] == [100, 300, 400]
+
+
+def test_snapshots_that_a_run_without_evaluators_was_asked_to_keep_are_never_removed(tmp_path):
+    for images in (100, 200, 300):
+        snapshot(tmp_path, images)
+    for i in (4, 5, 6):
+        snapshot(tmp_path, 100 * i, i)
+    found = opened(tmp_path)
+    judge(found, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+    assert len(found.prune(1, "tag")) == 2
+    assert [s.images_seen for s in found.snapshots()] == [100, 200, 300, 600]
+
+
+def test_a_row_that_could_not_be_written_is_neither_doubled_nor_glued_to_the_next(tmp_path, monkeypatch):
+    for i in range(2):
+        snapshot(tmp_path, 100 * i, i)
+    found = opened(tmp_path)
+    first, second = found.snapshots()
+    found.record(first, "ok", {}, **{KEY: 0.1})
+    own = MetricsLog.append
+
+    def full(self, row):
+        own(self, row)
+        content = (tmp_path / ROWS).read_bytes()
+        (tmp_path / ROWS).write_bytes(content[:-20])
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space"):
+        patched.setattr(MetricsLog, "append", full)
+        found.record(second, "ok", {}, **{KEY: 0.2})
+    assert [row["images_seen"] for row in found.rows] == [0]
+    found.record(second, "ok", {}, **{KEY: 0.2})
+    assert [row[KEY] for row in opened(tmp_path).rows] == [0.1, 0.2]
+
+
+@pytest.mark.parametrize("attempts", [1, 2])
+def test_a_row_that_object_storage_refused_is_written_once(monkeypatch, attempts):
+    from core.evaluation.backlog import Snapshot
+
+    run = f"memory://refused-{attempts}-{time.time_ns()}"
+    found = Results(run, "mine")
+    found.record(Snapshot("s0", 0, 0), "ok", {})
+    with monkeypatch.context() as patched:
+        patched.setattr(MetricsLog, "flush", lambda self: (_ for _ in ()).throw(StorageError("503")))
+        for _ in range(attempts):
+            with pytest.raises(StorageError):
+                found.record(Snapshot("s1", 100, 1), "ok", {})
+    found.record(Snapshot("s1", 100, 1), "ok", {})
+    assert [row["images_seen"] for row in Results(run, "mine").rows] == [0, 100]
 
 
 def test_the_snapshot_that_a_killed_run_would_go_on_from_is_never_removed(tmp_path):

@@ -37,6 +37,14 @@ def tuning(*, selection=None, **given):
         (lambda: tuning(selection=SelectionConfig(plugin="probe")), r"selection\.plugin"),
         (lambda: tuning(selection=SelectionConfig(dataset="tcga")), r"selection\.dataset"),
         (lambda: tuning(selection=SelectionConfig(metric="apd"), apd=EveryConfig(0)), r"switched off.*apd"),
+        (
+            lambda: tuning(selection=SelectionConfig(metric="apd_average")),
+            r"no such metric.*selection\.metric.*apd_avg",
+        ),
+        (
+            lambda: tuning(ri=EveryConfig(0), apd=EveryConfig(0), clustering=EveryConfig(0)),
+            r"every metric is switched off.*tuning\.plugins\[0\]",
+        ),
     ],
 )
 def test_a_senseless_section_is_refused_by_its_key(make, words):
@@ -70,3 +78,14 @@ def test_paths_of_all_datasets_are_made_absolute():
 def test_the_poll_cadence_is_a_twentieth_of_the_evaluations(every, tune_every, batch, steps):
     config = TuningConfig(tune_every=tune_every, execution=ExecutionConfig(poll_every_steps=every))
     assert poll_every_steps(config, batch) == steps
+
+
+def test_the_direction_of_a_probe_is_known_too_and_its_metric_goes_by_its_short_name():
+    def probing(**selection):
+        plugin = PluginConfig("probe", datasets={"camelyon": DatasetConfig("m.csv")})
+        stopping = EarlyStoppingConfig(True, SelectionConfig("probe", **selection))
+        return TuningConfig(True, plugins=[plugin], early_stopping=stopping).early_stopping.selection.key
+
+    assert probing(metric="linear") == "probe/camelyon/linear_id" and probing(metric="knn") == "probe/camelyon/knn_id"
+    with pytest.raises(UserError, match="larger is better"):
+        probing(metric="linear", mode="min")
