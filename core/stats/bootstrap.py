@@ -52,7 +52,7 @@ def paired_difference(
     means as the n values. ValueError for other lengths, values that are not finite, or fewer than two units.
     """
     difference = _finite(a, "a") - _finite(b, "b")
-    groups = _codes(clusters, difference.size)
+    groups = cluster_codes(clusters, difference.size)
     count = int(groups.max(initial=-1)) + 1
     if count < 2:
         raise ValueError(f"an interval needs at least two units, found {count}")
@@ -97,7 +97,7 @@ def cluster_counts(count: int, resamples: int, seed: int) -> Iterator[Floats]:
         yield generator.multinomial(count, share, size=min(block, resamples - start)).astype(np.float64)
 
 
-def _codes(clusters: npt.ArrayLike | None, n: int) -> Ints:
+def cluster_codes(clusters: npt.ArrayLike | None, n: int) -> Ints:
     """0…C−1 per row; every row its own cluster without `clusters`."""
     if clusters is None:
         return np.arange(n, dtype=np.int64)
