@@ -152,7 +152,8 @@ def _pearson_rows(x: Floats, y: Floats) -> Floats:
     x, y = (v - v.mean(axis=1, keepdims=True) for v in (x, y))
     above = np.einsum("kn,kn->k", x, y)
     below = np.sqrt(np.einsum("kn,kn->k", x, x)) * np.sqrt(np.einsum("kn,kn->k", y, y))
-    return np.clip(np.divide(above, below, out=np.zeros(len(x)), where=below > 0), -1, 1)
+    r: Floats = np.clip(np.divide(above, below, out=np.zeros(len(x)), where=below > 0), -1, 1)
+    return r
 
 
 def _rank(values: npt.NDArray[np.floating], out: Floats) -> None:

@@ -1,0 +1,192 @@
+"""The table of a regression: one image per row with its group and its targets, read and checked before anything else.
+
+CSV or parquet with the columns `path`, `group_id` and one column per target: y0 … y{K−1}, or named genes. Paths are
+relative to the table. Not here: which rows train (regression.splits) and what is in the images (regression.data).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import posixpath
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from core.errors import MissingFile, UserError
+from core.storage import Storage
+
+Floats = npt.NDArray[np.float64]
+Strings = npt.NDArray[np.str_]
+NAMED_AT_MOST = 8
+
+
+@dataclass(frozen=True)
+class Table:
+    """`names` `[N]` are the paths as written, `groups` `[N]`, `targets` `[N, K]` of the `genes`; read from `file`."""
+
+    file: str
+    names: Strings
+    groups: Strings
+    targets: Floats
+    genes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def paths(self) -> list[str]:
+        """Where the images are: absolute, or URLs."""
+        folder = Storage.of(posixpath.dirname(self.file) or ".").url
+        return [_below(folder, name) for name in self.names.tolist()]
+
+    @property
+    def hash(self) -> str:
+        """Digest of all rows, whatever their order, and not of where the table lies."""
+        order = np.argsort(self.names)
+        digest = hashlib.sha256("\x00".join(self.genes).encode())
+        digest.update("\x00".join(self.names[order].tolist() + self.groups[order].tolist()).encode())
+        digest.update(np.ascontiguousarray(self.targets[order]).tobytes())
+        return digest.hexdigest()
+
+    def row_of(self, index: int) -> int:
+        """The line of a CSV, or the row (from 0) of a parquet table."""
+        return index if self.file.endswith(".parquet") else index + 2
+
+
+def read_table(
+    path: str, *, genes: Sequence[str] | None = None, target_dim: int | None = None, check_files: bool = True
+) -> Table:
+    """The table at a path or URL, checked whole.
+
+    `genes` names the target columns; without them they are y0, y1 … `target_dim` is how many there must be.
+    MissingFile for the table or an image; UserError naming file, row and column for missing columns, another number of
+    targets, empty cells, a path twice, a target that is no finite number, and genes that are the same in all rows.
+    """
+    columns = _columns(path)
+    for name in ("path", "group_id"):
+        if name not in columns.column_names:
+            raise UserError("the table has no such column", file=path, key=name, found=columns.column_names[:8])
+    chosen = _targets(path, columns.column_names, genes, target_dim)
+    texts = [_texts(path, columns, name) for name in ("path", "group_id")]
+    values = np.column_stack([_numbers(path, columns, name) for name in chosen])
+    table = Table(path, *texts, values, chosen)
+    _check(table, check_files)
+    return table
+
+
+def _columns(path: str) -> pa.Table:
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    folder, _, name = path.rpartition("/")
+    try:
+        data = io.BytesIO(Storage.of(folder or ".").read_bytes(name))
+    except MissingFile as e:
+        raise MissingFile("no such table", file=path, expected="a CSV or parquet file") from e
+    try:
+        if path.endswith(".parquet"):
+            table = pyarrow.parquet.read_table(data)
+        else:
+            kinds = {"path": pa.string(), "group_id": pa.string()}
+            options = pyarrow.csv.ConvertOptions(column_types=kinds, strings_can_be_null=False)
+            delimiter = "\t" if path.endswith((".tsv", ".tsv.gz")) else ","
+            parse = pyarrow.csv.ParseOptions(delimiter=delimiter)
+            table = pyarrow.csv.read_csv(data, convert_options=options, parse_options=parse)
+    except (pa.ArrowInvalid, OSError) as e:
+        raise UserError("the table cannot be read", file=path, found=str(e)[:200], expected="CSV or parquet") from e
+    if table.num_rows == 0:
+        raise UserError("the table has no rows", file=path)
+    names = table.column_names
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError("the table has a column twice", file=path, key=twice[0])
+    return table
+
+
+def _targets(path: str, found: Sequence[str], genes: Sequence[str] | None, wanted: int | None) -> tuple[str, ...]:
+    if genes is None:
+        count = sum(name[:1] == "y" and name[1:].isdigit() for name in found)
+        genes = [f"y{i}" for i in range(count)]
+    if missing := [gene for gene in genes if gene not in found]:
+        message = "the table lacks target columns"
+        raise UserError(message, file=path, key=missing[0], found=missing[:NAMED_AT_MOST], expected="a column for each")
+    if len(genes) == 0 or (wanted is not None and len(genes) != wanted):
+        expected = "y0, y1 …" if wanted is None else f"{wanted} (target_dim)"
+        raise UserError("a wrong number of targets", file=path, key="targets", found=len(genes), expected=expected)
+    if len(set(genes)) < len(genes):
+        raise UserError("a gene is named twice", file=path, found=[g for g in genes if list(genes).count(g) > 1][:1])
+    return tuple(genes)
+
+
+def _texts(path: str, columns: pa.Table, name: str) -> Strings:
+    import pyarrow.compute as pc
+
+    values = pc.utf8_trim_whitespace(columns[name].cast(pa.string())).to_numpy(zero_copy_only=False)
+    empty = [i for i, value in enumerate(values) if not value]
+    if empty:
+        row = empty[0] + (0 if path.endswith(".parquet") else 2)
+        raise UserError("an empty cell", file=path, row=row, key=name, found="", expected="a value")
+    return values.astype(np.str_)
+
+
+def _numbers(path: str, columns: pa.Table, name: str) -> Floats:
+    column, first = columns[name], 0 if path.endswith(".parquet") else 2
+    if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type) or pa.types.is_null(column.type)):
+        for i, value in enumerate(column.to_pylist()):
+            if not _is_number(value):
+                raise _no_target(path, first + i, name, value)
+    values: Floats = column.cast(pa.float64()).to_numpy().astype(np.float64)
+    bad = np.flatnonzero(~np.isfinite(values))
+    if bad.size:
+        raise _no_target(path, first + int(bad[0]), name, column[int(bad[0])].as_py())
+    return values
+
+
+def _no_target(path: str, row: int, name: str, value: Any) -> UserError:
+    return UserError("a target is no finite number", file=path, row=row, key=name, found=value, expected="a number")
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return bool(np.isfinite(float(value)))
+    except (TypeError, ValueError):
+        return False
+
+
+def _check(table: Table, check_files: bool) -> None:
+    order = np.argsort(table.names, kind="stable")
+    ordered = table.names[order]
+    again = order[1:][ordered[1:] == ordered[:-1]]
+    if again.size:
+        row = int(again.min())
+        first = int(np.flatnonzero(table.names == table.names[row])[0])
+        found = f"{table.names[row]}, already in row {table.row_of(first)}"
+        raise UserError("a path stands twice", file=table.file, row=table.row_of(row), key="path", found=found)
+    if len(table) > 1 and (same := np.flatnonzero(np.ptp(table.targets, axis=0) == 0)).size:
+        found = [table.genes[k] for k in same[:NAMED_AT_MOST]]
+        message = "targets that are the same in every row have nothing to learn: leave them out"
+        raise UserError(message, file=table.file, key=found[0], found=found, expected="values that vary")
+    if check_files:
+        _check_files(table)
+
+
+def _check_files(table: Table) -> None:
+    """Every image is there; folders are listed once instead of asking for each file."""
+    listed: dict[str, set[str]] = {}
+    for i, path in enumerate(table.paths):
+        folder, _, name = path.rpartition("/")
+        if folder not in listed:
+            listed[folder] = set(Storage.of(folder or "/").list())
+        if name not in listed[folder]:
+            row = table.row_of(i)
+            raise MissingFile("no such image", file=table.file, row=row, key="path", found=path, expected="an image")
+
+
+def _below(folder: str, name: str) -> str:
+    if "://" in name or name.startswith("/"):
+        return name
+    return posixpath.normpath(f"{folder}/{name}") if "://" not in folder else f"{folder.rstrip('/')}/{name}"

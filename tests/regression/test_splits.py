@@ -1,0 +1,104 @@
+"""Splits by whole groups: what they share, what is refused, and that the order of a table does not matter."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from core.errors import UserError
+from regression.splits import folds, holdout, read_split, write_split
+from regression.table import Table
+
+SIZES = [1, 7, 3, 12, 5, 4, 9, 2, 6, 11]
+
+
+def table(sizes=SIZES, reverse: bool = False) -> Table:
+    groups = np.repeat([f"p{i}" for i in range(len(sizes))], sizes)
+    names = np.array([f"{i}.png" for i in range(len(groups))])
+    targets = np.arange(2.0 * len(groups)).reshape(-1, 2)
+    step = -1 if reverse else 1
+    return Table("/data/table.csv", names[::step], groups[::step], targets[::step], ("y0", "y1"))
+
+
+def sides(of: Table, split) -> dict[str, set[str]]:
+    return {name: set(of.groups[split.rows(name)].tolist()) for name in ("train", "val", "test")}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_group_stands_on_one_side_and_fractions_are_near(seed):
+    made = holdout(table(), seed, train=0.6, val=0.2, test=0.2)
+    parts = sides(table(), made)
+    assert sum(map(len, parts.values())) == 10 and set.union(*parts.values()) == {f"p{i}" for i in range(10)}
+    shares = {name: made.rows(name).size / 60 for name in parts}
+    assert shares == pytest.approx({"train": 0.6, "val": 0.2, "test": 0.2}, abs=0.15) and min(shares.values()) > 0
+
+
+def test_the_order_of_the_rows_does_not_matter_and_the_seed_does():
+    a, b = holdout(table(), 3), holdout(table(reverse=True), 3)
+    assert np.array_equal(a.of, b.of[::-1])
+    assert any(sides(table(), holdout(table(), s)) != sides(table(), a) for s in range(4, 9))
+
+
+def test_every_group_tests_once():
+    for made in (folds(table(), 0, 4), folds(table(), 0)):
+        tested = [sides(table(), split)["test"] for split in made]
+        assert sum(map(len, tested)) == 10 and set.union(*tested) == {f"p{i}" for i in range(10)}
+        for split in made:
+            parts = sides(table(), split)
+            assert not parts["test"] & (parts["train"] | parts["val"]) and not parts["train"] & parts["val"]
+            assert parts["val"] and parts["train"]
+    assert all(len(t) == 1 for t in tested) and len(tested) == 10
+
+
+def test_two_groups_can_be_left_out_in_turn_without_validation():
+    made = folds(table([4, 5]), 0, validation=False)
+    assert sorted(s.rows("test").size for s in made) == [4, 5] and all(s.rows("val").size == 0 for s in made)
+    with pytest.raises(UserError, match="folds cannot be made"):
+        folds(table([4, 5]), 0)
+
+
+def test_a_split_comes_back_from_its_file_for_the_table_in_any_order(tmp_path):
+    made, path = holdout(table(), 1), str(tmp_path / "s.csv")
+    write_split(path, table(), made)
+    assert np.array_equal(read_split(path, table(reverse=True)).of[::-1], made.of)
+    again = str(tmp_path / "t.csv")
+    write_split(again, table(reverse=True), holdout(table(reverse=True), 1))
+    assert (tmp_path / "t.csv").read_bytes() == (tmp_path / "s.csv").read_bytes()
+
+
+def test_the_split_of_another_table_is_refused(tmp_path):
+    path, other = str(tmp_path / "s.csv"), table()
+    write_split(path, table(), holdout(table(), 1))
+    other.targets[5, 0] += 1
+    with pytest.raises(UserError, match="another table"):
+        read_split(path, other)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("{0},p1,{1}", "{0},p1,{2}", "a group stands on two sides"),
+        ("{0},p1,{1}", "{0},p2,{1}", "another group than in the table"),
+        ("{0},p1,{1}", "{0},p1,dev", "not a row of a split"),
+        ("{0},p1,{1}", "none.png,p1,{1}", "no such row"),
+        ("{0},p1,{1}\n", "", "does not place"),
+    ],
+)
+def test_a_split_that_was_edited_is_refused_with_its_row(tmp_path, old, new, message):
+    made, path = holdout(table(), 1), tmp_path / "s.csv"
+    write_split(str(path), table(), made)
+    part = str(made.of[4])
+    other = "test" if part != "test" else "train"
+    text = path.read_text()
+    assert old.format("4.png", part, other) in text
+    path.write_text(text.replace(old.format("4.png", part, other), new.format("4.png", part, other)))
+    with pytest.raises(UserError, match=message) as error:
+        read_split(str(path), table())
+    assert error.value.where["file"] == str(path) and (error.value.where["row"] or error.value.where["key"])
+
+
+def test_too_few_groups_and_odd_fractions_are_refused():
+    with pytest.raises(UserError, match="too few groups"):
+        holdout(table([3, 4]), 0)
+    with pytest.raises(UserError, match="add up to 1"):
+        holdout(table(), 0, train=0.9)

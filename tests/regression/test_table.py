@@ -1,0 +1,78 @@
+"""What a table may hold; every fault is named with its row and column."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from core.errors import MissingFile, UserError
+from regression.table import read_table
+
+
+def frame(folder, rows: int = 6, genes: int = 3) -> pd.DataFrame:
+    """A sound table, and (empty) files for its images."""
+    g = np.random.default_rng(0)
+    (folder / "img").mkdir(exist_ok=True)
+    names = [f"img/{i}.png" for i in range(rows)]
+    for name in names:
+        (folder / name).touch()
+    columns = {"path": names, "group_id": [f"p{i // 2}" for i in range(rows)]}
+    return pd.DataFrame(columns | {f"y{k}": g.normal(size=rows) for k in range(genes)})
+
+
+def written(folder, table: pd.DataFrame, name: str = "table.csv") -> str:
+    path = folder / name
+    table.to_parquet(path) if name.endswith("parquet") else table.to_csv(path, index=False)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["table.csv", "table.parquet"])
+def test_a_table_is_read_with_paths_relative_to_it(tmp_path, name):
+    made = frame(tmp_path)
+    table = read_table(written(tmp_path, made, name), target_dim=3)
+    assert np.array_equal(table.targets, made[["y0", "y1", "y2"]].to_numpy())
+    assert table.paths[1] == str(tmp_path / "img" / "1.png") and table.groups.tolist()[1:3] == ["p0", "p1"]
+    assert table.genes == ("y0", "y1", "y2") and len(table) == 6
+
+
+def test_named_genes_are_taken_in_the_order_asked_for(tmp_path):
+    made = frame(tmp_path).rename(columns={"y0": "CD74", "y1": "ERBB2"})
+    table = read_table(written(tmp_path, made), genes=["ERBB2", "CD74"])
+    assert np.array_equal(table.targets, made[["ERBB2", "CD74"]].to_numpy())
+
+
+def test_the_digest_is_of_the_rows_and_not_of_their_order_or_place(tmp_path):
+    made = frame(tmp_path)
+    (tmp_path / "moved").mkdir()
+    first = read_table(written(tmp_path, made)).hash
+    assert read_table(written(tmp_path / "moved", frame(tmp_path / "moved").iloc[::-1])).hash == first
+    made.loc[2, "y1"] += 1e-9
+    assert read_table(written(tmp_path, made)).hash != first
+
+
+@pytest.mark.parametrize(
+    ("change", "message", "row", "key"),
+    [
+        (lambda t: t.assign(y1=[0, 1, np.nan, 3, 4, 5]), "no finite number", 4, "y1"),
+        (lambda t: t.assign(y1=["0", "1", "2", "much", "4", "5"]), "no finite number", 5, "y1"),
+        (lambda t: t.assign(y2=[0, 1, 2, 3, np.inf, 5]), "no finite number", 6, "y2"),
+        (lambda t: t.assign(path=[*t.path[:5], t.path[1]]), "stands twice", 7, "path"),
+        (lambda t: t.assign(path=[*t.path[:5], "img/none.png"]), "no such image", 7, "path"),
+        (lambda t: t.assign(group_id=["a", "", *"bcde"]), "empty cell", 3, "group_id"),
+        (lambda t: t.assign(y0=1.5), "same in every row", None, "y0"),
+        (lambda t: t.drop(columns="group_id"), "no such column", None, "group_id"),
+        (lambda t: t.drop(columns="y2"), "wrong number of targets", None, "targets"),
+        (lambda t: t.drop(columns="y1"), "lacks target columns", None, "y1"),
+    ],
+)
+def test_every_fault_is_named_with_its_row_and_column(tmp_path, change, message, row, key):
+    path = written(tmp_path, change(frame(tmp_path)))
+    with pytest.raises(UserError, match=message) as error:
+        read_table(path, target_dim=3)
+    assert (error.value.where["file"], error.value.where["row"], error.value.where["key"]) == (path, row, key)
+
+
+def test_a_table_that_is_not_there_is_missing(tmp_path):
+    with pytest.raises(MissingFile, match="no such table"):
+        read_table(str(tmp_path / "none.csv"))
