@@ -32,6 +32,7 @@ GROUPS = (  # colours, then the same with the next marker
     "#8a6d00", "#d1495b", "#111827", "#7a9e00", "#8c94a3", "#f2b705",
 )  # fmt: skip
 MARKERS = "o^s"
+LEAST = 0.1  # of an axis: what is smaller than that is mostly chance, and must not look like a cliff
 LEGEND = 34  # groups that are told apart; the smallest others are grey
 
 
@@ -228,6 +229,15 @@ def _metric(
     axes.set_xlim(first - margin, last + margin)
     axes.set_xlabel("images seen", fontsize=9, color=MUTED)
     plain_axes(axes)
+    if meaning:
+        _scaled(axes, -np.inf if metric.startswith("apd_") else -1.0 if metric == "clustering_score" else 0.0)
+
+
+def _scaled(axes: Any, lowest: float = 0.0) -> None:
+    """No axis is shorter than LEAST, none goes beyond what the metric can be."""
+    low, high = axes.get_ylim()
+    short = max(0.0, LEAST - (high - low)) / 2
+    axes.set_ylim(max(low - short, lowest - 0.02), min(high + short, 1.02))
 
 
 def _splits(axes: Any, rows: Sequence[Row], plugin: str, dataset: str, metric: str, best_images: int | None) -> None:
@@ -248,6 +258,7 @@ def _splits(axes: Any, rows: Sequence[Row], plugin: str, dataset: str, metric: s
     plain_axes(axes)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1.0], ["0", "0.25", "0.5", "0.75", "1"])
     axes.set_xlim(-0.04, 1.04)
+    _scaled(axes)
     axes.legend(fontsize=8, frameon=False, labelcolor=MUTED, handlelength=1.4, borderaxespad=0.2, loc="lower left")
 
 

@@ -111,6 +111,14 @@ def test_accuracy_stands_over_cramers_v_with_a_line_per_evaluation(figures):
     assert [t.get_text() for t in axes.get_legend().get_texts()] == ["0 (first)", "100 (best)", "200 (newest)"]
 
 
+def test_chance_does_not_look_like_a_cliff_and_no_axis_leaves_the_metrics_range(figures):
+    wide = {f"{CAM}/clustering_score{end}": v for end, v in (("", 0.4), ("_low", -0.4), ("_high", 1.2))}
+    draw_robustness([row(i, **scores(ri=0.7 + i / 1e5)) | wide for i in (0, 100)], "run")
+    low, high = panels(figures[0])["Robustness index"].get_ylim()
+    assert high - low == pytest.approx(0.1) and low < 0.7 < high
+    assert panels(figures[0])["Clustering score"].get_ylim()[1] == pytest.approx(1.02)
+
+
 def test_failed_and_dropped_evaluations_are_marked_on_the_axis(figures):
     draw_robustness([row(0, **scores()), row(50, "dropped"), row(100, "failed", "boom"), row(150, "failed")], "run")
     marked = {
