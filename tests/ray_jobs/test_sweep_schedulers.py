@@ -124,7 +124,7 @@ def test_an_evaluators_metric_is_the_objective_and_each_trial_may_have_anchors_o
     for row in rows:
         run = root / "trials" / row["trial"]
         judged = [json.loads(line) for line in (run / "robustness.jsonl").read_text().splitlines()]
-        assert {r["images_seen"] for r in judged} <= {0, 8, 16} and judged[-1]["images_seen"] == 16
+        assert {0, 16} <= {r["images_seen"] for r in judged} <= {0, 8, 16}
         assert float(row[f"{metric} best"]) == max(r[metric] for r in judged if metric in r)
         assert (run / "indexes" / "anchor_catalog_manifest.json").exists(), "the stride is the trial's own"
     assert (root / "shared" / "slide_metadata.parquet").exists()
