@@ -7,25 +7,21 @@ and whatever its batch-mates. Not here: geometry.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from core.nn.stain import STAINS, constant, density, stained
 from ijepath.config import AugmentConfig
 
-# Optical densities of haematoxylin, eosin and DAB per colour (Ruifrok and Johnston 2001), rows normalised.
-STAINS = ((0.650, 0.704, 0.286), (0.072, 0.990, 0.105), (0.268, 0.570, 0.776))
+__all__ = ["STAINS", "Pixels", "constant", "density", "stained"]
+
 TISSUE_DENSITY = 0.15  # mean optical density from which a pixel counts as tissue
 BANDS = 4
 # Deviation of each octave of luminance over that of the coarsest, finest first: about that of H&E at 0.5–1 mpp.
 REFERENCE_SPECTRUM = (0.8, 0.95, 1.05, 1.0)
 _STAIN, _SCANNER = slice(0, 6), slice(6, 11)
-_UNIT = np.array(STAINS) / np.linalg.norm(STAINS, axis=1, keepdims=True)
-_ROWS, _INVERSE = (tuple(map(tuple, m.tolist())) for m in (_UNIT, np.linalg.inv(_UNIT)))
 
 
 class Pixels:
@@ -56,18 +52,6 @@ class Pixels:
             x = scanned(x, draws[:, _SCANNER], config.scanner)
         mean, std = constant(self._mean, x.device), constant(self._std, x.device)
         return (x - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
-
-
-def stained(x: Tensor, draws: Tensor, strength: float) -> Tensor:
-    """HED jitter (Tellez et al. 2018): stain s_i → s_i · (1 + σ u_i) + σ/4 · v_i in optical density, u, v in (−1, 1).
-
-    x [N, 3, H, W] in 0…1, draws [N, 6] uniforms.
-    """
-    stains, inverse = constant(_ROWS, x.device), constant(_INVERSE, x.device)
-    amounts = torch.einsum("nchw,cs->nshw", density(x), inverse)
-    u = (2 * draws - 1)[:, :, None, None] * strength
-    amounts = amounts * (1 + u[:, :3]) + u[:, 3:] / 4
-    return torch.exp(-torch.einsum("nshw,sc->nchw", amounts, stains)).clamp(0, 1)
 
 
 def scanned(x: Tensor, draws: Tensor, strength: float) -> Tensor:
@@ -109,18 +93,6 @@ def normalised_frequency(x: Tensor, strength: float) -> Tensor:
     for octave, band in enumerate(bands):
         out = out + gain[:, octave, None, None, None] * band
     return out.clamp(0, 1)
-
-
-@lru_cache(maxsize=32)
-def constant(values: Any, device: torch.device) -> Tensor:
-    """A float32 tensor of (nested) tuples, once per device. Cached: never write into it."""
-    with torch.inference_mode(False):
-        return torch.tensor(values, dtype=torch.float32, device=device)
-
-
-def density(x: Tensor) -> Tensor:
-    """Optical density −ln x of intensities in 0…1, x bounded below by one grey level."""
-    return -torch.log(x.clamp(min=1 / 255))
 
 
 def blurred(x: Tensor, step: int) -> Tensor:
