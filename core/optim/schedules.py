@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from core.errors import UserError
 
-KINDS = ("constant", "linear", "cosine", "warmup_cosine")
+KINDS = ("constant", "linear", "cosine", "warmup_cosine", "step")
 
 
 def fraction(step: int, total: int) -> float:
@@ -45,7 +45,8 @@ class Schedule:
     """One schedule with its numbers: ``schedule(step, total)``.
 
     `first` is where it starts, `last` where it ends (a constant has only `first`); a `warmup_cosine` climbs to `peak`
-    during `warmup`: a fraction of the run if below 1, else a number of steps.
+    during `warmup`: a fraction of the run if below 1, else a number of steps. A `step` schedule falls `drops` times by
+    `factor`, after equal parts of the run.
     """
 
     kind: str
@@ -53,11 +54,13 @@ class Schedule:
     last: float | None = None
     peak: float | None = None
     warmup: float = 0.0
+    drops: int = 2
+    factor: float = 0.1
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise UserError("no such schedule", key="kind", found=self.kind, expected=KINDS)
-        if self.kind != "constant" and self.last is None:
+        if self.kind not in ("constant", "step") and self.last is None:
             raise UserError("a schedule needs its end", key="last", found=None, expected="a number")
         if self.kind == "warmup_cosine" and self.peak is None:
             raise UserError("a warm-up needs its peak", key="peak", found=None, expected="a number")
@@ -68,6 +71,8 @@ class Schedule:
         return round(self.warmup * total) if self.warmup < 1 else int(self.warmup)
 
     def __call__(self, step: int, total: int) -> float:
+        if self.kind == "step":
+            return self.first * self.factor ** min(step * (self.drops + 1) // max(total, 1), self.drops)
         if self.last is None:
             return self.first
         if self.kind == "linear":

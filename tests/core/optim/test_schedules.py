@@ -68,3 +68,9 @@ def test_the_shortest_runs_have_finite_values(total):
 def test_a_senseless_schedule_is_refused_with_its_key(options, key):
     with pytest.raises(UserError, match=f"key: {key}"):
         Schedule(**options)
+
+
+def test_a_step_schedule_falls_after_equal_parts_of_the_run():
+    lr = Schedule("step", 1.0)
+    assert [lr(step, 9) for step in range(9)] == pytest.approx([1] * 3 + [0.1] * 3 + [0.01] * 3)
+    assert lr(50, 9) == pytest.approx(0.01) and Schedule("step", 2.0, drops=1, factor=0.5)(5, 10) == 1.0

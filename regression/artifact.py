@@ -1,0 +1,95 @@
+"""A trained regression for whoever predicts with it: weights, architecture, preprocessing, gene names, their scale.
+
+``weights.safetensors`` and ``regression.json`` (written last). Nothing of training stays in it.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from core.checkpoint import check_tensors, cpu_copy
+from core.errors import MissingFile, UserError
+from core.nn.resnet import ResNet
+from core.nn.vit import ViT, ViTConfig
+from core.storage import Storage, digest_of
+from regression.model import ExpressionNet, Preprocessing
+from regression.normalise import Normaliser
+
+SCHEMA_VERSION = 1
+WEIGHTS, DESCRIPTION = "weights.safetensors", "regression.json"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network (evaluation mode, on the CPU), what its inputs look like, and how its outputs become expression."""
+
+    net: ExpressionNet
+    preprocessing: Preprocessing
+    normaliser: Normaliser
+    description: Mapping[str, Any]
+
+
+def save(
+    folder: str,
+    net: ExpressionNet,
+    preprocessing: Preprocessing,
+    normaliser: Normaliser,
+    provenance: Mapping[str, Any],
+) -> None:
+    """Write into `folder` (path or URL), replacing what is there."""
+    from safetensors.torch import save_file
+
+    store, backbone = Storage.of(folder), net.backbone
+    store.remove(DESCRIPTION)  # a half-replaced artifact is no artifact
+    with tempfile.TemporaryDirectory(prefix="pathray-") as temporary:
+        weights = Path(temporary) / WEIGHTS
+        save_file(cpu_copy(net.state_dict()), weights)
+        digest = digest_of(weights)
+        store.put(weights, WEIGHTS)
+    vit = asdict(backbone.config) if isinstance(backbone, ViT) else None
+    description = {
+        "schema_version": SCHEMA_VERSION,
+        "backbone": "vit" if isinstance(backbone, ViT) else _resnet_name(backbone),
+        "vit": vit,
+        "preprocessing": asdict(preprocessing),
+        "normaliser": normaliser.plain(),
+        "sha256": digest,
+        "provenance": dict(provenance),
+    }
+    store.write_bytes(DESCRIPTION, json.dumps(description, indent=1, sort_keys=True, allow_nan=False).encode())
+
+
+def load(folder: str) -> Trained:
+    """MissingFile when there is none; UserError when it was altered or is of a newer version."""
+    from safetensors.torch import load_file
+
+    store = Storage.of(folder)
+    try:
+        description: dict[str, Any] = json.loads(store.read_bytes(DESCRIPTION))
+    except MissingFile as e:
+        raise MissingFile("no regression here", file=folder, expected=DESCRIPTION) from e
+    if description["schema_version"] > SCHEMA_VERSION:
+        found = description["schema_version"]
+        raise UserError("written by a newer version", file=folder, found=found, expected=f"at most {SCHEMA_VERSION}")
+    digest, tensors = store.read_local(WEIGHTS, lambda path: (digest_of(path), load_file(path)))
+    if digest != description["sha256"]:
+        where = store.join(WEIGHTS)
+        raise UserError("the weights were altered", file=where, found=digest, expected=description["sha256"])
+    is_vit = description["backbone"] == "vit"
+    backbone = ViT(ViTConfig(**description["vit"])) if is_vit else ResNet(description["backbone"])
+    normaliser = Normaliser.of(description["normaliser"])
+    net = ExpressionNet(backbone, len(normaliser.genes))
+    check_tensors(tensors, net.state_dict(), source=store.join(WEIGHTS))
+    net.load_state_dict(tensors)
+    given = description["preprocessing"]
+    shape = Preprocessing(tuple(given["mean"]), tuple(given["std"]), given["size"], given["mpp"])
+    return Trained(net.requires_grad_(False).eval(), shape, normaliser, description)
+
+
+def _resnet_name(backbone: ResNet) -> str:
+    return "resnet18" if backbone.dim == 512 else "resnet50"

@@ -1,0 +1,103 @@
+"""The parts of one regression run, put together from its resolved config and its plan. No Ray, no devices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from core.config import fingerprint
+from core.device import Device
+from core.optim.schedules import Schedule, constant
+from core.order import uniform_order
+from core.plan import Plan
+from core.stream import DecodeSettings
+from core.train.assembly import Assembly
+from core.train.budget import resolve_cadence
+from core.train.recipe import Recipe
+from core.train.settings import LoopSettings, PhaseOptim
+from core.train.supervised import Selection
+from regression import artifact
+from regression.config import RunConfig
+from regression.data import ImageReader
+from regression.model import initial_digest
+from regression.plan import identity as plan_identity
+from regression.plan import normaliser
+from regression.recipe import RegressionRecipe
+
+SCIENCE = "regression"
+POLL_EVERY_STEPS = 10  # of an accelerator, which the host would wait for; a CPU's counters are at hand
+
+
+def assemble(config: RunConfig, plan: Plan, world: int) -> Assembly:
+    """Recipe, order, reader and loop settings of `config`, which regression.config.resolve has filled in."""
+    data = config.data
+    return Assembly(
+        science=SCIENCE,
+        tag=config.logging.write_tag,
+        recipe=RegressionRecipe(config, normaliser(plan)),
+        settings=loop_settings(config, world),
+        order=uniform_order(plan.rows, config.seed),  # an epoch is a pass: every training row once
+        reader=ImageReader.of(plan, config.seed, data.image_size),
+        identity=identity_of(config, plan_identity(plan)),
+        placement=fingerprint(config, placement=True),
+        export=export,
+        decode_on=data.decode_on,
+        decode=DecodeSettings(data.threads, data.ahead, data.ahead_mb << 20, data.read_timeout_s),
+        decode_tasks=data.threads,
+        chunk=data.stream_batch_size,
+        latest_minutes=config.checkpoint.latest_minutes,
+        keep_last_n=config.checkpoint.keep_last_n,
+    )
+
+
+def loop_settings(config: RunConfig, world: int) -> LoopSettings:
+    """Settings of the loop. UserError when `world` workers cannot share the global batch."""
+    train, batch = config.train, int(config.train.global_batch or 0)
+    assert batch > 0 and train.images, "resolve the config"
+    on_cpu = Device.of(getattr(getattr(config, "scaling", None), "accelerator", "auto")).kind == "cpu"
+    loop = LoopSettings(
+        seed=config.seed,
+        global_batch=batch,
+        micro_batch=train.batch_size,
+        total_images=-(-train.images // batch) * batch,
+        optim={"model": PhaseOptim(lr=_lr(config), weight_decay=constant(train.weight_decay), clip=train.clip_grad)},
+        precision="fp32" if on_cpu or train.amp == "none" else train.amp,
+        log_every=resolve_cadence(config.logging.log_every, global_batch=batch),
+        save_every=resolve_cadence(config.checkpoint.latest_every or 0, global_batch=batch),
+        poll_every_steps=1 if on_cpu else POLL_EVERY_STEPS,
+        max_bad_steps=train.max_bad_steps,
+        max_corrupt_fraction=config.data.max_corrupt_fraction,
+        grad_sync=train.grad_sync,
+        deterministic=train.deterministic,
+    )
+    loop.micros_per_step(world)
+    return loop
+
+
+def selection(config: RunConfig, rows: int) -> Selection:
+    """How the best checkpoint is chosen; `rows` is the number of training rows, an epoch's length."""
+    batch = int(config.train.global_batch or 0)
+    every = resolve_cadence(config.eval.every, global_batch=batch, epoch_images=rows, key="eval.every")
+    return Selection(config.eval.primary, "max", every, config.eval.patience)
+
+
+def identity_of(config: RunConfig, plan: str) -> dict[str, Any]:
+    """The fingerprint that a resumed run must share: identity fields, the plan's digest, and what the weights began
+    from."""
+    values = {**fingerprint(config)["values"], "science": SCIENCE, "plan": plan, "initial": initial_digest(config)}
+    return fingerprint(values)
+
+
+def export(recipe: Recipe, folder: str, facts: dict[str, Any]) -> None:
+    """Write the trained model with its preprocessing, gene names and their scale."""
+    assert isinstance(recipe, RegressionRecipe)
+    provenance = {"config": fingerprint(recipe.config)["values"], **facts}
+    artifact.save(folder, recipe.net, recipe.preprocessing, recipe.normaliser, provenance)
+
+
+def _lr(config: RunConfig) -> Schedule:
+    train = config.train
+    if train.scheduler == "none":
+        return constant(train.lr)
+    if train.scheduler == "step":
+        return Schedule("step", train.lr)
+    return Schedule("warmup_cosine", train.lr / 10, last=0.0, peak=train.lr, warmup=train.warmup)

@@ -1,0 +1,234 @@
+"""The run config of a regression: every key, its default and what makes a value senseless. Plain dataclasses.
+
+Fields made with `placement` may change when a run is resumed; all others are the run's identity. Not here: how layers
+are merged (core.config), and where a run executes (added by the job).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from core.checks import at_least, between, one_of, positive
+from core.config import MISSING, placement
+from core.errors import UserError
+from core.train.budget import resolve_budget, resolve_cadence
+
+CONFIGS_DIR = Path(__file__).parent / "configs"
+RESNETS = ("resnet18", "resnet50")
+VITS = ("vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge")
+METRICS = ("spearman", "pearson")
+
+
+@dataclass
+class DataConfig:
+    """The table, its split, and how images are read."""
+
+    table: str = placement(MISSING)  # CSV or parquet: path, group_id, targets
+    split: str = placement(MISSING)  # CSV: path, group_id, split
+    genes: list[str] | None = None  # the target columns; None: y0, y1 …
+    target_dim: int = 50  # how many there must be
+    normalize_target: bool = True  # by the training rows; reported values are in the targets' own units
+    image_size: int = 224  # square images of another size are resized
+    mean: list[float] | None = None  # per colour, of values in 0…1; None: what the backbone expects
+    std: list[float] | None = None
+    max_corrupt_fraction: float = placement(0.05)
+    stream_batch_size: int = placement(2048)
+    decode_on: str = placement("worker")
+    threads: int = placement(2)
+    ahead: int = placement(4)
+    ahead_mb: int = placement(512)
+    read_timeout_s: float = placement(60.0)
+
+    def __post_init__(self) -> None:
+        positive(self, "data", "target_dim", "image_size", "stream_batch_size", "threads", "ahead", "ahead_mb")
+        positive(self, "data", "read_timeout_s")
+        between(self, "data", 0, 1, "max_corrupt_fraction")
+        one_of(self, "data", decode_on=("worker", "cluster"))
+        for key in ("mean", "std"):
+            values = getattr(self, key)
+            if values is not None and (len(values) != 3 or (key == "std" and min(values) <= 0)):
+                raise UserError("one value per colour", key=f"data.{key}", found=values, expected="3 numbers, std > 0")
+        if self.genes is not None and len(self.genes) != self.target_dim:
+            found = f"{len(self.genes)} genes, data.target_dim {self.target_dim}"
+            raise UserError("a wrong number of targets", key="data.genes", found=found, expected="as many as named")
+
+
+@dataclass
+class ModelConfig:
+    """The backbone under the linear head, and what it starts from."""
+
+    backbone: str = "resnet18"  # resnet18 | resnet50 | vit_tiny … vit_huge | artifact
+    artifact: str | None = placement(None)  # encoder artifact (its content is identity)
+    weights: str | None = placement(None)  # weights file of a named backbone (its content is identity)
+    frozen: bool = False  # train the head alone
+    patch_size: int = 16  # of a ViT
+    checkpointing: bool = placement(False)
+
+    def __post_init__(self) -> None:
+        one_of(self, "model", backbone=(*RESNETS, *VITS, "artifact"))
+        positive(self, "model", "patch_size")
+        if (self.backbone == "artifact") != (self.artifact is not None):
+            expected = "model.backbone=artifact model.artifact=FOLDER, or neither"
+            raise UserError("backbone and artifact go together", key="model.artifact", expected=expected)
+        if self.artifact is not None and self.weights is not None:
+            raise UserError("an artifact has its weights", key="model.weights", found=self.weights, expected="none")
+
+
+@dataclass
+class AugmentConfig:
+    """What a training image may look like, drawn per unit; applied on the device."""
+
+    geometry: bool = True  # one of the eight flips and quarter turns
+    stain: float = 0.05  # HED jitter: sigma of the factor and of the shift per stain; 0: off
+
+    def __post_init__(self) -> None:
+        between(self, "augment", 0, 1, "stain")
+
+
+@dataclass
+class LossConfig:
+    """mse | huber, or mix: (1 − w) · mse + w · (1 − r), r Pearson's correlation over the genes of one image."""
+
+    kind: str = "mse"
+    huber_delta: float = 1.0  # in (normalised) target units
+    pearson_weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        one_of(self, "loss", kind=("mse", "huber", "mix"))
+        positive(self, "loss", "huber_delta")
+        between(self, "loss", 0, 1, "pearson_weight")
+
+
+@dataclass
+class TrainConfig:
+    """Batch, budget, optimizer. An update sees batch_size x grad_accum_steps x workers images."""
+
+    batch_size: int = placement(4)  # images of a worker at a time
+    grad_accum_steps: int = placement(4)
+    global_batch: int | None = None  # None: batch_size x grad_accum_steps x workers at the first start
+    epochs: float = 20.0  # passes over the training rows
+    images: int | None = None  # a budget in images instead
+    lr: float = 3e-4
+    weight_decay: float = 1e-4
+    scheduler: str = "cosine"  # cosine | step (a tenth after each third) | none
+    warmup: float = 0.0  # fraction of the steps, for cosine
+    clip_grad: float | None = None
+    amp: str = "bf16"  # on accelerators: none | bf16 | fp16; a CPU computes in float32
+    max_bad_steps: int = placement(10)
+    grad_sync: str = placement("flat")
+    deterministic: bool = placement(False)
+
+    def __post_init__(self) -> None:
+        positive(self, "train", "batch_size", "grad_accum_steps", "global_batch", "epochs", "images", "lr")
+        positive(self, "train", "clip_grad", "max_bad_steps")
+        at_least(self, "train", 0, "weight_decay")
+        between(self, "train", 0, 0.99, "warmup")
+        one_of(self, "train", scheduler=("cosine", "step", "none"), amp=("none", "bf16", "fp16"))
+        one_of(self, "train", grad_sync=("flat", "overlap"))
+
+
+@dataclass
+class EvalConfig:
+    """Validation beside the training and what is best."""
+
+    primary: str = "spearman"
+    secondary: str = "pearson"
+    samplewise: bool = False  # also the correlations over the genes of each image
+    every: Any = field(default_factory=lambda: {"epochs": 1})
+    patience: int | None = None  # validations without a better primary metric; None: to the end of the budget
+    batch_size: int = 32
+    resamples: int = 2000
+
+    def __post_init__(self) -> None:
+        one_of(self, "eval", primary=METRICS, secondary=METRICS)
+        positive(self, "eval", "patience", "batch_size", "resamples")
+        resolve_cadence(self.every, global_batch=1, epoch_images=1, key="eval.every")
+
+
+@dataclass
+class LoggingConfig:
+    run_name: str | None = None  # None: <backbone>__bs<batch>x<accum>x<world>__lr<lr>__seed<seed>__<timestamp>
+    write_tag: str = "regression"
+    log_every: int = 256  # images
+    mlflow: bool = True
+    tracking_uri: str | None = None
+    experiment: str = "regression"
+    mlflow_parent: str | None = None
+
+    def __post_init__(self) -> None:
+        positive(self, "logging", "log_every")
+        for key in ("write_tag", "run_name"):
+            if (name := getattr(self, key)) is not None and (not name or "/" in name):
+                raise UserError("a name is part of a path", key=f"logging.{key}", found=name)
+
+
+@dataclass
+class CheckpointConfig:
+    resume: str = "auto"  # auto: from the newest committed checkpoint of the run, if any | never | a checkpoint's path
+    latest_minutes: float = 10.0
+    latest_every: int | None = None  # images
+    keep_last_n: int = 2
+    resume_changes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        positive(self, "checkpoint", "keep_last_n", "latest_every")
+        at_least(self, "checkpoint", 0, "latest_minutes")
+
+
+@dataclass
+class RunConfig:
+    """One training run. `output` is the folder (or URL) under which its own folder is made."""
+
+    output: str | None = placement(None)
+    seed: int = 42
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = placement(default_factory=EvalConfig)
+    logging: LoggingConfig = placement(default_factory=LoggingConfig)
+    checkpoint: CheckpointConfig = placement(default_factory=CheckpointConfig)
+
+    def __post_init__(self) -> None:
+        if self.loss.kind == "mix" and self.data.target_dim < 2:
+            found = f"data.target_dim {self.data.target_dim}"
+            raise UserError("a correlation over genes needs two", key="loss.kind", found=found, expected="mse or huber")
+        if self.model.backbone in VITS and self.data.image_size % self.model.patch_size:
+            found = f"{self.data.image_size} pixels in patches of {self.model.patch_size}"
+            raise UserError("an image must be whole patches", key="data.image_size", found=found)
+
+
+C = TypeVar("C", bound=RunConfig)
+
+
+def resolve(config: C, workers: int, rows: int, before: int | None = None) -> C:
+    """`config` with the global batch and the budget (in images) filled in; `rows` is the number of training rows.
+
+    An explicit `train.global_batch` wins, else `before`, that of the run which is resumed, else batch_size x
+    grad_accum_steps x workers. UserError when workers x batch_size do not divide it.
+    """
+    train = config.train
+    batch = train.global_batch or before or train.batch_size * train.grad_accum_steps * workers
+    if batch % (workers * train.batch_size):
+        fitting = [d for d in range(1, batch + 1) if batch % (d * workers) == 0]
+        raise UserError(
+            "workers x batch_size must divide the global batch",
+            key="train.batch_size",
+            found=f"global batch {batch}, workers {workers}, batch_size {train.batch_size}",
+            expected=f"batch_size one of {fitting}" if fitting else f"workers that divide {batch}",
+        )
+    budget = train.images or {"epochs": train.epochs}
+    images = resolve_budget(budget, global_batch=batch, epoch_images=rows, key="train.epochs")
+    accum = batch // (workers * train.batch_size)
+    return replace(config, train=replace(train, global_batch=batch, grad_accum_steps=accum, images=images))
+
+
+def run_name(config: RunConfig, workers: int, timestamp: str) -> str:
+    """The folder of a run: the name given, or what sets it apart."""
+    train = config.train
+    batch = f"bs{train.batch_size}x{train.grad_accum_steps}x{workers}"
+    own = f"{config.model.backbone}__{batch}__lr{train.lr:g}__seed{config.seed}__{timestamp}"
+    return config.logging.run_name or own

@@ -1,0 +1,66 @@
+"""The reader: one plan row → an image, uint8, with its normalised target and the draws for its augmentation.
+
+Everything random comes from the position. Not here: which row stands at which position (core.order), replacement of
+what cannot be read (core.stream), normalisation and augmentation of pixels (regression.recipe).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from core.errors import MissingFile, UnreadableUnit, UserError
+from core.features.images import read_image
+from core.order import rng
+from core.plan import Plan
+from core.wsi.resize import resize
+from regression.plan import normaliser, targets
+
+DRAWS = 9  # uniforms per image: three for its turn, six for its stain
+
+Pixels = npt.NDArray[np.uint8]
+
+
+class ImageReader:
+    """Reads training images. `paths` and normalised `targets` `[N, K]` are by `source`."""
+
+    benign_reasons: frozenset[str] = frozenset()
+
+    def __init__(self, seed: int, size: int, paths: Sequence[str], targets: npt.NDArray[np.float32]) -> None:
+        self.seed, self.size, self.paths, self.targets = seed, size, list(paths), targets
+
+    @classmethod
+    def of(cls, plan: Plan, seed: int, size: int) -> ImageReader:
+        """For the units of a plan."""
+        scaled = normaliser(plan).apply(targets(plan)).astype(np.float32)
+        return cls(seed, size, plan.sources["path"].to_pylist(), scaled)
+
+    def read(self, unit: Mapping[str, Any], position: int, attempt: int) -> dict[str, Any]:
+        """image uint8 [S, S, 3] · target float32 [K] · draws float32 [DRAWS] · source int64. Raises UnreadableUnit."""
+        source = int(unit["source"])
+        return {
+            "image": read_square(self.paths[source], self.size),
+            "target": self.targets[source],
+            "draws": rng(self.seed, "augment", position, attempt).random(DRAWS, np.float32),
+            "source": np.int64(source),
+        }
+
+    def collate(self, units: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        return {name: np.stack([unit[name] for unit in units]) for name in units[0]}
+
+
+def read_square(path: str, size: int) -> Pixels:
+    """An image `[size, size, 3]`, resized where it has another size. UnreadableUnit: missing, decode, shape."""
+    try:
+        pixels = read_image(path)
+    except MissingFile as e:
+        raise UnreadableUnit("missing", path) from e
+    except UserError as e:
+        raise UnreadableUnit("unsupported", path, str(e)) from e
+    height, width = pixels.shape[:2]
+    if height != width:
+        raise UnreadableUnit("shape", path, f"{width} x {height} pixels, expected a square")
+    return resize(pixels, size, size)

@@ -1,0 +1,86 @@
+"""What a regression knows about training: one phase, its loss, and what images look like on the device.
+
+A core.train.recipe.Recipe. Not here: networks (regression.model), formulas (regression.loss), devices, files and Ray.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from core.nn.stain import constant, stained
+from core.train.recipe import Loss, Progress
+from regression.config import AugmentConfig, RunConfig
+from regression.loss import image_losses
+from regression.model import ExpressionNet, Preprocessing, build_net, preprocessing
+from regression.normalise import Normaliser
+
+
+class RegressionRecipe:
+    """Built from the config's seed alone: equal on every rank. `normaliser` brings predictions back to the targets'
+    units."""
+
+    def __init__(self, config: RunConfig, normaliser: Normaliser) -> None:
+        self.config, self.normaliser = config, normaliser
+        self.preprocessing: Preprocessing = preprocessing(config)
+        self.modules = nn.ModuleDict({"net": build_net(config)})
+        trained = [(name, p) for name, p in self.modules.named_parameters() if p.requires_grad]
+        self.params = {"model": trained}
+
+    @property
+    def net(self) -> ExpressionNet:
+        return cast(ExpressionNet, self.modules["net"])
+
+    def phases(self, step: int) -> tuple[str, ...]:
+        return ("model",)
+
+    def prepare(self, micro: dict[str, Tensor], progress: Progress) -> dict[str, Tensor]:
+        """uint8 pixels → augmented, normalised float images; everything else stays."""
+        images = augmented(as_float(micro["image"]), micro["draws"], self.config.augment)
+        return {**micro, "image": self.normalised(images)}
+
+    def inputs(self, pixels: Tensor) -> Tensor:
+        """uint8 `[B, S, S, 3]` → what the network takes, without augmentation."""
+        return self.normalised(as_float(pixels))
+
+    def normalised(self, images: Tensor) -> Tensor:
+        given, device = self.preprocessing, images.device
+        mean, std = constant(given.mean, device), constant(given.std, device)
+        return (images - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
+
+    def loss(self, phase: str, micro: dict[str, Tensor], progress: Progress) -> Loss:
+        """Σ of the images' losses, weight = images."""
+        assert phase == "model", phase
+        each = image_losses(self.net(micro["image"]), micro["target"], self.config.loss)
+        weight = torch.full((), float(each.shape[0]), dtype=torch.float32, device=each.device)
+        return Loss(each.sum(), weight, {"loss_regression": each.detach().mean()})
+
+    def after_step(self, progress: Progress) -> None:
+        return None
+
+    def signals(self) -> dict[str, float]:
+        return {}
+
+
+def as_float(pixels: Tensor) -> Tensor:
+    """uint8 `[B, S, S, 3]` → float32 `[B, 3, S, S]` in 0…1."""
+    return pixels.movedim(-1, 1).to(torch.float32) / 255.0
+
+
+def augmented(images: Tensor, draws: Tensor, config: AugmentConfig) -> Tensor:
+    """Turned and stained by each image's own draws `[B, 9]`. Images `[B, 3, S, S]` in 0…1."""
+    if config.geometry:
+        images = turned(images, draws[:, :3])
+    if config.stain > 0:
+        images = stained(images, draws[:, 3:], config.stain)
+    return images
+
+
+def turned(images: Tensor, draws: Tensor) -> Tensor:
+    """One of the eight flips and quarter turns of a square, by three uniforms `[B, 3]`; no wait for the device."""
+    wanted = (draws < 0.5)[:, :, None, None, None]
+    for i, other in enumerate((lambda x: x.flip(-1), lambda x: x.flip(-2), lambda x: x.transpose(-1, -2))):
+        images = torch.where(wanted[:, i], other(images), images)
+    return images
