@@ -229,6 +229,8 @@ class Evaluators:
         """At the start, and whenever the run becomes ours: what others recorded until then counts."""
         if not self.current:
             self.results.reload()
+            if self.owner and self.tag is not None:
+                self.results.cut_back(self.tag)
             self.current = True
             decision = self._safely(self.results.settle)
             if self.owner and decision is not None and decision.stop and self.tuning.early_stopping.stop_training:

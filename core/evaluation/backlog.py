@@ -14,13 +14,14 @@ Due = dict[str, list[str]]  # by plugin, the metrics
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A committed snapshot; `index` is its place in the order of evaluations, 0 the baseline, `created` epoch
-    seconds."""
+    """A committed snapshot; `index` is its place in the order of evaluations, 0 the baseline, `created` epoch seconds,
+    `identity` the hash of its run's."""
 
     path: str
     images_seen: int
     index: int
     created: float = 0.0
+    identity: str = ""
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,18 @@ class Results:
         self._log = MetricsLog(self.store.join(ROWS))
         self.rows = [row for row in self._log.read() if self.identity in (None, row.get("identity"))]
 
+    def cut_back(self, tag: str) -> int:
+        """Drop the rows beyond the newest checkpoint of `tag`: the run was set back or begun anew, and comes there
+        again. How many there were. Otherwise none can be: the newest is never removed."""
+        newest = latest(self.store.join(CHECKPOINTS), tag)
+        reached = -1 if newest is None else int(newest.meta["images_seen"])
+        beyond = sum(row["images_seen"] > reached for row in self.rows)
+        if beyond:
+            log.warning("%d evaluations beyond the newest checkpoint do not count: the run goes on before them", beyond)
+            self._log.cut_back(reached)
+            self.reload()
+        return beyond
+
     def snapshots(self) -> list[Snapshot]:
         """The committed snapshots that carry an encoder, oldest first. A directory is read once, then known by name."""
         root = Storage.of(self.store.join(CHECKPOINTS))
@@ -70,7 +82,8 @@ class Results:
         if self.identity not in (None, _identity(found)) or f"{ENCODER}/{DESCRIPTION}" not in found.files:
             return None
         meta = found.meta
-        return Snapshot(found.path, int(meta["images_seen"]), int(meta.get("tune_index", -1)), found.created)
+        index = int(meta.get("tune_index", -1))
+        return Snapshot(found.path, int(meta["images_seen"]), index, found.created, _identity(found))
 
     def records(self) -> list[Record]:
         return [
@@ -87,7 +100,7 @@ class Results:
             "status": status,
             "due": dict(due),
             "snapshot": snapshot.path.rpartition("/")[2],
-            "identity": self.identity or "",
+            "identity": self.identity or snapshot.identity,
             **more,
         }
         try:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import time
 from types import SimpleNamespace
 
@@ -77,7 +78,9 @@ def test_an_evaluator_that_waited_for_another_does_not_repeat_what_that_one_did(
     assert sorted(row["images_seen"] for row in Results(str(tmp_path), "mine").rows) == [0, 100, 200, 300]
 
 
-def test_a_best_snapshot_that_cannot_be_copied_neither_bars_evaluations_nor_the_decision(tmp_path, caplog):
+def test_a_best_snapshot_that_cannot_be_copied_neither_bars_evaluations_nor_the_next_start(
+    tmp_path, monkeypatch, caplog
+):
     for index in range(4):
         path = snapshot(tmp_path, index)
         if index == 3:
@@ -86,9 +89,24 @@ def test_a_best_snapshot_that_cannot_be_copied_neither_bars_evaluations_nor_the_
     found.claimed = True
     assert judge_all(found, 0.9) == [300, 200, 100, 0]  # 300 is best as long as it is alone
     assert "damaged" in caplog.text
+    monkeypatch.setattr(Evaluators, "_run", lambda self: None)
+    with beside(tmp_path) as again:
+        assert judge_all(again) == []
+
+
+def test_a_run_that_is_begun_anew_in_its_folder_is_evaluated_anew_and_not_stopped_by_what_was(tmp_path):
+    for index in range(4):
+        snapshot(tmp_path, index)
+    before = beside(tmp_path, max_pending_jobs=9)
+    before.claimed = True
+    assert judge_all(before) == [300, 200, 100, 0] and (tmp_path / "STOP").exists()
+    shutil.rmtree(tmp_path / "checkpoints")
+    (tmp_path / "STOP").unlink()
     again = beside(tmp_path)
     again.claimed = True
-    assert judge_all(again) == []
+    assert judge_all(again) == [] and not (tmp_path / "STOP").exists()
+    snapshot(tmp_path, 0)
+    assert judge_all(again) == [0]
 
 
 def test_an_early_stop_is_asked_for_even_where_the_decision_cannot_be_written(tmp_path, monkeypatch):

@@ -2,13 +2,14 @@
 
 import json
 import math
+import shutil
 import time
 
 import pytest
 import torch
 
 from core.checkpoint import TENSORS, save
-from core.committed import committed_dir, list_committed
+from core.committed import committed_dir, list_committed, remove_committed
 from core.errors import UserError
 from core.evaluation import results
 from core.evaluation.results import BEST, DECISION, ROWS, Results, copy_committed, judged, read_decision, watched
@@ -100,6 +101,15 @@ def test_the_neighbourhood_of_the_first_index_holds_for_the_run(tmp_path):
     assert opened(tmp_path).neighbours() == {"hospitals": 11, "a/b": 3}
 
 
+def test_what_was_judged_for_whoever_asked_counts_for_the_run_itself(tmp_path):
+    snapshot(tmp_path, 100, 1)
+    snapshot(tmp_path, 100, 1, identity="another")
+    watching = opened(tmp_path, identity=None)
+    (newest,) = watching.snapshots()[-1:]
+    watching.record(newest, "ok", {}, **{KEY: 0.5})
+    assert [len(opened(tmp_path, identity=name).rows) for name in ("mine", "another")] == [0, 1]
+
+
 def test_rows_of_another_run_in_the_same_folder_do_not_count(tmp_path):
     snapshot(tmp_path, 100, 1)
     judge(opened(tmp_path), 0.9)
@@ -169,6 +179,22 @@ def test_snapshots_that_a_run_without_evaluators_was_asked_to_keep_are_never_rem
     judge(found, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
     assert len(found.prune(1, "tag")) == 2
     assert [s.images_seen for s in found.snapshots()] == [100, 200, 300, 600]
+
+
+def test_evaluations_beyond_the_checkpoint_that_a_run_goes_on_from_do_not_count(tmp_path):
+    paths = [snapshot(tmp_path, 100 * i, i) for i in range(4)]
+    found = opened(tmp_path)
+    judge(found, 0.1, 0.2, 0.3, 0.3)
+    assert found.cut_back("tag") == 0 and len(found.rows) == 4
+    for path in paths[2:]:
+        remove_committed(path)
+    assert found.cut_back("tag") == 2
+    assert (
+        [row["images_seen"] for row in opened(tmp_path).rows] == [0, 100] == [row["images_seen"] for row in found.rows]
+    )
+    assert not judged(str(tmp_path), 200)
+    shutil.rmtree(tmp_path / "checkpoints")
+    assert found.cut_back("tag") == 2 and opened(tmp_path).rows == []
 
 
 def test_a_row_that_could_not_be_written_is_neither_doubled_nor_glued_to_the_next(tmp_path, monkeypatch):
