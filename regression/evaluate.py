@@ -1,0 +1,166 @@
+"""Predictions of a part of the rows, shared among workers by row, and what they are worth, gene by gene.
+
+The shares carry row numbers, so that putting them together cannot lose or double one. Not here: baselines
+(regression.baseline), who the workers are.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from core.device import Device
+from core.errors import UnreadableUnit, UserError
+from core.plan import Plan
+from core.stats.correlation import CorrelationIntervals, bootstrap_correlation, correlation
+from core.storage import write_atomic
+from core.train.state import TrainState
+from core.train.supervised import Validate
+from regression.config import EvalConfig
+from regression.data import read_square
+from regression.plan import normaliser, rows_of, targets
+from regression.recipe import RegressionRecipe
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Strings = npt.NDArray[np.str_]
+Part = tuple[Ints, npt.NDArray[np.float32]]  # row numbers, and what is known of these rows
+
+
+def share(rows: Ints, rank: int, world: int) -> Ints:
+    """The rows that a worker takes: every `world`-th, so that shares differ by one row at most."""
+    assert 0 <= rank < world, (rank, world)
+    return rows[rank::world]
+
+
+def together(rows: Ints, parts: Sequence[Part]) -> npt.NDArray[np.float32]:
+    """What the parts say of `rows`, in their order. Every row is in exactly one part, or this is our mistake."""
+    found = np.concatenate([ids for ids, _ in parts])
+    assert found.size == rows.size and np.array_equal(np.sort(found), np.sort(rows)), "rows were lost or doubled"
+    values = np.concatenate([v for _, v in parts])
+    return values[np.argsort(found)][np.argsort(np.argsort(rows))]
+
+
+def predict(recipe: RegressionRecipe, plan: Plan, rows: Ints, device: Device, batch_size: int) -> Floats:
+    """Predictions `[N, K]` for `rows` of `plan.sources` in the targets' own units, the work shared by all ranks.
+
+    Called on every rank, which all get the whole answer. UserError naming an image that cannot be read: an evaluation
+    replaces nothing and leaves nothing out.
+    """
+    own = share(rows, device.rank, device.world_size)
+    paths, size = plan.sources["path"], recipe.preprocessing.size
+    out = np.zeros((own.size, len(recipe.normaliser.genes)), np.float32)
+    training = recipe.net.training
+    recipe.net.eval()
+    with torch.no_grad():
+        for first in range(0, own.size, batch_size):
+            pixels = np.stack([_read(paths[int(i)].as_py(), size) for i in own[first : first + batch_size]])
+            images = recipe.inputs(torch.from_numpy(pixels).to(device.torch_device))
+            out[first : first + batch_size] = recipe.net(images).float().cpu().numpy()
+    recipe.net.train(training)
+    return recipe.normaliser.invert(together(rows, device.gather_objects((own, out))))
+
+
+def metrics(predicted: Floats, measured: Floats, config: EvalConfig) -> dict[str, float]:
+    """Means over genes (and, if asked for, over images) of `[N, K]` in the targets' own units, the mean squared error,
+    and how many genes had no correlation and count as 0."""
+    of = {name: correlation(predicted, measured, name) for name in ("spearman", "pearson")}
+    out = {name: found.mean for name, found in of.items()}
+    out |= {"mse": float(np.square(predicted - measured).mean()), "n_undefined": float(of["spearman"].n_undefined)}
+    if config.samplewise:
+        for name in of:
+            found = correlation(predicted, measured, name, samplewise=True)
+            out |= {f"samplewise_{name}": found.mean, f"samplewise_{name}_undefined": float(found.n_undefined)}
+    return out
+
+
+def validator(plan: Plan, config: EvalConfig, device: Device) -> Validate:
+    """What core.train.supervised calls: metrics of the validation rows. UserError when the split has fewer than two."""
+    rows = rows_of(plan, "val")
+    if rows.size < 2:
+        raise UserError("too few rows to validate on", key="data.split", found=int(rows.size), expected="2 val rows")
+    measured = targets(plan)[rows]
+
+    def validate(state: TrainState) -> Mapping[str, float]:
+        recipe = state.recipe
+        assert isinstance(recipe, RegressionRecipe)
+        return metrics(predict(recipe, plan, rows, device, config.batch_size), measured, config)
+
+    return validate
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Rows `[N]` of a plan with what was predicted and measured `[N, K]`, in the targets' own units."""
+
+    rows: Ints
+    names: Strings
+    groups: Strings
+    predicted: Floats
+    measured: Floats
+    genes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, plan: Plan, rows: Ints, predicted: Floats) -> Evaluation:
+        names, groups = (np.array(plan.sources[key].to_pylist())[rows] for key in ("name", "group_id"))
+        return cls(rows, names, groups, predicted, targets(plan)[rows], normaliser(plan).genes)
+
+    def intervals(self, method: str, config: EvalConfig, seed: int) -> CorrelationIntervals | None:
+        """Cluster bootstrap by group; None where there is one group only."""
+        if np.unique(self.groups).size < 2:
+            return None
+        kind: Any = method
+        options: dict[str, Any] = {"method": kind, "resamples": config.resamples, "seed": seed}
+        return bootstrap_correlation(self.predicted, self.measured, self.groups, **options)
+
+    def predictions(self) -> pa.Table:
+        """One row per image: path, group_id, and `predicted_…` and `measured_…` per gene."""
+        columns: dict[str, Any] = {"path": self.names, "group_id": self.groups}
+        columns |= {f"predicted_{gene}": self.predicted[:, k] for k, gene in enumerate(self.genes)}
+        columns |= {f"measured_{gene}": self.measured[:, k] for k, gene in enumerate(self.genes)}
+        return pa.table(columns)
+
+    def per_gene(self, config: EvalConfig, seed: int) -> pa.Table:
+        """One row per gene: both correlations with their intervals (empty where there is one group), whether they are
+        undefined, and the root mean squared error."""
+        error = np.sqrt(np.square(self.predicted - self.measured).mean(axis=0))
+        columns: dict[str, Any] = {"gene": list(self.genes)}
+        for method in ("spearman", "pearson"):
+            found = correlation(self.predicted, self.measured, method)
+            between = self.intervals(method, config, seed)
+            ends = [(i.low, i.high) for i in between.genes] if between else [(None, None)] * len(self.genes)
+            columns |= {method: found.values, f"{method}_low": [a for a, _ in ends]}
+            columns |= {f"{method}_high": [b for _, b in ends], "undefined": found.undefined}
+        return pa.table(columns | {"rmse": error})
+
+
+def write_csv(path: str, table: pa.Table) -> None:
+    """Publish a small table as CSV."""
+    from pyarrow import csv
+
+    buffer = io.BytesIO()
+    csv.write_csv(table, buffer)
+    write_atomic(path, buffer.getvalue())
+
+
+def write_parquet(path: str, table: pa.Table) -> None:
+    """Publish a table as parquet."""
+    import pyarrow.parquet as pq
+
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    write_atomic(path, buffer.getvalue())
+
+
+def _read(path: str, size: int) -> npt.NDArray[np.uint8]:
+    try:
+        return read_square(path, size)
+    except UnreadableUnit as e:
+        raise UserError("an image to be evaluated cannot be read", file=path, found=f"{e.reason} {e.detail}") from e

@@ -1,0 +1,221 @@
+"""Spatial transcriptomics → a regression's table: spots with counts, and patches around them at a given spacing.
+
+    counts c of a spot with n in all → y = ln(1 + 10⁴ c / n)        (log1p CP10k)
+
+Spots and counts are joined by id, one to one, or refused. Genes are chosen on training groups only. Not here: what a
+table must hold to be trained on (regression.table) and who trains (regression.splits).
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import posixpath
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from core.errors import UserError
+from core.features.images import read_image
+from core.storage import Storage, write_atomic
+from core.wsi.reader import SlideReader, open_slide
+from core.wsi.regions import read_regions
+
+Floats = npt.NDArray[np.float64]
+Pixels = npt.NDArray[np.uint8]
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")  # decoded whole
+AT_A_TIME = 64
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Molecules of each gene in each spot, `[N, G]`; `total` `[N]` over all genes, also those that are not here."""
+
+    spots: tuple[str, ...]
+    genes: tuple[str, ...]
+    values: Floats
+    total: Floats
+
+
+def read_counts(path: str, totals: dict[str, float] | None = None) -> Counts:
+    """A CSV or TSV (also .gz), the first column spot ids, a column per gene. `totals` of the spots where the file holds
+    only some of the genes. UserError naming row and gene for what is no count, a spot twice, a spot without counts."""
+    table = _table(path)
+    ids = [str(v) for v in table.column(0).to_pylist()]
+    _once(path, ids)
+    genes = tuple(table.column_names[1:])
+    values = np.empty((table.num_rows, len(genes)))
+    for k, gene in enumerate(genes):
+        column = table.column(k + 1)
+        if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+            raise UserError("not counts", file=path, key=gene, found=str(column.type), expected="numbers")
+        values[:, k] = column.to_numpy()
+    bad = np.argwhere(~(np.isfinite(values) & (values >= 0)))
+    if bad.size:
+        row, k = bad[0]
+        raise UserError("not a count", file=path, row=int(row) + 2, key=genes[k], found=float(values[row, k]))
+    if totals is not None and (missing := [i for i in ids if i not in totals]):
+        raise UserError("a spot without a total", file=path, key=missing[0], found=f"{len(missing)} such spots")
+    total = values.sum(axis=1) if totals is None else np.array([totals[i] for i in ids], np.float64)
+    short = np.flatnonzero((total <= 0) | (total < values.sum(axis=1)))
+    if short.size:
+        row = int(short[0])
+        found, expected = float(total[row]), "a total > 0, at least the sum of the genes here"
+        raise UserError(
+            "a spot's total is too small", file=path, row=row + 2, key=ids[row], found=found, expected=expected
+        )
+    return Counts(tuple(ids), genes, values, total)
+
+
+def log1p_cp10k(counts: Counts) -> Floats:
+    """ln(1 + 10⁴ c / n) `[N, G]`."""
+    out: Floats = np.log1p(counts.values * (1e4 / counts.total[:, None]))
+    return out
+
+
+def select_genes(expression: Floats, genes: Sequence[str], train: npt.NDArray[np.bool_], count: int) -> list[str]:
+    """The `count` genes that vary most over the rows of `train` `[N]`: others have no say in what is predicted."""
+    varies = expression[train].var(axis=0)
+    if count > (alive := int((varies > 0).sum())):
+        raise UserError("fewer genes vary over the training rows", key="genes", found=alive, expected=count)
+    return [genes[k] for k in sorted(range(len(genes)), key=lambda k: (-varies[k], genes[k]))[:count]]
+
+
+@dataclass(frozen=True)
+class Spots:
+    """Where the spots are: ids, groups (patients or sections), centres `[N, 2]` in pixels of the section's image, and
+    every other column of their file."""
+
+    file: str
+    ids: tuple[str, ...]
+    groups: tuple[str, ...]
+    centres: Floats
+    columns: dict[str, list[Any]]
+
+
+def read_spots(path: str, *, group: str, x: str = "pixel_x", y: str = "pixel_y", spot: str = "spot_id") -> Spots:
+    """A CSV or TSV with these columns. UserError for a column that is missing, or a spot that stands twice."""
+    table = _table(path)
+    for name in (spot, group, x, y):
+        if name not in table.column_names:
+            raise UserError("the spots have no such column", file=path, key=name, found=table.column_names)
+    columns = {name: table[name].to_pylist() for name in table.column_names}
+    ids = tuple(str(v) for v in columns[spot])
+    _once(path, ids)
+    centres = np.stack([np.asarray(columns[name], np.float64) for name in (x, y)], axis=1)
+    return Spots(path, ids, tuple(str(v) for v in columns[group]), centres, columns)
+
+
+def write_table(path: str, spots: Spots, patches: Sequence[str], counts: Counts) -> None:
+    """The table of a regression: `path`, `group_id` and a column per gene, a row per spot, in the spots' order.
+
+    `patches` are paths as they shall stand in it. UserError unless spots and counts are of the same spots.
+    """
+    if set(spots.ids) != set(counts.spots):
+        apart = sorted(set(spots.ids) ^ set(counts.spots))
+        found = f"{len(apart)} spots on one side only, the first {apart[0]}"
+        raise UserError("spots and counts do not belong together", file=spots.file, key="spot_id", found=found)
+    assert len(patches) == len(spots.ids), (len(patches), len(spots.ids))
+    place = {name: i for i, name in enumerate(counts.spots)}
+    expression = log1p_cp10k(counts)[[place[i] for i in spots.ids]]
+    columns: dict[str, Any] = {"path": list(patches), "group_id": list(spots.groups)}
+    table = pa.table(columns | {gene: expression[:, k] for k, gene in enumerate(counts.genes)})
+    if path.endswith(".parquet"):
+        import pyarrow.parquet as pq
+
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer)
+    else:
+        from pyarrow import csv
+
+        buffer = io.BytesIO()
+        csv.write_csv(table, buffer)
+    write_atomic(path, buffer.getvalue())
+
+
+def cut_patches(
+    image: str, spots: Spots, folder: str, *, size_px: int, mpp: float, image_mpp: float | None = None
+) -> list[str]:
+    """A PNG `<spot>.png` of `size_px` pixels of `mpp` µm around every spot, below `folder`; their names.
+
+    `image` is a slide, or a plain image, which is decoded whole; `image_mpp` is µm per pixel of it, where it does not
+    say. Outside the image is white. UserError where nobody says the spacing, and for a spot outside the image.
+    """
+    from PIL import Image
+
+    reader: SlideReader = _Plain(image) if image.lower().endswith(IMAGE_SUFFIXES) else open_slide(image)
+    try:
+        mpp0 = image_mpp or reader.mpp
+        if mpp0 is None:
+            raise UserError(
+                "the image does not say its pixel size", file=image, key="image_mpp", expected="µm per pixel"
+            )
+        width, height = reader.level_shapes[0]
+        for spot, (cx, cy) in zip(spots.ids, spots.centres.tolist(), strict=True):
+            if not (0 <= cx < width and 0 <= cy < height):
+                found, expected = f"({cx:g}, {cy:g})", f"inside {width} x {height}"
+                raise UserError(
+                    "a spot lies outside the image", file=spots.file, key=spot, found=found, expected=expected
+                )
+        store, names = Storage.of(folder), [f"{spot}.png" for spot in spots.ids]
+        for first in range(0, len(names), AT_A_TIME):
+            part = [(float(cx), float(cy)) for cx, cy in spots.centres[first : first + AT_A_TIME]]
+            regions = read_regions(reader, part, size_px, mpp, mpp0=mpp0)
+            for name, region in zip(names[first : first + AT_A_TIME], regions, strict=True):
+                buffer = io.BytesIO()
+                Image.fromarray(region.pixels).save(buffer, "PNG")
+                store.write_bytes(name, buffer.getvalue())
+    finally:
+        reader.close()
+    return names
+
+
+class _Plain:
+    """A plain image as a slide of one level."""
+
+    backend, mpp, mpp_source = "image", None, None
+
+    def __init__(self, path: str) -> None:
+        self.path, self._pixels = path, read_image(path)
+        self.level_shapes = ((self._pixels.shape[1], self._pixels.shape[0]),)
+        self.level_downsamples = (1.0,)
+
+    def read_level(self, level: int, x: int, y: int, width: int, height: int) -> Pixels:
+        out = np.full((height, width, 3), 255, np.uint8)
+        h, w = self._pixels.shape[:2]
+        x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + width, w), min(y + height, h)
+        if x0 < x1 and y0 < y1:
+            out[y0 - y : y1 - y, x0 - x : x1 - x] = self._pixels[y0:y1, x0:x1]
+        return out
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+def _table(path: str) -> pa.Table:
+    from pyarrow import csv
+
+    data = Storage.of(posixpath.dirname(path) or ".").read_bytes(posixpath.basename(path))
+    plain = path.removesuffix(".gz")
+    try:
+        data = gzip.decompress(data) if plain != path else data
+        delimiter = "\t" if plain.endswith((".tsv", ".txt")) else ","
+        read = csv.ReadOptions(block_size=max(1 << 20, len(data) + 1))  # a line of 15,000 genes is long
+        table = csv.read_csv(io.BytesIO(data), read, csv.ParseOptions(delimiter=delimiter))
+    except (pa.ArrowInvalid, OSError, EOFError) as e:
+        raise UserError("this cannot be read as a table", file=path, found=str(e)[:200], expected="CSV or TSV") from e
+    if table.num_rows == 0:
+        raise UserError("the table has no rows", file=path)
+    return table
+
+
+def _once(path: str, ids: Sequence[str]) -> None:
+    seen: dict[str, int] = {}
+    for i, name in enumerate(ids):
+        if seen.setdefault(name, i) != i:
+            found = f"{name}, already in row {seen[name] + 2}"
+            raise UserError("a spot stands twice", file=path, row=i + 2, key="spot", found=found)

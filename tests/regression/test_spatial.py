@@ -1,0 +1,92 @@
+"""Spots and counts → patches and targets, on made data and on a real section."""
+
+from __future__ import annotations
+
+import gzip
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from core.errors import UserError
+from regression.spatial import Counts, cut_patches, log1p_cp10k, read_counts, read_spots, select_genes, write_table
+from regression.table import read_table
+
+
+def files(folder, counts: str = "spot\tA\tB\ns1\t1\t3\ns2\t0\t2\n", spots: str = "s2,p,8,4\ns1,q,3,3\n"):
+    with gzip.open(folder / "counts.tsv.gz", "wt") as file:
+        file.write(counts)
+    (folder / "spots.csv").write_text("spot_id,patient,pixel_x,pixel_y\n" + spots)
+    return str(folder / "counts.tsv.gz"), str(folder / "spots.csv")
+
+
+def test_spots_meet_their_own_counts(tmp_path):
+    counts, spots = files(tmp_path)
+    read = read_spots(spots, group="patient")
+    write_table(str(tmp_path / "table.csv"), read, ["2.png", "1.png"], read_counts(counts))
+    table = read_table(str(tmp_path / "table.csv"), genes=["B", "A"], check_files=False)
+    assert table.names.tolist() == ["2.png", "1.png"] and table.groups.tolist() == ["p", "q"]
+    expected = np.log1p(1e4 * np.array([[2 / 2, 0], [3 / 4, 1 / 4]]))
+    assert table.targets == pytest.approx(expected)
+    own = read_counts(counts, {"s1": 8, "s2": 4})
+    assert log1p_cp10k(own)[0] == pytest.approx(np.log1p(1e4 * np.array([1, 3]) / 8))
+
+
+@pytest.mark.parametrize(
+    ("counts", "spots", "message"),
+    [
+        ("spot\tA\ns1\t1\ns1\t2\n", "s1,p,1,1\n", "stands twice"),
+        ("spot\tA\ns1\t1\ns2\t-2\n", "s1,p,1,1\n", "not a count"),
+        ("spot\tA\ns1\tmany\n", "s1,p,1,1\n", "not counts"),
+        ("spot\tA\ns1\t1\ns2\t0\n", "s1,p,1,1\n", "total is too small"),
+        ("spot\tA\ns1\t1\ns2\t2\n", "s1,p,1,1\n", "do not belong together"),
+        ("spot\tA\ns1\t1\n", "s1,p,1,1\ns1,p,2,2\n", "stands twice"),
+    ],
+)
+def test_a_merge_loses_and_doubles_nothing(tmp_path, counts, spots, message):
+    paths = files(tmp_path, counts, spots)
+    with pytest.raises(UserError, match=message):
+        read = read_counts(paths[0])
+        write_table(str(tmp_path / "t.csv"), read_spots(paths[1], group="patient"), ["1.png"], read)
+
+
+def test_genes_are_chosen_on_training_rows_only():
+    values = np.array([[0, 1, 5.0], [9, 2, 5.0], [0, 0, 0], [0, 0, 999.0]])
+    train = np.array([True, True, False, False])
+    assert select_genes(values, ["a", "b", "c"], train, 2) == ["a", "b"]
+    with pytest.raises(UserError, match="fewer genes vary"):
+        select_genes(values, ["a", "b", "c"], train, 3)
+
+
+def test_patches_are_cut_around_their_spots_at_the_spacing_asked_for(tmp_path):
+    _, spots = files(tmp_path)
+    image = np.random.default_rng(0).integers(0, 255, size=(12, 20, 3)).astype(np.uint8)
+    Image.fromarray(image).save(tmp_path / "section.png")
+    read = read_spots(spots, group="patient")
+    names = cut_patches(str(tmp_path / "section.png"), read, str(tmp_path / "p"), size_px=4, mpp=0.5, image_mpp=0.5)
+    patch = np.asarray(Image.open(tmp_path / "p" / names[0]))
+    assert names == ["s2.png", "s1.png"] and np.array_equal(patch, image[2:6, 6:10])
+    cut_patches(str(tmp_path / "section.png"), read, str(tmp_path / "h"), size_px=2, mpp=1.0, image_mpp=0.5)
+    halved = image[2:6, 6:10].reshape(2, 2, 2, 2, 3).mean(axis=(1, 3))
+    assert np.abs(np.asarray(Image.open(tmp_path / "h" / "s2.png")) - halved).max() <= 0.5
+    with pytest.raises(UserError, match="pixel size"):
+        cut_patches(str(tmp_path / "section.png"), read, str(tmp_path / "n"), size_px=2, mpp=1.0)
+    far = read_spots(files(tmp_path, spots="s1,p,3,30\n")[1], group="patient")
+    with pytest.raises(UserError, match="outside the image"):
+        cut_patches(str(tmp_path / "section.png"), far, str(tmp_path / "n"), size_px=2, mpp=1.0, image_mpp=0.5)
+
+
+def test_the_real_counts_give_the_published_targets(shared_data):
+    folder = shared_data / "regression" / "her2st"
+    if not folder.is_dir():
+        pytest.skip(f"no spatial transcriptomics at {folder}")
+    spots = read_spots(str(folder / "spots.tsv"), group="section")
+    totals = dict(zip(spots.ids, spots.columns["total_counts"], strict=True))
+    counts = read_counts(str(folder / "counts_top250.tsv.gz"), totals)
+    lines = (folder / "targets_log1p_cp10k_top50.tsv").read_text().splitlines()
+    genes = lines[0].split("\t")[1:]
+    published = np.array([line.split("\t")[1:] for line in lines[1:]], np.float64)
+    place = {gene: k for k, gene in enumerate(counts.genes)}
+    assert tuple(line.split("\t")[0] for line in lines[1:]) == counts.spots
+    assert log1p_cp10k(counts)[:, [place[g] for g in genes]] == pytest.approx(published, abs=6e-5)
+    assert isinstance(counts, Counts) and counts.values.shape == (1193, 250)
