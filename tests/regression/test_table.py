@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
+import regression
 from core.errors import MissingFile, UserError
+from regression.config import RunConfig
 from regression.table import read_table
 
 
@@ -76,3 +81,17 @@ def test_every_fault_is_named_with_its_row_and_column(tmp_path, change, message,
 def test_a_table_that_is_not_there_is_missing(tmp_path):
     with pytest.raises(MissingFile, match="no such table"):
         read_table(str(tmp_path / "none.csv"))
+
+
+def test_the_example_is_a_table_of_fifty_targets():
+    path = Path(regression.__file__).parent / "example" / "table.csv"
+    table = read_table(str(path), target_dim=50, check_files=False)
+    assert table.targets.shape == (6, 50) and len(set(table.groups.tolist())) == 3
+
+
+def test_the_readme_names_only_keys_that_exist():
+    text = (Path(regression.__file__).parent / "README.md").read_text()
+    keys = set(re.findall(r"`((?:data|model|train|loss|eval|augment)\.[a-z_]+)", text)) - {"data.py"}
+    config = RunConfig()
+    missing = [key for key in keys if not hasattr(getattr(config, key.split(".")[0]), key.split(".")[1])]
+    assert len(keys) > 6 and missing == []
