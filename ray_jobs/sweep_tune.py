@@ -14,6 +14,7 @@ import signal
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -49,7 +50,7 @@ ENVIRONMENT = {
 def tuner_of(sweep: Sweep, settings: TrialSettings) -> tune.Tuner:
     """The sweep as it has to go on: what Tune saved of it, or a new one."""
     os.environ.update(ENVIRONMENT)
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)  # what a user should know is said here
+    _quiet()
     store, config = Storage.of(settings.root), sweep.config
     random.seed(config.seed)  # PBT's mutations are drawn from the global generators
     np.random.seed(config.seed)
@@ -75,6 +76,13 @@ def tuner_of(sweep: Sweep, settings: TrialSettings) -> tune.Tuner:
             callbacks=[Watch(settings.root, sweep)],
         ),
     )  # fmt: skip
+
+
+def _quiet() -> None:
+    """What a user should know is said here; of Tune only errors, and not that trials of a stopped sweep go on later."""
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune.tune").addFilter(lambda record: "did not complete" not in record.getMessage())
+    warnings.filterwarnings("ignore", message="Consider boosting PBT")
 
 
 def _trial_id(trial: Any) -> str:
