@@ -172,6 +172,11 @@ def _evaluate(config: EvaluateConfig, folder: str, given: list[Any] | None) -> N
         while given is None and evaluators.working and not _ended(config, store, evaluators):
             time.sleep(LOOK_S)
         evaluators.drain()
+    if not evaluators.judged:
+        log.warning(
+            "every snapshot has its row in robustness.jsonl, by the plugins of then; to judge it by others: "
+            "snapshot=SNAPSHOT output=ANOTHER_FOLDER"
+        )
 
 
 def _ended(config: EvaluateConfig, store: Any, evaluators: Any) -> bool:

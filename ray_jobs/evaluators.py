@@ -128,6 +128,7 @@ class Evaluators:
         self.failure: UserError | None = None
         self.claimed = self.current = False
         self.troubled: float | None = None
+        self.judged = 0  # evaluations of this process that have come to an end, well or not
         self.newest, self.new_at = 0, time.monotonic()
         self._looked, self._seen, self._reported = 0.0, list[Any](), time.monotonic()
         self._thread: threading.Thread | None = None
@@ -204,7 +205,7 @@ class Evaluators:
         over = self.over.is_set()  # before looking: what is committed by now is found
         try:
             self._catch_up()
-            found = self._next(trial_id, look=over)
+            found = self._next(trial_id, look=over and not self.running)
         except Exception as e:
             return FINISHED if self._given_up(e, over) else None
         self.troubled = None
@@ -262,7 +263,7 @@ class Evaluators:
         for snapshot in chosen.drop:
             self._record(snapshot, "dropped", {}, {"tune/queue_depth": chosen.waiting + 1})
             log.warning("the evaluation at %s images is dropped: newer ones wait", f"{snapshot.images_seen:,}")
-        if chosen.next is None:
+        if chosen.next is None or self.running:  # one at a time; asked all the same, so that the queue stays short
             return None
         if not chosen.due:
             self._record(chosen.next, "ok", {}, {"notes": ["no metric was due"]})
@@ -291,6 +292,7 @@ class Evaluators:
     def _note(self, snapshot: Any, due: dict[str, list[str]], began: float, result: dict[str, Any]) -> None:
         images, took = snapshot.images_seen, time.monotonic() - began
         row: dict[str, Any] = {"tune/evaluator_s": result.get("evaluator_s", took), "tune/trial_s": took}
+        self.judged += 1
         if "judged" in result:
             judged = json.loads(result["judged"])
             self._record(snapshot, "ok", due, {**row, "notes": judged["notes"], **judged["metrics"]})
@@ -401,7 +403,6 @@ class Evaluators:
             tune_config=tune.TuneConfig(
                 search_alg=SnapshotSearcher(self.key),
                 num_samples=-1,
-                max_concurrent_trials=1,
                 reuse_actors=all(plugin.feature_persistent_workers for plugin in self.tuning.plugins),
                 trial_dirname_creator=_folder,
                 trial_name_creator=_folder,

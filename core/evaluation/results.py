@@ -56,7 +56,7 @@ class Results:
         again. How many there were. Otherwise none can be: the newest is never removed."""
         newest = latest(self.store.join(CHECKPOINTS), tag)
         reached = -1 if newest is None else int(newest.meta["images_seen"])
-        beyond = sum(row["images_seen"] > reached for row in self.rows)
+        beyond = len([row for row in self.rows if row["images_seen"] > reached])
         if beyond:
             log.warning("%d evaluations beyond the newest checkpoint do not count: the run goes on before them", beyond)
             self._log.cut_back(reached)

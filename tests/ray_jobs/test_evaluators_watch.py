@@ -94,11 +94,24 @@ def test_it_ends_when_training_is_over_and_everything_is_judged(tmp_path):
     assert watch.suggest("a") is not None
     snapshot(tmp_path, 100, 1)
     watch.over.set()
-    assert watch.suggest("b")["images_seen"] == 100, "what came in meanwhile is not lost"
-    assert watch.suggest("c") is None
+    assert watch.suggest("b") is None, "one at a time"
     watch.completed("a", answer(0.5), False)
-    watch.completed("b", answer(0.6), False)
+    assert watch.suggest("c")["images_seen"] == 100, "what came in meanwhile is not lost"
+    watch.completed("c", answer(0.6), False)
     assert watch.suggest("d") == FINISHED
+
+
+def test_the_queue_is_kept_short_while_an_evaluation_takes_its_time(tmp_path):
+    watch = watching(tmp_path, max_pending_jobs=2)
+    snapshot(tmp_path, 0, 0)
+    watch.suggest("slow")
+    for i in range(1, 6):
+        snapshot(tmp_path, 100 * i, i)
+        assert watch.suggest("next") is None
+        assert len(watch._waiting()) <= 2
+    assert rows(tmp_path) == [(100, "dropped"), (200, "dropped"), (300, "dropped")]
+    watch.completed("slow", answer(0.5), False)
+    assert watch.suggest("next")["images_seen"] == 500
 
 
 def test_a_failed_evaluation_is_recorded_with_its_error_and_its_metrics_are_owed(tmp_path):
