@@ -62,10 +62,16 @@ def fit_ridge(
 
 def colour_features(pixels: npt.NDArray[np.uint8]) -> Floats:
     """Mean and deviation of each colour, as intensity and as optical density: `[N, H, W, 3]` → `[N, 12]`."""
-    intensity = pixels.astype(np.float64) / 255.0
-    density = -np.log(np.maximum(intensity, 1 / 255))
-    parts = [f for v in (intensity, density) for f in (v.mean(axis=(1, 2)), v.std(axis=(1, 2)))]
-    return np.concatenate(parts, axis=1)
+    grey = np.arange(256) / 255.0
+    values = np.stack([grey, -np.log(np.maximum(grey, 1 / 255))], axis=1)  # of each of the 256 levels
+    out = np.empty((len(pixels), 2, 2, 3))
+    for i, image in enumerate(pixels):
+        for colour in range(3):
+            levels = np.bincount(image[..., colour].ravel(), minlength=256) / (image.shape[0] * image.shape[1])
+            mean = levels @ values
+            out[i, :, 0, colour] = mean
+            out[i, :, 1, colour] = np.sqrt(levels @ (values - mean) ** 2)
+    return out.reshape(len(pixels), 12)
 
 
 def _path(x: Floats, y: Floats, strengths: Sequence[float]) -> Iterator[Ridge]:
