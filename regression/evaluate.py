@@ -19,7 +19,7 @@ import torch
 from core.device import Device
 from core.errors import UnreadableUnit, UserError
 from core.plan import Plan
-from core.stats.correlation import CorrelationIntervals, bootstrap_correlation, correlation
+from core.stats.correlation import CorrelationIntervals, Method, bootstrap_correlation, correlation
 from core.storage import write_atomic
 from core.train.state import TrainState
 from core.train.supervised import Validate
@@ -71,11 +71,12 @@ def predict(recipe: RegressionRecipe, plan: Plan, rows: Ints, device: Device, ba
 def metrics(predicted: Floats, measured: Floats, config: EvalConfig) -> dict[str, float]:
     """Means over genes (and, if asked for, over images) of `[N, K]` in the targets' own units, the mean squared error,
     and how many genes had no correlation and count as 0."""
-    of = {name: correlation(predicted, measured, name) for name in ("spearman", "pearson")}
-    out = {name: found.mean for name, found in of.items()}
+    methods: tuple[Method, ...] = ("spearman", "pearson")
+    of = {name: correlation(predicted, measured, name) for name in methods}
+    out: dict[str, float] = {name: found.mean for name, found in of.items()}
     out |= {"mse": float(np.square(predicted - measured).mean()), "n_undefined": float(of["spearman"].n_undefined)}
     if config.samplewise:
-        for name in of:
+        for name in methods:
             found = correlation(predicted, measured, name, samplewise=True)
             out |= {f"samplewise_{name}": found.mean, f"samplewise_{name}_undefined": float(found.n_undefined)}
     return out
@@ -112,13 +113,13 @@ class Evaluation:
         names, groups = (np.array(plan.sources[key].to_pylist())[rows] for key in ("name", "group_id"))
         return cls(rows, names, groups, predicted, targets(plan)[rows], normaliser(plan).genes)
 
-    def intervals(self, method: str, config: EvalConfig, seed: int) -> CorrelationIntervals | None:
+    def intervals(self, method: Method, config: EvalConfig, seed: int) -> CorrelationIntervals | None:
         """Cluster bootstrap by group; None where there is one group only."""
         if np.unique(self.groups).size < 2:
             return None
-        kind: Any = method
-        options: dict[str, Any] = {"method": kind, "resamples": config.resamples, "seed": seed}
-        return bootstrap_correlation(self.predicted, self.measured, self.groups, **options)
+        return bootstrap_correlation(
+            self.predicted, self.measured, self.groups, method=method, resamples=config.resamples, seed=seed
+        )
 
     def predictions(self) -> pa.Table:
         """One row per image: path, group_id, and `predicted_…` and `measured_…` per gene."""
@@ -132,7 +133,8 @@ class Evaluation:
         undefined, and the root mean squared error."""
         error = np.sqrt(np.square(self.predicted - self.measured).mean(axis=0))
         columns: dict[str, Any] = {"gene": list(self.genes)}
-        for method in ("spearman", "pearson"):
+        methods: tuple[Method, ...] = ("spearman", "pearson")
+        for method in methods:
             found = correlation(self.predicted, self.measured, method)
             between = self.intervals(method, config, seed)
             ends = [(i.low, i.high) for i in between.genes] if between else [(None, None)] * len(self.genes)

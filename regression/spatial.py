@@ -11,6 +11,7 @@ from __future__ import annotations
 import gzip
 import io
 import posixpath
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from core.errors import UserError
+from core.errors import UnreadableUnit, UserError
 from core.features.images import read_image
 from core.storage import Storage, write_atomic
 from core.wsi.reader import SlideReader, open_slide
@@ -180,7 +181,15 @@ class _Plain:
     backend, mpp, mpp_source = "image", None, None
 
     def __init__(self, path: str) -> None:
-        self.path, self._pixels = path, read_image(path)
+        from PIL.Image import DecompressionBombWarning
+
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DecompressionBombWarning)  # a section is large
+                self.path, self._pixels = path, read_image(path)
+        except UnreadableUnit as e:
+            expected = "an image that can be decoded whole; convert a larger one to a pyramidal TIFF"
+            raise UserError("the section's image cannot be read", file=path, found=e.detail, expected=expected) from e
         self.level_shapes = ((self._pixels.shape[1], self._pixels.shape[0]),)
         self.level_downsamples = (1.0,)
 

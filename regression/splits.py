@@ -116,7 +116,8 @@ def read_split(path: str, table: Table) -> Split:
         raise UserError(
             message, file=path, key="table", found=meta.get("table"), expected=f"{table.hash}, {table.file}"
         )
-    of, first = _placed(path, table, rows[1:], 2 + own), {}
+    of = _placed(path, table, rows[1:], 2 + own)
+    first: dict[str, str] = {}
     for i, (group, part) in enumerate(zip(table.groups.tolist(), of.tolist(), strict=True)):
         if first.setdefault(group, part) != part:
             row, found = table.row_of(i), f"{group} in {first[group]} and in {part}"

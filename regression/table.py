@@ -72,9 +72,9 @@ def read_table(
         if name not in columns.column_names:
             raise UserError("the table has no such column", file=path, key=name, found=columns.column_names[:8])
     chosen = _targets(path, columns.column_names, genes, target_dim)
-    texts = [_texts(path, columns, name) for name in ("path", "group_id")]
+    names, groups = (_texts(path, columns, name) for name in ("path", "group_id"))
     values = np.column_stack([_numbers(path, columns, name) for name in chosen])
-    table = Table(path, *texts, values, chosen)
+    table = Table(path, names, groups, values, chosen)
     _check(table, check_files)
     return table
 
@@ -130,7 +130,8 @@ def _texts(path: str, columns: pa.Table, name: str) -> Strings:
     if empty:
         row = empty[0] + (0 if path.endswith(".parquet") else 2)
         raise UserError("an empty cell", file=path, row=row, key=name, found="", expected="a value")
-    return values.astype(np.str_)
+    texts: Strings = values.astype(np.str_)
+    return texts
 
 
 def _numbers(path: str, columns: pa.Table, name: str) -> Floats:
@@ -167,9 +168,9 @@ def _check(table: Table, check_files: bool) -> None:
         found = f"{table.names[row]}, already in row {table.row_of(first)}"
         raise UserError("a path stands twice", file=table.file, row=table.row_of(row), key="path", found=found)
     if len(table) > 1 and (same := np.flatnonzero(np.ptp(table.targets, axis=0) == 0)).size:
-        found = [table.genes[k] for k in same[:NAMED_AT_MOST]]
+        dull = [table.genes[k] for k in same[:NAMED_AT_MOST]]
         message = "targets that are the same in every row have nothing to learn: leave them out"
-        raise UserError(message, file=table.file, key=found[0], found=found, expected="values that vary")
+        raise UserError(message, file=table.file, key=dull[0], found=dull, expected="values that vary")
     if check_files:
         _check_files(table)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gzip
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from core.errors import UserError
+from core.features.images import read_image
 from regression.spatial import Counts, cut_patches, log1p_cp10k, read_counts, read_spots, select_genes, write_table
 from regression.table import read_table
 
@@ -71,6 +73,9 @@ def test_patches_are_cut_around_their_spots_at_the_spacing_asked_for(tmp_path):
     assert np.abs(np.asarray(Image.open(tmp_path / "h" / "s2.png")) - halved).max() <= 0.5
     with pytest.raises(UserError, match="pixel size"):
         cut_patches(str(tmp_path / "section.png"), read, str(tmp_path / "n"), size_px=2, mpp=1.0)
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    with pytest.raises(UserError, match="section's image cannot be read"):
+        cut_patches(str(tmp_path / "broken.jpg"), read, str(tmp_path / "n"), size_px=2, mpp=1.0, image_mpp=0.5)
     far = read_spots(files(tmp_path, spots="s1,p,3,30\n")[1], group="patient")
     with pytest.raises(UserError, match="outside the image"):
         cut_patches(str(tmp_path / "section.png"), far, str(tmp_path / "n"), size_px=2, mpp=1.0, image_mpp=0.5)
@@ -90,3 +95,16 @@ def test_the_real_counts_give_the_published_targets(shared_data):
     assert tuple(line.split("\t")[0] for line in lines[1:]) == counts.spots
     assert log1p_cp10k(counts)[:, [place[g] for g in genes]] == pytest.approx(published, abs=6e-5)
     assert isinstance(counts, Counts) and counts.values.shape == (1193, 250)
+
+
+def test_patches_of_a_real_section_are_the_published_ones(shared_data, tmp_path):
+    folder = shared_data / "regression" / "her2st"
+    if not (folder / "raw" / "B4.jpg").is_file():
+        pytest.skip(f"no section image at {folder}")
+    spots = read_spots(str(folder / "spots.tsv"), group="section")
+    some = [i for i, section in enumerate(spots.groups) if section == "B4"][::60]
+    few = replace(spots, ids=tuple(spots.ids[i] for i in some), centres=spots.centres[some])
+    cut_patches(str(folder / "raw" / "B4.jpg"), few, str(tmp_path), size_px=224, mpp=1.0, image_mpp=1.0)
+    for i, spot in zip(some, few.ids, strict=True):
+        own, published = read_image(str(tmp_path / f"{spot}.png")), read_image(str(folder / spots.columns["patch"][i]))
+        assert np.abs(own.astype(int) - published).mean() < 3  # JPEG, twice
