@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 METRICS, ENCODER, STOP = "metrics.jsonl", "encoder", "STOP"
 BEAT_EVERY_S = 5.0
 SYNC_POLL_S = 1.0
+ENDED = ("budget", EARLY_STOPPED, "early_stop")  # as against interrupted: there is something to export
 
 
 def train_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
@@ -122,13 +123,16 @@ class _Worker:
         end, metrics, start = "budget", dict[str, float](), state.images_seen
         try:
             self._baseline(state)
-            for tick in ticks:
+            for tick in self._validated(ticks):
                 if tick.end is None:
                     self._beat(tick.images_seen)
                 figures = parts.watch.observe(tick) if parts.watch is not None else {}
+                figures |= {f"val/{name}": value for name, value in (tick.validation or {}).items()}
                 if tick.metrics is not None or figures:
                     metrics = tick.metrics or metrics
                     self._log_metrics(tick, {**(tick.metrics or {}), **figures, **self.blocked.figures()})
+                if tick.best:
+                    self._save_state(state, best=True)
                 due = tick.save or tick.snapshot or tick.end or self._preempted(tick.step)
                 if due and tick.images_seen > start:  # a run that ends where it went on from has nothing new
                     self._save(tick)
@@ -144,6 +148,17 @@ class _Worker:
             with self._failing_together():
                 self.saver.close()
         return self._outcome(state, end, metrics)
+
+    def _validated(self, ticks: Iterator[Any]) -> Iterator[Any]:
+        """The ticks with what validation gave, where the science selects by it."""
+        from core.train.supervised import SupervisedTick, supervised
+
+        selection, validate = self.parts.selection, self.parts.validate
+        if selection is not None and validate is not None:
+            yield from supervised(ticks, validate, selection, self.device)
+            return
+        for tick in ticks:
+            yield SupervisedTick(**vars(tick))
 
     def _outcome(self, state: Any, end: str, metrics: dict[str, float]) -> dict[str, Any]:
         outcome: dict[str, Any] = {}
@@ -288,12 +303,13 @@ class _Worker:
         number = tick.images_seen // every if every else 0
         self._save_state(tick.state, snapshot=number if tick.snapshot else number + 1)
 
-    def _save_state(self, state: Any, snapshot: int | None = None) -> None:
+    def _save_state(self, state: Any, snapshot: int | None = None, best: bool = False) -> None:
         """This rank's quarantine part, and a checkpoint (rank 0, written while training goes on).
 
         The checkpoint is begun when every rank's part is on storage: a rank that dies before takes the others back to
         the checkpoint before, from where the rows come again; one that dies later has lost none. `snapshot`: its number
-        in the order of evaluations. The time that this takes from the training is measured.
+        in the order of evaluations; `best`: of all that validation has seen. The time that a snapshot takes from the
+        training is measured.
         """
         began = self.saved_at = time.monotonic()
         tensors = state.tensors()  # on every rank: on XLA it is a graph, which all hosts run
@@ -303,16 +319,17 @@ class _Worker:
         with self._failing_together():
             if self.log is not None and self.failed is None:
                 self.log.flush()
-                self._save_checkpoint(state, tensors, snapshot)
+                self._save_checkpoint(state, tensors, snapshot, best)
         if snapshot is not None:
             self._wait_for_evaluation(state.images_seen)
             self.blocked.add(time.monotonic() - began)
 
-    def _save_checkpoint(self, state: Any, tensors: dict[str, Any], snapshot: int | None) -> None:
+    def _save_checkpoint(self, state: Any, tensors: dict[str, Any], snapshot: int | None, best: bool) -> None:
         from core import checkpoint
 
         tag, parts = self.parts.tag, self.parts
-        name = f"{tag}-latest" if snapshot is None else f"{tag}-img{state.images_seen}"
+        rolling = f"{tag}-best" if best else f"{tag}-latest"
+        name = rolling if snapshot is None else f"{tag}-img{state.images_seen}"
         meta = {
             **state.meta(),
             "identity": parts.identity,
@@ -326,7 +343,7 @@ class _Worker:
             if parts.tuning is not None:  # without it nobody removes them
                 meta["tune_index"] = snapshot
             self.saver.save(self.root, name, tensors, meta, self._encoder(state))
-        checkpoint.prune(self.root, f"{tag}-latest", parts.keep_last_n)
+        checkpoint.prune(self.root, rolling, parts.keep_last_n)
 
     def _encoder(self, state: Any) -> Any:
         """What writes the recipe's encoder beside a snapshot's tensors, from the same copies."""
@@ -387,14 +404,27 @@ class _Worker:
         artifact, last = None, self.saver.last
         if self.beat_at:
             self._write_beat(state.images_seen, end=end)
-        if end in ("budget", EARLY_STOPPED) and self.rank == 0:
+        checkpoint = last.path if last is not None else (self._chosen() if self.rank == 0 else None)
+        reached = state.images_seen
+        if end in ENDED and self.rank == 0:
+            self._take_the_best(state)
             artifact = self.store.join(ENCODER)
             self.parts.export(self.parts.recipe, artifact, self._provenance(state))
-        checkpoint = last.path if last is not None else (self._chosen() if self.rank == 0 else None)
         return {
             "end": end,
-            "images_seen": state.images_seen,
+            "images_seen": reached,
             "metrics": metrics,
             "artifact": artifact,
             "checkpoint": checkpoint,
         }
+
+    def _take_the_best(self, state: Any) -> None:
+        """Rank 0 alone, when training is over: the state that validation found best, where the science selects one."""
+        from core import checkpoint
+        from core.committed import list_committed
+
+        if self.parts.selection is None:
+            return
+        kept = list_committed(self.root, f"{self.parts.tag}-best")
+        if kept:
+            state.load(*checkpoint.load(max(kept, key=lambda c: int(c.meta["images_seen"])).path))

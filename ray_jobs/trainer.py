@@ -100,8 +100,8 @@ class TrainJob:
 
 @dataclass
 class Outcome:
-    """How a fit ended: `end` is ``budget``, ``early_stopped`` or ``stopped`` (interrupted); the last metrics; where
-    checkpoint and artifact lie."""
+    """How a fit ended: `end` is ``budget``, ``early_stopped`` (by an evaluator), ``early_stop`` (by validation) or
+    ``stopped`` (interrupted); the last metrics; where checkpoint and artifact lie."""
 
     end: str
     images_seen: int

@@ -13,6 +13,7 @@ from core.stream import DecodeSettings, UnitReader
 from core.train.perf import PerformanceWatch
 from core.train.recipe import Recipe
 from core.train.settings import LoopSettings
+from core.train.supervised import Selection, Validate
 
 
 @dataclass
@@ -23,7 +24,8 @@ class Assembly:
     the identity including the plan's; `watch` looks for slow steps; `export` writes the final artifacts of a recipe
     into a folder (path or URL); `encoder` is what snapshots carry for whoever evaluates them, and `tuning` says whether
     and when somebody does. The rolling checkpoint is at most `latest_minutes` old (0: by images alone), and
-    `keep_last_n` of them are kept.
+    `keep_last_n` of them are kept. With a `selection`, `validate` runs on its cadence, the best state has a checkpoint
+    of its own (`<tag>-best`), and that is what `export` gets at the end.
     """
 
     science: str
@@ -44,3 +46,5 @@ class Assembly:
     watch: PerformanceWatch | None = None
     encoder: Callable[[Recipe], Encoder] | None = None
     tuning: TuningConfig | None = None
+    selection: Selection | None = None
+    validate: Validate | None = None

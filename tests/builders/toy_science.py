@@ -25,6 +25,7 @@ from core.stream import DecodeSettings
 from core.train.assembly import Assembly
 from core.train.recipe import Loss
 from core.train.settings import LoopSettings, PhaseOptim
+from core.train.supervised import Selection
 
 WIDTH = 16
 
@@ -44,6 +45,9 @@ class ToyConfig:
     stop_at_step: int = placement(-1)  # rank 0 asks for a stop there
     bad_at_step: int = placement(-1)  # the loss is NaN from there on
     slow_s: float = placement(0.0)  # per micro-batch
+    validate_every: int = placement(0)  # images
+    patience: int | None = placement(None)
+    best_at: int = placement(0)  # the images at which validation is best
 
 
 class ToyReader:
@@ -129,6 +133,8 @@ def assemble(config: ToyConfig, plan: Plan, world: int) -> Assembly:
         placement=fingerprint(config, placement=True),
         export=export,
         decode=DecodeSettings(threads=2, ahead=2),
+        selection=Selection("score", "max", config.validate_every, config.patience) if config.validate_every else None,
+        validate=lambda state: {"score": -abs(state.images_seen - config.best_at)},
     )
 
 

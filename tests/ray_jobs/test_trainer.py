@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from core import checkpoint
+from core.committed import list_committed
 from core.errors import UserError
 from ray_jobs.trainer import ScalingConfig, Tracking, TrainJob, begin, fit, request_stop
 from tests.builders.toy_science import ToyConfig, assemble, write_plan
@@ -198,3 +199,31 @@ def test_a_signal_to_the_driver_asks_the_workers_to_stop(ray_cluster, tmp_path, 
     outcome = train(run, plan, 1, total_images=12 * 2000)
     assert pid_ready.is_set() and outcome.end == "stopped"
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+# --- validation -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_state_that_validation_finds_best_is_kept_and_exported_and_patience_ends_the_run(
+    ray_cluster, tmp_path, plan, workers
+):
+    outcome = train(tmp_path / "run", plan, workers, validate_every=12, best_at=36, patience=2)
+    assert (outcome.end, outcome.images_seen) == ("early_stop", 60)
+    (best,) = [c for c in list_committed(str(tmp_path / "run" / "checkpoints")) if c.name == "toy-best"][-1:]
+    assert best.meta["images_seen"] == 36
+    assert json.loads((tmp_path / "run" / "encoder" / "facts.json").read_text())["images_seen"] == 36
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    scores = {row["images_seen"]: row["val/score"] for row in rows if "val/score" in row}
+    assert scores == {12: -24, 24: -12, 36: 0, 48: -12, 60: -24}
+
+
+@pytest.mark.heavy
+def test_a_stopped_run_goes_on_with_the_best_and_the_patience_that_it_had(ray_cluster, tmp_path, plan):
+    stopped = train(tmp_path / "run", plan, validate_every=12, best_at=24, patience=3, stop_at_step=2)
+    assert (stopped.end, stopped.images_seen, stopped.artifact) == ("stopped", 48, None)
+    assert not (tmp_path / "run" / "encoder").exists()
+    outcome = train(tmp_path / "run", plan, validate_every=12, best_at=24, patience=3)
+    assert (outcome.end, outcome.images_seen) == ("early_stop", 60)
+    assert json.loads((tmp_path / "run" / "encoder" / "facts.json").read_text())["images_seen"] == 24
