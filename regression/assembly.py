@@ -18,9 +18,10 @@ from core.train.supervised import Selection
 from regression import artifact
 from regression.config import RunConfig
 from regression.data import ImageReader
+from regression.evaluate import validator
 from regression.model import initial_digest
 from regression.plan import identity as plan_identity
-from regression.plan import normaliser
+from regression.plan import normaliser, rows_of
 from regression.recipe import RegressionRecipe
 
 SCIENCE = "regression"
@@ -28,7 +29,8 @@ POLL_EVERY_STEPS = 10  # of an accelerator, which the host would wait for; a CPU
 
 
 def assemble(config: RunConfig, plan: Plan, world: int) -> Assembly:
-    """Recipe, order, reader and loop settings of `config`, which regression.config.resolve has filled in."""
+    """Recipe, order, reader and loop settings of `config`, which regression.config.resolve has filled in. Where there
+    is nothing to validate on, nothing selects: the last state is the one that is exported."""
     data = config.data
     return Assembly(
         science=SCIENCE,
@@ -46,6 +48,8 @@ def assemble(config: RunConfig, plan: Plan, world: int) -> Assembly:
         chunk=data.stream_batch_size,
         latest_minutes=config.checkpoint.latest_minutes,
         keep_last_n=config.checkpoint.keep_last_n,
+        selection=selection(config, plan.rows) if rows_of(plan, "val").size >= 2 else None,
+        validate=lambda state: validator(plan, config.eval, state.device)(state),
     )
 
 

@@ -1,0 +1,46 @@
+"""All regression runs below a folder as one Markdown table, best first, written and printed. Needs no Ray.
+
+python -m ray_jobs.aggregate_results runs=outputs/regression
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import core
+from core.config import MISSING, Loaded
+from core.errors import MissingFile
+from ray_jobs.cli import Outputs, job
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class AggregateConfig:
+    runs: str = MISSING  # folder or URL below which the runs are, at any depth
+    output: str | None = None  # the table; null: results.md in `runs`
+
+
+def main(loaded: Loaded[AggregateConfig]) -> Outputs | None:
+    from core.storage import Storage, write_atomic
+    from regression.report import read_results, results_table
+
+    config = loaded.config
+    store = Storage.of(config.runs)
+    found = read_results(store)
+    if not found:
+        expected = "folders with a metrics.json, which a finished run has"
+        raise MissingFile("no finished run is here", file=store.url, key="runs", expected=expected)
+    text = results_table(found)
+    if loaded.dry_run:
+        return None
+    target = config.output or store.join("results.md")
+    write_atomic(target, text.encode())
+    print(text)
+    return Outputs({"table": target})
+
+
+if __name__ == "__main__":
+    job(main, AggregateConfig, Path(core.__file__).parent)

@@ -1,0 +1,74 @@
+"""A trained regression on the rows of a table: correlations per gene with intervals over groups, and every prediction.
+
+    python -m ray_jobs.evaluate_regression model=outputs/regression/RUN/encoder table=metadata.csv split=split.csv \\
+        output=outputs/evaluated
+
+Every row of the part is predicted once; an image that cannot be read ends it: nothing is left out. Needs no Ray.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import core
+from core.config import MISSING, Loaded
+from core.errors import UserError
+from ray_jobs.cli import Outputs, job
+from regression.config import EvalConfig
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class EvaluateRegressionConfig:
+    model: str = MISSING  # the model that a run has exported: RUN/encoder
+    table: str = MISSING  # CSV or parquet: path, group_id, and the model's genes
+    split: str = MISSING  # CSV: path, group_id, split
+    part: str = "test"  # | train | val
+    output: str = MISSING  # folder or URL of the results
+    accelerator: str = "auto"  # auto | cpu | cuda
+    seed: int = 42  # of the intervals
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+    def __post_init__(self) -> None:
+        if self.part not in ("train", "val", "test"):
+            raise UserError("no such part", key="part", found=self.part, expected="train | val | test")
+
+
+def main(loaded: Loaded[EvaluateRegressionConfig]) -> Outputs | None:
+    from core.device import Device
+    from core.storage import Storage
+    from regression import artifact
+    from regression.plan import build_plan, rows_of
+    from regression.report import judged_part, recipe_of
+    from regression.splits import read_split
+    from regression.table import read_table
+
+    config = loaded.config
+    trained = artifact.load(config.model)
+    table = read_table(config.table, genes=trained.normaliser.genes)
+    split = read_split(config.split, table)
+    if (count := int((split.of == config.part).sum())) < 2:
+        raise UserError("too few rows to evaluate", file=config.split, key="part", found=count, expected="two or more")
+    if loaded.dry_run:
+        return None
+    store = Storage.of(config.output)
+    with tempfile.TemporaryDirectory(prefix="pathray-") as folder:
+        plan = build_plan(table, split, folder, normalize_target=False)
+        found = judged_part(
+            store, recipe_of(trained), plan, config.part, config.eval, config.seed, Device.of(config.accelerator)
+        )
+        groups = len(set(plan.sources["group_id"].take(rows_of(plan, config.part)).to_pylist()))
+    about = {"model": trained.description["sha256"], "table": table.hash, "part": config.part, "groups": groups}
+    store.write_bytes("metrics.json", json.dumps({**about, **found}, indent=1, sort_keys=True).encode())
+    for name, value in found.items():
+        log.info("%-22s %s", name, value)
+    return Outputs({"metrics": store.join("metrics.json"), "per_gene": store.join(f"per_gene_{config.part}.csv")})
+
+
+if __name__ == "__main__":
+    job(main, EvaluateRegressionConfig, Path(core.__file__).parent)

@@ -1,0 +1,188 @@
+"""Image → gene expression: train on a table of images and targets, through Ray, and report on the held-out groups.
+
+    python -m ray_jobs.make_splits table=metadata.csv output=split.csv
+    python -m ray_jobs.train_regression data.table=metadata.csv data.split=split.csv output=outputs/regression
+
+A run has a folder of its own below `output`, named after what sets it apart unless `logging.run_name` says otherwise.
+The same command goes on with an unfinished run of the same config; what is finished is left as it is.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+
+from core.config import Loaded, is_set, placement
+from core.errors import UserError
+from ray_jobs.cli import Outputs, job
+from ray_jobs.runtime import RuntimeConfig, ray_session
+from ray_jobs.trainer import Outcome, ScalingConfig, Tracking, TrainJob, fit
+from regression.config import CONFIGS_DIR, RunConfig, resolve, run_name
+
+if TYPE_CHECKING:
+    from core.committed import Committed
+    from core.plan import Plan
+
+log = logging.getLogger(__name__)
+METRICS = "metrics.json"
+
+
+@dataclass
+class TrainRegressionConfig(RunConfig):
+    """A run config, and where it runs."""
+
+    scaling: ScalingConfig = placement(default_factory=ScalingConfig)
+    runtime: RuntimeConfig = placement(default_factory=RuntimeConfig)
+
+
+@dataclass
+class Run:
+    """A run's folder, its plan and its config with batch and budget resolved; the checkpoint that it goes on from."""
+
+    folder: str
+    plan: Plan
+    config: TrainRegressionConfig
+    identity: dict[str, Any]
+    newest: Committed | None = None
+    paths: dict[str, object] = field(default_factory=dict)
+
+
+def main(loaded: Loaded[TrainRegressionConfig]) -> Outputs | None:
+    from core.storage import Storage
+
+    config = located(loaded.config)
+    plan = plan_of(config)
+    run = run_of(config, plan)
+    if loaded.dry_run:
+        log.info("the config is sound: %d rows train; nothing was written", plan.rows)
+        return None
+    store = Storage.of(run.folder)
+    if store.exists(METRICS):
+        log.info("this run is finished")
+    else:
+        store.write_bytes("config_resolved.yaml", OmegaConf.to_yaml(OmegaConf.structured(run.config)).encode())
+        scaling = config.scaling
+        cpus = scaling.workers * scaling.cpus_per_worker + 0.5
+        with ray_session(config.runtime, cpus=cpus, autoscaling=scaling.autoscaling):
+            outcome = train(run)
+        log.info("ended (%s) after %s images", outcome.end, f"{outcome.images_seen:,}")
+        if outcome.artifact is None:  # interrupted: the same command goes on
+            return Outputs({"run": run.folder, "checkpoint": outcome.checkpoint})
+        from regression.report import write_results
+
+        write_results(run.folder, run.plan, run.config, outcome.end)
+    return Outputs({"run": run.folder, "model": store.join("encoder"), "metrics": store.join(METRICS)})
+
+
+def located(config: TrainRegressionConfig) -> TrainRegressionConfig:
+    """With every path absolute: a worker runs in another folder than the command."""
+    from core.storage import Storage
+
+    def absolute(path: str | None) -> str | None:
+        return Storage.of(path).url if path and is_set(path) else path
+
+    if not config.output:
+        raise UserError("where shall the run go?", key="output", expected="output=FOLDER or a URL")
+    for key in ("table", "split"):
+        if not is_set(getattr(config.data, key)):
+            raise UserError("what shall be trained on?", key=f"data.{key}", expected=f"data.{key}=FILE")
+    data = replace(config.data, table=absolute(config.data.table), split=absolute(config.data.split))
+    model = replace(config.model, artifact=absolute(config.model.artifact), weights=absolute(config.model.weights))
+    return replace(config, output=absolute(config.output), data=data, model=model)
+
+
+def plan_of(config: TrainRegressionConfig) -> Plan:
+    """The plan of table and split, kept by its content below `output` (or on the local disk when that is remote)."""
+    from core.plan import Plan as Opened
+    from core.plan import publish
+    from core.storage import Storage, private_cache
+    from regression.plan import build_plan
+    from regression.splits import read_split
+    from regression.table import read_table
+
+    data = config.data
+    table = read_table(data.table, genes=data.genes, target_dim=data.target_dim)
+    split = read_split(data.split, table)
+    store = Storage.of(str(config.output))
+    name = f"plans/{table.hash[:12]}-{_digest(split.of.tolist(), data.normalize_target)}"
+    folder = store.join(name) if store.local else str(private_cache() / f"{table.hash[:24]}-regression")
+    plan = build_plan(table, split, folder, normalize_target=data.normalize_target)
+    if not store.local:
+        publish(folder, store.join(name))
+        plan = Opened.open(store.join(name))
+    return plan
+
+
+def _digest(*facts: object) -> str:
+    import hashlib
+
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
+
+
+def run_of(config: TrainRegressionConfig, plan: Plan) -> Run:
+    """The folder to train in: the one named, else that of an unfinished run of the same identity, else a new one.
+    UserError when the folder named holds another run."""
+    from core.storage import Storage
+    from ray_jobs.resume import check_resumable, chosen
+    from regression.assembly import identity_of
+    from regression.plan import identity as plan_identity
+
+    root, tag = Storage.of(str(config.output)), config.logging.write_tag
+    workers = config.scaling.workers
+
+    def of(name: str, known: bool) -> Run:
+        newest = chosen(root.join(name), tag, config.checkpoint.resume) if known else None
+        values = newest.meta["identity"]["values"] if newest is not None else {}
+        ready = resolve(config, workers, plan.rows, before=values.get("train.global_batch"))
+        return Run(root.join(name), plan, ready, identity_of(ready, plan_identity(plan)), newest)
+
+    if config.logging.run_name:
+        run = of(config.logging.run_name, True)
+        if run.newest is not None:
+            check_resumable(run.newest, run.identity, config.checkpoint.resume_changes)
+        return run
+    for name in sorted(root.list(), reverse=True) if config.checkpoint.resume == "auto" else ():
+        if not root.exists(f"{name}/checkpoints") or root.exists(f"{name}/{METRICS}"):
+            continue
+        run = of(name, True)
+        if run.newest is not None and run.newest.meta["identity"]["hash"] == run.identity["hash"]:
+            log.info("going on with %s", name)
+            return run
+    return of(run_name(config, workers, time.strftime("%Y%m%d_%H%M%S")), False)
+
+
+def train(run: Run) -> Outcome:
+    """To the end of the budget, on the running Ray."""
+    from regression.assembly import assemble
+
+    config = run.config
+    logging_ = config.logging
+    tags = {"mlflow.parentRunId": logging_.mlflow_parent} if logging_.mlflow_parent else {}
+    batch = config.train
+    log.info(
+        "an update sees %d images = %d x %d x %d workers; %d rows train",
+        int(batch.global_batch or 0), batch.batch_size, batch.grad_accum_steps, config.scaling.workers, run.plan.rows,
+    )  # fmt: skip
+    return fit(
+        TrainJob(
+            assemble=assemble,
+            config=config,
+            plan_path=run.plan.origin,
+            run_dir=run.folder,
+            scaling=config.scaling,
+            resume=config.checkpoint.resume,
+            tracking=Tracking(logging_.mlflow, logging_.tracking_uri, logging_.experiment, tags),
+            total_images=int(batch.images or 0),
+            identity={**run.identity["values"], "identity": run.identity["hash"]},
+            identity_hash=run.identity["hash"],
+            tag=logging_.write_tag,
+        )
+    )
+
+
+if __name__ == "__main__":
+    job(main, TrainRegressionConfig, CONFIGS_DIR)

@@ -1,0 +1,188 @@
+"""The regression jobs on tiny images whose colour says what is expressed: splits, training, evaluation, comparison."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from core import checkpoint
+from ray_jobs import aggregate_results, evaluate_regression, make_splits, train_regression
+from ray_jobs.cli import run_job
+from regression import artifact
+from regression.config import CONFIGS_DIR
+from tests.builders.expression import write_images
+
+KEYS = (
+    "data.target_dim=3", "data.image_size=32", "data.threads=1", "data.ahead=1", "model.backbone=vit_tiny",
+    "train.batch_size=4", "train.grad_accum_steps=1", "train.images=48", "train.lr=1e-3", "eval.every=16",
+    "logging.mlflow=false", "logging.log_every=4", "checkpoint.latest_every=8",
+    "scaling.accelerator=cpu", "scaling.cpus_per_worker=0.5",
+)  # fmt: skip
+
+
+def split(table: str, output: Path, *argv: str) -> int:
+    words = [f"table={table}", f"output={output}", "target_dim=3", *argv]
+    return run_job(make_splits.main, make_splits.MakeSplitsConfig, words, CONFIGS_DIR)
+
+
+def train(output: Path, table: str, parts: Path, *argv: str) -> int:
+    words = [*KEYS, f"data.table={table}", f"data.split={parts}", f"output={output}", *argv]
+    return run_job(train_regression.main, train_regression.TrainRegressionConfig, words, CONFIGS_DIR)
+
+
+def runs(output: Path) -> list[Path]:
+    return sorted(p for p in output.iterdir() if p.name != "plans")
+
+
+def weights(run: Path) -> dict:
+    tensors, meta = checkpoint.load(checkpoint.latest(str(run / "checkpoints"), "regression").path)
+    return {"images": meta["images_seen"]} | {name: value.numpy().tobytes() for name, value in tensors.items()}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A table of 24 images of six groups, and its hold-out split."""
+    folder = tmp_path_factory.mktemp("expression")
+    table = write_images(folder)
+    assert split(table, folder / "split.csv", "fractions=[0.5, 0.25, 0.25]") == 0
+    return table, folder / "split.csv"
+
+
+# --- without Ray ------------------------------------------------------------------------------------------------------
+
+
+def test_a_split_is_made_by_whole_groups_and_again_the_same(data, tmp_path):
+    table, parts = data
+    rows = list(csv.DictReader(parts.read_text().splitlines()[1:]))
+    assert len(rows) == 24 and {row["split"] for row in rows} == {"train", "val", "test"}
+    assert all(len({row["split"] for row in rows if row["group_id"] == group}) == 1 for group in {"p0", "p1", "p5"})
+    assert split(table, tmp_path / "again.csv", "fractions=[0.5, 0.25, 0.25]") == 0
+    assert (tmp_path / "again.csv").read_bytes() == parts.read_bytes()
+
+
+def test_every_group_is_left_out_once(data, tmp_path):
+    assert split(data[0], tmp_path / "folds", "kind=leave_one_group_out") == 0
+    folds = sorted((tmp_path / "folds").iterdir())
+    held = [
+        {r["group_id"] for r in csv.DictReader(p.read_text().splitlines()[1:]) if r["split"] == "test"} for p in folds
+    ]
+    assert len(folds) == 6 and sorted(group for groups in held for group in groups) == [f"p{i}" for i in range(6)]
+
+
+@pytest.mark.parametrize(
+    ("argv", "word"),
+    [
+        (("kind=random",), "kind"),
+        (("fractions=[0.5, 0.5]",), "fractions"),
+        (("fractions=[0.9, 0.2, 0.1]",), "fractions"),
+        (("kind=group_kfold", "k=9"), "9 folds of 6 groups"),
+        (("target_dim=50",), "50"),
+    ],
+)
+def test_a_split_that_cannot_be_made_is_refused_and_nothing_written(data, tmp_path, capsys, argv, word):
+    assert split(data[0], tmp_path / "split.csv", *argv) == 2
+    assert word in capsys.readouterr().err and not (tmp_path / "split.csv").exists()
+
+
+def test_a_training_that_lacks_its_inputs_is_refused_before_ray_starts(data, tmp_path, capsys):
+    table, parts = data
+    other = tmp_path / "other.csv"
+    other.write_text(parts.read_text().replace(",val", ",test", 1))
+    for given, word in (((str(tmp_path / "no.csv"), parts), "no.csv"), ((table, other), "side")):
+        assert train(tmp_path / "out", *given) == 2
+        assert word in capsys.readouterr().err
+    assert train(tmp_path / "out", table, parts, "model.backbone=artifact") == 2
+    assert "model.artifact" in capsys.readouterr().err
+
+
+def test_a_sound_config_is_said_to_be_sound_without_training(data, tmp_path, caplog):
+    caplog.set_level("INFO")
+    assert train(tmp_path / "out", *data, "--dry-run") == 0
+    assert "rows train" in caplog.text and runs(tmp_path / "out") == []
+
+
+def test_a_folder_without_finished_runs_is_named(tmp_path, capsys):
+    assert run_job(aggregate_results.main, aggregate_results.AggregateConfig, [f"runs={tmp_path}"], CONFIGS_DIR) == 2
+    assert str(tmp_path) in capsys.readouterr().err
+
+
+# --- through Ray ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(ray_cluster, data, tmp_path_factory):
+    output = tmp_path_factory.mktemp("regression") / "out"
+    assert train(output, *data) == 0
+    (run,) = runs(output)
+    return output, run
+
+
+@pytest.mark.ray
+@pytest.mark.heavy
+def test_a_run_leaves_its_model_its_metrics_and_every_prediction_once(trained, data):
+    output, run = trained
+    assert run.name.startswith("vit_tiny__bs4x1x1__lr0.001__seed42__")
+    found = json.loads((run / "metrics.json").read_text())
+    assert found["run_name"] == run.name and found["best_primary"] == found["best"]["spearman"]
+    assert artifact.load(str(run / "encoder")).normaliser.genes == ("y0", "y1", "y2")
+    import pyarrow.parquet as pq
+
+    rows = {row["path"]: row["split"] for row in csv.DictReader(data[1].read_text().splitlines()[1:])}
+    for part in ("val", "test"):
+        names = pq.read_table(run / f"predictions_{part}.parquet")["path"].to_pylist()
+        assert sorted(names) == sorted(name for name, own in rows.items() if own == part)
+    genes = list(csv.DictReader((run / "per_gene_test.csv").read_text().splitlines()))
+    assert [row["gene"] for row in genes] == ["y0", "y1", "y2"]
+
+
+@pytest.mark.ray
+@pytest.mark.heavy
+def test_a_finished_run_named_again_is_left_as_it_is(trained, data):
+    output, run = trained
+    before = (run / "metrics.json").stat().st_mtime_ns
+    assert train(output, *data, f"logging.run_name={run.name}") == 0
+    assert runs(output) == [run] and (run / "metrics.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.ray
+@pytest.mark.heavy
+def test_an_interrupted_run_is_gone_on_with_by_the_same_command_to_the_same_bits(trained, data, tmp_path):
+    import threading
+
+    from tests.builders.jobs import wait_for
+
+    output, stopper = tmp_path / "out", None
+
+    def stop() -> None:
+        (run,) = wait_for(lambda: output.exists() and [r for r in runs(output) if (r / "metrics.jsonl").exists()])
+        (run / "STOP").write_text("{}")
+
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    assert train(output, *data) == 0
+    stopper.join()
+    (run,) = runs(output)
+    assert weights(run)["images"] < 48 and not (run / "metrics.json").exists()
+    assert train(output, *data) == 0
+    assert runs(output) == [run] and weights(run) == weights(trained[1])
+    known, found = (json.loads((r / "metrics.json").read_text()) for r in (trained[1], run))
+    assert known["test"] == found["test"] and known["best"] == found["best"]
+
+
+@pytest.mark.ray
+@pytest.mark.heavy
+def test_evaluating_the_exported_model_gives_the_runs_own_figures(trained, data, tmp_path, capsys):
+    words = [f"model={trained[1] / 'encoder'}", f"table={data[0]}", f"split={data[1]}", f"output={tmp_path}"]
+    job = evaluate_regression
+    assert run_job(job.main, job.EvaluateRegressionConfig, [*words, "accelerator=cpu"], CONFIGS_DIR) == 0
+    found, known = (json.loads((p / "metrics.json").read_text()) for p in (tmp_path, trained[1]))
+    assert {key: found[key] for key in known["test"]} == pytest.approx(known["test"])
+
+
+@pytest.mark.ray
+@pytest.mark.heavy
+def test_runs_are_compared_in_one_table_that_is_printed_too(trained, capsys):
+    assert run_job(aggregate_results.main, aggregate_results.AggregateConfig, [f"runs={trained[0]}"], CONFIGS_DIR) == 0
+    assert f"| {trained[1].name} |" in capsys.readouterr().out
+    assert f"| {trained[1].name} |" in (trained[0] / "results.md").read_text()

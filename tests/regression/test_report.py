@@ -1,0 +1,42 @@
+"""What runs leave for comparisons, and the table over them."""
+
+import json
+
+import pytest
+
+from core.errors import UserError
+from core.storage import Storage
+from regression.report import COLUMNS, read_results, results_table
+
+
+def run(name, **given):
+    best = {"spearman": 0.3, "pearson": 0.25, "n_undefined": 1.0}
+    return {"run_name": name, "end": "budget", "images_seen": 4096, "best": best, "best_primary": 0.3, **given}
+
+
+def cells(line):
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_runs_stand_in_one_table_the_best_first_and_those_without_validation_last():
+    test = {"spearman": 0.2, "pearson": 0.1, "spearman_low": 0.15, "spearman_high": 0.25}
+    found = [
+        run("worse", best_primary=0.1),
+        run("none", best=None, best_primary=None),
+        run("best", n_undefined=1.0, test=test),
+    ]
+    header, _, *lines = results_table(found).strip().splitlines()
+    assert cells(header) == list(COLUMNS)
+    assert [cells(line)[0] for line in lines] == ["best", "worse", "none"]
+    assert cells(lines[0]) == ["best", "0.3000", "0.2500", "0.2000 [0.150, 0.250]", "0.1000", "1", "4,096", "budget"]
+    assert cells(lines[2])[1:5] == ["", "", "", ""], "what was not measured is not made up"
+
+
+def test_results_are_found_at_any_depth_and_damaged_ones_are_named(tmp_path):
+    for name in ("a", "deep/er/b"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "metrics.json").write_text(json.dumps(run(name)))
+    assert sorted(row["run_name"] for row in read_results(Storage.of(tmp_path))) == ["a", "deep/er/b"]
+    (tmp_path / "a" / "metrics.json").write_text('{"run_name"')
+    with pytest.raises(UserError, match=r"a/metrics\.json"):
+        read_results(Storage.of(tmp_path))
