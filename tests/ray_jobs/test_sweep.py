@@ -136,6 +136,7 @@ def test_restoring_names_what_is_not_there_or_not_that_sweeps(tmp_path):
 
 @pytest.mark.ray
 @pytest.mark.integration
+@pytest.mark.heavy
 def test_a_grid_becomes_trials_a_leaderboard_and_a_config_that_runs(ray_cluster, cohort, tmp_path):
     mlflow = pytest.importorskip("mlflow")
     root, lrs = tmp_path / "sweep", [1e-3, 1e-5]
@@ -180,6 +181,7 @@ def test_a_grid_becomes_trials_a_leaderboard_and_a_config_that_runs(ray_cluster,
 
 @pytest.mark.ray
 @pytest.mark.integration
+@pytest.mark.heavy
 def test_a_trial_that_fails_is_told_and_a_sweep_of_failures_is_the_users_error(ray_cluster, cohort, tmp_path):
     root = tmp_path / "sweep"
     args = arguments(cohort, "data.sampling_stratum_weights={nowhere: 1.0}")
