@@ -324,7 +324,7 @@ class _Worker:
             self._wait_for_evaluation(state.images_seen)
             self.blocked.add(time.monotonic() - began)
 
-    def _save_checkpoint(self, state: Any, tensors: dict[str, Any], snapshot: int | None, best: bool) -> None:
+    def _save_checkpoint(self, state: Any, tensors: dict[str, Any], snapshot: int | None, best: bool = False) -> None:
         from core import checkpoint
 
         tag, parts = self.parts.tag, self.parts
