@@ -9,6 +9,7 @@ The same command goes on with an unfinished run of the same config; what is fini
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from dataclasses import dataclass, field, replace
@@ -96,7 +97,7 @@ def located(config: TrainRegressionConfig) -> TrainRegressionConfig:
 
 
 def plan_of(config: TrainRegressionConfig) -> Plan:
-    """The plan of table and split, kept by its content below `output` (or on the local disk when that is remote)."""
+    """The plan of table and split, made once for all runs below `output` that train on them: others may read it."""
     from core.plan import Plan as Opened
     from core.plan import publish
     from core.storage import Storage, private_cache
@@ -107,20 +108,18 @@ def plan_of(config: TrainRegressionConfig) -> Plan:
     data = config.data
     table = read_table(data.table, genes=data.genes, target_dim=data.target_dim)
     split = read_split(data.split, table)
+    facts = repr((table.hash, table.paths[:1], split.of.tolist(), table.genes, data.normalize_target))
+    name = f"{hashlib.sha256(facts.encode()).hexdigest()[:24]}-regression"
     store = Storage.of(str(config.output))
-    name = f"plans/{table.hash[:12]}-{_digest(split.of.tolist(), data.normalize_target)}"
-    folder = store.join(name) if store.local else str(private_cache() / f"{table.hash[:24]}-regression")
-    plan = build_plan(table, split, folder, normalize_target=data.normalize_target)
+    folder = store.join("plans", name) if store.local else str(private_cache() / name)
+    try:
+        plan = Opened.open(folder, verify=True)
+    except UserError:  # not there yet, or damaged
+        plan = build_plan(table, split, folder, normalize_target=data.normalize_target)
     if not store.local:
-        publish(folder, store.join(name))
-        plan = Opened.open(store.join(name))
+        publish(folder, store.join("plans", name))
+        plan = Opened.open(store.join("plans", name))
     return plan
-
-
-def _digest(*facts: object) -> str:
-    import hashlib
-
-    return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
 
 
 def run_of(config: TrainRegressionConfig, plan: Plan) -> Run:

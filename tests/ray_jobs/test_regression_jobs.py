@@ -102,6 +102,22 @@ def test_a_sound_config_is_said_to_be_sound_without_training(data, tmp_path, cap
     assert "rows train" in caplog.text and runs(tmp_path / "out") == []
 
 
+def test_runs_on_the_same_rows_share_a_plan_and_another_split_has_its_own(data, tmp_path):
+    table, parts = data
+    (tmp_path / "other.csv").write_text("")
+    assert split(table, tmp_path / "other.csv", "fractions=[0.5, 0.25, 0.25]", "seed=7") == 0
+    plans = tmp_path / "out" / "plans"
+    for _ in range(2):
+        assert train(tmp_path / "out", table, parts, "--dry-run") == 0
+    (one,) = plans.iterdir()
+    written = {path: path.stat().st_mtime_ns for path in one.iterdir()}
+    assert train(tmp_path / "out", table, tmp_path / "other.csv", "--dry-run") == 0
+    assert len(list(plans.iterdir())) == 2
+    assert {path: path.stat().st_mtime_ns for path in one.iterdir()} == written
+    (one / "units.arrow").write_bytes(b"cut short")
+    assert train(tmp_path / "out", table, parts, "--dry-run") == 0, "a damaged plan is made again"
+
+
 def test_a_folder_without_finished_runs_is_named(tmp_path, capsys):
     assert run_job(aggregate_results.main, aggregate_results.AggregateConfig, [f"runs={tmp_path}"], CONFIGS_DIR) == 2
     assert str(tmp_path) in capsys.readouterr().err
