@@ -17,6 +17,7 @@ from core.config import MISSING, Group, is_set, placement
 from core.errors import UserError
 from core.evaluation.settings import TuningConfig
 from core.train.budget import resolve_budget, resolve_cadence
+from core.train.checkpointing import CheckpointConfig
 from ijepath.profile import Profile
 
 CONFIGS_DIR = Path(__file__).parent / "configs"
@@ -271,19 +272,6 @@ class LoggingConfig:
         resolve_cadence(self.step_log_every_images, global_batch=1, total_images=1, fractions=True, key=key)
         if not self.write_tag or "/" in self.write_tag:
             raise UserError("a tag is part of a file name", key="logging.write_tag", found=self.write_tag)
-
-
-@dataclass
-class CheckpointConfig:
-    resume: str = "auto"  # auto: from the newest committed checkpoint of `output`, if any | never | a checkpoint's path
-    latest_minutes: float = 10.0  # between two <write_tag>-latest; 0: not by time
-    latest_every: int | None = None  # and images between them; None: by time alone
-    keep_last_n: int = 2
-    resume_changes: list[str] = field(default_factory=list)  # identity keys that may differ from the checkpoint's
-
-    def __post_init__(self) -> None:
-        positive(self, "checkpoint", "keep_last_n", "latest_every")
-        at_least(self, "checkpoint", 0, "latest_minutes")
 
 
 @dataclass

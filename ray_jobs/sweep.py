@@ -59,14 +59,14 @@ def run(sweep: Sweep) -> Outputs:
     from ray_jobs.sweep_board import BEST, BOARD, PICTURE, read_statuses, write_board
     from ray_jobs.sweep_mlflow import Parent
     from ray_jobs.sweep_tune import tuner_of
-    from ray_jobs.trainer import STOP, _stop_on_signals
+    from ray_jobs.trainer import STOP, stop_on_signals
 
     store = Storage.of(str(sweep.config.output))
     store.remove(STOP)
     store.write_bytes(CONFIG, _saved(sweep).encode())
     parent = Parent(store, sweep.base.logging) if sweep.job.has("logging.mlflow_parent") else None
     settings = _settings(sweep, store, parent.words() if parent else [])
-    with _stop_on_signals(store):
+    with stop_on_signals(store):
         tuner_of(sweep, settings).fit()
     stopped, statuses = store.exists(STOP), read_statuses(store)
     best = write_board(store, sweep)

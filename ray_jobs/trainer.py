@@ -206,7 +206,7 @@ def _fit_in_thread(trainer: Any, store: Any, total_images: int) -> dict[str, Any
             result["error"] = e
 
     thread = threading.Thread(target=run, name="pathray-fit", daemon=True)
-    with _stop_on_signals(store):
+    with stop_on_signals(store):
         thread.start()
         try:
             while thread.is_alive():
@@ -220,7 +220,7 @@ def _fit_in_thread(trainer: Any, store: Any, total_images: int) -> dict[str, Any
 
 
 @contextmanager
-def _stop_on_signals(store: Any) -> Iterator[None]:
+def stop_on_signals(store: Any) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return

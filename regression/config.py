@@ -14,6 +14,7 @@ from core.checks import at_least, between, one_of, positive
 from core.config import MISSING, placement
 from core.errors import UserError
 from core.train.budget import resolve_budget, resolve_cadence
+from core.train.checkpointing import CheckpointConfig
 
 CONFIGS_DIR = Path(__file__).parent / "configs"
 RESNETS = ("resnet18", "resnet50")
@@ -162,19 +163,6 @@ class LoggingConfig:
         for key in ("write_tag", "run_name"):
             if (name := getattr(self, key)) is not None and (not name or "/" in name):
                 raise UserError("a name is part of a path", key=f"logging.{key}", found=name)
-
-
-@dataclass
-class CheckpointConfig:
-    resume: str = "auto"  # auto: from the newest committed checkpoint of the run, if any | never | a checkpoint's path
-    latest_minutes: float = 10.0
-    latest_every: int | None = None  # images
-    keep_last_n: int = 2
-    resume_changes: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        positive(self, "checkpoint", "keep_last_n", "latest_every")
-        at_least(self, "checkpoint", 0, "latest_minutes")
 
 
 @dataclass

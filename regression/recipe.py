@@ -19,13 +19,19 @@ from regression.normalise import Normaliser
 
 
 class RegressionRecipe:
-    """Built from the config's seed alone: equal on every rank. `normaliser` brings predictions back to the targets'
-    units."""
+    """Built from the config's seed alone: equal on every rank; or around an exported `net` with its `given`
+    preprocessing. `normaliser` brings predictions back to the targets' units."""
 
-    def __init__(self, config: RunConfig, normaliser: Normaliser) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        normaliser: Normaliser,
+        net: ExpressionNet | None = None,
+        given: Preprocessing | None = None,
+    ) -> None:
         self.config, self.normaliser = config, normaliser
-        self.preprocessing: Preprocessing = preprocessing(config)
-        self.modules = nn.ModuleDict({"net": build_net(config)})
+        self.preprocessing: Preprocessing = given or preprocessing(config)
+        self.modules = nn.ModuleDict({"net": net if net is not None else build_net(config)})
         trained = [(name, p) for name, p in self.modules.named_parameters() if p.requires_grad]
         self.params = {"model": trained}
 

@@ -9,8 +9,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
-
 from core.device import Device
 from core.errors import UserError
 from core.plan import Plan
@@ -36,11 +34,7 @@ COLUMNS = (
 
 def recipe_of(trained: artifact.Trained) -> RegressionRecipe:
     """An exported model as what `predict` takes."""
-    recipe = RegressionRecipe.__new__(RegressionRecipe)
-    recipe.config, recipe.normaliser, recipe.preprocessing = RunConfig(), trained.normaliser, trained.preprocessing
-    recipe.modules = nn.ModuleDict({"net": trained.net})
-    recipe.params = {"model": []}
-    return recipe
+    return RegressionRecipe(RunConfig(), trained.normaliser, trained.net, trained.preprocessing)
 
 
 def write_results(folder: str, plan: Plan, config: RunConfig, end: str) -> dict[str, Any]:

@@ -70,7 +70,7 @@ class Judge:
         neighbours: by dataset, the k that ``auto`` chose at the run's first evaluation. Indices of another k do not
         compare, so it holds for all later ones.
         """
-        judged, features = Judged(), dict[tuple[Any, ...], npt.NDArray[np.float32]]()
+        judged, features, drawn = Judged(), dict[tuple[Any, ...], npt.NDArray[np.float32]](), set[tuple[Any, ...]]()
         for plugin in self.plugins:
             for name, config in plugin.datasets.items():
                 if not due.get(plugin.name):
@@ -78,9 +78,11 @@ class Judge:
                 dataset = self._dataset(name, config)
                 if dataset.neighbours == "auto" and name in (neighbours or {}):
                     dataset = replace(dataset, neighbours=(neighbours or {})[name])
-                key = (name, config.manifest_csv, config.root, plugin.features, plugin.resize)
+                key = (dataset.images, plugin.features, plugin.resize)
                 if key not in features:
                     features[key] = features_of(dataset, encoder, device, image_settings(plugin))
+                if plugin.embedding != "none" and key not in drawn:
+                    drawn.add(key)
                     self._embed(plugin, dataset, features[key], images_seen, judged)
                 try:
                     found = evaluate(plugin.name, dataset, features[key], due=due[plugin.name])
@@ -107,8 +109,6 @@ class Judge:
     def _embed(
         self, plugin: PluginConfig, dataset: Dataset, features: npt.NDArray[Any], images_seen: int, judged: Judged
     ) -> None:
-        if plugin.embedding == "none":
-            return
         from core.evaluation.embedding import embed, save_embedding
 
         try:

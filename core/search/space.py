@@ -125,11 +125,14 @@ def word(key: str, value: Any) -> str:
 def _plain(text: str) -> bool:
     """Whether YAML reads the bare text as itself; OmegaConf takes more for numbers than YAML does."""
     try:
-        float(text)
-        return False
-    except ValueError:
-        pass
-    try:
-        return bool(yaml.safe_load(text) == text)
+        return not _is_number(text) and bool(yaml.safe_load(text) == text)
     except yaml.YAMLError:
         return False
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

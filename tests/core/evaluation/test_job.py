@@ -44,6 +44,30 @@ def test_features_are_taken_once_for_all_plugins_of_a_dataset(patches, tmp_path)
     assert saved.embedding.points.shape == (len(saved.labels), 2) and np.isfinite(saved.embedding.points).all()
 
 
+def test_the_picture_is_drawn_whichever_plugin_asks_for_it(patches, tmp_path):
+    manifest, asked = patches
+    both = list(reversed(plugins(manifest, neighbours=3)))  # the one without a picture takes the features
+    Judge(both, str(tmp_path)).judge("encoder", {"pathorob": ["ri"], "probe": ["knn"]}, CPU, 64)
+    assert len(asked) == 1 and len(load_embeddings(str(tmp_path / job.EMBEDDINGS))) == 1
+
+
+def test_plugins_that_look_at_other_images_of_a_dataset_have_features_of_their_own(patches, tmp_path, monkeypatch):
+    manifest, _ = patches
+    few = cohort(slides=5, shortcut=0.5)
+    folder = tmp_path / "few"
+    folder.mkdir()
+    sizes = []
+
+    def features_of(dataset, encoder, device, settings):
+        sizes.append(len(dataset.images))
+        return np.random.default_rng(0).normal(size=(len(dataset.images), 8)).astype(np.float32)
+
+    monkeypatch.setattr(job, "features_of", features_of)
+    two = [*plugins(manifest, neighbours=3)[:1], *plugins(few.write(folder / "patches.csv"))[1:]]
+    Judge(two, str(tmp_path)).judge("encoder", {"pathorob": ["ri"], "probe": ["knn"]}, CPU, 64)
+    assert len(sizes) == 2 and sizes[0] > sizes[1]
+
+
 def test_only_what_is_due_is_judged(patches, tmp_path):
     manifest, _ = patches
     found = Judge(plugins(manifest, neighbours=3), str(tmp_path)).judge("encoder", {"probe": ["knn"]}, CPU, 64)
