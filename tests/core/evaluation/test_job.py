@@ -63,7 +63,9 @@ def test_plugins_that_look_at_other_images_of_a_dataset_have_features_of_their_o
         return np.random.default_rng(0).normal(size=(len(dataset.images), 8)).astype(np.float32)
 
     monkeypatch.setattr(job, "features_of", features_of)
-    two = [*plugins(manifest, neighbours=3)[:1], *plugins(few.write(folder / "patches.csv"))[1:]]
+    two = plugins(manifest, neighbours=3)
+    two[0].datasets = {"camelyon": DatasetConfig(manifest, reduced_csv=few.write(folder / "reduced.csv"), neighbours=3)}
+    two[1].datasets = {"camelyon": DatasetConfig(manifest)}
     Judge(two, str(tmp_path)).judge("encoder", {"pathorob": ["ri"], "probe": ["knn"]}, CPU, 64)
     assert len(sizes) == 2 and sizes[0] > sizes[1]
 
