@@ -1,4 +1,7 @@
-"""Checks of config values that the sections of the run config share. Each raises UserError naming the key."""
+"""Checks of config values that the sections of the run config share. Each raises UserError naming the key.
+
+`section` is "" for keys at the top of a config.
+"""
 
 from __future__ import annotations
 
@@ -46,4 +49,4 @@ def low_high(config: object, section: str, *keys: str) -> None:
 
 
 def _fail(message: str, section: str, key: str, found: object, expected: object) -> None:
-    raise UserError(message, key=f"{section}.{key}", found=found, expected=expected)
+    raise UserError(message, key=f"{section}.{key}" if section else key, found=found, expected=expected)

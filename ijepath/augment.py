@@ -10,12 +10,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from core.nn.scanner import blurred, scanned
 from core.nn.stain import STAINS, constant, density, stained
 from ijepath.config import AugmentConfig
 
-__all__ = ["STAINS", "Pixels", "constant", "density", "stained"]
+__all__ = ["STAINS", "Pixels", "blurred", "constant", "density", "scanned", "stained"]
 
 TISSUE_DENSITY = 0.15  # mean optical density from which a pixel counts as tissue
 BANDS = 4
@@ -54,17 +54,6 @@ class Pixels:
         return (x - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
 
 
-def scanned(x: Tensor, draws: Tensor, strength: float) -> Tensor:
-    """Another scanner: gain per colour 2^(±σ/5), gamma 2^(±σ/2), sharpness ±σ of the finest detail.
-
-    x [N, 3, H, W] in 0…1, draws [N, 5] uniforms.
-    """
-    u = (2 * draws - 1)[:, :, None, None] * strength
-    x = x + u[:, 4:5] * (x - blurred(x, 1))
-    x = x.clamp(1 / 255, 1) ** torch.exp2(u[:, 3:4] / 2)
-    return (x * torch.exp2(u[:, :3] / 5)).clamp(0, 1)
-
-
 def normalised_brightness(x: Tensor, reference: float) -> Tensor:
     """Scale optical density so that its mean over tissue is `reference`; at most by 2 either way. x in 0…1."""
     od = density(x)
@@ -93,13 +82,3 @@ def normalised_frequency(x: Tensor, strength: float) -> Tensor:
     for octave, band in enumerate(bands):
         out = out + gain[:, octave, None, None, None] * band
     return out.clamp(0, 1)
-
-
-def blurred(x: Tensor, step: int) -> Tensor:
-    """Separable binomial blur (1 4 6 4 1)/16 with `step` pixels between taps, borders mirrored; at most the image."""
-    step = min(step, (min(x.shape[-2:]) - 1) // 2)
-    kernel = constant((1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16), x.device)
-    channels = x.shape[1]
-    padded = F.pad(x, (2 * step,) * 4, mode="reflect")
-    down = F.conv2d(padded, kernel.view(1, 1, 5, 1).repeat(channels, 1, 1, 1), dilation=step, groups=channels)
-    return F.conv2d(down, kernel.view(1, 1, 1, 5).repeat(channels, 1, 1, 1), dilation=step, groups=channels)
