@@ -1,0 +1,146 @@
+"""The reader: one plan row → a patch, uint8, resized, with the draws for its augmentation.
+
+Everything random comes from the position. Not here: which row stands at which position (core.order), replacement of
+what cannot be read (core.stream), views, crops and normalisation, which happen on the device (adios.augment).
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from adios.archives import SourceCache, member_limit, read_member
+from adios.plan import paths
+from core.errors import MissingFile, UnreadableUnit, UserError
+from core.order import rng
+from core.plan import Plan
+
+MODES = ("RGB", "RGBA", "L", "LA", "P", "PA", "1", "CMYK", "YCbCr")  # 8 bits; others would lose most of their range
+FORMATS = ("PNG", "JPEG")  # Pillow would try dozens of others, some of them by starting programs
+_PNG, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND"
+_IHDR = struct.Struct(">II2B")  # width, height, bits, colour type
+_RGB, _RGBA = 2, 6
+
+Pixels = npt.NDArray[np.uint8]
+
+
+class PatchReader:
+    """Reads patches out of zip archives. `paths` are the archives by `source`; each patch has `patch_size`² pixels and
+    comes out with `size`²; `draws` uniforms belong to it. `max_open` archives stay open per process."""
+
+    benign_reasons: frozenset[str] = frozenset()
+
+    def __init__(
+        self, seed: int, paths: Sequence[str], patch_size: int, size: int = 224, draws: int = 64, max_open: int = 64
+    ) -> None:
+        self.seed, self.paths, self.patch_size, self.size, self.draws = seed, list(paths), patch_size, size, draws
+        self.archives = SourceCache(max_open)
+
+    @classmethod
+    def of(cls, plan: Plan, seed: int, *, size: int = 224, draws: int = 64, max_open: int = 64) -> PatchReader:
+        """For the units of a plan that `adios.plan.build_plan` wrote."""
+        return cls(seed, paths(plan), int(plan.meta["patch_size"]), size, draws, max_open)
+
+    def read(self, unit: Mapping[str, Any], position: int, attempt: int) -> dict[str, Any]:
+        """image uint8 [S, S, 3] · draws float32 [D] uniforms · source int64.
+
+        Raises UnreadableUnit: what adios.archives says of a member, ``shape`` (another size than its name says) or
+        ``decode`` (no image, or not all of it).
+        """
+        source = int(unit["source"])
+        path = self.paths[source]
+        try:
+            archive = self.archives.get(path)
+        except MissingFile as e:
+            raise UnreadableUnit("missing", path) from e
+        except UserError as e:
+            raise UnreadableUnit("io", path, str(e)) from e
+        numbers = (int(unit[name]) for name in ("offset", "compressed", "bytes", "crc"))
+        member = read_member(archive, path, *numbers, member_limit(self.patch_size))
+        try:
+            pixels = decoded(member.content, self.patch_size)
+        except Undecodable as e:
+            raise UnreadableUnit(e.reason, member.where, str(e)) from e
+        return {
+            "image": bicubic(pixels, self.size),
+            "draws": rng(self.seed, "augment", position, attempt).random(self.draws, np.float32),
+            "source": np.int64(source),
+        }
+
+    def collate(self, units: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """A batch: every array of the samples with a leading axis."""
+        return {name: np.stack([unit[name] for unit in units]) for name in units[0]}
+
+
+class Undecodable(Exception):
+    """Bytes that are not the image that they should be; `reason` is ``shape`` or ``decode``."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        self.reason = reason
+        super().__init__(detail)
+
+
+def decoded(data: bytes | memoryview, size: int) -> Pixels:
+    """PNG or JPEG → ``[size, size, 3]``; transparent parts become white, grey is repeated. The head is looked at before
+    anything is decoded, so that no image becomes larger than that. Raises Undecodable."""
+    if bytes(data[:8]) != _PNG:
+        return _by_pillow(data, size)
+    if len(data) < 26:
+        raise Undecodable("decode", f"a PNG of {len(data)} bytes")
+    width, height, bits, colours = _IHDR.unpack_from(data, 16)
+    _check(width, height, size)
+    if _PNG_END not in bytes(data[-64:]):
+        raise Undecodable("decode", f"the PNG has no end in its {len(data)} bytes")
+    if bits != 8 or colours not in (_RGB, _RGBA):
+        return _by_pillow(data, size)
+    import imagecodecs
+
+    try:
+        pixels = imagecodecs.png_decode(data)
+    except Exception as e:  # the codec's own kinds
+        raise Undecodable("decode", f"{type(e).__name__}: {e}") from e
+    return pixels if pixels.shape[2] == 3 else _on_white(pixels)
+
+
+def _by_pillow(data: bytes | memoryview, size: int) -> Pixels:
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check(*image.size, size)
+            if image.mode not in MODES:
+                raise Undecodable("decode", f"pixels of mode {image.mode}, expected 8-bit colours")
+            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+                return _on_white(np.asarray(image.convert("RGBA")))
+            return np.array(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:  # Pillow raises all of them
+        raise Undecodable("decode", f"{type(e).__name__}: {e}") from e
+
+
+def _check(width: int, height: int, size: int) -> None:
+    if (width, height) != (size, size):
+        raise Undecodable("shape", f"{width} x {height} pixels, expected {size} x {size}")
+
+
+def _on_white(pixels: Pixels) -> Pixels:
+    """``[h, w, 4]`` over white → ``[h, w, 3]``, rounded halves up."""
+    colour, alpha = pixels[..., :3].astype(np.uint32), pixels[..., 3:].astype(np.uint32)
+    return ((2 * (colour * alpha + 255 * (255 - alpha)) + 255) // 510).astype(np.uint8)
+
+
+def bicubic(pixels: Pixels, size: int) -> Pixels:
+    """``[h, w, 3]`` → ``[size, size, 3]``, cubic convolution (a = −½) whose support grows with the reduction: Pillow's
+    BICUBIC up to rounding, at four times its speed. The image itself when it has that size."""
+    if pixels.shape[:2] == (size, size):
+        return pixels
+    import torch
+
+    image = torch.from_numpy(pixels).movedim(-1, 0)[None]
+    resized = torch.nn.functional.interpolate(image, (size, size), mode="bicubic", antialias=True)
+    out: Pixels = np.ascontiguousarray(resized[0].movedim(0, -1).numpy())
+    return out
