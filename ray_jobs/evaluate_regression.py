@@ -3,7 +3,9 @@
     python -m ray_jobs.evaluate_regression model=outputs/regression/RUN/encoder table=metadata.csv split=split.csv \\
         output=outputs/evaluated
 
-Every row of the part is predicted once; an image that cannot be read ends it: nothing is left out. Needs no Ray.
+Every row of the part is predicted once; an image that cannot be read ends it: nothing is left out. Figures are drawn
+beside the tables: the best, the median and the worst gene, all genes, and where the table says where its images lie,
+maps over the sections. Needs no Ray.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ def main(loaded: Loaded[EvaluateRegressionConfig]) -> Outputs | None:
     from core.storage import Storage
     from regression import artifact
     from regression.plan import build_plan, rows_of
-    from regression.report import judged_part, recipe_of
+    from regression.report import METRICS, PER_GENE, judge, recipe_of
     from regression.splits import read_split
     from regression.table import read_table
 
@@ -59,15 +61,16 @@ def main(loaded: Loaded[EvaluateRegressionConfig]) -> Outputs | None:
     store = Storage.of(config.output)
     with tempfile.TemporaryDirectory(prefix="pathray-") as folder:
         plan = build_plan(table, split, folder, normalize_target=False)
-        found = judged_part(
-            store, recipe_of(trained), plan, config.part, config.eval, config.seed, Device.of(config.accelerator)
-        )
+        device = Device.of(config.accelerator)
+        judged = judge(store, recipe_of(trained), plan, [config.part], config.eval, config.seed, device)
         groups = len(set(plan.sources["group_id"].take(rows_of(plan, config.part)).to_pylist()))
+    found = judged[config.part]
     about = {"model": trained.description["sha256"], "table": table.hash, "part": config.part, "groups": groups}
-    store.write_bytes("metrics.json", json.dumps({**about, **found}, indent=1, sort_keys=True).encode())
+    store.write_bytes(METRICS, json.dumps({**about, **found}, indent=1, sort_keys=True).encode())
     for name, value in found.items():
         log.info("%-22s %s", name, value)
-    return Outputs({"metrics": store.join("metrics.json"), "per_gene": store.join(f"per_gene_{config.part}.csv")})
+    outputs = {"metrics": METRICS, "per_gene": PER_GENE, "figures": "figures"}
+    return Outputs({name: store.join(path) for name, path in outputs.items()})
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from core.train.state import TrainState
 from core.train.supervised import Validate
 from regression.config import EvalConfig
 from regression.data import read_square
+from regression.places import Places, places_in
 from regression.plan import normaliser, rows_of, targets
 from regression.recipe import RegressionRecipe
 
@@ -61,9 +62,14 @@ def predict(recipe: RegressionRecipe, plan: Plan, rows: Ints, device: Device, ba
     recipe.net.eval()
     with torch.no_grad():
         for first in range(0, own.size, batch_size):
-            pixels = np.stack([_read(paths[int(i)].as_py(), size) for i in own[first : first + batch_size]])
-            images = recipe.inputs(torch.from_numpy(pixels).to(device.torch_device))
-            out[first : first + batch_size] = recipe.net(images).float().cpu().numpy()
+            batch = own[first : first + batch_size]
+            if recipe.features is not None:
+                features = _known(recipe.features[batch], [paths[int(i)].as_py() for i in batch])
+                predicted = recipe.net.head(torch.from_numpy(features).to(device.torch_device))
+            else:
+                pixels = np.stack([_read(paths[int(i)].as_py(), size) for i in batch])
+                predicted = recipe.net(recipe.inputs(torch.from_numpy(pixels).to(device.torch_device)))
+            out[first : first + batch_size] = predicted.float().cpu().numpy()
     recipe.net.train(training)
     return recipe.normaliser.invert(together(rows, device.gather_objects((own, out))))
 
@@ -99,7 +105,8 @@ def validator(plan: Plan, config: EvalConfig, device: Device) -> Validate:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Rows `[N]` of a plan with what was predicted and measured `[N, K]`, in the targets' own units."""
+    """Rows `[N]` of a plan with what was predicted and measured `[N, K]`, in the targets' own units; where they lie in
+    their sections, if that is known."""
 
     rows: Ints
     names: Strings
@@ -107,11 +114,15 @@ class Evaluation:
     predicted: Floats
     measured: Floats
     genes: tuple[str, ...]
+    places: Places | None = None
+    unit: str = ""
 
     @classmethod
     def of(cls, plan: Plan, rows: Ints, predicted: Floats) -> Evaluation:
         names, groups = (np.array(plan.sources[key].to_pylist())[rows] for key in ("name", "group_id"))
-        return cls(rows, names, groups, predicted, targets(plan)[rows], normaliser(plan).genes)
+        places, unit = places_in(plan.sources), plan.meta.get("unit", "")
+        own = places.take(rows) if places is not None else None
+        return cls(rows, names, groups, predicted, targets(plan)[rows], normaliser(plan).genes, own, unit)
 
     def intervals(self, method: Method, config: EvalConfig, seed: int) -> CorrelationIntervals | None:
         """Cluster bootstrap by group; None where there is one group only."""
@@ -128,15 +139,17 @@ class Evaluation:
         columns |= {f"measured_{gene}": self.measured[:, k] for k, gene in enumerate(self.genes)}
         return pa.table(columns)
 
-    def per_gene(self, config: EvalConfig, seed: int) -> pa.Table:
+    def both_intervals(self, config: EvalConfig, seed: int) -> dict[Method, CorrelationIntervals | None]:
+        methods: tuple[Method, ...] = ("spearman", "pearson")
+        return {method: self.intervals(method, config, seed) for method in methods}
+
+    def per_gene(self, intervals: Mapping[Method, CorrelationIntervals | None]) -> pa.Table:
         """One row per gene: both correlations with their intervals (empty where there is one group), whether they are
         undefined, and the root mean squared error."""
         error = np.sqrt(np.square(self.predicted - self.measured).mean(axis=0))
         columns: dict[str, Any] = {"gene": list(self.genes)}
-        methods: tuple[Method, ...] = ("spearman", "pearson")
-        for method in methods:
+        for method, between in intervals.items():
             found = correlation(self.predicted, self.measured, method)
-            between = self.intervals(method, config, seed)
             ends = [(i.low, i.high) for i in between.genes] if between else [(None, None)] * len(self.genes)
             columns |= {method: found.values, f"{method}_low": [a for a, _ in ends]}
             columns |= {f"{method}_high": [b for _, b in ends], "undefined": found.undefined}
@@ -159,6 +172,13 @@ def write_parquet(path: str, table: pa.Table) -> None:
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     write_atomic(path, buffer.getvalue())
+
+
+def _known(features: npt.NDArray[np.float32], paths: Sequence[str]) -> npt.NDArray[np.float32]:
+    lost = np.flatnonzero(~np.isfinite(features).all(axis=1))
+    if lost.size:
+        raise UserError("an image to be evaluated could not be read", file=paths[int(lost[0])])
+    return features
 
 
 def _read(path: str, size: int) -> npt.NDArray[np.uint8]:

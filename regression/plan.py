@@ -21,8 +21,9 @@ from regression.table import Table
 def build_plan(table: Table, split: Split, out_dir: str, *, normalize_target: bool = True) -> Plan:
     """Write the plan into the folder `out_dir` and open it.
 
-    Units have one column, `source`: the row in `plan.sources`, which has name, path, group_id, split and target. The
-    normalisation of the training rows is in `plan.meta`. UserError for a gene that does not vary over them.
+    Units have one column, `source`: the row in `plan.sources`, which has name, path, group_id, split and target, and
+    where the images lie if the table says so. The normalisation of the training rows is in `plan.meta`, with the unit.
+    UserError for a gene that does not vary over them.
     """
     order = np.argsort(table.names)
     part = split.of[order]
@@ -31,18 +32,18 @@ def build_plan(table: Table, split: Split, out_dir: str, *, normalize_target: bo
     none = Normaliser.none(table.genes)
     normaliser = Normaliser.fit(targets[train], table.genes) if normalize_target else none
     paths = table.paths
-    sources = pa.table(
-        {
-            "name": table.names[order],
-            "path": [paths[i] for i in order],
-            "group_id": table.groups[order],
-            "split": part,
-            "target": pa.FixedSizeListArray.from_arrays(pa.array(targets.ravel()), targets.shape[1]),
-        }
-    )
+    columns = {
+        "name": table.names[order],
+        "path": [paths[i] for i in order],
+        "group_id": table.groups[order],
+        "split": part,
+        "target": pa.FixedSizeListArray.from_arrays(pa.array(targets.ravel()), targets.shape[1]),
+    }
+    sources = pa.table(columns | (table.places.take(order).columns() if table.places is not None else {}))
     facts = [table.hash, part.tolist(), list(table.genes), normalize_target]
     identity = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
     meta = {"kind": "regression-images", "identity": identity, "table": table.hash, "normaliser": normaliser.plain()}
+    meta["unit"] = table.unit
     with PlanWriter(out_dir, {"source": np.int32}, sources, meta) as writer:
         writer.append({"source": train})
     return Plan.open(out_dir)

@@ -1,6 +1,6 @@
-"""What a finished run leaves for comparisons: metrics.json, predictions, a table per gene; and the table over runs.
+"""What a finished run leaves for comparisons: metrics.json, predictions, a table per gene, figures; all runs as one.
 
-Not here: figures, and what the metrics are (regression.evaluate).
+Not here: what the metrics are (regression.evaluate), how figures look (regression.figures).
 """
 
 from __future__ import annotations
@@ -9,23 +9,25 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pyarrow as pa
+
 from core.device import Device
 from core.errors import UserError
 from core.plan import Plan
 from core.storage import Storage
+from core.tracking import MetricsLog
 from regression import artifact
 from regression.config import EvalConfig, RunConfig
 from regression.evaluate import Evaluation, metrics, predict, write_csv, write_parquet
+from regression.figures import figures
 from regression.plan import rows_of
 from regression.recipe import RegressionRecipe
 
-METRICS = "metrics.json"
+METRICS, PREDICTIONS, PER_GENE = "metrics.json", "predictions.parquet", "per_gene.csv"
+SHOWN = ("best", "last", "test")  # of a run's metrics, each with both correlations
 COLUMNS = (
     "run",
-    "spearman, val",
-    "pearson, val",
-    "spearman, test",
-    "pearson, test",
+    *(f"{method}, {of}" for of in SHOWN for method in ("spearman", "pearson")),
     "undefined genes",
     "images",
     "ended",
@@ -40,17 +42,19 @@ def recipe_of(trained: artifact.Trained) -> RegressionRecipe:
 def write_results(folder: str, plan: Plan, config: RunConfig, end: str) -> dict[str, Any]:
     """Evaluate the exported model of the run in `folder` on its val and test rows; metrics.json comes last.
 
-    metrics.json: run_name, how it ended, `best` (val metrics of the exported state), `test`, `best_primary`, the number
-    of genes without a correlation, and intervals over groups where there are two or more.
+    metrics.json: run_name, how it ended, `best` (val metrics of the exported state), `last` (those of the last
+    validation of the training), `test`, `best_primary`, the number of genes without a correlation, and intervals over
+    groups where there are two or more.
     """
     store = Storage.of(folder)
     trained = artifact.load(store.join("encoder"))
-    recipe = recipe_of(trained)
     seen = trained.description["provenance"].get("images_seen")
     found: dict[str, Any] = {"run_name": folder.rpartition("/")[2], "end": end, "images_seen": seen}
-    for key, part in (("best", "val"), ("test", "test")):
-        if rows_of(plan, part).size >= 2:
-            found[key] = judged_part(store, recipe, plan, part, config.eval, config.seed, Device.of("cpu"))
+    parts = [part for part in ("val", "test") if rows_of(plan, part).size >= 2]
+    judged = judge(store, recipe_of(trained), plan, parts, config.eval, config.seed, Device.of("cpu"))
+    found |= {"best" if part == "val" else part: own for part, own in judged.items()}
+    if last := last_validation(store):
+        found["last"] = last
     best = found.get("best") or found.get("test") or {}
     found |= {"primary": config.eval.primary, "best_primary": best.get(config.eval.primary)}
     found["n_undefined"] = best.get("n_undefined")
@@ -58,20 +62,49 @@ def write_results(folder: str, plan: Plan, config: RunConfig, end: str) -> dict[
     return found
 
 
-def judged_part(
-    store: Storage, recipe: RegressionRecipe, plan: Plan, part: str, config: EvalConfig, seed: int, device: Device
-) -> dict[str, Any]:
-    """Metrics of one part of the rows; its predictions and its table per gene are written into `store`."""
+def last_validation(store: Storage) -> dict[str, Any]:
+    """Metrics of the last validation in a run's metrics.jsonl, and at which image it was; empty without one."""
+    for row in reversed(MetricsLog(store.join("metrics.jsonl")).read()):
+        if found := {key.removeprefix("val/"): value for key, value in row.items() if key.startswith("val/")}:
+            return {**found, "images_seen": row["images_seen"]}
+    return {}
+
+
+def judge(
+    store: Storage,
+    recipe: RegressionRecipe,
+    plan: Plan,
+    parts: Sequence[str],
+    config: EvalConfig,
+    seed: int,
+    device: Device,
+) -> dict[str, dict[str, Any]]:
+    """Metrics of each part of the rows. Written into `store`: every prediction and a row per gene, with a column
+    `part`, and figures."""
     recipe.modules.to(device.torch_device)
-    rows = rows_of(plan, part)
-    judged = Evaluation.of(plan, rows, predict(recipe, plan, rows, device, config.batch_size))
-    found: dict[str, Any] = metrics(judged.predicted, judged.measured, config)
-    interval = judged.intervals(config.primary, config, seed)  # type: ignore[arg-type]
-    if interval is not None:
-        found |= {f"{config.primary}_low": interval.mean.low, f"{config.primary}_high": interval.mean.high}
-    write_parquet(store.join(f"predictions_{part}.parquet"), judged.predictions())
-    write_csv(store.join(f"per_gene_{part}.csv"), judged.per_gene(config, seed))
+    found: dict[str, dict[str, Any]] = {}
+    predictions, genes = [], []
+    for part in parts:
+        rows = rows_of(plan, part)
+        judged = Evaluation.of(plan, rows, predict(recipe, plan, rows, device, config.batch_size))
+        intervals = judged.both_intervals(config, seed)
+        found[part] = dict(metrics(judged.predicted, judged.measured, config))
+        for method, between in intervals.items():
+            if between is not None:
+                found[part] |= {f"{method}_low": between.mean.low, f"{method}_high": between.mean.high}
+        per_gene = judged.per_gene(intervals)
+        predictions.append(_of_part(judged.predictions(), part))
+        genes.append(_of_part(per_gene, part))
+        for name, picture in figures(judged, per_gene, part, config.primary):  # type: ignore[arg-type]
+            store.write_bytes(f"figures/{name}", picture)
+    if parts:
+        write_parquet(store.join(PREDICTIONS), pa.concat_tables(predictions))
+        write_csv(store.join(PER_GENE), pa.concat_tables(genes, promote_options="permissive"))
     return found
+
+
+def _of_part(table: pa.Table, part: str) -> pa.Table:
+    return table.add_column(0, "part", [[part] * table.num_rows])
 
 
 def read_results(store: Storage) -> list[dict[str, Any]]:
@@ -98,13 +131,7 @@ def results_table(runs: Sequence[Mapping[str, Any]]) -> str:
 
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
     for run in sorted(runs, key=rank):
-        best, test = run.get("best") or {}, run.get("test") or {}
-        cells = [
-            _figure(best, "spearman"),
-            _figure(best, "pearson"),
-            _figure(test, "spearman"),
-            _figure(test, "pearson"),
-        ]
+        cells = [_figure(run.get(of) or {}, method) for of in SHOWN for method in ("spearman", "pearson")]
         undefined = run.get("n_undefined")
         cells += [
             "" if undefined is None else f"{undefined:.0f}",
@@ -117,7 +144,7 @@ def results_table(runs: Sequence[Mapping[str, Any]]) -> str:
 
 def _figure(found: Mapping[str, Any], name: str) -> str:
     """``0.412 [0.38, 0.44]``; empty where it was not measured."""
-    if name not in found:
+    if found.get(name) is None:
         return ""
     ends = f" [{found[f'{name}_low']:.3f}, {found[f'{name}_high']:.3f}]" if f"{name}_low" in found else ""
     return f"{found[name]:.4f}{ends}"

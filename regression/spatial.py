@@ -12,7 +12,7 @@ import gzip
 import io
 import posixpath
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ Floats = npt.NDArray[np.float64]
 Pixels = npt.NDArray[np.uint8]
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")  # decoded whole
 AT_A_TIME = 64
+UNIT = "ln(1 + CP10k)"
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,13 @@ class Counts:
     genes: tuple[str, ...]
     values: Floats
     total: Floats
+
+    def of(self, spots: Sequence[str], genes: Sequence[str] | None = None) -> Counts:
+        """Those of some spots, and of some genes (None: of all). KeyError for what is not here."""
+        row, column = ({name: i for i, name in enumerate(names)} for names in (self.spots, self.genes))
+        rows, wanted = [row[name] for name in spots], self.genes if genes is None else tuple(genes)
+        columns = [column[name] for name in wanted]
+        return Counts(tuple(spots), wanted, self.values[np.ix_(rows, columns)], self.total[rows])
 
 
 def read_counts(path: str, totals: dict[str, float] | None = None) -> Counts:
@@ -88,42 +96,82 @@ def select_genes(expression: Floats, genes: Sequence[str], train: npt.NDArray[np
 
 @dataclass(frozen=True)
 class Spots:
-    """Where the spots are: ids, groups (patients or sections), centres `[N, 2]` in pixels of the section's image, and
-    every other column of their file."""
+    """Where the spots are: ids, groups (patients or sections), the sections they lie in, centres `[N, 2]` in pixels of
+    the section's image, and every column of their file."""
 
     file: str
     ids: tuple[str, ...]
     groups: tuple[str, ...]
+    sections: tuple[str, ...]
     centres: Floats
     columns: dict[str, list[Any]]
 
+    def only(self, wanted: Collection[str]) -> Spots:
+        """The spots of some sections."""
+        rows = [i for i, name in enumerate(self.sections) if name in wanted]
+        pick = {name: [values[i] for i in rows] for name, values in self.columns.items()}
+        ids, groups, sections = (tuple(v[i] for i in rows) for v in (self.ids, self.groups, self.sections))
+        return Spots(self.file, ids, groups, sections, self.centres[rows], pick)
 
-def read_spots(path: str, *, group: str, x: str = "pixel_x", y: str = "pixel_y", spot: str = "spot_id") -> Spots:
-    """A CSV or TSV with these columns. UserError for a column that is missing, or a spot that stands twice."""
+
+def read_spots(
+    path: str, *, group: str, section: str | None = None, x: str = "pixel_x", y: str = "pixel_y", spot: str = "spot_id"
+) -> Spots:
+    """A CSV or TSV with these columns; without `section` the groups are sections. UserError naming row and column for
+    a column that is missing, a spot that stands twice, an empty cell, and a coordinate that is no number."""
     table = _table(path)
-    for name in (spot, group, x, y):
+    section = section or group
+    for name in (spot, group, section, x, y):
         if name not in table.column_names:
             raise UserError("the spots have no such column", file=path, key=name, found=table.column_names)
     columns = {name: table[name].to_pylist() for name in table.column_names}
     ids = tuple(str(v) for v in columns[spot])
     _once(path, ids)
-    centres = np.stack([np.asarray(columns[name], np.float64) for name in (x, y)], axis=1)
-    return Spots(path, ids, tuple(str(v) for v in columns[group]), centres, columns)
+    for name in (spot, group, section):
+        for i, value in enumerate(columns[name]):
+            if value is None or not str(value).strip():
+                raise UserError("an empty cell", file=path, row=i + 2, key=name, expected="a value")
+    centres = np.stack([_coordinates(path, name, columns[name]) for name in (x, y)], axis=1)
+    groups, sections = (tuple(str(v) for v in columns[name]) for name in (group, section))
+    return Spots(path, ids, groups, sections, centres, columns)
 
 
-def write_table(path: str, spots: Spots, patches: Sequence[str], counts: Counts) -> None:
-    """The table of a regression: `path`, `group_id` and a column per gene, a row per spot, in the spots' order.
+def _coordinates(path: str, name: str, values: Sequence[Any]) -> Floats:
+    for i, value in enumerate(values):
+        if not isinstance(value, int | float) or not np.isfinite(value):
+            raise UserError("a coordinate is no finite number", file=path, row=i + 2, key=name, found=value)
+    return np.array(values, np.float64)
 
-    `patches` are paths as they shall stand in it. UserError unless spots and counts are of the same spots.
-    """
+
+def belong_together(spots: Spots, counts: Counts) -> None:
+    """UserError unless both are of the same spots."""
     if set(spots.ids) != set(counts.spots):
         apart = sorted(set(spots.ids) ^ set(counts.spots))
         found = f"{len(apart)} spots on one side only, the first {apart[0]}"
         raise UserError("spots and counts do not belong together", file=spots.file, key="spot_id", found=found)
+
+
+def write_table(
+    path: str, spots: Spots, patches: Sequence[str], counts: Counts, images: Mapping[str, SectionImage] | None = None
+) -> None:
+    """The table of a regression: `path`, `group_id`, a column per gene of `counts`, and where the patches lie
+    (regression.places); a row per spot, in the spots' order.
+
+    `patches` are paths as they shall stand in it, `images` those of the sections. UserError unless spots and counts are
+    of the same spots.
+    """
+    belong_together(spots, counts)
     assert len(patches) == len(spots.ids), (len(patches), len(spots.ids))
-    place = {name: i for i, name in enumerate(counts.spots)}
-    expression = log1p_cp10k(counts)[[place[i] for i in spots.ids]]
-    columns: dict[str, Any] = {"path": list(patches), "group_id": list(spots.groups)}
+    expression = log1p_cp10k(counts.of(spots.ids))
+    columns: dict[str, Any] = {"path": list(patches), "group_id": list(spots.groups), "section": list(spots.sections)}
+    columns |= {"x": spots.centres[:, 0], "y": spots.centres[:, 1], "unit": [UNIT] * len(patches)}
+    if images is not None:
+        of = [images[name] for name in spots.sections]
+        columns |= {"image": [i.path for i in of], "image_mpp": [i.mpp for i in of]}
+        if all(i.radius_px is not None for i in of):
+            columns["radius_px"] = [i.radius_px for i in of]
+    if taken := sorted(set(columns) & set(counts.genes)):
+        raise UserError("a gene has the name of another column", file=path, key=taken[0])
     table = pa.table(columns | {gene: expression[:, k] for k, gene in enumerate(counts.genes)})
     if path.endswith(".parquet"):
         import pyarrow.parquet as pq
@@ -138,6 +186,29 @@ def write_table(path: str, spots: Spots, patches: Sequence[str], counts: Counts)
     write_atomic(path, buffer.getvalue())
 
 
+@dataclass(frozen=True)
+class SectionImage:
+    """A section's image, its µm per pixel, and the radius of its spots in its pixels, where that is known."""
+
+    path: str
+    mpp: float
+    radius_px: float | None = None
+
+
+def open_section(path: str) -> SlideReader:
+    """A slide, or a plain image, which is decoded whole."""
+    return _Plain(path) if path.lower().endswith(IMAGE_SUFFIXES) else open_slide(path)
+
+
+def spacing_of(reader: SlideReader, image_mpp: float | None) -> float:
+    """µm per pixel: what was given, else what the image says. UserError where nobody says it."""
+    mpp0 = image_mpp or reader.mpp
+    if mpp0 is None:
+        expected = "µm per pixel"
+        raise UserError("the image does not say its pixel size", file=reader.path, key="image_mpp", expected=expected)
+    return mpp0
+
+
 def cut_patches(
     image: str, spots: Spots, folder: str, *, size_px: int, mpp: float, image_mpp: float | None = None
 ) -> list[str]:
@@ -148,15 +219,13 @@ def cut_patches(
     """
     from PIL import Image
 
-    reader: SlideReader = _Plain(image) if image.lower().endswith(IMAGE_SUFFIXES) else open_slide(image)
+    reader = open_section(image)
     try:
-        mpp0 = image_mpp or reader.mpp
-        if mpp0 is None:
-            raise UserError(
-                "the image does not say its pixel size", file=image, key="image_mpp", expected="µm per pixel"
-            )
+        mpp0 = spacing_of(reader, image_mpp)
         width, height = reader.level_shapes[0]
         for spot, (cx, cy) in zip(spots.ids, spots.centres.tolist(), strict=True):
+            if "/" in spot or "\\" in spot:
+                raise UserError("a spot's id names its patch", file=spots.file, key=spot, expected="no slashes")
             if not (0 <= cx < width and 0 <= cy < height):
                 found, expected = f"({cx:g}, {cy:g})", f"inside {width} x {height}"
                 raise UserError(

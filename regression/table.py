@@ -1,7 +1,8 @@
 """The table of a regression: one image per row with its group and its targets, read and checked before anything else.
 
 CSV or parquet with the columns `path`, `group_id` and one column per target: y0 … y{K−1}, or named genes. Paths are
-relative to the table. Not here: which rows train (regression.splits) and what is in the images (regression.data).
+relative to the table. It may say where the images lie in their sections (regression.places) and, in a column `unit`,
+what the targets are in. Not here: which rows train (regression.splits) and what is in the images (regression.data).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import pyarrow as pa
 
 from core.errors import MissingFile, UserError
 from core.storage import Storage
+from regression.places import Places
 
 Floats = npt.NDArray[np.float64]
 Strings = npt.NDArray[np.str_]
@@ -27,13 +29,16 @@ NAMED_AT_MOST = 8
 
 @dataclass(frozen=True)
 class Table:
-    """`names` `[N]` are the paths as written, `groups` `[N]`, `targets` `[N, K]` of the `genes`; read from `file`."""
+    """`names` `[N]` are the paths as written, `groups` `[N]`, `targets` `[N, K]` of the `genes`, in `unit` ("": not
+    said); read from `file`. `places` where the images lie in their sections, if the table says so."""
 
     file: str
     names: Strings
     groups: Strings
     targets: Floats
     genes: tuple[str, ...]
+    places: Places | None = None
+    unit: str = ""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -65,7 +70,8 @@ def read_table(
 
     `genes` names the target columns; without them they are y0, y1 … `target_dim` is how many there must be.
     MissingFile for the table or an image; UserError naming file, row and column for missing columns, another number of
-    targets, empty cells, a path twice, a target that is no finite number, and genes that are the same in all rows.
+    targets, empty cells, a path twice, a target that is no finite number, and genes that are the same in all rows;
+    for coordinates that are no numbers, and several units.
     """
     columns = _columns(path)
     for name in ("path", "group_id"):
@@ -74,7 +80,8 @@ def read_table(
     chosen = _targets(path, columns.column_names, genes, target_dim)
     names, groups = (_texts(path, columns, name) for name in ("path", "group_id"))
     values = np.column_stack([_numbers(path, columns, name) for name in chosen])
-    table = Table(path, names, groups, values, chosen)
+    places, unit = _places(path, columns, chosen, groups), _unit(path, columns)
+    table = Table(path, names, groups, values, chosen, places, unit)
     _check(table, check_files)
     return table
 
@@ -92,7 +99,7 @@ def _columns(path: str) -> pa.Table:
         if path.endswith(".parquet"):
             table = pyarrow.parquet.read_table(data)
         else:
-            kinds = {"path": pa.string(), "group_id": pa.string()}
+            kinds = dict.fromkeys(("path", "group_id", "section", "image", "unit"), pa.string())
             options = pyarrow.csv.ConvertOptions(column_types=kinds, strings_can_be_null=False)
             delimiter = "\t" if path.endswith((".tsv", ".tsv.gz")) else ","
             parse = pyarrow.csv.ParseOptions(delimiter=delimiter)
@@ -122,33 +129,67 @@ def _targets(path: str, found: Sequence[str], genes: Sequence[str] | None, wante
     return tuple(genes)
 
 
-def _texts(path: str, columns: pa.Table, name: str) -> Strings:
+def _texts(path: str, columns: pa.Table, name: str, may_be_empty: bool = False) -> Strings:
     import pyarrow.compute as pc
 
-    values = pc.utf8_trim_whitespace(columns[name].cast(pa.string())).to_numpy(zero_copy_only=False)
+    filled = pc.fill_null(columns[name].cast(pa.string()), "")
+    values = pc.utf8_trim_whitespace(filled).to_numpy(zero_copy_only=False)
     empty = [i for i, value in enumerate(values) if not value]
-    if empty:
+    if empty and not may_be_empty:
         row = empty[0] + (0 if path.endswith(".parquet") else 2)
         raise UserError("an empty cell", file=path, row=row, key=name, found="", expected="a value")
     texts: Strings = values.astype(np.str_)
     return texts
 
 
-def _numbers(path: str, columns: pa.Table, name: str) -> Floats:
+def _places(path: str, columns: pa.Table, genes: Sequence[str], groups: Strings) -> Places | None:
+    """What the table says of where its images lie; a column that is a target says nothing of it."""
+    found = set(columns.column_names) - set(genes)
+    if not {"x", "y"} <= found:
+        return None
+    unknown = np.full(len(groups), np.nan)
+    numbers = {
+        name: _numbers(path, columns, name, "a coordinate or a size") if name in found else unknown
+        for name in ("x", "y", "image_mpp", "radius_px")
+    }
+    for name in ("image_mpp", "radius_px"):
+        if (bad := np.flatnonzero(numbers[name] <= 0)).size:
+            row, value = int(bad[0]) + (0 if path.endswith(".parquet") else 2), float(numbers[name][bad[0]])
+            raise UserError("a size must be positive", file=path, row=row, key=name, found=value, expected="> 0")
+    section = _texts(path, columns, "section") if "section" in found else groups
+    image = np.full(len(groups), "")
+    if "image" in found:
+        folder = Storage.of(posixpath.dirname(path) or ".").url
+        image = np.array(
+            [_below(folder, name) if name else "" for name in _texts(path, columns, "image", True).tolist()]
+        )
+    return Places(numbers["x"], numbers["y"], section, image, numbers["image_mpp"], numbers["radius_px"])
+
+
+def _unit(path: str, columns: pa.Table) -> str:
+    if "unit" not in columns.column_names:
+        return ""
+    units = sorted(set(_texts(path, columns, "unit").tolist()))
+    if len(units) > 1:
+        raise UserError("targets are in one unit", file=path, key="unit", found=units[:NAMED_AT_MOST])
+    return str(units[0])
+
+
+def _numbers(path: str, columns: pa.Table, name: str, what: str = "a target") -> Floats:
     column, first = columns[name], 0 if path.endswith(".parquet") else 2
     if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type) or pa.types.is_null(column.type)):
         for i, value in enumerate(column.to_pylist()):
             if not _is_number(value):
-                raise _no_target(path, first + i, name, value)
+                raise _no_number(what, path, first + i, name, value)
     values: Floats = column.cast(pa.float64()).to_numpy().astype(np.float64)
     bad = np.flatnonzero(~np.isfinite(values))
     if bad.size:
-        raise _no_target(path, first + int(bad[0]), name, column[int(bad[0])].as_py())
+        raise _no_number(what, path, first + int(bad[0]), name, column[int(bad[0])].as_py())
     return values
 
 
-def _no_target(path: str, row: int, name: str, value: Any) -> UserError:
-    return UserError("a target is no finite number", file=path, row=row, key=name, found=value, expected="a number")
+def _no_number(what: str, path: str, row: int, name: str, value: Any) -> UserError:
+    return UserError(f"{what} is no finite number", file=path, row=row, key=name, found=value, expected="a number")
 
 
 def _is_number(value: Any) -> bool:
@@ -176,15 +217,17 @@ def _check(table: Table, check_files: bool) -> None:
 
 
 def _check_files(table: Table) -> None:
-    """Every image is there; folders are listed once instead of asking for each file."""
+    """Every image is there, the sections' too; folders are listed once instead of asking for each file."""
     listed: dict[str, set[str]] = {}
-    for i, path in enumerate(table.paths):
-        folder, _, name = path.rpartition("/")
-        if folder not in listed:
-            listed[folder] = set(Storage.of(folder or "/").list())
-        if name not in listed[folder]:
-            row = table.row_of(i)
-            raise MissingFile("no such image", file=table.file, row=row, key="path", found=path, expected="an image")
+    sections = table.places.image.tolist() if table.places is not None else []
+    for key, paths in (("path", table.paths), ("image", sections)):
+        for i, path in enumerate(paths):
+            folder, _, name = path.rpartition("/")
+            if path and folder not in listed:
+                listed[folder] = set(Storage.of(folder or "/").list())
+            if path and name not in listed[folder]:
+                row = table.row_of(i)
+                raise MissingFile("no such image", file=table.file, row=row, key=key, found=path, expected="an image")
 
 
 def _below(folder: str, name: str) -> str:

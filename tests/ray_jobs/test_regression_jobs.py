@@ -145,11 +145,15 @@ def test_a_run_leaves_its_model_its_metrics_and_every_prediction_once(trained, d
     import pyarrow.parquet as pq
 
     rows = {row["path"]: row["split"] for row in csv.DictReader(data[1].read_text().splitlines()[1:])}
+    found_rows = pq.read_table(run / "predictions.parquet").to_pylist()
     for part in ("val", "test"):
-        names = pq.read_table(run / f"predictions_{part}.parquet")["path"].to_pylist()
+        names = [row["path"] for row in found_rows if row["part"] == part]
         assert sorted(names) == sorted(name for name, own in rows.items() if own == part)
-    genes = list(csv.DictReader((run / "per_gene_test.csv").read_text().splitlines()))
-    assert [row["gene"] for row in genes] == ["y0", "y1", "y2"]
+    genes = list(csv.DictReader((run / "per_gene.csv").read_text().splitlines()))
+    expected = [(part, gene) for part in ("val", "test") for gene in ("y0", "y1", "y2")]
+    assert [(row["part"], row["gene"]) for row in genes] == expected
+    kinds = [f"{kind}_{part}.png" for kind in ("genes", "per_gene") for part in ("test", "val")]
+    assert sorted(path.name for path in (run / "figures").iterdir()) == kinds
 
 
 @pytest.mark.ray

@@ -117,7 +117,7 @@ def test_tables_hold_every_row_and_every_gene(world, tmp_path):
     made_of = Evaluation.of(world.plan, rows, predicted)
     config = replace(EvalConfig(), resamples=50)
     write_parquet(str(tmp_path / "p.parquet"), made_of.predictions())
-    write_csv(str(tmp_path / "g.csv"), made_of.per_gene(config, 0))
+    write_csv(str(tmp_path / "g.csv"), made_of.per_gene(made_of.both_intervals(config, 0)))
     table = pyarrow.parquet.read_table(tmp_path / "p.parquet")
     assert table["path"].to_pylist() == [world.plan.sources["name"][int(r)].as_py() for r in rows]
     assert np.array_equal(table["predicted_y1"].to_numpy(), predicted[:, 1])
@@ -127,4 +127,7 @@ def test_tables_hold_every_row_and_every_gene(world, tmp_path):
         assert gene["pearson"] == pytest.approx(stats.pearsonr(predicted[:, k], measured[:, k]).statistic)
         assert gene["spearman_low"] <= gene["spearman"] <= gene["spearman_high"]
     one = replace(made_of, groups=np.full(len(rows), "p0"))
-    assert one.intervals("pearson", config, 0) is None and one.per_gene(config, 0)["pearson_low"].null_count == 3
+    assert (
+        one.intervals("pearson", config, 0) is None
+        and one.per_gene(one.both_intervals(config, 0))["pearson_low"].null_count == 3
+    )

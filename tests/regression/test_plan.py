@@ -10,6 +10,8 @@ from core.errors import UnreadableUnit
 from core.order import uniform_order
 from core.stream import DecodeSettings, Lookup, decoded, rank_rows
 from regression.data import ImageReader
+from regression.evaluate import Evaluation
+from regression.places import Places
 from regression.plan import build_plan, identity, normaliser, rows_of, targets
 from regression.splits import Split
 from regression.table import Table
@@ -61,3 +63,19 @@ def test_draws_come_from_the_position_and_an_unreadable_image_is_replaced(tmp_pa
     (batch,) = decoded(rank_rows(lookup, 0, plan.rows, plan.rows, 0, 1, plan.rows), reader, lookup)
     assert batch["corrupt"] == 1 and {f.reason for f in batch["faults"]} == {"decode"}
     assert int(unit["source"]) not in batch["source"]
+
+
+def test_places_stay_with_their_images(tmp_path):
+    table, split, _ = made(tmp_path)
+    number = np.array([float(name.removesuffix(".png")) for name in table.names])
+    text, none = np.full(len(table), "s"), np.full(len(table), np.nan)
+    turned = np.random.default_rng(0).permutation(len(table))
+    placed = Table(
+        table.file, table.names[turned], table.groups[turned], table.targets[turned], table.genes,
+        Places(number, -number, text, text, none, none).take(turned), "CP10k",
+    )  # fmt: skip
+    plan = build_plan(placed, Split(split.of[turned], split.meta), str(tmp_path / "placed"))
+    rows = rows_of(plan, "test")[::-1]
+    judged = Evaluation.of(plan, rows, targets(plan)[rows])
+    assert judged.places.x.tolist() == [float(name.removesuffix(".png")) for name in judged.names]
+    assert judged.places.y.tolist() == (-judged.places.x).tolist() and judged.unit == "CP10k"

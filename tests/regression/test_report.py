@@ -23,13 +23,14 @@ def test_runs_stand_in_one_table_the_best_first_and_those_without_validation_las
     found = [
         run("worse", best_primary=0.1),
         run("none", best=None, best_primary=None),
-        run("best", n_undefined=1.0, test=test),
+        run("best", n_undefined=1.0, test=test, last={"spearman": 0.28, "pearson": 0.24}),
     ]
     header, _, *lines = results_table(found).strip().splitlines()
     assert cells(header) == list(COLUMNS)
     assert [cells(line)[0] for line in lines] == ["best", "worse", "none"]
-    assert cells(lines[0]) == ["best", "0.3000", "0.2500", "0.2000 [0.150, 0.250]", "0.1000", "1", "4,096", "budget"]
-    assert cells(lines[2])[1:5] == ["", "", "", ""], "what was not measured is not made up"
+    assert cells(lines[0])[:5] == ["best", "0.3000", "0.2500", "0.2800", "0.2400"]
+    assert cells(lines[0])[5:] == ["0.2000 [0.150, 0.250]", "0.1000", "1", "4,096", "budget"]
+    assert cells(lines[2])[1:7] == [""] * 6, "what was not measured is not made up"
 
 
 def test_results_are_found_at_any_depth_and_damaged_ones_are_named(tmp_path):

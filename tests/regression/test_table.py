@@ -95,3 +95,42 @@ def test_the_readme_names_only_keys_that_exist():
     config = RunConfig()
     missing = [key for key in keys if not hasattr(getattr(config, key.split(".")[0]), key.split(".")[1])]
     assert len(keys) > 6 and missing == []
+
+
+PLACED = "path,group_id,y0,x,y,section,image,image_mpp\na.png,p,1,10,20,01,s.png,0.5\nb.png,q,2,30,40,02,,0.5\n"
+
+
+def placed(tmp_path, text: str = PLACED, check: bool = False):
+    (tmp_path / "placed.csv").write_text(text)
+    return read_table(str(tmp_path / "placed.csv"), check_files=check)
+
+
+def test_a_table_may_say_where_its_images_lie_and_is_the_same_table(tmp_path):
+    table = placed(tmp_path)
+    assert table.places.x.tolist() == [10, 30] and table.places.y.tolist() == [20, 40]
+    assert table.places.section.tolist() == ["01", "02"] and table.places.image.tolist() == [f"{tmp_path}/s.png", ""]
+    assert table.places.image_mpp.tolist() == [0.5, 0.5] and np.isnan(table.places.radius_px).all()
+    without = placed(tmp_path, "path,group_id,y0\na.png,p,1\nb.png,q,2\n")
+    assert without.places is None and without.hash == table.hash
+    bare = placed(tmp_path, "path,group_id,y0,x,y\na.png,p,1,1,1\nb.png,q,2,2,2\n")
+    assert bare.places.section.tolist() == ["p", "q"], "a group is a section where none is named"
+
+
+def test_coordinates_that_are_none_are_refused_by_row(tmp_path):
+    for old, new, words in (
+        ("10,20", "ten,20", "a coordinate or a size is no finite number.*row: 2; key: x"),
+        ("30,40,02,,0.5", "30,40,02,,0", "must be positive.*row: 3; key: image_mpp"),
+    ):
+        with pytest.raises(UserError, match=words):
+            placed(tmp_path, PLACED.replace(old, new))
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UserError, match=r"no such image.*row: 2; key: image"):
+        placed(tmp_path, check=True)
+
+
+def test_targets_of_a_table_are_in_one_unit(tmp_path):
+    text = "path,group_id,y0,unit\na.png,p,1,{}\nb.png,q,2,{}\n"
+    assert placed(tmp_path, text.format("CP10k", "CP10k")).unit == "CP10k"
+    with pytest.raises(UserError, match="one unit"):
+        placed(tmp_path, text.format("CP10k", "TPM"))

@@ -1,0 +1,180 @@
+"""Spatial transcriptomics → what a regression trains on: a patch around every spot, and a table of their expression.
+
+    python -m ray_jobs.spatial_patches spots=spots.tsv counts=counts.tsv.gz images=raw/{section}.jpg image_mpp=0.69 \\
+        held_out='[C2]' output=outputs/spatial
+
+`images` is the path of a section's image, a slide or a plain one, with `{section}` where its name stands. Genes are the
+`genes` named, or the `top_genes` that vary most over the groups that train: all but those of `held_out`, or those that
+a `split` trains on. Leaves `table.csv`, `patches/SECTION/SPOT.png` and `genes.yaml`, for `--config` of the jobs that
+train and evaluate. Needs no Ray.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import core
+from core.config import MISSING, Loaded, is_set
+from core.errors import MissingFile, UserError
+from ray_jobs.cli import Outputs, job
+
+if TYPE_CHECKING:
+    from regression.spatial import Counts, SectionImage, Spots
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class SpatialPatchesConfig:
+    spots: str = MISSING  # CSV or TSV: spot_id, pixel_x, pixel_y (of the section's image), group and section
+    counts: str = MISSING  # CSV or TSV (also .gz): spot ids, a column of counts per gene
+    images: str = MISSING  # path or URL of a section's image: raw/{section}.jpg
+    output: str = MISSING  # folder or URL
+    group: str = "patient"  # column of the spots: what must not stand on two sides of a split
+    section: str = "section"  # column of the spots
+    totals: str | None = None  # column of the spots: counts over all genes, where `counts` has only some of them
+    sections: list[str] | None = None  # null: all
+    genes: list[str] | None = None  # null: the top_genes over the groups that train
+    top_genes: int = 50
+    held_out: list[str] | None = None  # groups that have no say in which genes; []: none
+    split: str | None = None  # a split (path,group_id,split) instead: its train groups have a say
+    patch_px: int = 224
+    mpp: float = 0.5  # µm per pixel of the patches
+    image_mpp: float | None = None  # of the images, where they do not say
+    spot_um: float | None = None  # diameter of a spot, for maps (100 of ST, 55 of Visium)
+
+    def __post_init__(self) -> None:
+        for key in ("top_genes", "patch_px", "mpp", "image_mpp", "spot_um"):
+            value = getattr(self, key)
+            if value is not None and value <= 0:
+                raise UserError("a size must be positive", key=key, found=value, expected="> 0")
+        known = [key for key in ("genes", "held_out", "split") if getattr(self, key) is not None]
+        if is_set(self.spots) and len(known) != 1:
+            expected = "one of genes=[…], held_out=[groups] (or []), split=FILE"
+            raise UserError("genes must not be chosen on what tests", key="held_out", found=known, expected=expected)
+
+
+def main(loaded: Loaded[SpatialPatchesConfig]) -> Outputs | None:
+    from core.storage import Storage, write_atomic
+    from regression.spatial import cut_patches, write_table
+
+    config = loaded.config
+    spots, counts = read(config)
+    genes = chosen_genes(config, spots, counts)
+    sections = dict.fromkeys(spots.sections)
+    images = {section: section_image(config, section) for section in sections}
+    if loaded.dry_run:
+        log.info(
+            "sound: %d spots of %d sections, %d genes; nothing was written", len(spots.ids), len(images), len(genes)
+        )
+        return None
+    store, patches = Storage.of(config.output), dict[str, str]()
+    for section, image in images.items():
+        folder = f"patches/{section}"
+        own = spots.only([section])
+        size: dict[str, Any] = {"size_px": config.patch_px, "mpp": config.mpp, "image_mpp": image.mpp}
+        names = cut_patches(image.path, own, store.join(folder), **size)
+        patches |= {spot: f"{folder}/{name}" for spot, name in zip(own.ids, names, strict=True)}
+        log.info("%s: %d patches", section, len(names))
+    target = store.join("table.csv")
+    write_table(target, spots, [patches[spot] for spot in spots.ids], counts.of(spots.ids, genes), images)
+    lines = f"data:\n  target_dim: {len(genes)}\n  genes: {json.dumps(genes)}\n"
+    write_atomic(store.join("genes.yaml"), lines.encode())
+    return Outputs({"table": target, "genes": store.join("genes.yaml")})
+
+
+def read(config: SpatialPatchesConfig) -> tuple[Spots, Counts]:
+    """The spots of the sections asked for, and their counts; both files are checked whole against each other."""
+    from regression.spatial import belong_together, read_counts, read_spots
+
+    spots = read_spots(config.spots, group=config.group, section=config.section)
+    totals = None
+    if config.totals is not None:
+        if config.totals not in spots.columns:
+            found = list(spots.columns)
+            raise UserError("the spots have no such column", file=config.spots, key=config.totals, found=found)
+        totals = dict(zip(spots.ids, spots.columns[config.totals], strict=True))
+    counts = read_counts(config.counts, totals)
+    belong_together(spots, counts)
+    for section in config.sections or ():
+        if section not in spots.sections:
+            found = sorted(set(spots.sections))
+            raise UserError("no spots of this section", file=config.spots, key=section, found=found)
+    for name in set(spots.sections):
+        if "/" in name or "\\" in name or name in (".", ".."):
+            raise UserError("a section names a folder", file=config.spots, key=config.section, found=name)
+    if config.sections is not None:
+        spots = spots.only(config.sections)
+    return spots, counts.of(spots.ids)
+
+
+def chosen_genes(config: SpatialPatchesConfig, spots: Spots, counts: Counts) -> list[str]:
+    """The genes named, or those that vary most over the groups that train."""
+    import numpy as np
+
+    from regression.spatial import log1p_cp10k, select_genes
+
+    if config.genes is not None:
+        if missing := [gene for gene in config.genes if gene not in counts.genes]:
+            raise UserError("there are no counts of a gene", file=config.counts, key=missing[0], found=missing[:8])
+        return list(config.genes)
+    groups = set(spots.groups)
+    if config.split is not None:
+        trains = groups_that_train(config.split)
+        if not trains & groups:
+            raise UserError("no spot is of a group that trains", file=config.split, found=sorted(trains)[:8])
+    else:
+        held_out = set(config.held_out or ())
+        if unknown := sorted(held_out - groups):
+            raise UserError("no such group", file=config.spots, key="held_out", found=unknown, expected=sorted(groups))
+        trains = groups - held_out
+        if not trains:
+            raise UserError("no group is left to choose genes on", key="held_out", found=sorted(held_out))
+    rows = np.array([group in trains for group in spots.groups])
+    return select_genes(log1p_cp10k(counts), counts.genes, rows, config.top_genes)
+
+
+def groups_that_train(path: str) -> set[str]:
+    """Of a split's file, whatever table it was made for: the paths are not there yet."""
+    import csv
+    import posixpath
+
+    from core.storage import Storage
+
+    text = Storage.of(posixpath.dirname(path) or ".").read_bytes(posixpath.basename(path)).decode("utf-8-sig")
+    rows = list(csv.DictReader(line for line in text.splitlines() if not line.startswith("# ")))
+    if not rows or not {"group_id", "split"} <= set(rows[0]):
+        found = sorted(rows[0]) if rows else []
+        raise UserError("not a split", file=path, found=found, expected="path,group_id,split")
+    return {str(row["group_id"]) for row in rows if row["split"] == "train"}
+
+
+def section_image(config: SpatialPatchesConfig, section: str) -> SectionImage:
+    """Where a section's image is and its spacing. MissingFile and UserError name it."""
+    import posixpath
+
+    from core.storage import Storage
+    from regression.spatial import SectionImage, open_section, spacing_of
+
+    path = config.images.replace("{section}", section)
+    store = Storage.of(posixpath.dirname(path) or ".")
+    path = store.join(posixpath.basename(path))
+    if not store.exists(posixpath.basename(path)):
+        expected = f"the image of section {section}; sections=[…] takes only some"
+        raise MissingFile("no such image", file=path, key="images", expected=expected)
+    mpp = config.image_mpp
+    if mpp is None:
+        reader = open_section(path)
+        try:
+            mpp = spacing_of(reader, None)
+        finally:
+            reader.close()
+    return SectionImage(path, mpp, None if config.spot_um is None else config.spot_um / 2 / mpp)
+
+
+if __name__ == "__main__":
+    job(main, SpatialPatchesConfig, Path(core.__file__).parent)
