@@ -21,17 +21,17 @@ from core.nn.vit import ViT, ViTConfig
 
 KINDS = ("vit_unet", "adios")
 NORM_GROUPS = 8
+PATCH = 16  # of vit_unet: its up-path doubles four times
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskModelConfig:
-    """`image_size` is the side of training images. `adios` reads `channels`, `vit_unet` all from `patch_size` on."""
+    """`image_size` is the side of training images. `adios` reads `channels`, `vit_unet` all from `dim` on."""
 
     kind: str = "vit_unet"
     num_masks: int = 3
     image_size: int = 224
     channels: int = 32  # of the U-Net's first level
-    patch_size: int = 16
     dim: int = 192
     depth: int = 12
     heads: int = 3
@@ -45,21 +45,20 @@ class MaskModelConfig:
             raise UserError(message, key="num_masks", found=self.num_masks, expected="at least 2")
         if self.channels % NORM_GROUPS:
             message = "channels are normalised in groups"
-            raise UserError(message, key="channels", found=self.channels, expected=f"a multiple of {NORM_GROUPS}")
+            raise UserError(
+                message, key="mask_model.channels", found=self.channels, expected=f"a multiple of {NORM_GROUPS}"
+            )
         if self.depth % 4:
             message = "features are taken at each quarter of the depth"
-            raise UserError(message, key="depth", found=self.depth, expected="a multiple of 4")
-        step = 2 ** (levels(self.image_size) - 1) if self.kind == "adios" else self.patch_size
+            raise UserError(message, key="mask_model.depth", found=self.depth, expected="a multiple of 4")
+        step = 2 ** (levels(self.image_size) - 1) if self.kind == "adios" else PATCH
         if self.image_size < 16 or self.image_size % step:
             raise UserError(
                 f"the mask model {self.kind} needs whole images",
-                key="image_size",
+                key="data.image_size",
                 found=self.image_size,
                 expected=f"a multiple of {step}",
             )
-        if self.kind == "vit_unet" and self.patch_size != 16:
-            message = "the up-path doubles four times"
-            raise UserError(message, key="patch_size", found=self.patch_size, expected=16)
 
 
 class MaskModel(nn.Module):
@@ -155,8 +154,8 @@ class ViTUNet(nn.Module):
         self.layers = [depth // 4 * i for i in (1, 2, 3, 4)]
         self.vit = ViT(
             ViTConfig(
-                img_size=(config.image_size,) * 2,
-                patch_size=(config.patch_size,) * 2,
+                img_size=(config.image_size, config.image_size),
+                patch_size=(PATCH, PATCH),
                 dim=d,
                 depth=depth,
                 heads=config.heads,

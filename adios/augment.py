@@ -1,0 +1,94 @@
+"""From uint8 patches to views and crops, on the device and batched: each is one resampling of its image.
+
+All randomness is in `draws`, uniforms that travel with each unit (adios.data), so a unit looks the same on any device
+and whatever its batch-mates. Nothing waits for the device. Not here: masks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from adios.config import CropConfig, RunConfig, ViewConfig
+from core.nn.scanner import scanned
+from core.nn.stain import stained
+
+OF_VIEW, OF_CROP = 16, 4  # uniforms: 5 of its place, 6 of its stain, 5 of its scanner; 4 of a crop's place
+VIEWS = 2
+SUPERSAMPLED = 2  # crops are smaller than what they show: sampled finer by this, then averaged
+
+
+def draws_needed(config: RunConfig) -> int:
+    """Uniforms that the reader must give each unit."""
+    return VIEWS * OF_VIEW + config.num_masks * config.crops_per_mask * OF_CROP
+
+
+def view(images: Tensor, draws: Tensor, config: ViewConfig) -> Tensor:
+    """Images `[B, 3, S, S]` in 0…1, draws `[B, OF_VIEW]` -> `[B, 3, S, S]` in 0…1: a part of the image, turned and
+    flipped, in another stain and from another scanner."""
+    theta = view_place(draws[:, :5], config)
+    out = resampled(images, theta, images.shape[-1])
+    if config.stain > 0:
+        out = stained(out, draws[:, 5:11], config.stain)
+    if config.scanner > 0:
+        out = scanned(out, draws[:, 11:16], config.scanner)
+    return out
+
+
+def view_place(draws: Tensor, config: ViewConfig) -> Tensor:
+    """Where views lie: maps `[B, 2, 3]` from 5 uniforms each (flip, quarter turn, area, place)."""
+    quarter = (4 * draws[:, 1]).floor() * (math.pi / 2)
+    cos, sin = quarter.cos().round(), quarter.sin().round()
+    flip = 1 - 2 * (draws[:, 0] < 0.5).to(draws.dtype)
+    if not config.geometry:
+        cos, sin, flip = torch.ones_like(cos), torch.zeros_like(sin), torch.ones_like(flip)
+    return _place(cos, sin, flip, _side(draws[:, 2], config.scale), draws[:, 3:5])
+
+
+def crop_place(draws: Tensor, config: CropConfig) -> Tensor:
+    """Where crops lie: maps `[M, 2, 3]` from OF_CROP uniforms each (angle, area, place)."""
+    angle = (2 * draws[:, 0] - 1) * math.radians(config.rotation)
+    side = _side(draws[:, 1], config.scale)
+    return _place(angle.cos(), angle.sin(), torch.ones_like(angle), side, draws[:, 2:4])
+
+
+def crops(images: Tensor, theta: Tensor, size: int) -> Tensor:
+    """Images `[M, 3, S, S]`, maps `[M, 2, 3]` -> `[M, 3, size, size]`, each pixel the mean of finer samples."""
+    fine = resampled(images, theta, SUPERSAMPLED * size)
+    return F.avg_pool2d(fine, SUPERSAMPLED)
+
+
+def resampled(images: Tensor, theta: Tensor, size: int) -> Tensor:
+    """Images `[M, 3, S, S]` at the points that the maps `[M, 2, 3]` give, bilinear, `[M, 3, size, size]`.
+
+    A map takes coordinates of the output, −1 … 1 from edge to edge, (x, y, 1), to such of the image; what lies outside
+    of the image mirrors it. Computed in the images' own precision whatever the autocast: half precision has no room
+    for coordinates.
+    """
+    with torch.autocast(images.device.type, enabled=False):
+        line = (torch.arange(size, device=images.device, dtype=images.dtype) * 2 + 1) / size - 1
+        x, y = line[None, :], line[:, None]
+        at = theta.to(images.dtype)[:, :, :, None, None]
+        grid = torch.stack([at[:, i, 0] * x + at[:, i, 1] * y + at[:, i, 2] for i in (0, 1)], dim=-1)
+        return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+def _side(draw: Tensor, scale: Sequence[float]) -> Tensor:
+    """Side of a square of an area drawn between the shares `scale`, the image's being 1."""
+    low, high = scale
+    return (low + (high - low) * draw).sqrt()
+
+
+def _place(cos: Tensor, sin: Tensor, flip: Tensor, side: Tensor, place: Tensor) -> Tensor:
+    """Turned squares anywhere in the image; in the middle, and over its edges, where they do not fit."""
+    room = (1 - side * (cos.abs() + sin.abs())).clamp(min=0)
+    x, y = ((2 * place[:, i] - 1) * room for i in (0, 1))
+    rows = (
+        torch.stack([side * cos * flip, -side * sin, x], dim=1),
+        torch.stack([side * sin * flip, side * cos, y], dim=1),
+    )
+    return torch.stack(rows, dim=1)

@@ -1,0 +1,261 @@
+"""The run config of ADIOS: every key, its default and what makes a value senseless. Plain dataclasses.
+
+The keys at the top are those of the published command line. Fields made with `placement` may change when a run is
+resumed; all others are the run's identity. Not here: how layers are merged (core.config), and where a run executes
+(`scaling` and `runtime`, added by the job).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from core.checks import at_least, between, low_high, one_of, positive
+from core.config import placement
+from core.errors import UserError
+from core.evaluation.settings import TuningConfig
+from core.train.budget import resolve_cadence, whole_steps
+from core.train.checkpointing import CheckpointConfig
+
+CONFIGS_DIR = Path(__file__).parent / "configs"
+ARCHS = ("vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge")
+WARMUP = 10_000  # iterations
+
+
+@dataclass
+class DataConfig:
+    """Which patches are read, and how."""
+
+    patch_px: int = 448  # side of the patches that are used; the archives' others are left
+    image_size: int = 224  # what they are resized to
+    mean: list[float] = field(default_factory=lambda: [0.6816, 0.5640, 0.7232])
+    std: list[float] = field(default_factory=lambda: [0.1617, 0.1714, 0.1389])
+    mpp: float | None = placement(None)  # of resized patches, for whoever extracts features; None: not known
+    archive_window: int = 0  # > 0: shuffle within windows of that many patches of few archives, for remote storage
+    max_corrupt_fraction: float = placement(0.05)
+    stream_batch_size: int = placement(2048)
+    decode_on: str = placement("worker")
+    threads: int = placement(2)
+    ahead: int = placement(4)
+    ahead_mb: int = placement(1024)
+    read_timeout_s: float = placement(60.0)
+    max_open_archives: int = placement(64)
+
+    def __post_init__(self) -> None:
+        positive(self, "data", "patch_px", "image_size", "stream_batch_size", "threads", "ahead", "ahead_mb")
+        positive(self, "data", "read_timeout_s", "max_open_archives", "mpp")
+        at_least(self, "data", 0, "archive_window")
+        between(self, "data", 0, 1, "max_corrupt_fraction")
+        one_of(self, "data", decode_on=("worker", "cluster"))
+        for key in ("mean", "std"):
+            values = getattr(self, key)
+            if len(values) != 3 or (key == "std" and min(values) <= 0):
+                raise UserError("one value per colour", key=f"data.{key}", found=values, expected="3 numbers, std > 0")
+
+
+@dataclass
+class StudentConfig:
+    """The encoder beyond `arch`, and its head."""
+
+    registers: int = 4
+    positions: str = "learned"
+    qk_norm: bool = False
+    drop_path: float = 0.1  # of the last block
+    head: list[int] = field(default_factory=lambda: [2048, 2048, 256])
+    checkpointing: bool = placement(False)
+
+    def __post_init__(self) -> None:
+        one_of(self, "student", positions=("learned", "sincos", "rope"))
+        at_least(self, "student", 0, "registers")
+        between(self, "student", 0, 0.999, "drop_path")
+        if not self.head or min(self.head) < 1:
+            raise UserError("a head has layers", key="student.head", found=self.head, expected="[widths …, outputs]")
+
+
+@dataclass
+class MaskModelSettings:
+    """The mask model beyond its type: `channels` is of adios, the others of vit_unet."""
+
+    channels: int = 32
+    dim: int = 192
+    depth: int = 12
+    heads: int = 3
+    drop_path: float = 0.1
+
+    def __post_init__(self) -> None:
+        positive(self, "mask_model", "channels", "dim", "depth", "heads")
+        between(self, "mask_model", 0, 0.999, "drop_path")
+
+
+@dataclass
+class ViewConfig:
+    """What a view of an image may look like; each is drawn per image, strengths of 0 switch off."""
+
+    scale: list[float] = field(default_factory=lambda: [0.5, 1.0])  # share of the image's area
+    geometry: bool = True  # one of the eight flips and quarter turns
+    stain: float = 0.1  # HED jitter: sigma of the factor and of the shift per stain
+    scanner: float = 0.5  # gain per colour, gamma, blur or sharpening
+
+    def __post_init__(self) -> None:
+        low_high(self, "views", "scale")
+        between(self, "views", 0, 1, "stain", "scanner")
+        if self.scale[1] > 1:
+            raise UserError("a view lies in its image", key="views.scale", found=self.scale, expected="at most 1")
+
+
+@dataclass
+class CropConfig:
+    """The random crops of masked views that the student sees beside the whole ones."""
+
+    size: int = 96  # pixels of a side
+    scale: list[float] = field(default_factory=lambda: [0.4, 1.0])  # share of the image's area
+    rotation: float = 180.0  # degrees, to either side
+
+    def __post_init__(self) -> None:
+        positive(self, "crops", "size")
+        low_high(self, "crops", "scale")
+        between(self, "crops", 0, 180, "rotation")
+        if self.scale[1] > 1:
+            raise UserError("a crop lies in its image", key="crops.scale", found=self.scale, expected="at most 1")
+
+
+@dataclass
+class OptimizationConfig:
+    """What the published command line leaves to the code."""
+
+    warmup_iterations: int | None = None  # from 0, linear; None: 10,000, at most a tenth of the run
+    final_lr: float = 0.0  # cosine to there
+    mask_lr_ratio: float = 0.25  # the mask model's rate over the student's
+    weight_decay: float = 0.05  # not of biases, norms and tokens
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    momentum: float = 0.9  # of sgd
+    lars_trust: float = 0.02
+    lars_clip: str = "ratio"  # f = min(r, 10) | larc: min(r / lr, 1)
+    clip_grad: float | None = 1.0
+    precision: str = "bf16"  # on accelerators: fp32 | bf16 | fp16; a CPU computes in float32
+    max_bad_steps: int = placement(10)
+    grad_sync: str = placement("flat")
+    deterministic: bool = placement(False)
+
+    def __post_init__(self) -> None:
+        at_least(self, "optimization", 0, "final_lr", "weight_decay")
+        positive(self, "optimization", "mask_lr_ratio", "lars_trust", "clip_grad", "max_bad_steps")
+        between(self, "optimization", 0, 0.999, "momentum")
+        one_of(self, "optimization", lars_clip=("ratio", "larc"), precision=("fp32", "bf16", "fp16"))
+        one_of(self, "optimization", grad_sync=("flat", "overlap"))
+        if self.warmup_iterations is not None:
+            at_least(self, "optimization", 0, "warmup_iterations")
+        if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
+            raise UserError("AdamW has two betas in [0, 1)", key="optimization.betas", found=self.betas)
+
+
+@dataclass
+class LoggingConfig:
+    write_tag: str = "adios"
+    log_every: Any = field(default_factory=lambda: {"iterations": 50})  # or images
+    mlflow: bool = True
+    tracking_uri: str | None = None  # None: SQLite beside the run's other outputs
+    experiment: str = "adios"
+    mlflow_parent: str | None = None
+
+    def __post_init__(self) -> None:
+        if resolve_cadence(self.log_every, global_batch=1, key="logging.log_every") == 0:
+            raise UserError("a run has a log", key="logging.log_every", found=self.log_every, expected="> 0")
+        if not self.write_tag or "/" in self.write_tag:
+            raise UserError("a tag is part of a file name", key="logging.write_tag", found=self.write_tag)
+
+
+@dataclass
+class RunConfig:
+    """One pretraining run. `output` is the folder (or URL) of everything that the run writes."""
+
+    output: str | None = placement(None)
+    output_dir: str | None = placement(None)  # the same as output, by its published name
+    data_path: str | None = placement(None)  # folder of zips, dataset_index.pkl, or an index (parquet)
+    seed: int = 42
+    arch: str = "vit_base"
+    patch_size: int = 16
+    embed_dim: int | None = None  # None: that of arch, as depth and num_heads
+    depth: int | None = None
+    num_heads: int | None = None
+    mask_model_type: str = "vit_unet"
+    num_masks: int = 3
+    crops_per_mask: int = 1
+    mask_update_freq: int = 1
+    batch_size_per_gpu: int = placement(64)  # states the global batch at the first start
+    global_batch: int | None = None  # None: batch_size_per_gpu x workers at the first start
+    total_iterations: int = 300_000
+    total_images: int | None = None  # the budget in images instead
+    lr: float = 5e-5
+    optimizer_type: str = "adamw"
+    use_lars: bool = False
+    alpha_sparsity: float = 0.1
+    sparsity_penalty_type: str = "inverse_sin"
+    sparsity_target: float | None = None  # where one mask alone would rest; None: at one half
+    initial_temp: float = 0.2
+    final_temp: float = 0.05
+    single_view: bool = False  # contrast an image with its masked self instead of two views of it
+    viz_freq: int = placement(500)  # iterations between pictures of masks; 0: none
+    save_freq: int = placement(2000)  # iterations between snapshots; tuning.tune_every takes its place with tuning
+    data: DataConfig = field(default_factory=DataConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
+    mask_model: MaskModelSettings = field(default_factory=MaskModelSettings)
+    views: ViewConfig = field(default_factory=ViewConfig)
+    crops: CropConfig = field(default_factory=CropConfig)
+    optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
+    logging: LoggingConfig = placement(default_factory=LoggingConfig)
+    tuning: TuningConfig = placement(default_factory=TuningConfig)
+    checkpoint: CheckpointConfig = placement(default_factory=CheckpointConfig)
+
+    def __post_init__(self) -> None:
+        one_of(self, "", arch=ARCHS, mask_model_type=("vit_unet", "adios"), optimizer_type=("adamw", "sgd"))
+        one_of(self, "", sparsity_penalty_type=("inverse_sin", "sinh_squared"))
+        positive(self, "", "patch_size", "embed_dim", "depth", "num_heads", "mask_update_freq", "batch_size_per_gpu")
+        positive(self, "", "global_batch", "total_iterations", "total_images", "lr", "initial_temp", "final_temp")
+        at_least(self, "", 0, "crops_per_mask", "alpha_sparsity", "viz_freq", "save_freq")
+        at_least(self, "", 2, "num_masks")
+        if self.sparsity_target is not None and not 0 < self.sparsity_target < 1:
+            found, expected = self.sparsity_target, "a share between 0 and 1"
+            raise UserError("no such share of an image", key="sparsity_target", found=found, expected=expected)
+        for key, size in (("data.image_size", self.data.image_size), ("crops.size", self.crops.size)):
+            if size % self.patch_size:
+                expected = f"a multiple of patch_size = {self.patch_size}"
+                raise UserError("an image must be whole patches", key=key, found=size, expected=expected)
+        if self.output and self.output_dir and self.output != self.output_dir:
+            found = f"output={self.output} output_dir={self.output_dir}"
+            raise UserError("two output folders", key="output_dir", found=found, expected="one of the two")
+        self.output = self.output or self.output_dir
+
+
+C = TypeVar("C", bound=RunConfig)
+
+
+def warmup_steps(config: RunConfig) -> int:
+    """Steps of the warm-up. UserError when the run is over before it is."""
+    given = config.optimization.warmup_iterations
+    if given is None:
+        return min(WARMUP, config.total_iterations // 10)
+    if given >= config.total_iterations:
+        found, expected = given, f"fewer than total_iterations = {config.total_iterations}"
+        raise UserError(
+            "the run ends in its warm-up", key="optimization.warmup_iterations", found=found, expected=expected
+        )
+    return given
+
+
+def resolve(config: C, workers: int, before: int | None = None) -> C:
+    """`config` with `global_batch` and the budget (in images and in iterations) filled in.
+
+    An explicit `global_batch` wins; else `before`, that of the run which is resumed, so that the same command goes on
+    with other workers; else batch_size_per_gpu x workers. UserError when the workers cannot share it.
+    """
+    batch = config.global_batch or before or config.batch_size_per_gpu * workers
+    if batch % workers:
+        found, expected = f"global_batch {batch}, workers {workers}", f"a multiple of {workers}"
+        raise UserError("the workers must divide the global batch", key="global_batch", found=found, expected=expected)
+    if batch < 2:
+        message = "an image is contrasted with the others of its batch"
+        raise UserError(message, key="global_batch", found=batch, expected="at least 2")
+    images = whole_steps(config.total_images or config.total_iterations * batch, batch)
+    return replace(config, global_batch=batch, total_images=images, total_iterations=images // batch)

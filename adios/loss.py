@@ -1,0 +1,78 @@
+"""The contrast of two views, and what keeps masks from covering everything or nothing. Formulas only.
+
+ADIOS (Shi et al., ICML 2022, arXiv 2201.13100, equations 4 to 7) with SimCLR's loss (Chen et al., arXiv 2002.05709,
+equation 1). The student minimises Σ_k L_k over the views k; the mask model minimises −Σ_k L_k + α P.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+PENALTIES = ("inverse_sin", "sinh_squared")
+EPSILON = 1e-10
+LEAST_SHARE = 1e-20  # of a mask: the slope of the warp is infinite at 0 for targets below one half
+
+
+def contrast(
+    a: Tensor, b: Tensor, all_a: Tensor, all_b: Tensor, temperature: Tensor, first: int = 0
+) -> Tensor:  # fmt: skip
+    """SimCLR's loss of image i's view a with each of its views b_v, `[V, B]`.
+
+    a `[B, D]` and b `[V, B, D]` are unit vectors of B images that stand at `first` … among the G images of the whole
+    batch, all_a `[G, D]` and all_b `[V, G, D]`. With the 2G vectors {a_j, b_j} of one v and s(x, y) = x·y / τ:
+        ℓ(x, y) = −s(x, y) + log Σ_{w ≠ x} exp s(x, w),   L_v,i = (ℓ(a_i, b_i) + ℓ(b_i, a_i)) / 2.
+    In float32 or float64, also under autocast. `temperature` τ is a scalar tensor.
+    """
+    with torch.autocast(a.device.type, enabled=False):
+        own = torch.arange(len(a), device=a.device) + first
+        itself = own[:, None] == torch.arange(len(all_a), device=a.device)[None]
+        aa = (a @ all_a.T / temperature).masked_fill(itself, -math.inf)
+        bb = (b @ all_b.mT / temperature).masked_fill(itself, -math.inf)
+        ab, ba = a @ all_b.mT / temperature, b @ all_a.T / temperature
+        positive = (a * b).sum(dim=-1) / temperature
+        forward = torch.cat([aa.expand(len(b), -1, -1), ab], dim=-1).logsumexp(dim=-1)
+        backward = torch.cat([ba, bb], dim=-1).logsumexp(dim=-1)
+        return (forward + backward) / 2 - positive
+
+
+def penalty(masks: Tensor, kind: str, target: float | None = None) -> Tensor:
+    """P of the masks of each image, `[B]`, from masks `[B, N, H, W]` that are a softmax over N.
+
+    With m_n the mean activation of mask n over the image:
+        inverse_sin   Σ_n 1 / (sin(π m_n) + 1e-10)        sinh_squared   Σ_n sinh²(π |m_n − ½|)
+    One mask alone would rest at ½; since the N of them add up to 1, the least P is where all are 1/N. A `target` t
+    moves the rest of one mask alone to t by m ← m^(ln ½ / ln t), which leaves 0 and 1 where they are.
+    In float32 or float64, also under autocast: near the poles half precision has no values left.
+    """
+    assert kind in PENALTIES, kind
+    with torch.autocast(masks.device.type, enabled=False):
+        share = (masks if masks.dtype == torch.float64 else masks.float()).mean(dim=(2, 3))
+        if target is not None:
+            share = share.clamp(min=LEAST_SHARE) ** (math.log(0.5) / math.log(target))
+        if kind == "inverse_sin":
+            return (1 / (torch.sin(math.pi * share) + EPSILON)).sum(dim=1)
+        return (torch.sinh(math.pi * (share - 0.5).abs()) ** 2).sum(dim=1)
+
+
+def mask_statistics(masks: Tensor) -> dict[str, Tensor]:
+    """What masks `[B, N, H, W]` look like, as scalars over the batch.
+
+    mask_mean/n: mean activation of mask n. mask_spread: deviation over the pixels of an image (0: a grey veil).
+    mask_entropy: of the softmax at a pixel over ln N (1: undecided). mask_overlap: Σ m_i m_j / Σ (m_i + m_j − m_i m_j)
+    over the pixels of an image, mean over pairs of masks (0: they share nothing).
+    """
+    flat = masks.detach().float().flatten(2)
+    count = flat.shape[1]
+    total, product = flat.sum(dim=2), flat @ flat.mT
+    union = total[:, :, None] + total[:, None, :] - product
+    first, second = torch.triu_indices(count, count, 1, device=flat.device)
+    entropy = -(flat * flat.clamp(min=1e-12).log()).sum(dim=1).mean() / math.log(count)
+    return {
+        **{f"mask_mean/{n}": flat[:, n].mean() for n in range(count)},
+        "mask_spread": flat.std(dim=2, correction=0).mean(),
+        "mask_entropy": entropy,
+        "mask_overlap": (product / union)[:, first, second].mean(),
+    }
