@@ -9,6 +9,8 @@ import math
 
 from core.errors import UserError
 
+ACCELERATORS = ("auto", "cpu", "cuda", "xla")
+
 
 def one_of(config: object, section: str, **choices: tuple[str, ...]) -> None:
     for key, names in choices.items():
@@ -46,6 +48,15 @@ def low_high(config: object, section: str, *keys: str) -> None:
         pair = getattr(config, key)
         if len(pair) != 2 or not 0 < pair[0] <= pair[1]:
             _fail("a range is [low, high]", section, key, pair, "0 < low <= high")
+
+
+def check_accelerator(name: str, key: str) -> None:
+    """auto | cpu | cuda | xla. Apple's MPS is known and refused: its processes cannot share a training."""
+    if name == "mps":
+        message = "MPS cannot train data-parallel: torch.distributed has no backend for it"
+        raise UserError(message, key=key, found=name, expected="cpu on this machine, or a machine with cuda or xla")
+    if name not in ACCELERATORS:
+        raise UserError("unknown accelerator", key=key, found=name, expected="auto, cpu, cuda or xla")
 
 
 def _fail(message: str, section: str, key: str, found: object, expected: object) -> None:

@@ -23,10 +23,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from core.checks import check_accelerator
 from core.errors import UserError
 
 T = TypeVar("T")
-KINDS = ("auto", "cpu", "cuda", "xla")
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -49,8 +49,7 @@ class Device:
 
         On CUDA the index is what Ray Train or LOCAL_RANK says. UserError when the accelerator is not there.
         """
-        if accelerator not in KINDS:
-            raise UserError("unknown accelerator", key="accelerator", found=accelerator, expected=" or ".join(KINDS))
+        check_accelerator(accelerator, "accelerator")
         kind = _available() if accelerator == "auto" else accelerator
         if kind == "xla":
             return cls(kind, *_open_xla())

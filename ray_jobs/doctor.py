@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from core.checks import check_accelerator
 from core.config import Loaded
 from core.errors import UserError
 from ray_jobs.cli import Outputs, job
@@ -31,9 +32,7 @@ class DoctorConfig:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:
-        if self.accelerator not in ("auto", "cpu", "cuda", "xla"):
-            expected = "auto, cpu, cuda or xla"
-            raise UserError("unknown accelerator", key="accelerator", found=self.accelerator, expected=expected)
+        check_accelerator(self.accelerator, "accelerator")
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from core.checks import check_accelerator
 from core.config import placement
 from core.errors import UserError, user_error_in
 from core.fingerprint import flatten
@@ -55,9 +56,7 @@ class ScalingConfig:
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise UserError("at least one worker is needed", key="scaling.workers", found=self.workers, expected=">= 1")
-        if self.accelerator not in ("auto", "cpu", "cuda", "xla"):
-            expected = "auto, cpu, cuda or xla"
-            raise UserError("unknown accelerator", key="scaling.accelerator", found=self.accelerator, expected=expected)
+        check_accelerator(self.accelerator, "scaling.accelerator")
 
 
 @dataclass

@@ -33,6 +33,11 @@ def test_an_accelerator_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyP
         Device.of("xla")
 
 
+def test_an_accelerator_whose_processes_cannot_share_a_training_is_refused_by_name() -> None:
+    with pytest.raises(UserError, match=r"MPS cannot train data-parallel.*key: accelerator.*'mps'.*expected: 'cpu"):
+        Device.of("mps")
+
+
 def test_arrays_become_tensors_and_the_rest_passes() -> None:
     frozen = np.arange(6, dtype=np.uint8).reshape(2, 3)
     frozen.flags.writeable = False

@@ -96,6 +96,12 @@ def test_a_training_that_lacks_its_inputs_is_refused_before_ray_starts(data, tmp
     assert "model.artifact" in capsys.readouterr().err
 
 
+def test_a_training_on_mps_is_refused_with_what_to_take_instead(data, tmp_path, capsys):
+    assert train(tmp_path / "out", *data, "scaling.accelerator=mps") == 2
+    said = capsys.readouterr().err
+    assert all(word in said for word in ("MPS cannot train data-parallel", "scaling.accelerator", "'mps'", "cuda"))
+
+
 def test_a_sound_config_is_said_to_be_sound_without_training(data, tmp_path, caplog):
     caplog.set_level("INFO")
     assert train(tmp_path / "out", *data, "--dry-run") == 0
