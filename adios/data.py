@@ -22,7 +22,7 @@ from core.plan import Plan
 
 MODES = ("RGB", "RGBA", "L", "LA", "P", "PA", "1", "CMYK", "YCbCr")  # 8 bits; others would lose most of their range
 FORMATS = ("PNG", "JPEG")  # Pillow would try dozens of others, some of them by starting programs
-_PNG, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND"
+_PNG, _PNG_END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
 _IHDR = struct.Struct(">II2B")  # width, height, bits, colour type
 _RGB, _RGBA = 2, 6
 

@@ -228,23 +228,23 @@ class PatchIndex:
         if (version := int(meta.get(b"schema_version", 0))) > SCHEMA_VERSION:
             message = "the patch index was written by a newer version"
             raise UserError(message, file=public(path), key="schema_version", found=version, expected=SCHEMA_VERSION)
-        if b"root" not in meta or (lacking := [c for c in SCHEMA.names if c not in file.schema_arrow.names]):
-            found = file.schema_arrow.names
-            raise UserError("this is no patch index", file=public(path), found=found, expected=lacking or SCHEMA.names)
+        found = file.schema_arrow.names
+        if b"root" not in meta or found != SCHEMA.names:
+            raise UserError("this is no patch index", file=public(path), found=found, expected=SCHEMA.names)
         return cls(path, meta[b"root"].decode(), file.metadata.num_rows)
 
     def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """Its rows in order, some 10^5 at a time; text as dictionaries."""
-        file = _opened(self.path)
+        """Its rows in order, some 10^5 at a time; archives as a dictionary."""
+        file = _opened(self.path, ("archive",))
         for group in range(file.num_row_groups):
             yield file.read_row_group(group, columns=list(columns))
 
 
-def _opened(path: str) -> pq.ParquetFile:
+def _opened(path: str, dictionaries: Sequence[str] = ()) -> pq.ParquetFile:
     folder, _, name = path.rpartition("/")
     try:
         return Storage.of(folder or ".").read_local(
-            name, lambda local: pq.ParquetFile(str(local), memory_map=True, read_dictionary=["archive", "slide"])
+            name, lambda local: pq.ParquetFile(str(local), memory_map=True, read_dictionary=list(dictionaries))
         )
     except MissingFile as e:
         expected = "the parquet file that ray_jobs.index_patches wrote"
