@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -32,6 +33,11 @@ class Places:
 
     def take(self, rows: npt.NDArray[np.int64]) -> Places:
         return Places(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+    @property
+    def hash(self) -> str:
+        """Digest of all entries."""
+        return hashlib.sha256(repr([v.tolist() for v in self.columns().values()]).encode()).hexdigest()
 
     def columns(self) -> dict[str, Floats | Strings]:
         return {f.name: getattr(self, f.name) for f in fields(self)}

@@ -120,6 +120,11 @@ def test_runs_on_the_same_rows_share_a_plan_and_another_split_has_its_own(data, 
     assert train(tmp_path / "out", table, tmp_path / "other.csv", "--dry-run") == 0
     assert len(list(plans.iterdir())) == 2
     assert {path: path.stat().st_mtime_ns for path in one.iterdir()} == written
+    rows = [f"{line},{i},{i}" for i, line in enumerate(Path(table).read_text().splitlines())]
+    placed = Path(table).with_name("placed.csv")
+    placed.write_text("\n".join(rows).replace(",0,0", ",x,y", 1) + "\n")
+    assert train(tmp_path / "out", str(placed), parts, "--dry-run") == 0
+    assert len(list(plans.iterdir())) == 3, "a table that says where its images lie has a plan that knows it"
     (one / "units.arrow").write_bytes(b"cut short")
     assert train(tmp_path / "out", table, parts, "--dry-run") == 0, "a damaged plan is made again"
 
