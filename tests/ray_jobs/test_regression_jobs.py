@@ -32,7 +32,7 @@ def train(output: Path, table: str, parts: Path, *argv: str) -> int:
 
 
 def runs(output: Path) -> list[Path]:
-    return sorted(p for p in output.iterdir() if p.name != "plans")
+    return sorted(p for p in output.iterdir() if p.name not in ("plans", "features"))
 
 
 def weights(run: Path) -> dict:
@@ -165,6 +165,8 @@ def test_a_run_leaves_its_model_its_metrics_and_every_prediction_once(trained, d
     assert [(row["part"], row["gene"]) for row in genes] == expected
     kinds = [f"{kind}_{part}.png" for kind in ("genes", "per_gene") for part in ("test", "val")]
     assert sorted(path.name for path in (run / "figures").iterdir()) == kinds
+    assert found["last"]["images_seen"] == 48 and {"spearman", "pearson"} <= set(found["last"])
+    assert "48 images, step 12: " in (run / "log.txt").read_text()
 
 
 @pytest.mark.ray
