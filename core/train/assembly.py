@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from core.artifact import Encoder
 from core.evaluation.settings import TuningConfig
 from core.order import Order
 from core.stream import DecodeSettings, UnitReader
-from core.train.perf import PerformanceWatch
+from core.train.loop import Tick
 from core.train.recipe import Recipe
 from core.train.settings import LoopSettings
 from core.train.supervised import Selection, Validate
+
+
+class Watch(Protocol):
+    """Looks at every tick, on every rank, and gives figures for the log when it has some (core.train.perf)."""
+
+    def observe(self, tick: Tick) -> dict[str, float]: ...
 
 
 @dataclass
@@ -21,7 +27,7 @@ class Assembly:
     """The parts of one run.
 
     `recipe` is built on every rank from the same seed; `identity` and `placement` are fingerprints (core.fingerprint),
-    the identity including the plan's; `watch` looks for slow steps; `export` writes the final artifacts of a recipe
+    the identity including the plan's; `watch` looks at the ticks; `export` writes the final artifacts of a recipe
     into a folder (path or URL); `encoder` is what snapshots carry for whoever evaluates them, and `tuning` says whether
     and when somebody does. The rolling checkpoint is at most `latest_minutes` old (0: by images alone), and
     `keep_last_n` of them are kept. With a `selection`, `validate` runs on its cadence, the best state has a checkpoint
@@ -43,7 +49,7 @@ class Assembly:
     chunk: int = 2048
     latest_minutes: float = 10.0
     keep_last_n: int = 2
-    watch: PerformanceWatch | None = None
+    watch: Watch | None = None
     encoder: Callable[[Recipe], Encoder] | None = None
     tuning: TuningConfig | None = None
     selection: Selection | None = None

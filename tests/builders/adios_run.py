@@ -26,6 +26,7 @@ SMALL: dict[str, Any] = {
     "embed_dim": 32,
     "depth": 2,
     "num_heads": 2,
+    "mask_model_type": "adios",  # which is much the quicker
     "batch_size_per_gpu": 4,
     "total_iterations": 6,
     "lr": 1e-3,

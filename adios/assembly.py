@@ -1,0 +1,77 @@
+"""The parts of one ADIOS run, put together from its resolved config and its plan. No Ray."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from adios.augment import draws_needed
+from adios.config import RunConfig
+from adios.data import PatchReader
+from adios.pictures import MaskPictures
+from adios.plan import identity as plan_identity
+from adios.recipe import AdiosRecipe
+from adios.settings import SCIENCE, device_of, encoder_of, export, loop_settings
+from core.config import fingerprint
+from core.order import Order, uniform_order
+from core.plan import Plan
+from core.storage import Storage
+from core.stream import DecodeSettings, Lookup, decode
+from core.train.assembly import Assembly
+
+
+def assemble(config: RunConfig, plan: Plan, world: int) -> Assembly:
+    """Recipe, order, reader and loop settings of `config`, which adios.config.resolve has filled in."""
+    data, device = config.data, device_of(config)
+    recipe = AdiosRecipe(config, device.gather_sum_grad, device.rank if device.reduces else 0)
+    order = order_of(config, plan)
+    reader = PatchReader.of(
+        plan, config.seed, size=data.image_size, draws=draws_needed(config), max_open=data.max_open_archives
+    )
+    return Assembly(
+        science=SCIENCE,
+        tag=config.logging.write_tag,
+        recipe=recipe,
+        settings=loop_settings(config, world),
+        order=order,
+        reader=reader,
+        identity=identity_of(config, plan_identity(plan)),
+        placement=fingerprint(config, placement=True),
+        export=export,
+        decode_on=data.decode_on,
+        decode=DecodeSettings(data.threads, data.ahead, data.ahead_mb << 20, data.read_timeout_s),
+        decode_tasks=data.threads,
+        chunk=data.stream_batch_size,
+        latest_minutes=config.checkpoint.latest_minutes,
+        keep_last_n=config.checkpoint.keep_last_n,
+        watch=pictures(config, recipe, partial(shown, reader, Lookup(plan, order)), device.rank),
+        encoder=encoder_of,
+        tuning=config.tuning if config.tuning.enable else None,
+    )
+
+
+def order_of(config: RunConfig, plan: Plan) -> Order:
+    """Which patch stands at which position: a pass is every patch once."""
+    window = config.data.archive_window
+    return uniform_order(plan.rows, config.seed, window=window, segments=plan.segments() if window else None)
+
+
+def identity_of(config: RunConfig, plan: str) -> dict[str, Any]:
+    """The fingerprint that a resumed run must share: the config's identity fields and which patches stand where, `plan`
+    being the digest that adios.plan.identity gives."""
+    return fingerprint({**fingerprint(config)["values"], "science": SCIENCE, "plan": plan})
+
+
+def shown(reader: PatchReader, lookup: Lookup, count: int) -> Any:
+    """The patches at the first `count` positions, uint8 `[count, S, S, 3]`: what pictures show throughout a run."""
+    return decode(reader, lookup(np.arange(count)), lookup)["image"]
+
+
+def pictures(config: RunConfig, recipe: AdiosRecipe, images: Any, rank: int) -> MaskPictures | None:
+    """The pictures of masks every `viz_freq` iterations, below `visualizations/masks` of the run; rank 0 writes."""
+    if not config.viz_freq or not config.output:
+        return None
+    folder = Storage.of(config.output).join("visualizations", "masks") if rank == 0 else None
+    return MaskPictures(recipe, images, config.viz_freq, folder)

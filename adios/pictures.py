@@ -1,0 +1,57 @@
+"""Pictures of masks while a run goes on: looks at the ticks, and has no part in the training.
+
+Always the same patches, without augmentation, by the mask model in evaluation mode: no random number is drawn. Not
+here: how a picture looks (adios.visualise).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from adios.artifact import TrainedMaskModel
+from adios.recipe import AdiosRecipe
+from core.errors import UserError
+from core.train.loop import Tick
+
+log = logging.getLogger(__name__)
+SHOWN = 8  # patches
+
+
+class MaskPictures:
+    """Fed with every tick on every rank; `every` is in steps, `folder` (path or URL) None where nothing is written.
+
+    `images(n)` reads the patches, uint8 `[n, S, S, 3]`, when the first picture is due. What goes wrong with a picture
+    is logged and ends no run.
+    """
+
+    def __init__(
+        self, recipe: AdiosRecipe, images: Callable[[int], npt.NDArray[np.uint8]], every: int, folder: str | None
+    ) -> None:
+        self.recipe, self.images, self.every, self.folder = recipe, images, every, folder
+        self._shown: npt.NDArray[np.uint8] | None = None
+
+    def observe(self, tick: Tick) -> dict[str, float]:
+        """Draws a picture when one is due; has no figures."""
+        if tick.step % self.every and tick.end is None:
+            return {}
+        try:
+            self._draw(tick.step)
+        except (OSError, UserError) as e:
+            log.warning("no picture of the masks of iteration %d: %s", tick.step, e)
+        return {}
+
+    def _draw(self, step: int) -> None:
+        if self._shown is None:
+            self._shown = self.images(SHOWN)
+        data = self.recipe.config.data
+        network = TrainedMaskModel(self.recipe.mask_model, data.mean, data.std, {}).eval()
+        masks = network.masks(torch.from_numpy(self._shown)).cpu().numpy()  # on every rank: on XLA all hosts run it
+        if self.folder is not None:
+            from adios.visualise import write_masks
+
+            write_masks(self.folder, step, self._shown, masks)

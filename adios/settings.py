@@ -1,0 +1,99 @@
+"""From a resolved run config to what the loop is told, and what of a run is exported.
+
+Not here: the recipe itself (adios.recipe) and how the parts are put together (adios.assembly).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from adios import artifact
+from adios.config import RunConfig, warmup_steps
+from core.artifact import Encoder
+from core.config import fingerprint
+from core.device import Device
+from core.evaluation.settings import poll_every_steps
+from core.optim.schedules import Schedule, constant
+from core.storage import Storage
+from core.train.budget import resolve_cadence
+from core.train.recipe import Recipe
+from core.train.settings import LoopSettings, PhaseOptim
+
+SCIENCE = "adios"
+POLL_EVERY_STEPS = 10  # of an accelerator, which the host would wait for; a CPU's counters are at hand
+RECENT_WINDOWS = 16  # one unreadable archive is much of one window of few archives, and little of so many
+
+
+def loop_settings(config: RunConfig, world: int) -> LoopSettings:
+    """Settings of the loop; each of `world` workers takes its share of a step at once."""
+    settings, batch = config.optimization, int(config.global_batch or 0)
+    assert batch > 0 and config.total_images, "resolve the config"
+    tuning, cpu = config.tuning, device_of(config).kind == "cpu"
+    snapshots = tuning.tune_every if tuning.enable else {"iterations": config.save_freq}
+    polls = poll_every_steps(tuning, batch) if tuning.enable else POLL_EVERY_STEPS
+    return LoopSettings(
+        seed=config.seed,
+        global_batch=batch,
+        micro_batch=batch // world,
+        total_images=config.total_images,
+        optim={"student": phase_optim(config, 1.0), "mask": phase_optim(config, settings.mask_lr_ratio)},
+        precision="fp32" if cpu else settings.precision,
+        log_every=resolve_cadence(config.logging.log_every, global_batch=batch),
+        save_every=resolve_cadence(config.checkpoint.latest_every or 0, global_batch=batch),
+        snapshot_every=resolve_cadence(snapshots, global_batch=batch),
+        poll_every_steps=1 if cpu else polls,
+        max_bad_steps=settings.max_bad_steps,
+        max_corrupt_fraction=config.data.max_corrupt_fraction,
+        judge_recent=max(LoopSettings.judge_recent, RECENT_WINDOWS * config.data.archive_window),
+        grad_sync=settings.grad_sync,
+        deterministic=settings.deterministic,
+    )
+
+
+def phase_optim(config: RunConfig, ratio: float) -> PhaseOptim:
+    """The optimizer of a phase: its rate is `ratio` of `lr`, from 0 in a linear warm-up, then a cosine."""
+    settings = config.optimization
+    last, peak = ratio * settings.final_lr, ratio * config.lr
+    warmup = warmup_steps(config)
+    return PhaseOptim(
+        kind=config.optimizer_type,
+        lr=Schedule("warmup_cosine", 0.0 if warmup else peak, last=last, peak=peak, warmup=float(warmup)),
+        weight_decay=constant(settings.weight_decay),
+        betas=(settings.betas[0], settings.betas[1]),
+        momentum=settings.momentum,
+        clip=settings.clip_grad,
+        lars=config.use_lars,
+        lars_trust=settings.lars_trust,
+        lars_clip=settings.lars_clip,
+    )
+
+
+def device_of(config: RunConfig) -> Device:
+    """This process's device, as `scaling.accelerator` of a job's config says."""
+    return Device.of(getattr(getattr(config, "scaling", None), "accelerator", "auto"))
+
+
+def encoder_of(recipe: Recipe) -> Encoder:
+    """The student without its head, with what its inputs must look like and where it comes from."""
+    from adios.recipe import AdiosRecipe
+
+    assert isinstance(recipe, AdiosRecipe)
+    data = recipe.config.data
+    preprocessing = {"mean": list(data.mean), "std": list(data.std), "size": data.image_size, "mpp": data.mpp}
+    return Encoder(recipe.student.vit, preprocessing, SCIENCE, provenance(recipe.config))
+
+
+def export(recipe: Recipe, folder: str, facts: dict[str, Any]) -> None:
+    """Write the student as an encoder artifact into `folder`, and the mask model beside that folder."""
+    from adios.recipe import AdiosRecipe
+
+    assert isinstance(recipe, AdiosRecipe)
+    encoder_of(recipe).save(folder, facts)
+    data, beside = recipe.config.data, Storage.of(folder).url.rstrip("/").rpartition("/")[0]
+    known = {**provenance(recipe.config), **facts}
+    artifact.save(f"{beside}/{artifact.FOLDER}", recipe.mask_model, data.mean, data.std, known)
+
+
+def provenance(config: RunConfig) -> dict[str, Any]:
+    """How what is exported came to be: every identity field of the config."""
+    return {"config": fingerprint(config)["values"]}
