@@ -15,8 +15,8 @@ from core.features.inputs import Listed, images_in, images_of
 from core.features.publish import sweep
 from core.features.tables import merge_tables, read_meta
 from core.reports import check_success, write_report
-from core.storage import Storage, file_state
-from ray_jobs.extraction import DIED, looked_at, over_actors
+from core.storage import Storage
+from ray_jobs.extraction import DIED, looked_at, over_actors, state_of
 from ray_jobs.progress import Progress
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ log = logging.getLogger(__name__)
 TABLE, PARTS = "features.parquet", "_parts"
 LISTS = (".csv", ".tsv", ".tab")
 COLUMNS = ("path", "status", "error")
-ABSENT = "absent"
 SLIDES_ONLY = ("mpp", "tile_px", "overlap_px", "edge_tiles", "slide_mpp", "slide_parquet")
 Errors = dict[int, str]  # by the number of the image in the list
 
@@ -136,7 +135,7 @@ def plan(config: ExtractConfig, specs: Mapping[str, EncoderSpec]) -> Images:
         read_timeout_s=config.read_timeout_s,
     )
     listed = _listed(config)
-    states = tuple(looked_at(_state, listed.paths))
+    states = tuple(looked_at(state_of, listed.paths))
     work = Images(config, specs, settings, ImageJob(listed.names, listed.paths, states, listed.metadata))
     if not config.overwrite:
         for name, spec in specs.items():
@@ -166,13 +165,6 @@ def _listed(config: ExtractConfig) -> Listed:
     if config.images.lower().endswith(LISTS):
         return images_of(config.images, root=config.images_root, reserved=RESERVED)
     return images_in(config.images)
-
-
-def _state(path: str) -> str:
-    try:
-        return file_state(path)
-    except Exception:  # that it cannot be read is told where it is read
-        return ABSENT
 
 
 def _failed(job: ImageJob, error: str) -> ImageOutcome:

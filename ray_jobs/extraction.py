@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from core.errors import UserError
 from core.reports import describe
-from core.storage import StorageError
+from core.storage import StorageError, file_state
 from ray_jobs.actor_map import ActorMap
 from ray_jobs.runtime import Session, ray_session
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 LOOKING_THREADS = 16  # for the state of files, which is latency on remote storage
 DIED = "the process that worked on this died twice (out of memory, or a crash inside a decoder)"
+ABSENT = "absent"
 T = TypeVar("T")
 R = TypeVar("R")
 Row = dict[str, Any]
@@ -109,3 +110,11 @@ def looked_at(look: Callable[[T], R], items: Sequence[T]) -> list[R]:
     """`look` of every item, in order, in threads: for questions to the storage."""
     with ThreadPoolExecutor(LOOKING_THREADS) as pool:
         return list(pool.map(look, items))
+
+
+def state_of(path: str) -> str:
+    """Which state a file is in; a file that is not there, or cannot be asked for, has one of its own."""
+    try:
+        return file_state(path)
+    except Exception:  # that it cannot be read is told where it is read
+        return ABSENT

@@ -27,6 +27,7 @@ from regression.config import CONFIGS_DIR, RunConfig, resolve, run_name
 if TYPE_CHECKING:
     from core.committed import Committed
     from core.plan import Plan
+    from regression.features import FeatureFolder
 
 log = logging.getLogger(__name__)
 METRICS = "metrics.json"
@@ -53,29 +54,33 @@ class Run:
 
 
 def main(loaded: Loaded[TrainRegressionConfig]) -> Outputs | None:
-    from core.storage import Storage
-
     config = located(loaded.config)
     plan = plan_of(config)
     run = run_of(config, plan)
     if loaded.dry_run:
         log.info("the config is sound: %d rows train; nothing was written", plan.rows)
         return None
-    store = Storage.of(run.folder)
+    return work_on(run)
+
+
+def work_on(run: Run) -> Outputs:
+    """Train, judge and leave the results, as far as that has not been done."""
+    from core.storage import Storage
+    from ray_jobs.run_log import run_log
+
+    store, config = Storage.of(run.folder), run.config
     if store.exists(METRICS):
         log.info("this run is finished")
     else:
-        store.write_bytes("config_resolved.yaml", OmegaConf.to_yaml(OmegaConf.structured(run.config)).encode())
+        store.write_bytes("config_resolved.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
         scaling = config.scaling
         cpus = scaling.workers * scaling.cpus_per_worker + 0.5
-        with ray_session(config.runtime, cpus=cpus, autoscaling=scaling.autoscaling):
+        with run_log(store), ray_session(config.runtime, cpus=cpus, autoscaling=scaling.autoscaling):
             outcome = train(run)
-        log.info("ended (%s) after %s images", outcome.end, f"{outcome.images_seen:,}")
-        if outcome.artifact is None:  # interrupted: the same command goes on
-            return Outputs({"run": run.folder, "checkpoint": outcome.checkpoint})
-        from regression.report import write_results
-
-        write_results(run.folder, run.plan, run.config, outcome.end)
+            log.info("ended (%s) after %s images", outcome.end, f"{outcome.images_seen:,}")
+            if outcome.artifact is None:  # interrupted: the same command goes on
+                return Outputs({"run": run.folder, "checkpoint": outcome.checkpoint})
+            judge(run, outcome.end)
     return Outputs({"run": run.folder, "model": store.join("encoder"), "metrics": store.join(METRICS)})
 
 
@@ -93,7 +98,9 @@ def located(config: TrainRegressionConfig) -> TrainRegressionConfig:
             raise UserError("what shall be trained on?", key=f"data.{key}", expected=f"data.{key}=FILE")
     data = replace(config.data, table=absolute(config.data.table), split=absolute(config.data.split))
     model = replace(config.model, artifact=absolute(config.model.artifact), weights=absolute(config.model.weights))
-    return replace(config, output=absolute(config.output), data=data, model=model)
+    probes = {name: str(absolute(path)) for name, path in config.eval.probes.items()}
+    own_eval = replace(config.eval, probes=probes)
+    return replace(config, output=absolute(config.output), data=data, model=model, eval=own_eval)
 
 
 def plan_of(config: TrainRegressionConfig) -> Plan:
@@ -108,7 +115,8 @@ def plan_of(config: TrainRegressionConfig) -> Plan:
     data = config.data
     table = read_table(data.table, genes=data.genes, target_dim=data.target_dim)
     split = read_split(data.split, table)
-    facts = repr((table.hash, table.paths[:1], split.of.tolist(), table.genes, data.normalize_target))
+    shown = (table.places.hash if table.places is not None else None, table.unit)
+    facts = repr((table.hash, table.paths[:1], split.of.tolist(), table.genes, data.normalize_target, shown))
     name = f"{hashlib.sha256(facts.encode()).hexdigest()[:24]}-regression"
     store = Storage.of(str(config.output))
     folder = store.join("plans", name) if store.local else str(private_cache() / name)
@@ -157,8 +165,14 @@ def run_of(config: TrainRegressionConfig, plan: Plan) -> Run:
 def train(run: Run) -> Outcome:
     """To the end of the budget, on the running Ray."""
     from regression.assembly import assemble
+    from regression.features import uses_cache
 
     config = run.config
+    if uses_cache(config):
+        from ray_jobs.frozen_features import ensure_features
+
+        folder = ensure_features(config, run.plan, config.scaling, "of the frozen backbone").folder
+        config = run.config = replace(config, model=replace(config.model, features=folder))
     logging_ = config.logging
     tags = {"mlflow.parentRunId": logging_.mlflow_parent} if logging_.mlflow_parent else {}
     batch = config.train
@@ -181,6 +195,41 @@ def train(run: Run) -> Outcome:
             tag=logging_.write_tag,
         )
     )
+
+
+def judge(run: Run, end: str) -> None:
+    """The run's results and those of its baselines, in a task with what one worker has: a GPU, if they had one."""
+    import ray
+
+    from ray_jobs.backends import resolve_accelerator
+    from ray_jobs.frozen_features import ensure_features, probe_config
+
+    config, scaling = run.config, run.config.scaling
+    kept: dict[str, FeatureFolder] = {}
+    if config.eval.baselines:
+        kept["initial"] = ensure_features(config, run.plan, scaling, "of the backbone as it started")
+    for name, artifact in config.eval.probes.items():
+        kept[name] = ensure_features(probe_config(config, artifact), run.plan, scaling, f"of {name}")
+    kind = resolve_accelerator(scaling.accelerator, scaling.autoscaling)
+    gpus = float(scaling.gpus_per_worker) if kind == "cuda" else 0.0
+    task = ray.remote(num_cpus=scaling.cpus_per_worker, num_gpus=gpus)(_judge)
+    ray.get(task.remote(run.folder, run.plan.origin, config, end, kept, "cuda" if gpus else "cpu"))
+
+
+def _judge(folder: str, plan_path: str, config: RunConfig, end: str, kept: dict[str, FeatureFolder], kind: str) -> None:
+    from core.device import Device
+    from core.plan import Plan
+    from regression.baseline import predictions
+    from regression.report import write_results
+
+    plan = Plan.open(plan_path)
+    baselines = {}
+    for name, where in kept.items():
+        found = where.load()
+        if name == "initial":
+            baselines["colour"] = predictions(found.colours, plan, config.seed)
+        baselines[name] = predictions(found.seen, plan, config.seed)
+    write_results(folder, plan, config, end, Device.of(kind), baselines)
 
 
 if __name__ == "__main__":

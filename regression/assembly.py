@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from core.config import fingerprint
 from core.device import Device
 from core.optim.schedules import Schedule, constant
@@ -17,8 +20,9 @@ from core.train.settings import LoopSettings, PhaseOptim
 from core.train.supervised import Selection
 from regression import artifact
 from regression.config import RunConfig
-from regression.data import ImageReader
+from regression.data import FeatureReader, ImageReader
 from regression.evaluate import validator
+from regression.features import FeatureFolder, uses_cache
 from regression.model import initial_digest
 from regression.plan import identity as plan_identity
 from regression.plan import normaliser, rows_of
@@ -32,13 +36,14 @@ def assemble(config: RunConfig, plan: Plan, world: int) -> Assembly:
     """Recipe, order, reader and loop settings of `config`, which regression.config.resolve has filled in. Where there
     is nothing to validate on, nothing selects: the last state is the one that is exported."""
     data = config.data
+    kept = kept_features(config, plan)
     return Assembly(
         science=SCIENCE,
         tag=config.logging.write_tag,
-        recipe=RegressionRecipe(config, normaliser(plan)),
+        recipe=RegressionRecipe(config, normaliser(plan), features=kept),
         settings=loop_settings(config, world),
         order=uniform_order(plan.rows, config.seed),  # an epoch is a pass: every training row once
-        reader=ImageReader.of(plan, config.seed, data.image_size),
+        reader=ImageReader.of(plan, config.seed, data.image_size) if kept is None else FeatureReader.of(plan, kept),
         identity=identity_of(config, plan_identity(plan)),
         placement=fingerprint(config, placement=True),
         export=export,
@@ -51,6 +56,14 @@ def assemble(config: RunConfig, plan: Plan, world: int) -> Assembly:
         selection=selection(config, plan.rows) if rows_of(plan, "val").size >= 2 else None,
         validate=lambda state: validator(plan, config.eval, state.device)(state),
     )
+
+
+def kept_features(config: RunConfig, plan: Plan) -> npt.NDArray[np.float32] | None:
+    """`[N, D]` of all rows of `plan.sources`, where the backbone is frozen and every image always looks the same."""
+    if not uses_cache(config):
+        return None
+    assert config.model.features is not None, "the job computes them before"
+    return FeatureFolder(config.model.features, tuple(plan.sources["path"].to_pylist())).load().seen
 
 
 def loop_settings(config: RunConfig, world: int) -> LoopSettings:

@@ -5,6 +5,7 @@ Closed form; the strength is chosen by cross-validation over the groups of the t
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +14,17 @@ import numpy as np
 import numpy.typing as npt
 
 from core.errors import UserError
+from core.order import rng
+from core.plan import Plan
 from core.stats.correlation import pearson
+from regression.plan import rows_of, targets
 
 Floats = npt.NDArray[np.float64]
 STRENGTHS = tuple(float(s) for s in 10.0 ** np.arange(-6, 4))  # of the penalty, per training row
+TITLES = {"colour": "ridge on colours", "initial": "ridge on the initial backbone"}
 MOST_FOLDS = 10
+MOST_ROWS = 50_000  # that a ridge is fitted to: more tell it nothing and cost memory
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,24 @@ def fit_ridge(
     best = int(np.argmax(scores))
     (fitted,) = _path(x, y, strengths[best : best + 1])
     return fitted
+
+
+def predictions(features: npt.NDArray[np.floating[Any]], plan: Plan, seed: int) -> Floats:
+    """What ridge on `features` `[N, D]` of all rows of `plan.sources`, fitted to the training rows, predicts of all
+    rows: `[N, K]` in the targets' own units. Training rows whose features are NaN (unreadable images) are left out, of
+    others they predict NaN; above MOST_ROWS a seeded choice is fitted."""
+    known = np.isfinite(features).all(axis=1)
+    train = rows_of(plan, "train")
+    train = train[known[train]]
+    if train.size > MOST_ROWS:
+        log.info("the ridge sees %d of %d training rows", MOST_ROWS, train.size)
+        train = np.sort(rng(seed, "baseline", 0).permutation(train)[:MOST_ROWS])
+    groups = np.array(plan.sources["group_id"].to_pylist())
+    measured = targets(plan)
+    fitted = fit_ridge(features[train], measured[train], groups[train])
+    out = np.full_like(measured, np.nan)
+    out[known] = fitted(features[known])
+    return out
 
 
 def colour_features(pixels: npt.NDArray[np.uint8]) -> Floats:

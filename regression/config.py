@@ -63,7 +63,8 @@ class ModelConfig:
     backbone: str = "resnet18"  # resnet18 | resnet50 | vit_tiny … vit_huge | artifact
     artifact: str | None = placement(None)  # encoder artifact (its content is identity)
     weights: str | None = placement(None)  # weights file of a named backbone (its content is identity)
-    frozen: bool = False  # train the head alone
+    frozen: bool = False  # train the head alone; without augmentation on features that are computed once and kept
+    features: str | None = placement(None)  # where these are; the job fills it in
     patch_size: int = 16  # of a ViT
     checkpointing: bool = placement(False)
 
@@ -141,8 +142,12 @@ class EvalConfig:
     patience: int | None = None  # validations without a better primary metric; None: to the end of the budget
     batch_size: int = 32
     resamples: int = 2000
+    baselines: bool = True  # ridge on colours, and on features of the backbone as it starts, beside the run
+    probes: dict[str, str] = field(default_factory=dict)  # name: encoder artifact; ridge on its features, too
 
     def __post_init__(self) -> None:
+        if taken := sorted({"colour", "initial"} & set(self.probes)):
+            raise UserError("a baseline has this name", key="eval.probes", found=taken, expected="another name")
         one_of(self, "eval", primary=METRICS, secondary=METRICS)
         positive(self, "eval", "patience", "batch_size", "resamples")
         resolve_cadence(self.every, global_batch=1, epoch_images=1, key="eval.every")

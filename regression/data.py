@@ -49,7 +49,35 @@ class ImageReader:
         }
 
     def collate(self, units: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        return {name: np.stack([unit[name] for unit in units]) for name in units[0]}
+        return _stacked(units)
+
+
+class FeatureReader:
+    """Reads what a frozen backbone has seen, `[N, D]` by `source`, in place of images; `paths` name what is lost."""
+
+    benign_reasons: frozenset[str] = frozenset()
+
+    def __init__(
+        self, features: npt.NDArray[np.float32], paths: Sequence[str], targets: npt.NDArray[np.float32]
+    ) -> None:
+        self.features, self.paths, self.targets = features, list(paths), targets
+        self.lost = ~np.isfinite(features).all(axis=1)
+
+    @classmethod
+    def of(cls, plan: Plan, features: npt.NDArray[np.float32]) -> FeatureReader:
+        """For the units of a plan."""
+        scaled = normaliser(plan).apply(targets(plan)).astype(np.float32)
+        return cls(features, plan.sources["path"].to_pylist(), scaled)
+
+    def read(self, unit: Mapping[str, Any], position: int, attempt: int) -> dict[str, Any]:
+        """features float32 [D] · target float32 [K] · source int64. Raises UnreadableUnit where the image was lost."""
+        source = int(unit["source"])
+        if self.lost[source]:
+            raise UnreadableUnit("unreadable", self.paths[source], "it could not be read when features were made")
+        return {"features": self.features[source], "target": self.targets[source], "source": np.int64(source)}
+
+    def collate(self, units: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        return _stacked(units)
 
 
 def read_square(path: str, size: int) -> Pixels:
@@ -64,3 +92,7 @@ def read_square(path: str, size: int) -> Pixels:
     if height != width:
         raise UnreadableUnit("shape", path, f"{width} x {height} pixels, expected a square")
     return resize(pixels, size, size)
+
+
+def _stacked(units: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {name: np.stack([unit[name] for unit in units]) for name in units[0]}

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -20,7 +22,8 @@ from regression.normalise import Normaliser
 
 class RegressionRecipe:
     """Built from the config's seed alone: equal on every rank; or around an exported `net` with its `given`
-    preprocessing. `normaliser` brings predictions back to the targets' units."""
+    preprocessing. `normaliser` brings predictions back to the targets' units; `features` `[N, D]` of all rows of the
+    plan stand in for images where a frozen backbone has seen them all."""
 
     def __init__(
         self,
@@ -28,8 +31,9 @@ class RegressionRecipe:
         normaliser: Normaliser,
         net: ExpressionNet | None = None,
         given: Preprocessing | None = None,
+        features: npt.NDArray[np.float32] | None = None,
     ) -> None:
-        self.config, self.normaliser = config, normaliser
+        self.config, self.normaliser, self.features = config, normaliser, features
         self.preprocessing: Preprocessing = given or preprocessing(config)
         self.modules = nn.ModuleDict({"net": net if net is not None else build_net(config)})
         trained = [(name, p) for name, p in self.modules.named_parameters() if p.requires_grad]
@@ -43,23 +47,21 @@ class RegressionRecipe:
         return ("model",)
 
     def prepare(self, micro: dict[str, Tensor], progress: Progress) -> dict[str, Tensor]:
-        """uint8 pixels → augmented, normalised float images; everything else stays."""
+        """uint8 pixels → augmented, normalised float images; everything else, features too, stays."""
+        if "features" in micro:  # a frozen backbone's, kept on storage
+            return micro
         images = augmented(as_float(micro["image"]), micro["draws"], self.config.augment)
-        return {**micro, "image": self.normalised(images)}
+        return {**micro, "image": normalised(images, self.preprocessing)}
 
     def inputs(self, pixels: Tensor) -> Tensor:
         """uint8 `[B, S, S, 3]` → what the network takes, without augmentation."""
-        return self.normalised(as_float(pixels))
-
-    def normalised(self, images: Tensor) -> Tensor:
-        given, device = self.preprocessing, images.device
-        mean, std = constant(given.mean, device), constant(given.std, device)
-        return (images - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
+        return as_normalised(pixels, self.preprocessing)
 
     def loss(self, phase: str, micro: dict[str, Tensor], progress: Progress) -> Loss:
         """Σ of the images' losses, weight = images."""
         assert phase == "model", phase
-        each = image_losses(self.net(micro["image"]), micro["target"], self.config.loss)
+        predicted = self.net.head(micro["features"]) if "features" in micro else self.net(micro["image"])
+        each = image_losses(predicted, micro["target"], self.config.loss)
         weight = torch.full((), float(each.shape[0]), dtype=torch.float32, device=each.device)
         return Loss(each.sum(), weight, {"loss_regression": each.detach().mean()})
 
@@ -73,6 +75,17 @@ class RegressionRecipe:
 def as_float(pixels: Tensor) -> Tensor:
     """uint8 `[B, S, S, 3]` → float32 `[B, 3, S, S]` in 0…1."""
     return pixels.movedim(-1, 1).to(torch.float32) / 255.0
+
+
+def normalised(images: Tensor, given: Preprocessing) -> Tensor:
+    """`[B, 3, S, S]` in 0…1 → what the network takes."""
+    mean, std = constant(given.mean, images.device), constant(given.std, images.device)
+    return (images - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
+
+
+def as_normalised(pixels: Tensor, given: Preprocessing) -> Tensor:
+    """uint8 `[B, S, S, 3]` → what the network takes, without augmentation."""
+    return normalised(as_float(pixels), given)
 
 
 def augmented(images: Tensor, draws: Tensor, config: AugmentConfig) -> Tensor:

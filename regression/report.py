@@ -14,16 +14,18 @@ import pyarrow as pa
 from core.device import Device
 from core.errors import UserError
 from core.plan import Plan
+from core.stats.correlation import CorrelationIntervals, Method
 from core.storage import Storage
 from core.tracking import MetricsLog
 from regression import artifact
 from regression.config import EvalConfig, RunConfig
-from regression.evaluate import Evaluation, metrics, predict, write_csv, write_parquet
+from regression.evaluate import Evaluation, Floats, metrics, predict, write_csv, write_parquet
 from regression.figures import figures
 from regression.plan import rows_of
 from regression.recipe import RegressionRecipe
 
 METRICS, PREDICTIONS, PER_GENE = "metrics.json", "predictions.parquet", "per_gene.csv"
+BASELINES = "baselines.parquet"
 SHOWN = ("best", "last", "test")  # of a run's metrics, each with both correlations
 COLUMNS = (
     "run",
@@ -39,22 +41,27 @@ def recipe_of(trained: artifact.Trained) -> RegressionRecipe:
     return RegressionRecipe(RunConfig(), trained.normaliser, trained.net, trained.preprocessing)
 
 
-def write_results(folder: str, plan: Plan, config: RunConfig, end: str) -> dict[str, Any]:
-    """Evaluate the exported model of the run in `folder` on its val and test rows; metrics.json comes last.
+def write_results(
+    folder: str, plan: Plan, config: RunConfig, end: str, device: Device, baselines: Mapping[str, Floats]
+) -> dict[str, Any]:
+    """Evaluate the exported model of the run in `folder` on its val and test rows; metrics.json comes last. `baselines`
+    are predictions `[N, K]` of all rows by whatever the model is to be compared with, in the targets' units.
 
     metrics.json: run_name, how it ended, `best` (val metrics of the exported state), `last` (those of the last
     validation of the training), `test`, `best_primary`, the number of genes without a correlation, and intervals over
-    groups where there are two or more.
+    groups where there are two or more; `baselines` has the same of each of them.
     """
     store = Storage.of(folder)
     trained = artifact.load(store.join("encoder"))
     seen = trained.description["provenance"].get("images_seen")
     found: dict[str, Any] = {"run_name": folder.rpartition("/")[2], "end": end, "images_seen": seen}
     parts = [part for part in ("val", "test") if rows_of(plan, part).size >= 2]
-    judged = judge(store, recipe_of(trained), plan, parts, config.eval, config.seed, Device.of("cpu"))
+    judged = judge(store, recipe_of(trained), plan, parts, config.eval, config.seed, device)
     found |= {"best" if part == "val" else part: own for part, own in judged.items()}
     if last := last_validation(store):
         found["last"] = last
+    if baselines and parts:
+        found["baselines"] = judge_baselines(store, plan, parts, config.eval, config.seed, baselines)
     best = found.get("best") or found.get("test") or {}
     found |= {"primary": config.eval.primary, "best_primary": best.get(config.eval.primary)}
     found["n_undefined"] = best.get("n_undefined")
@@ -88,10 +95,7 @@ def judge(
         rows = rows_of(plan, part)
         judged = Evaluation.of(plan, rows, predict(recipe, plan, rows, device, config.batch_size))
         intervals = judged.both_intervals(config, seed)
-        found[part] = dict(metrics(judged.predicted, judged.measured, config))
-        for method, between in intervals.items():
-            if between is not None:
-                found[part] |= {f"{method}_low": between.mean.low, f"{method}_high": between.mean.high}
+        found[part] = _with_intervals(judged, config, intervals)
         per_gene = judged.per_gene(intervals)
         predictions.append(_of_part(judged.predictions(), part))
         genes.append(_of_part(per_gene, part))
@@ -100,6 +104,42 @@ def judge(
     if parts:
         write_parquet(store.join(PREDICTIONS), pa.concat_tables(predictions))
         write_csv(store.join(PER_GENE), pa.concat_tables(genes, promote_options="permissive"))
+    return found
+
+
+def judge_baselines(
+    store: Storage,
+    plan: Plan,
+    parts: Sequence[str],
+    config: EvalConfig,
+    seed: int,
+    baselines: Mapping[str, Floats],
+) -> dict[str, dict[str, Any]]:
+    """Metrics of each baseline on each part of the rows; what it predicts goes into `store`."""
+    found: dict[str, dict[str, Any]] = {name: {} for name in baselines}
+    tables = []
+    for part in parts:
+        rows = rows_of(plan, part)
+        columns: dict[str, Any] = {}
+        for name, of_all in baselines.items():
+            judged = Evaluation.of(plan, rows, of_all[rows])
+            found[name]["best" if part == "val" else part] = _with_intervals(
+                judged, config, judged.both_intervals(config, seed)
+            )
+            columns |= {f"{name}_{gene}": judged.predicted[:, k] for k, gene in enumerate(judged.genes)}
+        first = {"part": [part] * rows.size, "path": judged.names, "group_id": judged.groups}
+        tables.append(pa.table(first | columns))
+    write_parquet(store.join(BASELINES), pa.concat_tables(tables))
+    return found
+
+
+def _with_intervals(
+    judged: Evaluation, config: EvalConfig, intervals: Mapping[Method, CorrelationIntervals | None]
+) -> dict[str, Any]:
+    found: dict[str, Any] = dict(metrics(judged.predicted, judged.measured, config))
+    for method, between in intervals.items():
+        if between is not None:
+            found |= {f"{method}_low": between.mean.low, f"{method}_high": between.mean.high}
     return found
 
 

@@ -1,0 +1,158 @@
+"""A cross-validation of a regression: a run per fold, several at a time on one Ray, and what they say together.
+
+    python -m ray_jobs.make_splits table=metadata.csv output=splits/loso kind=leave_one_group_out
+    python -m ray_jobs.train_folds splits=splits/loso data.table=metadata.csv output=outputs/loso parallel=2
+
+`output/fold_0` … are runs like any other. The same command goes on with those that are not finished; interrupted, all
+of them checkpoint. A fold that fails does not end the others. What folds share, the plan's images and the features of
+frozen backbones, is computed once.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import posixpath
+import threading
+import time
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from core.checks import at_least
+from core.config import MISSING, Loaded, is_set, placement
+from core.errors import MissingFile, UserError
+from ray_jobs.cli import Outputs, job
+from ray_jobs.runtime import ray_session
+from ray_jobs.train_regression import METRICS, TrainRegressionConfig, located, plan_of, run_of, work_on
+from regression.config import CONFIGS_DIR, DataConfig
+
+if TYPE_CHECKING:
+    from core.storage import Storage
+
+log = logging.getLogger(__name__)
+POLL_S = 0.5
+
+
+@dataclass
+class TrainFoldsConfig(TrainRegressionConfig):
+    """A run config for every fold; `data.split` and `logging.run_name` are the folds' own."""
+
+    data: DataConfig = field(default_factory=lambda: DataConfig(split=""))
+    splits: str = placement(MISSING)  # folder of fold_0.csv, fold_1.csv …, which make_splits writes
+    parallel: int = placement(1)  # folds at a time
+    title: str | None = placement(None)  # of the table and the figures; null: the folder's name
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, "", 1, "parallel")
+        for key, value in (("data.split", self.data.split), ("logging.run_name", self.logging.run_name)):
+            if value:
+                raise UserError("each fold has its own", key=key, found=value, expected="splits=FOLDER alone")
+
+
+@dataclass
+class Fold:
+    """One fold's run, in a thread while it runs."""
+
+    name: str
+    config: TrainRegressionConfig
+    folder: str
+    thread: threading.Thread | None = None
+    error: BaseException | None = None
+    outputs: list[Outputs | None] = field(default_factory=list)
+
+    def start(self) -> None:
+        def work() -> None:
+            try:
+                self.outputs.append(work_on(run_of(self.config, plan_of(self.config))))
+            except BaseException as e:  # carried to the main thread, which raises it when the others have ended
+                self.error = e
+
+        log.info("%s begins", self.name)
+        self.thread = threading.Thread(target=work, name=f"pathray-{self.name}", daemon=True)
+        self.thread.start()
+
+    @property
+    def running(self) -> bool:
+        return self.thread is not None and self.thread.is_alive()
+
+
+def main(loaded: Loaded[TrainFoldsConfig]) -> Outputs | None:
+    from core.storage import Storage
+    from regression.cross_validation import unfinished, write_summary
+
+    config = loaded.config
+    folds = folds_of(config)
+    for fold in folds:  # every check of every fold, before the first begins
+        plan = plan_of(fold.config)
+        if not any(part == "test" for part in plan.sources["split"].to_pylist()):
+            raise UserError("a fold without test rows", file=fold.config.data.split, key="split", expected="test")
+        run_of(fold.config, plan)
+    if loaded.dry_run:
+        log.info("%d folds are sound; nothing was trained", len(folds))
+        return None
+    root = Storage.of(str(config.output))
+    left = [fold for fold in folds if not root.exists(f"{fold.name}/{METRICS}")]
+    log.info("%d folds, %d of them finished", len(folds), len(folds) - len(left))
+    if left:
+        at_a_time, scaling = min(config.parallel, len(left)), config.scaling
+        cpus = at_a_time * (scaling.workers * scaling.cpus_per_worker + 0.5)
+        with ray_session(config.runtime, cpus=cpus, autoscaling=scaling.autoscaling):
+            train_all(root, left, at_a_time)
+    names = [fold.name for fold in folds]
+    if waiting := unfinished(root, names):
+        log.info("interrupted; the same command goes on with %s", ", ".join(waiting))
+        return Outputs({"runs": root.url})
+    text = write_summary(root, names, config.title or posixpath.basename(root.url.rstrip("/")))
+    print(text)
+    return Outputs({"table": root.join("folds.md"), "per_gene": root.join("per_gene.csv"), "runs": root.url})
+
+
+def folds_of(config: TrainFoldsConfig) -> list[Fold]:
+    """A fold per CSV of the folder of splits, in the order of their numbers. MissingFile when there is none."""
+    from core.storage import Storage
+
+    if not is_set(config.splits):
+        raise UserError("which folds?", key="splits", expected="a folder that make_splits has written")
+    store = Storage.of(config.splits)
+    names = [n.removesuffix(".csv") for n in store.list() if n.startswith("fold_") and n.endswith(".csv")]
+    if not names:
+        raise MissingFile("no folds here", file=store.url, key="splits", expected="fold_0.csv, fold_1.csv …")
+    base = {f: getattr(config, f) for f in TrainRegressionConfig.__dataclass_fields__}
+    out = []
+    for name in sorted(names, key=lambda n: (len(n), n)):
+        own = TrainRegressionConfig(**copy.deepcopy(base))
+        own = replace(own, data=replace(own.data, split=store.join(f"{name}.csv")))
+        own = located(replace(own, logging=replace(own.logging, run_name=name)))
+        out.append(Fold(name, own, Storage.of(str(own.output)).join(name)))
+    return out
+
+
+def train_all(root: Storage, folds: list[Fold], at_a_time: int) -> None:
+    """All folds, `at_a_time` of them together, on the running Ray. A STOP of the whole, which a signal writes, goes to
+    each that runs; the first error is raised when all have ended."""
+    from ray_jobs.trainer import STOP, request_stop, stop_on_signals
+
+    root.remove(STOP)
+    waiting, stopping = list(folds), False
+    with stop_on_signals(root):
+        while waiting or any(fold.running for fold in folds):
+            stopping = stopping or root.exists(STOP)
+            running = [fold for fold in folds if fold.running]
+            if stopping:
+                waiting.clear()
+                for fold in running:
+                    request_stop(fold.folder)  # again and again: a run that only begins removes an older one
+            while waiting and len(running) < at_a_time:
+                running.append(waiting.pop(0))
+                running[-1].start()
+            time.sleep(4 * POLL_S if stopping else POLL_S)
+    failed = [fold for fold in folds if fold.error is not None]
+    for fold in failed:
+        log.error("%s failed: %s", fold.name, fold.error)
+    if failed and failed[0].error is not None:
+        raise failed[0].error
+
+
+if __name__ == "__main__":
+    job(main, TrainFoldsConfig, CONFIGS_DIR)

@@ -1,0 +1,139 @@
+"""What a frozen backbone sees in the images of a plan, computed once and kept on storage, part by part.
+
+A folder is named after all that its numbers depend on: weights, preprocessing, the images and their state. Whoever asks
+for the same features again, another run, another fold, finds them; one that was interrupted goes on with what is
+lacking. Not here: who computes the parts (ray_jobs.frozen_features), what is learnt from them (regression.baseline).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from core.device import Device
+from core.errors import UnreadableUnit, UserError
+from core.storage import Storage
+from regression.baseline import Floats, colour_features
+from regression.config import RunConfig
+from regression.data import read_square
+from regression.model import ExpressionNet, Preprocessing, build_net, preprocessing
+from regression.recipe import as_normalised
+
+VERSION = 1  # raised when equal inputs would give other numbers than before
+PART = 256  # images of a part
+
+
+@dataclass(frozen=True)
+class Features:
+    """`seen` `[N, D]` by the backbone and `colours` `[N, 12]` of the images; NaN rows where one could not be read."""
+
+    seen: npt.NDArray[np.float32]
+    colours: Floats
+
+
+@dataclass(frozen=True)
+class FeatureFolder:
+    """The features of `paths`, in their order, in `folder` (path or URL)."""
+
+    folder: str
+    paths: tuple[str, ...]
+
+    @property
+    def parts(self) -> int:
+        return -(-len(self.paths) // PART)
+
+    def paths_of(self, part: int) -> tuple[str, ...]:
+        return self.paths[part * PART : (part + 1) * PART]
+
+    def missing(self) -> list[int]:
+        """Parts that are not there yet."""
+        found = set(Storage.of(self.folder).list())
+        return [part for part in range(self.parts) if _name(part) not in found]
+
+    def write(self, part: int, features: Features) -> None:
+        buffer = io.BytesIO()
+        np.savez(buffer, seen=features.seen, colours=features.colours)
+        Storage.of(self.folder).write_bytes(_name(part), buffer.getvalue())
+
+    def load(self) -> Features:
+        """All of them. UserError naming a part that is damaged."""
+        store = Storage.of(self.folder)
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda part: self._part(store, part), range(self.parts)))
+        return Features(np.concatenate([f.seen for f in found]), np.concatenate([f.colours for f in found]))
+
+    def _part(self, store: Storage, part: int) -> Features:
+        try:
+            with np.load(io.BytesIO(store.read_bytes(_name(part))), allow_pickle=False) as found:
+                out = Features(found["seen"], found["colours"])
+        except (ValueError, KeyError, OSError) as e:
+            where = store.join(_name(part))
+            raise UserError(f"damaged features: {e}", file=where, expected="remove it, and they are made anew") from e
+        assert len(out.seen) == len(out.colours) == len(self.paths_of(part)), part
+        return out
+
+
+def feature_folder(root: str, config: RunConfig, paths: Sequence[str], states: Sequence[str]) -> FeatureFolder:
+    """Where the features of a config's backbone, as it starts, are kept below `root`; `states` say which state the
+    image files are in."""
+    net = build_net(config)
+    facts = {
+        "version": VERSION,
+        "backbone": backbone_digest(net),
+        "preprocessing": asdict(preprocessing(config)),
+        "images": hashlib.sha256(json.dumps([list(paths), list(states)]).encode()).hexdigest(),
+    }
+    name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
+    return FeatureFolder(Storage.of(root).join(name), tuple(paths))
+
+
+def backbone_digest(net: ExpressionNet) -> str:
+    """sha256 of the names, shapes and bits of a backbone's tensors."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(net.backbone.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def features_of(
+    net: ExpressionNet, given: Preprocessing, paths: Sequence[str], device: Device, *, batch_size: int, threads: int
+) -> Features:
+    """Features of images, `net` being on `device` and in evaluation mode. What cannot be read becomes NaN."""
+    seen, colours = [], []
+    with ThreadPoolExecutor(threads) as pool, torch.no_grad():
+        for first in range(0, len(paths), batch_size):
+            images = list(pool.map(lambda path: _read(path, given.size), paths[first : first + batch_size]))
+            pixels = np.stack([np.zeros((given.size,) * 2 + (3,), np.uint8) if i is None else i for i in images])
+            inputs = as_normalised(torch.from_numpy(pixels).to(device.torch_device), given)
+            batch = net.features(inputs).float().cpu().numpy()
+            colour = colour_features(pixels)
+            lost = np.array([i is None for i in images])
+            batch[lost], colour[lost] = np.nan, np.nan
+            seen.append(batch)
+            colours.append(colour)
+    return Features(np.concatenate(seen), np.concatenate(colours))
+
+
+def uses_cache(config: RunConfig) -> bool:
+    """Whether a run trains on kept features: its backbone is frozen and sees every image always the same."""
+    return config.model.frozen and not config.augment.geometry and config.augment.stain == 0
+
+
+def _read(path: str, size: int) -> npt.NDArray[np.uint8] | None:
+    try:
+        return read_square(path, size)
+    except UnreadableUnit:
+        return None
+
+
+def _name(part: int) -> str:
+    return f"part-{part:06d}.npz"
