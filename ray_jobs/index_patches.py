@@ -1,0 +1,81 @@
+"""Folder of zipped patches (or a dataset_index.pkl) → patch index (parquet) and a table of what could not be read.
+
+    python -m ray_jobs.index_patches source=data/zips output=indexes/patches.parquet
+
+Only the archives' directories are read, in parallel. A job that was killed goes on where it was, and a folder that grew
+is read only where it is new: what was found lies in `OUTPUT_parts/`. Exit code 2, and no index, when more than
+`max_corrupt_fraction` of the archives or members will not do; OUTPUT_quarantine.parquet names them all the same.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import adios
+from core.config import MISSING, Loaded, placement
+from core.errors import UserError
+from ray_jobs.cli import Outputs, job
+from ray_jobs.ordered_map import RayMap
+from ray_jobs.progress import Progress
+from ray_jobs.runtime import RuntimeConfig, ray_session
+
+if TYPE_CHECKING:
+    from adios.index import Archive
+    from adios.index_writer import Summary
+
+log = logging.getLogger(__name__)
+CONFIGS_DIR = Path(adios.__file__).parent / "configs"
+
+
+@dataclass
+class IndexPatchesConfig:
+    source: str = MISSING  # a folder (or URL) with zips at any depth, or a dataset_index.pkl
+    output: str = MISSING  # the index, a parquet file
+    max_corrupt_fraction: float = 0.05  # of the archives, and of their members
+    archives_per_task: int = placement(8)
+    runtime: RuntimeConfig = placement(default_factory=RuntimeConfig)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_corrupt_fraction <= 1:
+            found = self.max_corrupt_fraction
+            raise UserError("not a fraction", key="max_corrupt_fraction", found=found, expected="0 to 1")
+        if self.archives_per_task < 1:
+            raise UserError("too small", key="archives_per_task", found=self.archives_per_task, expected="at least 1")
+
+
+def main(loaded: Loaded[IndexPatchesConfig]) -> Outputs | None:
+    from adios.index import archives_of
+    from adios.index_writer import quarantine_path
+
+    config = loaded.config
+    root, archives = archives_of(config.source)
+    log.info("%d archives in %s", len(archives), config.source)
+    if loaded.dry_run:
+        return None
+    with ray_session(config.runtime):
+        build(config, root, archives)
+    return Outputs({"index": config.output, "quarantine": quarantine_path(config.output)})
+
+
+def build(config: IndexPatchesConfig, root: str, archives: list[Archive]) -> Summary:
+    """Write the index of `archives` on the running Ray."""
+    from adios.index_writer import index_patches, lost
+
+    with Progress(len(archives), "index", "archives") as progress:
+        summary = index_patches(
+            root,
+            archives,
+            config.output,
+            max_corrupt_fraction=config.max_corrupt_fraction,
+            map=RayMap(lost, chunk=config.archives_per_task),
+            tick=progress.update,
+        )
+    log.info("%s", summary)
+    return summary
+
+
+if __name__ == "__main__":
+    job(main, IndexPatchesConfig, CONFIGS_DIR)
