@@ -1,0 +1,179 @@
+"""Makes the archives that ADIOS trains on: a slide, or a folder of images → one zip of square PNG patches.
+
+`patch_000_448_x0_y896.png` is the first patch, of 448² pixels, its upper left corner at (0, 896) in level-0 pixels of
+its slide or in pixels of its image. Equal files give equal bytes; an archive is there whole or not at all, and its
+comment says what it was made of, so that a job that was stopped goes on. Not here: which slides there are, how they are
+spread over a cluster (ray_jobs.cut_patches).
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import tempfile
+import zipfile
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from core.errors import UnreadableUnit, UserError
+from core.features.images import read_image
+from core.fingerprint import fingerprint
+from core.reports import describe
+from core.storage import Storage, StorageError, file_state
+from core.wsi.reader import open_slide
+from core.wsi.regions import read_regions
+from core.wsi.source import open_source
+from core.wsi.tiling import TileSpec, tile_grid, tiles_of, tissue_of
+
+BATCH = 16  # tiles of a slide that are read at once
+EPOCH = (1980, 1, 1, 0, 0, 0)  # of every member: the time of making it would make other bytes
+COMMENT = re.compile(rb"pathray patches ([0-9a-f]{64}) (\d+)\n$")  # fingerprint and count, at an archive's end
+TAIL = 128
+
+Patch = tuple[int, int, npt.NDArray[np.uint8]]  # x, y, [size, size, 3]
+
+
+@dataclass(frozen=True)
+class SlideCut:
+    """A slide to be cut into the archive `output`. The states change when the files do; `mask_path` "" computes one."""
+
+    name: str
+    output: str
+    path: str
+    mpp0: float
+    mask_path: str = ""
+    state: str = ""
+    mask_state: str = ""
+
+
+@dataclass(frozen=True)
+class ImagesCut:
+    """The images of one folder, to be cut into the archive `output`. `states` change when the files do."""
+
+    name: str
+    output: str
+    paths: tuple[str, ...]
+    states: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CutOutcome:
+    """A line of the report. `status`: ok, skipped (done before), empty (no tissue) or failed; `refused`: images that
+    were left out."""
+
+    status: str
+    error: str = ""
+    patches: int = 0
+    refused: int = 0
+
+
+def cut_if_needed(job: SlideCut | ImagesCut, spec: TileSpec) -> CutOutcome:
+    """`cut`, unless the archive is there and was made of just this. The data's faults become its outcome; StorageError
+    for an archive that cannot be written, and assertions, are raised."""
+    try:
+        current = _with_states(job)
+        done = _done(current, spec)
+        return cut(current, spec) if done is None else CutOutcome("skipped", patches=done)
+    except (AssertionError, StorageError):
+        raise
+    except Exception as e:  # the data's: every decoder raises its own kinds
+        return CutOutcome("failed", describe(e))
+
+
+def cut(job: SlideCut | ImagesCut, spec: TileSpec) -> CutOutcome:
+    """Write the archive of a job. Raises what its slide's files raise, and StorageError for the archive; of a folder
+    of images, those that will not do are left out and named."""
+    refused = list[str]()
+    patches = _of_slide(job, spec) if isinstance(job, SlideCut) else _of_images(job, spec.size_px, refused)
+    count = _write(job.output, patches, spec.size_px, _fingerprint(job, spec))
+    error = f"{len(refused)} images left out: {'; '.join(refused[:3])}" if refused else ""
+    if not count:
+        return CutOutcome("failed" if refused else "empty", error or "no tile holds enough tissue", 0, len(refused))
+    return CutOutcome("ok", error, count, len(refused))
+
+
+def _with_states(job: SlideCut | ImagesCut) -> SlideCut | ImagesCut:
+    if isinstance(job, ImagesCut):
+        return replace(job, states=tuple(file_state(path) for path in job.paths))
+    mask_state = file_state(job.mask_path) if job.mask_path else ""
+    return replace(job, state=file_state(job.path), mask_state=mask_state)
+
+
+def _fingerprint(job: SlideCut | ImagesCut, spec: TileSpec) -> str:
+    """Of all that an archive's bytes depend on, and not of where its source lies."""
+    facts = {k: v for k, v in asdict(job).items() if k not in ("output", "path", "mask_path", "paths")}
+    tiles = asdict(spec) if isinstance(job, SlideCut) else {"size_px": spec.size_px}
+    return str(fingerprint({"job": facts, "tiles": tiles})["hash"])
+
+
+def _done(job: SlideCut | ImagesCut, spec: TileSpec) -> int | None:
+    """How many patches the archive has, when it was made of just this. Reads its last bytes only."""
+    try:
+        source = open_source(job.output)
+    except UserError:  # most often it is not there yet
+        return None
+    try:
+        match = COMMENT.search(source.read_many([(max(0, source.size - TAIL), TAIL)])[0])
+    finally:
+        source.close()
+    return int(match[2]) if match and match[1].decode() == _fingerprint(job, spec) else None
+
+
+def _of_slide(job: SlideCut, spec: TileSpec) -> Iterator[Patch]:
+    reader = open_slide(job.path)
+    try:
+        width, height = reader.level_shapes[0]
+        tiles = tiles_of(tissue_of(reader, job.mpp0, job.mask_path, spec), width, height, job.mpp0, spec)
+        centres = tiles.centres()
+        for first in range(0, len(tiles), BATCH):
+            regions = read_regions(reader, centres[first : first + BATCH], spec.size_px, spec.mpp, mpp0=job.mpp0)
+            for (x, y), region in zip(tiles.coords[first : first + BATCH].tolist(), regions, strict=True):
+                yield x, y, region.pixels
+    finally:
+        reader.close()
+
+
+def _of_images(job: ImagesCut, size: int, refused: list[str]) -> Iterator[Patch]:
+    for path in job.paths:
+        name = path.rpartition("/")[2]
+        try:
+            pixels = read_image(path)
+        except (UserError, UnreadableUnit) as e:
+            refused.append(f"{name}: {e}")
+            continue
+        height, width = pixels.shape[:2]
+        if min(height, width) < size:
+            refused.append(f"{name}: {width} x {height} pixels, expected at least {size} x {size}")
+        for y in tile_grid(height, size, size).tolist():
+            for x in tile_grid(width, size, size).tolist():
+                yield x, y, pixels[y : y + size, x : x + size]
+
+
+def _write(output: str, patches: Iterable[Patch], size: int, made_of: str) -> int:
+    """The patches in an archive, published when it is complete; none at all when there are none. How many it has."""
+    folder, _, name = output.rpartition("/")
+    count = 0
+    with tempfile.TemporaryDirectory(prefix="pathray-") as scratch:
+        path = Path(scratch) / "patches.zip"
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+            for x, y, pixels in patches:
+                info = zipfile.ZipInfo(f"patch_{count:03d}_{size}_x{x}_y{y}.png", EPOCH)
+                info.external_attr, info.create_system = 0o644 << 16, 3
+                archive.writestr(info, _png(pixels))
+                count += 1
+            archive.comment = f"pathray patches {made_of} {count}\n".encode()
+        if count:
+            Storage.of(folder or ".").put(path, name)
+    return count
+
+
+def _png(pixels: npt.NDArray[np.uint8]) -> bytes:
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(file, "png")
+    return file.getvalue()

@@ -1,0 +1,151 @@
+"""Slides of a slide index (or a folder of images) → one zip of square patches each, as ray_jobs.index_patches reads.
+
+    python -m ray_jobs.cut_patches slides=indexes/slide_metadata.parquet output=data/zips
+    python -m ray_jobs.cut_patches images=data/images size=224 output=data/zips
+
+Of a slide: the tiles of a regular grid that hold enough tissue, at `mpp`. Of images: squares side by side, one zip per
+subfolder; images smaller than `size` are left out, with their size in the report. Finished archives are skipped, and
+made again when their source or the settings have changed.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import adios
+from core.config import MISSING, Loaded, is_set, placement
+from core.errors import UserError
+from ray_jobs.cli import Outputs, job
+from ray_jobs.ordered_map import RayMap
+from ray_jobs.progress import Progress
+from ray_jobs.runtime import RuntimeConfig, ray_session
+
+if TYPE_CHECKING:
+    from adios.cut import CutOutcome, ImagesCut, SlideCut
+    from core.wsi.tiling import TileSpec
+
+log = logging.getLogger(__name__)
+CONFIGS_DIR = Path(adios.__file__).parent / "configs"
+COLUMNS = ("name", "status", "error", "patches", "refused")
+
+
+@dataclass
+class CutPatchesConfig:
+    slides: str = ""  # the index that ray_jobs.index_slides wrote; its ok slides are cut
+    images: str = ""  # instead of slides: a folder (or URL) of images
+    output: str = MISSING  # a folder or URL for the archives
+    report: str = ""  # CSV with one line per archive; "" = OUTPUT/report.csv
+    size: int = 448  # side of a patch in pixels
+    mpp: float = 0.5  # µm per pixel of the patches, of slides only
+    min_tissue_fraction: float = 0.5  # of a patch, of slides only
+    overlap_px: int = 0  # shared by neighbouring patches, of slides only
+    min_success_fraction: float = 1.0  # of the archives
+    runtime: RuntimeConfig = placement(default_factory=RuntimeConfig)
+
+    def __post_init__(self) -> None:
+        if is_set(self.output) and not self.report:
+            self.report = f"{self.output.rstrip('/')}/report.csv"
+        if not 1 <= self.size <= 9999:
+            raise UserError("no size of a patch", key="size", found=self.size, expected="1 to 9999")
+        if not 0 <= self.min_success_fraction <= 1:
+            found = self.min_success_fraction
+            raise UserError("not a fraction", key="min_success_fraction", found=found, expected="0 to 1")
+
+
+def main(loaded: Loaded[CutPatchesConfig]) -> Outputs | None:
+    config = loaded.config
+    spec, jobs = tile_spec(config), jobs_of(config)
+    log.info("%d archives of patches of %d px into %s", len(jobs), config.size, config.output)
+    if loaded.dry_run:
+        return None
+    with ray_session(config.runtime):
+        build(config, spec, jobs)
+    return Outputs({"archives": config.output, "report": config.report})
+
+
+def tile_spec(config: CutPatchesConfig) -> TileSpec:
+    from core.wsi.tiling import TileSpec
+
+    return TileSpec(config.size, config.mpp, config.overlap_px, config.min_tissue_fraction)
+
+
+def jobs_of(config: CutPatchesConfig) -> list[SlideCut | ImagesCut]:
+    """What is to be cut, by name. UserError for neither or both sources, or for a name that can be no file's."""
+    if bool(config.slides) == bool(config.images):
+        found = f"slides={config.slides!r} images={config.images!r}"
+        raise UserError("patches are cut from slides or from images", key="slides", found=found, expected="one of them")
+    jobs = _of_slides(config) if config.slides else _of_images(config)
+    for one in jobs:
+        if not re.fullmatch(r"[^/\\\0.][^/\\\0]{0,200}", one.name):
+            source = config.slides or config.images
+            raise UserError("this name cannot be an archive's", file=source, key="slide_id", found=one.name)
+    return jobs
+
+
+def _of_slides(config: CutPatchesConfig) -> list[SlideCut | ImagesCut]:
+    from adios.cut import SlideCut
+    from ijepath.index import read_index
+
+    rows = [row for row in read_index(config.slides).rows if row["status"] == "ok"]
+    if not rows:
+        raise UserError("the index has no slide that is ok", file=config.slides)
+    return [
+        SlideCut(
+            row["slide_id"],
+            _archive(config, row["slide_id"]),
+            row["wsi_path"],
+            row["wsi_level0_spacing_mpp"],
+            row["mask_path"] or "",
+        )
+        for row in sorted(rows, key=lambda row: row["slide_id"])
+    ]
+
+
+def _of_images(config: CutPatchesConfig) -> list[SlideCut | ImagesCut]:
+    from adios.cut import ImagesCut
+    from core.features.inputs import images_in
+
+    listed, groups = images_in(config.images), dict[str, list[str]]()
+    for name, path in zip(listed.names, listed.paths, strict=True):
+        folder = name.rpartition("/")[0] or config.images.rstrip("/").rpartition("/")[2]
+        groups.setdefault(folder.replace("/", "__"), []).append(path)
+    return [ImagesCut(name, _archive(config, name), tuple(groups[name])) for name in sorted(groups)]
+
+
+def _archive(config: CutPatchesConfig, name: str) -> str:
+    return f"{config.output.rstrip('/')}/{name}.zip"
+
+
+def build(config: CutPatchesConfig, spec: TileSpec, jobs: list[SlideCut | ImagesCut]) -> list[dict[str, Any]]:
+    """Cut on the running Ray, write the report whatever happens, and raise when too few archives could be made."""
+    from adios.cut import cut_if_needed
+    from core.reports import check_success, write_report
+
+    rows = list[dict[str, Any]]()
+    try:
+        with Progress(len(jobs), "cut", "archives") as progress:
+            for one, outcome in zip(jobs, RayMap(_lost)(partial(cut_if_needed, spec=spec), jobs), strict=True):
+                rows.append({"name": one.name, **asdict(outcome)})
+                progress.update()
+    finally:
+        write_report(config.report, COLUMNS, rows)
+    counts = {s: sum(row["status"] == s for row in rows) for s in ("ok", "skipped", "empty", "failed")}
+    told = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    log.info("%s; %d patches; report: %s", told, sum(row["patches"] for row in rows), config.report)
+    check_success(rows, "name", "archives", config.min_success_fraction, config.report)
+    return rows
+
+
+def _lost(one: SlideCut | ImagesCut, error: Exception) -> CutOutcome:
+    from adios.cut import CutOutcome
+
+    return CutOutcome("failed", f"the process that cut it died: {type(error).__name__}")
+
+
+if __name__ == "__main__":
+    job(main, CutPatchesConfig, CONFIGS_DIR)

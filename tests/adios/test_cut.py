@@ -1,0 +1,148 @@
+"""Archives cut from slides and images: the right squares, equal bytes, whole or not at all."""
+
+import os
+import zipfile
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from adios.archives import read_directory
+from adios.cut import ImagesCut, SlideCut, cut, cut_if_needed
+from adios.data import decoded
+from adios.index import archives_of
+from adios.index_writer import index_patches
+from core.storage import StorageError
+from core.wsi.reader import open_slide
+from core.wsi.regions import read_region
+from core.wsi.tiling import TileSpec
+from tests.builders.cohort import square_mask, write_mask, write_slide
+from tests.builders.zips import encoded, picture
+
+SPEC = TileSpec(64, 0.5, min_tissue_fraction=0.5)
+
+
+@pytest.fixture
+def slide(tmp_path):
+    """A job on a slide whose middle third, x 341…682 and y 256…512, is tissue."""
+    path = write_slide(tmp_path / "s.tif", levels=1)
+    mask = write_mask(tmp_path / "m.png", square_mask())
+    return SlideCut("s", str(tmp_path / "zips/s.zip"), str(path), 0.5, str(mask))
+
+
+def members(path):
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+        return {info.filename: archive.read(info) for info in archive.infolist()}
+
+
+def test_patches_are_the_tiles_that_hold_enough_tissue(slide):
+    assert cut(slide, SPEC).status == "ok"
+    found = members(slide.output)
+    corners = [(x, y) for y in range(256, 512, 64) for x in range(320, 704, 64)]
+    corners = [(x, y) for x, y in corners if min(x + 64, 682.67) - max(x, 341.33) >= 32]
+    assert list(found) == [f"patch_{i:03d}_64_x{x}_y{y}.png" for i, (x, y) in enumerate(corners)]
+    reader = open_slide(slide.path)
+    for (x, y), data in zip(corners, found.values(), strict=True):
+        assert np.array_equal(decoded(data, 64), read_region(reader, x + 32, y + 32, 64, 0.5, mpp0=0.5).pixels)
+    reader.close()
+
+
+def test_patches_of_another_spacing_say_where_they_lie_in_level_0_pixels(slide):
+    assert cut(slide, replace(SPEC, mpp=1.0)).patches == len(members(slide.output))
+    for name in members(slide.output):
+        x, y = (int(part[1:]) for part in name.removesuffix(".png").split("_")[3:])
+        assert x % 128 == 0 and y % 128 == 0 and 64 < x + 64 < 1024
+
+
+def test_equal_slides_give_equal_bytes_and_stored_members(slide, tmp_path):
+    cut(slide, SPEC)
+    again = replace(slide, output=str(tmp_path / "other/s.zip"))
+    cut(again, SPEC)
+    with open(slide.output, "rb") as a, open(again.output, "rb") as b:
+        assert a.read() == b.read()
+    assert {member.method for member in read_directory(slide.output).members} == {0}
+
+
+def test_what_was_cut_can_be_indexed_whole(slide, tmp_path):
+    patches = cut(slide, SPEC).patches
+    root, archives = archives_of(str(tmp_path / "zips"))
+    summary = index_patches(root, archives, str(tmp_path / "i.parquet"), max_corrupt_fraction=0.0)
+    assert summary.patches == patches > 0 and summary.reasons == {}
+
+
+def test_a_finished_archive_is_skipped_until_its_slide_or_the_settings_change(slide):
+    first = cut_if_needed(slide, SPEC)
+    assert first.status == "ok"
+    skipped = cut_if_needed(slide, SPEC)
+    assert (skipped.status, skipped.patches) == ("skipped", first.patches)
+    assert cut_if_needed(slide, replace(SPEC, min_tissue_fraction=0.9)).status == "ok"
+    os.utime(slide.path, ns=(1, 1))
+    assert cut_if_needed(slide, replace(SPEC, min_tissue_fraction=0.9)).status == "ok"
+
+
+def test_an_archive_that_was_cut_short_is_made_again(slide):
+    cut_if_needed(slide, SPEC)
+    os.truncate(slide.output, os.path.getsize(slide.output) - 1)
+    assert cut_if_needed(slide, SPEC).status == "ok"
+    assert members(slide.output)
+
+
+def test_a_slide_that_fails_half_way_leaves_no_archive(slide, monkeypatch):
+    from adios import cut as module
+
+    calls, original = [], module.read_regions
+
+    def failing(*args, **more):
+        calls.append(args)
+        if len(calls) == 2:
+            raise OSError("gone")
+        return original(*args, **more)
+
+    monkeypatch.setattr(module, "read_regions", failing)
+    monkeypatch.setattr(module, "BATCH", 4)
+    outcome = cut_if_needed(slide, SPEC)
+    assert (outcome.status, "gone" in outcome.error, os.path.exists(slide.output)) == ("failed", True, False)
+
+
+def test_a_slide_without_tissue_is_empty_and_has_no_archive(slide, tmp_path):
+    write_mask(tmp_path / "none.png", np.zeros((192, 256), np.uint8))
+    outcome = cut_if_needed(replace(slide, mask_path=str(tmp_path / "none.png")), SPEC)
+    assert (outcome.status, os.path.exists(slide.output)) == ("empty", False)
+
+
+def test_an_archive_that_cannot_be_written_ends_the_job(slide, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError):
+        cut_if_needed(replace(slide, output=str(tmp_path / "file/s.zip")), SPEC)
+
+
+def write_images(folder, **sizes):
+    folder.mkdir()
+    for name, (width, height) in sizes.items():
+        pixels = np.resize(picture(name, 128), (height, width, 3))
+        (folder / f"{name}.png").write_bytes(encoded(pixels))
+    return tuple(str(folder / f"{name}.png") for name in sizes)
+
+
+def test_images_are_cut_into_squares_side_by_side(tmp_path):
+    paths = write_images(tmp_path / "in", a=(70, 64), b=(32, 32))
+    outcome = cut(ImagesCut("in", str(tmp_path / "in.zip"), paths), replace(SPEC, size_px=32))
+    found = members(tmp_path / "in.zip")
+    places = ["x0_y0", "x32_y0", "x0_y32", "x32_y32", "x0_y0"]
+    assert list(found) == [f"patch_{i:03d}_32_{place}.png" for i, place in enumerate(places)]
+    whole = np.resize(picture("a", 128), (64, 70, 3))
+    assert np.array_equal(decoded(found["patch_001_32_x32_y0.png"], 32), whole[:32, 32:64])
+    assert (outcome.status, outcome.patches, outcome.refused) == ("ok", 5, 0)
+
+
+def test_images_that_are_too_small_or_unreadable_are_refused_with_the_reason(tmp_path):
+    paths = write_images(tmp_path / "in", a=(32, 32), small=(40, 31))
+    (tmp_path / "in/bad.png").write_bytes(b"no image")
+    job = ImagesCut("in", str(tmp_path / "in.zip"), (*paths, str(tmp_path / "in/bad.png")))
+    outcome = cut_if_needed(job, replace(SPEC, size_px=32))
+    assert (outcome.status, outcome.patches, outcome.refused) == ("ok", 1, 2)
+    assert (
+        "small.png: 40 x 31 pixels, expected at least 32 x 32" in outcome.error and "bad.png: decode" in outcome.error
+    )
+    assert cut_if_needed(job, SPEC).status == "failed"
