@@ -18,6 +18,7 @@ from core.stats.correlation import CorrelationIntervals, Method
 from core.storage import Storage
 from core.tracking import MetricsLog
 from regression import artifact
+from regression.baseline import TITLES
 from regression.config import EvalConfig, RunConfig
 from regression.evaluate import Evaluation, Floats, metrics, predict, write_csv, write_parquet
 from regression.figures import figures
@@ -26,10 +27,12 @@ from regression.recipe import RegressionRecipe
 
 METRICS, PREDICTIONS, PER_GENE = "metrics.json", "predictions.parquet", "per_gene.csv"
 BASELINES = "baselines.parquet"
+COMPARED = ("colour", "initial")  # baselines that have a column in the table over runs
 SHOWN = ("best", "last", "test")  # of a run's metrics, each with both correlations
 COLUMNS = (
     "run",
     *(f"{method}, {of}" for of in SHOWN for method in ("spearman", "pearson")),
+    *(f"{TITLES[name]}, spearman, test" for name in COMPARED),
     "undefined genes",
     "images",
     "ended",
@@ -172,6 +175,8 @@ def results_table(runs: Sequence[Mapping[str, Any]]) -> str:
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
     for run in sorted(runs, key=rank):
         cells = [_figure(run.get(of) or {}, method) for of in SHOWN for method in ("spearman", "pearson")]
+        beside = run.get("baselines") or {}
+        cells += [_figure((beside.get(name) or {}).get("test") or {}, "spearman") for name in COMPARED]
         undefined = run.get("n_undefined")
         cells += [
             "" if undefined is None else f"{undefined:.0f}",

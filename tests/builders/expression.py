@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from core.artifact import EncoderArtifact
+from core.nn.vit import ViT, vit_config
 from core.plan import Plan
 from regression.config import RunConfig
 from regression.plan import build_plan
@@ -47,3 +49,10 @@ def run_config(backbone: str = "vit_tiny", genes: int = 3, **train: object) -> R
         assert hasattr(config.train, key), key
         setattr(config.train, key, value)
     return config
+
+
+def save_random_encoder(folder: Path, size: int = 32) -> None:
+    """An encoder artifact that nobody has trained."""
+    vit = ViT(vit_config("vit_tiny", img_size=(size, size), dim=24, depth=1, heads=2))
+    preprocessing = {"mean": [0.5] * 3, "std": [0.2] * 3, "size": size, "mpp": 0.5}
+    EncoderArtifact.save(str(folder), vit, preprocessing=preprocessing, science="ijepath", provenance={})

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from core import checkpoint
-from ray_jobs import aggregate_results, evaluate_regression, make_splits, train_regression
+from ray_jobs import aggregate_results, evaluate_regression, make_splits, train_folds, train_regression
 from ray_jobs.cli import run_job
 from regression import artifact
 from regression.config import CONFIGS_DIR
-from tests.builders.expression import write_images
+from tests.builders.expression import save_random_encoder, write_images
 
 KEYS = (
     "data.target_dim=3", "data.image_size=32", "data.threads=1", "data.ahead=1", "model.backbone=vit_tiny",
@@ -134,6 +134,29 @@ def test_a_folder_without_finished_runs_is_named(tmp_path, capsys):
     assert str(tmp_path) in capsys.readouterr().err
 
 
+def folds(output: Path, table: str, splits: Path, *argv: str) -> int:
+    words = [*KEYS, f"data.table={table}", f"splits={splits}", f"output={output}", *argv]
+    return run_job(train_folds.main, train_folds.TrainFoldsConfig, words, CONFIGS_DIR)
+
+
+def test_folds_that_cannot_all_be_trained_are_refused_before_the_first_begins(data, tmp_path, capsys):
+    table, parts = data
+    assert folds(tmp_path / "out", table, tmp_path) == 2
+    assert "fold_0.csv" in capsys.readouterr().err
+    assert split(table, tmp_path / "folds", "kind=group_kfold", "k=3") == 0
+    assert folds(tmp_path / "out", table, tmp_path / "folds", "--dry-run") == 0
+    assert folds(tmp_path / "out", table, tmp_path / "folds", f"data.split={parts}", "--dry-run") == 2
+    assert "data.split" in capsys.readouterr().err
+    (tmp_path / "folds" / "fold_2.csv").write_text(parts.read_text().replace(",test", ",train"))
+    assert folds(tmp_path / "out", table, tmp_path / "folds") == 2
+    assert "fold_2.csv" in capsys.readouterr().err and runs(tmp_path / "out") == []
+
+
+def test_the_title_of_a_probe_cannot_be_that_of_a_baseline(data, tmp_path, capsys):
+    assert train(tmp_path / "out", *data, f"eval.probes.colour={tmp_path}") == 2
+    assert "eval.probes" in capsys.readouterr().err
+
+
 # --- through Ray ------------------------------------------------------------------------------------------------------
 
 
@@ -219,3 +242,60 @@ def test_runs_are_compared_in_one_table_that_is_printed_too(trained, capsys):
     assert run_job(aggregate_results.main, aggregate_results.AggregateConfig, [f"runs={trained[0]}"], CONFIGS_DIR) == 0
     assert f"| {trained[1].name} |" in capsys.readouterr().out
     assert f"| {trained[1].name} |" in (trained[0] / "results.md").read_text()
+
+
+@pytest.mark.ray
+@pytest.mark.heavy
+def test_a_frozen_backbone_sees_every_image_once_for_all_folds_and_is_trained_on_what_it_saw(
+    ray_cluster, data, trained, tmp_path
+):
+    table, output = data[0], tmp_path / "out"
+    assert split(table, tmp_path / "folds", "kind=group_kfold", "k=3") == 0
+    probe = tmp_path / "probe"
+    save_random_encoder(probe)
+    frozen = ("model.frozen=true", "augment.geometry=false", "augment.stain=0", f"eval.probes.other={probe}")
+    words = (output, table, tmp_path / "folds", *frozen, "parallel=2")
+    assert folds(*words) == 0
+    (kept, other) = sorted((output / "features").iterdir())
+    made = {path: path.stat().st_mtime_ns for path in [*kept.iterdir(), *other.iterdir()]}
+    known = (output / "folds.json").read_bytes()
+    found = json.loads(known)
+    assert found["folds"] == ["fold_0", "fold_1", "fold_2"] and found["rows"] == [8, 8, 8]
+    assert set(found["spearman"]) == {"model", "colour", "initial", "other"}
+    own = json.loads((output / "fold_1" / "metrics.json").read_text())
+    assert found["spearman"]["colour"]["folds"][1] == own["baselines"]["colour"]["test"]["spearman"]
+    assert found["spearman"]["model"]["folds"][1] == pytest.approx(own["test"]["spearman"], abs=1e-6)
+    assert found["spearman"]["colour"]["mean"] > 0.5, "colour is what is expressed here"
+    (output / "fold_1" / "metrics.json").unlink()
+    assert folds(*words) == 0, "a fold that lacks its results is judged again, the others are left"
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+    assert (output / "folds.json").read_bytes() == known
+
+
+@pytest.mark.ray
+@pytest.mark.heavy
+def test_interrupted_folds_go_on_and_one_that_fails_does_not_end_the_others(ray_cluster, data, tmp_path, capsys):
+    import threading
+
+    from tests.builders.jobs import wait_for
+
+    table, output = data[0], tmp_path / "out"
+    assert split(table, tmp_path / "folds", "kind=group_kfold", "k=3") == 0
+
+    def stop() -> None:
+        wait_for(lambda: (output / "fold_0" / "metrics.jsonl").exists())
+        (output / "STOP").write_text("{}")
+
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    assert folds(output, table, tmp_path / "folds", "train.images=4000", "eval.baselines=false") == 0
+    stopper.join()
+    assert weights(output / "fold_0")["images"] < 4000 and not (output / "folds.json").exists()
+    assert not (output / "fold_2" / "checkpoints").exists(), "nothing new begins after a stop"
+    other = tmp_path / "other"
+    (other / "fold_1" / "encoder").mkdir(parents=True)
+    (other / "fold_1" / "encoder").chmod(0o500)
+    (other / "fold_1" / "checkpoints").write_text("in the way")
+    assert folds(other, table, tmp_path / "folds", "eval.baselines=false") != 0
+    assert sorted(p.parent.name for p in other.glob("*/metrics.json")) == ["fold_0", "fold_2"]
+    assert not (other / "folds.json").exists()

@@ -2,11 +2,18 @@
 
 import json
 
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 from core.errors import UserError
+from core.stats.correlation import spearman
 from core.storage import Storage
-from regression.report import COLUMNS, read_results, results_table
+from regression.config import EvalConfig
+from regression.plan import rows_of, targets
+from regression.report import BASELINES, COLUMNS, judge_baselines, read_results, results_table
+from tests.builders.expression import made
 
 
 def run(name, **given):
@@ -23,14 +30,20 @@ def test_runs_stand_in_one_table_the_best_first_and_those_without_validation_las
     found = [
         run("worse", best_primary=0.1),
         run("none", best=None, best_primary=None),
-        run("best", n_undefined=1.0, test=test, last={"spearman": 0.28, "pearson": 0.24}),
+        run(
+            "best",
+            n_undefined=1.0,
+            test=test,
+            last={"spearman": 0.28, "pearson": 0.24},
+            baselines={"colour": {"test": {"spearman": 0.21}}, "initial": {"best": {"spearman": 0.5}}},
+        ),
     ]
     header, _, *lines = results_table(found).strip().splitlines()
     assert cells(header) == list(COLUMNS)
     assert [cells(line)[0] for line in lines] == ["best", "worse", "none"]
     assert cells(lines[0])[:5] == ["best", "0.3000", "0.2500", "0.2800", "0.2400"]
-    assert cells(lines[0])[5:] == ["0.2000 [0.150, 0.250]", "0.1000", "1", "4,096", "budget"]
-    assert cells(lines[2])[1:7] == [""] * 6, "what was not measured is not made up"
+    assert cells(lines[0])[5:] == ["0.2000 [0.150, 0.250]", "0.1000", "0.2100", "", "1", "4,096", "budget"]
+    assert cells(lines[2])[1:9] == [""] * 8, "what was not measured is not made up"
 
 
 def test_results_are_found_at_any_depth_and_damaged_ones_are_named(tmp_path):
@@ -41,3 +54,19 @@ def test_results_are_found_at_any_depth_and_damaged_ones_are_named(tmp_path):
     (tmp_path / "a" / "metrics.json").write_text('{"run_name"')
     with pytest.raises(UserError, match=r"a/metrics\.json"):
         read_results(Storage.of(tmp_path))
+
+
+def test_baselines_are_judged_on_the_rows_of_each_part_and_what_they_predict_is_kept(tmp_path):
+    _, split, plan = made(tmp_path, groups=12)
+    of_all = targets(plan) + np.random.default_rng(0).normal(size=(24, 3))
+    given = {"colour": of_all, "initial": np.full((24, 3), 2.0)}
+    store = Storage.of(tmp_path / "run")
+    found = judge_baselines(store, plan, ["val", "test"], EvalConfig(resamples=50), 0, given)
+    rows = rows_of(plan, "test")
+    assert found["colour"]["test"]["spearman"] == spearman(of_all[rows], targets(plan)[rows]).mean
+    assert found["colour"]["test"]["spearman_low"] <= found["colour"]["test"]["spearman"]
+    assert found["initial"]["best"]["spearman"] == 0 and found["initial"]["best"]["n_undefined"] == 3
+    kept = pq.read_table(tmp_path / "run" / BASELINES)
+    own = kept.filter(pc.field("part") == "test")
+    assert own["colour_y1"].to_pylist() == of_all[rows, 1].tolist()
+    assert kept.num_rows == (split.of == "val").sum() + (split.of == "test").sum()
