@@ -32,6 +32,7 @@ class DataConfig:
     mean: list[float] = field(default_factory=lambda: [0.6816, 0.5640, 0.7232])
     std: list[float] = field(default_factory=lambda: [0.1617, 0.1714, 0.1389])
     mpp: float | None = placement(None)  # of resized patches, for whoever extracts features; None: not known
+    archives_root: str | None = placement(None)  # where the archives are, when not where they were indexed
     archive_window: int = 0  # > 0: shuffle within windows of that many patches of few archives, for remote storage
     max_corrupt_fraction: float = placement(0.05)
     stream_batch_size: int = placement(2048)

@@ -36,22 +36,24 @@ class MaskPictures:
         self._shown: npt.NDArray[np.uint8] | None = None
 
     def observe(self, tick: Tick) -> dict[str, float]:
-        """Draws a picture when one is due; has no figures."""
+        """Draws a picture when one is due, and at the end a film of all; has no figures."""
         if tick.step % self.every and tick.end is None:
             return {}
         try:
-            self._draw(tick.step)
+            self._draw(tick.step, last=tick.end is not None)
         except (OSError, UserError) as e:
             log.warning("no picture of the masks of iteration %d: %s", tick.step, e)
         return {}
 
-    def _draw(self, step: int) -> None:
+    def _draw(self, step: int, last: bool) -> None:
         if self._shown is None:
             self._shown = self.images(SHOWN)
         data = self.recipe.config.data
         network = TrainedMaskModel(self.recipe.mask_model, data.mean, data.std, {}).eval()
         masks = network.masks(torch.from_numpy(self._shown)).cpu().numpy()  # on every rank: on XLA all hosts run it
         if self.folder is not None:
-            from adios.visualise import write_masks
+            from adios.visualise import write_film, write_masks
 
-            write_masks(self.folder, step, self._shown, masks)
+            write_masks(self.folder, step, self._shown, masks, data.mean)
+            if last:
+                write_film(self.folder)

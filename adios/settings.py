@@ -9,6 +9,7 @@ from typing import Any
 
 from adios import artifact
 from adios.config import RunConfig, warmup_steps
+from adios.student import student_config
 from core.artifact import Encoder
 from core.config import fingerprint
 from core.device import Device
@@ -66,6 +67,13 @@ def phase_optim(config: RunConfig, ratio: float) -> PhaseOptim:
         lars_trust=settings.lars_trust,
         lars_clip=settings.lars_clip,
     )
+
+
+def check_networks(config: RunConfig) -> None:
+    """UserError for what neither network, nor a schedule, can be built of. Builds none."""
+    student_config(config)
+    artifact.config_in(fingerprint(config)["values"])
+    warmup_steps(config)
 
 
 def device_of(config: RunConfig) -> Device:

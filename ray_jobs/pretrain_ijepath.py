@@ -10,12 +10,11 @@ Ctrl-C checkpoint and end cleanly; the same command goes on.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -24,11 +23,18 @@ from core.errors import UserError
 from ijepath.config import CONFIGS_DIR, GROUPS, RunConfig, resolve_global_batch
 from ijepath.profile import Profile
 from ray_jobs.cli import Outputs, job
+from ray_jobs.pretraining import (
+    cpus_of,
+    decode_tasks,
+    early_stopped,
+    evaluated,
+    plan_folder,
+    recorded,
+    resumed,
+    tracking_of,
+)
 from ray_jobs.runtime import RuntimeConfig, ray_session
-from ray_jobs.trainer import Outcome, ScalingConfig, Tracking, TrainJob, begin, fit
-
-if TYPE_CHECKING:
-    from core.committed import Committed
+from ray_jobs.trainer import Outcome, ScalingConfig, TrainJob, begin, fit
 
 log = logging.getLogger(__name__)
 BUDGET, GLOBAL_BATCH = "optimization.total_images_budget", "optimization.global_batch"
@@ -61,59 +67,18 @@ def main(loaded: Loaded[PretrainConfig]) -> Outputs | None:
     if loaded.dry_run:
         log.info("the config is sound; nothing was built or written")
         return None
-    if (stopped := _early_stopped(config)) is not None:
+    if (stopped := early_stopped(config)) is not None:
         return stopped
     scaling = config.scaling
     with ray_session(config.runtime, cpus=cpus_of(config), autoscaling=scaling.autoscaling):
-        accelerator = begin(str(config.output), scaling, _decode_tasks(config))
+        accelerator = begin(str(config.output), scaling, decode_tasks(config))
         inputs = prepare(config)
         outcome = train(config, inputs, accelerator)
     log.info("ended (%s) after %s images", outcome.end, f"{outcome.images_seen:,}")
     paths: dict[str, object] = {"run": config.output, "checkpoint": outcome.checkpoint}
     if outcome.artifact:
         paths["encoder"] = outcome.artifact
-    return Outputs(paths | _evaluated(config))
-
-
-def _early_stopped(config: PretrainConfig) -> Outputs | None:
-    """The outputs of a run that early stopping has ended, which the same command leaves as it is."""
-    from core.evaluation.results import Results
-
-    stopping, newest = config.tuning.early_stopping, _resumed(config)
-    if not (config.tuning.enable and stopping.enable and stopping.stop_training and newest is not None):
-        return None
-    decision = Results(str(config.output), newest.meta.get("identity", {}).get("hash"), stopping).decision()
-    if decision is None or not decision.stop:
-        return None
-    log.warning(
-        "early stopping ended this run (%s was best at %s images); tuning.early_stopping.enable=false goes on with it",
-        stopping.selection.key,
-        f"{decision.best_images:,}",
-    )
-    return Outputs({"run": config.output, "checkpoint": newest.path, **_evaluated(config)})
-
-
-def _evaluated(config: PretrainConfig) -> dict[str, object]:
-    """Where the evaluations of a run lie, if it has any."""
-    if not config.tuning.enable:
-        return {}
-    from core.committed import list_committed
-    from core.evaluation.results import BEST, ROWS
-    from core.storage import Storage
-
-    store = Storage.of(str(config.output))
-    paths: dict[str, object] = {"robustness": store.join(ROWS)} if store.exists(ROWS) else {}
-    if store.exists("robustness/report.html"):
-        paths["report"] = store.join("robustness", "report.html")
-    best = list_committed(store.join("checkpoints"), BEST)
-    return paths | ({"best": best[-1].path} if best else {})
-
-
-def cpus_of(config: PretrainConfig) -> float:
-    """The logical CPUs that a run takes of Ray."""
-    scaling, tuning = config.scaling, config.tuning
-    training = scaling.workers * scaling.cpus_per_worker + (1.0 if config.data.decode_on == "cluster" else 0.5)
-    return training + (tuning.execution.cpus if tuning.enable else 0.0)
+    return Outputs(paths | evaluated(config))
 
 
 def shared(config: PretrainConfig, varied: Sequence[str]) -> list[str]:
@@ -204,7 +169,7 @@ def prepare(config: PretrainConfig) -> Inputs:
     if data.slide_metadata_parquet or not data.anchor_catalog_manifest:
         built += _build_catalog(config, index, catalog)
     _same_profile(config, catalog)
-    folder = _plan_folder(root)
+    folder = plan_folder(root)
     if not plans.is_current(folder, catalog, data.sampling_stratum_key):
         plans.build_plan(
             catalog, folder, sampling_stratum_key=data.sampling_stratum_key, batch_size=data.anchor_stream_batch_size
@@ -229,7 +194,7 @@ def _build_index(config: PretrainConfig, output: str) -> list[str]:
         return []
     settings = index_slides.IndexSlidesConfig(manifest=str(config.data.slide_manifest_csv), output=output, resume=True)
     previous = index_slides.previous_rows(settings)
-    begun = previous if _resumed(config) is not None else ()
+    begun = previous if resumed(config) is not None else ()
     index = index_slides.build(settings, manifest, previous, begun)
     check_success(index.rows, "slide_id", "slides", config.min_success_fraction, settings.report)
     failed_then, failed = ({row["slide_id"] for row in rows if row["status"] != "ok"} for rows in (begun, index.rows))
@@ -290,10 +255,6 @@ def remote_advice(config: PretrainConfig, sources: Any) -> str:
     )
 
 
-def _decode_tasks(config: PretrainConfig) -> int:
-    return config.data.threads if config.data.decode_on == "cluster" else 0
-
-
 def train(config: PretrainConfig, inputs: Inputs, accelerator: str | None = None) -> Outcome:
     """Log the diversity budget, save the resolved config and train to the end of the budget, on what `begin` found."""
     from core.storage import Storage
@@ -305,7 +266,7 @@ def train(config: PretrainConfig, inputs: Inputs, accelerator: str | None = None
 
     config = resolved(config, inputs.plan.rows)
     identity = identity_of(config, plan_identity(inputs.plan))
-    if (newest := _resumed(config)) is not None:
+    if (newest := resumed(config)) is not None:
         check_resumable(newest, identity, config.checkpoint.resume_changes)
     data = config.data
     budget = Diversity(
@@ -318,9 +279,7 @@ def train(config: PretrainConfig, inputs: Inputs, accelerator: str | None = None
         log.info(line)
     if newest is None and (advice := remote_advice(config, inputs.plan.sources)):
         log.warning("%s", advice)
-    settings = config.logging
-    tags = {"mlflow.parentRunId": settings.mlflow_parent} if settings.mlflow_parent else {}
-    tracking = Tracking(settings.mlflow, settings.tracking_uri, settings.experiment, tags=tags)
+    tracking = tracking_of(config)
     if tracking.uri is not None:  # a login in it goes to MLflow, not into the saved config and the checkpoints
         config = replace(config, logging=replace(config.logging, tracking_uri=public(tracking.uri)))
     store = Storage.of(str(config.output))
@@ -339,7 +298,7 @@ def train(config: PretrainConfig, inputs: Inputs, accelerator: str | None = None
         start_metrics=budget.metrics(),
         total_images=config.optimization.total_images_budget,
         identity={**identity["values"], "identity": identity["hash"]},
-        decode_tasks=_decode_tasks(config),
+        decode_tasks=decode_tasks(config),
         accelerator=accelerator,
         tuning=config.tuning if config.tuning.enable else None,
         identity_hash=identity["hash"],
@@ -352,7 +311,7 @@ def resolved(config: PretrainConfig, anchors: int) -> PretrainConfig:
     """The config with the global batch fixed (that of the run it resumes, if it does) and the budget in images."""
     from core.train.budget import resolve_budget
 
-    config = resolve_global_batch(config, config.scaling.workers, _recorded(config).get(GLOBAL_BATCH))
+    config = resolve_global_batch(config, config.scaling.workers, recorded(config).get(GLOBAL_BATCH))
     settings = config.optimization
     batch = int(settings.global_batch or 0)
     images = resolve_budget(settings.total_images_budget, global_batch=batch, epoch_images=anchors, key=BUDGET)
@@ -362,45 +321,17 @@ def resolved(config: PretrainConfig, anchors: int) -> PretrainConfig:
 def _check_resumed(config: PretrainConfig) -> None:
     """UserError, before anything is built, when the workers cannot share the global batch, or when the output folder
     (or `checkpoint.resume`) holds another run. What only the plan can tell is checked when there is one."""
-    newest, recorded = _resumed(config), _recorded(config)
+    newest, known = resumed(config), recorded(config)
     budget = config.optimization.total_images_budget
-    if BUDGET in recorded and isinstance(budget, Mapping) and "epochs" in budget:  # of anchors that nobody has counted
-        config = replace(config, optimization=replace(config.optimization, total_images_budget=recorded[BUDGET]))
+    if BUDGET in known and isinstance(budget, Mapping) and "epochs" in budget:  # of anchors that nobody has counted
+        config = replace(config, optimization=replace(config.optimization, total_images_budget=known[BUDGET]))
     config = resolved(config, anchors=1)
     if newest is not None:
         from ijepath.assembly import identity_of
         from ray_jobs.resume import check_resumable
 
         changes = config.checkpoint.resume_changes
-        check_resumable(newest, identity_of(config, recorded.get("plan", "")), changes)
-
-
-def _recorded(config: PretrainConfig) -> dict[str, Any]:
-    """The identity of the run that this one goes on with, as its checkpoint has it; empty for a fresh start."""
-    newest = _resumed(config)
-    return {} if newest is None else dict(newest.meta.get("identity", {}).get("values", {}))
-
-
-def _resumed(config: PretrainConfig) -> Committed | None:
-    """The checkpoint that this run would go on from."""
-    from core.storage import Storage
-
-    store, resume = Storage.of(str(config.output)), config.checkpoint.resume
-    if resume in ("auto", "never") and not store.exists("checkpoints"):
-        return None  # told without importing torch
-    from ray_jobs.resume import chosen
-
-    return chosen(store.url, config.logging.write_tag, resume)
-
-
-def _plan_folder(root: Any) -> str:
-    """Where the plan is built: in the output folder, or on the local disk when that is remote."""
-    if root.local:
-        return str(root.join("plan"))
-    from core.storage import private_cache
-
-    digest = hashlib.sha256(root.url.encode()).hexdigest()[:24]
-    return str(private_cache() / f"{digest}-plan-built")
+        check_resumable(newest, identity_of(config, known.get("plan", "")), changes)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,230 @@
+"""ADIOS pretraining: from a folder of zipped patches (or its index) to an encoder and a mask model, through Ray.
+
+    python -m ray_jobs.pretrain_adios --config smoke data_path=patches output=outputs/adios total_iterations=200
+
+`data_path` is a folder of zip archives or a dataset_index.pkl, which are indexed first, or an index that
+ray_jobs.index_patches wrote. Training goes on from the newest checkpoint of the output folder. SIGTERM and Ctrl-C
+checkpoint and end cleanly; the same command goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from adios.config import CONFIGS_DIR, RunConfig, resolve
+from core.config import Loaded, placement
+from core.errors import UserError
+from ray_jobs.cli import Outputs, job
+from ray_jobs.pretraining import (
+    cpus_of,
+    decode_tasks,
+    early_stopped,
+    evaluated,
+    plan_folder,
+    recorded,
+    resumed,
+    tracking_of,
+)
+from ray_jobs.runtime import RuntimeConfig, ray_session
+from ray_jobs.trainer import Outcome, ScalingConfig, TrainJob, begin, fit
+
+log = logging.getLogger(__name__)
+ARCHIVES_PER_TASK = 8
+
+
+@dataclass
+class PretrainAdiosConfig(RunConfig):
+    """A run config, and where it runs."""
+
+    scaling: ScalingConfig = placement(default_factory=ScalingConfig)
+    runtime: RuntimeConfig = placement(default_factory=RuntimeConfig)
+
+
+def main(loaded: Loaded[PretrainAdiosConfig]) -> Outputs | None:
+    config = located(loaded.config)
+    check(config)
+    if loaded.dry_run:
+        log.info("the config is sound; nothing was built or written")
+        return None
+    if (stopped := early_stopped(config)) is not None:
+        return stopped
+    with ray_session(config.runtime, cpus=cpus_of(config), autoscaling=config.scaling.autoscaling):
+        accelerator = begin(str(config.output), config.scaling, decode_tasks(config))
+        outcome = train(config, prepare(config), accelerator)
+    log.info("ended (%s) after %s images", outcome.end, f"{outcome.images_seen:,}")
+    paths: dict[str, object] = {"run": config.output, "checkpoint": outcome.checkpoint}
+    if outcome.artifact:
+        beside = outcome.artifact.rpartition("/")[0]
+        paths |= {"encoder": outcome.artifact, "mask_model": f"{beside}/mask_model"}
+    return Outputs(paths | evaluated(config))
+
+
+def located(config: PretrainAdiosConfig) -> PretrainAdiosConfig:
+    """The config with every path made absolute: a worker runs in another folder than the command."""
+    from core.storage import Storage
+
+    def absolute(path: str | None) -> str | None:
+        return Storage.of(path).url if path else path
+
+    if not config.output:
+        raise UserError("where shall the run go?", key="output", expected="output=FOLDER or a URL")
+    checkpoint, data = config.checkpoint, config.data
+    if checkpoint.resume not in ("auto", "never"):
+        checkpoint = replace(checkpoint, resume=absolute(checkpoint.resume) or "auto")
+    return replace(
+        config,
+        output=absolute(config.output),
+        output_dir=None,
+        data_path=absolute(config.data_path),
+        data=replace(data, archives_root=absolute(data.archives_root)),
+        checkpoint=checkpoint,
+        tuning=config.tuning.located(absolute),
+    )
+
+
+def check(config: PretrainAdiosConfig) -> None:
+    """UserError, before Ray is started, for what can be told of the config, of the folder of archives and of the run
+    that is gone on with."""
+    from adios.assembly import identity_of
+    from adios.index import archives_of
+    from adios.settings import check_networks
+    from ray_jobs.resume import check_resumable
+
+    if not config.data_path:
+        expected = "data_path=FOLDER of zips, a dataset_index.pkl, or an index"
+        raise UserError("nothing to train on", key="data_path", expected=expected)
+    if not config.data_path.endswith(".parquet"):
+        archives_of(config.data_path)
+    if config.tuning.enable:
+        from core.evaluation.job import Judge
+
+        for note in Judge(config.tuning.plugins, "").check():
+            log.warning("%s", note)
+    newest, known = resumed(config), recorded(config)
+    config = resolve(config, config.scaling.workers, known.get("global_batch"))
+    check_networks(config)
+    if newest is not None:
+        check_resumable(newest, identity_of(config, known.get("plan", "")), config.checkpoint.resume_changes)
+
+
+def prepare(config: PretrainAdiosConfig) -> Any:
+    """The plan: that of the run which is gone on with, else of the patches that there are now, indexed where they have
+    not been."""
+    from adios.plan import build_plan
+    from core.plan import Plan, publish
+    from core.storage import Storage
+
+    root = Storage.of(str(config.output))
+    folder = plan_folder(root)
+    plan = _begun(config, folder)
+    if plan is None:
+        data = config.data
+        plan = build_plan(_index(config), folder, patch_size=data.patch_px, root=data.archives_root or "")
+    if not root.local:
+        publish(folder, root.join("plan"))
+        plan = Plan.open(root.join("plan"))
+    log.info("%s patches in %s archives", f"{plan.rows:,}", f"{len(plan.sources):,}")
+    return plan
+
+
+def _begun(config: PretrainAdiosConfig, folder: str) -> Any:
+    """The plan that the run was begun with, when it is still there and its archives are where it says: what has been
+    added to the folder since is not part of the run."""
+    from adios.plan import identity
+    from core.plan import Plan
+
+    known = recorded(config).get("plan")
+    if known is None or config.data.archives_root:
+        return None
+    try:
+        plan = Plan.open(folder, verify=True)
+    except UserError:  # on another machine, say: built anew
+        return None
+    if identity(plan) != known or not _below(config, plan):
+        return None
+    log.info("going on with the patches that this run began with")
+    return plan
+
+
+def _below(config: PretrainAdiosConfig, plan: Any) -> bool:
+    """Whether the archives of a plan lie below the folder that is given now."""
+    path = str(config.data_path)
+    first = str(plan.sources["path"][0])
+    return path.endswith((".parquet", ".pkl")) or first.startswith(f"{path.rstrip('/')}/")
+
+
+def _index(config: PretrainAdiosConfig) -> str:
+    """The index of the patches, made or brought up to date on the running Ray below the output folder."""
+    from adios.index import archives_of
+    from adios.index_writer import index_patches, lost
+    from core.storage import Storage
+    from ray_jobs.ordered_map import RayMap
+    from ray_jobs.progress import Progress
+
+    path = str(config.data_path)
+    if path.endswith(".parquet"):
+        return path
+    root, archives = archives_of(path)
+    output = Storage.of(str(config.output)).join("indexes", "patches.parquet")
+    with Progress(len(archives), "index", "archives") as progress:
+        summary = index_patches(
+            root,
+            archives,
+            output,
+            max_corrupt_fraction=config.data.max_corrupt_fraction,
+            map=RayMap(lost, chunk=ARCHIVES_PER_TASK),
+            tick=progress.update,
+        )
+    log.info("%s", summary)
+    return str(output)
+
+
+def train(config: PretrainAdiosConfig, plan: Any, accelerator: str | None = None) -> Outcome:
+    """Save the resolved config and train to the end of the budget, on what `begin` found."""
+    from adios.assembly import assemble, identity_of
+    from adios.plan import identity as plan_identity
+    from core.storage import Storage
+    from core.urls import public
+    from ray_jobs.resume import check_resumable
+
+    config = resolve(config, config.scaling.workers, recorded(config).get("global_batch"))
+    identity = identity_of(config, plan_identity(plan))
+    if (newest := resumed(config)) is not None:
+        check_resumable(newest, identity, config.checkpoint.resume_changes)
+    total, passes = int(config.total_images or 0), int(config.total_images or 0) / plan.rows
+    log.info("%s iterations of %s images: %.2f passes", config.total_iterations, config.global_batch, passes)
+    tracking = tracking_of(config)
+    if tracking.uri is not None:  # a login in it goes to MLflow, not into the saved config and the checkpoints
+        config = replace(config, logging=replace(config.logging, tracking_uri=public(tracking.uri)))
+    store = Storage.of(str(config.output))
+    store.write_bytes("config_resolved.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
+    if accelerator is not None:  # what workers see of a machine may be more than what Ray was told
+        config = replace(config, scaling=replace(config.scaling, accelerator=accelerator))
+    return fit(
+        TrainJob(
+            assemble=assemble,
+            config=config,
+            plan_path=plan.origin,
+            run_dir=str(config.output),
+            scaling=config.scaling,
+            resume=config.checkpoint.resume,
+            resume_changes=config.checkpoint.resume_changes,
+            tracking=tracking,
+            start_metrics={"patch_count": float(plan.rows), "patch_passes_total": passes},
+            total_images=total,
+            identity={**identity["values"], "identity": identity["hash"]},
+            decode_tasks=decode_tasks(config),
+            accelerator=accelerator,
+            tuning=config.tuning if config.tuning.enable else None,
+            identity_hash=identity["hash"],
+            tag=config.logging.write_tag,
+        )
+    )
+
+
+if __name__ == "__main__":
+    job(main, PretrainAdiosConfig, CONFIGS_DIR)
