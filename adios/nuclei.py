@@ -1,0 +1,199 @@
+"""Do masks find nuclei? A mask model's channels against nuclei annotated by hand, as a benchmark of checkpoints.
+
+Which channel means nuclei, and how it is cut, is chosen on training images; what is reported comes from the others. The
+`oracle` may choose anew for each test image by its truth: no method, an optimistic bound. Floors: Otsu's threshold in
+red, and everything marked. Not here: metrics (adios.segmentation), pictures (adios.nuclei_figures).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from adios.segmentation import Bools, Score, dark_in_red, objects, score, summary
+from core.errors import MissingFile, UnreadableUnit, UserError
+from core.features.images import read_image
+from core.order import rng
+from core.stats.bootstrap import paired_difference
+from core.storage import Storage
+from core.wsi.resize import resize
+
+Pixels = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+Masks = Callable[[Tensor], Tensor]  # uint8 [B, S, S, 3] -> a softmax [B, N, S, S]
+RULES = ("argmax", "half")  # a pixel is marked where the channel is the largest, or above one half
+IMAGES, TRUTH = "images", "masks"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image `[H, W, 3]` and its nuclei `[H, W]`, numbered from 1."""
+
+    name: str
+    image: Pixels
+    labels: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The channel that is to mean nuclei, and the rule that cuts it."""
+
+    channel: int
+    rule: str
+
+    def marked(self, masks: Floats) -> Bools:
+        """Pixels `[H, W]` of masks `[N, H, W]`."""
+        if self.rule == "argmax":
+            return masks.argmax(axis=0) == self.channel
+        return masks[self.channel] > 0.5
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a model found on one test image: with the choice made on the training images, and with its oracle."""
+
+    honest: Score
+    oracle: Score
+
+
+def read_pairs(folder: str) -> list[Pair]:
+    """`images/NAME.png` with `masks/NAME.png` (instance labels; 0 and one other value: connected parts), by name.
+
+    MissingFile and UserError name an image without a mask, a mask of another size, and what cannot be read.
+    """
+    store = Storage.of(folder)
+    names = [name for name in store.list(IMAGES) if name.lower().endswith((".png", ".tif", ".tiff"))]
+    if len(names) < 2:
+        raise MissingFile(
+            "no images to judge nuclei on", file=store.join(IMAGES), found=len(names), expected="2 or more"
+        )
+    known = set(store.list(TRUTH))
+    pairs = []
+    for name in names:
+        if name not in known:
+            raise MissingFile(
+                "an image without its nuclei", file=store.join(TRUTH, name), expected="a mask of its name"
+            )
+        try:
+            image = read_image(store.join(IMAGES, name))
+        except UnreadableUnit as e:
+            raise UserError("an image cannot be read", file=store.join(IMAGES, name), found=e.detail) from e
+        pairs.append(Pair(name, image, _labels(store, name, image.shape[:2])))
+    return pairs
+
+
+def split(pairs: Sequence[Pair], train_fraction: float, seed: int) -> tuple[list[int], list[int]]:
+    """Numbers of the images that choose and of those that judge, at least one each; the same for the same names."""
+    order = rng(seed, "nuclei", 0).permutation(len(pairs))
+    count = min(max(1, round(train_fraction * len(pairs))), len(pairs) - 1)
+    return sorted(order[:count].tolist()), sorted(order[count:].tolist())
+
+
+def masks_of(model: Masks, image: Pixels, size: int, scale: float, batch: int = 8) -> Floats:
+    """Masks `[N, H, W]` of an image of any size: squares of `size` cover the image (enlarged by `scale`), their masks
+    are averaged where they overlap. An image smaller than a square is mirrored at its edges."""
+    height, width = image.shape[:2]
+    scaled = resize(image, max(1, round(width * scale)), max(1, round(height * scale)))
+    h, w = scaled.shape[:2]
+    scaled = np.pad(scaled, ((0, max(0, size - h)), (0, max(0, size - w)), (0, 0)), mode="symmetric")
+    corners = [(y, x) for y in _starts(scaled.shape[0], size) for x in _starts(scaled.shape[1], size)]
+    total: Floats | None = None
+    times = np.zeros(scaled.shape[:2], np.float32)
+    for first in range(0, len(corners), batch):
+        part = corners[first : first + batch]
+        tiles = np.stack([scaled[y : y + size, x : x + size] for y, x in part])
+        found = model(torch.from_numpy(tiles)).float().cpu().numpy()
+        total = np.zeros((found.shape[1], *times.shape), np.float32) if total is None else total
+        for (y, x), own in zip(part, found, strict=True):
+            total[:, y : y + size, x : x + size] += own
+            times[y : y + size, x : x + size] += 1
+    assert total is not None
+    mean = torch.from_numpy(total / times)[None, :, :h, :w]
+    if (h, w) != (height, width):
+        mean = torch.nn.functional.interpolate(mean, (height, width), mode="bilinear", align_corners=False)
+    out: Floats = mean[0].numpy()
+    return out
+
+
+def choose(masks: Iterator[Floats], pairs: Sequence[Pair]) -> tuple[Choice, float]:
+    """The channel and rule of the largest mean Dice over images, and that Dice; the first of equal ones."""
+    total: dict[Choice, float] = {}
+    for own, pair in zip(masks, pairs, strict=True):
+        for choice in candidates(len(own)):
+            total[choice] = total.get(choice, 0.0) + dice(choice.marked(own), pair.labels > 0)
+    best = max(total, key=lambda choice: total[choice])
+    return best, total[best] / len(pairs)
+
+
+def find(masks: Floats, pair: Pair, choice: Choice) -> Found:
+    """With the choice given, and with the one that is best for this image."""
+    oracle = max(candidates(len(masks)), key=lambda c: dice(c.marked(masks), pair.labels > 0))
+    honest = score(choice.marked(masks), pair.labels)
+    return Found(honest, honest if oracle == choice else score(oracle.marked(masks), pair.labels))
+
+
+def candidates(channels: int) -> list[Choice]:
+    return [Choice(channel, rule) for channel in range(channels) for rule in RULES]
+
+
+def dice(marked: Bools, nuclei: Bools) -> float:
+    total = int(marked.sum()) + int(nuclei.sum())
+    return 2 * int((marked & nuclei).sum()) / total if total else 1.0
+
+
+def report(found: Sequence[Found], floor: Sequence[Score], *, resamples: int, seed: int) -> dict[str, Any]:
+    """All figures of one model on the test images, with 95% intervals over images: the five metrics, the same as
+    ``oracle_…``, and how far its Dice is above Otsu's on the same images."""
+    honest = summary([f.honest for f in found], resamples=resamples, seed=seed)
+    oracle = summary([f.oracle for f in found], resamples=resamples, seed=seed)
+    out: dict[str, Any] = {**honest, **{f"oracle_{name}": value for name, value in oracle.items()}}
+    own, otsu = [f.honest.dice for f in found], [s.dice for s in floor]
+    if len(found) > 1:
+        above = paired_difference(own, otsu, method="percentile", resamples=resamples, seed=seed)
+        out |= {"dice_above_otsu": above.estimate, "dice_above_otsu_low": above.low, "dice_above_otsu_high": above.high}
+    return out
+
+
+def floors(pairs: Sequence[Pair]) -> dict[str, list[Score]]:
+    """What needs no training: Otsu's threshold in the red channel of each image, and everything marked."""
+    return {
+        "otsu": [score(dark_in_red(p.image), p.labels) for p in pairs],
+        "everything": [score(np.ones(p.labels.shape, np.bool_), p.labels) for p in pairs],
+    }
+
+
+def _labels(store: Storage, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
+    from PIL import Image
+
+    path = store.join(TRUTH, name)
+    try:
+        with Image.open(io.BytesIO(store.read_bytes(f"{TRUTH}/{name}"))) as file:
+            values = np.asarray(file)
+    except (OSError, SyntaxError, ValueError) as e:
+        raise UserError("a mask cannot be read", file=path, found=str(e)[:200], expected="a PNG or TIFF") from e
+    if values.shape != tuple(shape) or values.dtype.kind not in "biu":
+        found = f"{values.dtype} {values.shape}"
+        raise UserError(
+            "a mask is labels in its image's size", file=path, found=found, expected=f"whole numbers {shape}"
+        )
+    labels = values.astype(np.int64)
+    if len(np.unique(labels)) == 2 and 0 in labels and labels.max() in (1, 255):  # no instances: a plain mask
+        return objects(labels > 0)
+    return labels
+
+
+def _starts(length: int, size: int) -> list[int]:
+    """Where squares begin so that they cover `length`, as few as possible, evenly.
+
+    >>> _starts(320, 224), _starts(224, 224)
+    ([0, 96], [0])
+    """
+    count = -(-length // size)
+    return [round(i) for i in np.linspace(0, length - size, count)]

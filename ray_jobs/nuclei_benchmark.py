@@ -1,0 +1,166 @@
+"""Every checkpoint's masks against annotated nuclei: Dice, IoU and PQ beside Otsu's threshold, as JSON and pictures.
+
+    python -m ray_jobs.nuclei_benchmark run=outputs/adios data=dsb2018_brightfield output=outputs/nuclei
+
+`run` is an ADIOS run, or one mask model. `data` has `images/` and `masks/` (labels) of the same names. The channel that
+is taken for nuclei is chosen on `train_fraction` of the images, all figures are of the others; `oracle_…` chooses for
+each image by its truth and is a bound only. Checkpoints that were judged already are left. Needs no Ray.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import core
+from core.config import MISSING, Loaded, placement
+from core.errors import MissingFile, UserError
+from ray_jobs.cli import Outputs, job
+
+if TYPE_CHECKING:
+    from adios.nuclei import Pair
+
+log = logging.getLogger(__name__)
+RESULTS, PLOT, EXAMPLES = "nuclei.json", "nuclei.png", "examples.png"
+
+
+@dataclass
+class NucleiConfig:
+    run: str = MISSING  # folder or URL of a run; or of a mask model (RUN/mask_model), or of one checkpoint
+    data: str = MISSING  # folder or URL with images/ and masks/
+    output: str = MISSING  # folder or URL
+    train_fraction: float = 0.3  # of the images: they choose the channel
+    seed: int = 42  # of that split, and of the intervals
+    scale: float = 1.0  # images are resized by it first: 0.5 where patches of half the resolution were trained on
+    resamples: int = 2000
+    accelerator: str = placement("auto")  # auto | cpu | cuda
+    batch_size: int = placement(8)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.train_fraction < 1:
+            found = self.train_fraction
+            raise UserError("a fraction of the images", key="train_fraction", found=found, expected="between 0 and 1")
+        for key in ("scale", "resamples", "batch_size"):
+            if getattr(self, key) <= 0:
+                raise UserError("a size must be positive", key=key, found=getattr(self, key), expected="> 0")
+
+
+def main(loaded: Loaded[NucleiConfig]) -> Outputs | None:
+    from adios.nuclei import floors, read_pairs, split
+    from adios.nuclei_figures import draw_examples, draw_results
+    from adios.segmentation import summary
+    from core.storage import Storage
+    from ray_jobs.progress import Progress
+
+    config = loaded.config
+    pairs = read_pairs(config.data)
+    train, test = split(pairs, config.train_fraction, config.seed)
+    models = mask_models(config.run)
+    if loaded.dry_run:
+        log.info("sound: %d checkpoints, %d images choose and %d judge", len(models), len(train), len(test))
+        return None
+    store = Storage.of(config.output)
+    floor = floors([pairs[i] for i in test])
+    found: dict[str, Any] = {
+        "settings": settings(config, pairs),
+        "choosing": [pairs[i].name for i in train],
+        "judging": [pairs[i].name for i in test],
+        **{name: summary(own, resamples=config.resamples, seed=config.seed) for name, own in floor.items()},
+        "checkpoints": [],
+    }
+    known = judged_before(store, found["settings"])
+    examples = None
+    with Progress(len(models), "nuclei", "checkpoints") as progress:
+        for i, path in enumerate(models):
+            row = known.get(path)
+            if row is None or i == len(models) - 1:  # the last one's masks are shown
+                row, examples = judged(config, path, pairs, train, test, floor["otsu"])
+            found["checkpoints"].append(row)
+            store.write_bytes(RESULTS, json.dumps(found, indent=1).encode())
+            progress.update()
+            log.info(
+                "%s images: Dice %.3f, PQ %.3f (oracle %.3f, %.3f), mask %d by %s",
+                row["images_seen"], row["dice"], row["pq"], row["oracle_dice"], row["oracle_pq"], row["channel"] + 1,
+                row["rule"],
+            )  # fmt: skip
+    store.write_bytes(PLOT, draw_results(found))
+    if examples is not None:
+        store.write_bytes(EXAMPLES, draw_examples(examples))
+    return Outputs(
+        {name: store.join(path) for name, path in (("results", RESULTS), ("plot", PLOT), ("examples", EXAMPLES))}
+    )
+
+
+def settings(config: NucleiConfig, pairs: list[Pair]) -> dict[str, Any]:
+    """What two results must share to stand in one file."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for pair in pairs:
+        digest.update(pair.name.encode() + pair.image.tobytes() + pair.labels.tobytes())
+    own = {key: getattr(config, key) for key in ("train_fraction", "seed", "scale", "resamples")}
+    return {**own, "data": digest.hexdigest()}
+
+
+def judged_before(store: Any, wanted: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Rows by checkpoint of an earlier start with the same settings on the same images."""
+    try:
+        found = json.loads(store.read_bytes(RESULTS))
+    except MissingFile:
+        return {}
+    return {row["path"]: row for row in found["checkpoints"]} if found["settings"] == wanted else {}
+
+
+def mask_models(run: str) -> list[str]:
+    """Mask models below `run`, by images seen: one of each checkpoint, else the exported one. MissingFile without."""
+    from adios.artifact import DESCRIPTION, FOLDER
+    from core.committed import COMMITTED, list_committed
+    from core.storage import Storage
+
+    store = Storage.of(run)
+    if store.exists(DESCRIPTION) or store.exists(COMMITTED):
+        return [store.url]
+    by_images: dict[int, str] = {}
+    for checkpoint in list_committed(store.join("checkpoints")):
+        if checkpoint.meta.get("science") == "adios":
+            by_images.setdefault(int(checkpoint.meta["images_seen"]), checkpoint.path)
+    found = [path for _, path in sorted(by_images.items())]
+    if not found and store.exists(f"{FOLDER}/{DESCRIPTION}"):
+        found = [store.join(FOLDER)]
+    if not found:
+        raise MissingFile("no mask model is here", file=store.url, key="run", expected="an ADIOS run, or mask_model/")
+    return found
+
+
+def judged(
+    config: NucleiConfig, path: str, pairs: list[Pair], train: list[int], test: list[int], otsu: list[Any]
+) -> tuple[dict[str, Any], list[Any]]:
+    """The row of one checkpoint, and examples of what it marks."""
+    from adios import artifact
+    from adios.nuclei import choose, find, masks_of, report
+    from adios.nuclei_figures import Example, chosen_examples
+    from core.device import Device
+
+    model = artifact.load(path).to(Device.of(config.accelerator).torch_device)
+    size = model.config.image_size
+
+    def masks(numbers: list[int]) -> Iterator[Any]:
+        for i in numbers:
+            yield masks_of(model.masks, pairs[i].image, size, config.scale, config.batch_size)
+
+    choice, train_dice = choose(masks(train), [pairs[i] for i in train])
+    own = [find(m, pairs[i], choice) for m, i in zip(masks(test), test, strict=True)]
+    figures = report(own, otsu, resamples=config.resamples, seed=config.seed)
+    facts = {key: model.facts.get(key) for key in ("images_seen", "step")}
+    row = {"path": path, **facts, "channel": choice.channel, "rule": choice.rule, "train_dice": train_dice, **figures}
+    shown = [test[k] for k in chosen_examples([f.honest.dice for f in own])]
+    drawn = [Example(pairs[i], m, choice) for m, i in zip(masks(shown), shown, strict=True)]
+    return row, drawn
+
+
+if __name__ == "__main__":
+    job(main, NucleiConfig, Path(core.__file__).parent)
