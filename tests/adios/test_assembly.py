@@ -1,0 +1,99 @@
+"""A run put together from real archives: it trains without Ray, leaves artifacts others can load, draws its masks."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from adios import artifact
+from adios.assembly import assemble
+from adios.index import archives_of
+from adios.index_writer import index_patches
+from adios.plan import build_plan
+from core import checkpoint
+from core.artifact import EncoderArtifact
+from core.device import Device
+from core.features.encoder import EncoderSpec, load_encoder
+from core.stream import Lookup, decoded, rank_rows
+from core.train.loop import run
+from core.train.state import TrainState
+from tests.builders.adios_run import config
+from tests.builders.zips import write_folder
+
+CPU = Device.of("cpu")
+
+
+def trained(tmp: Path, **changes):
+    write_folder(tmp / "zips", archives=2, patches=5)
+    root, archives = archives_of(str(tmp / "zips"))
+    index_patches(root, archives, str(tmp / "index.parquet"), max_corrupt_fraction=0.0)
+    plan = build_plan(str(tmp / "index.parquet"), str(tmp / "plan"), patch_size=32)
+    made = config(output=str(tmp / "run"), **changes)
+    parts = assemble(made, plan, 1)
+    settings, lookup = parts.settings, Lookup(plan, parts.order)
+
+    def batches(start):
+        total, batch = settings.total_images, settings.global_batch
+        return decoded(rank_rows(lookup, start, total, batch, 0, 1, batch), parts.reader, lookup)
+
+    state = TrainState(parts.recipe, settings, CPU)
+    for tick in run(parts.recipe, batches, settings, device=CPU, state=state):
+        if parts.watch is not None:
+            assert parts.watch.observe(tick) == {}
+    return parts, state
+
+
+def test_the_student_and_the_mask_model_are_exported_side_by_side(tmp_path):
+    parts, state = trained(tmp_path)
+    parts.export(parts.recipe, str(tmp_path / "run" / "encoder"), {"images_seen": state.images_seen})
+    vit, about = EncoderArtifact.load(str(tmp_path / "run" / "encoder"))
+    own = parts.recipe.student.vit.state_dict()
+    assert own.keys() == vit.state_dict().keys() and all(torch.equal(own[k], v) for k, v in vit.state_dict().items())
+    assert about["science"] == "adios" and about["preprocessing"]["mean"] == [0.6816, 0.5640, 0.7232]
+    spec = EncoderSpec.of("adios", str(tmp_path / "run" / "encoder"))
+    pixels = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
+    for pooling, width in (("cls", 32), ("mean", 32), ("cls+mean", 64)):
+        assert load_encoder(spec, CPU, pooling=pooling)(pixels).shape == (2, width)
+    loaded = artifact.load(str(tmp_path / "run" / "mask_model"))
+    parts.recipe.mask_model.eval()
+    expected = artifact.TrainedMaskModel(parts.recipe.mask_model, loaded.mean, loaded.std, {}).masks(pixels)
+    assert torch.equal(loaded.masks(pixels), expected) and loaded.facts["images_seen"] == 24
+
+
+def test_the_mask_model_of_any_checkpoint_can_be_loaded(tmp_path):
+    parts, state = trained(tmp_path)
+    meta = {**state.meta(), "identity": parts.identity, "science": parts.science}
+    saved = checkpoint.save(str(tmp_path / "checkpoints"), "adios-latest", state.tensors(), meta)
+    loaded = artifact.load(saved.path)
+    own = parts.recipe.mask_model.state_dict()
+    assert all(torch.equal(own[name], tensor) for name, tensor in loaded.model.state_dict().items())
+    assert (loaded.facts["images_seen"], loaded.facts["step"]) == (24, 6) and loaded.mean == (0.6816, 0.564, 0.7232)
+
+
+def test_pictures_come_on_cadence_of_the_same_patches_and_change_nothing(tmp_path):
+    pytest.importorskip("adios.visualise")
+    drawn, drawn_state = trained(tmp_path / "a", viz_freq=4)
+    plain, plain_state = trained(tmp_path / "b", viz_freq=0)
+    names = sorted(p.name for p in (tmp_path / "a" / "run" / "visualizations" / "masks").glob("*.png"))
+    assert names == ["iter_00000004.png", "iter_00000006.png"] and plain.watch is None
+    tensors = plain_state.tensors()
+    assert all(torch.equal(tensors[name], t) for name, t in drawn_state.tensors().items())
+    before = random.getstate(), np.random.get_state()[1].copy(), torch.random.get_rng_state()
+    drawn.watch._draw(9, last=False)
+    assert before[0] == random.getstate() and np.array_equal(before[1], np.random.get_state()[1])
+    assert torch.equal(before[2], torch.random.get_rng_state())
+
+
+def test_a_picture_that_cannot_be_written_ends_no_run(tmp_path, caplog):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "visualizations").write_text("in the way")
+    parts, state = trained(tmp_path, viz_freq=6)
+    assert state.images_seen == 24 and "no picture of the masks of iteration 6" in caplog.text
+
+
+def test_a_pass_is_every_patch_once(tmp_path):
+    parts, _ = trained(tmp_path)
+    for first in (0, 10):
+        assert sorted(parts.order.rows(np.arange(first, first + 10))) == list(range(10))
