@@ -62,6 +62,8 @@ def test_equal_slides_give_equal_bytes_and_stored_members(slide, tmp_path):
     with open(slide.output, "rb") as a, open(again.output, "rb") as b:
         assert a.read() == b.read()
     assert {member.method for member in read_directory(slide.output).members} == {0}
+    with zipfile.ZipFile(slide.output) as archive:
+        assert {info.date_time for info in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}  # and not when it was made
 
 
 def test_what_was_cut_can_be_indexed_whole(slide, tmp_path):

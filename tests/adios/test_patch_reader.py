@@ -111,8 +111,8 @@ def test_a_png_cut_and_closed_again_is_not_accepted():
         decoded(shorter, SIZE)
 
 
-@pytest.mark.parametrize("data", [b"no image", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n", b"GIF89a"])
-def test_what_is_no_image_is_undecodable(tmp_path, data):
+@pytest.mark.parametrize("data", [b"no image", encoded(picture("a"), "bmp"), encoded(picture("a"), "tiff")])
+def test_what_is_neither_png_nor_jpeg_is_undecodable(tmp_path, data):
     found = reason_of(one(tmp_path, data))
     assert found.reason == "decode" and found.path == f"{tmp_path}/zips/a.zip!{patch_name(1)}"
 
