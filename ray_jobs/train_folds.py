@@ -23,7 +23,16 @@ from core.config import MISSING, Loaded, is_set, placement
 from core.errors import MissingFile, UserError
 from ray_jobs.cli import Outputs, job
 from ray_jobs.runtime import ray_session
-from ray_jobs.train_regression import METRICS, TrainRegressionConfig, located, plan_of, run_of, work_on
+from ray_jobs.train_regression import (
+    METRICS,
+    Run,
+    TrainRegressionConfig,
+    located,
+    plan_of,
+    run_of,
+    tell_rehearsal,
+    work_on,
+)
 from regression.config import CONFIGS_DIR, DataConfig
 
 if TYPE_CHECKING:
@@ -83,13 +92,10 @@ def main(loaded: Loaded[TrainFoldsConfig]) -> Outputs | None:
 
     config = loaded.config
     folds = folds_of(config)
-    for fold in folds:  # every check of every fold, before the first begins
-        plan = plan_of(fold.config)
-        if not any(part == "test" for part in plan.sources["split"].to_pylist()):
-            raise UserError("a fold without test rows", file=fold.config.data.split, key="split", expected="test")
-        run_of(fold.config, plan)
+    runs = [checked(fold) for fold in folds]  # every check of every fold, before the first begins
     if loaded.dry_run:
-        log.info("%d folds are sound; nothing was trained", len(folds))
+        tell_rehearsal(runs[0])
+        log.info("all %d folds are sound", len(folds))
         return None
     root = Storage.of(str(config.output))
     left = [fold for fold in folds if not root.exists(f"{fold.name}/{METRICS}")]
@@ -106,6 +112,14 @@ def main(loaded: Loaded[TrainFoldsConfig]) -> Outputs | None:
     text = write_summary(root, names, config.title or posixpath.basename(root.url.rstrip("/")))
     print(text)
     return Outputs({"table": root.join("folds.md"), "per_gene": root.join("per_gene.csv"), "runs": root.url})
+
+
+def checked(fold: Fold) -> Run:
+    """The fold's run. UserError for what it cannot be trained on, and where it tests nothing."""
+    plan = plan_of(fold.config)
+    if "test" not in plan.sources["split"].to_pylist():
+        raise UserError("a fold without test rows", file=fold.config.data.split, key="split", expected="test")
+    return run_of(fold.config, plan)
 
 
 def folds_of(config: TrainFoldsConfig) -> list[Fold]:

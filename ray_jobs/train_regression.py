@@ -58,9 +58,23 @@ def main(loaded: Loaded[TrainRegressionConfig]) -> Outputs | None:
     plan = plan_of(config)
     run = run_of(config, plan)
     if loaded.dry_run:
-        log.info("the config is sound: %d rows train; nothing was written", plan.rows)
+        tell_rehearsal(run)
         return None
     return work_on(run)
+
+
+def tell_rehearsal(run: Run) -> None:
+    """Two batches of training and of validation in this process, and what they say."""
+    from regression.rehearsal import rehearse
+
+    found = rehearse(run.config, run.plan)
+    losses = ", ".join(f"{loss:.4g}" for loss in found.losses)
+    log.info("two batches: loss %s; %.1f images/s in this process", losses, found.images_per_s)
+    if found.validation:
+        log.info(
+            "of two validation batches: %s %.3f", run.config.eval.primary, found.validation[run.config.eval.primary]
+        )
+    log.info("the config is sound: %d rows train; no run was begun", run.plan.rows)
 
 
 def work_on(run: Run) -> Outputs:

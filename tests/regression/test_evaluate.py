@@ -18,6 +18,7 @@ from regression.evaluate import Evaluation, metrics, predict, share, together, v
 from regression.plan import normaliser, rows_of, targets
 from regression.recipe import RegressionRecipe
 from tests.builders.expression import made, run_config
+from tests.builders.ranks import run_ranks
 
 CPU = Device.of("cpu")
 
@@ -131,3 +132,23 @@ def test_tables_hold_every_row_and_every_gene(world, tmp_path):
         one.intervals("pearson", config, 0) is None
         and one.per_gene(one.both_intervals(config, 0))["pearson_low"].null_count == 3
     )
+
+
+def _predicted_by_ranks(device, folder):
+    from core.plan import Plan
+
+    plan = Plan.open(folder)
+    recipe = assemble(resolve(run_config(batch_size=2, grad_accum_steps=2, images=8), 1, plan.rows), plan, 1).recipe
+    rows = np.concatenate([rows_of(plan, part) for part in ("val", "test")])
+    return [predict(recipe, plan, rows[:count], device, 2) for count in (1, 2, 3, 5, rows.size)]
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_real_workers_predict_every_row_once_and_all_know_all(tmp_path, ranks):
+    *_, plan = made(tmp_path)
+    found = run_ranks(ranks, _predicted_by_ranks, tmp_path / "ranks", plan.origin)
+    alone = _predicted_by_ranks(CPU, plan.origin)
+    for rank in found:
+        for several, one in zip(rank, alone, strict=True):
+            assert several.shape == one.shape and several == pytest.approx(one, abs=1e-5)
+    assert all(np.array_equal(a, b) for a, b in zip(found[0], found[1], strict=True))

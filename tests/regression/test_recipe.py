@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -15,9 +18,11 @@ from core.train.state import TrainState
 from regression import artifact
 from regression.assembly import assemble, identity_of, selection
 from regression.config import AugmentConfig, RunConfig, resolve
+from regression.evaluate import metrics, predict
 from regression.model import initial_digest
 from regression.plan import normaliser, rows_of, targets
 from regression.recipe import augmented, turned
+from regression.rehearsal import rehearse
 from tests.builders.encoders import MEAN, write_encoder
 from tests.builders.expression import made, run_config
 
@@ -61,6 +66,30 @@ def test_a_resumed_run_ends_with_the_bits_of_an_undisturbed_one(plan):
     resumed, meta, _ = trained(config, plan, state=half[:2])
     assert meta["images_seen"] == 12
     assert all(torch.equal(whole[k], resumed[k]) and torch.equal(whole[k], again[k]) for k in whole)
+
+
+def test_the_same_config_and_split_give_the_same_metrics_twice(plan):
+    config = run_config("resnet18", batch_size=4, grad_accum_steps=1, images=16)
+
+    def validated():
+        """After training, with whatever the generators of Python, NumPy and torch were before."""
+        random.seed(os.urandom(8))
+        np.random.seed(random.randrange(2**32))
+        torch.manual_seed(random.randrange(2**32))
+        parts = trained(config, plan)[2]
+        rows = np.concatenate([rows_of(plan, "val"), rows_of(plan, "test")])
+        return metrics(predict(parts.recipe, plan, rows, CPU, 4), targets(plan)[rows], config.eval)
+
+    assert validated() == validated()
+
+
+def test_a_dry_run_trains_two_batches_and_validates_in_this_process(plan):
+    config = resolve(run_config("vit_tiny", batch_size=2, grad_accum_steps=2), 1, plan.rows)
+    found = rehearse(config, plan)
+    assert len(found.losses) == 2 and found.images_per_s > 0
+    assert {"spearman", "pearson", "mse"} <= set(found.validation)
+    config.model.frozen, config.augment.geometry, config.augment.stain = True, False, 0.0
+    assert len(rehearse(config, plan).losses) == 2, "features that a run would make first are not needed"
 
 
 def test_accumulated_parts_of_a_batch_give_the_step_of_the_whole(plan):
