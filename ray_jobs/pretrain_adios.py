@@ -33,7 +33,6 @@ from ray_jobs.runtime import RuntimeConfig, ray_session
 from ray_jobs.trainer import Outcome, ScalingConfig, TrainJob, begin, fit
 
 log = logging.getLogger(__name__)
-ARCHIVES_PER_TASK = 8
 
 
 @dataclass
@@ -160,27 +159,18 @@ def _below(config: PretrainAdiosConfig, plan: Any) -> bool:
 def _index(config: PretrainAdiosConfig) -> str:
     """The index of the patches, made or brought up to date on the running Ray below the output folder."""
     from adios.index import archives_of
-    from adios.index_writer import index_patches, lost
     from core.storage import Storage
-    from ray_jobs.ordered_map import RayMap
-    from ray_jobs.progress import Progress
+    from ray_jobs import index_patches
 
     path = str(config.data_path)
     if path.endswith(".parquet"):
         return path
-    root, archives = archives_of(path)
-    output = Storage.of(str(config.output)).join("indexes", "patches.parquet")
-    with Progress(len(archives), "index", "archives") as progress:
-        summary = index_patches(
-            root,
-            archives,
-            output,
-            max_corrupt_fraction=config.data.max_corrupt_fraction,
-            map=RayMap(lost, chunk=ARCHIVES_PER_TASK),
-            tick=progress.update,
-        )
-    log.info("%s", summary)
-    return str(output)
+    output = str(Storage.of(str(config.output)).join("indexes", "patches.parquet"))
+    settings = index_patches.IndexPatchesConfig(
+        source=path, output=output, max_corrupt_fraction=config.data.max_corrupt_fraction
+    )
+    index_patches.build(settings, *archives_of(path))
+    return output
 
 
 def train(config: PretrainAdiosConfig, plan: Any, accelerator: str | None = None) -> Outcome:

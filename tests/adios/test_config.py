@@ -101,7 +101,7 @@ def test_cadences_are_iterations_of_the_global_batch():
     assert (found.snapshot_every, found.log_every, found.micro_batch, found.total_steps) == (20, 200, 4, 6)
 
 
-@pytest.mark.parametrize("name", ["smoke", "demo"])
+@pytest.mark.parametrize("name", ["smoke", "demo", "base"])
 def test_shipped_configs_are_runs(name):
     words = ["--config", name, "data_path=/patches", "output=/out"]
     found = resolve(load_config(RunConfig, words, configs_dir=CONFIGS_DIR).config, 1)
