@@ -19,6 +19,7 @@ from adios.plan import paths
 from core.errors import MissingFile, UnreadableUnit, UserError
 from core.order import rng
 from core.plan import Plan
+from core.urls import public
 
 MODES = ("RGB", "RGBA", "L", "LA", "P", "PA", "1", "CMYK", "YCbCr")  # 8 bits; others would lose most of their range
 FORMATS = ("PNG", "JPEG")  # Pillow would try dozens of others, some of them by starting programs
@@ -57,9 +58,9 @@ class PatchReader:
         try:
             archive = self.archives.get(path)
         except MissingFile as e:
-            raise UnreadableUnit("missing", path) from e
+            raise UnreadableUnit("missing", public(path)) from e
         except UserError as e:
-            raise UnreadableUnit("io", path, str(e)) from e
+            raise UnreadableUnit("io", public(path), str(e)) from e
         numbers = (int(unit[name]) for name in ("offset", "compressed", "bytes", "crc"))
         member = read_member(archive, path, *numbers, member_limit(self.patch_size))
         try:

@@ -98,8 +98,10 @@ def test_too_many_corrupt_archives_stop_the_index(tmp_path):
     write_folder(tmp_path / "zips", archives=4)
     for i in (1, 2):
         (tmp_path / f"zips/s{i}.zip").write_bytes(b"none")
+    calls = []
     with pytest.raises(UserError, match="2 of 4 archives are corrupt") as caught:
-        build(tmp_path / "zips", tmp_path / "i.parquet", max_corrupt_fraction=0.4)
+        build(tmp_path / "zips", tmp_path / "i.parquet", max_corrupt_fraction=0.4, map=counting(calls))
+    assert calls == ["s0.zip", "s1.zip", "s2.zip"]  # and s3 need not be asked
     assert caught.value.where["key"] == "max_corrupt_fraction"
     assert not (tmp_path / "i.parquet").exists()
     assert [line["archive"] for line in quarantine(tmp_path / "i.parquet")] == ["s1.zip", "s2.zip"]
@@ -112,6 +114,18 @@ def test_a_corrupt_archive_is_tried_again(tmp_path):
     build(tmp_path / "zips", tmp_path / "i.parquet", max_corrupt_fraction=0.5)
     (tmp_path / "zips/s1.zip").write_bytes(whole)
     assert build(tmp_path / "zips", tmp_path / "i.parquet").patches == 18
+
+
+def test_an_archive_that_was_away_for_a_while_is_not_read_again(tmp_path):
+    write_folder(tmp_path / "zips")
+    build(tmp_path / "zips", tmp_path / "i.parquet")
+    (tmp_path / "zips/s1.zip").rename(tmp_path / "away.zip")
+    (tmp_path / "zips/s1.zip").symlink_to(tmp_path / "nowhere.zip")
+    assert build(tmp_path / "zips", tmp_path / "i.parquet", max_corrupt_fraction=0.5).reasons == {"missing": 1}
+    (tmp_path / "away.zip").rename(tmp_path / "zips/s1.zip")
+    calls = []
+    assert build(tmp_path / "zips", tmp_path / "i.parquet", map=counting(calls)).patches == 18
+    assert calls == []
 
 
 def damaged_directory(path, name, offset, value):

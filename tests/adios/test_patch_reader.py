@@ -117,8 +117,9 @@ def test_what_is_neither_png_nor_jpeg_is_undecodable(tmp_path, data):
     assert found.reason == "decode" and found.path == f"{tmp_path}/zips/a.zip!{patch_name(1)}"
 
 
-def test_an_image_of_another_size_than_its_name_says_is_refused(tmp_path):
-    found = reason_of(one(tmp_path, encoded(picture("a", 40))))
+@pytest.mark.parametrize("kind", ["png", "jpeg"])
+def test_an_image_of_another_size_than_its_name_says_is_refused(tmp_path, kind):
+    found = reason_of(one(tmp_path, encoded(picture("a", 40), kind)))
     assert (found.reason, found.detail) == ("shape", "40 x 40 pixels, expected 32 x 32")
 
 
