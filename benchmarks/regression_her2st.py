@@ -39,7 +39,7 @@ UNIT = "log1p CP10k"
 MODEL = (
     "model.backbone=resnet18", "data.image_size=64", "train.epochs=10", "train.lr=1e-3", "train.weight_decay=1e-2",
     "train.warmup=0.1", "train.batch_size=32", "train.grad_accum_steps=1", "logging.log_every=512",
-    "scaling.cpus_per_worker=2", "scaling.threads_per_worker=2", "data.threads=1", "logging.mlflow=false",
+    "scaling.cpus_per_worker=1", "data.threads=1", "logging.mlflow=false", "parallel=2",
 )  # fmt: skip
 
 

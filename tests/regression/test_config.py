@@ -7,6 +7,7 @@ import pytest
 from core.config import fingerprint, load_config
 from core.errors import UserError
 from regression.config import CONFIGS_DIR, RunConfig, resolve, run_name
+from regression.features import uses_cache
 
 PATHS = ["data.table=t.csv", "data.split=s.csv"]
 
@@ -63,3 +64,14 @@ def test_senseless_values_are_refused_with_their_key(words, key):
     with pytest.raises(UserError) as error:
         loaded(*words)
     assert error.value.where["key"] == key
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS_DIR.glob("*.yaml")))
+def test_a_shipped_config_loads_opens_with_its_command_and_names_what_it_needs(name):
+    lines = (CONFIGS_DIR / f"{name}.yaml").read_text().splitlines()
+    assert lines[0].startswith("# ") and any(f"--config {name}" in line for line in lines if line.startswith("#"))
+    config = loaded("--config", name, *(["model.artifact=encoder"] if name == "frozen" else []))
+    assert uses_cache(config) == (name == "frozen")
+    if name == "frozen":
+        with pytest.raises(UserError, match=r"model\.artifact"):
+            loaded("--config", name)
