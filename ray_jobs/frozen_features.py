@@ -6,6 +6,7 @@ A module of the regression jobs, not one of its own. Ray must be running.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from regression.features import FeatureFolder
 
 log = logging.getLogger(__name__)
+_LOCK = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -58,17 +60,24 @@ def ensure_features(config: RunConfig, plan: Plan, scaling: ScalingConfig, what:
     UserError when the process that makes a part dies twice.
     """
     from core.storage import Storage
-    from ray_jobs.actor_map import ActorMap
-    from ray_jobs.backends import resolve_accelerator
-    from ray_jobs.progress import Progress
     from regression.features import feature_folder
 
     paths = plan.sources["path"].to_pylist()
     root = Storage.of(str(config.output)).join("features")
     folder = feature_folder(root, config, paths, looked_at(state_of, paths))
+    with _LOCK:  # the folds of one driver want the same ones at the same time
+        _compute(folder, config, scaling, what)
+    return folder
+
+
+def _compute(folder: FeatureFolder, config: RunConfig, scaling: ScalingConfig, what: str) -> None:
+    from ray_jobs.actor_map import ActorMap
+    from ray_jobs.backends import resolve_accelerator
+    from ray_jobs.progress import Progress
+
     missing = folder.missing()
     if not missing:
-        return folder
+        return
     kind = resolve_accelerator(scaling.accelerator, scaling.autoscaling)
     kind = kind if kind == "cuda" else "cpu"  # an XLA device would be one more compiled program for one pass
     gpus = float(scaling.gpus_per_worker) if kind == "cuda" else 0.0
@@ -79,7 +88,6 @@ def ensure_features(config: RunConfig, plan: Plan, scaling: ScalingConfig, what:
             if done is None:
                 raise UserError(DIED, file=folder.paths_of(missing[number])[0], key="features")
             progress.update(done)
-    return folder
 
 
 def probe_config(config: RunConfig, artifact: str) -> RunConfig:
