@@ -71,7 +71,7 @@ def _panel(axes: Any, rows: Sequence[Row], found: Mapping[str, Any], metric: str
         axes.plot(ends, (value, value), color=MUTED, linewidth=1.2, linestyle=style, label=label)
     oracle = [row[f"oracle_{metric}"] for row in rows]
     axes.plot(x, oracle, color=ACCENTS[2], linewidth=1.4, linestyle=(0, (4, 3)), marker="o", markersize=3.5,
-              label="oracle: chosen per image by its truth (optimistic)")  # fmt: skip
+              label="oracle: of best Dice per image, by its truth (optimistic)")  # fmt: skip
     values = [row[metric] for row in rows]
     if f"{metric}_low" in rows[0]:
         low, high = ([row[f"{metric}_{end}"] for row in rows] for end in ("low", "high"))

@@ -38,46 +38,49 @@ class Panel:
     smooth: bool = True  # a running mean over many points; not for schedules
 
 
-def curve(rows: Sequence[Row], metric: str) -> tuple[Floats, Floats]:
-    """Images seen `[n]` and values `[n]` of a metric, in order, finite ones only."""
-    found = [(row[X], row[metric]) for row in rows if X in row and isinstance(row.get(metric), int | float)]
+def curve(rows: Sequence[Row], metric: str, along: str = X) -> tuple[Floats, Floats]:
+    """Images seen (or what the rows are `along`) `[n]` and values `[n]` of a metric, in order, finite ones only."""
+    found = [(row[along], row[metric]) for row in rows if along in row and isinstance(row.get(metric), int | float)]
     found = [(x, y) for x, y in found if math.isfinite(y)]
     table = np.array(sorted(found, key=lambda pair: pair[0]), np.float64).reshape(-1, 2)
     return table[:, 0], table[:, 1]
 
 
-def draw_curves(rows: Sequence[Row], panels: Sequence[Panel], title: str, *, scale: float = 1.0) -> bytes:
-    """A PNG of all panels that have data. UserError when none has."""
+def draw_curves(
+    rows: Sequence[Row], panels: Sequence[Panel], title: str, *, scale: float = 1.0, along: str = X
+) -> bytes:
+    """A PNG of all panels that have data, over the images seen or over what the rows are `along`. UserError when none
+    has."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    shown = [p for p in panels if any(curve(rows, metric)[0].size for metric, _ in p.series)]
+    shown = [p for p in panels if any(curve(rows, metric, along)[0].size for metric, _ in p.series)]
     if not shown:
         wanted = ", ".join(metric for p in panels for metric, _ in p.series)
-        raise UserError("no metric to draw was logged yet", expected=f"rows with {X} and one of {wanted}")
+        raise UserError("no metric to draw was logged yet", expected=f"rows with {along} and one of {wanted}")
     columns = min(COLUMNS, len(shown))
     lines = -(-len(shown) // columns)
     figure = Figure(figsize=(4.0 * columns, 0.8 + 2.9 * lines), dpi=100 * scale, facecolor="white")
     FigureCanvasAgg(figure)
     figure.suptitle(title, x=0.012, y=1 - 0.05 / lines, ha="left", fontsize=15, fontweight="bold", color=INK)
     for i, panel in enumerate(shown):
-        _draw(figure.add_subplot(lines, columns, i + 1), rows, panel)
+        _draw(figure.add_subplot(lines, columns, i + 1), rows, panel, along)
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.06 / lines), h_pad=2.2, w_pad=2.0)
     out = BytesIO()
     figure.savefig(out, format="png", metadata={"Software": None})
     return out.getvalue()
 
 
-def _draw(axes: Any, rows: Sequence[Row], panel: Panel) -> None:
+def _draw(axes: Any, rows: Sequence[Row], panel: Panel, along: str) -> None:
     if panel.band:
-        (x, low), (x_high, high) = (curve(rows, metric) for metric in panel.band)
+        (x, low), (x_high, high) = (curve(rows, metric, along) for metric in panel.band)
         if x.size and np.array_equal(x, x_high):
             axes.fill_between(x, low, high, color=ACCENTS[0], alpha=0.13, linewidth=0, label="range")
     for i, (metric, label) in enumerate(panel.series):
-        _line(axes, *curve(rows, metric), ACCENTS[i % len(ACCENTS)], label, panel.smooth)
+        _line(axes, *curve(rows, metric, along), ACCENTS[i % len(ACCENTS)], label, panel.smooth)
     axes.set_title(panel.title, loc="left", fontsize=11.5, fontweight="bold", color=INK, y=1.08)
     axes.set_ylabel(panel.unit, fontsize=9, color=MUTED)
-    axes.set_xlabel("images seen", fontsize=9, color=MUTED)
+    axes.set_xlabel(along.replace("_", " "), fontsize=9, color=MUTED)
     if panel.log:
         axes.set_yscale("log")
     else:

@@ -1,8 +1,10 @@
 """Training curves of a run as one PNG: loss, schedules, tokens, collapse signals, speed, from its metrics.jsonl.
 
     python -m ray_jobs.plot_training run=outputs/run output=outputs/run/curves.png
+    python -m ray_jobs.plot_training logs='logs/*_0_log.out' output=curves.png
 
-Works while the run is going on, and on a run folder of any science. Needs no Ray.
+Works while the run is going on, and on a run folder of any science; ADIOS runs get a film of their masks, too. `logs`
+are text logs of ADIOS runs that were made with the published code. Needs no Ray.
 """
 
 from __future__ import annotations
@@ -11,18 +13,38 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import core
 from core.charts import Panel, draw_curves
-from core.config import MISSING, Loaded, is_set
+from core.config import Loaded
 from core.errors import MissingFile, UserError
 from ray_jobs.cli import Outputs, job
 
+if TYPE_CHECKING:
+    from core.storage import Storage
+
 log = logging.getLogger(__name__)
 METRICS = "metrics.jsonl"
+MASKS = 6  # that have curves
 
 PANELS = (
     Panel("Loss", (("loss", "mean"),), band=("loss_min", "loss_max")),
+    Panel("Validation", (("val/spearman", "Spearman ρ"), ("val/pearson", "Pearson r"))),
+    Panel("Student: contrast", (("loss_whole", "whole views"), ("loss_crops", "crops"))),
+    Panel("Mask model", (("loss/mask", "loss"), ("loss_adversarial", "student's contrast"))),
+    Panel("Masks: penalty", (("sparsity_penalty", "penalty"),)),
+    Panel(
+        "Masks: mean activation", tuple((f"mask_mean/{n}", f"mask {n + 1}") for n in range(MASKS)), "share of the image"
+    ),
+    Panel(
+        "Masks: shape",
+        (("mask_spread", "spread"), ("mask_entropy", "entropy"), ("mask_overlap", "overlap")),
+        from_zero=True,
+    ),
+    Panel("Temperature", (("temperature", "temperature"),), from_zero=True, smooth=False),
+    Panel("Collapse: RankMe", (("feature_rankme", "student features"),), "effective dimensions", from_zero=True),
+    Panel("Collapse: deviation", (("feature_std", "student features"),), from_zero=True),
     Panel(
         "Collapse: RankMe of the targets",
         (("target_rankme", "teacher features"),),
@@ -39,28 +61,29 @@ PANELS = (
         from_zero=True,
     ),
     Panel("Teacher behind student", (("teacher_student_drift", "drift"),), "relative distance"),
-    Panel("Learning rate", (("lr", "learning rate"),), from_zero=True, smooth=False),
+    Panel("Learning rate", (("lr", "learning rate"), ("lr/mask", "mask model")), from_zero=True, smooth=False),
     Panel(
         "Tokens",
         (("context_keep_tokens", "context, seen"), ("target_predict_tokens", "per target, predicted")),
         from_zero=True,
         smooth=False,
     ),
-    Panel("Gradient norm", (("grad_norm", "before clipping"),)),
+    Panel("Gradient norm", (("grad_norm", "before clipping"), ("grad_norm/mask", "mask model"))),
     Panel("Speed", (("images_per_s", "images/s"),), "images/s", from_zero=True),
 )
 
 
 @dataclass
 class PlotConfig:
-    run: str = MISSING  # the run's folder or URL
-    output: str = ""  # PNG; "" = curves.png in the run's folder
+    run: str = ""  # the run's folder or URL
+    logs: str = ""  # text logs instead: a pattern of file names, of one run
+    output: str = ""  # PNG; "" = curves.png in the run's folder, or beside the logs
     title: str = ""  # "" = the run's name
     scale: float = 1.5  # 1 is 1600 px wide
 
     def __post_init__(self) -> None:
-        if is_set(self.run) and not self.output:
-            self.output = os.path.join(self.run, "curves.png")
+        if not self.output:
+            self.output = os.path.join(self.run or os.path.dirname(self.logs), "curves.png")
         if not 0.1 <= self.scale <= 8:
             raise UserError("not a sensible scale", key="scale", found=self.scale, expected="0.1 – 8")
 
@@ -70,6 +93,11 @@ def main(loaded: Loaded[PlotConfig]) -> Outputs | None:
     from core.tracking import MetricsLog
 
     config = loaded.config
+    if bool(config.run) == bool(config.logs):
+        found = f"run={config.run} logs={config.logs}"
+        raise UserError("what shall be drawn?", key="run", found=found, expected="run=FOLDER or logs=PATTERN")
+    if config.logs:
+        return from_logs(config, loaded.dry_run)
     store = Storage.of(config.run)
     if not store.exists(METRICS):
         raise MissingFile("no metrics were logged here yet", file=store.join(METRICS), key="run")
@@ -77,10 +105,41 @@ def main(loaded: Loaded[PlotConfig]) -> Outputs | None:
     if loaded.dry_run:
         return None
     title = config.title or os.path.basename(config.run.rstrip("/"))
-    picture = draw_curves(rows, PANELS, title, scale=config.scale)
-    target = Storage.of(os.path.dirname(config.output) or ".")
-    target.write_bytes(os.path.basename(config.output), picture)
+    write(config.output, draw_curves(rows, PANELS, title, scale=config.scale))
+    return Outputs({"curves": config.output, **film(store)})
+
+
+def from_logs(config: PlotConfig, dry_run: bool) -> Outputs | None:
+    """Curves over iterations: a panel for each figure that varies in the text logs, oldest first."""
+    import glob
+
+    from adios.text_log import STEP, read_logs
+
+    paths = sorted(glob.glob(config.logs), key=lambda path: (os.path.getmtime(path), path))
+    if not paths:
+        raise MissingFile("no such logs", file=config.logs, key="logs", expected="a pattern that some files match")
+    rows = read_logs(paths)
+    if dry_run:
+        return None
+    names = dict.fromkeys(name for row in rows for name in row if name != STEP)
+    panels = [Panel(name.replace("_", " "), ((name, name),)) for name in names]
+    title = config.title or os.path.basename(paths[-1])
+    write(config.output, draw_curves(rows, panels, title, scale=config.scale, along=STEP))
     return Outputs({"curves": config.output})
+
+
+def film(store: Storage) -> dict[str, str]:
+    """The film of a run's pictures of masks, where there are some."""
+    from adios.visualise import write_film
+
+    folder = store.at("visualizations", "masks")
+    return {"masks": write_film(folder.url)} if folder.list() else {}
+
+
+def write(path: str, picture: bytes) -> None:
+    from core.storage import Storage
+
+    Storage.of(os.path.dirname(path) or ".").write_bytes(os.path.basename(path), picture)
 
 
 if __name__ == "__main__":

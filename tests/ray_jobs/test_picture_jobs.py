@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from adios.visualise import write_masks
 from core.tracking import MetricsLog
 from ijepath.config import CONFIGS_DIR, GROUPS
 from ray_jobs import plot_training, preview_ijepath
@@ -69,3 +72,32 @@ def test_a_run_without_metrics_is_named(tmp_path: Path, capsys: pytest.CaptureFi
 def test_every_panel_of_the_curves_has_its_own_metrics() -> None:
     names = [metric for panel in plot_training.PANELS for metric, _ in panel.series]
     assert len(names) == len(set(names)) and {"loss", "target_rankme", "lr", "images_per_s"} <= set(names)
+
+
+def test_text_logs_are_drawn_in_the_order_in_which_they_were_written(tmp_path: Path) -> None:
+    for i, (name, first) in enumerate((("z_0_log.out", 0), ("a_0_log.out", 30))):
+        lines = [
+            f"[ {s}/99] student_loss: {9 - s / 50} (9.0)  mask_loss: {s} (1.0)" for s in range(first, 60 + first, 10)
+        ]
+        (tmp_path / name).write_text("\n".join(lines))
+        os.utime(tmp_path / name, (1000 + i, 1000 + i))
+    assert plot(f"logs={tmp_path}/*_0_log.out", "scale=0.5") == 0
+    assert Image.open(tmp_path / "curves.png").size[0] == 400, "two figures, two panels"
+
+
+@pytest.mark.parametrize("words", [(), ("run=a", "logs=b"), ("logs=none/*.out",)])
+def test_a_drawing_needs_a_run_or_logs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    assert plot(*words, f"output={tmp_path}/c.png") == 2
+    assert "error:" in capsys.readouterr().err and not (tmp_path / "c.png").exists()
+
+
+def test_a_run_with_pictures_of_masks_gets_a_film(tmp_path: Path) -> None:
+    MetricsLog(str(tmp_path / "metrics.jsonl")).append({"images_seen": 8, "loss": 1.0, "mask_mean/0": 0.3})
+    images, masks = np.zeros((1, 16, 16, 3), np.uint8), np.full((1, 2, 16, 16), 0.5)
+    for step in (0, 500):
+        write_masks(str(tmp_path / "visualizations" / "masks"), step, images, masks)
+    assert plot(f"run={tmp_path}", "scale=0.5") == 0
+    assert Image.open(tmp_path / "visualizations" / "masks" / "masks.gif").n_frames == 2
+    assert Image.open(tmp_path / "curves.png").size[0] == 400, "loss and activation"
