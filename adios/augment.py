@@ -66,15 +66,13 @@ def resampled(images: Tensor, theta: Tensor, size: int) -> Tensor:
     """Images `[M, 3, S, S]` at the points that the maps `[M, 2, 3]` give, bilinear, `[M, 3, size, size]`.
 
     A map takes coordinates of the output, −1 … 1 from edge to edge, (x, y, 1), to such of the image; what lies outside
-    of the image mirrors it. Computed in the images' own precision whatever the autocast: half precision has no room
-    for coordinates.
+    of the image mirrors it. No matrix product: autocast would take it to half precision, too coarse for coordinates.
     """
-    with torch.autocast(images.device.type, enabled=False):
-        line = (torch.arange(size, device=images.device, dtype=images.dtype) * 2 + 1) / size - 1
-        x, y = line[None, :], line[:, None]
-        at = theta.to(images.dtype)[:, :, :, None, None]
-        grid = torch.stack([at[:, i, 0] * x + at[:, i, 1] * y + at[:, i, 2] for i in (0, 1)], dim=-1)
-        return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    line = (torch.arange(size, device=images.device, dtype=images.dtype) * 2 + 1) / size - 1
+    x, y = line[None, :], line[:, None]
+    at = theta.to(images.dtype)[:, :, :, None, None]
+    grid = torch.stack([at[:, i, 0] * x + at[:, i, 1] * y + at[:, i, 2] for i in (0, 1)], dim=-1)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
 def _side(draw: Tensor, scale: Sequence[float]) -> Tensor:

@@ -4,14 +4,15 @@ import random
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 
 from adios import artifact
 from adios.assembly import assemble
 from adios.index import archives_of
 from adios.index_writer import index_patches
+from adios.pictures import MaskPictures
 from adios.plan import build_plan
+from adios.recipe import AdiosRecipe
 from core import checkpoint
 from core.artifact import EncoderArtifact
 from core.device import Device
@@ -73,15 +74,24 @@ def test_the_mask_model_of_any_checkpoint_can_be_loaded(tmp_path):
 
 
 def test_pictures_come_on_cadence_of_the_same_patches_and_change_nothing(tmp_path):
-    pytest.importorskip("adios.visualise")
     drawn, drawn_state = trained(tmp_path / "a", viz_freq=4)
     plain, plain_state = trained(tmp_path / "b", viz_freq=0)
     names = sorted(p.name for p in (tmp_path / "a" / "run" / "visualizations" / "masks").glob("*.png"))
     assert names == ["iter_00000004.png", "iter_00000006.png"] and plain.watch is None
     tensors = plain_state.tensors()
     assert all(torch.equal(tensors[name], t) for name, t in drawn_state.tensors().items())
+
+
+def test_a_picture_draws_no_random_number_and_is_the_same_twice(tmp_path):
+    recipe = AdiosRecipe(config(mask_model_type="vit_unet"))
+    patches = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    pictures, bytes_of = MaskPictures(recipe, lambda count: patches, 1, str(tmp_path)), []
     before = random.getstate(), np.random.get_state()[1].copy(), torch.random.get_rng_state()
-    drawn.watch._draw(9, last=False)
+    for _ in range(2):
+        recipe.mask_model.train()  # as a step leaves it: it would drop paths
+        pictures._draw(9, last=False)
+        bytes_of.append((tmp_path / "iter_00000009.png").read_bytes())
+    assert bytes_of[0] == bytes_of[1]
     assert before[0] == random.getstate() and np.array_equal(before[1], np.random.get_state()[1])
     assert torch.equal(before[2], torch.random.get_rng_state())
 

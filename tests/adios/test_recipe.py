@@ -243,3 +243,11 @@ def test_collapse_is_named_with_what_to_change():
     flat, narrow = advice({"feature_std": 0.001, "feature_rankme": 1.5}, 64)
     assert "feature_std 0.0010" in flat and "lr" in flat and "feature_rankme 1.5" in narrow
     assert len(advice({"feature_std": 0.5, "feature_rankme": 1.5}, 8)) == 0, "few images span few dimensions"
+
+
+def test_a_fresh_encoder_is_not_said_to_collapse_before_the_warm_up_is_over(caplog):
+    recipe = AdiosRecipe(config())
+    for step, said in ((2, False), (3, True)):
+        recipe.loss(STUDENT, prepared(recipe), progress(step))
+        assert recipe.signals()["feature_std"] < 0.02
+        assert ("features collapse" in caplog.text) == said
