@@ -4,16 +4,28 @@ import json
 
 import numpy as np
 import pyarrow.compute as pc
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
+from core.device import Device
 from core.errors import UserError
 from core.stats.correlation import spearman
 from core.storage import Storage
+from core.tracking import MetricsLog
 from regression.config import EvalConfig
-from regression.plan import rows_of, targets
-from regression.report import BASELINES, COLUMNS, judge_baselines, read_results, results_table
-from tests.builders.expression import made
+from regression.plan import normaliser, rows_of, targets
+from regression.recipe import RegressionRecipe
+from regression.report import (
+    BASELINES,
+    COLUMNS,
+    judge,
+    judge_baselines,
+    last_validation,
+    read_results,
+    results_table,
+)
+from tests.builders.expression import made, run_config
 
 
 def run(name, **given):
@@ -70,3 +82,30 @@ def test_baselines_are_judged_on_the_rows_of_each_part_and_what_they_predict_is_
     own = kept.filter(pc.field("part") == "test")
     assert own["colour_y1"].to_pylist() == of_all[rows, 1].tolist()
     assert kept.num_rows == (split.of == "val").sum() + (split.of == "test").sum()
+
+
+def test_all_parts_stand_in_one_file_of_predictions_and_one_of_genes(tmp_path):
+    _, _, plan = made(tmp_path, groups=5)  # one of them validates: no intervals there
+    config = EvalConfig(resamples=20)
+    recipe, store = RegressionRecipe(run_config(), normaliser(plan)), Storage.of(tmp_path / "out")
+    found = judge(store, recipe, plan, ["val", "test"], config, 0, Device.of("cpu"))
+    predictions = pq.read_table(store.path("predictions.parquet"))
+    genes = pyarrow.csv.read_csv(store.path("per_gene.csv")).to_pylist()
+    assert [(g["part"], g["gene"]) for g in genes] == [(part, f"y{k}") for part in ("val", "test") for k in range(3)]
+    for part in ("val", "test"):
+        own = predictions.filter(pc.equal(predictions["part"], part))
+        rows = rows_of(plan, part)
+        assert own["path"].to_pylist() == [plan.sources["name"][int(r)].as_py() for r in rows]
+        assert np.array_equal(own["measured_y2"].to_numpy(), targets(plan)[rows, 2])
+        values = [g["spearman"] for g in genes if g["part"] == part]
+        assert np.mean(values) == pytest.approx(found[part]["spearman"])
+        assert store.exists(f"figures/genes_{part}.png") and store.exists(f"figures/per_gene_{part}.png")
+
+
+def test_the_last_validation_is_the_newest_row_that_has_one(tmp_path):
+    store = Storage.of(tmp_path)
+    assert last_validation(store) == {}
+    log = MetricsLog(store.join("metrics.jsonl"))
+    for seen, more in ((16, {"val/spearman": 0.5}), (32, {"val/spearman": 0.3, "val/mse": 2.0}), (48, {})):
+        log.append({"images_seen": seen, "loss": 1.0, **more})
+    assert last_validation(store) == {"spearman": 0.3, "mse": 2.0, "images_seen": 32}
