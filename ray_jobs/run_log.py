@@ -30,6 +30,9 @@ FORMAT, STAMP = "%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"
 def run_log(store: Storage) -> Iterator[None]:
     """Keeps log.txt in the run's folder while the block runs; an error that ends it is told there."""
     writer = _Writer(store)
+    thread = threading.current_thread()
+    if thread is not threading.main_thread():  # of several runs of this process: others' words are not its own
+        writer.addFilter(lambda record: record.thread == thread.ident)
     root = logging.getLogger()
     root.addHandler(writer)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,22 @@ def test_a_log_that_cannot_be_written_ends_no_run(tmp_path, capsys):
         log.info("going on")
         rows(str(tmp_path / "metrics.jsonl"), 16)
     assert "log.txt cannot be written" in capsys.readouterr().err
+
+
+def test_runs_beside_each_other_have_their_own_words_alone(tmp_path):
+    both = threading.Barrier(2)
+
+    def work(name: str) -> None:
+        with run_log(Storage.of(tmp_path / name)):
+            both.wait(20)
+            log.info("%s begins", name)
+            both.wait(20)
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in ("one", "other")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for name in ("one", "other"):
+        (line,) = (tmp_path / name / "log.txt").read_text().splitlines()
+        assert line.endswith(f"{name} begins")
