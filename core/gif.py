@@ -42,4 +42,5 @@ def gif_bytes(frames: Sequence[tuple[Picture, int]]) -> bytes:
 
 def _codes(picture: Picture) -> npt.NDArray[np.int64]:
     """Every pixel's colour as one number, `[height · width]`."""
-    return picture.reshape(-1, 3).astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
+    codes: npt.NDArray[np.int64] = picture.reshape(-1, 3).astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
+    return codes

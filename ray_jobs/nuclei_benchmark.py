@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from adios.nuclei import Pair
 
 log = logging.getLogger(__name__)
-RESULTS, PLOT, EXAMPLES = "nuclei.json", "nuclei.png", "examples.png"
+RESULTS, PLOT, EXAMPLES = "results.json", "plot.png", "examples.png"
 
 
 @dataclass
@@ -73,26 +73,24 @@ def main(loaded: Loaded[NucleiConfig]) -> Outputs | None:
         "checkpoints": [],
     }
     known = judged_before(store, found["settings"])
-    examples = None
-    with Progress(len(models), "nuclei", "checkpoints") as progress:
+    examples: list[Any] = []
+    with Progress(len(models) * len(pairs), "nuclei", "images") as progress:
         for i, path in enumerate(models):
             row = known.get(path)
             if row is None or i == len(models) - 1:  # the last one's masks are shown
-                row, examples = judged(config, path, pairs, train, test, floor["otsu"])
+                row, examples = judged(config, path, pairs, (train, test), floor["otsu"], progress.update)
+            else:
+                progress.update(len(pairs))
             found["checkpoints"].append(row)
             store.write_bytes(RESULTS, json.dumps(found, indent=1).encode())
-            progress.update()
             log.info(
                 "%s images: Dice %.3f, PQ %.3f (oracle %.3f, %.3f), mask %d by %s",
                 row["images_seen"], row["dice"], row["pq"], row["oracle_dice"], row["oracle_pq"], row["channel"] + 1,
                 row["rule"],
             )  # fmt: skip
     store.write_bytes(PLOT, draw_results(found))
-    if examples is not None:
-        store.write_bytes(EXAMPLES, draw_examples(examples))
-    return Outputs(
-        {name: store.join(path) for name, path in (("results", RESULTS), ("plot", PLOT), ("examples", EXAMPLES))}
-    )
+    store.write_bytes(EXAMPLES, draw_examples(examples))
+    return Outputs({path.partition(".")[0]: store.join(path) for path in (RESULTS, PLOT, EXAMPLES)})
 
 
 def settings(config: NucleiConfig, pairs: list[Pair]) -> dict[str, Any]:
@@ -137,20 +135,27 @@ def mask_models(run: str) -> list[str]:
 
 
 def judged(
-    config: NucleiConfig, path: str, pairs: list[Pair], train: list[int], test: list[int], otsu: list[Any]
+    config: NucleiConfig,
+    path: str,
+    pairs: list[Pair],
+    parts: tuple[list[int], list[int]],
+    otsu: list[Any],
+    tell: Callable[[], None],
 ) -> tuple[dict[str, Any], list[Any]]:
-    """The row of one checkpoint, and examples of what it marks."""
+    """The row of one checkpoint, and examples of what it marks. `parts` choose and judge; `tell`: of each image."""
     from adios import artifact
     from adios.nuclei import choose, find, masks_of, report
     from adios.nuclei_figures import Example, chosen_examples
     from core.device import Device
 
+    train, test = parts
     model = artifact.load(path).to(Device.of(config.accelerator).torch_device)
     size = model.config.image_size
 
     def masks(numbers: list[int]) -> Iterator[Any]:
         for i in numbers:
             yield masks_of(model.masks, pairs[i].image, size, config.scale, config.batch_size)
+            tell()
 
     choice, train_dice = choose(masks(train), [pairs[i] for i in train])
     own = [find(m, pairs[i], choice) for m, i in zip(masks(test), test, strict=True)]
@@ -158,7 +163,8 @@ def judged(
     facts = {key: model.facts.get(key) for key in ("images_seen", "step")}
     row = {"path": path, **facts, "channel": choice.channel, "rule": choice.rule, "train_dice": train_dice, **figures}
     shown = [test[k] for k in chosen_examples([f.honest.dice for f in own])]
-    drawn = [Example(pairs[i], m, choice) for m, i in zip(masks(shown), shown, strict=True)]
+    again = (masks_of(model.masks, pairs[i].image, size, config.scale, config.batch_size) for i in shown)
+    drawn = [Example(pairs[i], m, choice) for m, i in zip(again, shown, strict=True)]
     return row, drawn
 
 

@@ -56,16 +56,16 @@ def test_every_checkpoint_is_judged_once_in_the_order_of_training(tmp_path, monk
     for seen, name in ((64, "adios-img64"), (16, "adios-img16"), (64, "adios-latest")):
         leave_checkpoint(run, seen, name)
     assert judge(run, data, out) == 0
-    first = json.loads((out / "nuclei.json").read_text())
+    first = json.loads((out / "results.json").read_text())
     assert [row["images_seen"] for row in first["checkpoints"]] == [16, 64]
     assert len(first["choosing"]) == 2 and not set(first["choosing"]) & set(first["judging"])
     assert first["otsu"]["dice"] > 0.95 and all(row["oracle_dice"] >= row["dice"] for row in first["checkpoints"])
-    assert {p.name for p in out.iterdir()} == {"nuclei.json", "nuclei.png", "examples.png"}
+    assert {p.name for p in out.iterdir()} == {"results.json", "plot.png", "examples.png"}
     seen, judged = [], nuclei_benchmark.judged
     monkeypatch.setattr(nuclei_benchmark, "judged", lambda *given: seen.append(given[1]) or judged(*given))
     leave_checkpoint(run, 96, "adios-img96")
     assert judge(run, data, out) == 0
-    again = json.loads((out / "nuclei.json").read_text())
+    again = json.loads((out / "results.json").read_text())
     assert len(seen) == 1 and again["checkpoints"][:2] == first["checkpoints"], "what was judged is left"
     assert judge(run, data, out, "seed=1") == 0 and len(seen) == 4, "another split is another benchmark"
 
@@ -76,7 +76,7 @@ def test_an_exported_mask_model_is_judged_alone(tmp_path):
     data = images(tmp_path / "data", 3)
     for run in (tmp_path / "run", tmp_path / "run" / "mask_model"):
         assert judge(run, data, tmp_path / "out") == 0
-        (row,) = json.loads((tmp_path / "out" / "nuclei.json").read_text())["checkpoints"]
+        (row,) = json.loads((tmp_path / "out" / "results.json").read_text())["checkpoints"]
         assert row["step"] == 8 and 0 <= row["channel"] < 2
 
 
