@@ -66,13 +66,32 @@ def resampled(images: Tensor, theta: Tensor, size: int) -> Tensor:
     """Images `[M, 3, S, S]` at the points that the maps `[M, 2, 3]` give, bilinear, `[M, 3, size, size]`.
 
     A map takes coordinates of the output, −1 … 1 from edge to edge, (x, y, 1), to such of the image; what lies outside
-    of the image mirrors it. No matrix product: autocast would take it to half precision, too coarse for coordinates.
+    of the image mirrors it. As `torch.nn.functional.grid_sample`, which XLA would compute on the host; and no matrix
+    product for the coordinates: autocast would take it to half precision, which is too coarse for them.
     """
     line = (torch.arange(size, device=images.device, dtype=images.dtype) * 2 + 1) / size - 1
     x, y = line[None, :], line[:, None]
     at = theta.to(images.dtype)[:, :, :, None, None]
-    grid = torch.stack([at[:, i, 0] * x + at[:, i, 1] * y + at[:, i, 2] for i in (0, 1)], dim=-1)
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    side, flat = images.shape[-1], images.flatten(2)
+    (x0, x1, right), (y0, y1, below) = (
+        _neighbours((at[:, i, 0] * x + at[:, i, 1] * y + at[:, i, 2]).flatten(1), side) for i in (0, 1)
+    )
+
+    def pixels(row: Tensor, column: Tensor) -> Tensor:
+        return flat.gather(2, (row * side + column)[:, None].expand(-1, flat.shape[1], -1))
+
+    upper = torch.lerp(pixels(y0, x0), pixels(y0, x1), right)
+    lower = torch.lerp(pixels(y1, x0), pixels(y1, x1), right)
+    return torch.lerp(upper, lower, below).unflatten(2, (size, size))
+
+
+def _neighbours(at: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The pixels before and after coordinates `[M, P]` (−1 … 1 over `side` pixels, mirrored beyond), int64, and the
+    weight of the later one, `[M, 1, P]`."""
+    place = ((at + 1) * (side / 2)).remainder(2 * side)
+    place = (side - (place - side).abs() - 0.5).clamp(0, side - 1)
+    before = place.floor()
+    return before.long(), (before + 1).clamp(max=side - 1).long(), (place - before)[:, None]
 
 
 def _side(draw: Tensor, scale: Sequence[float]) -> Tensor:

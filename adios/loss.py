@@ -68,11 +68,12 @@ def mask_statistics(masks: Tensor) -> dict[str, Tensor]:
     count = flat.shape[1]
     total, product = flat.sum(dim=2), flat @ flat.mT
     union = total[:, :, None] + total[:, None, :] - product
-    first, second = torch.triu_indices(count, count, 1, device=flat.device)
+    shared = product / union
+    apart = shared.sum(dim=(1, 2)) - shared.diagonal(dim1=1, dim2=2).sum(dim=1)  # each pair twice
     entropy = -(flat * flat.clamp(min=1e-12).log()).sum(dim=1).mean() / math.log(count)
     return {
         **{f"mask_mean/{n}": flat[:, n].mean() for n in range(count)},
         "mask_spread": flat.std(dim=2, correction=0).mean(),
         "mask_entropy": entropy,
-        "mask_overlap": (product / union)[:, first, second].mean(),
+        "mask_overlap": apart.mean() / (count * (count - 1)),
     }

@@ -51,6 +51,14 @@ def test_resampling_is_bilinear_with_mirrored_edges_as_scipy_has_it():
             np.testing.assert_allclose(resampled(image, theta, 10)[i, channel].numpy(), expected, atol=1e-5)
 
 
+def test_resampling_is_what_torch_samples_on_a_grid_also_far_outside():
+    image, theta = uniforms(3, 3, 9, 9), 6 * uniforms(3, 2, 3, seed=2) - 3
+    grid = torch.nn.functional.affine_grid(theta, [3, 3, 14, 14], align_corners=False)
+    options = {"mode": "bilinear", "padding_mode": "reflection", "align_corners": False}
+    expected = torch.nn.functional.grid_sample(image.double(), grid.double(), **options)
+    torch.testing.assert_close(resampled(image.double(), theta.double(), 14), expected, atol=1e-4, rtol=0)
+
+
 def test_an_upright_whole_crop_is_the_image_made_smaller():
     image, upright = uniforms(1, 3, 32, 32), CropConfig(size=16, scale=[1.0, 1.0], rotation=0.0)
     found = crops(image, crop_place(uniforms(1, OF_CROP), upright), 16)
