@@ -200,14 +200,11 @@ def _is_number(value: Any) -> bool:
 
 
 def _check(table: Table, check_files: bool) -> None:
-    order = np.argsort(table.names, kind="stable")
-    ordered = table.names[order]
-    again = order[1:][ordered[1:] == ordered[:-1]]
-    if again.size:
-        row = int(again.min())
-        first = int(np.flatnonzero(table.names == table.names[row])[0])
-        found = f"{table.names[row]}, already in row {table.row_of(first)}"
-        raise UserError("a path stands twice", file=table.file, row=table.row_of(row), key="path", found=found)
+    seen: dict[str, int] = {}
+    for row, path in enumerate(table.paths):  # and not as written: ./a.png is a.png
+        if (first := seen.setdefault(path, row)) != row:
+            found = f"{table.names[row]}, already in row {table.row_of(first)}"
+            raise UserError("a path stands twice", file=table.file, row=table.row_of(row), key="path", found=found)
     if len(table) > 1 and (same := np.flatnonzero(np.ptp(table.targets, axis=0) == 0)).size:
         dull = [table.genes[k] for k in same[:NAMED_AT_MOST]]
         message = "targets that are the same in every row have nothing to learn: leave them out"

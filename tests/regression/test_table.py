@@ -63,6 +63,7 @@ def test_the_digest_is_of_the_rows_and_not_of_their_order_or_place(tmp_path):
         (lambda t: t.assign(y1=["0", "1", "2", "much", "4", "5"]), "no finite number", 5, "y1"),
         (lambda t: t.assign(y2=[0, 1, 2, 3, np.inf, 5]), "no finite number", 6, "y2"),
         (lambda t: t.assign(path=[*t.path[:5], t.path[1]]), "stands twice", 7, "path"),
+        (lambda t: t.assign(path=[*t.path[:5], "./img//1.png"]), "stands twice", 7, "path"),
         (lambda t: t.assign(path=[*t.path[:5], "img/none.png"]), "no such image", 7, "path"),
         (lambda t: t.assign(group_id=["a", "", *"bcde"]), "empty cell", 3, "group_id"),
         (lambda t: t.assign(y0=1.5), "same in every row", None, "y0"),
