@@ -68,7 +68,8 @@ def read_folds(root: Storage, names: Sequence[str]) -> tuple[Folds, pa.Table]:
         predicted = {MODEL: _matrix(table, "predicted", genes)}
         if root.exists(f"{name}/{BASELINES}"):
             beside = _test_rows(root, f"{name}/{BASELINES}")
-            kinds = [c.removesuffix(f"_{genes[0]}") for c in beside.column_names if c.endswith(f"_{genes[0]}")]
+            ends = [c.removesuffix(f"_{genes[0]}") for c in beside.column_names if c.endswith(f"_{genes[0]}")]
+            kinds = [kind for kind in ends if {f"{kind}_{gene}" for gene in genes} <= set(beside.column_names)]
             predicted |= {kind: _matrix(beside, kind, genes) for kind in kinds}
         for kind, values in predicted.items():
             for method in METHODS:

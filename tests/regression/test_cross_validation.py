@@ -104,6 +104,12 @@ def test_two_folds_that_do_not_belong_together_are_refused(tmp_path):
         read_folds(root, ("fold_0", "fold_3"))
 
 
+def test_a_gene_whose_name_ends_like_the_first_is_no_baseline(tmp_path):
+    write_fold(tmp_path, "fold_0", 0, 0.0, genes=("DRA", "HLA_DRA", "a/b"), baselines=("colour", "my_probe"))
+    folds, _ = read_folds(Storage.of(tmp_path), ("fold_0",))
+    assert folds.models == ("model", "colour", "my_probe") and folds.values["pearson"]["colour"].shape == (1, 3)
+
+
 def test_one_fold_alone_has_no_intervals(tmp_path):
     write_fold(tmp_path, "fold_0", 0, 0.0)
     folds, _ = read_folds(Storage.of(tmp_path), ("fold_0",))
