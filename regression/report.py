@@ -51,8 +51,9 @@ def write_results(
     are predictions `[N, K]` of all rows by whatever the model is to be compared with, in the targets' units.
 
     metrics.json: run_name, how it ended, `best` (val metrics of the exported state), `last` (those of the last
-    validation of the training), `test`, `best_primary`, the number of genes without a correlation, and intervals over
-    groups where there are two or more; `baselines` has the same of each of them.
+    validation of the training), `test`, `best_primary` (of val alone: runs are ranked by it), the number of genes
+    without a correlation, and intervals over groups where there are two or more; `baselines` has the same of each of
+    them.
     """
     store = Storage.of(folder)
     trained = artifact.load(store.join("encoder"))
@@ -65,9 +66,8 @@ def write_results(
         found["last"] = last
     if baselines and parts:
         found["baselines"] = judge_baselines(store, plan, parts, config.eval, config.seed, baselines)
-    best = found.get("best") or found.get("test") or {}
-    found |= {"primary": config.eval.primary, "best_primary": best.get(config.eval.primary)}
-    found["n_undefined"] = best.get("n_undefined")
+    found |= {"primary": config.eval.primary, "best_primary": found.get("best", {}).get(config.eval.primary)}
+    found["n_undefined"] = (found.get("best") or found.get("test") or {}).get("n_undefined")
     store.write_bytes(METRICS, json.dumps(found, indent=1, sort_keys=True).encode())
     return found
 

@@ -13,8 +13,9 @@ from core.errors import UserError
 from core.stats.correlation import spearman
 from core.storage import Storage
 from core.tracking import MetricsLog
+from regression import artifact
 from regression.config import EvalConfig
-from regression.plan import normaliser, rows_of, targets
+from regression.plan import build_plan, normaliser, rows_of, targets
 from regression.recipe import RegressionRecipe
 from regression.report import (
     BASELINES,
@@ -24,7 +25,9 @@ from regression.report import (
     last_validation,
     read_results,
     results_table,
+    write_results,
 )
+from regression.splits import Split
 from tests.builders.expression import made, run_config
 
 
@@ -56,6 +59,20 @@ def test_runs_stand_in_one_table_the_best_first_and_those_without_validation_las
     assert cells(lines[0])[:5] == ["best", "0.3000", "0.2500", "0.2800", "0.2400"]
     assert cells(lines[0])[5:] == ["0.2000 [0.150, 0.250]", "0.1000", "0.2100", "", "1", "4,096", "budget"]
     assert cells(lines[2])[1:9] == [""] * 8, "what was not measured is not made up"
+
+
+def test_a_run_without_validation_is_not_ranked_by_its_test_rows(tmp_path):
+    table, split, _ = made(tmp_path)
+    of = np.where(split.of == "val", "train", split.of)
+    plan = build_plan(table, Split(of, split.meta), str(tmp_path / "unvalidated"))
+    config = run_config()
+    config.eval.resamples = 20
+    recipe = RegressionRecipe(config, normaliser(plan))
+    artifact.save(str(tmp_path / "run" / "encoder"), recipe.net, recipe.preprocessing, recipe.normaliser, {})
+    found = write_results(str(tmp_path / "run"), plan, config, "budget", Device.of("cpu"), {})
+    assert found["best_primary"] is None and "best" not in found
+    assert found["test"]["spearman"] is not None and found["n_undefined"] == found["test"]["n_undefined"]
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == found
 
 
 def test_results_are_found_at_any_depth_and_damaged_ones_are_named(tmp_path):
