@@ -54,7 +54,7 @@ def read_counts(path: str, totals: dict[str, float] | None = None) -> Counts:
     """A CSV or TSV (also .gz), the first column spot ids, a column per gene. `totals` of the spots where the file holds
     only some of the genes. UserError naming row and gene for what is no count, a spot twice, a spot without counts."""
     table = _table(path)
-    ids = [str(v) for v in table.column(0).to_pylist()]
+    ids = table.column(0).to_pylist()
     _once(path, ids)
     genes = tuple(table.column_names[1:])
     values = np.empty((table.num_rows, len(genes)))
@@ -119,20 +119,20 @@ def read_spots(
 ) -> Spots:
     """A CSV or TSV with these columns; without `section` the groups are sections. UserError naming row and column for
     a column that is missing, a spot that stands twice, an empty cell, and a coordinate that is no number."""
-    table = _table(path)
     section = section or group
+    table = _table(path, (spot, group, section))
     for name in (spot, group, section, x, y):
         if name not in table.column_names:
             raise UserError("the spots have no such column", file=path, key=name, found=table.column_names)
     columns = {name: table[name].to_pylist() for name in table.column_names}
-    ids = tuple(str(v) for v in columns[spot])
+    ids = tuple(columns[spot])
     _once(path, ids)
     for name in (spot, group, section):
         for i, value in enumerate(columns[name]):
-            if value is None or not str(value).strip():
+            if not value.strip():
                 raise UserError("an empty cell", file=path, row=i + 2, key=name, expected="a value")
     centres = np.stack([_coordinates(path, name, columns[name]) for name in (x, y)], axis=1)
-    groups, sections = (tuple(str(v) for v in columns[name]) for name in (group, section))
+    groups, sections = (tuple(columns[name]) for name in (group, section))
     return Spots(path, ids, groups, sections, centres, columns)
 
 
@@ -274,7 +274,8 @@ class _Plain:
         """Nothing is held open."""
 
 
-def _table(path: str) -> pa.Table:
+def _table(path: str, names: Sequence[str] = ()) -> pa.Table:
+    """`names`, or without them the first column, are text, also where all of it looks like numbers: 01 is not 1."""
     from pyarrow import csv
 
     data = Storage.of(posixpath.dirname(path) or ".").read_bytes(posixpath.basename(path))
@@ -283,7 +284,10 @@ def _table(path: str) -> pa.Table:
         data = gzip.decompress(data) if plain != path else data
         delimiter = "\t" if plain.endswith((".tsv", ".txt")) else ","
         read = csv.ReadOptions(block_size=max(1 << 20, len(data) + 1))  # a line of 15,000 genes is long
-        table = csv.read_csv(io.BytesIO(data), read, csv.ParseOptions(delimiter=delimiter))
+        parse = csv.ParseOptions(delimiter=delimiter)
+        names = names or csv.open_csv(io.BytesIO(data), read, parse).schema.names[:1]
+        convert = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
+        table = csv.read_csv(io.BytesIO(data), read, parse, convert)
     except (pa.ArrowInvalid, OSError, EOFError) as e:
         raise UserError("this cannot be read as a table", file=path, found=str(e)[:200], expected="CSV or TSV") from e
     if table.num_rows == 0:

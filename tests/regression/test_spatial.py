@@ -34,6 +34,13 @@ def test_spots_meet_their_own_counts(tmp_path):
     assert log1p_cp10k(own)[0] == pytest.approx(np.log1p(1e4 * np.array([1, 3]) / 8))
 
 
+def test_names_that_look_like_numbers_stay_as_they_are_written(tmp_path):
+    counts, spots = files(tmp_path, "\tA\tB\n001\t1\t3\n002\t0\t2\n", "002,07,8,4\n001,1e3,3,3\n")
+    read = read_spots(spots, group="patient")
+    assert (read.ids, read.groups, read.centres.tolist()) == (("002", "001"), ("07", "1e3"), [[8, 4], [3, 3]])
+    assert read_counts(counts).spots == ("001", "002") and read_counts(counts).values.tolist() == [[1, 3], [0, 2]]
+
+
 @pytest.mark.parametrize(
     ("counts", "spots", "message"),
     [
