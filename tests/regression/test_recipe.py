@@ -100,6 +100,16 @@ def test_accumulated_parts_of_a_batch_give_the_step_of_the_whole(plan):
     assert gradients and all(torch.allclose(one[k], four[k], atol=1e-6) for k in gradients)
 
 
+def test_training_and_evaluation_see_pixels_less_the_mean_over_the_deviation_that_the_backbone_expects(plan):
+    recipe = assemble(resolve(run_config("resnet18", images=8), 1, plan.rows), plan, 1).recipe
+    recipe.config.augment.geometry, recipe.config.augment.stain = False, 0.0
+    pixels = torch.randint(0, 256, (2, 4, 4, 3), dtype=torch.uint8)
+    expected = ((pixels.numpy() / 255 - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)).transpose(0, 3, 1, 2)
+    trained_on = recipe.prepare({"image": pixels, "draws": torch.rand(2, 9)}, None)["image"]
+    assert trained_on.numpy() == pytest.approx(expected, abs=1e-5)
+    assert recipe.inputs(pixels).numpy() == pytest.approx(expected, abs=1e-5)
+
+
 def test_it_learns_what_colour_says(plan):
     config = run_config("vit_tiny", batch_size=12, grad_accum_steps=1, epochs=40)
     config.augment.stain = 0.0
