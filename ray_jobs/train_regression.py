@@ -155,25 +155,35 @@ def run_of(config: TrainRegressionConfig, plan: Plan) -> Run:
     root, tag = Storage.of(str(config.output)), config.logging.write_tag
     workers = config.scaling.workers
 
-    def of(name: str, known: bool) -> Run:
-        newest = chosen(root.join(name), tag, config.checkpoint.resume) if known else None
+    def of(name: str, newest: Committed | None = None) -> Run:
         values = newest.meta["identity"]["values"] if newest is not None else {}
         ready = resolve(config, workers, plan.rows, before=values.get("train.global_batch"))
         return Run(root.join(name), plan, ready, identity_of(ready, plan_identity(plan)), newest)
 
+    def same(newest: Committed) -> bool:
+        """Whether it is of this config's run; whether these workers can share its batch is asked after that."""
+        batch = newest.meta["identity"]["values"].get("train.global_batch")
+        alone = replace(config, train=replace(config.train, batch_size=1))
+        identity = identity_of(resolve(alone, 1, plan.rows, before=batch), plan_identity(plan))
+        return bool(identity["hash"] == newest.meta["identity"]["hash"])
+
     if config.logging.run_name:
-        run = of(config.logging.run_name, True)
+        name = config.logging.run_name
+        run = of(name, chosen(root.join(name), tag, config.checkpoint.resume))
         if run.newest is not None:
             check_resumable(run.newest, run.identity, config.checkpoint.resume_changes)
         return run
     for name in sorted(root.list(), reverse=True) if config.checkpoint.resume == "auto" else ():
         if not root.exists(f"{name}/checkpoints") or root.exists(f"{name}/{METRICS}"):
             continue
-        run = of(name, True)
-        if run.newest is not None and run.newest.meta["identity"]["hash"] == run.identity["hash"]:
+        newest = chosen(root.join(name), tag)
+        if newest is not None and same(newest):
             log.info("going on with %s", name)
-            return run
-    return of(run_name(config, workers, time.strftime("%Y%m%d_%H%M%S")), False)
+            return of(name, newest)
+    at = time.time()
+    while root.exists(name := run_name(config, workers, time.strftime("%Y%m%d_%H%M%S", time.localtime(at)))):
+        at += 1  # the name does not say all that sets runs apart: several may begin in a second
+    return of(name)
 
 
 def train(run: Run) -> Outcome:

@@ -2,11 +2,16 @@
 
 import csv
 import json
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from core import checkpoint
+from core.config import load_config
+from core.errors import UserError
 from ray_jobs import aggregate_results, evaluate_regression, make_splits, train_folds, train_regression
 from ray_jobs.cli import run_job
 from regression import artifact
@@ -127,6 +132,44 @@ def test_runs_on_the_same_rows_share_a_plan_and_another_split_has_its_own(data, 
     assert len(list(plans.iterdir())) == 3, "a table that says where its images lie has a plan that knows it"
     (one / "units.arrow").write_bytes(b"cut short")
     assert train(tmp_path / "out", table, parts, "--dry-run") == 0, "a damaged plan is made again"
+
+
+def config_of(data, output: Path, *argv: str):
+    words = [*KEYS, f"data.table={data[0]}", f"data.split={data[1]}", f"output={output}", *argv]
+    loaded = load_config(train_regression.TrainRegressionConfig, words, configs_dir=CONFIGS_DIR)
+    return train_regression.located(loaded.config)
+
+
+def begun(data, output: Path, *argv: str) -> train_regression.Run:
+    """The run of a config, as if it had been interrupted after its first step."""
+    config = config_of(data, output, *argv)
+    run = train_regression.run_of(config, train_regression.plan_of(config))
+    meta = {"images_seen": 4, "identity": run.identity}
+    checkpoint.save(f"{run.folder}/checkpoints", "regression-latest", {"w": torch.zeros(1)}, meta)
+    return run
+
+
+def test_an_unfinished_run_is_gone_on_with_and_that_of_another_config_stands_in_nobodys_way(data, tmp_path):
+    run = begun(data, tmp_path, "train.grad_accum_steps=2")
+    more = config_of(data, tmp_path, "train.grad_accum_steps=2", "scaling.workers=2")
+    assert train_regression.run_of(more, run.plan).folder == run.folder
+    three = ("train.grad_accum_steps=2", "scaling.workers=3")
+    with pytest.raises(UserError, match="must divide"):  # 8 images of the run: it is not begun anew
+        train_regression.run_of(config_of(data, tmp_path, *three), run.plan)
+    other = train_regression.run_of(config_of(data, tmp_path, *three, "train.lr=0.5"), run.plan)
+    assert other.newest is None and other.folder != run.folder and other.config.train.global_batch == 24
+
+
+def test_runs_that_begin_within_a_second_have_folders_of_their_own(data, tmp_path, monkeypatch):
+    """The name says neither the loss nor the weight decay."""
+    now = time.localtime(1e9)
+    still = SimpleNamespace(
+        time=lambda: 1e9, localtime=time.localtime, strftime=lambda form, at=now: time.strftime(form, at)
+    )
+    monkeypatch.setattr(train_regression, "time", still)
+    first = begun(data, tmp_path)
+    assert begun(data, tmp_path, "loss.kind=huber").folder != first.folder
+    assert len(runs(tmp_path)) == 2
 
 
 def test_a_folder_without_finished_runs_is_named(tmp_path, capsys):
