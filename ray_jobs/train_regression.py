@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -137,11 +138,24 @@ def plan_of(config: TrainRegressionConfig) -> Plan:
     try:
         plan = Opened.open(folder, verify=True)
     except UserError:  # not there yet, or damaged
-        plan = build_plan(table, split, folder, normalize_target=data.normalize_target)
+        plan = _built(lambda: build_plan(table, split, folder, normalize_target=data.normalize_target), folder)
     if not store.local:
         publish(folder, store.join("plans", name))
         plan = Opened.open(store.join("plans", name))
     return plan
+
+
+def _built(build: Callable[[], Plan], folder: str) -> Plan:
+    """What `build` gives, or the same that another run has published meanwhile: a folder cannot replace a folder."""
+    from core.plan import Plan as Opened
+
+    try:
+        return build()
+    except OSError as e:
+        try:
+            return Opened.open(folder, verify=True)
+        except UserError:  # nobody has: it could not be written
+            raise e from None
 
 
 def run_of(config: TrainRegressionConfig, plan: Plan) -> Run:

@@ -1,6 +1,7 @@
 """The regression jobs on tiny images whose colour says what is expressed: splits, training, evaluation, comparison."""
 
 import csv
+import errno
 import json
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from core.errors import UserError
 from ray_jobs import aggregate_results, evaluate_regression, make_splits, train_folds, train_regression
 from ray_jobs.cli import run_job
 from regression import artifact
+from regression import plan as plan_module
 from regression.config import CONFIGS_DIR
 from tests.builders.expression import save_random_encoder, write_images
 
@@ -158,6 +160,25 @@ def test_an_unfinished_run_is_gone_on_with_and_that_of_another_config_stands_in_
         train_regression.run_of(config_of(data, tmp_path, *three), run.plan)
     other = train_regression.run_of(config_of(data, tmp_path, *three, "train.lr=0.5"), run.plan)
     assert other.newest is None and other.folder != run.folder and other.config.train.global_batch == 24
+
+
+def test_a_plan_that_another_run_publishes_at_the_same_moment_is_taken_as_it_is(data, tmp_path, monkeypatch):
+    config, published = config_of(data, tmp_path), []
+
+    class Late(plan_module.PlanWriter):
+        def close(self) -> str:
+            """Looks whether the folder is there; then the other comes."""
+            own = super().close()
+            if not published:
+                published.append(own)
+                raise OSError(errno.ENOTEMPTY, "Directory not empty", str(self.path))
+            return own
+
+    monkeypatch.setattr(plan_module, "PlanWriter", Late)
+    assert train_regression.plan_of(config).hash == published[0]
+    monkeypatch.setattr(Late, "close", lambda self: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
+    with pytest.raises(OSError, match="No space left"):
+        train_regression.plan_of(config_of(data, tmp_path / "other"))
 
 
 def test_runs_that_begin_within_a_second_have_folders_of_their_own(data, tmp_path, monkeypatch):
