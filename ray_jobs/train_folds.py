@@ -27,6 +27,7 @@ from ray_jobs.train_regression import (
     METRICS,
     Run,
     TrainRegressionConfig,
+    check_probes,
     located,
     plan_of,
     run_of,
@@ -92,6 +93,7 @@ def main(loaded: Loaded[TrainFoldsConfig]) -> Outputs | None:
 
     config = loaded.config
     folds = folds_of(config)
+    check_probes(folds[0].config)
     runs = [checked(fold) for fold in folds]  # every check of every fold, before the first begins
     if loaded.dry_run:
         tell_rehearsal(runs[0])

@@ -56,6 +56,7 @@ class Run:
 
 def main(loaded: Loaded[TrainRegressionConfig]) -> Outputs | None:
     config = located(loaded.config)
+    check_probes(config)
     plan = plan_of(config)
     run = run_of(config, plan)
     if loaded.dry_run:
@@ -116,6 +117,17 @@ def located(config: TrainRegressionConfig) -> TrainRegressionConfig:
     probes = {name: str(absolute(path)) for name, path in config.eval.probes.items()}
     own_eval = replace(config.eval, probes=probes)
     return replace(config, output=absolute(config.output), data=data, model=model, eval=own_eval)
+
+
+def check_probes(config: TrainRegressionConfig) -> None:
+    """Before training, since they are asked after it: MissingFile or UserError for one that is no encoder of images."""
+    if not config.eval.probes:
+        return
+    from ray_jobs.frozen_features import probe_config
+    from regression.model import preprocessing
+
+    for artifact in config.eval.probes.values():
+        preprocessing(probe_config(config, artifact))
 
 
 def plan_of(config: TrainRegressionConfig) -> Plan:

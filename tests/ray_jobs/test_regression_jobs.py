@@ -216,6 +216,17 @@ def test_folds_that_cannot_all_be_trained_are_refused_before_the_first_begins(da
     assert "fold_2.csv" in capsys.readouterr().err and runs(tmp_path / "out") == []
 
 
+def test_a_probe_that_is_no_encoder_is_refused_before_the_training_and_not_after_it(data, tmp_path, capsys):
+    probe = f"eval.probes.other={tmp_path / 'none'}"
+    assert split(data[0], tmp_path / "folds", "kind=group_kfold", "k=3") == 0
+    assert train(tmp_path / "out", *data, probe, "--dry-run") == 2
+    assert str(tmp_path / "none") in capsys.readouterr().err
+    assert folds(tmp_path / "out", data[0], tmp_path / "folds", probe, "--dry-run") == 2
+    assert str(tmp_path / "none") in capsys.readouterr().err
+    save_random_encoder(tmp_path / "none")
+    train_regression.check_probes(config_of(data, tmp_path, probe))
+
+
 def test_the_title_of_a_probe_cannot_be_that_of_a_baseline(data, tmp_path, capsys):
     assert train(tmp_path / "out", *data, f"eval.probes.colour={tmp_path}") == 2
     assert "eval.probes" in capsys.readouterr().err
