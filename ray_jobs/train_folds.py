@@ -95,6 +95,7 @@ def main(loaded: Loaded[TrainFoldsConfig]) -> Outputs | None:
     folds = folds_of(config)
     check_probes(folds[0].config)
     runs = [checked(fold) for fold in folds]  # every check of every fold, before the first begins
+    check_apart(folds, runs)
     if loaded.dry_run:
         tell_rehearsal(runs[0])
         log.info("all %d folds are sound", len(folds))
@@ -117,11 +118,31 @@ def main(loaded: Loaded[TrainFoldsConfig]) -> Outputs | None:
 
 
 def checked(fold: Fold) -> Run:
-    """The fold's run. UserError for what it cannot be trained on, and where it tests nothing."""
+    """The fold's run. UserError for what it cannot be trained on, and where a row or none tests: there is nothing to
+    correlate."""
+    from regression.plan import rows_of
+
     plan = plan_of(fold.config)
-    if "test" not in plan.sources["split"].to_pylist():
-        raise UserError("a fold without test rows", file=fold.config.data.split, key="split", expected="test")
+    if (count := int(rows_of(plan, "test").size)) < 2:
+        split, expected = fold.config.data.split, "two or more rows of test"
+        raise UserError("a fold without test rows", file=split, key="split", found=count, expected=expected)
     return run_of(fold.config, plan)
+
+
+def check_apart(folds: list[Fold], runs: list[Run]) -> None:
+    """UserError where a group tests in two folds, as when files of another number of folds were left in the folder: it
+    would count twice."""
+    from regression.plan import rows_of
+
+    tested: dict[str, str] = {}
+    for fold, run in zip(folds, runs, strict=True):
+        rows = rows_of(run.plan, "test")
+        for group in sorted(set(run.plan.sources["group_id"].take(rows).to_pylist())):
+            if (first := tested.setdefault(group, fold.name)) != fold.name:
+                found, expected = f"{group}, which {first} tests, too", "folds of one make_splits alone"
+                raise UserError(
+                    "a group tests twice", file=fold.config.data.split, key="split", found=found, expected=expected
+                )
 
 
 def folds_of(config: TrainFoldsConfig) -> list[Fold]:

@@ -216,6 +216,23 @@ def test_folds_that_cannot_all_be_trained_are_refused_before_the_first_begins(da
     assert "fold_2.csv" in capsys.readouterr().err and runs(tmp_path / "out") == []
 
 
+def test_a_fold_that_tests_a_single_row_is_refused_before_the_first_begins(data, tmp_path, capsys):
+    rows = Path(data[0]).read_text().splitlines()
+    table = Path(data[0]).with_name("one.csv")
+    table.write_text("\n".join([rows[0], rows[1].replace(",p0,", ",alone,"), *rows[2:]]) + "\n")
+    assert split(str(table), tmp_path / "folds", "kind=leave_one_group_out") == 0
+    assert folds(tmp_path / "out", str(table), tmp_path / "folds", "--dry-run") == 2
+    assert "two or more rows of test" in capsys.readouterr().err
+
+
+def test_folds_left_of_another_number_of_folds_are_refused(data, tmp_path, capsys):
+    for k in (4, 3):
+        assert split(data[0], tmp_path / "folds", "kind=group_kfold", f"k={k}") == 0
+    assert folds(tmp_path / "out", data[0], tmp_path / "folds", "--dry-run") == 2
+    said = capsys.readouterr().err
+    assert "a group tests twice" in said and "fold_3.csv" in said
+
+
 def test_a_probe_that_is_no_encoder_is_refused_before_the_training_and_not_after_it(data, tmp_path, capsys):
     probe = f"eval.probes.other={tmp_path / 'none'}"
     assert split(data[0], tmp_path / "folds", "kind=group_kfold", "k=3") == 0
