@@ -53,12 +53,14 @@ def main(loaded: Loaded[EvaluateRegressionConfig]) -> Outputs | None:
     config = loaded.config
     trained = artifact.load(config.model)
     table = read_table(config.table, genes=trained.normaliser.genes)
-    split = read_split(config.split, table)
+    split = read_split(config.split, table, trains=False)
     if (count := int((split.of == config.part).sum())) < 2:
         raise UserError("too few rows to evaluate", file=config.split, key="part", found=count, expected="two or more")
+    store = Storage.of(config.output)
+    if store.exists("checkpoints") or store.exists("config_resolved.yaml"):
+        raise UserError("a run's own results are there", file=store.url, key="output", expected="another folder")
     if loaded.dry_run:
         return None
-    store = Storage.of(config.output)
     with tempfile.TemporaryDirectory(prefix="pathray-") as folder:
         plan = build_plan(table, split, folder, normalize_target=False)
         device = Device.of(config.accelerator)

@@ -151,13 +151,16 @@ def _of_part(table: pa.Table, part: str) -> pa.Table:
 
 
 def read_results(store: Storage) -> list[dict[str, Any]]:
-    """metrics.json of every finished run below a folder. UserError naming one that is damaged."""
+    """metrics.json of every finished run below a folder; those of evaluations, which have a `part`, are passed over.
+    UserError naming one that is damaged."""
     found = []
     for path in store.files():
         if path.rpartition("/")[2] != METRICS:
             continue
         try:
             row = json.loads(store.read_bytes(path))
+            if "part" in row:
+                continue
             row["run_name"]
         except (json.JSONDecodeError, KeyError, TypeError) as e:
             raise UserError(f"not the metrics of a run: {e!r}", file=store.join(path)) from e

@@ -98,11 +98,12 @@ def write_split(path: str, table: Table, split: Split) -> None:
     store.write_bytes(posixpath.basename(path), text.getvalue().encode())
 
 
-def read_split(path: str, table: Table) -> Split:
+def read_split(path: str, table: Table, *, trains: bool = True) -> Split:
     """The split on file, in the order of `table`'s rows.
 
     UserError naming the row for a group on two sides, a row or group that the table does not have, a row of the table
-    that is missing; and for the split of another table, unknown parts, or nothing to train on.
+    that is missing; and for the split of another table, unknown parts, or nothing to train on. Without `trains` nothing
+    need be: all of another cohort may test.
     """
     data = Storage.of(posixpath.dirname(path) or ".").read_bytes(posixpath.basename(path))
     lines = data.decode("utf-8-sig").splitlines()
@@ -122,7 +123,7 @@ def read_split(path: str, table: Table) -> Split:
         if first.setdefault(group, part) != part:
             row, found = table.row_of(i), f"{group} in {first[group]} and in {part}"
             raise UserError("a group stands on two sides", file=path, row=row, key=table.names[i], found=found)
-    if "train" not in of:
+    if trains and "train" not in of:
         raise UserError("nothing to train on", file=path, key="split", expected="rows of train")
     return Split(of, {**meta, "sha256": digest_bytes(data)})
 

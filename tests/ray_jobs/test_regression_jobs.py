@@ -13,11 +13,15 @@ import torch
 from core import checkpoint
 from core.config import load_config
 from core.errors import UserError
+from core.storage import Storage
 from ray_jobs import aggregate_results, evaluate_regression, make_splits, train_folds, train_regression
 from ray_jobs.cli import run_job
 from regression import artifact
 from regression import plan as plan_module
 from regression.config import CONFIGS_DIR
+from regression.normalise import Normaliser
+from regression.recipe import RegressionRecipe
+from regression.report import read_results
 from tests.builders.expression import save_random_encoder, write_images
 
 KEYS = (
@@ -191,6 +195,25 @@ def test_runs_that_begin_within_a_second_have_folders_of_their_own(data, tmp_pat
     first = begun(data, tmp_path)
     assert begun(data, tmp_path, "loss.kind=huber").folder != first.folder
     assert len(runs(tmp_path)) == 2
+
+
+def test_a_model_is_evaluated_on_another_cohort_of_which_nothing_trains_and_never_into_a_run(data, tmp_path, capsys):
+    config, rows = config_of(data, tmp_path), Path(data[0]).read_text().splitlines()[1:]
+    recipe = RegressionRecipe(config, Normaliser.none(("y0", "y1", "y2")))
+    model, run = tmp_path / "run" / "encoder", tmp_path / "run"
+    artifact.save(str(model), recipe.net, recipe.preprocessing, recipe.normaliser, {})
+    (run / "metrics.json").write_text(json.dumps({"run_name": "run", "end": "budget", "best": {}}))
+    (run / "config_resolved.yaml").touch()
+    lines = [",".join([*row.split(",")[:2], "test"]) for row in rows]
+    (tmp_path / "cohort.csv").write_text("\n".join(["path,group_id,split", *lines]) + "\n")
+    words = [f"model={model}", f"table={data[0]}", f"split={tmp_path}/cohort.csv", "accelerator=cpu"]
+    schema = evaluate_regression.EvaluateRegressionConfig
+    assert run_job(evaluate_regression.main, schema, [*words, f"output={run}"], CONFIGS_DIR) == 2
+    assert "a run's own results" in capsys.readouterr().err
+    assert run_job(evaluate_regression.main, schema, [*words, f"output={run}/cohort"], CONFIGS_DIR) == 0
+    found = json.loads((run / "cohort" / "metrics.json").read_text())
+    assert (found["part"], found["groups"]) == ("test", 6) and -1 <= found["spearman"] <= 1
+    assert [row["run_name"] for row in read_results(Storage.of(tmp_path))] == ["run"]
 
 
 def test_a_folder_without_finished_runs_is_named(tmp_path, capsys):
