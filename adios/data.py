@@ -24,7 +24,7 @@ from core.urls import public
 MODES = ("RGB", "RGBA", "L", "LA", "P", "PA", "1", "CMYK", "YCbCr")  # 8 bits; others would lose most of their range
 FORMATS = ("PNG", "JPEG")  # Pillow would try dozens of others, some of them by starting programs
 _PNG, _PNG_END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
-_IHDR = struct.Struct(">II2B")  # width, height, bits, colour type
+_IHDR = struct.Struct(">II2B2xB")  # width, height, bits, colour type, interlaced
 _RGB, _RGBA = 2, 6
 
 Pixels = npt.NDArray[np.uint8]
@@ -87,17 +87,19 @@ class Undecodable(Exception):
 
 
 def decoded(data: bytes | memoryview, size: int) -> Pixels:
-    """PNG or JPEG → ``[size, size, 3]``; transparent parts become white, grey is repeated. The head is looked at before
-    anything is decoded, so that no image becomes larger than that. Raises Undecodable."""
+    """PNG or JPEG → ``[size, size, 3]``; transparent parts become white, grey is repeated, orientation tags are left.
+
+    The head is looked at before anything is decoded, so that no image becomes larger than that. Raises Undecodable.
+    """
     if bytes(data[:8]) != _PNG:
         return _by_pillow(data, size)
-    if len(data) < 26:
+    if len(data) < 29:
         raise Undecodable("decode", f"a PNG of {len(data)} bytes")
-    width, height, bits, colours = _IHDR.unpack_from(data, 16)
+    width, height, bits, colours, interlaced = _IHDR.unpack_from(data, 16)
     _check(width, height, size)
     if _PNG_END not in bytes(data[-64:]):
         raise Undecodable("decode", f"the PNG has no end in its {len(data)} bytes")
-    if bits != 8 or colours not in (_RGB, _RGBA):
+    if bits != 8 or colours not in (_RGB, _RGBA) or interlaced:
         return _by_pillow(data, size)
     import imagecodecs
 
