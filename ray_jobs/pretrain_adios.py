@@ -89,14 +89,16 @@ def check(config: PretrainAdiosConfig) -> None:
     """UserError, before Ray is started, for what can be told of the config, of the folder of archives and of the run
     that is gone on with."""
     from adios.assembly import identity_of
-    from adios.index import archives_of
+    from adios.index import PatchIndex, archives_of
     from adios.settings import check_networks
     from ray_jobs.resume import check_resumable
 
     if not config.data_path:
         expected = "data_path=FOLDER of zips, a dataset_index.pkl, or an index"
         raise UserError("nothing to train on", key="data_path", expected=expected)
-    if not config.data_path.endswith(".parquet"):
+    if config.data_path.endswith(".parquet"):
+        PatchIndex.open(config.data_path)
+    else:
         archives_of(config.data_path)
     if config.tuning.enable:
         from core.evaluation.job import Judge

@@ -37,6 +37,8 @@ def checkpoints(run: Path) -> dict[int, str]:
 
 REFUSED = [
     (["data_path=null"], "data_path", "FOLDER of zips"),
+    (["data_path=nowhere/patches.parquet"], "nowhere/patches.parquet", "index"),
+    (["data_path=nowhere/zips"], "nowhere/zips", ""),
     (["num_masks=1"], "num_masks", "2"),
     (["data.image_size=72"], "data.image_size", "multiple of 16"),
     (["scaling.workers=3"], "global_batch", "multiple of 3"),
