@@ -97,25 +97,26 @@ def split(pairs: Sequence[Pair], train_fraction: float, seed: int) -> tuple[list
 
 
 def masks_of(model: Masks, image: Pixels, size: int, scale: float, batch: int = 8) -> Floats:
-    """Masks `[N, H, W]` of an image of any size: squares of `size` cover the image (enlarged by `scale`), their masks
-    are averaged where they overlap. An image smaller than a square is mirrored at its edges."""
+    """Masks `[N, H, W]` of an image of any size: squares of `size` cover the image (enlarged by `scale`) and overlap by
+    a quarter; there their masks are averaged, each with a weight that falls towards its edge, where a network knows
+    least. An image smaller than a square is mirrored at its edges."""
     height, width = image.shape[:2]
     scaled = resize(image, max(1, round(width * scale)), max(1, round(height * scale)))
     h, w = scaled.shape[:2]
     scaled = np.pad(scaled, ((0, max(0, size - h)), (0, max(0, size - w)), (0, 0)), mode="symmetric")
     corners = [(y, x) for y in _starts(scaled.shape[0], size) for x in _starts(scaled.shape[1], size)]
     total: Floats | None = None
-    times = np.zeros(scaled.shape[:2], np.float32)
+    sums, weight = np.zeros(scaled.shape[:2], np.float32), _tent(size)
     for first in range(0, len(corners), batch):
         part = corners[first : first + batch]
         tiles = np.stack([scaled[y : y + size, x : x + size] for y, x in part])
         found = model(torch.from_numpy(tiles)).float().cpu().numpy()
-        total = np.zeros((found.shape[1], *times.shape), np.float32) if total is None else total
+        total = np.zeros((found.shape[1], *sums.shape), np.float32) if total is None else total
         for (y, x), own in zip(part, found, strict=True):
-            total[:, y : y + size, x : x + size] += own
-            times[y : y + size, x : x + size] += 1
+            total[:, y : y + size, x : x + size] += own * weight
+            sums[y : y + size, x : x + size] += weight
     assert total is not None
-    mean = torch.from_numpy(total / times)[None, :, :h, :w]
+    mean = torch.from_numpy(total / sums)[None, :, :h, :w]
     if (h, w) != (height, width):
         mean = torch.nn.functional.interpolate(mean, (height, width), mode="bilinear", align_corners=False)
     out: Floats = mean[0].numpy()
@@ -189,11 +190,18 @@ def _labels(store: Storage, name: str, shape: tuple[int, ...]) -> npt.NDArray[np
     return labels
 
 
-def _starts(length: int, size: int) -> list[int]:
-    """Where squares begin so that they cover `length`, as few as possible, evenly.
+def _tent(size: int) -> Floats:
+    """Weights `[S, S]`: 1 in the middle, falling evenly to the edges, nowhere 0."""
+    side = 1 - np.abs(np.arange(size) - (size - 1) / 2) / ((size + 1) / 2)
+    return np.outer(side, side).astype(np.float32)
 
-    >>> _starts(320, 224), _starts(224, 224)
-    ([0, 96], [0])
+
+def _starts(length: int, size: int) -> list[int]:
+    """Where squares begin so that they cover `length` and overlap by a quarter at least, as few as possible, evenly.
+
+    >>> _starts(320, 224), _starts(224, 224), _starts(120, 32)
+    ([0, 96], [0], [0, 22, 44, 66, 88])
     """
-    count = -(-length // size)
+    overlap = size // 4
+    count = max(1, -(-(length - overlap) // (size - overlap)))
     return [round(i) for i in np.linspace(0, length - size, count)]

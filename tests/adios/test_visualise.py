@@ -62,7 +62,7 @@ def test_a_film_shows_the_training_from_its_first_to_its_last_picture(tmp_path, 
     images, _ = patches(1)
     for step in (0, 1000, 90_000_000, 100_000_000):
         masks = np.zeros((1, 2, 32, 32), np.float32)
-        masks[:, int(step > 1000)] = 1
+        masks[:, int(step < 100_000_000)] = 1
         write_masks(folder, step, images, masks)
     store = Storage.of(folder)
     store.write_bytes("iter_x.png", b"somebody's own")
@@ -73,5 +73,5 @@ def test_a_film_shows_the_training_from_its_first_to_its_last_picture(tmp_path, 
     for i in range(4):
         gif.seek(i)
         shown.append(np.asarray(gif.convert("RGB")).astype(int)[110:180, 140:210].mean())
-    assert min(shown[:2]) > 200 and max(shown[2:]) < 50, "in the order of iterations, whatever their digits"
+    assert max(shown[:3]) < 50 and shown[3] > 200, "in the order of iterations, whatever their digits"
     assert FRAMES == 40
