@@ -5,6 +5,8 @@ Draws are uniforms that travel with each unit, so a unit looks the same on any d
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -19,8 +21,13 @@ def scanned(x: Tensor, draws: Tensor, strength: float) -> Tensor:
     """
     u = (2 * draws - 1)[:, :, None, None] * strength
     x = x + u[:, 4:5] * (x - blurred(x, 1))
-    x = x.clamp(1 / 255, 1) ** torch.exp2(u[:, 3:4] / 2)
-    return (x * torch.exp2(u[:, :3] / 5)).clamp(0, 1)
+    x = x.clamp(1 / 255, 1) ** _exp2(u[:, 3:4] / 2)
+    return (x * _exp2(u[:, :3] / 5)).clamp(0, 1)
+
+
+def _exp2(x: Tensor) -> Tensor:
+    """2^x by exp, which XLA has; it would compute `torch.exp2` on the host."""
+    return torch.exp(x * math.log(2))
 
 
 def blurred(x: Tensor, step: int) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from adios import artifact
-from adios.mask_models import KINDS, MaskModel, MaskModelConfig, UNet, ViTUNet, build_mask_model, skip_widths
+from adios.mask_models import KINDS, MaskModel, MaskModelConfig, UNet, ViTUNet, _repeated, build_mask_model, skip_widths
 from core.errors import MissingFile, UserError
 
 SMALL = {"image_size": 32, "dim": 32, "depth": 4, "heads": 2}
@@ -46,6 +46,11 @@ def test_the_unet_of_a_224_pixel_image_has_the_published_levels():
         (64, 128), (64, 128), (32, 128), (32, 64), (32, 64), (32, 64)
     ]  # fmt: skip
     assert net.mlp[0].weight.shape == (128, 64 * 7 * 7) and net.head.weight.shape == (3, 32, 1, 1)
+
+
+def test_the_unet_doubles_by_repeating_pixels():
+    x = torch.randn(2, 3, 4, 5)
+    assert torch.equal(_repeated(x), torch.nn.functional.interpolate(x, scale_factor=2, mode="nearest"))
 
 
 def test_skips_of_the_vit_unet_grow_with_its_width():
