@@ -3,13 +3,14 @@
     python benchmarks/regression_her2st.py ../shared/data --output outputs/her2st
 
 1,193 spots of six HER2+ sections, two patients (B4 of one, C2 … C6 of the other), 50 genes as log1p CP10k. Both cross-
-validations go through `ray_jobs.train_folds`, as a user's would: leave one section out (each fold validates on the
-next section, which chooses the state) and leave one patient out (two groups: nothing to validate on, the last state
-counts). Beside the trained ResNet-18, which begins from random weights: ridge on twelve colour features, on the
-ResNet-18 as it began, and on a vit_tiny as initialised (`random`) and after `--pretrain` images of I-JEPATH
-(`ijepath`) on other slides and patches, which hold no breast section of this set. Printed and written: the tables of
-both, per gene too, and figures. The 50 genes are those of the set's own table, chosen over all its sections, as the
-floors' were. Half an hour on two free cores. Keys of train_folds may follow.
+validations go through `ray_jobs.train_folds`, as a user's would: leave one section out and leave one patient out.
+Nothing validates: a fold trains on all that it does not test, for ten passes, and the last state counts.
+(`--validate`: each section validates the fold before it; the section B4, of another patient, then chooses a state of
+the first pass.) Beside the trained ResNet-18, which begins from random weights: ridge on twelve colour features, on
+the ResNet-18 as it began, and on a vit_tiny as initialised (`random`) and after `--pretrain` images of I-JEPATH
+(`ijepath`) on other slides and patches, none of them of this set. Printed and written: the tables of both, per gene
+too, and figures. The 50 genes are those of the set's own table, chosen over all its sections, as the floors' were.
+Half an hour on two free cores. Keys of train_folds may follow.
 """
 
 from __future__ import annotations
@@ -48,6 +49,9 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="the folder that holds regression/her2st, wsi and patches")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--pretrain", type=int, default=3200, help="images of I-JEPATH")
+    parser.add_argument(
+        "--validate", action="store_true", help="leave-one-section-out chooses its states by validation"
+    )
     parser.add_argument("keys", nargs="*", help="further keys of train_folds")
     options = parser.parse_args()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
@@ -58,7 +62,8 @@ def main() -> None:
         output = options.output / f"leave_one_{held}_out"
         splits = options.output / f"splits_{held}"
         common = [f"genes={json.dumps(genes)}", f"target_dim={len(genes)}"]
-        kind = ["kind=leave_one_group_out", f"validation={'true' if held == 'section' else 'false'}"]
+        validates = options.validate and held == "section"
+        kind = ["kind=leave_one_group_out", f"validation={str(validates).lower()}"]
         job("make_splits", f"table={table}", f"output={splits}", *kind, *common)
         keys = [f"data.{word}" for word in common]
         keys += [f"eval.probes.{name}={path}" for name, path in probes.items()]

@@ -1,4 +1,7 @@
-"""The sweep's own MLflow run, whose children the trials' runs are. MLflow's trouble is logged, never the sweep's."""
+"""The MLflow run of a sweep, or of a cross-validation, whose children the runs of trials or folds are.
+
+MLflow's trouble is logged, never the sweep's.
+"""
 
 from __future__ import annotations
 
@@ -58,6 +61,18 @@ class Parent:
             client.set_terminated(self.run_id, status)
         except Exception as e:
             log.warning("MLflow does not have the sweep's result: %s", e)
+
+    def end(self, metrics: Mapping[str, float], status: str) -> None:
+        """End the run of a cross-validation, with what the folds say together."""
+        if not self.run_id:
+            return
+        try:
+            client = self._client()
+            for name, value in metrics.items():
+                client.log_metric(self.run_id, name, value)
+            client.set_terminated(self.run_id, status)
+        except Exception as e:
+            log.warning("MLflow does not have the folds' result: %s", e)
 
     def _client(self) -> Any:
         from mlflow import MlflowClient

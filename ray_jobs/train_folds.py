@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import logging
 import posixpath
+import sys
 import threading
 import time
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,7 @@ from core.config import MISSING, Loaded, is_set, placement
 from core.errors import MissingFile, UserError
 from ray_jobs.cli import Outputs, job
 from ray_jobs.runtime import ray_session
+from ray_jobs.sweep_mlflow import Parent
 from ray_jobs.train_regression import (
     METRICS,
     Run,
@@ -82,6 +84,13 @@ class Fold:
         self.thread = threading.Thread(target=work, name=f"pathray-{self.name}", daemon=True)
         self.thread.start()
 
+    def below(self, parent: Parent) -> Fold:
+        """The same, its MLflow run being a child of the cross-validation's."""
+        if parent.run_id:
+            own = replace(self.config.logging, tracking_uri=parent.uri, mlflow_parent=parent.run_id)
+            self.config = replace(self.config, logging=own)
+        return self
+
     @property
     def running(self) -> bool:
         return self.thread is not None and self.thread.is_alive()
@@ -103,16 +112,21 @@ def main(loaded: Loaded[TrainFoldsConfig]) -> Outputs | None:
     root = Storage.of(str(config.output))
     left = [fold for fold in folds if not root.exists(f"{fold.name}/{METRICS}")]
     log.info("%d folds, %d of them finished", len(folds), len(folds) - len(left))
-    if left:
-        at_a_time, scaling = min(config.parallel, len(left)), config.scaling
-        cpus = at_a_time * (scaling.workers * scaling.cpus_per_worker + 0.5)
-        with ray_session(config.runtime, cpus=cpus, autoscaling=scaling.autoscaling):
-            train_all(root, left, at_a_time)
     names = [fold.name for fold in folds]
-    if waiting := unfinished(root, names):
-        log.info("interrupted; the same command goes on with %s", ", ".join(waiting))
-        return Outputs({"runs": root.url})
-    text = write_summary(root, names, config.title or posixpath.basename(root.url.rstrip("/")))
+    parent = Parent(root, config.logging)
+    metrics: dict[str, float] = {}
+    try:
+        if left:
+            at_a_time, scaling = min(config.parallel, len(left)), config.scaling
+            cpus = at_a_time * (scaling.workers * scaling.cpus_per_worker + 0.5)
+            with ray_session(config.runtime, cpus=cpus, autoscaling=scaling.autoscaling):
+                train_all(root, [fold.below(parent) for fold in left], at_a_time)
+        if waiting := unfinished(root, names):
+            log.info("interrupted; the same command goes on with %s", ", ".join(waiting))
+            return Outputs({"runs": root.url})
+        text, metrics = write_summary(root, names, config.title or posixpath.basename(root.url.rstrip("/")))
+    finally:
+        parent.end(metrics, "FINISHED" if metrics else "FAILED" if sys.exc_info()[0] else "KILLED")
     print(text)
     return Outputs({"table": root.join("folds.md"), "per_gene": root.join("per_gene.csv"), "runs": root.url})
 

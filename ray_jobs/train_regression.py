@@ -92,11 +92,12 @@ def work_on(run: Run) -> Outputs:
         scaling = config.scaling
         cpus = scaling.workers * scaling.cpus_per_worker + 0.5
         with run_log(store), ray_session(config.runtime, cpus=cpus, autoscaling=scaling.autoscaling):
+            kept = features_for(run)
             outcome = train(run)
             log.info("ended (%s) after %s images", outcome.end, f"{outcome.images_seen:,}")
             if outcome.artifact is None:  # interrupted: the same command goes on
                 return Outputs({"run": run.folder, "checkpoint": outcome.checkpoint})
-            judge(run, outcome.end)
+            judge(run, outcome.end, kept)
     return Outputs({"run": run.folder, "model": store.join("encoder"), "metrics": store.join(METRICS)})
 
 
@@ -247,19 +248,30 @@ def train(run: Run) -> Outcome:
     )
 
 
-def judge(run: Run, end: str) -> None:
-    """The run's results and those of its baselines, in a task with what one worker has: a GPU, if they had one."""
-    import ray
-
-    from ray_jobs.backends import resolve_accelerator
+def features_for(run: Run) -> dict[str, FeatureFolder]:
+    """What the baselines are fitted to, by name. Before the training: who waits for days does not want to hear at the
+    end that a test image cannot be read. UserError naming it."""
     from ray_jobs.frozen_features import ensure_features, probe_config
+    from regression.features import check_evaluated
 
     config, scaling = run.config, run.config.scaling
     kept: dict[str, FeatureFolder] = {}
     if config.eval.baselines:
-        kept["initial"] = ensure_features(config, run.plan, scaling, "of the backbone as it started")
+        kept["initial"] = ensure_features(config, run.plan, scaling, "of the backbone as it starts")
     for name, artifact in config.eval.probes.items():
         kept[name] = ensure_features(probe_config(config, artifact), run.plan, scaling, f"of {name}")
+    for folder in kept.values():
+        check_evaluated(folder, run.plan)
+    return kept
+
+
+def judge(run: Run, end: str, kept: dict[str, FeatureFolder]) -> None:
+    """The run's results and those of its baselines, in a task with what one worker has: a GPU, if they had one."""
+    import ray
+
+    from ray_jobs.backends import resolve_accelerator
+
+    config, scaling = run.config, run.config.scaling
     kind = resolve_accelerator(scaling.accelerator, scaling.autoscaling)
     gpus = float(scaling.gpus_per_worker) if kind == "cuda" else 0.0
     task = ray.remote(num_cpus=scaling.cpus_per_worker, num_gpus=gpus)(_judge)

@@ -107,6 +107,7 @@ class _Worker:
     def train(self) -> dict[str, Any]:
         from core.train.loop import run
         from core.train.state import TrainState
+        from core.train.supervised import ended_early
 
         parts = self.parts
         state = TrainState(parts.recipe, parts.settings, self.device)
@@ -121,6 +122,8 @@ class _Worker:
             save=self._save_is_due,
         )
         end, metrics, start = "budget", dict[str, float](), state.images_seen
+        if parts.selection is not None and ended_early(state, parts.selection):  # interrupted after that
+            end, ticks = "early_stop", iter(())
         try:
             self._baseline(state)
             for tick in self._validated(ticks):
@@ -419,12 +422,16 @@ class _Worker:
         }
 
     def _take_the_best(self, state: Any) -> None:
-        """Rank 0 alone, when training is over: the state that validation found best, where the science selects one."""
+        """Rank 0 alone, when training is over: the state that validation found best, where the science selects one. Not
+        simply the newest: a run that went on from before an older best may have found it elsewhere since."""
         from core import checkpoint
         from core.committed import list_committed
+        from core.train.supervised import selected_of
 
         if self.parts.selection is None:
             return
         kept = list_committed(self.root, f"{self.parts.tag}-best")
+        at = selected_of(state).best_images_seen
         if kept:
-            state.load(*checkpoint.load(max(kept, key=lambda c: int(c.meta["images_seen"])).path))
+            best = max(kept, key=lambda c: (int(c.meta["images_seen"]) == at, int(c.meta["images_seen"])))
+            state.load(*checkpoint.load(best.path))

@@ -135,7 +135,8 @@ def as_markdown(folds: Folds, title: str) -> str:
         less = [""] + [_shown(_interval(means[MODEL] - each), sign=True) for k, each in means.items() if k != MODEL]
         lines += ["| model less it | | " + " | ".join(less) + " |", ""]
     counts = ", ".join(f"{name} {folds.undefined[kind]}" for kind, name in zip(folds.models, names, strict=True))
-    lines.append(f"In brackets 95% t intervals over folds. Undefined correlations, which count as 0: {counts}.")
+    lines.append("In brackets 95% t intervals over folds, which share training rows: they are rather too narrow.")
+    lines.append(f"Undefined correlations, which count as 0: {counts}.")
     return "\n".join(lines) + "\n"
 
 
@@ -177,8 +178,8 @@ def draw_folds(folds: Folds, method: Method, title: str) -> bytes:
     return out.getvalue()
 
 
-def write_summary(root: Storage, names: Sequence[str], title: str) -> str:
-    """Everything above into `root`, folds.json last; the Markdown."""
+def write_summary(root: Storage, names: Sequence[str], title: str) -> tuple[str, dict[str, float]]:
+    """Everything above into `root`, folds.json last; the Markdown, and the means over folds by ``method/model``."""
     from regression.evaluate import write_csv, write_parquet
 
     folds, predictions = read_folds(root, names)
@@ -188,8 +189,9 @@ def write_summary(root: Storage, names: Sequence[str], title: str) -> str:
     for method in METHODS:
         root.write_bytes(f"figures/folds_{method}.png", draw_folds(folds, method, title))
     root.write_bytes("folds.md", text.encode())
-    root.write_bytes("folds.json", json.dumps(summary(folds), indent=1, sort_keys=True).encode())
-    return text
+    found = summary(folds)
+    root.write_bytes("folds.json", json.dumps(found, indent=1, sort_keys=True).encode())
+    return text, {f"{method}/{kind}": found[method][kind]["mean"] for method in METHODS for kind in folds.models}
 
 
 def unfinished(root: Storage, names: Sequence[str]) -> list[str]:

@@ -20,11 +20,13 @@ import torch
 
 from core.device import Device
 from core.errors import UnreadableUnit, UserError
+from core.plan import Plan
 from core.storage import Storage
 from regression.baseline import Floats, colour_features
 from regression.config import RunConfig
 from regression.data import read_square
 from regression.model import ExpressionNet, Preprocessing, build_net, preprocessing
+from regression.plan import rows_of
 from regression.recipe import as_normalised
 
 VERSION = 1  # raised when equal inputs would give other numbers than before
@@ -93,6 +95,15 @@ def feature_folder(root: str, config: RunConfig, paths: Sequence[str], states: S
     }
     name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
     return FeatureFolder(Storage.of(root).join(name), tuple(paths))
+
+
+def check_evaluated(folder: FeatureFolder, plan: Plan) -> None:
+    """UserError naming the first val or test image that could not be read: an evaluation leaves nothing out."""
+    rows = np.concatenate([rows_of(plan, part) for part in ("val", "test")])
+    lost = rows[np.isnan(folder.load().colours[rows]).any(axis=1)]
+    if lost.size:
+        found = f"{lost.size} such images"
+        raise UserError("an image to be evaluated cannot be read", file=folder.paths[int(lost[0])], found=found)
 
 
 def backbone_digest(net: ExpressionNet) -> str:

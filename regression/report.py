@@ -151,8 +151,8 @@ def _of_part(table: pa.Table, part: str) -> pa.Table:
 
 
 def read_results(store: Storage) -> list[dict[str, Any]]:
-    """metrics.json of every finished run below a folder; those of evaluations, which have a `part`, are passed over.
-    UserError naming one that is damaged."""
+    """metrics.json of every finished run below a folder, named by where it lies; those of evaluations, which have a
+    `part`, are passed over. UserError naming one that is damaged."""
     found = []
     for path in store.files():
         if path.rpartition("/")[2] != METRICS:
@@ -161,7 +161,7 @@ def read_results(store: Storage) -> list[dict[str, Any]]:
             row = json.loads(store.read_bytes(path))
             if "part" in row:
                 continue
-            row["run_name"]
+            row["run_name"] = path.rpartition("/")[0] or row["run_name"]  # the folds of two runs have the same names
         except (json.JSONDecodeError, KeyError, TypeError) as e:
             raise UserError(f"not the metrics of a run: {e!r}", file=store.join(path)) from e
         found.append(row)

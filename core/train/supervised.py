@@ -57,7 +57,7 @@ class Selection:
 class Selected:
     """The best value so far (None before the first finite one), where it was, and how validation has gone on since.
 
-    `at` is where the last validation was.
+    `at` is where the last validation was, `metric` what `best` is a value of ("" before the first).
     """
 
     best: float | None = None
@@ -65,6 +65,7 @@ class Selected:
     at: int = -1
     evals: int = 0
     since_best: int = 0
+    metric: str = ""
 
     def update(self, value: float, images_seen: int, selection: Selection) -> bool:
         """Take in one validation; whether it is the best so far."""
@@ -118,6 +119,12 @@ def selected_of(state: TrainState) -> Selected:
     return Selected(**state.notes.get(NOTES, {}))
 
 
+def ended_early(state: TrainState, selection: Selection) -> bool:
+    """Whether patience had run out before: such a run is not to go on when it is taken up again."""
+    selected = selected_of(state)
+    return selected.metric in ("", selection.metric) and selected.exhausted(selection)
+
+
 def _judge(tick: SupervisedTick, validate: Validate, selection: Selection, device: Device) -> None:
     """Validate, and note on the tick and in the state what follows from it."""
     state = tick.state
@@ -126,6 +133,10 @@ def _judge(tick: SupervisedTick, validate: Validate, selection: Selection, devic
         found = sorted(tick.validation)
         raise UserError("validation does not give this metric", key="metric", found=found, expected=selection.metric)
     selected, value = selected_of(state), tick.validation[selection.metric]
+    if selected.metric not in ("", selection.metric):
+        log.info("what is best goes by %s from here on, and no longer by %s", selection.metric, selected.metric)
+        selected = Selected()
+    selected.metric = selection.metric
     tick.best = selected.update(value, tick.images_seen, selection)
     state.notes[NOTES] = asdict(selected)
     note = "the best so far" if tick.best else f"best {selected.best} at {selected.best_images_seen}"

@@ -221,6 +221,16 @@ def test_a_folder_without_finished_runs_is_named(tmp_path, capsys):
     assert str(tmp_path) in capsys.readouterr().err
 
 
+def mlflow_runs(output: Path) -> tuple:
+    """The cross-validation's run, and its folds'."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{output}/mlflow.db")
+    known = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    (parent,) = (run for run in known if "mlflow.parentRunId" not in run.data.tags)
+    return parent, [run for run in known if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+
+
 def folds(output: Path, table: str, splits: Path, *argv: str) -> int:
     words = [*KEYS, f"data.table={table}", f"splits={splits}", f"output={output}", *argv]
     return run_job(train_folds.main, train_folds.TrainFoldsConfig, words, CONFIGS_DIR)
@@ -368,7 +378,13 @@ def test_a_frozen_backbone_sees_every_image_once_for_all_folds_and_is_trained_on
     assert split(table, tmp_path / "folds", "kind=group_kfold", "k=3") == 0
     probe = tmp_path / "probe"
     save_random_encoder(probe)
-    frozen = ("model.frozen=true", "augment.geometry=false", "augment.stain=0", f"eval.probes.other={probe}")
+    frozen = (
+        "model.frozen=true",
+        "augment.geometry=false",
+        "augment.stain=0",
+        f"eval.probes.other={probe}",
+        "logging.mlflow=true",
+    )
     words = (output, table, tmp_path / "folds", *frozen, "parallel=2")
     assert folds(*words) == 0
     (kept, other) = sorted((output / "features").iterdir())
@@ -377,6 +393,8 @@ def test_a_frozen_backbone_sees_every_image_once_for_all_folds_and_is_trained_on
     found = json.loads(known)
     assert found["folds"] == ["fold_0", "fold_1", "fold_2"] and found["rows"] == [8, 8, 8]
     assert set(found["spearman"]) == {"model", "colour", "initial", "other"}
+    parent, children = mlflow_runs(output)
+    assert len(children) == 3 and parent.data.metrics["spearman/model"] == found["spearman"]["model"]["mean"]
     own = json.loads((output / "fold_1" / "metrics.json").read_text())
     assert found["spearman"]["colour"]["folds"][1] == own["baselines"]["colour"]["test"]["spearman"]
     assert found["spearman"]["model"]["folds"][1] == pytest.approx(own["test"]["spearman"], abs=1e-6)

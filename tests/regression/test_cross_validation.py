@@ -79,7 +79,8 @@ def test_a_row_per_gene_has_the_model_and_every_baseline_with_intervals_best_fir
 
 def test_the_table_marks_the_best_of_each_fold_and_the_files_are_written_json_last(three, tmp_path):
     root, _ = three
-    text = write_summary(root, NAMES, "Three sections")
+    text, means = write_summary(root, NAMES, "Three sections")
+    assert means["pearson/model"] == json.loads((tmp_path / "folds.json").read_text())["pearson"]["model"]["mean"]
     assert text.startswith("# Three sections") and text.count("**") == 2 * 2 * 3
     assert "| S1 | 30 |" in text and "ridge on colours" in text
     assert json.loads((tmp_path / "folds.json").read_text())["folds"] == list(NAMES)

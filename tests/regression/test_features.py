@@ -12,7 +12,7 @@ from regression.assembly import assemble
 from regression.baseline import colour_features, predictions
 from regression.data import FeatureReader, read_square
 from regression.evaluate import predict
-from regression.features import PART, FeatureFolder, Features, feature_folder, features_of, uses_cache
+from regression.features import PART, FeatureFolder, Features, check_evaluated, feature_folder, features_of, uses_cache
 from regression.model import build_net, preprocessing
 from regression.plan import normaliser, rows_of, targets
 from regression.recipe import RegressionRecipe
@@ -53,6 +53,12 @@ def test_an_image_that_cannot_be_read_is_nan_and_is_replaced_in_training_but_nev
     found = computed(config, plan)
     assert np.isnan(found.seen[lost]).all() and np.isnan(found.colours[lost]).all()
     assert np.isfinite(np.delete(found.seen, lost, axis=0)).all()
+    folder = FeatureFolder(str(tmp_path / "kept"), tuple(plan.sources["path"].to_pylist()))
+    folder.write(0, found)
+    with pytest.raises(UserError, match=path):
+        check_evaluated(folder, plan)
+    folder.write(0, Features(found.seen, np.where(np.arange(24)[:, None] == rows_of(plan, "train")[0], np.nan, 0.0)))
+    check_evaluated(folder, plan)
     reader = FeatureReader.of(plan, found.seen)
     with pytest.raises(UnreadableUnit, match=path):
         reader.read({"source": lost}, 0, 0)

@@ -78,7 +78,7 @@ def test_a_run_without_validation_is_not_ranked_by_its_test_rows(tmp_path):
 def test_results_are_found_at_any_depth_and_damaged_ones_are_named(tmp_path):
     for name in ("a", "deep/er/b"):
         (tmp_path / name).mkdir(parents=True)
-        (tmp_path / name / "metrics.json").write_text(json.dumps(run(name)))
+        (tmp_path / name / "metrics.json").write_text(json.dumps(run("fold_0")))
     assert sorted(row["run_name"] for row in read_results(Storage.of(tmp_path))) == ["a", "deep/er/b"]
     (tmp_path / "a" / "metrics.json").write_text('{"run_name"')
     with pytest.raises(UserError, match=r"a/metrics\.json"):

@@ -17,7 +17,7 @@ from core.train.budget import resolve_cadence
 from core.train.loop import run
 from core.train.settings import LoopSettings, PhaseOptim
 from core.train.state import TrainState
-from core.train.supervised import Selected, Selection, SupervisedTick, selected_of, supervised
+from core.train.supervised import Selected, Selection, SupervisedTick, ended_early, selected_of, supervised
 from tests.builders.recipes import Regression, TwoPhases, settings, stream, units
 
 DEVICE = Device.of("cpu")
@@ -112,7 +112,7 @@ def test_best_and_patience_survive_a_resume(tmp_path: Path) -> None:
     again = Regression()
     state = TrainState(again, config, DEVICE)
     state.load(*checkpoint.load(newest.path))
-    assert selected_of(state) == Selected(best=0.9, best_images_seen=12, at=24, evals=2, since_best=1)
+    assert selected_of(state) == Selected(best=0.9, best_images_seen=12, at=24, evals=2, since_best=1, metric="score")
     ticks = validated(again, config, scripted([0.2, 0.3, 1.0]), selection, state=state)
     assert ticks[-1].end == "early_stop" and ticks[-1].images_seen == 48
 
@@ -163,3 +163,25 @@ def test_a_metric_that_validation_does_not_give_is_named() -> None:
 def test_a_direction_is_required() -> None:
     with pytest.raises(UserError, match="min or max"):
         Selection("apd", "best", every=6)
+
+
+def test_a_run_whose_patience_had_run_out_is_not_to_go_on_unless_it_gets_more() -> None:
+    config, selection = settings(), Selection("score", "max", every=6, patience=2)
+    ticks = validated(Regression(), config, scripted([3.0, 2.0, 1.0]), selection)
+    state = ticks[-1].state
+    assert ticks[-1].end == "early_stop" and ended_early(state, selection)
+    assert not ended_early(TrainState(Regression(), config, DEVICE), selection)
+    assert not ended_early(state, Selection("score", "max", every=6, patience=3))
+    assert not ended_early(state, Selection("score", "max", every=6))
+
+
+def test_another_metric_is_not_compared_with_the_best_of_the_one_before() -> None:
+    config = settings(total_images=24)
+    first = Selection("rank", "max", every=6)
+    state = TrainState(Regression(), config, DEVICE)
+    one = validated(Regression(), settings(total_images=12), lambda state: {"rank": 0.9, "linear": 0.1}, first)
+    state.notes.update(one[-1].state.notes)
+    other = Selection("linear", "max", every=6, patience=1)
+    assert not ended_early(state, other)
+    ticks = validated(state.recipe, config, lambda state: {"rank": 0.8, "linear": 0.2}, other, state=state)
+    assert ticks[0].best and selected_of(state).best == 0.2
