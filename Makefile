@@ -5,6 +5,8 @@ VENV ?= .venv
 VENV_XLA ?= .venv-xla
 EXTRAS ?= dev,openslide,fastslide
 PYTEST_FLAGS ?=
+# Processes of the tests. All that need Ray run in one of them (tests/conftest.py), which has the session's one cluster.
+TEST_PROCESSES ?= 2
 BIN := $(VENV)/bin
 XLA := $(VENV_XLA)/bin
 
@@ -25,7 +27,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m demo $(if $(SLIDES),slides="$(SLIDES)") $(if $(MPP),mpp=$(MPP)) $(DEMO_FLAGS)
 
 test: lint
-	$(BIN)/python -m pytest -m "not heavy" $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -m "not heavy" -n $(TEST_PROCESSES) --dist loadgroup $(PYTEST_FLAGS)
 
 test-heavy: $(VENV)/.installed
 	$(BIN)/python -m pytest -m heavy $(PYTEST_FLAGS)

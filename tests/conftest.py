@@ -63,3 +63,11 @@ def ray_cluster() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where tests run in several processes: all that need Ray in one of them, which has the one cluster; of the others
+    a file stays together, for its fixtures."""
+    for item in items:
+        needs_ray = item.get_closest_marker("ray") is not None or "ray_cluster" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("ray" if needs_ray else item.nodeid.partition("::")[0]))
