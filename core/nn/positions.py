@@ -78,9 +78,10 @@ def resample_positions(table: Tensor, old_grid: Sequence[int], new_grid: Sequenc
     if old == new:
         return table
     field = table.float().reshape(*old, -1)
-    for axis, (n, m) in enumerate(zip(old, new, strict=True)):
-        if n != m:
-            field = torch.tensordot(_cubic_weights(n, m, table.device), field, dims=([1], [axis])).movedim(0, axis)
+    with torch.autocast(table.device.type, enabled=False):  # half precision would move tokens; XLA's refuses tensordot
+        for axis, (n, m) in enumerate(zip(old, new, strict=True)):
+            if n != m:
+                field = torch.tensordot(_cubic_weights(n, m, table.device), field, dims=([1], [axis])).movedim(0, axis)
     return field.reshape(-1, table.shape[1]).to(table.dtype)
 
 

@@ -111,3 +111,10 @@ def test_tables_are_cached_per_grid_and_survive_inference_mode():
         angles = Rotary(16, 2).angles((3, 9))
     assert sincos_table((3, 9), 8, (6, 6)) is table and not table.is_inference() and not angles.is_inference()
     np.testing.assert_allclose(table.numpy(), sincos(grid_coordinates((3, 9), (6, 6)), 8), atol=1e-6)
+
+
+def test_a_learned_table_is_resampled_in_float32_under_autocast():
+    table = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
+    exact = resample_positions(table, (4, 4), (3, 6))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(resample_positions(table, (4, 4), (3, 6)), exact)
