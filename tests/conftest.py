@@ -65,9 +65,9 @@ def ray_cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Where tests run in several processes: all that need Ray in one of them, which has the one cluster; of the others
     a file stays together, for its fixtures."""
-    for item in items:
+    for item in items if config.pluginmanager.hasplugin("xdist") else ():
         needs_ray = item.get_closest_marker("ray") is not None or "ray_cluster" in getattr(item, "fixturenames", ())
         item.add_marker(pytest.mark.xdist_group("ray" if needs_ray else item.nodeid.partition("::")[0]))
