@@ -53,7 +53,7 @@ def positions_by_step(run):
     return steps
 
 
-@pytest.mark.parametrize("workers", [1, 2, pytest.param(3, marks=pytest.mark.heavy)])
+@pytest.mark.parametrize("workers", [1, *(pytest.param(n, marks=pytest.mark.heavy) for n in (2, 3))])
 def test_a_stopped_and_resumed_run_ends_bit_equal_to_an_undisturbed_one(ray_cluster, tmp_path, plan, workers):
     whole = train(tmp_path / "whole", plan, workers)
     assert (whole.end, whole.images_seen) == ("budget", 96)
@@ -90,6 +90,7 @@ def test_another_number_of_workers_sees_the_same_units_at_the_same_steps(ray_clu
                     assert owners.setdefault(p, line["rank"]) == line["rank"], "two ranks share a unit"
 
 
+@pytest.mark.heavy
 def test_a_relative_output_folder_is_the_commands_and_not_the_workers(ray_cluster, tmp_path, plan, monkeypatch):
     (tmp_path / "here" / "run").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here")
@@ -141,11 +142,13 @@ def test_unreadable_units_are_replaced_counted_and_listed(ray_cluster, tmp_path,
     assert positions == sorted(positions) and len(set(positions)) >= len(positions) - 2
 
 
+@pytest.mark.heavy
 def test_too_many_unreadable_units_stop_all_ranks_with_the_figures(ray_cluster, tmp_path, plan):
     with pytest.raises(UserError, match="of 24 units up to step 2 were replaced"):
         train(tmp_path / "run", plan, 2, unreadable_every=2, max_corrupt_fraction=0.1)
 
 
+@pytest.mark.heavy
 def test_bad_steps_end_the_run_with_an_error_and_no_silent_restart(ray_cluster, tmp_path, plan):
     with pytest.raises(UserError, match=r"NaN|Inf|finite"):
         train(tmp_path / "run", plan, 1, bad_at_step=2)
@@ -159,6 +162,7 @@ def test_resuming_with_another_identity_is_refused_with_both_values(ray_cluster,
     assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == before
 
 
+@pytest.mark.heavy
 def test_a_damaged_checkpoint_ends_the_run_and_never_becomes_fresh_weights(ray_cluster, tmp_path, plan):
     train(tmp_path / "run", plan, 1, stop_at_step=3)
     before = {p.name for p in (tmp_path / "run" / "checkpoints").iterdir()}
