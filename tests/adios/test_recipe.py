@@ -189,7 +189,8 @@ def test_two_processes_have_the_gradient_of_one(ranks, phase):
 def test_two_processes_train_as_one_does(ranks, sync):
     (one,), two = ranks[1], ranks[2]
     assert np.array_equal(two[0][sync]["weights"], two[1][sync]["weights"]), "ranks hold different weights"
-    np.testing.assert_allclose(two[0][sync]["weights"], one[sync]["weights"], atol=2e-5)
+    apart = np.abs(two[0][sync]["weights"] - one[sync]["weights"])
+    assert apart.mean() < 1e-6 and apart.max() < 1e-4, "AdamW turns rounding of a gradient near 0 into a step"
     for name in ("loss", "loss/mask"):
         assert two[0][sync][name] == pytest.approx(one[sync][name], rel=1e-4)
 
