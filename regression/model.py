@@ -5,6 +5,7 @@ Not here: losses (regression.loss), the targets' scale (regression.normalise).
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,8 @@ from core.nn.resnet import IMAGENET_MEAN, IMAGENET_STD, ResNet, load_weights
 from core.nn.vit import ViT, vit_config
 from core.storage import Storage, digest_of
 from regression.config import RESNETS, RunConfig
+
+_ALONE = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -62,9 +65,10 @@ class ExpressionNet(nn.Module):
 
 
 def build_net(config: RunConfig) -> ExpressionNet:
-    """The network of a config, initialised from the seed; torch's own random state is left as it was."""
+    """The network of a config, initialised from the seed; torch's own random state is left as it was. One at a time:
+    folds are threads of one process, and torch has one generator."""
     model = config.model
-    with torch.random.fork_rng(devices=[]):
+    with _ALONE, torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         if model.backbone == "artifact":
             backbone: ResNet | ViT = EncoderArtifact.load(str(model.artifact))[0].train()

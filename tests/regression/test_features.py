@@ -1,5 +1,7 @@
 """What a frozen backbone sees is computed once, kept, found again, and trained on in place of the images."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,16 @@ from regression.assembly import assemble
 from regression.baseline import colour_features, predictions
 from regression.data import FeatureReader, read_square
 from regression.evaluate import predict
-from regression.features import PART, FeatureFolder, Features, check_evaluated, feature_folder, features_of, uses_cache
+from regression.features import (
+    PART,
+    FeatureFolder,
+    Features,
+    backbone_digest,
+    check_evaluated,
+    feature_folder,
+    features_of,
+    uses_cache,
+)
 from regression.model import build_net, preprocessing
 from regression.plan import normaliser, rows_of, targets
 from regression.recipe import RegressionRecipe
@@ -94,6 +105,12 @@ def test_the_folder_is_another_for_other_weights_other_inputs_and_images_that_ch
     found = [folder(), folder(other_seed), folder(other_mean), folder(states=("1", "3"))]
     assert len(set(found)) == 4 and folder(other_head) == folder()
     assert Storage.of(folder()).url.startswith(str(tmp_path))
+
+
+def test_folds_that_build_the_same_backbone_at_the_same_time_get_the_same_weights():
+    with ThreadPoolExecutor(4) as pool:
+        found = set(pool.map(lambda _: backbone_digest(build_net(run_config())), range(12)))
+    assert found == {backbone_digest(build_net(run_config()))}
 
 
 def test_only_a_frozen_backbone_that_sees_images_always_alike_is_trained_on_kept_features():
