@@ -1,9 +1,9 @@
 """Makes the archives that ADIOS trains on: a slide, or a folder of images → one zip of square PNG patches.
 
 `patch_000_448_x0_y896.png` is the first patch, of 448² pixels, its upper left corner at (0, 896) in level-0 pixels of
-its slide or in pixels of its image. Equal files give equal bytes; an archive is there whole or not at all, and its
-comment says what it was made of, so that a job that was stopped goes on. Not here: which slides there are, how they are
-spread over a cluster (ray_jobs.cut_patches).
+its slide or in pixels of its image (before it is resampled). Equal files give equal bytes; an archive is there whole or
+not at all, and its comment says what it was made of, so that a job that was stopped goes on. Not here: which slides
+there are, how they are spread over a cluster (ray_jobs.cut_patches).
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from core.fingerprint import fingerprint
 from core.reports import describe
 from core.storage import Storage, StorageError, file_state
 from core.wsi.reader import open_slide
-from core.wsi.regions import read_regions
+from core.wsi.regions import read_regions, rounded
+from core.wsi.resize import resize
 from core.wsi.source import open_source
 from core.wsi.tiling import TileSpec, tile_grid, tiles_of, tissue_of
 
@@ -52,11 +53,13 @@ class SlideCut:
 
 @dataclass(frozen=True)
 class ImagesCut:
-    """The images of one folder, to be cut into the archive `output`. `states` change when the files do."""
+    """The images of one folder, to be cut into the archive `output`. `states` change when the files do. Images of `mpp`
+    µm per pixel are resampled to the tiles' spacing first; None: their pixels are taken as they are."""
 
     name: str
     output: str
     paths: tuple[str, ...]
+    mpp: float | None = None
     states: tuple[str, ...] = ()
 
 
@@ -88,7 +91,7 @@ def cut(job: SlideCut | ImagesCut, spec: TileSpec) -> CutOutcome:
     """Write the archive of a job. Raises what its slide's files raise, and StorageError for the archive; of a folder
     of images, those that will not do are left out and named."""
     refused = list[str]()
-    patches = _of_slide(job, spec) if isinstance(job, SlideCut) else _of_images(job, spec.size_px, refused)
+    patches = _of_slide(job, spec) if isinstance(job, SlideCut) else _of_images(job, spec, refused)
     count = _write(job.output, patches, spec.size_px, _fingerprint(job, spec))
     error = f"{len(refused)} images left out: {'; '.join(refused[:3])}" if refused else ""
     if not count:
@@ -106,7 +109,8 @@ def _with_states(job: SlideCut | ImagesCut) -> SlideCut | ImagesCut:
 def _fingerprint(job: SlideCut | ImagesCut, spec: TileSpec) -> str:
     """Of all that an archive's bytes depend on, and not of where its source lies."""
     facts = {k: v for k, v in asdict(job).items() if k not in ("output", "path", "mask_path", "paths")}
-    tiles = asdict(spec) if isinstance(job, SlideCut) else {"size_px": spec.size_px}
+    used = ("size_px", "overlap_px", "mpp") if isinstance(job, ImagesCut) else tuple(asdict(spec))
+    tiles = {name: value for name, value in asdict(spec).items() if name in used}
     return str(fingerprint({"job": facts, "tiles": tiles})["hash"])
 
 
@@ -137,7 +141,9 @@ def _of_slide(job: SlideCut, spec: TileSpec) -> Iterator[Patch]:
         reader.close()
 
 
-def _of_images(job: ImagesCut, size: int, refused: list[str]) -> Iterator[Patch]:
+def _of_images(job: ImagesCut, spec: TileSpec, refused: list[str]) -> Iterator[Patch]:
+    size, step = spec.size_px, spec.size_px - spec.overlap_px
+    scale = job.mpp / spec.mpp if job.mpp else 1.0
     for path in job.paths:
         name = path.rpartition("/")[2]
         try:
@@ -145,12 +151,15 @@ def _of_images(job: ImagesCut, size: int, refused: list[str]) -> Iterator[Patch]
         except (UserError, UnreadableUnit) as e:
             refused.append(f"{name}: {e}")
             continue
-        height, width = pixels.shape[:2]
+        height, width = (max(1, rounded(side * scale)) for side in pixels.shape[:2])
         if min(height, width) < size:
-            refused.append(f"{name}: {width} x {height} pixels, expected at least {size} x {size}")
-        for y in tile_grid(height, size, size).tolist():
-            for x in tile_grid(width, size, size).tolist():
-                yield x, y, pixels[y : y + size, x : x + size]
+            resampled = f" at {spec.mpp:g} µm" if job.mpp else ""
+            refused.append(f"{name}: {width} x {height} pixels{resampled}, expected at least {size} x {size}")
+            continue
+        pixels = resize(pixels, width, height)
+        for y in tile_grid(height, size, step).tolist():
+            for x in tile_grid(width, size, step).tolist():
+                yield rounded(x / scale), rounded(y / scale), pixels[y : y + size, x : x + size]
 
 
 def _write(output: str, patches: Iterable[Patch], size: int, made_of: str) -> int:

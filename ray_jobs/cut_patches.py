@@ -2,10 +2,12 @@
 
     python -m ray_jobs.cut_patches slides=indexes/slide_metadata.parquet output=data/zips
     python -m ray_jobs.cut_patches images=data/images size=224 output=data/zips
+    python -m ray_jobs.cut_patches images=data/images image_mpp=0.5 mpp=0.25 output=data/zips
 
 Of a slide: the tiles of a regular grid that hold enough tissue, at `mpp`. Of images: squares side by side, one zip per
-subfolder; images smaller than `size` are left out, with their size in the report. Finished archives are skipped, and
-made again when their source or the settings have changed.
+subfolder; their pixels are taken as they are, or resampled to `mpp` where `image_mpp` says what they have, so that they
+may stand beside patches of slides. Images smaller than `size` are left out, with their size in the report. Finished
+archives are skipped, and made again when their source or the settings have changed.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import adios
+from core.checks import positive
 from core.config import MISSING, Loaded, is_set, placement
 from core.errors import UserError
 from ray_jobs.cli import Outputs, job
@@ -41,9 +44,10 @@ class CutPatchesConfig:
     output: str = MISSING  # a folder or URL for the archives
     report: str = ""  # CSV with one line per archive; "" = OUTPUT/report.csv
     size: int = 448  # side of a patch in pixels
-    mpp: float = 0.5  # µm per pixel of the patches, of slides only
+    mpp: float = 0.5  # µm per pixel of the patches; of images only where image_mpp is given
+    image_mpp: float | None = None  # µm per pixel of the images; null: not known, they are not resampled
     min_tissue_fraction: float = 0.5  # of a patch, of slides only
-    overlap_px: int = 0  # shared by neighbouring patches, of slides only
+    overlap_px: int = 0  # shared by neighbouring patches
     min_success_fraction: float = 1.0  # of the archives
     runtime: RuntimeConfig = placement(default_factory=RuntimeConfig)
 
@@ -52,6 +56,10 @@ class CutPatchesConfig:
             self.report = f"{self.output.rstrip('/')}/report.csv"
         if not 1 <= self.size <= 9999:
             raise UserError("no size of a patch", key="size", found=self.size, expected="1 to 9999")
+        positive(self, "", "image_mpp")
+        if self.image_mpp is not None and self.slides:
+            message = "slides say their own spacing"
+            raise UserError(message, key="image_mpp", found=self.image_mpp, expected="null, or images=FOLDER")
         if not 0 <= self.min_success_fraction <= 1:
             found = self.min_success_fraction
             raise UserError("not a fraction", key="min_success_fraction", found=found, expected="0 to 1")
@@ -114,7 +122,7 @@ def _of_images(config: CutPatchesConfig) -> list[SlideCut | ImagesCut]:
     for name, path in zip(listed.names, listed.paths, strict=True):
         folder = name.rpartition("/")[0] or config.images.rstrip("/").rpartition("/")[2]
         groups.setdefault(folder.replace("/", "__"), []).append(path)
-    return [ImagesCut(name, _archive(config, name), tuple(groups[name])) for name in sorted(groups)]
+    return [ImagesCut(name, _archive(config, name), tuple(groups[name]), config.image_mpp) for name in sorted(groups)]
 
 
 def _archive(config: CutPatchesConfig, name: str) -> str:

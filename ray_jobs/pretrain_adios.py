@@ -13,13 +13,16 @@ import logging
 from dataclasses import dataclass, replace
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from adios.config import CONFIGS_DIR, RunConfig, resolve
 from core.config import Loaded, placement
 from core.errors import UserError
+from ray_jobs import training_jobs
 from ray_jobs.cli import Outputs, job
-from ray_jobs.pretraining import (
+from ray_jobs.runtime import RuntimeConfig, ray_session
+from ray_jobs.trainer import Outcome, ScalingConfig, begin, fit
+from ray_jobs.training_jobs import (
+    absolute,
+    check_tuning,
     cpus_of,
     decode_tasks,
     early_stopped,
@@ -27,10 +30,8 @@ from ray_jobs.pretraining import (
     plan_folder,
     recorded,
     resumed,
-    tracking_of,
+    train_job,
 )
-from ray_jobs.runtime import RuntimeConfig, ray_session
-from ray_jobs.trainer import Outcome, ScalingConfig, TrainJob, begin, fit
 
 log = logging.getLogger(__name__)
 
@@ -64,25 +65,11 @@ def main(loaded: Loaded[PretrainAdiosConfig]) -> Outputs | None:
 
 def located(config: PretrainAdiosConfig) -> PretrainAdiosConfig:
     """The config with every path made absolute: a worker runs in another folder than the command."""
-    from core.storage import Storage
-
-    def absolute(path: str | None) -> str | None:
-        return Storage.of(path).url if path else path
-
-    if not config.output:
-        raise UserError("where shall the run go?", key="output", expected="output=FOLDER or a URL")
-    checkpoint, data = config.checkpoint, config.data
-    if checkpoint.resume not in ("auto", "never"):
-        checkpoint = replace(checkpoint, resume=absolute(checkpoint.resume) or "auto")
-    return replace(
-        config,
-        output=absolute(config.output),
-        output_dir=None,
-        data_path=absolute(config.data_path),
-        data=replace(data, archives_root=absolute(data.archives_root)),
-        checkpoint=checkpoint,
-        tuning=config.tuning.located(absolute),
+    data = replace(config.data, archives_root=absolute(config.data.archives_root))
+    done: PretrainAdiosConfig = training_jobs.located(
+        replace(config, output_dir=None), data_path=absolute(config.data_path), data=data
     )
+    return done
 
 
 def check(config: PretrainAdiosConfig) -> None:
@@ -100,11 +87,7 @@ def check(config: PretrainAdiosConfig) -> None:
         PatchIndex.open(config.data_path)
     else:
         archives_of(config.data_path)
-    if config.tuning.enable:
-        from core.evaluation.job import Judge
-
-        for note in Judge(config.tuning.plugins, "").check():
-            log.warning("%s", note)
+    check_tuning(config)
     newest, known = resumed(config), recorded(config)
     config = resolve(config, config.scaling.workers, known.get("global_batch"))
     check_networks(config)
@@ -179,8 +162,6 @@ def train(config: PretrainAdiosConfig, plan: Any, accelerator: str | None = None
     """Save the resolved config and train to the end of the budget, on what `begin` found."""
     from adios.assembly import assemble, identity_of
     from adios.plan import identity as plan_identity
-    from core.storage import Storage
-    from core.urls import public
     from ray_jobs.resume import check_resumable
 
     config = resolve(config, config.scaling.workers, recorded(config).get("global_batch"))
@@ -189,33 +170,17 @@ def train(config: PretrainAdiosConfig, plan: Any, accelerator: str | None = None
         check_resumable(newest, identity, config.checkpoint.resume_changes)
     total, passes = int(config.total_images or 0), int(config.total_images or 0) / plan.rows
     log.info("%s iterations of %s images: %.2f passes", config.total_iterations, config.global_batch, passes)
-    tracking = tracking_of(config)
-    if tracking.uri is not None:  # a login in it goes to MLflow, not into the saved config and the checkpoints
-        config = replace(config, logging=replace(config.logging, tracking_uri=public(tracking.uri)))
-    store = Storage.of(str(config.output))
-    store.write_bytes("config_resolved.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
-    if accelerator is not None:  # what workers see of a machine may be more than what Ray was told
-        config = replace(config, scaling=replace(config.scaling, accelerator=accelerator))
-    return fit(
-        TrainJob(
-            assemble=assemble,
-            config=config,
-            plan_path=plan.origin,
-            run_dir=str(config.output),
-            scaling=config.scaling,
-            resume=config.checkpoint.resume,
-            resume_changes=config.checkpoint.resume_changes,
-            tracking=tracking,
-            start_metrics={"patch_count": float(plan.rows), "patch_passes_total": passes},
-            total_images=total,
-            identity={**identity["values"], "identity": identity["hash"]},
-            decode_tasks=decode_tasks(config),
-            accelerator=accelerator,
-            tuning=config.tuning if config.tuning.enable else None,
-            identity_hash=identity["hash"],
-            tag=config.logging.write_tag,
-        )
+    job = train_job(
+        config,
+        plan,
+        assemble,
+        identity,
+        run_dir=str(config.output),
+        total_images=total,
+        accelerator=accelerator,
+        start_metrics={"patch_count": float(plan.rows), "patch_passes_total": passes},
     )
+    return fit(job)
 
 
 if __name__ == "__main__":

@@ -13,17 +13,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any
-
-from omegaconf import OmegaConf
 
 from core.config import Loaded, placement
 from core.errors import UserError
 from ijepath.config import CONFIGS_DIR, GROUPS, RunConfig, resolve_global_batch
 from ijepath.profile import Profile
+from ray_jobs import training_jobs
 from ray_jobs.cli import Outputs, job
-from ray_jobs.pretraining import (
+from ray_jobs.runtime import RuntimeConfig, ray_session
+from ray_jobs.trainer import Outcome, ScalingConfig, begin, fit
+from ray_jobs.training_jobs import (
+    absolute,
+    check_tuning,
     cpus_of,
     decode_tasks,
     early_stopped,
@@ -31,10 +33,8 @@ from ray_jobs.pretraining import (
     plan_folder,
     recorded,
     resumed,
-    tracking_of,
+    train_job,
 )
-from ray_jobs.runtime import RuntimeConfig, ray_session
-from ray_jobs.trainer import Outcome, ScalingConfig, TrainJob, begin, fit
 
 log = logging.getLogger(__name__)
 BUDGET, GLOBAL_BATCH = "optimization.total_images_budget", "optimization.global_batch"
@@ -105,26 +105,13 @@ def shared(config: PretrainConfig, varied: Sequence[str]) -> list[str]:
 
 def located(config: PretrainConfig) -> PretrainConfig:
     """The config with every path made absolute: a worker runs in another folder than the command."""
-    from core.storage import Storage
-
-    def absolute(path: str | None) -> str | None:
-        return Storage.of(path).url if path else path
-
     keys = ("slide_manifest_csv", "slide_metadata_parquet", "anchor_catalog_manifest")
     data = replace(config.data, **{key: absolute(getattr(config.data, key)) for key in keys})
-    checkpoint = config.checkpoint
-    if checkpoint.resume not in ("auto", "never"):
-        checkpoint = replace(checkpoint, resume=absolute(checkpoint.resume) or "auto")
-    tuning = config.tuning.located(absolute)
-    return replace(config, output=absolute(config.output), data=data, checkpoint=checkpoint, tuning=tuning)
+    done: PretrainConfig = training_jobs.located(config, data=data)
+    return done
 
 
 def _check(config: PretrainConfig) -> None:
-    if not config.output:
-        raise UserError("where shall the run go?", key="output", expected="output=FOLDER or a URL")
-    nearest = next((p for p in (Path(config.output), *Path(config.output).parents) if p.exists()), Path("/"))
-    if "://" not in config.output and not nearest.is_dir():
-        raise UserError("a file is in the way of the output folder", file=nearest, key="output", found=config.output)
     data = config.data
     if not (data.slide_manifest_csv or data.slide_metadata_parquet or data.anchor_catalog_manifest):
         expected = "data.slide_manifest_csv=slides.csv, or data.anchor_catalog_manifest=anchor_catalog_manifest.json"
@@ -137,11 +124,7 @@ def _check_inputs(config: PretrainConfig) -> None:
     from ijepath.manifest import read_manifest
 
     data = config.data
-    if config.tuning.enable:
-        from core.evaluation.job import Judge
-
-        for note in Judge(config.tuning.plugins, "").check():
-            log.warning("%s", note)
+    check_tuning(config)
     if _index_is_built(config):
         read_manifest(str(data.slide_manifest_csv), reserved=COLUMNS)
     if data.anchor_catalog_manifest and not data.slide_metadata_parquet:
@@ -257,8 +240,6 @@ def remote_advice(config: PretrainConfig, sources: Any) -> str:
 
 def train(config: PretrainConfig, inputs: Inputs, accelerator: str | None = None) -> Outcome:
     """Log the diversity budget, save the resolved config and train to the end of the budget, on what `begin` found."""
-    from core.storage import Storage
-    from core.urls import public
     from ijepath.assembly import assemble, identity_of
     from ijepath.diversity import Diversity
     from ijepath.plan import identity as plan_identity
@@ -279,30 +260,15 @@ def train(config: PretrainConfig, inputs: Inputs, accelerator: str | None = None
         log.info(line)
     if newest is None and (advice := remote_advice(config, inputs.plan.sources)):
         log.warning("%s", advice)
-    tracking = tracking_of(config)
-    if tracking.uri is not None:  # a login in it goes to MLflow, not into the saved config and the checkpoints
-        config = replace(config, logging=replace(config.logging, tracking_uri=public(tracking.uri)))
-    store = Storage.of(str(config.output))
-    store.write_bytes("config_resolved.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
-    if accelerator is not None:  # what workers see of a machine may be more than what Ray was told
-        config = replace(config, scaling=replace(config.scaling, accelerator=accelerator))
-    job = TrainJob(
-        assemble=assemble,
-        config=config,
-        plan_path=inputs.plan.origin,
+    job = train_job(
+        config,
+        inputs.plan,
+        assemble,
+        identity,
         run_dir=str(config.output),
-        scaling=config.scaling,
-        resume=config.checkpoint.resume,
-        resume_changes=config.checkpoint.resume_changes,
-        tracking=tracking,
-        start_metrics=budget.metrics(),
-        total_images=config.optimization.total_images_budget,
-        identity={**identity["values"], "identity": identity["hash"]},
-        decode_tasks=decode_tasks(config),
+        total_images=int(config.optimization.total_images_budget),
         accelerator=accelerator,
-        tuning=config.tuning if config.tuning.enable else None,
-        identity_hash=identity["hash"],
-        tag=config.logging.write_tag,
+        start_metrics=budget.metrics(),
     )
     return fit(job)
 

@@ -16,13 +16,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
-
 from core.config import Loaded, is_set, placement
 from core.errors import UserError
+from ray_jobs import training_jobs
 from ray_jobs.cli import Outputs, job
 from ray_jobs.runtime import RuntimeConfig, ray_session
-from ray_jobs.trainer import Outcome, ScalingConfig, Tracking, TrainJob, fit
+from ray_jobs.trainer import Outcome, ScalingConfig, fit
+from ray_jobs.training_jobs import absolute, cpus_of, saved, train_job
 from regression.config import CONFIGS_DIR, RunConfig, resolve, run_name
 
 if TYPE_CHECKING:
@@ -88,10 +88,9 @@ def work_on(run: Run) -> Outputs:
     if store.exists(METRICS):
         log.info("this run is finished")
     else:
-        store.write_bytes("config_resolved.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
-        scaling = config.scaling
-        cpus = scaling.workers * scaling.cpus_per_worker + 0.5
-        with run_log(store), ray_session(config.runtime, cpus=cpus, autoscaling=scaling.autoscaling):
+        saved(config, run.folder)  # before the features of baselines: `ray_jobs.stop` knows the run by it
+        session = ray_session(config.runtime, cpus=cpus_of(config), autoscaling=config.scaling.autoscaling)
+        with run_log(store), session:
             kept = features_for(run)
             outcome = train(run)
             log.info("ended (%s) after %s images", outcome.end, f"{outcome.images_seen:,}")
@@ -103,21 +102,16 @@ def work_on(run: Run) -> Outputs:
 
 def located(config: TrainRegressionConfig) -> TrainRegressionConfig:
     """With every path absolute: a worker runs in another folder than the command."""
-    from core.storage import Storage
-
-    def absolute(path: str | None) -> str | None:
-        return Storage.of(path).url if path and is_set(path) else path
-
-    if not config.output:
-        raise UserError("where shall the run go?", key="output", expected="output=FOLDER or a URL")
     for key in ("table", "split"):
         if not is_set(getattr(config.data, key)):
             raise UserError("what shall be trained on?", key=f"data.{key}", expected=f"data.{key}=FILE")
     data = replace(config.data, table=absolute(config.data.table), split=absolute(config.data.split))
     model = replace(config.model, artifact=absolute(config.model.artifact), weights=absolute(config.model.weights))
     probes = {name: str(absolute(path)) for name, path in config.eval.probes.items()}
-    own_eval = replace(config.eval, probes=probes)
-    return replace(config, output=absolute(config.output), data=data, model=model, eval=own_eval)
+    done: TrainRegressionConfig = training_jobs.located(
+        config, data=data, model=model, eval=replace(config.eval, probes=probes)
+    )
+    return done
 
 
 def check_probes(config: TrainRegressionConfig) -> None:
@@ -224,28 +218,15 @@ def train(run: Run) -> Outcome:
 
         folder = ensure_features(config, run.plan, config.scaling, "of the frozen backbone").folder
         config = run.config = replace(config, model=replace(config.model, features=folder))
-    logging_ = config.logging
-    tags = {"mlflow.parentRunId": logging_.mlflow_parent} if logging_.mlflow_parent else {}
     batch = config.train
     log.info(
         "an update sees %d images = %d x %d x %d workers; %d rows train",
         int(batch.global_batch or 0), batch.batch_size, batch.grad_accum_steps, config.scaling.workers, run.plan.rows,
     )  # fmt: skip
-    return fit(
-        TrainJob(
-            assemble=assemble,
-            config=config,
-            plan_path=run.plan.origin,
-            run_dir=run.folder,
-            scaling=config.scaling,
-            resume=config.checkpoint.resume,
-            tracking=Tracking(logging_.mlflow, logging_.tracking_uri, logging_.experiment, tags),
-            total_images=int(batch.images or 0),
-            identity={**run.identity["values"], "identity": run.identity["hash"]},
-            identity_hash=run.identity["hash"],
-            tag=logging_.write_tag,
-        )
-    )
+    job = train_job(
+        config, run.plan, assemble, run.identity, run_dir=run.folder, total_images=int(batch.images or 0)
+    )  # fmt: skip
+    return fit(job)
 
 
 def features_for(run: Run) -> dict[str, FeatureFolder]:

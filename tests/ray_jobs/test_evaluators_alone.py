@@ -23,7 +23,7 @@ from core.evaluation.settings import (
 )
 from core.nn.vit import ViT, ViTConfig
 from core.storage import StorageError
-from ray_jobs import evaluate, evaluators, pretraining
+from ray_jobs import evaluate, evaluators, training_jobs
 from ray_jobs.evaluators import Evaluators, Request, request_of
 from ray_jobs.searchers import FINISHED
 
@@ -238,6 +238,6 @@ def test_a_run_is_over_by_its_evaluations_and_by_the_patience_of_now(tmp_path, m
             tuning=SimpleNamespace(enable=True, early_stopping=stopping),
         )
 
-    assert pretraining.early_stopped(config(2)) is not None
+    assert training_jobs.early_stopped(config(2)) is not None
     found.settle()
-    assert pretraining.early_stopped(config(5)) is None
+    assert training_jobs.early_stopped(config(5)) is None

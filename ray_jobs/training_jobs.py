@@ -1,0 +1,203 @@
+"""What the training jobs of all sciences share: where a run is and what it goes on from, and what is told to `fit`.
+
+Of a config they want `output`, `checkpoint`, `logging`, `scaling`, `data` and, where the science has it, `tuning`.
+Nothing here imports torch before there is a checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+
+from core.config import is_set
+from core.errors import UserError
+from ray_jobs.cli import Outputs
+
+if TYPE_CHECKING:
+    from core.committed import Committed
+    from core.plan import Plan
+    from ray_jobs.trainer import Tracking, TrainJob
+
+log = logging.getLogger(__name__)
+
+
+def absolute(path: str | None) -> str | None:
+    """A path as the command means it: a worker runs in another folder."""
+    from core.storage import Storage
+
+    return Storage.of(path).url if path and is_set(path) else path
+
+
+def located(config: Any, **changes: Any) -> Any:
+    """`config` with `changes`; output, checkpoint to go on from and what evaluations read are absolute. UserError
+    without an output, or where a file is in its way."""
+    check_output(config.output)
+    checkpoint = config.checkpoint
+    if checkpoint.resume not in ("auto", "never"):
+        checkpoint = replace(checkpoint, resume=absolute(checkpoint.resume) or "auto")
+    if (tuning := _tuning(config)) is not None:
+        changes["tuning"] = tuning.located(absolute)
+    return replace(config, output=absolute(config.output), checkpoint=checkpoint, **changes)
+
+
+def check_output(output: str | None) -> None:
+    if not output:
+        raise UserError("where shall the run go?", key="output", expected="output=FOLDER or a URL")
+    nearest = next((p for p in (Path(output), *Path(output).parents) if p.exists()), Path("/"))
+    if "://" not in output and not nearest.is_dir():
+        raise UserError("a file is in the way of the output folder", file=nearest, key="output", found=output)
+
+
+def check_tuning(config: Any) -> None:
+    """UserError for evaluations beside the training that cannot be; warnings for what they will leave out."""
+    tuning = _tuning(config)
+    if tuning is None or not tuning.enable:
+        return
+    from core.evaluation.job import Judge
+
+    for note in Judge(tuning.plugins, "").check():
+        log.warning("%s", note)
+
+
+def resumed(config: Any) -> Committed | None:
+    """The checkpoint that this run would go on from."""
+    from core.storage import Storage
+
+    store, resume = Storage.of(str(config.output)), config.checkpoint.resume
+    if resume in ("auto", "never") and not store.exists("checkpoints"):
+        return None  # told without importing torch
+    from ray_jobs.resume import chosen
+
+    return chosen(store.url, config.logging.write_tag, resume)
+
+
+def recorded(config: Any) -> dict[str, Any]:
+    """The identity of the run that this one goes on with, as its checkpoint has it; empty for a fresh start."""
+    newest = resumed(config)
+    return {} if newest is None else dict(newest.meta.get("identity", {}).get("values", {}))
+
+
+def early_stopped(config: Any) -> Outputs | None:
+    """The outputs of a run that early stopping has ended, which the same command leaves as it is."""
+    from core.evaluation.results import Results
+
+    stopping, newest = config.tuning.early_stopping, resumed(config)
+    if not (config.tuning.enable and stopping.enable and stopping.stop_training and newest is not None):
+        return None
+    decision = Results(str(config.output), newest.meta.get("identity", {}).get("hash"), stopping).decision()
+    if decision is None or not decision.stop:
+        return None
+    log.warning(
+        "early stopping ended this run (%s was best at %s images); tuning.early_stopping.enable=false goes on with it",
+        stopping.selection.key,
+        f"{decision.best_images:,}",
+    )
+    return Outputs({"run": config.output, "checkpoint": newest.path, **evaluated(config)})
+
+
+def evaluated(config: Any) -> dict[str, object]:
+    """Where the evaluations of a run lie, if it has any."""
+    if not config.tuning.enable:
+        return {}
+    from core.committed import list_committed
+    from core.evaluation.results import BEST, ROWS
+    from core.storage import Storage
+
+    store = Storage.of(str(config.output))
+    paths: dict[str, object] = {"robustness": store.join(ROWS)} if store.exists(ROWS) else {}
+    if store.exists("robustness/report.html"):
+        paths["report"] = store.join("robustness", "report.html")
+    best = list_committed(store.join("checkpoints"), BEST)
+    return paths | ({"best": best[-1].path} if best else {})
+
+
+def cpus_of(config: Any) -> float:
+    """The logical CPUs that a run takes of Ray."""
+    scaling, tuning = config.scaling, _tuning(config)
+    training = scaling.workers * scaling.cpus_per_worker + (1.0 if config.data.decode_on == "cluster" else 0.5)
+    return float(training + (tuning.execution.cpus if tuning is not None and tuning.enable else 0.0))
+
+
+def decode_tasks(config: Any) -> int:
+    """How many tasks of the cluster decode for each worker."""
+    return int(config.data.threads) if config.data.decode_on == "cluster" else 0
+
+
+def tracking_of(config: Any) -> Tracking:
+    """Where the metrics of a run go, as its `logging` says."""
+    from ray_jobs.trainer import Tracking
+
+    settings = config.logging
+    tags = {"mlflow.parentRunId": settings.mlflow_parent} if settings.mlflow_parent else {}
+    return Tracking(settings.mlflow, settings.tracking_uri, settings.experiment, tags=tags)
+
+
+def plan_folder(root: Any) -> str:
+    """Where the plan is built: in the output folder, or on the local disk when that is remote."""
+    if root.local:
+        return str(root.join("plan"))
+    from core.storage import private_cache
+
+    digest = hashlib.sha256(root.url.encode()).hexdigest()[:24]
+    return str(private_cache() / f"{digest}-plan-built")
+
+
+def saved(config: Any, run_dir: str) -> Any:
+    """`config`, which the run's folder now tells, without a login that `logging.tracking_uri` may hold."""
+    from core.storage import Storage
+    from core.urls import public
+
+    if config.logging.tracking_uri is not None:
+        config = replace(config, logging=replace(config.logging, tracking_uri=public(config.logging.tracking_uri)))
+    resolved = OmegaConf.to_yaml(OmegaConf.structured(config))
+    Storage.of(run_dir).write_bytes("config_resolved.yaml", resolved.encode())
+    return config
+
+
+def train_job(
+    config: Any,
+    plan: Plan,
+    assemble: Callable[..., Any],
+    identity: Mapping[str, Any],
+    *,
+    run_dir: str,
+    total_images: int,
+    accelerator: str | None = None,
+    start_metrics: Mapping[str, float] | None = None,
+) -> TrainJob:
+    """What `fit` wants to know of a run with the resolved `config`, which is saved in the run's folder. `identity` is
+    its fingerprint, `accelerator` what `begin` found. A login in `logging.tracking_uri` goes to MLflow alone."""
+    from ray_jobs.trainer import TrainJob
+
+    tracking, tuning = tracking_of(config), _tuning(config)
+    config = saved(config, run_dir)
+    if accelerator is not None:  # what workers see of a machine may be more than what Ray was told
+        config = replace(config, scaling=replace(config.scaling, accelerator=accelerator))
+    return TrainJob(
+        assemble=assemble,
+        config=config,
+        plan_path=plan.origin,
+        run_dir=run_dir,
+        scaling=config.scaling,
+        resume=config.checkpoint.resume,
+        resume_changes=config.checkpoint.resume_changes,
+        tracking=tracking,
+        start_metrics=dict(start_metrics or {}),
+        total_images=total_images,
+        identity={**identity["values"], "identity": identity["hash"]},
+        decode_tasks=decode_tasks(config),
+        accelerator=accelerator,
+        tuning=tuning if tuning is not None and tuning.enable else None,
+        identity_hash=identity["hash"],
+        tag=config.logging.write_tag,
+    )
+
+
+def _tuning(config: Any) -> Any:
+    return getattr(config, "tuning", None)
