@@ -109,8 +109,10 @@ def _with_states(job: SlideCut | ImagesCut) -> SlideCut | ImagesCut:
 def _fingerprint(job: SlideCut | ImagesCut, spec: TileSpec) -> str:
     """Of all that an archive's bytes depend on, and not of where its source lies."""
     facts = {k: v for k, v in asdict(job).items() if k not in ("output", "path", "mask_path", "paths")}
-    used = ("size_px", "overlap_px", "mpp") if isinstance(job, ImagesCut) else tuple(asdict(spec))
-    tiles = {name: value for name, value in asdict(spec).items() if name in used}
+    tiles = asdict(spec)
+    if isinstance(job, ImagesCut):
+        used = ("size_px", "overlap_px", "mpp") if job.mpp else ("size_px", "overlap_px")
+        tiles = {name: tiles[name] for name in used}
     return str(fingerprint({"job": facts, "tiles": tiles})["hash"])
 
 
@@ -163,7 +165,8 @@ def _of_images(job: ImagesCut, spec: TileSpec, refused: list[str]) -> Iterator[P
 
 
 def _write(output: str, patches: Iterable[Patch], size: int, made_of: str) -> int:
-    """The patches in an archive, published when it is complete; none at all when there are none. How many it has."""
+    """The patches in an archive, published when it is complete; none at all, an earlier one neither, when there are
+    none. How many it has."""
     folder, _, name = output.rpartition("/")
     count = 0
     with tempfile.TemporaryDirectory(prefix="pathray-") as scratch:
@@ -175,8 +178,11 @@ def _write(output: str, patches: Iterable[Patch], size: int, made_of: str) -> in
                 archive.writestr(info, _png(pixels))
                 count += 1
             archive.comment = f"pathray patches {made_of} {count}\n".encode()
+        store = Storage.of(folder or ".")
         if count:
-            Storage.of(folder or ".").put(path, name)
+            store.put(path, name)
+        else:
+            store.remove(name)
     return count
 
 

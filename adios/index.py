@@ -233,6 +233,10 @@ class PatchIndex:
             raise UserError("this is no patch index", file=public(path), found=found, expected=SCHEMA.names)
         return cls(path, meta[b"root"].decode(), file.metadata.num_rows)
 
+    def archives(self) -> set[str]:
+        """The names of its archives."""
+        return {name for table in self.tables(("archive",)) for name in table["archive"].unique().to_pylist()}
+
     def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """Its rows in order, some 10^5 at a time; archives as a dictionary."""
         file = _opened(self.path, ("archive",))

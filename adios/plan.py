@@ -32,6 +32,8 @@ COLUMNS: dict[str, type[np.generic]] = {
     "crc": np.uint32,
 }
 
+COPIED = 1 << 20  # units at a time
+
 
 def build_plan(index_path: str, out_dir: str, *, patch_size: int = 448, root: str = "") -> Plan:
     """Write the plan of an index's patches of `patch_size`² pixels into the folder `out_dir` and open it.
@@ -57,6 +59,20 @@ def build_plan(index_path: str, out_dir: str, *, patch_size: int = 448, root: st
             for values in units.values():
                 digest.update(np.ascontiguousarray(values).astype("<i8").tobytes())
         writer.meta["identity"] = digest.hexdigest()
+    return Plan.open(out_dir)
+
+
+def relocated(plan: Plan, root: str, out_dir: str) -> Plan:
+    """The plan with its archives below `root`, in the folder `out_dir`: its very self where it is that already.
+    Identity and order stay."""
+    root = Storage.of(root).url
+    moved = [located(root, name) for name in plan.sources["archive"].to_pylist()]
+    if moved == paths(plan) and plan.origin == out_dir:
+        return plan
+    sources = plan.sources.set_column(plan.sources.schema.get_field_index("path"), "path", [moved])
+    with PlanWriter(out_dir, COLUMNS, sources, plan.meta) as writer:
+        for first in range(0, plan.rows, COPIED):
+            writer.append(plan.take(np.arange(first, min(first + COPIED, plan.rows))))
     return Plan.open(out_dir)
 
 

@@ -46,6 +46,9 @@ class Terminated(BaseException):
     """SIGTERM, raised on the main thread so that every `finally` runs."""
 
 
+SIGNALS = ((KeyboardInterrupt, "interrupted", signal.SIGINT), (Terminated, "terminated", signal.SIGTERM))
+
+
 def job(main: Main, schema: type[Any], configs_dir: Path | str, groups: Sequence[Group] = ()) -> NoReturn:
     """Run `main` on the config of this process's command line and end the process with the job's exit code."""
     code = run_job(main, schema, sys.argv[1:], configs_dir, groups)
@@ -68,12 +71,8 @@ def run_job(
                 print(loaded.yaml, end="")
                 return 0
             outputs = main(loaded)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
-    except Terminated:
-        print("terminated", file=sys.stderr)
-        return 128 + signal.SIGTERM
+    except (KeyboardInterrupt, Terminated, SystemError) as e:
+        return _signalled(e) or _report(e)
     except BrokenPipeError:  # `… | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -85,7 +84,19 @@ def run_job(
     return 0
 
 
-def _report(error: Exception) -> int:
+def _signalled(error: BaseException | None) -> int:
+    """The exit code of the signal that an error comes from, 0 for another error. In Ray's compiled parts a SystemError
+    may take the place of what the signal raised, which is its cause."""
+    while error is not None:
+        for kind, word, number in SIGNALS:
+            if isinstance(error, kind):
+                print(word, file=sys.stderr)
+                return 128 + number
+        error = error.__cause__ or error.__context__
+    return 0
+
+
+def _report(error: BaseException) -> int:
     users = user_error_in(error)
     if users is None:
         traceback.print_exception(error)

@@ -10,8 +10,10 @@ checkpoint and end cleanly; the same command goes on.
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adios.config import CONFIGS_DIR, RunConfig, resolve
 from core.config import Loaded, placement
@@ -32,6 +34,10 @@ from ray_jobs.training_jobs import (
     resumed,
     train_job,
 )
+
+if TYPE_CHECKING:
+    from core.plan import Plan
+    from core.storage import Storage
 
 log = logging.getLogger(__name__)
 
@@ -97,17 +103,15 @@ def check(config: PretrainAdiosConfig) -> None:
 
 def prepare(config: PretrainAdiosConfig) -> Any:
     """The plan: that of the run which is gone on with, else of the patches that there are now, indexed where they have
-    not been."""
-    from adios.plan import build_plan
+    not been. UserError, with the run's own plan left as it is, when the run was begun with others."""
     from core.plan import Plan, publish
     from core.storage import Storage
 
     root = Storage.of(str(config.output))
     folder = plan_folder(root)
-    plan = _begun(config, folder)
+    plan = _begun(config, root, folder)
     if plan is None:
-        data = config.data
-        plan = build_plan(_index(config), folder, patch_size=data.patch_px, root=data.archives_root or "")
+        plan = _built(config, folder)
     if not root.local:
         publish(folder, root.join("plan"))
         plan = Plan.open(root.join("plan"))
@@ -115,30 +119,71 @@ def prepare(config: PretrainAdiosConfig) -> Any:
     return plan
 
 
-def _begun(config: PretrainAdiosConfig, folder: str) -> Any:
-    """The plan that the run was begun with, when it is still there and its archives are where it says: what has been
-    added to the folder since is not part of the run."""
-    from adios.plan import identity
+def _begun(config: PretrainAdiosConfig, root: Storage, folder: str) -> Plan | None:
+    """The plan that the run was begun with, in `folder`, when it is still there: what has been added to the archives'
+    folder since is not part of the run. Where the archives have moved, it says so. UserError when they are not where
+    `data_path` says."""
+    from adios.plan import identity, relocated
     from core.plan import Plan
 
     known = recorded(config).get("plan")
-    if known is None or config.data.archives_root:
+    if known is None or "plan" in config.checkpoint.resume_changes:
         return None
-    try:
-        plan = Plan.open(folder, verify=True)
-    except UserError:  # on another machine, say: built anew
+    for place in [folder] if root.local else [folder, root.join("plan")]:
+        try:
+            plan = Plan.open(place, verify=True)
+        except UserError:  # lost, or never on this machine
+            continue
+        if identity(plan) == known:
+            break
+    else:
         return None
-    if identity(plan) != known or not _below(config, plan):
-        return None
+    where, names = _archives(config)
+    lost = sorted(set(plan.sources["archive"].to_pylist()) - names)
+    if lost:
+        message = "archives that this run began with are not here"
+        expected = "the patches that it began with, or another output"
+        found = f"no {lost[0]}" + (f" and {len(lost) - 1} more" if len(lost) > 1 else "")
+        raise UserError(message, file=config.data_path, key="data_path", found=found, expected=expected)
     log.info("going on with the patches that this run began with")
-    return plan
+    return relocated(plan, where, folder)
 
 
-def _below(config: PretrainAdiosConfig, plan: Any) -> bool:
-    """Whether the archives of a plan lie below the folder that is given now."""
+def _archives(config: PretrainAdiosConfig) -> tuple[str, set[str]]:
+    """Where the archives are, and their names."""
+    from adios.index import PatchIndex, archives_of
+
     path = str(config.data_path)
-    first = str(plan.sources["path"][0])
-    return path.endswith((".parquet", ".pkl")) or first.startswith(f"{path.rstrip('/')}/")
+    if path.endswith(".parquet"):
+        index = PatchIndex.open(path)
+        root, names = index.root, index.archives()
+    else:
+        root, archives = archives_of(path)
+        names = {archive.name for archive in archives}
+    return config.data.archives_root or root, names
+
+
+def _built(config: PretrainAdiosConfig, folder: str) -> Plan:
+    """A plan of the patches that there are now. It takes its place in `folder` only when the run, if one is gone on
+    with, may have it."""
+    from adios.assembly import identity_of
+    from adios.plan import build_plan, identity
+    from core.plan import Plan
+    from ray_jobs.resume import check_resumable
+
+    data, known, newest = config.data, recorded(config), resumed(config)
+    beside = f"{folder}-other" if newest is not None else folder
+    plan = build_plan(_index(config), beside, patch_size=data.patch_px, root=data.archives_root or "")
+    if newest is None:
+        return plan
+    try:
+        ready = resolve(config, config.scaling.workers, known.get("global_batch"))
+        check_resumable(newest, identity_of(ready, identity(plan)), config.checkpoint.resume_changes)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(beside, folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return Plan.open(folder)
 
 
 def _index(config: PretrainAdiosConfig) -> str:

@@ -212,13 +212,7 @@ def train(run: Run) -> Outcome:
     from regression.assembly import assemble
     from regression.features import uses_cache
 
-    config = run.config
-    if uses_cache(config):
-        from ray_jobs.frozen_features import ensure_features
-
-        folder = ensure_features(config, run.plan, config.scaling, "of the frozen backbone").folder
-        config = run.config = replace(config, model=replace(config.model, features=folder))
-    batch = config.train
+    config, batch = run.config, run.config.train
     log.info(
         "an update sees %d images = %d x %d x %d workers; %d rows train",
         int(batch.global_batch or 0), batch.batch_size, batch.grad_accum_steps, config.scaling.workers, run.plan.rows,
@@ -226,6 +220,12 @@ def train(run: Run) -> Outcome:
     job = train_job(
         config, run.plan, assemble, run.identity, run_dir=run.folder, total_images=int(batch.images or 0)
     )  # fmt: skip
+    if uses_cache(config):
+        from ray_jobs.frozen_features import ensure_features
+
+        folder = ensure_features(config, run.plan, config.scaling, "of the frozen backbone").folder
+        run.config = replace(config, model=replace(config.model, features=folder))
+        job.config = replace(job.config, model=run.config.model)
     return fit(job)
 
 

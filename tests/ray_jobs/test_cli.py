@@ -3,11 +3,12 @@ from __future__ import annotations
 import io
 import signal
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from ray_jobs.cli import Outputs
+from ray_jobs.cli import Outputs, Terminated, run_job
 from ray_jobs.progress import Progress
 from tests.builders.jobs import job_command, job_environment, run_job_process, write_toy_job
 
@@ -110,3 +111,26 @@ def test_progress_of_unknown_length_ends_with_the_count():
     with Progress(None, "tiles", stream=stream) as progress:
         progress.update(7)
     assert stream.getvalue().startswith("tiles: 7 items in ")
+
+
+@dataclass
+class NoConfig:
+    seed: int = 0
+
+
+def ends_in_compiled_code(loaded):
+    try:
+        raise Terminated
+    except Terminated as e:
+        raise SystemError("returned a result with an exception set") from e
+
+
+def ends_by_itself(loaded):
+    raise SystemError("returned NULL without setting an exception")
+
+
+def test_a_signal_that_compiled_code_turned_into_another_error_is_still_told_as_one(capsys, tmp_path):
+    assert run_job(ends_in_compiled_code, NoConfig, [], tmp_path) == 143
+    assert capsys.readouterr().err == "terminated\n"
+    assert run_job(ends_by_itself, NoConfig, [], tmp_path) == 1
+    assert "SystemError: returned NULL" in capsys.readouterr().err
