@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from adios.archives import read_directory
 from adios.cut import ImagesCut, SlideCut, cut, cut_if_needed
@@ -113,6 +114,16 @@ def test_a_slide_without_tissue_is_empty_and_has_no_archive(slide, tmp_path):
     assert (outcome.status, os.path.exists(slide.output)) == ("empty", False)
 
 
+def test_settings_that_leave_nothing_to_cut_leave_no_archive_of_earlier_settings(slide, tmp_path):
+    assert cut_if_needed(slide, SPEC).status == "ok"
+    paths = write_images(tmp_path / "in", a=(64, 64))
+    images = ImagesCut("in", str(tmp_path / "in.zip"), paths)
+    assert cut_if_needed(images, SPEC).status == "ok"
+    statuses = [cut_if_needed(job, replace(SPEC, size_px=600)).status for job in (slide, images)]
+    assert statuses == ["empty", "failed"]
+    assert not os.path.exists(slide.output) and not os.path.exists(images.output)
+
+
 def test_an_archive_that_cannot_be_written_ends_the_job(slide, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError):
@@ -136,6 +147,98 @@ def test_images_are_cut_into_squares_side_by_side(tmp_path):
     whole = np.resize(picture("a", 128), (64, 70, 3))
     assert np.array_equal(decoded(found["patch_001_32_x32_y0.png"], 32), whole[:32, 32:64])
     assert (outcome.status, outcome.patches, outcome.refused) == ("ok", 5, 0)
+
+
+def whole_image(name, width, height):
+    return np.resize(picture(name, 128), (height, width, 3))
+
+
+def interpolated(pixels, width, height):
+    """Linear between pixel centres, by torch in float64."""
+    x = torch.from_numpy(pixels.astype(np.float64)).movedim(-1, 0)[None]
+    y = torch.nn.functional.interpolate(x, (height, width), mode="bilinear", align_corners=False)
+    return y[0].movedim(0, -1).numpy()
+
+
+def block_means(pixels, width, height):
+    """Means of 2 x 2 pixels."""
+    return pixels.astype(np.float64).reshape(height, 2, width, 2, 3).mean(axis=(1, 3))
+
+
+@pytest.mark.parametrize(
+    ("own", "spacing", "size", "resampled", "oracle", "corners"),
+    [
+        (0.5, 0.25, (40, 32), (80, 64), interpolated, {0: 0, 32: 16}),  # twice the pixels
+        (0.5, 0.4, (64, 52), (80, 65), interpolated, {0: 0, 32: 26}),  # 25.6 is in the image's pixel 26
+        (0.25, 0.5, (130, 64), (65, 32), block_means, {0: 0, 32: 64}),  # half of them
+    ],
+)
+def test_images_of_another_spacing_are_resampled_and_say_where_they_lie_in_their_own_pixels(
+    tmp_path, own, spacing, size, resampled, oracle, corners
+):
+    paths = write_images(tmp_path / "in", a=size)
+    job = ImagesCut("in", str(tmp_path / "in.zip"), paths, own)
+    outcome = cut(job, replace(SPEC, size_px=32, mpp=spacing))
+    whole = oracle(whole_image("a", *size), *resampled)
+    places = [(x, y) for y in (0, 32) for x in (0, 32) if x + 32 <= resampled[0] and y + 32 <= resampled[1]]
+    found = members(tmp_path / "in.zip")
+    assert list(found) == [f"patch_{i:03d}_32_x{corners[x]}_y{corners[y]}.png" for i, (x, y) in enumerate(places)]
+    assert (outcome.status, outcome.patches, outcome.refused) == ("ok", len(places), 0)
+    for (x, y), data in zip(places, found.values(), strict=True):
+        apart = decoded(data, 32).astype(np.float64) - whole[y : y + 32, x : x + 32]
+        assert np.abs(apart).max() <= 0.5 + 1e-3, "rounded to whole numbers, and no more"
+
+
+def test_squares_of_images_overlap_as_those_of_slides_do(tmp_path):
+    paths = write_images(tmp_path / "in", a=(70, 48))
+    spec = replace(SPEC, size_px=32, overlap_px=16)
+    cut(ImagesCut("in", str(tmp_path / "in.zip"), paths), spec)
+    corners = [(x, y) for y in (0, 16) for x in (0, 16, 32)]
+    found = members(tmp_path / "in.zip")
+    assert list(found) == [f"patch_{i:03d}_32_x{x}_y{y}.png" for i, (x, y) in enumerate(corners)]
+    whole = whole_image("a", 70, 48)
+    for (x, y), data in zip(corners, found.values(), strict=True):
+        assert np.array_equal(decoded(data, 32), whole[y : y + 32, x : x + 32])
+
+
+def test_overlap_is_of_the_resampled_pixels(tmp_path):
+    paths = write_images(tmp_path / "in", a=(24, 16))
+    cut(ImagesCut("in", str(tmp_path / "in.zip"), paths, 0.5), replace(SPEC, size_px=32, mpp=0.25, overlap_px=24))
+    found = members(tmp_path / "in.zip")
+    assert list(found) == [f"patch_{i:03d}_32_x{x}_y0.png" for i, x in enumerate((0, 4, 8))]
+    left, right = (decoded(found[name], 32) for name in list(found)[:2])
+    assert np.array_equal(left[:, 8:], right[:, :24]) and not np.array_equal(left, right)
+
+
+def test_images_too_small_after_resampling_are_refused_with_that_size(tmp_path):
+    paths = write_images(tmp_path / "in", a=(32, 32), small=(40, 31))
+    job = ImagesCut("in", str(tmp_path / "in.zip"), paths, 0.5)
+    outcome = cut_if_needed(job, replace(SPEC, mpp=0.25))
+    assert (outcome.status, outcome.patches, outcome.refused) == ("ok", 1, 1)
+    assert "small.png: 80 x 62 pixels at 0.25 µm, expected at least 64 x 64" in outcome.error
+    assert list(members(tmp_path / "in.zip")) == ["patch_000_64_x0_y0.png"]
+    outcome = cut_if_needed(replace(job, output=str(tmp_path / "none.zip")), replace(SPEC, size_px=32, mpp=1.0))
+    assert (outcome.status, outcome.patches, outcome.refused) == ("failed", 0, 2)
+    assert "a.png: 16 x 16 pixels at 1 µm" in outcome.error and not (tmp_path / "none.zip").exists()
+
+
+def test_a_finished_archive_of_images_is_made_again_when_spacing_or_overlap_change(tmp_path):
+    paths = write_images(tmp_path / "in", a=(64, 64))
+    job, spec = ImagesCut("in", str(tmp_path / "in.zip"), paths, 0.5), replace(SPEC, size_px=32)
+    corners = {0.5: 4, 0.25: 1, 1.0: 16}  # of each spacing of the images: they are cut at 0.5
+    for own in (0.5, 0.25, 1.0):
+        for status in ("ok", "skipped"):
+            outcome = cut_if_needed(replace(job, mpp=own), spec)
+            assert (outcome.status, outcome.patches) == (status, corners[own])
+    changes = [({"mpp": 1.0}, 1), ({"overlap_px": 16}, 9), ({"size_px": 64}, 1)]
+    for change, patches in changes:
+        assert cut_if_needed(job, spec).status == "ok"
+        outcomes = [cut_if_needed(job, replace(spec, **change)) for _ in range(2)]
+        assert [(o.status, o.patches) for o in outcomes] == [("ok", patches), ("skipped", patches)]
+    assert cut_if_needed(job, replace(spec, size_px=64, min_tissue_fraction=0.9)).status == "skipped"
+    unknown = replace(job, mpp=None)
+    outcomes = [cut_if_needed(unknown, replace(spec, mpp=spacing)) for spacing in (0.5, 0.25)]
+    assert [o.status for o in outcomes] == ["ok", "skipped"], "without a spacing of their own they stay as they are"
 
 
 def test_images_that_are_too_small_or_unreadable_are_refused_with_the_reason(tmp_path):

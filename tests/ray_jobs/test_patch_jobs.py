@@ -1,4 +1,4 @@
-"""The jobs that cut and index zipped patches, through Ray."""
+"""The jobs that cut and index zipped patches, through Ray; what they refuse before it is started."""
 
 import csv
 import os
@@ -23,8 +23,6 @@ from tests.builders.cohort import good_cohort
 from tests.builders.jobs import ROOT, job_command, job_environment, kill_job, wait_for
 from tests.builders.zips import SIZE, encoded, picture, write_folder
 
-pytestmark = [pytest.mark.ray, pytest.mark.heavy]
-
 
 def run(module, config, *argv):
     return run_job(module.main, config, argv, module.CONFIGS_DIR)
@@ -43,6 +41,8 @@ def report(path):
         return list(csv.DictReader(f))
 
 
+@pytest.mark.ray
+@pytest.mark.heavy
 def test_the_index_through_ray_has_the_bytes_of_the_one_without(tmp_path, ray_cluster, capsys):
     from adios.index import archives_of
 
@@ -58,6 +58,8 @@ def test_the_index_through_ray_has_the_bytes_of_the_one_without(tmp_path, ray_cl
         assert (tmp_path / "ray" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
 
 
+@pytest.mark.ray
+@pytest.mark.heavy
 def test_too_many_corrupt_archives_end_the_job_with_exit_code_2(tmp_path, ray_cluster, capsys):
     write_folder(tmp_path / "zips", archives=3)
     (tmp_path / "zips/s1.zip").write_bytes(b"none")
@@ -72,6 +74,8 @@ def dies_on_s2(job):
     return index_writer.index_one(job)
 
 
+@pytest.mark.ray
+@pytest.mark.heavy
 def test_an_archive_on_which_the_process_dies_is_quarantined_alone(tmp_path, ray_cluster):
     from adios.index import archives_of
 
@@ -88,6 +92,8 @@ def test_an_archive_on_which_the_process_dies_is_quarantined_alone(tmp_path, ray
     assert (summary.patches, summary.reasons) == (18, {"died": 1})
 
 
+@pytest.mark.ray
+@pytest.mark.heavy
 def test_an_index_job_that_was_killed_goes_on_and_ends_with_the_same_bytes(tmp_path, ray_cluster):
     write_folder(tmp_path / "zips", archives=300, patches=2)
     environment = {**job_environment(), "PART_ARCHIVES": "40"}
@@ -109,6 +115,8 @@ def test_an_index_job_that_was_killed_goes_on_and_ends_with_the_same_bytes(tmp_p
     assert (tmp_path / "killed/i.parquet").read_bytes() == (tmp_path / "whole/i.parquet").read_bytes()
 
 
+@pytest.mark.ray
+@pytest.mark.heavy
 def test_slides_are_cut_indexed_planned_and_streamed(tmp_path, ray_cluster):
     manifest = good_cohort(tmp_path, slides=2)
     index = tmp_path / "slides.parquet"
@@ -127,6 +135,8 @@ def test_slides_are_cut_indexed_planned_and_streamed(tmp_path, ray_cluster):
     assert plan.rows == sum(int(row["patches"]) for row in rows) > 0
 
 
+@pytest.mark.ray
+@pytest.mark.heavy
 def test_images_are_cut_by_subfolder_and_small_ones_reported(tmp_path, ray_cluster):
     for folder, size in (("a", 32), ("b/c", 64), ("b/c", 16)):
         (tmp_path / "in" / folder).mkdir(parents=True, exist_ok=True)
@@ -143,6 +153,26 @@ def test_neither_slides_nor_images_is_the_users_error(tmp_path, capsys):
     assert "one of them" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (("slides={0}/slides.parquet", "image_mpp=0.5"), "images=FOLDER"),
+        (("images={0}/in", "image_mpp=0"), "> 0"),
+        (("images={0}/in", "image_mpp=-0.5"), "> 0"),
+        (("images={0}/in", "image_mpp=.inf"), "> 0"),
+    ],
+)
+def test_a_spacing_that_images_cannot_have_is_the_users_error(tmp_path, capsys, monkeypatch, argv, expected):
+    monkeypatch.setattr(cut_patches, "ray_session", lambda *args, **kwargs: pytest.fail("Ray was started"))
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.png").write_bytes(encoded(picture("a", 32)))
+    assert cut_job(*(word.format(tmp_path) for word in argv), f"output={tmp_path}/zips", "size=32") == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "key: image_mpp" in said and expected in said and not (tmp_path / "zips").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.heavy
 @pytest.mark.parametrize("decode_on", ["worker", "cluster"])
 def test_every_patch_comes_once_through_the_stream(tmp_path, ray_cluster, decode_on):
     pictures = write_folder(tmp_path / "zips")

@@ -1,5 +1,6 @@
 """A login in MLflow's address reaches MLflow and nothing that is written. Starts no Ray."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
@@ -11,7 +12,8 @@ from core.storage import Storage
 from core.tracking import MetricsLog
 from ijepath.config import CONFIGS_DIR, GROUPS
 from ray_jobs import pretrain_ijepath
-from ray_jobs.trainer import ScalingConfig, TrainJob, _mlflow, mlflow_params
+from ray_jobs.trainer import Outcome, ScalingConfig, TrainJob, _mlflow, mlflow_params
+from regression.config import resolve
 
 
 @dataclass
@@ -48,6 +50,43 @@ def test_a_login_in_the_tracking_address_is_not_saved_with_the_run(tmp_path, mon
     assert "geheim" not in str(params)
     assert (params["plan"], params["science"], params["optimization.lr"]) == ("0123", "ijepath", 2e-4)
     assert params["output"] == str(tmp_path / "run") and len(params["identity"]) == 64
+
+
+def test_a_login_in_the_tracking_address_is_not_saved_with_a_regression(tmp_path, monkeypatch):
+    from ray_jobs import train_regression
+
+    jobs, texts = [], []
+    uri = "https://anna:geheim@mlflow.example:5000/base?token=geheim"
+    argv = ["data.table=table.csv", "data.split=split.csv", "data.target_dim=3", f"logging.tracking_uri={uri}"]
+    config = load_config(train_regression.TrainRegressionConfig, argv, configs_dir=train_regression.CONFIGS_DIR).config
+    folder = tmp_path / "run"
+    run = train_regression.Run(
+        folder=str(folder),
+        plan=SimpleNamespace(rows=12, origin=str(tmp_path / "plan")),
+        config=resolve(config, 1, 12),
+        identity={"values": {"plan": "0123"}, "hash": "beef"},
+    )
+
+    def features_for(run):  # what the job does first, before it knows of a training
+        texts.append((folder / "config_resolved.yaml").read_text())
+        (folder / "config_resolved.yaml").unlink()
+
+    def fit(job):
+        jobs.append(job)
+        texts.append((folder / "config_resolved.yaml").read_text())
+        return Outcome("stopped", 8, {}, None, None)
+
+    monkeypatch.setattr(train_regression, "ray_session", lambda *args, **kwargs: nullcontext())
+    monkeypatch.setattr(train_regression, "features_for", features_for)
+    monkeypatch.setattr(train_regression, "fit", fit)
+    train_regression.work_on(run)
+    (job,) = jobs
+    assert job.tracking.uri == uri
+    assert len(texts) == 2 and all("tracking_uri: https://mlflow.example:5000/base\n" in text for text in texts)
+    assert not [path for path in folder.rglob("*") if path.is_file() and b"geheim" in path.read_bytes()]
+    assert "geheim" not in "".join(texts) + str(fingerprint(job.config, placement=True)) + str(mlflow_params(job))
+    params = mlflow_params(job)
+    assert (params["plan"], params["identity"], params["train.images"]) == ("0123", "beef", 240)
 
 
 def test_mlflow_has_the_config_and_the_identity_as_parameters(tmp_path):
