@@ -15,6 +15,7 @@ from adios.plan import identity as plan_identity
 from adios.recipe import AdiosRecipe
 from adios.settings import SCIENCE, device_of, encoder_of, export, loop_settings
 from core.config import fingerprint
+from core.device import Device
 from core.order import Order, uniform_order
 from core.plan import Plan
 from core.storage import Storage
@@ -46,7 +47,7 @@ def assemble(config: RunConfig, plan: Plan, world: int) -> Assembly:
         chunk=data.stream_batch_size,
         latest_minutes=config.checkpoint.latest_minutes,
         keep_last_n=config.checkpoint.keep_last_n,
-        watch=pictures(config, recipe, partial(shown, reader, Lookup(plan, order)), device.rank),
+        watch=pictures(config, recipe, partial(shown, reader, Lookup(plan, order)), device),
         encoder=encoder_of,
         tuning=config.tuning if config.tuning.enable else None,
     )
@@ -69,9 +70,10 @@ def shown(reader: PatchReader, lookup: Lookup, count: int) -> Any:
     return decode(reader, lookup(np.arange(count)), lookup)["image"]
 
 
-def pictures(config: RunConfig, recipe: AdiosRecipe, images: Any, rank: int) -> MaskPictures | None:
-    """The pictures of masks every `viz_freq` iterations, below `visualizations/masks` of the run; rank 0 writes."""
-    if not config.viz_freq or not config.output:
+def pictures(config: RunConfig, recipe: AdiosRecipe, images: Any, device: Device) -> MaskPictures | None:
+    """The pictures of masks every `viz_freq` iterations, below `visualizations/masks` of the run; rank 0 writes. Other
+    processes have none, but on XLA, where all hosts run one program."""
+    if not config.viz_freq or not config.output or (device.reduces and device.rank > 0):
         return None
-    folder = Storage.of(config.output).join("visualizations", "masks") if rank == 0 else None
+    folder = Storage.of(config.output).join("visualizations", "masks") if device.rank == 0 else None
     return MaskPictures(recipe, images, config.viz_freq, folder)

@@ -53,7 +53,8 @@ def penalty(masks: Tensor, kind: str, target: float | None = None) -> Tensor:
         if target is not None:
             share = share.clamp(min=LEAST_SHARE) ** (math.log(0.5) / math.log(target))
         if kind == "inverse_sin":
-            return (1 / (torch.sin(math.pi * share) + EPSILON)).sum(dim=1)
+            sine = torch.sin(math.pi * share).clamp(min=0)  # float32's π is too large: −9e-8 at a share of 1
+            return (1 / (sine + EPSILON)).sum(dim=1)
         return (torch.sinh(math.pi * (share - 0.5).abs()) ** 2).sum(dim=1)
 
 
@@ -62,13 +63,15 @@ def mask_statistics(masks: Tensor) -> dict[str, Tensor]:
 
     mask_mean/n: mean activation of mask n. mask_spread: deviation over the pixels of an image (0: a grey veil).
     mask_entropy: of the softmax at a pixel over ln N (1: undecided). mask_overlap: Σ m_i m_j / Σ (m_i + m_j − m_i m_j)
-    over the pixels of an image, mean over pairs of masks (0: they share nothing).
+    over the pixels of an image, mean over pairs of masks (0: they share nothing, as masks that are nowhere).
+    In float32, also under autocast: sums over the pixels of a large image are beyond half precision.
     """
     flat = masks.detach().float().flatten(2)
     count = flat.shape[1]
-    total, product = flat.sum(dim=2), flat @ flat.mT
+    with torch.autocast(masks.device.type, enabled=False):
+        total, product = flat.sum(dim=2), flat @ flat.mT
     union = total[:, :, None] + total[:, None, :] - product
-    shared = product / union
+    shared = product / union.clamp(min=1e-12)
     apart = shared.sum(dim=(1, 2)) - shared.diagonal(dim1=1, dim2=2).sum(dim=1)  # each pair twice
     entropy = -(flat * flat.clamp(min=1e-12).log()).sum(dim=1).mean() / math.log(count)
     return {

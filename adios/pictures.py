@@ -23,7 +23,8 @@ SHOWN = 8  # patches
 
 
 class MaskPictures:
-    """Fed with every tick on every rank; `every` is in steps, `folder` (path or URL) None where nothing is written.
+    """Fed with every tick; `every` is in steps. `folder` (path or URL) is None on a host of XLA that only takes part in
+    the program that all of them run: it computes the masks and writes nothing.
 
     `images(n)` reads the patches, uint8 `[n, S, S, 3]`, when the first picture is due. What goes wrong with a picture
     is logged and ends no run.
@@ -50,7 +51,7 @@ class MaskPictures:
             self._shown = self.images(SHOWN)
         data = self.recipe.config.data
         network = TrainedMaskModel(self.recipe.mask_model, data.mean, data.std, {}).eval()
-        masks = network.masks(torch.from_numpy(self._shown)).cpu().numpy()  # on every rank: on XLA all hosts run it
+        masks = network.masks(torch.from_numpy(self._shown)).cpu().numpy()
         if self.folder is not None:
             from adios.visualise import write_film, write_masks
 

@@ -71,13 +71,14 @@ class AdiosRecipe:
         """uint8 patches -> two views `a`, `b` `[B, 3, S, S]`, normalised; where the crops lie, `[B, N·K, 2, 3]`."""
         config, draws = self.config, micro["draws"]
         pixels = micro["image"].movedim(-1, 1).to(torch.float32) / 255.0
-        first, second = (
+        a, *other = (
             self._normalised(view(pixels, draws[:, i * OF_VIEW : (i + 1) * OF_VIEW], config.views))
-            for i in ((0, 0) if config.single_view else (0, 1))
+            for i in range(1 if config.single_view else VIEWS)
         )
+        b = other[0] if other else a
         count = config.num_masks * config.crops_per_mask
         places = draws[:, VIEWS * OF_VIEW :][:, : count * OF_CROP].reshape(-1, OF_CROP)
-        return {"a": first, "b": second, "crops": crop_place(places, config.crops).reshape(len(draws), count, 2, 3)}
+        return {"a": a, "b": b, "crops": crop_place(places, config.crops).reshape(len(draws), count, 2, 3)}
 
     def loss(self, phase: str, micro: dict[str, Tensor], progress: Progress) -> Loss:
         """Σ over the micro-batch of the images' losses, weight = images.

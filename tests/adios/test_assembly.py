@@ -4,10 +4,11 @@ import random
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from adios import artifact
-from adios.assembly import assemble
+from adios.assembly import assemble, pictures
 from adios.index import archives_of
 from adios.index_writer import index_patches
 from adios.pictures import MaskPictures
@@ -18,7 +19,7 @@ from core.artifact import EncoderArtifact
 from core.device import Device
 from core.features.encoder import EncoderSpec, load_encoder
 from core.stream import Lookup, decoded, rank_rows
-from core.train.loop import run
+from core.train.loop import Tick, run
 from core.train.state import TrainState
 from tests.builders.adios_run import config
 from tests.builders.zips import write_folder
@@ -85,15 +86,35 @@ def test_pictures_come_on_cadence_of_the_same_patches_and_change_nothing(tmp_pat
 def test_a_picture_draws_no_random_number_and_is_the_same_twice(tmp_path):
     recipe = AdiosRecipe(config(mask_model_type="vit_unet"))
     patches = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
-    pictures, bytes_of = MaskPictures(recipe, lambda count: patches, 1, str(tmp_path)), []
+    drawing, bytes_of = MaskPictures(recipe, lambda count: patches, 1, str(tmp_path)), []
     before = random.getstate(), np.random.get_state()[1].copy(), torch.random.get_rng_state()
     for _ in range(2):
         recipe.mask_model.train()  # as a step leaves it: it would drop paths
-        pictures._draw(9, last=False)
+        drawing._draw(9, last=False)
         bytes_of.append((tmp_path / "iter_00000009.png").read_bytes())
     assert bytes_of[0] == bytes_of[1]
     assert before[0] == random.getstate() and np.array_equal(before[1], np.random.get_state()[1])
     assert torch.equal(before[2], torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize(("kind", "read"), [("cpu", [True, False]), ("cuda", [True, False]), ("xla", [True, True])])
+def test_only_the_process_that_writes_pictures_reads_patches_but_for_xla_whose_hosts_run_one_program(
+    tmp_path, kind, read
+):
+    recipe, asked = AdiosRecipe(config()), []
+
+    def images(count):
+        asked.append(count)
+        return np.zeros((count, 32, 32, 3), np.uint8)
+
+    for rank, reads in enumerate(read):
+        made = config(viz_freq=1, output=str(tmp_path / f"rank{rank}"))
+        watch = pictures(made, recipe, images, Device(kind, torch.device("cpu"), rank, 2))
+        asked.clear()
+        if watch is not None:
+            assert watch.observe(Tick(1, 4, None, False, False, None, None)) == {}
+        assert asked == ([8] if reads else [])
+        assert (tmp_path / f"rank{rank}").exists() == (rank == 0)
 
 
 def test_a_picture_that_cannot_be_written_ends_no_run(tmp_path, caplog):

@@ -4,10 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from adios.config import CONFIGS_DIR, RunConfig, resolve
-from adios.settings import check_networks, loop_settings
+from adios.config import CONFIGS_DIR, OptimizationConfig, RunConfig, resolve
+from adios.settings import check_networks, loop_settings, phase_optim
 from core.config import fingerprint, load_config
 from core.errors import UserError
+from core.optim.schedules import Schedule
+from core.train.settings import PhaseOptim
 from tests.builders.adios_run import config
 
 PUBLISHED = {
@@ -94,6 +96,36 @@ def test_what_changes_the_weights_is_identity_and_what_does_not_is_placement():
         assert fingerprint(config(**{name: value}))["hash"] != base, name
     for name, value in {"viz_freq": 7, "save_freq": 9, "data_path": "x", "output": "y"}.items():
         assert fingerprint(config(**{name: value}))["hash"] == base, name
+
+
+@pytest.mark.parametrize("clip", [None, 0.5])
+def test_every_key_of_the_optimizer_reaches_it(clip):
+    changed = OptimizationConfig(
+        warmup_iterations=5, final_lr=0.02, weight_decay=0.3, betas=[0.8, 0.95], momentum=0.7,
+        lars_trust=0.003, lars_clip="larc", clip_grad=clip,
+    )  # fmt: skip
+    made = config(optimizer_type="sgd", use_lars=True, lr=0.4, total_iterations=100, optimization=changed)
+    expected = PhaseOptim(
+        kind="sgd",
+        lr=Schedule("warmup_cosine", 0.0, last=0.02, peak=0.4, warmup=5.0),
+        weight_decay=Schedule("constant", 0.3),
+        betas=(0.8, 0.95),
+        momentum=0.7,
+        clip=clip,
+        lars=True,
+        lars_trust=0.003,
+        lars_clip="larc",
+    )
+    quarter = replace(expected, lr=replace(expected.lr, last=0.005, peak=0.1))
+    assert phase_optim(made, 1.0) == expected and phase_optim(made, 0.25) == quarter
+    assert loop_settings(made, 1).optim == {"student": expected, "mask": quarter}
+
+
+def test_without_keys_the_optimizer_is_adamw_without_lars():
+    found = phase_optim(RunConfig(), 1.0)
+    assert (found.kind, found.lars, found.clip, found.betas) == ("adamw", False, 1.0, (0.9, 0.999))
+    assert found.weight_decay == Schedule("constant", 0.05)
+    assert found.lr == Schedule("warmup_cosine", 0.0, last=0.0, peak=5e-5, warmup=10_000.0)
 
 
 def test_cadences_are_iterations_of_the_global_batch():

@@ -7,21 +7,12 @@ import pytest
 import torch
 
 from adios.loss import PENALTIES, contrast, mask_statistics, penalty
+from tests.builders.contrast import by_hand
 
 
 def unit_vectors(*shape: int, seed: int = 0) -> torch.Tensor:
     g = torch.Generator().manual_seed(seed)
     return torch.nn.functional.normalize(torch.randn(*shape, generator=g, dtype=torch.float64), dim=-1)
-
-
-def by_hand(all_a: np.ndarray, all_b: np.ndarray, image: int, temperature: float) -> float:
-    """L of one image and one view: both directions over the 2G − 1 others."""
-    vectors = np.concatenate([all_a, all_b])
-    losses = []
-    for own, other in ((image, len(all_a) + image), (len(all_a) + image, image)):
-        similar = vectors @ vectors[own] / temperature
-        losses.append(-similar[other] + np.log(sum(math.exp(s) for i, s in enumerate(similar) if i != own)))
-    return sum(losses) / 2
 
 
 @pytest.mark.parametrize(("first", "count"), [(0, 5), (2, 3)])
@@ -38,6 +29,25 @@ def test_gradients_reach_both_sides_of_the_contrast_and_the_temperature_is_data(
     a, b = unit_vectors(3, 4).requires_grad_(), unit_vectors(2, 3, 4, seed=1).requires_grad_()
     temperature = torch.tensor(0.3, dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda x, y: contrast(x, y, x, y, temperature), (a, b))
+
+
+@pytest.mark.parametrize(("count", "tau"), [(2, 0.2), (4, 0.05), (9, 0.7)])
+def test_the_contrast_is_least_where_views_agree_and_images_are_a_simplex(count, tau):
+    centred = torch.eye(count, dtype=torch.float64) - 1 / count
+    simplex = torch.nn.functional.normalize(centred, dim=1)  # x_i · x_j = −1 / (G − 1)
+    others = 2 * (count - 1) * math.exp(-1 / (tau * (count - 1)))
+    least = -1 / tau + math.log(math.exp(1 / tau) + others)
+    a, b = simplex.clone().requires_grad_(), simplex[None].clone().requires_grad_()
+    temperature = torch.tensor(tau, dtype=torch.float64)
+    found = contrast(a, b, a, b, temperature)
+    np.testing.assert_allclose(found.detach().numpy(), np.full((1, count), least), rtol=1e-10, atol=1e-15 / tau)
+    for x, slope in zip((a, b), torch.autograd.grad(found.sum(), (a, b)), strict=True):
+        along = slope - (slope * x).sum(dim=-1, keepdim=True) * x  # what moves x on the sphere
+        assert float(along.detach().abs().max()) < 1e-12
+    for seed in range(20):
+        moved = simplex + 0.1 * unit_vectors(2, count, count, seed=seed)
+        x, y = torch.nn.functional.normalize(moved, dim=-1)
+        assert float(contrast(x, y[None], x, y[None], temperature).mean()) > least
 
 
 def test_the_contrast_is_not_rounded_by_autocast():
@@ -108,6 +118,16 @@ def test_penalties_are_float32_under_autocast_and_finite_at_a_dead_mask(kind):
     assert bool(slope.isfinite().all())
 
 
+@pytest.mark.parametrize("target", [None, 0.3])
+def test_a_mask_that_is_everywhere_is_penalised_also_where_rounding_takes_its_share_beyond_1(target):
+    whole = torch.tensor([1.0, 1.0000001]).view(2, 1, 1, 1).expand(2, 1, 4, 4)
+    assert whole.mean(dim=(1, 2, 3)).tolist() == [1.0, float(np.nextafter(np.float32(1), np.float32(2)))]
+    nearly = penalty(torch.full((1, 1, 4, 4), 0.999), "inverse_sin", target)
+    assert bool((penalty(whole, "inverse_sin", target) > 1e6 * nearly).all())
+    steep, flat = (penalty(x, "sinh_squared", target) for x in (whole, torch.full((1, 1, 4, 4), 0.999)))
+    assert bool((steep > flat).all())
+
+
 def test_statistics_tell_hard_masks_from_a_grey_veil():
     hard = torch.zeros(2, 3, 2, 3)
     for n in range(3):
@@ -120,3 +140,21 @@ def test_statistics_tell_hard_masks_from_a_grey_veil():
     veil = {name: float(value) for name, value in mask_statistics(torch.full((2, 3, 2, 3), 1 / 3)).items()}
     assert veil["mask_spread"] == pytest.approx(0, abs=1e-6) and veil["mask_entropy"] == pytest.approx(1)
     assert veil["mask_overlap"] == pytest.approx((1 / 9) / (5 / 9))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_statistics_are_not_rounded_by_autocast(dtype):
+    masks = (4 * torch.randn(1, 3, 512, 512)).softmax(dim=1)  # a mask's sum over the pixels is beyond float16
+    exact = mask_statistics(masks)
+    with torch.autocast("cpu", dtype):
+        found = mask_statistics(masks)
+    m = masks.double().flatten(2)[0].numpy()
+    pairs = [(m[i] * m[j]).sum() / (m[i] + m[j] - m[i] * m[j]).sum() for i, j in ((0, 1), (0, 2), (1, 2))]
+    assert float(found["mask_overlap"]) == pytest.approx(np.mean(pairs), rel=1e-4)
+    assert all(torch.equal(found[name], value) for name, value in exact.items())
+
+
+def test_masks_that_are_nowhere_overlap_with_nothing():
+    for shares in ([[1.0, 0.0]], [[1.0, 0.0, 0.0]]):
+        found = {name: float(value) for name, value in mask_statistics(masks_of(shares)).items()}
+        assert found["mask_overlap"] == 0 and all(math.isfinite(value) for value in found.values())

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from adios.augment import crops, view
 from adios.config import OptimizationConfig, StudentConfig
 from adios.recipe import MASK, STUDENT, AdiosRecipe, advice, masked
 from adios.settings import loop_settings, phase_optim
@@ -16,6 +17,7 @@ from core.train.recipe import Progress
 from core.train.state import TrainState
 from tests.builders import adios_ranks
 from tests.builders.adios_run import batch, config, stream
+from tests.builders.contrast import by_hand
 from tests.builders.ranks import run_ranks, state_hash
 
 CPU = Device.of("cpu")
@@ -62,6 +64,64 @@ def test_the_penalty_enters_the_mask_models_loss_with_its_weight():
     assert float(loss.sum.detach() / loss.weight) == pytest.approx(float(expected), rel=1e-5)
 
 
+def double_recipe() -> AdiosRecipe:
+    """Two masks and two crops of each in float64, with a target of sparsity; nothing is dropped."""
+    student = StudentConfig(head=[16, 8], drop_path=0.0, positions="sincos")
+    made = config(num_masks=2, crops_per_mask=2, sparsity_target=0.3, alpha_sparsity=0.7, student=student)
+    recipe = AdiosRecipe(made)
+    recipe.modules.double()
+    return recipe
+
+
+def views_one_by_one(recipe: AdiosRecipe, micro: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """Masks `[G, N, H, W]` and unit vectors of views `a` `[G, D]`, `masked` `[N, G, D]` and `crops` `[N·K, G, D]`, with
+    each image alone in a forward pass of its own."""
+
+    def z(image: torch.Tensor) -> torch.Tensor:
+        return recipe.student.embed(recipe.student.vit(image)[:, 0])[0]
+
+    masks, a, whole, parts = [], [], [], []
+    for image, other, places in zip(micro["a"], micro["b"], micro["crops"], strict=True):
+        masks.append(recipe.mask_model.masks(other[None])[0])
+        seen = [(other * (1 - mask))[None] for mask in masks[-1]]
+        a.append(z(image[None]))
+        whole.append(torch.stack([z(x) for x in seen]))
+        cut = [crops(seen[i // 2], place[None], 16) for i, place in enumerate(places)]
+        parts.append(torch.stack([z(x) for x in cut]))
+    found = {"masks": torch.stack(masks), "a": torch.stack(a)}
+    found |= {"masked": torch.stack(whole, dim=1), "crops": torch.stack(parts, dim=1)}
+    return {name: value.numpy() for name, value in found.items()}
+
+
+@pytest.mark.parametrize("phase", [STUDENT, MASK])
+def test_a_phases_loss_is_the_papers_of_all_its_views_taken_one_by_one(phase):
+    recipe = double_recipe()
+    micro = {name: value.double() for name, value in prepared(recipe).items()}
+    where = progress(3, 10)
+    loss = recipe.loss(phase, micro, where)
+    with torch.no_grad():
+        seen = views_one_by_one(recipe, micro)
+    tau = float(np.float32(0.05 + 0.15 * (1 + np.cos(np.pi * 3 / 9)) / 2))
+    whole, parts = (sum(by_hand(seen["a"], z, i, tau) for z in seen[k] for i in range(G)) for k in ("masked", "crops"))
+    share = seen["masks"].mean(axis=(2, 3)) ** (np.log(0.5) / np.log(0.3))
+    sparsity = (1 / (np.sin(np.pi * share) + 1e-10)).sum()
+    expected = whole + parts if phase == STUDENT else 0.7 * sparsity - whole
+    assert loss.sum.dtype == torch.float64 and float(loss.weight) == G
+    assert float(loss.sum.detach()) == pytest.approx(float(expected), rel=1e-10)
+
+
+def test_the_student_sees_whole_views_and_crops_as_one_packed_sequence():
+    recipe = AdiosRecipe(config(num_masks=2, crops_per_mask=2))
+    calls = []
+    for block in recipe.student.vit.blocks:
+        block.register_forward_hook(lambda _, given, out: calls.append((given[0].shape, given[2], out.shape)))
+    recipe.loss(STUDENT, prepared(recipe), progress())
+    whole, crop = 4 * 4 + 1 + 4, 2 * 2 + 1 + 4  # patches of 8 pixels, the class token, the registers
+    lengths = [whole] * (G * 3) + [crop] * (G * 4)
+    once = ((1, sum(lengths), 32), lengths, (1, sum(lengths), 32))
+    assert calls == [once, once], "each of the two blocks runs once"
+
+
 def test_a_mask_paints_the_mean_colour():
     images, masks = torch.randn(2, 3, 4, 4), torch.zeros(2, 3, 4, 4)
     masks[:, 1, :2] = 1
@@ -79,6 +139,15 @@ def test_one_view_is_contrasted_with_its_own_masked_self():
     assert torch.equal(prepared(one)["a"], prepared(one)["b"])
     assert not torch.equal(prepared(two)["a"], prepared(two)["b"])
     assert torch.equal(prepared(two)["a"], prepared(one)["a"])
+
+
+def test_one_view_is_made_once(monkeypatch):
+    made = []
+    monkeypatch.setattr("adios.recipe.view", lambda *given: (made.append(given[1]), view(*given))[1])
+    for single, count in ((True, 1), (False, 2)):
+        made.clear()
+        prepared(AdiosRecipe(config(single_view=single)))
+        assert len(made) == count
 
 
 def test_views_and_crops_of_an_image_do_not_depend_on_its_batch_mates():
