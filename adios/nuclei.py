@@ -8,8 +8,9 @@ red, and everything marked. Not here: metrics (adios.segmentation), pictures (ad
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ Floats = npt.NDArray[np.float32]
 Masks = Callable[[Tensor], Tensor]  # uint8 [B, S, S, 3] -> a softmax [B, N, S, S]
 RULES = ("argmax", "half")  # a pixel is marked where the channel is the largest, or above one half
 IMAGES, TRUTH = "images", "masks"
+ENDINGS = (".png", ".tif", ".tiff")  # of images that are read
 
 
 @dataclass(frozen=True)
@@ -64,16 +66,21 @@ class Found:
 
 
 def read_pairs(folder: str) -> list[Pair]:
-    """`images/NAME.png` with `masks/NAME.png` (instance labels; 0 and one other value: connected parts), by name.
+    """`images/NAME.png` with `masks/NAME.png`, by name. Masks are instance labels, or plain: 0 and 255, or 0 and 1
+    where no mask of the folder has two labels; of a plain one each connected part, however small, is a nucleus.
 
-    MissingFile and UserError name an image without a mask, a mask of another size, and what cannot be read.
+    So one nucleus in several parts stays one where it has a number: any but 1 and 255, or 1 beside numbered masks.
+    MissingFile and UserError name an image without a mask, a mask of another size or with labels below 0, and what
+    cannot be read.
     """
     store = Storage.of(folder)
-    names = [name for name in store.list(IMAGES) if name.lower().endswith((".png", ".tif", ".tiff"))]
+    listed = store.list(IMAGES)
+    names = [name for name in listed if name.lower().endswith(ENDINGS)]
     if len(names) < 2:
-        raise MissingFile(
-            "no images to judge nuclei on", file=store.join(IMAGES), found=len(names), expected="2 or more"
-        )
+        others = sorted({os.path.splitext(name)[1] for name in set(listed) - set(names)})
+        found = f"{len(names)}, and files of {', '.join(others)}" if others else len(names)
+        expected = f"2 or more of {', '.join(ENDINGS)}"
+        raise MissingFile("no images to judge nuclei on", file=store.join(IMAGES), found=found, expected=expected)
     known = set(store.list(TRUTH))
     pairs = []
     for name in names:
@@ -86,7 +93,8 @@ def read_pairs(folder: str) -> list[Pair]:
         except UnreadableUnit as e:
             raise UserError("an image cannot be read", file=store.join(IMAGES, name), found=e.detail) from e
         pairs.append(Pair(name, image, _labels(store, name, image.shape[:2])))
-    return pairs
+    numbered = any(len(np.unique(pair.labels[pair.labels > 0])) > 1 for pair in pairs)
+    return [replace(pair, labels=_instances(pair.labels, numbered)) for pair in pairs]
 
 
 def split(pairs: Sequence[Pair], train_fraction: float, seed: int) -> tuple[list[int], list[int]]:
@@ -185,9 +193,17 @@ def _labels(store: Storage, name: str, shape: tuple[int, ...]) -> npt.NDArray[np
             "a mask is labels in its image's size", file=path, found=found, expected=f"whole numbers {shape}"
         )
     labels = values.astype(np.int64)
-    if len(np.unique(labels)) == 2 and 0 in labels and labels.max() in (1, 255):  # no instances: a plain mask
-        return objects(labels > 0)
+    if labels.min() < 0:
+        raise UserError("a label is below 0", file=path, found=int(labels.min()), expected="0, or a nucleus' number")
     return labels
+
+
+def _instances(labels: npt.NDArray[np.int64], numbered: bool) -> npt.NDArray[np.int64]:
+    """Nuclei `[H, W]` from 1: `labels` as they are, of a plain mask its connected parts. `numbered`: in masks beside
+    this one nuclei have numbers, so 1 is one nucleus."""
+    own = np.unique(labels[labels > 0]).tolist()
+    plain = own == [255] or (own == [1] and not numbered)
+    return objects(labels > 0, least_px=1) if plain else labels
 
 
 def _tent(size: int) -> Floats:

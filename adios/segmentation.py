@@ -20,7 +20,7 @@ Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.integer]
 Floats = npt.NDArray[np.float64]
 METRICS = ("dice", "iou", "dq", "sq", "pq")
-LEAST_PX = 16  # smaller connected parts are no objects
+LEAST_PX = 16  # smaller connected parts of what is marked are no objects
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,13 @@ def score(marked: Bools, truth: Ints) -> Score:
     return Score(2 * both / total if total else 1.0, both / one if one else 1.0, tp, fp, fn, matched)
 
 
-def objects(marked: Bools) -> npt.NDArray[np.int64]:
-    """Labels 1…K `[H, W]` of the connected parts (4 neighbours) of at least 16 pixels."""
+def objects(marked: Bools, least_px: int = LEAST_PX) -> npt.NDArray[np.int64]:
+    """Labels 1…K `[H, W]` of the connected parts (4 neighbours) of at least `least_px` pixels."""
     from scipy import ndimage
 
     labels, _ = ndimage.label(marked)
     sizes = np.bincount(labels.ravel())
-    kept = sizes >= LEAST_PX
+    kept = sizes >= least_px
     kept[0] = False
     names = np.cumsum(kept) * kept
     out: npt.NDArray[np.int64] = names[labels]

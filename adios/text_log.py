@@ -39,8 +39,8 @@ def rows_of_text(text: str) -> list[dict[str, Any]]:
 
 
 def read_logs(paths: Iterable[str]) -> list[dict[str, Any]]:
-    """The rows of one run's logs, oldest first, as one. Where iterations come again (the run was gone on with from a
-    checkpoint) the later ones count. UserError naming a log without rows."""
+    """The rows of one run's logs, oldest first, as one. Lines of the same iteration are one row; where iterations come
+    again (the run was gone on with from a checkpoint) the later figures count. UserError naming a log without rows."""
     out: list[dict[str, Any]] = []
     for path in paths:
         folder, _, name = path.rpartition("/")
@@ -50,7 +50,8 @@ def read_logs(paths: Iterable[str]) -> list[dict[str, Any]]:
             expected = "lines like [ 10/300] … student_loss: 8.51 (8.63)"
             raise UserError("no figures in this log", file=path, expected=expected)
         for row in rows:
-            while out and out[-1][STEP] >= row[STEP]:
+            while out and out[-1][STEP] > row[STEP]:
                 out.pop()
-            out.append(row)
+            same = out.pop() if out and out[-1][STEP] == row[STEP] else {}
+            out.append(same | row)
     return out

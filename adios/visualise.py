@@ -16,7 +16,7 @@ from adios.config import DataConfig
 from core.canvas import ACCENTS, INK, MUTED, Canvas, Picture
 from core.errors import MissingFile
 from core.gif import gif_bytes
-from core.storage import Storage
+from core.storage import Storage, write_atomic
 
 Floats = npt.NDArray[np.floating]
 Pixels = npt.NDArray[np.uint8]
@@ -70,9 +70,9 @@ def cells(image: Pixels, masks: Floats, mean: Sequence[float] | None = None) -> 
     return [image, *map(_uint8, grey), _uint8(tinted), *map(_uint8, without)]
 
 
-def write_film(folder: str) -> str:
-    """All pictures in `folder` as one GIF ``masks.gif`` there, at most 40 evenly chosen of them; its path. MissingFile
-    where there is none."""
+def write_film(folder: str, output: str = "") -> str:
+    """All pictures in `folder` as one GIF, at most 40 evenly chosen of them: `output` (path or URL), or ``masks.gif``
+    there; its path. MissingFile where there is no picture."""
     from PIL import Image
 
     store = Storage.of(folder)
@@ -88,8 +88,9 @@ def write_film(folder: str) -> str:
         size = size or _fitting(image.width, image.height)
         frames.append((np.asarray(image.resize(size, Image.Resampling.LANCZOS)), FRAME_MS))
     frames[-1] = frames[-1][0], LAST_MS
-    store.write_bytes(FILM, gif_bytes(frames))
-    return store.join(FILM)
+    path = output or store.join(FILM)
+    write_atomic(path, gif_bytes(frames))
+    return path
 
 
 def step_of(name: str) -> int:

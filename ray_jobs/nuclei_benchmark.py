@@ -60,19 +60,19 @@ def main(loaded: Loaded[NucleiConfig]) -> Outputs | None:
     pairs = read_pairs(config.data)
     train, test = split(pairs, config.train_fraction, config.seed)
     models = mask_models(config.run)
+    store, own = Storage.of(config.output), settings(config, pairs)
+    known = judged_before(store, own)
     if loaded.dry_run:
         log.info("sound: %d checkpoints, %d images choose and %d judge", len(models), len(train), len(test))
         return None
-    store = Storage.of(config.output)
     floor = floors([pairs[i] for i in test])
     found: dict[str, Any] = {
-        "settings": settings(config, pairs),
+        "settings": own,
         "choosing": [pairs[i].name for i in train],
         "judging": [pairs[i].name for i in test],
-        **{name: summary(own, resamples=config.resamples, seed=config.seed) for name, own in floor.items()},
+        **{name: summary(scores, resamples=config.resamples, seed=config.seed) for name, scores in floor.items()},
         "checkpoints": [],
     }
-    known = judged_before(store, found["settings"])
     examples: list[Any] = []
     with Progress(len(models) * len(pairs), "nuclei", "images") as progress:
         for i, path in enumerate(models):
@@ -105,12 +105,27 @@ def settings(config: NucleiConfig, pairs: list[Pair]) -> dict[str, Any]:
 
 
 def judged_before(store: Any, wanted: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Rows by checkpoint of an earlier start with the same settings on the same images."""
+    """Rows by checkpoint of an earlier start with the same settings on the same images; none of other settings.
+    UserError for a file that no benchmark has written: it is not written over."""
+    from adios.segmentation import METRICS
+
     try:
-        found = json.loads(store.read_bytes(RESULTS))
+        text = store.read_bytes(RESULTS)
     except MissingFile:
         return {}
-    return {row["path"]: row for row in found["checkpoints"]} if found["settings"] == wanted else {}
+    figures = {"path", "images_seen", "step", "channel", "rule", *METRICS, *(f"oracle_{name}" for name in METRICS)}
+    try:
+        found = json.loads(text)
+        rows = {row["path"]: row for row in found["checkpoints"]}
+        ours = found["settings"].keys() == wanted.keys() and all(figures <= row.keys() for row in rows.values())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        ours = False
+    if not ours:
+        expected = "another output, or this file moved away"
+        raise UserError(
+            "not results of this benchmark", file=store.join(RESULTS), key="output", found=text[:60], expected=expected
+        )
+    return rows if found["settings"] == wanted else {}
 
 
 def mask_models(run: str) -> list[str]:

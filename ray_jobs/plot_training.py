@@ -3,8 +3,8 @@
     python -m ray_jobs.plot_training run=outputs/run output=outputs/run/curves.png
     python -m ray_jobs.plot_training logs='logs/*_0_log.out' output=curves.png
 
-Works while the run is going on, and on a run folder of any science; ADIOS runs get a film of their masks, too. `logs`
-are text logs of ADIOS runs that were made with the published code. Needs no Ray.
+Works while the run is going on, and on a run folder of any science; ADIOS runs get a film of their masks, too, beside
+`output` (`curves_masks.gif`). `logs` are text logs of ADIOS runs that were made with the published code. Needs no Ray.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ PANELS = (
 @dataclass
 class PlotConfig:
     run: str = ""  # the run's folder or URL
-    logs: str = ""  # text logs instead: a pattern of file names, of one run
+    logs: str = ""  # text logs instead: a pattern of local file names, of one run
     output: str = ""  # PNG; "" = curves.png in the run's folder, or beside the logs
     title: str = ""  # "" = the run's name
     scale: float = 1.5  # 1 is 1600 px wide
@@ -106,7 +106,7 @@ def main(loaded: Loaded[PlotConfig]) -> Outputs | None:
         return None
     title = config.title or os.path.basename(config.run.rstrip("/"))
     write(config.output, draw_curves(rows, PANELS, title, scale=config.scale))
-    return Outputs({"curves": config.output, **film(store)})
+    return Outputs({"curves": config.output, **film(store, config.output)})
 
 
 def from_logs(config: PlotConfig, dry_run: bool) -> Outputs | None:
@@ -114,10 +114,17 @@ def from_logs(config: PlotConfig, dry_run: bool) -> Outputs | None:
     import glob
 
     from adios.text_log import STEP, read_logs
+    from core.urls import is_url, local_path, public
 
-    paths = sorted(glob.glob(config.logs), key=lambda path: (os.path.getmtime(path), path))
+    if is_url(config.logs):
+        expected = "a pattern of local files; copy the logs first"
+        raise UserError("logs are not read from URLs", key="logs", found=public(config.logs), expected=expected)
+    matched = glob.glob(local_path(config.logs))
+    paths = sorted(filter(os.path.isfile, matched), key=lambda path: (os.path.getmtime(path), path))
     if not paths:
-        raise MissingFile("no such logs", file=config.logs, key="logs", expected="a pattern that some files match")
+        found = f"{len(matched)} folders" if matched else "nothing"
+        expected = "a pattern that some files match, as 'FOLDER/*.out'"
+        raise MissingFile("no such logs", file=config.logs, key="logs", found=found, expected=expected)
     rows = read_logs(paths)
     if dry_run:
         return None
@@ -128,12 +135,14 @@ def from_logs(config: PlotConfig, dry_run: bool) -> Outputs | None:
     return Outputs({"curves": config.output})
 
 
-def film(store: Storage) -> dict[str, str]:
-    """The film of a run's pictures of masks, where there are some."""
-    from adios.visualise import write_film
+def film(store: Storage, curves: str) -> dict[str, str]:
+    """The film of a run's pictures of masks, where there are some, beside its `curves`: the run is only read."""
+    from adios.visualise import FILE, write_film
 
     folder = store.at("visualizations", "masks")
-    return {"masks": write_film(folder.url)} if folder.list() else {}
+    if not any(FILE.fullmatch(name) for name in folder.list()):
+        return {}
+    return {"masks": write_film(folder.url, f"{os.path.splitext(curves)[0]}_masks.gif")}
 
 
 def write(path: str, picture: bytes) -> None:

@@ -22,7 +22,7 @@ from adios.nuclei import (
     split,
 )  # fmt: skip
 from adios.nuclei_figures import HIT, Example, chosen_examples, compared, draw_examples, draw_results, outlined
-from adios.segmentation import METRICS, summary
+from adios.segmentation import METRICS, score, summary
 from core.errors import MissingFile, UserError
 
 
@@ -119,6 +119,56 @@ def test_labels_are_read_as_they_are_and_a_plain_mask_by_its_parts(tmp_path):
         assert got.name == own.name and np.array_equal(got.labels, own.labels) and np.array_equal(got.image, own.image)
     plain = read_pairs(str(write(tmp_path / "b", mode="plain")))[0]
     assert np.array_equal(plain.labels > 0, PAIRS[0].labels > 0) and plain.labels.max() >= 2
+
+
+def two_masks(folder, first: np.ndarray, second: np.ndarray):
+    """Images `0.png` and `1.png`, all grey, with these masks."""
+    for sub in ("images", "masks"):
+        (folder / sub).mkdir(parents=True)
+    for i, mask in enumerate((first, second)):
+        Image.fromarray(np.full((*mask.shape, 3), 128, np.uint8)).save(folder / "images" / f"{i}.png")
+        Image.fromarray(mask).save(folder / "masks" / f"{i}.png")
+    return str(folder)
+
+
+@pytest.mark.parametrize("value", [1, 255])
+def test_a_plain_mask_keeps_its_smallest_nuclei(tmp_path, value):
+    mask = np.zeros((20, 20), np.uint8)
+    mask[0:6, 0:6], mask[10:13, 10:15], mask[18, 18] = value, value, value  # 36, 15 and 1 pixels
+    pair = read_pairs(two_masks(tmp_path, mask, mask))[0]
+    assert np.bincount(pair.labels.ravel()).tolist() == [400 - 52, 36, 15, 1]
+    truth = score(mask > 0, pair.labels)
+    assert (truth.dice, truth.iou) == (1.0, 1.0) and (truth.tp, truth.fn) == (1, 2), "too small to be found as objects"
+
+
+def test_a_nucleus_in_two_parts_is_one_where_nuclei_are_numbered_and_two_where_they_are_not(tmp_path):
+    parts = np.zeros((20, 20), np.uint8)
+    parts[2:8, 2:8], parts[12:18, 12:18] = 1, 1
+    both = np.where(np.arange(400).reshape(20, 20) < 200, parts, 2 * parts)
+    beside_numbers = read_pairs(two_masks(tmp_path / "a", parts, both))
+    assert [pair.labels.max() for pair in beside_numbers] == [1, 2]
+    assert np.array_equal(beside_numbers[0].labels, parts) and np.array_equal(beside_numbers[1].labels, both)
+    alone = read_pairs(two_masks(tmp_path / "b", parts, 7 * parts))
+    assert [np.unique(pair.labels).tolist() for pair in alone] == [[0, 1, 2], [0, 7]]
+    assert (alone[0].labels[2, 2], alone[0].labels[12, 12]) == (1, 2)
+    whole = np.where(parts[:, :10] > 0, 1, 0).astype(np.uint8)
+    assert np.array_equal(read_pairs(two_masks(tmp_path / "c", whole, whole))[0].labels, whole), "connected: the same"
+
+
+def test_a_label_below_0_is_named(tmp_path):
+    folder = write(tmp_path)
+    (folder / "images" / "3.png").rename(folder / "images" / "3.tiff")
+    Image.fromarray(PAIRS[3].labels.astype(np.int32) - 1).save(folder / "masks" / "3.tiff")
+    with pytest.raises(UserError, match=r"below 0.*masks/3\.tiff.*found: -1"):
+        read_pairs(str(folder))
+
+
+def test_endings_of_images_that_are_not_read_are_told(tmp_path):
+    (tmp_path / "images").mkdir()
+    for name in ("a.jpg", "b.JPG", "c.png"):
+        (tmp_path / "images" / name).touch()
+    with pytest.raises(MissingFile, match=r"found: '1, and files of \.JPG, \.jpg'; expected: .*\.png, \.tif, \.tiff"):
+        read_pairs(str(tmp_path))
 
 
 def test_what_is_wrong_with_the_images_is_named(tmp_path):

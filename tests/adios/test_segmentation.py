@@ -59,6 +59,8 @@ def test_objects_are_connected_parts_that_are_large_enough():
     marked[0:4, 0:4], marked[10:13, 10:15], marked[4, 4] = True, True, True  # 16 px, 15 px, one across a corner
     labels = objects(marked)
     assert labels.max() == 1 and (labels > 0).sum() == 16 and labels[0, 0] == 1
+    every = objects(marked, least_px=1)
+    assert np.array_equal(every > 0, marked) and np.bincount(every.ravel()).tolist()[1:] == [16, 1, 15]
 
 
 def test_a_summary_pools_objects_and_averages_overlaps():

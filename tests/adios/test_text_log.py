@@ -37,6 +37,15 @@ def test_what_was_trained_again_counts_the_second_time(tmp_path):
     assert [r["iteration"] for r in read_logs([again])] == [0, 5, 15], "also within one file"
 
 
+def test_lines_of_the_same_iteration_are_one_row(tmp_path):
+    first, second = tmp_path / "a.out", tmp_path / "b.out"
+    first.write_text("Iteration 500: student_loss: 8.5\nIteration 500: mask_loss: -7.5\nIteration 510: lr: 0.1\n")
+    assert read_logs([str(first)])[0] == {"iteration": 500, "student_loss": 8.5, "mask_loss": -7.5}
+    second.write_text("Iteration 500: mask_loss: -6.5\n")
+    again = [{"iteration": 500, "student_loss": 8.5, "mask_loss": -6.5}]
+    assert read_logs([str(first), str(second)]) == again, "what came after it goes, and the later figure counts"
+
+
 def test_a_log_without_figures_is_named(tmp_path):
     with pytest.raises(UserError, match=r"no figures.*empty\.out"):
         read_logs([log(tmp_path / "empty.out")])

@@ -75,3 +75,10 @@ def test_a_film_shows_the_training_from_its_first_to_its_last_picture(tmp_path, 
         shown.append(np.asarray(gif.convert("RGB")).astype(int)[110:180, 140:210].mean())
     assert max(shown[:3]) < 50 and shown[3] > 200, "in the order of iterations, whatever their digits"
     assert FRAMES == 40
+
+
+def test_a_film_that_is_told_where_to_stand_leaves_the_pictures_folder_alone(tmp_path):
+    write_masks(str(tmp_path / "run"), 0, *patches())
+    path = str(tmp_path / "other" / "film.gif")
+    assert write_film(str(tmp_path / "run"), path) == path and Image.open(path).format == "GIF"
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["iter_00000000.png"]

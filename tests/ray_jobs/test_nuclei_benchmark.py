@@ -11,6 +11,7 @@ from PIL import Image
 
 from adios import artifact
 from adios.mask_models import MaskModelConfig, build_mask_model
+from adios.segmentation import METRICS
 from core import checkpoint
 from ray_jobs import nuclei_benchmark
 from ray_jobs.cli import run_job
@@ -68,6 +69,52 @@ def test_every_checkpoint_is_judged_once_in_the_order_of_training(tmp_path, monk
     again = json.loads((out / "results.json").read_text())
     assert len(seen) == 1 and again["checkpoints"][:2] == first["checkpoints"], "what was judged is left"
     assert judge(run, data, out, "seed=1") == 0 and len(seen) == 4, "another split is another benchmark"
+
+
+def drop(*keys: str):
+    """Removes one key from parsed results."""
+
+    def change(found):
+        inner = found
+        for key in keys[:-1]:
+            inner = inner[0] if key == "first" else inner[key]
+        del inner[keys[-1]]
+        return json.dumps(found)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda found: json.dumps(found)[:-40],
+        lambda found: "[1, 2]",
+        lambda found: '{"settings": {"lr": 0.1}, "checkpoints": []}',
+        drop("settings"),
+        drop("checkpoints"),
+        drop("checkpoints", "first", "path"),
+        drop("checkpoints", "first", "pq"),
+    ],
+)
+def test_results_of_something_else_are_named_and_never_written_over(tmp_path, capsys, change):
+    model = build_mask_model(MaskModelConfig(**SMALL), 0)
+    artifact.save(str(tmp_path / "mask_model"), model, MEAN, STD, {"images_seen": 64, "step": 8})
+    row = {"path": "a", "images_seen": 8, "step": 1, "channel": 0, "rule": "half"}
+    row |= {f"{prefix}{m}": 0.5 for prefix in ("", "oracle_") for m in METRICS}
+    names = ("train_fraction", "seed", "scale", "resamples", "data")
+    ours = {"settings": dict.fromkeys(names, 0), "checkpoints": [row]}
+    results = tmp_path / "out" / "results.json"
+    results.parent.mkdir()
+    data = images(tmp_path / "data", 2)
+    results.write_text(json.dumps(ours))
+    assert judge(tmp_path, data, tmp_path / "out", "--dry-run") == 0, "as a benchmark writes them"
+    text = change(ours)
+    results.write_text(text)
+    for more in ((), ("--dry-run",)):
+        assert judge(tmp_path, data, tmp_path / "out", *more) == 2
+        error = capsys.readouterr().err
+        assert str(results) in error and "another output" in error and "Traceback" not in error
+    assert results.read_text() == text
 
 
 def test_an_exported_mask_model_is_judged_alone(tmp_path):

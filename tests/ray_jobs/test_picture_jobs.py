@@ -93,11 +93,46 @@ def test_a_drawing_needs_a_run_or_logs(
     assert "error:" in capsys.readouterr().err and not (tmp_path / "c.png").exists()
 
 
-def test_a_run_with_pictures_of_masks_gets_a_film(tmp_path: Path) -> None:
-    MetricsLog(str(tmp_path / "metrics.jsonl")).append({"images_seen": 8, "loss": 1.0, "mask_mean/0": 0.3})
+def test_only_files_are_logs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    logs = tmp_path / "logs"
+    (logs / "old.out").mkdir(parents=True)
+    assert plot(f"logs={logs}", f"output={tmp_path}/c.png") == 2
+    assert plot(f"logs={logs}/*.out", f"output={tmp_path}/c.png") == 2
+    error = capsys.readouterr().err
+    assert error.count("found: '1 folders'") == 2 and "Traceback" not in error
+    (logs / "new.out").write_text("Iteration 1: student_loss: 8.5\nIteration 2: student_loss: 8.0\n")
+    assert plot(f"logs={logs}/*.out", f"output={tmp_path}/c.png") == 0 and (tmp_path / "c.png").is_file()
+    assert plot(f"logs=file://{logs}/*.out", f"output={tmp_path}/d.png") == 0
+
+
+def test_logs_at_a_url_are_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert plot("logs=s3://me:secret@bucket/*.out", f"output={tmp_path}/c.png") == 2
+    error = capsys.readouterr().err
+    assert "not read from URLs" in error and "s3://bucket/*.out" in error and "secret" not in error
+
+
+def masked_run(run: Path, *steps: int) -> Path:
+    MetricsLog(str(run / "metrics.jsonl")).append({"images_seen": 8, "loss": 1.0, "mask_mean/0": 0.3})
     images, masks = np.zeros((1, 16, 16, 3), np.uint8), np.full((1, 2, 16, 16), 0.5)
-    for step in (0, 500):
-        write_masks(str(tmp_path / "visualizations" / "masks"), step, images, masks)
-    assert plot(f"run={tmp_path}", "scale=0.5") == 0
-    assert Image.open(tmp_path / "visualizations" / "masks" / "masks.gif").n_frames == 2
-    assert Image.open(tmp_path / "curves.png").size[0] == 400, "loss and activation"
+    for step in steps:
+        write_masks(str(run / "visualizations" / "masks"), step, images, masks)
+    return run
+
+
+def test_a_run_with_pictures_of_masks_gets_a_film_beside_its_curves(tmp_path: Path) -> None:
+    run = masked_run(tmp_path / "run", 0, 500)
+    before = sorted(run.rglob("*"))
+    assert plot(f"run={run}", "scale=0.5", f"output={tmp_path}/other/a.png") == 0
+    assert Image.open(tmp_path / "other" / "a_masks.gif").n_frames == 2
+    assert sorted(run.rglob("*")) == before, "a run is read, and may be read only"
+    assert plot(f"run={run}", "scale=0.5") == 0
+    assert sorted(set(run.rglob("*")) - set(before)) == [run / "curves.png", run / "curves_masks.gif"]
+    assert Image.open(run / "curves.png").size[0] == 400, "loss and activation"
+
+
+def test_a_folder_of_masks_without_pictures_of_them_gets_curves_and_no_film(tmp_path: Path) -> None:
+    run = masked_run(tmp_path / "run")
+    (run / "visualizations" / "masks").mkdir(parents=True)
+    (run / "visualizations" / "masks" / "notes.txt").write_text("somebody's own")
+    assert plot(f"run={run}", "scale=0.5") == 0
+    assert (run / "curves.png").is_file() and not list(run.rglob("*.gif"))
