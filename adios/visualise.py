@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from adios.config import DataConfig
 from core.canvas import ACCENTS, INK, MUTED, Canvas, Picture
-from core.errors import MissingFile
+from core.errors import MissingFile, UserError
 from core.gif import gif_bytes
 from core.storage import Storage, write_atomic
 
@@ -83,8 +83,11 @@ def write_film(folder: str, output: str = "") -> str:
     frames: list[tuple[Picture, int]] = []
     size: tuple[int, int] | None = None
     for i in chosen:
-        with Image.open(BytesIO(store.read_bytes(names[i]))) as file:
-            image = file.convert("RGB")
+        try:
+            with Image.open(BytesIO(store.read_bytes(names[i]))) as file:
+                image = file.convert("RGB")
+        except (OSError, SyntaxError) as e:
+            raise UserError("a picture cannot be read", file=store.join(names[i]), found=str(e)) from e
         size = size or _fitting(image.width, image.height)
         frames.append((np.asarray(image.resize(size, Image.Resampling.LANCZOS)), FRAME_MS))
     frames[-1] = frames[-1][0], LAST_MS

@@ -301,8 +301,8 @@ def cached(name: str, fetch: Callable[[Path], object], size: int) -> Path:
 
 def write_atomic(path: str, data: bytes) -> None:
     """Write a file by path or URL: readers see the old one or the new one, never a part."""
-    folder, _, name = path.rpartition("/")
-    Storage.of(folder or ".").write_bytes(name, data)
+    folder, slash, name = path.rpartition("/")
+    Storage.of(folder or slash or ".").write_bytes(name, data)
 
 
 def digest_of(path: Path) -> str:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from adios.visualise import FRAMES, cells, draw_masks, write_film, write_masks
-from core.errors import MissingFile
+from core.errors import MissingFile, UserError
 from core.storage import Storage
 
 
@@ -82,3 +82,11 @@ def test_a_film_that_is_told_where_to_stand_leaves_the_pictures_folder_alone(tmp
     path = str(tmp_path / "other" / "film.gif")
     assert write_film(str(tmp_path / "run"), path) == path and Image.open(path).format == "GIF"
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["iter_00000000.png"]
+
+
+def test_a_damaged_picture_is_named(tmp_path):
+    write_masks(str(tmp_path), 0, *patches())
+    (tmp_path / "iter_00000001.png").write_bytes((tmp_path / "iter_00000000.png").read_bytes()[:200])
+    with pytest.raises(UserError, match="iter_00000001.png"):
+        write_film(str(tmp_path))
+    assert not (tmp_path / "masks.gif").exists()

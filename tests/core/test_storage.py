@@ -245,3 +245,10 @@ def test_unfinished_files_are_not_listed(tmp_path: Path) -> None:
     (tmp_path / ".a.txt-0123abcd").write_bytes(b"half")
     (tmp_path / "a.txt").write_bytes(b"whole")
     assert Storage.of(tmp_path).list() == ["a.txt"]
+
+
+def test_a_file_in_the_root_folder_is_written_there(monkeypatch):
+    written = []
+    monkeypatch.setattr(Storage, "write_bytes", lambda store, name, data: written.append(store.path(name)))
+    write_atomic("/a.txt", b"x")
+    assert written == ["/a.txt"]
