@@ -183,7 +183,8 @@ def _sorted_out(archive: Archive, members: Sequence[Member], end: int) -> tuple[
 
 def _judged(member: Member, end: int, *, replaced: bool) -> _Patch | Fault:
     if unsafe(member.name):
-        return Fault("name", "the name leads out of the archive")
+        backslash = "a backslash in the name, which zip forbids: pack the archive again" if "\\" in member.name else ""
+        return Fault("name", backslash or "the name leads out of the archive")
     if replaced:
         return Fault("duplicate", "a later member has this name, and replaces it")
     match = NAME.fullmatch(member.name)

@@ -2,7 +2,7 @@
 
     python -m ray_jobs.cut_patches slides=indexes/slide_metadata.parquet output=data/zips
     python -m ray_jobs.cut_patches images=data/images size=224 output=data/zips
-    python -m ray_jobs.cut_patches images=data/images image_mpp=0.5 mpp=0.25 output=data/zips
+    python -m ray_jobs.cut_patches images=data/images image_mpp=0.25 mpp=0.5 output=data/zips
 
 Of a slide: the tiles of a regular grid that hold enough tissue, at `mpp`. Of images: squares side by side, one zip per
 subfolder; their pixels are taken as they are, or resampled to `mpp` where `image_mpp` says what they have, so that they

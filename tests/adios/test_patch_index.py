@@ -166,7 +166,11 @@ def test_names_that_lead_out_of_the_archive_and_doubled_ones_are_quarantined(tmp
     build(tmp_path, tmp_path / "i.parquet", max_corrupt_fraction=1.0)
     (row,) = pq.read_table(tmp_path / "i.parquet").to_pylist()
     assert row["crc"] == read_directory(str(tmp_path / "a.zip")).members[2].crc
-    assert sorted(line["reason"] for line in quarantine(tmp_path / "i.parquet")) == ["duplicate", "name", "name"]
+    lines = quarantine(tmp_path / "i.parquet")
+    assert sorted(line["reason"] for line in lines) == ["duplicate", "name", "name"]
+    assert {line["detail"].partition(",")[0] for line in lines if line["reason"] == "name"} == {
+        "the name leads out of the archive", "a backslash in the name",
+    }  # fmt: skip
 
 
 KILLED = """
