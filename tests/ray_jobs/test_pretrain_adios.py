@@ -116,6 +116,38 @@ def test_a_checkpoint_of_two_workers_goes_on_with_one_and_ends_alike_though_the_
 
 @pytest.mark.ray
 @pytest.mark.heavy
+def test_two_workers_that_go_on_from_their_own_checkpoint_end_with_the_same_bits(two, tmp_path):
+    shutil.copytree(two / "run", tmp_path / "run")
+    shutil.rmtree(checkpoints(tmp_path / "run")[16])
+    assert pretrain(tmp_path / "run", two / "zips", "scaling.workers=2") == 0
+    (expected, _), (found, own) = (checkpoint.load(checkpoints(run)[16]) for run in (two / "run", tmp_path / "run"))
+    assert own["ran_on"]["world_size"] == 2 and set(found) == set(expected)
+    assert {name.partition(".")[0] for name in found} >= {"model", "optimizer"}, "weights and both optimizers"
+    for name, tensor in expected.items():
+        assert np.array_equal(found[name].numpy(), tensor.numpy()), name
+
+
+@pytest.mark.ray
+@pytest.mark.heavy
+def test_a_damaged_archive_is_quarantined_and_the_run_goes_on(ray_cluster, tmp_path):
+    import pyarrow.parquet as pq
+
+    write_folder(tmp_path / "zips")
+    archive = tmp_path / "zips" / "s0.zip"
+    data = bytearray(archive.read_bytes())
+    start = data.index(b"\x89PNG") + 60  # in the first patch's pixels
+    data[start : start + 8] = bytes(8)
+    archive.write_bytes(data)
+    lenient = ("data.max_corrupt_fraction=0.5", "total_iterations=9", "save_freq=0", "viz_freq=0")
+    assert pretrain(tmp_path / "run", tmp_path / "zips", "scaling.workers=1", *lenient) == 0
+    rows = pq.read_table(tmp_path / "run" / "quarantine.parquet").to_pylist()
+    assert rows and {row["reason"] for row in rows} == {"crc"} and all("s0.zip" in str(row) for row in rows)
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["images_seen"] == 36
+
+
+@pytest.mark.ray
+@pytest.mark.heavy
 def test_another_config_does_not_go_on_with_a_run(two, capsys):
     assert pretrain(two / "run", two / "zips", "final_temp=0.1") == 2
     assert "final_temp" in capsys.readouterr().err

@@ -1,0 +1,187 @@
+"""What ADIOS learns in twenty minutes on two cores, through the jobs: masks, a linear probe, nuclei over checkpoints.
+
+    python benchmarks/learning_adios.py                     # three seeds of `--config demo`, an hour on two free cores
+    python benchmarks/learning_adios.py seeds=1 total_iterations=100      # any key of ray_jobs.pretrain_adios
+
+A data set is cut by the jobs themselves: patches of 448 pixels at 0.25 mpp (112 µm) of the slides `wsi/*.svs`, of
+`patches/tcga_sites` and of the training part of `patches/crc5`, whose spacing is taken to be 0.5 mpp; zipped, indexed,
+and trained on through Ray. Every seed is a run in `output`, which is gone on with when the benchmark was interrupted.
+
+The probe is trained on crc5's training part and tested on its test part (5 classes, 450 and 150 images, 64 pixels as in
+training), on the student's class token and on the mean of its patch tokens; beside it the same network as initialised,
+and colour means and deviations alone. No test image is seen before. Printed: accuracies per seed, the paired difference
+pretrained − random with its 95% t interval over seeds, the last statistics of the masks, and for each seed the nuclei
+benchmark over its checkpoints on `nuclei/dsb2018_brightfield`. Look at `run_<seed>/visualizations/masks`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+import numpy as np
+import torch
+from learning_ijepath import Patches, colour_features, crc5, probe
+from omegaconf import OmegaConf
+
+from adios.config import CONFIGS_DIR, RunConfig
+from adios.student import build_student
+from core.artifact import EncoderArtifact
+from core.config import load_config
+from core.stats.bootstrap import paired_difference
+
+REPOSITORY = Path(__file__).parents[1]
+SIZE, MPP, IMAGE_MPP = 448, 0.25, 0.5
+SHOWN = ("loss/student", "loss/mask", "mask_spread", "mask_entropy", "mask_overlap", "feature_std", "feature_rankme")
+POOLINGS = ("cls", "mean")
+
+
+@dataclass
+class Settings:
+    """Of the benchmark; every other key is one of ray_jobs.pretrain_adios."""
+
+    data_dir: str = "../shared/data"
+    output: str = "outputs/learning_adios"
+    seeds: int = 3
+    threads: int = 2  # of the worker, and of the probes
+    neighbours: int = 20
+    nuclei_scale: float = 0.5  # of the nuclei's images, whose pixels are finer than those that are trained on
+
+
+def main() -> None:
+    own = {f.name for f in fields(Settings)}
+    mine = [a for a in sys.argv[1:] if a.partition("=")[0] in own]
+    keys = [a for a in sys.argv[1:] if a not in mine]
+    settings: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Settings), OmegaConf.from_dotlist(mine)))
+    torch.set_num_threads(settings.threads)
+    root, output = Path(settings.data_dir).resolve(), Path(settings.output).resolve()
+    index = cut(root, output / "data")
+    patches = crc5(root)
+    floor = probe(colour_features(patches.images), patches, settings.neighbours)
+    print(f"colour floor            linear {floor['linear']:.3f}  kNN {floor['knn']:.3f}", flush=True)
+    results = [one_seed(seed, keys, index, root, output, patches, settings) for seed in range(settings.seeds)]
+    differences = report(results)
+    figures = {"settings": asdict(settings), "keys": keys, "floor": floor, "seeds": results}
+    (output / "figures.json").write_text(json.dumps({**figures, "differences": differences}, indent=1))
+
+
+def cut(root: Path, folder: Path) -> Path:
+    """The index of the zipped patches in `folder`; finished archives are left."""
+    folder.mkdir(parents=True, exist_ok=True)
+    slides, index, zips = folder / "slides.csv", folder / "patches.parquet", folder / "zips"
+    rows = [
+        f"{path.stem},{path},,{'' if 'CMU' in path.stem else IMAGE_MPP}"
+        for path in sorted((root / "wsi").glob("*.svs"))
+    ]
+    slides.write_text("\n".join(["slide_id,wsi_path,mask_path,mpp", *rows]) + "\n")
+    command("index_slides", f"manifest={slides}", f"output={folder / 'slides.parquet'}")
+    tiles = (f"size={SIZE}", f"mpp={MPP}", f"output={zips}")
+    command(
+        "cut_patches",
+        f"slides={folder / 'slides.parquet'}",
+        *tiles,
+        "overlap_px=224",
+        f"report={folder / 'of_slides.csv'}",
+    )
+    for name, overlap in (("crc5/training", 0), ("tcga_sites", 256)):
+        own = (f"images={root / 'patches' / name}", f"image_mpp={IMAGE_MPP}", f"overlap_px={overlap}")
+        command("cut_patches", *own, *tiles, f"report={folder / name.partition('/')[0]}.csv")
+    command("index_patches", f"source={zips}", f"output={index}")
+    return index
+
+
+def one_seed(
+    seed: int, keys: Sequence[str], index: Path, root: Path, output: Path, patches: Patches, settings: Settings
+) -> dict[str, Any]:
+    """Pretrain through Ray, probe the student as it began and as it ended, judge the mask model of every checkpoint."""
+    run, start = output / f"run_{seed}", time.perf_counter()
+    argv = ("--config", "demo", *keys, f"seed={seed}")
+    scaling = ("scaling.accelerator=cpu", f"scaling.threads_per_worker={settings.threads}")
+    command("pretrain_adios", *argv, *scaling, f"data_path={index}", f"output={run}")
+    seconds = time.perf_counter() - start
+    config = load_config(RunConfig, argv, configs_dir=CONFIGS_DIR).config
+    out: dict[str, Any] = {"seed": seed, "seconds": seconds}
+    encoders = {"random": build_student(config).vit, "pretrained": EncoderArtifact.load(str(run / "encoder"))[0]}
+    for name, vit in encoders.items():
+        found = features(vit, config, patches)
+        out[name] = {pooling: probe(found[pooling], patches, settings.neighbours) for pooling in POOLINGS}
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = [line for line in lines if "loss/student" in line]
+    out["first"], out["last"] = ({k: line[k] for k in SHOWN if k in line} for line in (lines[0], lines[-1]))
+    out["masks"] = {k: v for k, v in lines[-1].items() if k.startswith("mask_mean")}
+    nuclei = root / "nuclei" / "dsb2018_brightfield"
+    command(
+        "nuclei_benchmark", f"run={run}", f"data={nuclei}", f"output={run / 'nuclei'}", f"scale={settings.nuclei_scale}"
+    )
+    judged = json.loads((run / "nuclei" / "results.json").read_text())
+    wanted = ("images_seen", "dice", "iou", "pq", "oracle_dice", "oracle_pq", "dice_above_otsu", "channel", "rule")
+    out["nuclei"] = [{k: row[k] for k in wanted} for row in judged["checkpoints"]]
+    out["otsu"] = judged["otsu"]
+    tell(out)
+    return out
+
+
+def tell(out: dict[str, Any]) -> None:
+    print(f"seed {out['seed']}: {out['seconds']:.0f} s")
+    for name in ("first", "last"):
+        print(f"  {name:<11}", "  ".join(f"{k} {v:.3g}" for k, v in out[name].items()))
+    print("  masks      ", "  ".join(f"{k} {v:.3f}" for k, v in out["masks"].items()))
+    for name in ("random", "pretrained"):
+        told = (f"{p}: linear {out[name][p]['linear']:.3f} kNN {out[name][p]['knn']:.3f}" for p in POOLINGS)
+        print(f"  {name:<11}", "   ".join(told))
+    for row in out["nuclei"]:
+        print(
+            f"  nuclei at {row['images_seen']:>6,} images: Dice {row['dice']:.3f} (oracle {row['oracle_dice']:.3f})",
+            end="",
+        )
+        print(f"  PQ {row['pq']:.3f}  mask {row['channel'] + 1} by {row['rule']}")
+    print(f"  Otsu in red: Dice {out['otsu']['dice']:.3f}  PQ {out['otsu']['pq']:.3f}", flush=True)
+
+
+def features(vit: Any, config: RunConfig, patches: Patches) -> dict[str, np.ndarray]:
+    """Class token and mean patch token `[N, D]` of every evaluation image at the size of training."""
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (config.data.mean, config.data.std))
+    cls, tokens = [], []
+    vit.eval()
+    with torch.inference_mode():
+        for i in range(0, len(patches.images), 32):
+            x = torch.from_numpy(patches.images[i : i + 32]).movedim(-1, 1).float() / 255
+            x = torch.nn.functional.interpolate(x, size=(config.data.image_size,) * 2, mode="area")
+            found = vit((x - mean) / std)
+            cls.append(found[:, 0].numpy())
+            tokens.append(found[:, vit.num_prefix :].mean(dim=1).numpy())
+    return {"cls": np.concatenate(cls), "mean": np.concatenate(tokens)}
+
+
+def report(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Print and return the paired differences over seeds."""
+    out: dict[str, Any] = {}
+    for pooling in POOLINGS:
+        for kind in ("linear", "knn"):
+            after, before = ([r[name][pooling][kind] for r in results] for name in ("pretrained", "random"))
+            print(f"{pooling:<5}{kind:<7} random {np.mean(before):.3f}  pretrained {np.mean(after):.3f}", end="  ")
+            if len(results) > 1:
+                interval = paired_difference(after, before)
+                out[f"{pooling}/{kind}"] = asdict(interval)
+                print(f"difference {interval}", end="")
+            print()
+    return out
+
+
+def command(name: str, *argv: str) -> None:
+    """A job, as a user types it; the benchmark ends where the job does."""
+    print("$ python -m ray_jobs." + " ".join([name, *argv]), flush=True)
+    subprocess.run([sys.executable, "-m", f"ray_jobs.{name}", *argv], cwd=REPOSITORY, check=True)
+
+
+if __name__ == "__main__":
+    main()
