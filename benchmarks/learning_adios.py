@@ -20,7 +20,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -103,19 +102,19 @@ def one_seed(
     seed: int, keys: Sequence[str], index: Path, root: Path, output: Path, patches: Patches, settings: Settings
 ) -> dict[str, Any]:
     """Pretrain through Ray, probe the student as it began and as it ended, judge the mask model of every checkpoint."""
-    run, start = output / f"run_{seed}", time.perf_counter()
+    run = output / f"run_{seed}"
     argv = ("--config", "demo", *keys, f"seed={seed}")
     scaling = ("scaling.accelerator=cpu", f"scaling.threads_per_worker={settings.threads}")
     command("pretrain_adios", *argv, *scaling, f"data_path={index}", f"output={run}")
-    seconds = time.perf_counter() - start
     config = load_config(RunConfig, argv, configs_dir=CONFIGS_DIR).config
-    out: dict[str, Any] = {"seed": seed, "seconds": seconds}
+    out: dict[str, Any] = {"seed": seed}
     encoders = {"random": build_student(config).vit, "pretrained": EncoderArtifact.load(str(run / "encoder"))[0]}
     for name, vit in encoders.items():
         found = features(vit, config, patches)
         out[name] = {pooling: probe(found[pooling], patches, settings.neighbours) for pooling in POOLINGS}
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     lines = [line for line in lines if "loss/student" in line]
+    out["minutes"] = float(np.mean([line["step_ms"] for line in lines])) * lines[-1]["step"] / 60_000
     out["first"], out["last"] = ({k: line[k] for k in SHOWN if k in line} for line in (lines[0], lines[-1]))
     out["masks"] = {k: v for k, v in lines[-1].items() if k.startswith("mask_mean")}
     nuclei = root / "nuclei" / "dsb2018_brightfield"
@@ -131,7 +130,7 @@ def one_seed(
 
 
 def tell(out: dict[str, Any]) -> None:
-    print(f"seed {out['seed']}: {out['seconds']:.0f} s")
+    print(f"seed {out['seed']}: trained for {out['minutes']:.1f} minutes")
     for name in ("first", "last"):
         print(f"  {name:<11}", "  ".join(f"{k} {v:.3g}" for k, v in out[name].items()))
     print("  masks      ", "  ".join(f"{k} {v:.3f}" for k, v in out["masks"].items()))
