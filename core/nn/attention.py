@@ -79,12 +79,11 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) 
 def _per_run(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], dropout: float) -> Tensor:
     """Neighbouring segments of one length form a batch `[count, length, H, Dh]`."""
     runs = [(length, len(list(same))) for length, same in groupby(lengths)]
-    out, start = [], 0
-    for length, count in runs:
-        end = start + length * count
-        q_run, k_run, v_run = (t[0, start:end].reshape(count, length, *t.shape[2:]) for t in (q, k, v))
+    sizes = [length * count for length, count in runs]  # split, not sliced: a slice's gradient is filled with zeros
+    out = []
+    for (length, count), *part in zip(runs, *(torch.split(t[0], sizes) for t in (q, k, v)), strict=True):
+        q_run, k_run, v_run = (t.unflatten(0, (count, length)) for t in part)
         out.append(_sdpa(q_run, k_run, v_run, None, dropout).flatten(0, 1))
-        start = end
     return (out[0] if len(out) == 1 else torch.cat(out)).unsqueeze(0)
 
 
