@@ -24,6 +24,7 @@ from ray_jobs.runtime import RuntimeConfig, ray_session
 from ray_jobs.trainer import Outcome, ScalingConfig, begin, fit
 from ray_jobs.training_jobs import (
     absolute,
+    check_output,
     check_tuning,
     cpus_of,
     decode_tasks,
@@ -86,6 +87,7 @@ def check(config: PretrainAdiosConfig) -> None:
     from adios.settings import check_networks
     from ray_jobs.resume import check_resumable
 
+    check_output(config.output)
     if not config.data_path:
         expected = "data_path=FOLDER of zips, a dataset_index.pkl, or an index"
         raise UserError("nothing to train on", key="data_path", expected=expected)

@@ -25,6 +25,7 @@ from ray_jobs.runtime import RuntimeConfig, ray_session
 from ray_jobs.trainer import Outcome, ScalingConfig, begin, fit
 from ray_jobs.training_jobs import (
     absolute,
+    check_output,
     check_tuning,
     cpus_of,
     decode_tasks,
@@ -112,6 +113,7 @@ def located(config: PretrainConfig) -> PretrainConfig:
 
 
 def _check(config: PretrainConfig) -> None:
+    check_output(config.output)
     data = config.data
     if not (data.slide_manifest_csv or data.slide_metadata_parquet or data.anchor_catalog_manifest):
         expected = "data.slide_manifest_csv=slides.csv, or data.anchor_catalog_manifest=anchor_catalog_manifest.json"

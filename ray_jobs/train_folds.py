@@ -36,6 +36,7 @@ from ray_jobs.train_regression import (
     tell_rehearsal,
     work_on,
 )
+from ray_jobs.training_jobs import check_output
 from regression.config import CONFIGS_DIR, DataConfig
 
 if TYPE_CHECKING:
@@ -163,6 +164,7 @@ def folds_of(config: TrainFoldsConfig) -> list[Fold]:
     """A fold per CSV of the folder of splits, in the order of their numbers. MissingFile when there is none."""
     from core.storage import Storage
 
+    check_output(config.output)
     if not is_set(config.splits):
         raise UserError("which folds?", key="splits", expected="a folder that make_splits has written")
     store = Storage.of(config.splits)

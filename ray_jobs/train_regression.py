@@ -22,7 +22,7 @@ from ray_jobs import training_jobs
 from ray_jobs.cli import Outputs, job
 from ray_jobs.runtime import RuntimeConfig, ray_session
 from ray_jobs.trainer import Outcome, ScalingConfig, fit
-from ray_jobs.training_jobs import absolute, cpus_of, saved, train_job
+from ray_jobs.training_jobs import absolute, check_output, cpus_of, saved, train_job
 from regression.config import CONFIGS_DIR, RunConfig, resolve, run_name
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ class Run:
 
 def main(loaded: Loaded[TrainRegressionConfig]) -> Outputs | None:
     config = located(loaded.config)
+    check_output(config.output)
     check_probes(config)
     plan = plan_of(config)
     run = run_of(config, plan)

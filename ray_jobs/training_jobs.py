@@ -35,9 +35,8 @@ def absolute(path: str | None) -> str | None:
 
 
 def located(config: Any, **changes: Any) -> Any:
-    """`config` with `changes`; output, checkpoint to go on from and what evaluations read are absolute. UserError
-    without an output, or where a file is in its way."""
-    check_output(config.output)
+    """`config` with `changes`; output, checkpoint to go on from and what evaluations read are absolute. Of a trial's
+    config, too, which has no output yet."""
     checkpoint = config.checkpoint
     if checkpoint.resume not in ("auto", "never"):
         checkpoint = replace(checkpoint, resume=absolute(checkpoint.resume) or "auto")
@@ -47,6 +46,7 @@ def located(config: Any, **changes: Any) -> Any:
 
 
 def check_output(output: str | None) -> None:
+    """UserError without an output, or where a file is in its way."""
     if not output:
         raise UserError("where shall the run go?", key="output", expected="output=FOLDER or a URL")
     nearest = next((p for p in (Path(output), *Path(output).parents) if p.exists()), Path("/"))
