@@ -14,12 +14,13 @@ XLA := $(VENV_XLA)/bin
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: help demo test test-heavy test-xla lint clean
+.PHONY: help demo test test-heavy test-xla test-gpu lint clean
 
 help:
 	@echo "make demo [SLIDES=folder [MPP=0.5]]   the main job on a generated cohort, or on your slides"
 	@echo "make test                           lint, types and tests (make test-heavy: those that take minutes)"
 	@echo "make test-xla                       the XLA tests on the CPU, in an environment of their own (9 GB)"
+	@echo "make test-gpu                       what needs an NVIDIA GPU, and a torch built for it"
 	@echo "make lint                           ruff, mypy over core, import contracts"
 	@echo "make clean                          remove environments, caches and the demo's output"
 
@@ -36,6 +37,12 @@ test-xla: $(if $(wildcard tests/xla/test_*.py),$(VENV_XLA)/.installed)
 	@if ls tests/xla/test_*.py >/dev/null 2>&1; then \
 	  PJRT_DEVICE=CPU $(XLA)/python -m pytest tests/xla $(PYTEST_FLAGS); \
 	else echo "there are no XLA tests under tests/xla"; fi
+
+# Alone: a skipped test would read as a GPU that works.
+test-gpu: $(VENV)/.installed
+	@$(BIN)/python -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else \
+	  f"error: torch {torch.__version__} sees no CUDA device: pip install -e .[dev,cuda] without constraints.txt")'
+	$(BIN)/python -m pytest tests/gpu tests/core/nn/test_attention.py $(PYTEST_FLAGS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -2,6 +2,9 @@
 
 The scale halves after a step whose scaled gradient overflowed and doubles after `GROWTH_STEPS` good ones
 (Micikevicius et al. 2018, arXiv 1710.03740, section 3.2).
+
+The first scale and the bounds below are those of a loss that is a mean over the global batch, as is usual. Recipes give
+sums, so both are smaller by the batch, rounded down to a power of two: a scale is then exact in every precision.
 """
 
 from __future__ import annotations
@@ -19,9 +22,11 @@ FIRST, LEAST, MOST, GROWTH_STEPS = 65536.0, 1.0, 2.0**24, 2000
 class LossScale:
     """`scale` multiplies the loss before backward; the gradient is divided by it afterwards."""
 
-    def __init__(self, precision: str, device: Device) -> None:
+    def __init__(self, precision: str, device: Device, global_batch: int) -> None:
         self.active = precision == "fp16"
-        self.scale = device.scalar(FIRST if self.active else 1.0)
+        batch = 2.0 ** (global_batch.bit_length() - 1)
+        self.least, self.most = LEAST / batch, MOST / batch
+        self.scale = device.scalar(FIRST / batch if self.active else 1.0)
         self.good = device.scalar(0.0)
 
     def apply(self, loss: Tensor) -> Tensor:
@@ -35,12 +40,12 @@ class LossScale:
         good = (self.good + 1) * finite
         grown = (good >= GROWTH_STEPS).to(torch.float32)
         factor = (1 + grown) * (1 - 0.5 * (1 - finite))
-        self.scale = (self.scale * factor).clamp(LEAST, MOST)
+        self.scale = (self.scale * factor).clamp(self.least, self.most)
         self.good = good * (1 - grown)
 
     def excuses(self) -> Tensor:
-        """1 while an overflow is the scale's fault and not the run's: it can still fall."""
-        return (self.scale > LEAST).to(torch.float32) if self.active else torch.zeros_like(self.scale)
+        """1 while an overflow may be the scale's fault and not the run's: it can still fall."""
+        return (self.scale > self.least).to(torch.float32) if self.active else torch.zeros_like(self.scale)
 
     def tensors(self) -> dict[str, Tensor]:
         return {"scale": self.scale, "good": self.good} if self.active else {}

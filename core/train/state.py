@@ -37,7 +37,7 @@ class TrainState:
         assert not missing, f"phases of the recipe and of settings.optim differ: {missing}"
         device.broadcast_([t.detach() for t in recipe.modules.state_dict().values()])
         self.optimizers = {phase: settings.optim[phase].build(params) for phase, params in recipe.params.items()}
-        self.scales = {phase: LossScale(settings.precision, device) for phase in recipe.params}
+        self.scales = {phase: LossScale(settings.precision, device, settings.global_batch) for phase in recipe.params}
         self.health = Health(device)
         device.mark_step()
 

@@ -12,7 +12,7 @@ from adios.config import MaskModelSettings, OptimizationConfig, StudentConfig
 from adios.recipe import MASK, STUDENT, AdiosRecipe
 from adios.settings import loop_settings
 from tests.builders.adios_run import config, stream
-from tests.xla.small import losses, train
+from tests.builders.small import losses, train
 
 G = 8
 STEPS = {"adios": 5, "vit_unet": 3}  # the latter's up-path is as wide as a large model's, and slow here

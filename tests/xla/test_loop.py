@@ -10,8 +10,9 @@ from core.errors import UserError
 from core.optim.schedules import Schedule, constant
 from core.train.loop import TrainState
 from core.train.settings import PhaseOptim
-from tests.xla import small, tiny
-from tests.xla.small import losses, train
+from tests.builders import small
+from tests.builders.small import losses, train
+from tests.xla import tiny
 
 STEPS = small.STEPS
 

@@ -10,7 +10,7 @@ import torch
 from core import checkpoint
 from core.artifact import EncoderArtifact
 from ray_jobs.trainer import ScalingConfig, Tracking, TrainJob, fit
-from tests.xla import small
+from tests.builders import small
 
 pytestmark = pytest.mark.ray
 KEYS = ("training.save_every=32", "checkpoint.latest_every=16", "checkpoint.keep_last_n=9")

@@ -302,8 +302,8 @@ def test_fp16_lowers_its_loss_scale_instead_of_counting_bad_steps() -> None:
     recipe.state = state
     ticks = ticks_of(recipe, config, state=state)
     assert ticks[-1].end == "budget"
-    assert float(state.scales["model"].scale) == 1024.0  # 2^16 halved six times
-    assert int(state.optimizers["model"].steps) == 4  # of ten
+    assert float(state.scales["model"].scale) == 1024.0  # 2^16 over the batch, 2^2, halved four times
+    assert int(state.optimizers["model"].steps) == 6  # of ten
     assert int(state.health.counts[0]) == 0
 
 

@@ -1,4 +1,4 @@
-"""The smallest I-JEPATH run with everything in it, for XLA: a ViT of two blocks, two slides, eight steps of AdamW.
+"""The smallest I-JEPATH run with everything in it, for XLA and GPUs: a ViT of two blocks, two slides, eight steps.
 
 Importable by name, because Ray pickles `assemble` by reference; the narrow ViT is set where the module is imported.
 """

@@ -1,0 +1,27 @@
+"""One NVIDIA GPU: skipped with a reason where there is none. Run by `make test-gpu`."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from core.device import Device
+from core.plan import Plan
+from tests.builders import small
+
+
+@pytest.fixture(scope="session", autouse=True)
+def gpu() -> Device:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device is visible here")
+    return Device.of("cuda")
+
+
+@pytest.fixture(scope="session")
+def cpu() -> Device:
+    return Device.of("cpu")
+
+
+@pytest.fixture(scope="session")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    return small.slides_plan(tmp_path_factory.mktemp("slides"))
