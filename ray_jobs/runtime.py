@@ -112,7 +112,14 @@ def _attach(ray: Any, config: RuntimeConfig, address: str) -> None:
             runtime_env=environment,
         )
         _of_workers.update(environment["env_vars"])
-    except (ConnectionError, ValueError, RuntimeError) as e:
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RuntimeEnvSetupError) as e:
+        if "runtime_env" in str(e) or "runtime env" in str(e).lower():
+            raise UserError(
+                f"the cluster answers, but not with the runtime environment that this job was given: {e}",
+                key="runtime_env",
+                found=environment,
+                expected="one that its nodes can set up, and that repeats nothing of the job's own",
+            ) from e
         raise UserError(
             f"no Ray cluster answers: {e}", key="runtime.address", found=address, expected="a running head, or local"
         ) from e

@@ -103,6 +103,23 @@ def test_an_address_where_nobody_answers_is_the_users_to_mend(monkeypatch):
         pass
 
 
+@pytest.mark.parametrize("kind", ["RuntimeEnvSetupError", "ValueError"])
+def test_a_runtime_environment_that_cannot_be_set_up_is_not_taken_for_a_missing_cluster(kind, monkeypatch):
+    import ray
+
+    def refuse(**arguments):
+        if kind == "ValueError":
+            raise ValueError("Failed to merge the Job's runtime env {} with a ray.init's runtime env {}")
+        raise ray.exceptions.RuntimeEnvSetupError("pip install torch==9.9 failed")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(UserError) as error, ray_session(RuntimeConfig(address="10.0.0.1:6379")):
+        pass
+    assert error.value.where["key"] == "runtime_env" and "no Ray cluster" not in str(error.value)
+    assert kind == "ValueError" or "torch==9.9" in str(error.value)
+
+
 def test_a_submitted_jobs_own_environment_is_not_set_twice(monkeypatch):
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
     assert _runtime_env(RuntimeConfig(omp_threads=2))["env_vars"]["OMP_NUM_THREADS"] == "2"
