@@ -48,7 +48,7 @@ class ScalingConfig:
     threads_per_worker: int = placement(0)
     tpu_type: str | None = placement(None)  # several TPU hosts: what kind of slice they are, TPU-V5P say
     tpu_topology: str | None = placement(None)  # and its shape, 2x2x2 say
-    max_failures: int = placement(3)
+    max_failures: int = placement(3)  # restarts of the workers before training has got further than it was
     preemption_check_steps: int = placement(0)
     collective_timeout_s: int = placement(1800)
     autoscaling: bool = placement(False)  # the cluster may grow to what is asked for: do not check it beforehand
@@ -146,10 +146,9 @@ def fit(job: TrainJob) -> Outcome:
     job.run_dir, job.plan_path = store.url, Storage.of(job.plan_path).url  # workers run in another folder
     if job.accelerator is None:
         job.accelerator = begin(job.run_dir, job.scaling, job.decode_tasks)
-    trainer = _ray_trainer(job, store)
     try:
         with _mlflow(job, store), _evaluators(job, store) as evaluators:
-            value = _fit_in_thread(trainer, store, job.total_images)
+            value = _fit_while_it_advances(job, store)
             if evaluators is not None and not value.get("fatal"):
                 evaluators.drain()
     except BaseException:
@@ -190,6 +189,37 @@ def _evaluators(job: TrainJob, store: Any) -> Any:
     gpus = scaling.workers * scaling.gpus_per_worker if job.accelerator == "cuda" else 0.0
     request = request_of(job.tuning.execution, str(job.accelerator), ray.cluster_resources(), gpus, scaling.workers)
     return Evaluators(store.url, job.tuning, request, identity=job.identity_hash, tag=job.tag)
+
+
+def _fit_while_it_advances(job: TrainJob, store: Any) -> dict[str, Any]:
+    """Ray counts the failures of a whole fit; days of training on machines that come and go have more of them than a
+    broken one has. So once they are used up, another fit begins, if there is a newer checkpoint than at the last."""
+    from ray.train import TrainingFailedError
+
+    reached, fits = 0, 1
+    while True:
+        try:
+            return _fit_in_thread(_ray_trainer(job, store, fits), store, job.total_images)
+        except TrainingFailedError as e:
+            newest = _newest_of(job, store)
+            if not job.scaling.max_failures or newest <= reached:
+                raise
+            failure = " ".join(str(e).split())[:400]
+            log.warning("scaling.max_failures is used up, but training has come to %d images: %s", newest, failure)
+            reached, fits = newest, fits + 1
+
+
+def _newest_of(job: TrainJob, store: Any) -> int:
+    """Images seen by the newest checkpoint that this job has written; 0 before the first, or where none can be seen."""
+    from core.committed import list_committed
+    from ray_jobs.resume import CHECKPOINTS
+
+    try:
+        found = list_committed(store.join(CHECKPOINTS))
+    except OSError as e:
+        log.warning("the checkpoints could not be looked at: %s", e)
+        return 0
+    return max((int(c.meta["images_seen"]) for c in found if c.meta.get("fit_id") == job.fit_id), default=0)
 
 
 def _fit_in_thread(trainer: Any, store: Any, total_images: int) -> dict[str, Any]:
@@ -274,7 +304,7 @@ def mlflow_params(job: TrainJob) -> dict[str, Any]:
     return {key: value for key, (value, _) in flatten(job.config).items()} | job.identity
 
 
-def _ray_trainer(job: TrainJob, store: Any) -> Any:
+def _ray_trainer(job: TrainJob, store: Any, number: int) -> Any:
     from ray import cloudpickle
     from ray.train import FailureConfig, RunConfig
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
@@ -289,7 +319,7 @@ def _ray_trainer(job: TrainJob, store: Any) -> Any:
     # a process more to start, which nobody asks without a cadence for it
     os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "1" if scaling.preemption_check_steps > 0 else "0"
     run_config = RunConfig(
-        name=f"fit-{job.fit_id}",
+        name=f"fit-{job.fit_id}" + (f"-{number}" if number > 1 else ""),
         storage_path=store.path("ray"),
         storage_filesystem=store.pyarrow_fs(),
         failure_config=FailureConfig(max_failures=scaling.max_failures),

@@ -74,6 +74,25 @@ def test_a_killed_worker_is_restarted_and_the_run_ends_bit_equal(ray_cluster, tm
     assert weights(tmp_path / "whole") == weights(tmp_path / "killed")
 
 
+@pytest.mark.heavy
+def test_failures_are_counted_since_the_last_checkpoint_and_not_over_the_whole_run(ray_cluster, tmp_path, plan, caplog):
+    train(tmp_path / "whole", plan, 1)
+    outcome = train(tmp_path / "run", plan, 1, max_failures=1, save_every=12, kills=[2, 4, 6])
+    assert outcome.end == "budget" and len(list((tmp_path / "run").glob("killed_*"))) == 3
+    assert weights(tmp_path / "whole") == weights(tmp_path / "run")
+    assert "max_failures is used up, but training has come to" in caplog.text
+
+
+@pytest.mark.heavy
+def test_a_run_that_fails_at_one_step_again_and_again_ends(ray_cluster, tmp_path, plan):
+    from ray.train import TrainingFailedError
+
+    with pytest.raises(TrainingFailedError):
+        train(tmp_path / "run", plan, 1, max_failures=1, save_every=12, kill_always_at=3)
+    assert weights(tmp_path / "run")[0] in (24, 36), "the last is written while the step that fails is taken"
+    assert [line["step"] for line in seen(tmp_path / "run")].count(3) in (4, 6), "fits of two attempts"
+
+
 def test_another_number_of_workers_sees_the_same_units_at_the_same_steps(ray_cluster, tmp_path, plan):
     train(tmp_path / "run", plan, 2, stop_at_step=3)
     outcome = train(tmp_path / "run", plan, 1)
