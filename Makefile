@@ -3,12 +3,14 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
   $$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV ?= .venv
 VENV_XLA ?= .venv-xla
+VENV_GPU ?= .venv-gpu
 EXTRAS ?= dev,openslide,fastslide
 PYTEST_FLAGS ?=
 # Processes of the tests. All that need Ray run in one of them (tests/conftest.py), which has the session's one cluster.
 TEST_PROCESSES ?= 2
 BIN := $(VENV)/bin
 XLA := $(VENV_XLA)/bin
+GPU := $(VENV_GPU)/bin
 
 # One thread per process: the tests and Ray's workers are processes, and torch would start a thread per core in each.
 export OMP_NUM_THREADS ?= 1
@@ -20,7 +22,7 @@ help:
 	@echo "make demo [SLIDES=folder [MPP=0.5]]   the main job on a generated cohort, or on your slides"
 	@echo "make test                           lint, types and tests (make test-heavy: those that take minutes)"
 	@echo "make test-xla                       the XLA tests on the CPU, in an environment of their own (9 GB)"
-	@echo "make test-gpu                       what needs an NVIDIA GPU, and a torch built for it"
+	@echo "make test-gpu                       what needs an NVIDIA GPU, in an environment of its own"
 	@echo "make lint                           ruff, mypy over core, import contracts"
 	@echo "make clean                          remove environments, caches and the demo's output"
 
@@ -38,11 +40,11 @@ test-xla: $(if $(wildcard tests/xla/test_*.py),$(VENV_XLA)/.installed)
 	  PJRT_DEVICE=CPU $(XLA)/python -m pytest tests/xla $(PYTEST_FLAGS); \
 	else echo "there are no XLA tests under tests/xla"; fi
 
-# Alone: a skipped test would read as a GPU that works.
-test-gpu: $(VENV)/.installed
-	@$(BIN)/python -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else \
-	  f"error: torch {torch.__version__} sees no CUDA device: pip install -e .[dev,cuda] without constraints.txt")'
-	$(BIN)/python -m pytest tests/gpu tests/core/nn/test_attention.py $(PYTEST_FLAGS)
+# Tests that skip would read as a GPU that works, so a torch that sees none is an error.
+test-gpu: $(VENV_GPU)/.installed
+	@$(GPU)/python -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else \
+	  f"error: torch {torch.__version__} of $(VENV_GPU) sees no CUDA device")'
+	$(GPU)/python -m pytest tests/gpu tests/core/nn/test_attention.py $(PYTEST_FLAGS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -62,6 +64,13 @@ $(VENV_XLA)/.installed: pyproject.toml constraints-xla.txt
 	$(XLA)/python -m pip install -q -c constraints-xla.txt torch torch_xla -e ".[dev]"
 	touch $@
 
+# Without constraints.txt, whose torch is built for CPUs.
+$(VENV_GPU)/.installed: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer on the PATH; set PYTHON=/path/to/python3" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV_GPU)
+	$(GPU)/python -m pip install -q -e ".[dev,cuda]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV_XLA) build *.egg-info demo_output .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VENV_XLA) $(VENV_GPU) build *.egg-info demo_output .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

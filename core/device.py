@@ -60,7 +60,7 @@ class Device:
             device = torch.device("cuda", _cuda_index())
             torch.cuda.set_device(device)
             torch.cuda.init()  # type: ignore[no-untyped-call]
-            torch.backends.cudnn.allow_tf32 = False  # PyTorch's default for convolutions; float32 is float32 here
+            torch.backends.cudnn.allow_tf32 = False  # PyTorch has it on; float32 is float32 here
         rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         return cls(kind, device, rank, world)
 

@@ -3,8 +3,9 @@
 The scale halves after a step whose scaled gradient overflowed and doubles after `GROWTH_STEPS` good ones
 (Micikevicius et al. 2018, arXiv 1710.03740, section 3.2).
 
-The first scale and the bounds below are those of a loss that is a mean over the global batch, as is usual. Recipes give
-sums, so both are smaller by the batch, rounded down to a power of two: a scale is then exact in every precision.
+The first scale and the bounds below are those of a loss that is a mean. Recipes give sums, so both are smaller by the
+global batch, rounded down to a power of two: exact in every precision, and the same with any number of ranks and
+micro-batches. The price is a small first scale where a large batch is accumulated of small ones; it rises from there.
 """
 
 from __future__ import annotations

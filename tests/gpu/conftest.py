@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # shares of one GPU are tested, also where there are several
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before the first matrix product
+
 import pytest
 import torch
 

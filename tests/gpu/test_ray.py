@@ -42,7 +42,7 @@ def test_evaluators_judge_on_what_the_training_leaves_of_the_gpu(ray_cluster, tm
     assert all(0 <= row[RI] <= 1 for row in found)
     ran_on = states(tmp_path / "run")[BUDGET][1]["ran_on"]
     assert ran_on["kind"] == "cuda" and ran_on["precision"] == "bf16"
-    assert metrics(tmp_path / "run")[-1]["memory_peak_gib"] > 0
+    assert metrics(tmp_path / "run")[-1]["memory_gib"] > 0, "only a GPU counts what is in use"
 
 
 def test_adios_in_bfloat16_goes_on_from_its_checkpoint_to_the_same_bits(ray_cluster, tmp_path):
@@ -67,7 +67,7 @@ def test_features_of_a_gpu_are_those_of_a_cpu(ray_cluster, tmp_path):
     there, here = ([read_bag(str(p)) for p in sorted((tmp_path / d).rglob("*.h5"))] for d in ("cuda", "cpu"))
     assert len(there) == len(here) == 1 and np.array_equal(there[0].coords, here[0].coords)
     apart = np.abs(there[0].features.astype(np.float64) - here[0].features)
-    assert apart.max() < 1e-2 * np.abs(here[0].features).max()
+    assert apart.max() < 1e-4 * np.abs(here[0].features).max()
 
 
 def test_a_regression_trains_in_bfloat16(ray_cluster, tmp_path):

@@ -104,11 +104,14 @@ def test_float32_trains_as_a_cpu_does(name, plan, gpu, cpu, record_property):
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("name", list(NETWORKS))
 def test_half_precision_trains_close_to_float32_and_keeps_float32_weights(name, precision, plan, gpu):
-    full = losses(made(name, plan).train(gpu)[0])
+    reference = made(name, plan).train(gpu)[0]
+    full = losses(reference)
     ticks, _, (tensors, _) = made(name, plan, precision).train(gpu)
     assert {t.dtype for n, t in tensors.items() if n.startswith("model.") and t.is_floating_point()} == {torch.float32}
-    if precision == "bf16":
+    if precision == "bf16" or name == "ijepath":
         assert losses(ticks) == pytest.approx(full, rel=0.1, abs=0.02) and losses(ticks) != full
+        assert ticks[0].metrics["grad_norm"] == pytest.approx(reference[0].metrics["grad_norm"], rel=0.1)
+    if precision == "bf16":
         return
     done = {n: int(t) for n, t in tensors.items() if n.startswith("optimizer.") and n.endswith(".steps")}
     print(f"{name} in fp16: {done} steps of {len(ticks)} fitted the loss scale")
@@ -119,7 +122,8 @@ def test_half_precision_trains_close_to_float32_and_keeps_float32_weights(name, 
 def test_crops_of_several_sizes_attend_in_a_kernel_for_packed_sequences(gpu, monkeypatch):
     name = attention.attention_backend(gpu.torch_device, torch.bfloat16, 16)
     print(f"packed attention on {torch.cuda.get_device_name()}: {name}")
-    assert name in ("varlen", "xformers")
+    if name == "sdpa":
+        pytest.skip(f"no kernel for packed sequences runs here: torch {torch.__version__}")
     calls, kernel = [], attention._PACKED[name]
     monkeypatch.setitem(attention._PACKED, name, lambda *args: calls.append(args[3]) or kernel(*args))
     adios("adios", "bf16", steps=3).train(gpu)
@@ -144,13 +148,23 @@ def test_a_run_that_goes_on_from_its_checkpoint_ends_bit_equal(name, precision, 
     assert [n for n in whole if not torch.equal(whole[n], resumed[n])] == []
 
 
+def test_a_convolution_in_float32_is_not_one_in_tf32(gpu):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 64, 32, 32, generator=generator)
+    weight = torch.randn(64, 64, 3, 3, generator=generator)
+    found = torch.nn.functional.conv2d(x.to(gpu.torch_device), weight.to(gpu.torch_device)).cpu().double()
+    expected = torch.nn.functional.conv2d(x.double(), weight.double())
+    assert float((found - expected).norm() / expected.norm()) < 1e-5, "TF32 is some 3e-4 off"
+
+
 def test_a_checkpoint_of_a_gpu_goes_on_on_a_cpu_and_back(plan, gpu, cpu):
     _, _, (whole, _) = ijepath(plan).train(cpu)
     _, _, there = ijepath(plan).train(gpu, stop_at=3)
     _, _, back = ijepath(plan).train(cpu, state=there, stop_at=6)
     ticks, _, (found, _) = ijepath(plan).train(gpu, state=back)
     assert ticks[-1].end == "budget"
-    assert max(float((found[n].double() - whole[n].double()).abs().max()) for n in whole) < 1e-3
+    for name in whole:
+        torch.testing.assert_close(found[name].cpu(), whole[name], rtol=0, atol=1e-3, msg=name)
 
 
 @pytest.mark.parametrize("name", list(NETWORKS))

@@ -18,7 +18,7 @@ import pytest  # noqa: E402
 
 from core.device import Device  # noqa: E402
 from core.plan import Plan  # noqa: E402
-from tests.xla import small  # noqa: E402
+from tests.builders import small  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)

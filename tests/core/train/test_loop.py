@@ -307,6 +307,25 @@ def test_fp16_lowers_its_loss_scale_instead_of_counting_bad_steps() -> None:
     assert int(state.health.counts[0]) == 0
 
 
+@pytest.mark.parametrize("micro", [1, 3, 6])
+def test_fp16_takes_the_loss_scale_out_of_gradients_before_they_are_applied(micro: int) -> None:
+    """SGD, whose steps are as long as gradients are; in float32 within fp16's rounding."""
+    plain, scaled = Regression(), Regression()
+    optim = {"model": PhaseOptim(kind="sgd", lr=constant(1e-2), weight_decay=constant(0.0))}
+    expected = ticks_of(plain, settings(optim=optim, log_every=6))
+    config = settings(optim=optim, log_every=6, precision="fp16", micro_batch=micro)
+    state = TrainState(scaled, config, DEVICE)
+    state.scales["model"].scale.fill_(64.0)  # which overflows nowhere here
+    found = ticks_of(scaled, config, state=state)
+    for tick, other in zip(found, expected, strict=True):
+        assert tick.metrics is not None and other.metrics is not None
+        for key in ("loss", "grad_norm"):
+            assert tick.metrics[key] == pytest.approx(other.metrics[key], rel=1e-2), (tick.step, key)
+    weight = plain.modules["layer"].weight.detach()
+    assert float(weight.abs().max()) > 0.01
+    torch.testing.assert_close(scaled.modules["layer"].weight.detach(), weight, rtol=1e-2, atol=1e-4)
+
+
 def test_a_checkpoint_asked_for_at_a_poll_is_due_at_that_step_and_only_once() -> None:
     asked = iter([False, True, False])
     ticks = ticks_of(Regression(), settings(poll_every_steps=3), save=lambda: next(asked))

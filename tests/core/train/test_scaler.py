@@ -10,11 +10,19 @@ CPU = Device.of("cpu")
 FINE, OVERFLOWN = torch.tensor(1.0), torch.tensor(0.0)
 
 
-@pytest.mark.parametrize("images", [1, 6, 64, 4096])
-def test_a_scaled_sum_begins_as_large_as_a_mean_scaled_by_2_to_the_16(images):
+@pytest.mark.parametrize(("images", "first"), [(1, 65536), (6, 16384), (64, 1024), (4096, 16)])
+def test_a_scaled_sum_begins_about_as_large_as_a_mean_scaled_by_2_to_the_16(images, first):
     scale = LossScale("fp16", CPU, images)
-    scaled = float(scale.apply(torch.ones(images).sum()))
-    assert 65536 <= scaled < 2 * 65536 and scaled == 65536 * images / 2 ** (images.bit_length() - 1)
+    assert float(scale.scale) == first
+    assert 65536 <= float(scale.apply(torch.ones(images).sum())) < 2 * 65536
+
+
+@pytest.mark.parametrize(("saved", "then"), [(2.0**24, 2.0**18), (65536.0, 65536.0), (1.0, 1.0)])
+def test_a_scale_of_an_older_checkpoint_goes_on_within_the_bounds(saved, then):
+    scale = LossScale("fp16", CPU, 64)
+    scale.load({"scale": torch.tensor(saved), "good": torch.tensor(7.0)})
+    scale.update(FINE)
+    assert float(scale.scale) == then and float(scale.good) == 8 and float(scale.excuses()) == 1
 
 
 def test_it_falls_to_that_of_a_mean_scaled_by_1_before_an_overflow_counts_as_bad():
