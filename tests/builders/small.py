@@ -25,13 +25,13 @@ from ijepath.profile import Profile
 from tests.builders.anchor_catalog import planned
 from tests.builders.cohort import speckled_cohort
 
-PRESETS["vit_narrow"] = {"dim": 48, "depth": 2, "heads": 3}
+PRESETS["vit_tiny"] = {"dim": 48, "depth": 2, "heads": 3}
 G, MICRO, STEPS = 8, 4, 8
 
 KEYS = (
     "data.context_fov_um=96", "data.target_fov_um=32", "data.targets_per_context=2", "data.min_tissue_fraction=0.1",
     "data.anchor_stride_fraction=0.25", "data.threads=1", "mask.min_keep=4", "data.target_margin_um=4",
-    "model.name=vit_narrow", "model.pred_depth=1", "model.pred_emb_dim=48", "model.use_bfloat16=false",
+    "model.name=vit_tiny", "model.pred_depth=1", "model.pred_emb_dim=48", "model.use_bfloat16=false",
     f"optimization.total_images_budget={G * STEPS}", f"optimization.global_batch={G}",
     f"optimization.micro_batch={MICRO}", "optimization.lr=2e-3", f"training.log_every={G}", "logging.write_tag=small",
 )  # fmt: skip
