@@ -304,7 +304,7 @@ def mlflow_params(job: TrainJob) -> dict[str, Any]:
     return {key: value for key, (value, _) in flatten(job.config).items()} | job.identity
 
 
-def _ray_trainer(job: TrainJob, store: Any, number: int) -> Any:
+def _ray_trainer(job: TrainJob, store: Any, number: int = 1) -> Any:
     from ray import cloudpickle
     from ray.train import FailureConfig, RunConfig
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
