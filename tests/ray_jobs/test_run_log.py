@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,7 @@ def test_a_run_that_is_gone_on_with_appends_and_repeats_no_row(tmp_path, where):
     with run_log(store):
         log.info("begun")
         rows(store.join("metrics.jsonl"), 16, 32, 48)
+    time.sleep(0.01)  # rows are told by their time, in milliseconds: a run that is gone on with has begun later
     with run_log(store):
         MetricsLog(store.join("metrics.jsonl")).cut_back(16)  # the checkpoint was there
         rows(store.join("metrics.jsonl"), 32)
