@@ -14,6 +14,7 @@ counts, since other load only ever slows, and the worst stands beside it. Two fr
 from __future__ import annotations
 
 import argparse
+import gc
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -92,7 +93,10 @@ def run_config(name: str, options: argparse.Namespace, gpu: bool) -> RunConfig:
 
 
 def compare(config: RunConfig, device: Device, rounds: int, steps: int) -> None:
-    batch, runs = int(config.global_batch or 0), {}
+    batch, runs, memory = int(config.global_batch or 0), {}, ""
+    if device.kind == "cuda":  # nothing of the model before this one
+        gc.collect()
+        torch.cuda.reset_peak_memory_stats()
     for name in ("packed", "by size"):
         ticks = training(config, device, packed=name == "packed")
         flush = next(ticks).flush
@@ -100,8 +104,8 @@ def compare(config: RunConfig, device: Device, rounds: int, steps: int) -> None:
         runs[name] = ticks, flush()
         for _ in range(WARM_UP):
             next(ticks)
-        if name == "packed":
-            memory = device.memory()["memory_peak_gib"]
+        if name == "packed" and device.kind == "cuda":  # a CPU's peak is the process's, whatever it did before
+            memory = f", {device.memory()['memory_peak_gib']:.1f} GiB"
     check_agreement(runs["packed"][1], runs["by size"][1], 1e-4 if device.kind == "cpu" else 5e-2)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
@@ -112,7 +116,7 @@ def compare(config: RunConfig, device: Device, rounds: int, steps: int) -> None:
     title = torch.cuda.get_device_name() if device.kind == "cuda" else f"{torch.get_num_threads()} threads"
     print(
         f"{config.arch}, {config.mask_model_type}, {config.data.image_size}², {batch} images a step, {precision}, "
-        f"{title}, packed attention: {kernel}, {memory:.1f} GiB when packed"
+        f"{title}, packed attention: {kernel}{memory}"
     )
     for name, each in seconds.items():
         best, worst, ratio = min(each), max(each), min(each) / min(seconds["packed"])

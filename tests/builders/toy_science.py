@@ -41,8 +41,7 @@ class ToyConfig:
     poll_every_steps: int = placement(1)
     unreadable_every: int = 0  # every n-th row cannot be read
     max_corrupt_fraction: float = 0.5
-    kill_at_step: int = placement(-1)  # rank 0 kills itself there, once
-    kills: list[int] = placement(default_factory=list)  # and at each of these, once
+    kills: list[int] = placement(default_factory=list)  # steps at which rank 0 kills itself, at each once
     kill_always_at: int = placement(-1)  # and there whenever it comes by
     stop_at_step: int = placement(-1)  # rank 0 asks for a stop there
     bad_at_step: int = placement(-1)  # the loss is NaN from there on
@@ -89,11 +88,10 @@ class ToyRecipe:
         }
         with (Path(config.run) / f"seen-{os.getpid()}.jsonl").open("a") as f:
             f.write(json.dumps(lines) + "\n")
-        killed = Path(config.run) / ("killed" if progress.step == config.kill_at_step else f"killed_{progress.step}")
-        if rank == 0 and progress.step in (config.kill_at_step, *config.kills) and not killed.exists():
+        killed = Path(config.run) / f"killed_{progress.step}"
+        once = progress.step in config.kills and not killed.exists()
+        if rank == 0 and (once or progress.step == config.kill_always_at):
             killed.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        if rank == 0 and progress.step == config.kill_always_at:
             os.kill(os.getpid(), signal.SIGKILL)
         if rank == 0 and progress.step == config.stop_at_step:
             (Path(config.run) / "STOP").touch()

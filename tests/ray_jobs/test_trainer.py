@@ -69,8 +69,8 @@ def test_a_stopped_and_resumed_run_ends_bit_equal_to_an_undisturbed_one(ray_clus
 
 def test_a_killed_worker_is_restarted_and_the_run_ends_bit_equal(ray_cluster, tmp_path, plan):
     train(tmp_path / "whole", plan, 2)
-    outcome = train(tmp_path / "killed", plan, 2, kill_at_step=5)
-    assert (tmp_path / "killed" / "killed").exists() and outcome.end == "budget"
+    outcome = train(tmp_path / "killed", plan, 2, kills=[5])
+    assert (tmp_path / "killed" / "killed_5").exists() and outcome.end == "budget"
     assert weights(tmp_path / "whole") == weights(tmp_path / "killed")
 
 
