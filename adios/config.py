@@ -151,18 +151,22 @@ class OptimizationConfig:
             raise UserError("AdamW has two betas in [0, 1)", key="optimization.betas", found=self.betas)
 
 
+LOG_EVERY = {"iterations": 50}
+
+
 @dataclass
 class LoggingConfig:
     write_tag: str = "adios"
-    log_every: Any = field(default_factory=lambda: {"iterations": 50})  # or images
+    log_every: Any = None  # images or {iterations: n}; None: a fiftieth of the budget, at most 50 iterations
     mlflow: bool = True
     tracking_uri: str | None = None  # None: SQLite beside the run's other outputs
     experiment: str = "adios"
     mlflow_parent: str | None = None
 
     def __post_init__(self) -> None:
-        if resolve_cadence(self.log_every, global_batch=1, key="logging.log_every") == 0:
-            raise UserError("a run has a log", key="logging.log_every", found=self.log_every, expected="> 0")
+        key = "logging.log_every"
+        if self.log_every is not None and resolve_cadence(self.log_every, global_batch=1, key=key) == 0:
+            raise UserError("log_every must be > 0", key=key, found=self.log_every, expected="> 0, or null")
         if not self.write_tag or "/" in self.write_tag:
             raise UserError("a tag is part of a file name", key="logging.write_tag", found=self.write_tag)
 

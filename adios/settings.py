@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from adios import artifact
-from adios.config import RunConfig, warmup_steps
+from adios.config import LOG_EVERY, RunConfig, warmup_steps
 from adios.student import student_config
 from core.artifact import Encoder
 from core.config import fingerprint
@@ -16,7 +16,7 @@ from core.device import Device
 from core.evaluation.settings import poll_every_steps
 from core.optim.schedules import Schedule, constant
 from core.storage import Storage
-from core.train.budget import resolve_cadence
+from core.train.budget import log_cadence, resolve_cadence
 from core.train.recipe import Recipe
 from core.train.settings import LoopSettings, PhaseOptim
 
@@ -39,7 +39,9 @@ def loop_settings(config: RunConfig, world: int) -> LoopSettings:
         total_images=config.total_images,
         optim={"student": phase_optim(config, 1.0), "mask": phase_optim(config, settings.mask_lr_ratio)},
         precision="fp32" if cpu else settings.precision,
-        log_every=resolve_cadence(config.logging.log_every, global_batch=batch),
+        log_every=log_cadence(
+            config.logging.log_every, most=LOG_EVERY, global_batch=batch, total_images=config.total_images
+        ),
         save_every=resolve_cadence(config.checkpoint.latest_every or 0, global_batch=batch),
         snapshot_every=resolve_cadence(snapshots, global_batch=batch),
         poll_every_steps=1 if cpu else polls,

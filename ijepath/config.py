@@ -238,11 +238,14 @@ class OptimizationConfig:
             self.total_images_budget = int(value) if isinstance(value, float) else value
 
 
+LOG_EVERY = 100_000  # images
+
+
 @dataclass
 class TrainingConfig:
     """Cadences in images seen."""
 
-    log_every: int = 100_000
+    log_every: int | None = None  # None: a fiftieth of the budget, at most 100,000 images
     save_every: int = 1_000_000  # image-tagged snapshots; tuning.tune_every takes its place when tuning is on
 
     def __post_init__(self) -> None:

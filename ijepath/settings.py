@@ -17,10 +17,10 @@ from core.evaluation.settings import poll_every_steps
 from core.optim.schedules import Schedule
 from core.plan import Plan
 from core.storage import Storage
-from core.train.budget import resolve_cadence
+from core.train.budget import log_cadence, resolve_cadence
 from core.train.recipe import Recipe
 from core.train.settings import LoopSettings, PhaseOptim
-from ijepath.config import RunConfig
+from ijepath.config import LOG_EVERY, RunConfig
 from ijepath.index import read_index
 
 POLL_EVERY_STEPS = 10  # of an accelerator, which the host would wait for; a CPU's counters are at hand
@@ -176,7 +176,7 @@ def _every(images: int, batch: int) -> int:
 def _log_every(config: RunConfig, batch: int, total: int) -> int:
     logging = config.logging
     wanted = [
-        _every(config.training.log_every, batch),
+        log_cadence(config.training.log_every, most=LOG_EVERY, global_batch=batch, total_images=total),
         resolve_cadence(logging.step_log_every_images, global_batch=batch, total_images=total, fractions=True),
         _every(logging.performance_debug.log_every_images, batch) if logging.performance_debug.enable else 0,
     ]

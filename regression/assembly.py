@@ -14,12 +14,12 @@ from core.order import uniform_order
 from core.plan import Plan
 from core.stream import DecodeSettings
 from core.train.assembly import Assembly
-from core.train.budget import resolve_cadence
+from core.train.budget import log_cadence, resolve_cadence
 from core.train.recipe import Recipe
 from core.train.settings import LoopSettings, PhaseOptim
 from core.train.supervised import Selection
 from regression import artifact
-from regression.config import RunConfig
+from regression.config import LOG_EVERY, RunConfig
 from regression.data import FeatureReader, ImageReader
 from regression.evaluate import validator
 from regression.features import FeatureFolder, uses_cache
@@ -78,7 +78,7 @@ def loop_settings(config: RunConfig, world: int) -> LoopSettings:
         total_images=-(-train.images // batch) * batch,
         optim={"model": PhaseOptim(lr=_lr(config), weight_decay=constant(train.weight_decay), clip=train.clip_grad)},
         precision="fp32" if on_cpu or train.amp == "none" else train.amp,
-        log_every=resolve_cadence(config.logging.log_every, global_batch=batch),
+        log_every=log_cadence(config.logging.log_every, most=LOG_EVERY, global_batch=batch, total_images=train.images),
         save_every=resolve_cadence(config.checkpoint.latest_every or 0, global_batch=batch),
         poll_every_steps=1 if on_cpu else POLL_EVERY_STEPS,
         max_bad_steps=train.max_bad_steps,

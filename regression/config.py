@@ -153,11 +153,14 @@ class EvalConfig:
         resolve_cadence(self.every, global_batch=1, epoch_images=1, key="eval.every")
 
 
+LOG_EVERY = 256  # images
+
+
 @dataclass
 class LoggingConfig:
     run_name: str | None = None  # None: <backbone>__bs<batch>x<accum>x<world>__lr<lr>__seed<seed>__<timestamp>
     write_tag: str = "regression"
-    log_every: int = 256  # images
+    log_every: int | None = None  # images; None: a fiftieth of the budget, at most 256 images
     mlflow: bool = True
     tracking_uri: str | None = None
     experiment: str = "regression"

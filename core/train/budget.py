@@ -12,6 +12,7 @@ from typing import Any
 
 from core.errors import UserError
 
+LOGS_PER_RUN = 50  # at least, where a run does not say how often it logs
 UNITS = ("images", "iterations", "epochs")
 BUDGET_FORMS = "images (a whole number > 0), {epochs: n} or {iterations: n}"
 CADENCE_FORMS = "images, {epochs: n}, {iterations: n}, or 0 for never"
@@ -53,6 +54,17 @@ def resolve_cadence(
     if images < 0:
         raise UserError("a cadence is not negative", key=key, found=value, expected=expected)
     return whole_steps(images, global_batch)
+
+
+def log_cadence(value: Any, *, most: Any, global_batch: int, total_images: int, key: str = "log_every") -> int:
+    """How often metrics are gathered, in images. None: a fiftieth of the budget, but at least as often as `most`.
+
+    So a short first run shows its loss, too. `value` and `most` are cadences as in `resolve_cadence`.
+    """
+    if value is not None:
+        return resolve_cadence(value, global_batch=global_batch, key=key)
+    share = whole_steps(math.ceil(total_images / LOGS_PER_RUN), global_batch)
+    return min(share, resolve_cadence(most, global_batch=global_batch, key=key))
 
 
 def whole_steps(images: int, global_batch: int) -> int:

@@ -130,7 +130,7 @@ def test_without_keys_the_optimizer_is_adamw_without_lars():
 
 def test_cadences_are_iterations_of_the_global_batch():
     found = loop_settings(config(save_freq=5), 1)
-    assert (found.snapshot_every, found.log_every, found.micro_batch, found.total_steps) == (20, 200, 4, 6)
+    assert (found.snapshot_every, found.log_every, found.micro_batch, found.total_steps) == (20, 4, 4, 6)
 
 
 @pytest.mark.parametrize("name", ["smoke", "demo", "base"])

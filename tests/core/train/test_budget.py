@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import UserError
-from core.train.budget import due, resolve_budget, resolve_cadence
+from core.train.budget import due, log_cadence, resolve_budget, resolve_cadence
 
 
 @pytest.mark.parametrize(
@@ -71,3 +71,20 @@ def test_a_cadence_is_due_once_per_multiple_however_steps_fall(batch: int, every
     crossed = {s for s in range(steps) if any(m % every == 0 for m in range(s * batch + 1, (s + 1) * batch + 1))}
     assert hits == len(crossed)
     assert not any(due(s * batch, (s + 1) * batch, 0) for s in range(steps))
+
+
+@pytest.mark.parametrize(
+    ("value", "total", "every"),
+    [
+        (None, 3200, 64),  # 3200 / 50
+        (None, 512, 32),  # a fiftieth is less than a step
+        (None, 10_000_000, 100_000),  # `most`
+        (640, 3200, 640),  # what a run says is kept
+        (640, 320, 640),
+        (0, 3200, 0),
+    ],
+)
+def test_a_run_that_does_not_say_how_often_it_logs_logs_fifty_times_or_every_step(
+    value: int | None, total: int, every: int
+) -> None:
+    assert log_cadence(value, most=100_000, global_batch=32, total_images=total) == every
