@@ -209,7 +209,7 @@ def slide(path: str) -> list[Check]:
     try:
         reader = open_slide(path)
     except (ValueError, OSError) as e:
-        return [Check("slide", FAIL, str(e), "see the formats in README.md")]
+        return [Check("slide", FAIL, str(e), "see docs/formats.md")]
     width, height = reader.level_shapes[0]
     side = min(256, width, height)
     region = reader.read_level(0, (width - side) // 2, (height - side) // 2, side, side)
