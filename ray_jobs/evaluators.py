@@ -376,7 +376,7 @@ class Evaluators:
                 log.warning("evaluations are interrupted: %s: %s", type(e).__name__, e)
                 if self.over.wait(RESTART_AFTER_S) and self.abandoned.is_set():
                     return
-        log.error("no evaluations any more; python -m ray_jobs.evaluate watch=%s goes on with them", self.run_dir)
+        log.error("no evaluations any more; python -m ray_jobs.evaluate watch=%s resumes them", self.run_dir)
 
     def _tune(self, attempt: int) -> None:
         os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")

@@ -55,7 +55,7 @@ def main(loaded: Loaded[PretrainAdiosConfig]) -> Outputs | None:
     config = located(loaded.config)
     check(config)
     if loaded.dry_run:
-        log.info("the config is sound; nothing was built or written")
+        log.info("the config is valid; nothing was built or written")
         return None
     if (stopped := early_stopped(config)) is not None:
         return stopped
@@ -147,7 +147,7 @@ def _begun(config: PretrainAdiosConfig, root: Storage, folder: str) -> Plan | No
         expected = "the patches that it began with, or another output"
         found = f"no {lost[0]}" + (f" and {len(lost) - 1} more" if len(lost) > 1 else "")
         raise UserError(message, file=config.data_path, key="data_path", found=found, expected=expected)
-    log.info("going on with the patches that this run began with")
+    log.info("resuming with the patches that this run was started with")
     return relocated(plan, where, folder)
 
 

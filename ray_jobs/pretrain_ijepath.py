@@ -66,7 +66,7 @@ def main(loaded: Loaded[PretrainConfig]) -> Outputs | None:
     _check_inputs(config)
     _check_resumed(config)
     if loaded.dry_run:
-        log.info("the config is sound; nothing was built or written")
+        log.info("the config is valid; nothing was built or written")
         return None
     if (stopped := early_stopped(config)) is not None:
         return stopped

@@ -91,7 +91,7 @@ class TrainingProgress:
         try:
             row, beat = self._newest() or {}, self._beat() or {}
         except OSError as e:
-            log.warning("how far the training is cannot be read at present: %s", e)
+            log.warning("the training progress could not be read; retrying: %s", e)
             return
         seen = max(row.get("images_seen", -1), beat.get("images_seen", -1))
         if seen >= 0 and seen != self.seen:

@@ -75,7 +75,7 @@ def run(sweep: Sweep) -> Outputs:
         facts = {"job": sweep.job.name, "trials": len(statuses)}
         parent.close(best, sweep.config.objective, facts, "KILLED" if stopped else "FAILED" if code else "FINISHED")
     if stopped:
-        log.info("the sweep was stopped; it goes on with: python -m ray_jobs.sweep restore=%s", store.url)
+        log.info("the sweep was stopped; resume it with: python -m ray_jobs.sweep restore=%s", store.url)
     paths: dict[str, object] = {"sweep": store.url, "leaderboard": store.join(BOARD), "picture": store.join(PICTURE)}
     if best is not None:
         log.info("best: trial %s, %s %s", best.trial, sweep.config.objective.metric, best.best and best.best[1])

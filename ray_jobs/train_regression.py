@@ -77,7 +77,7 @@ def tell_rehearsal(run: Run) -> None:
         log.info(
             "of two validation batches: %s %.3f", run.config.eval.primary, found.validation[run.config.eval.primary]
         )
-    log.info("the config is sound: %d rows train; no run was begun", run.plan.rows)
+    log.info("the config is valid: %d training rows; no run was started", run.plan.rows)
 
 
 def work_on(run: Run) -> Outputs:

@@ -94,6 +94,7 @@ class TrainJob:
     tuning: TuningConfig | None = None  # evaluations beside the training
     identity_hash: str | None = None  # of the run, which evaluations belong to
     tag: str | None = None  # of its checkpoints
+    name: str = "train"  # of its lines of progress
     fit_id: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
 
 
@@ -199,7 +200,7 @@ def _fit_while_it_advances(job: TrainJob, store: Any) -> dict[str, Any]:
     reached, fits = 0, 1
     while True:
         try:
-            return _fit_in_thread(_ray_trainer(job, store, fits), store, job.total_images)
+            return _fit_in_thread(_ray_trainer(job, store, fits), store, job.total_images, job.name)
         except TrainingFailedError as e:
             newest = _newest_of(job, store)
             if not job.scaling.max_failures or newest <= reached:
@@ -222,11 +223,11 @@ def _newest_of(job: TrainJob, store: Any) -> int:
     return max((int(c.meta["images_seen"]) for c in found if c.meta.get("fit_id") == job.fit_id), default=0)
 
 
-def _fit_in_thread(trainer: Any, store: Any, total_images: int) -> dict[str, Any]:
+def _fit_in_thread(trainer: Any, store: Any, total_images: int, name: str = "train") -> dict[str, Any]:
     """`trainer.fit()` beside the main thread, which stays free for signals: the first asks to stop, the second ends.
     Meanwhile it shows how far the training is."""
     result: dict[str, Any] = {}
-    progress = TrainingProgress(store, total_images)
+    progress = TrainingProgress(store, total_images, name)
 
     def run() -> None:
         try:

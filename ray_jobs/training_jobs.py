@@ -48,7 +48,7 @@ def located(config: Any, **changes: Any) -> Any:
 def check_output(output: str | None) -> None:
     """UserError without an output, or where a file is in its way."""
     if not output:
-        raise UserError("where shall the run go?", key="output", expected="output=FOLDER or a URL")
+        raise UserError("output is required", key="output", expected="output=FOLDER or a URL")
     nearest = next((p for p in (Path(output), *Path(output).parents) if p.exists()), Path("/"))
     if "://" not in output and not nearest.is_dir():
         raise UserError("a file is in the way of the output folder", file=nearest, key="output", found=output)
@@ -94,7 +94,7 @@ def early_stopped(config: Any) -> Outputs | None:
     if decision is None or not decision.stop:
         return None
     log.warning(
-        "early stopping ended this run (%s was best at %s images); tuning.early_stopping.enable=false goes on with it",
+        "early stopping ended this run (%s was best at %s images); tuning.early_stopping.enable=false resumes it",
         stopping.selection.key,
         f"{decision.best_images:,}",
     )
@@ -160,6 +160,22 @@ def saved(config: Any, run_dir: str) -> Any:
     return config
 
 
+def log_start(checkpoint: Committed | None, run_dir: str, total_images: int) -> None:
+    """Say where the training starts: from the beginning, or from which checkpoint and how much is done."""
+    if checkpoint is None:
+        log.info("no checkpoint in %s: training starts from the beginning", run_dir)
+        return
+    seen = int(checkpoint.meta["images_seen"])
+    done = f"{seen:,} of {total_images:,} images" if total_images else f"{seen:,} images"
+    log.info("resuming from %s: %s done", checkpoint.path, done)
+
+
+def progress_name(config: Any) -> str:
+    """What the run's lines of progress begin with: "train", and the run's name where it was given one (a fold's)."""
+    name = getattr(config.logging, "run_name", None)
+    return f"train {name}" if name else "train"
+
+
 def train_job(
     config: Any,
     plan: Plan,
@@ -176,6 +192,7 @@ def train_job(
     from ray_jobs.trainer import TrainJob
 
     tracking, tuning = tracking_of(config), _tuning(config)
+    log_start(resumed(replace(config, output=run_dir)), run_dir, total_images)
     config = saved(config, run_dir)
     if accelerator is not None:  # what workers see of a machine may be more than what Ray was told
         config = replace(config, scaling=replace(config.scaling, accelerator=accelerator))
@@ -196,6 +213,7 @@ def train_job(
         tuning=tuning if tuning is not None and tuning.enable else None,
         identity_hash=identity["hash"],
         tag=config.logging.write_tag,
+        name=progress_name(config),
     )
 
 

@@ -26,7 +26,7 @@ def fits(monkeypatch, tmp_path):
         for images in older:
             write(images, "another job's")
 
-        def fit(number, store, total):
+        def fit(number, store, total, name):
             names.append(number)
             end = left.pop(0)
             if isinstance(end, BaseException):

@@ -43,7 +43,7 @@ def test_a_trials_config_is_located_though_it_has_no_output(job, tmp_path, monke
 
 
 @pytest.mark.parametrize("job", list(JOBS))
-@pytest.mark.parametrize(("argv", "said"), [([], "where shall the run go?"), (["output=taken/run"], "in the way")])
+@pytest.mark.parametrize(("argv", "said"), [([], "output is required"), (["output=taken/run"], "in the way")])
 def test_a_job_without_a_place_for_its_output_ends_before_anything_is_read(
     job, argv, said, tmp_path, monkeypatch, capsys
 ):
