@@ -21,7 +21,7 @@ from core.order import rng
 from core.wsi.handles import HandleCache
 from core.wsi.reader import SlideReader
 from core.wsi.regions import level_box, resize, rounded
-from core.wsi.spacing import choose_level, level_mpps
+from core.wsi.spacing import axis_downsamples, choose_level, level_mpps
 from ijepath.config import MaskConfig, RunConfig
 from ijepath.footprints import (
     Counts,
@@ -261,11 +261,11 @@ def read_pixels(
     spacings = level_mpps(slide, mpp0)
     context_level = choose_level(spacings, geometry.context_mpp * factor, tolerance).level
     target_level = choose_level(spacings, geometry.target_mpp * factor, tolerance).level
-    side = geometry.context_px
-    wide = _level_box(place.left, place.top, (place.side, place.side), slide.level_downsamples[context_level])
+    side, downs = geometry.context_px, axis_downsamples(slide)
+    wide = _level_box(place.left, place.top, (place.side, place.side), downs[context_level])
     corners = place.level0(boxes)
     size0 = tuple(rounded(extent * place.scale) for extent in geometry.footprint)
-    down = slide.level_downsamples[target_level]
+    down = downs[target_level]
     crops = [_level_box(rounded(x), rounded(y), (size0[1], size0[0]), down) for x, y, _, _ in corners.tolist()]
     if context_level == target_level:
         pieces = _read_boxes(slide, context_level, [wide, *crops])
@@ -276,7 +276,9 @@ def read_pixels(
     return resize(big, side, side), np.stack([resize(piece, width, height) for piece in small])
 
 
-def _level_box(left: int, top: int, size0: tuple[int, int], downsample: float) -> tuple[int, int, int, int]:
+def _level_box(
+    left: int, top: int, size0: tuple[int, int], downsample: tuple[float, float]
+) -> tuple[int, int, int, int]:
     return level_box(left + size0[0] // 2, top + size0[1] // 2, size0, 1.0, downsample)
 
 

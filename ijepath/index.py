@@ -21,6 +21,7 @@ from core.errors import MissingFile, UserError
 from core.reports import describe
 from core.storage import Storage, file_state, write_atomic
 from core.urls import is_url, public
+from core.wsi.header import disagree
 from core.wsi.reader import SlideReader, open_mask, open_slide
 from core.wsi.spacing import level_mpps
 from ijepath.manifest import Manifest, ManifestRow, folder_of
@@ -51,6 +52,7 @@ _FIELDS: tuple[tuple[str, pa.DataType], ...] = (
     ("backend", pa.string()),
     ("wsi_state", pa.string()),
     ("mask_state", pa.string()),
+    ("spacing_note", pa.string()),  # which other source contradicts the spacing; "" where none does
 )
 COLUMNS = tuple(name for name, _ in _FIELDS)
 PROBED = COLUMNS[3:]  # what is not in the manifest
@@ -126,7 +128,7 @@ def _unchanged(previous: Row, now: Row) -> bool:
 def _wsi_columns(row: ManifestRow, backend: str) -> Row:
     reader = open_slide(row.wsi_path, backend=backend)
     try:
-        mpp0, source = _spacing(row, reader)
+        mpp0, source, note = _spacing(row, reader)
         _probe(reader)
         width, height = reader.level_shapes[0]
         columns = {
@@ -134,6 +136,7 @@ def _wsi_columns(row: ManifestRow, backend: str) -> Row:
             "wsi_level0_height": height,
             "wsi_level0_spacing_mpp": mpp0,
             "spacing_source": source,
+            "spacing_note": note,
             "wsi_shapes": [list(shape) for shape in reader.level_shapes],
             "wsi_spacings_mpp": list(level_mpps(reader, mpp0)),
             "backend": reader.backend,
@@ -143,13 +146,23 @@ def _wsi_columns(row: ManifestRow, backend: str) -> Row:
     return columns | (_mask_columns(row, width, height, mpp0) if row.mask_path else {})
 
 
-def _spacing(row: ManifestRow, reader: SlideReader) -> tuple[float, str]:
+def _spacing(row: ManifestRow, reader: SlideReader) -> tuple[float, str, str]:
+    """µm per pixel of level 0, its source, and which other source contradicts it."""
     if row.mpp is not None:
-        return row.mpp, "manifest"
+        return row.mpp, "manifest", _contradiction(row.mpp, reader)
     if reader.mpp is None or reader.mpp_source is None:
         message = "the slide does not say its pixel size: add an `mpp` column (micrometres per pixel) to the manifest"
-        raise UserError(message, file=public(row.wsi_path), row=row.number, key="mpp")
-    return reader.mpp, reader.mpp_source
+        raise UserError(
+            message, file=public(row.wsi_path), row=row.number, key="mpp", found=reader.spacing_note or None
+        )
+    return reader.mpp, reader.mpp_source, reader.spacing_note
+
+
+def _contradiction(mpp: float, reader: SlideReader) -> str:
+    if reader.mpp is None or not disagree(mpp, reader.mpp):
+        return ""
+    said = "header says" if reader.mpp_source == "header" else "tags say"
+    return f"the manifest says {mpp:.4g} µm per pixel, the {said} {reader.mpp:.4g}"
 
 
 def _mask_columns(row: ManifestRow, width: int, height: int, mpp0: float) -> Row:
@@ -245,6 +258,10 @@ def read_index(path: str) -> SlideIndex:
     if version > SCHEMA_VERSION:
         message = "the slide index was written by a newer version"
         raise UserError(message, file=path, key="schema_version", found=version, expected=SCHEMA_VERSION)
+    if "spacing_note" not in table.column_names:  # an index of before that column
+        table = table.add_column(
+            min(len(COLUMNS) - 1, table.num_columns), "spacing_note", pa.nulls(table.num_rows, pa.string())
+        )
     if lacking := [c for c in COLUMNS if c not in table.column_names]:
         raise UserError("this is no slide index", file=path, key=lacking[0], found=table.column_names)
     return SlideIndex(tuple(table.to_pylist()), tuple(table.column_names[len(COLUMNS) :]))

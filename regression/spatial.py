@@ -247,7 +247,7 @@ def cut_patches(
 class _Plain:
     """A plain image as a slide of one level."""
 
-    backend, mpp, mpp_source = "image", None, None
+    backend, mpp, mpp_source, spacing_note = "image", None, None, ""
 
     def __init__(self, path: str) -> None:
         from PIL.Image import DecompressionBombWarning

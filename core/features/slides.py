@@ -131,7 +131,8 @@ def spacing(job: SlideJob, reader: SlideReader) -> tuple[float, str]:
     if job.fallback_mpp is not None:
         return job.fallback_mpp, "config"
     message = "the slide does not say its pixel size: add an `mpp` column to the manifest, or set slide_mpp"
-    raise UserError(message, file=public(job.wsi_path), key="mpp", expected="micrometres per pixel")
+    found = reader.spacing_note or None
+    raise UserError(message, file=public(job.wsi_path), key="mpp", found=found, expected="micrometres per pixel")
 
 
 def _write_bags(

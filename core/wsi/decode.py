@@ -21,24 +21,130 @@ JPEG, JPEG_2000 = {6, 7}, {33003, 33004, 33005, 34712}
 _EOI = b"\xff\xd9"
 
 
+# Codecs that store numbers and know nothing of colours: what they mean is the photometric interpretation's to say
+_PLAIN = {1, 5, 8, 32773, 32946, 34712, 34925, 34926, 50000}
+_APERIO_YCBCR = 33003  # JPEG 2000 of YCbCr, whatever the photometric interpretation says
+_YCBCR = 6
+
+
 class Truncated(ValueError):
     """The data of a tile end too early."""
 
 
+class WrongSize(ValueError):
+    """The data of a tile say that they are an image of another size than the tile's."""
+
+
 def decoder(page: Any) -> Decoder:
-    """The decoder of a tifffile page; needs the file no longer once made. ValueError for an unknown compression."""
+    """The decoder of a tifffile page; needs the file no longer once made. ValueError for an unknown compression.
+
+    Pixels are RGB or grey: YCbCr numbers are converted, whichever codec holds them. What a tile's own header claims is
+    compared with the tile before anything is decoded (WrongSize).
+    """
     compression = int(page.compression)
+    sized = _sized(page)
     if compression in JPEG and page.bitspersample == 8:
-        return _jpeg(page)
-    decode, check = page.decode, compression in JPEG_2000
+        return sized(_jpeg(page))
+    decode, check, colours = page.decode, compression in JPEG_2000, _colours(page)
 
     def other(data: bytes, index: int, rows: int) -> Pixels:
         if check:
             check_jpeg2000(data)
         pixels: Pixels = decode(data, index)[0][0]
-        return pixels
+        return pixels if colours is None else colours(pixels)
 
-    return other
+    return sized(other)
+
+
+def _colours(page: Any) -> Callable[[Pixels], Pixels] | None:
+    """From the numbers of a page to RGB, None where they are RGB already. ValueError for YCbCr that is not served."""
+    compression = int(page.compression)
+    stored = int(page.photometric) == _YCBCR and compression in _PLAIN
+    if page.samplesperpixel != 3 or page.planarconfig != 1 or not (stored or compression == _APERIO_YCBCR):
+        return None
+    subsampling, reference = page.tags.valueof(530), page.tags.valueof(532)
+    if stored and subsampling is not None and tuple(subsampling) != (1, 1):
+        raise ValueError(f"YCbCr with chroma subsampled by {tuple(subsampling)} in compression {compression}")
+    if stored and reference is not None and _ratios(reference, 6) != [0, 255, 128, 255, 128, 255]:
+        raise ValueError(f"YCbCr with ReferenceBlackWhite {_ratios(reference, 6)}")
+    luma = page.tags.valueof(529) if stored else None
+    red, green, blue = _ratios(luma, 3) if luma is not None else (0.299, 0.587, 0.114)
+    return lambda pixels: ycbcr_to_rgb(pixels, red, green, blue)
+
+
+def _ratios(value: Any, count: int) -> list[float]:
+    """`count` numbers, which tifffile gives as they are or as numerators and denominators in turn."""
+    flat = [float(v) for v in np.asarray(value).ravel()]
+    return flat if len(flat) == count else [a / b for a, b in zip(flat[::2], flat[1::2], strict=True)]
+
+
+def ycbcr_to_rgb(pixels: Pixels, red: float = 0.299, green: float = 0.587, blue: float = 0.114) -> Pixels:
+    """uint8 YCbCr ``[h, w, 3]`` of full range → RGB, with the luma coefficients given (TIFF 6.0, section 21)."""
+    y, cb, cr = (pixels[:, :, i].astype(np.float32) - shift for i, shift in enumerate((0, 128, 128)))
+    r, b = y + (2 - 2 * red) * cr, y + (2 - 2 * blue) * cb
+    g = (y - red * r - blue * b) / green
+    return np.clip(np.stack([r, g, b], axis=2) + 0.5, 0, 255).astype(np.uint8)
+
+
+def _sized(page: Any) -> Callable[[Decoder], Decoder]:
+    """Puts a check of what a tile claims to be before its decoder."""
+    width = page.tilewidth if page.is_tiled else page.imagewidth
+    height = page.tilelength if page.is_tiled else min(page.rowsperstrip, page.imagelength)
+    across, down = -(-page.imagewidth // width), -(-page.imagelength // height)
+    compression = int(page.compression)
+
+    def sized(decode: Decoder) -> Decoder:
+        def checked(data: bytes, index: int, rows: int) -> Pixels:
+            if (claim := claimed_size(data, compression)) is not None:
+                row, column = divmod(index % (across * down), across)
+                least = min(width, page_width - column * width), min(height, page_height - row * height)
+                for found, low, high in zip(claim, least, (width, height), strict=True):
+                    if not low <= found <= -(-high // 16) * 16:
+                        raise WrongSize(f"an image of {claim[0]} x {claim[1]} pixels in a tile of {width} x {height}")
+            return decode(data, index, rows)
+
+        return checked
+
+    page_width, page_height = page.imagewidth, page.imagelength
+    return sized
+
+
+def claimed_size(data: bytes, compression: int) -> tuple[int, int] | None:
+    """(width, height) that a tile's JPEG, JPEG 2000, PNG or WebP data claim; None where they do not say."""
+    if compression in JPEG:
+        return _jpeg_size(data)
+    if compression in JPEG_2000 and (at := data.find(b"\xff\x4f\xff\x51", 0, 1 << 16)) >= 0 and len(data) >= at + 24:
+        x1, y1, x0, y0 = struct.unpack(">4I", data[at + 8 : at + 24])
+        return x1 - x0, y1 - y0
+    if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) >= 24:
+        return struct.unpack(">2I", data[16:24])
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP" and len(data) >= 30:
+        return _webp_size(data)
+    return None
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+    at, size = 2, len(data)
+    while at + 9 < size and data[at] == 0xFF:
+        marker = data[at + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return data[at + 7] << 8 | data[at + 8], data[at + 5] << 8 | data[at + 6]
+        if marker == 0xDA:
+            return None
+        at += 1 if marker == 0xFF else 2 + (data[at + 2] << 8 | data[at + 3])
+    return None
+
+
+def _webp_size(data: bytes) -> tuple[int, int] | None:
+    if data[12:16] == b"VP8 ":
+        width, height = struct.unpack("<2H", data[26:30])
+        return width & 0x3FFF, height & 0x3FFF
+    if data[12:16] == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if data[12:16] == b"VP8X":
+        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
+    return None
 
 
 def _jpeg(page: Any) -> Decoder:

@@ -19,7 +19,7 @@ MAX_PIXELS = 1 << 28
 class ImageMask:
     """A grey mask ``[h, w]``, 0 outside. The size is read at once, the pixels when they are first asked for."""
 
-    backend, mpp, mpp_source = "image", None, None
+    backend, mpp, mpp_source, spacing_note = "image", None, None, ""
 
     def __init__(self, path: str) -> None:
         self.path = path

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from core.errors import UnreadableUnit, UserError
 from core.urls import is_url, public
-from core.wsi.pyramid import plausible
+from core.wsi.header import Spacing, believable
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -28,6 +28,7 @@ class Library(Protocol):
 
     name: str
     by_thread: bool
+    fills: bool  # unreadable tiles come back as a constant, without an error: not taken for TIFFs unless asked for
 
     def can_open(self, path: str) -> bool: ...
 
@@ -37,7 +38,7 @@ class Library(Protocol):
 
     def downsamples(self, slide: Any) -> tuple[float, ...]: ...
 
-    def spacing(self, slide: Any) -> tuple[float | None, str]: ...
+    def spacing(self, slide: Any) -> Spacing: ...
 
     def read(self, slide: Any, level: int, x: int, y: int, width: int, height: int) -> Pixels: ...
 
@@ -47,7 +48,7 @@ def installed(name: str) -> bool:
 
 
 class OpenSlideLibrary:
-    name, by_thread = "openslide", False
+    name, by_thread, fills = "openslide", False, False
 
     def can_open(self, path: str) -> bool:
         import openslide
@@ -67,9 +68,9 @@ class OpenSlideLibrary:
     def downsamples(self, slide: Any) -> tuple[float, ...]:
         return tuple(slide.level_downsamples)
 
-    def spacing(self, slide: Any) -> tuple[float | None, str]:
+    def spacing(self, slide: Any) -> Spacing:
         source = "tags" if slide.properties.get("openslide.vendor") == "generic-tiff" else "header"
-        return _mean(slide.properties.get("openslide.mpp-x"), slide.properties.get("openslide.mpp-y")), source
+        return _spacing(slide.properties.get("openslide.mpp-x"), slide.properties.get("openslide.mpp-y"), source)
 
     def read(self, slide: Any, level: int, x: int, y: int, width: int, height: int) -> Pixels:
         down = slide.level_downsamples[level]
@@ -78,7 +79,7 @@ class OpenSlideLibrary:
 
 
 class FastSlideLibrary:
-    name, by_thread = "fastslide", False
+    name, by_thread, fills = "fastslide", False, True
 
     def __init__(self) -> None:
         self._pid: int | None = None
@@ -111,16 +112,16 @@ class FastSlideLibrary:
     def downsamples(self, slide: Any) -> tuple[float, ...]:
         return tuple(float(d) for d in slide.level_downsamples)
 
-    def spacing(self, slide: Any) -> tuple[float | None, str]:
+    def spacing(self, slide: Any) -> Spacing:
         x, y = slide.mpp
-        return _mean(x, y), "header"
+        return _spacing(x, y, "header")
 
     def read(self, slide: Any, level: int, x: int, y: int, width: int, height: int) -> Pixels:
         return _rgb8(np.asarray(slide.read_region((x, y), level, (width, height)).numpy()))
 
 
 class TiffSlideLibrary:
-    name, by_thread = "tiffslide", True
+    name, by_thread, fills = "tiffslide", True, False
 
     def can_open(self, path: str) -> bool:
         return True  # it says so itself, by what it raises
@@ -139,9 +140,9 @@ class TiffSlideLibrary:
     def downsamples(self, slide: Any) -> tuple[float, ...]:
         return tuple(float(d) for d in slide.level_downsamples)
 
-    def spacing(self, slide: Any) -> tuple[float | None, str]:
+    def spacing(self, slide: Any) -> Spacing:
         source = "header" if slide.properties.get("tiffslide.vendor") == "aperio" else "tags"
-        return _mean(slide.properties.get("tiffslide.mpp-x"), slide.properties.get("tiffslide.mpp-y")), source
+        return _spacing(slide.properties.get("tiffslide.mpp-x"), slide.properties.get("tiffslide.mpp-y"), source)
 
     def read(self, slide: Any, level: int, x: int, y: int, width: int, height: int) -> Pixels:
         (w0, h0), (w, h) = slide.level_dimensions[0], slide.level_dimensions[level]
@@ -160,8 +161,10 @@ class LibraryReader:
         self._pid, self._shared, self._own = os.getpid(), None, threading.local()
         slide = self._handle()
         self.level_shapes, self.level_downsamples = library.shapes(slide), library.downsamples(slide)
-        self.mpp, source = library.spacing(slide)
-        self.mpp_source: str | None = source if self.mpp is not None else None
+        if not self.level_shapes or min(min(shape) for shape in self.level_shapes) < 1:
+            raise ValueError(f"levels of {self.level_shapes} pixels")
+        spacing = library.spacing(slide)
+        self.mpp, self.mpp_source, self.spacing_note = spacing.mpp, spacing.source, spacing.note
 
     def read_level(self, level: int, x: int, y: int, width: int, height: int) -> Pixels:
         """Pixels of a box of one level; see `SlideReader`."""
@@ -207,11 +210,11 @@ class LibraryReader:
         return LibraryReader, (self.path, self._library, self._cache_bytes)
 
 
-def _mean(x: object, y: object) -> float | None:
+def _spacing(x: object, y: object, source: str) -> Spacing:
     try:
-        return plausible(float(x), float(y))  # type: ignore[arg-type]
+        return believable(float(x), float(y), source)  # type: ignore[arg-type]
     except (TypeError, ValueError):
-        return None
+        return Spacing()
 
 
 def _on_white(rgba: npt.NDArray[np.uint8]) -> Pixels:

@@ -11,12 +11,12 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from core.errors import UnreadableUnit, UserError
+from core.errors import UserError
 from core.urls import public
 from core.wsi import formats
 from core.wsi.image import ImageMask
 from core.wsi.libraries import LIBRARIES, LibraryReader, installed
-from core.wsi.pyramid import NotServed
+from core.wsi.pages import NotServed, WrongKind
 from core.wsi.source import open_source
 from core.wsi.tiff import TiffReader
 from core.wsi.tiles import TileCache
@@ -45,6 +45,11 @@ class SlideReader(Protocol):
     @property
     def mpp_source(self) -> str | None: ...
 
+    @property
+    def spacing_note(self) -> str:
+        """Why a spacing was not believed, or which other source contradicts it; "" where all is well."""
+        ...
+
     def read_level(self, level: int, x: int, y: int, width: int, height: int) -> npt.NDArray[np.uint8]:
         """The box (x, y, width, height) in the pixels of `level` → uint8 ``[h, w, 3]`` (a mask: ``[h, w]``).
 
@@ -69,16 +74,22 @@ def open_with(path: str, cache: TileCache, *, backend: str = "auto", library_byt
     """`open_slide` with a tile cache that several readers share; a library's own cache gets `library_bytes`."""
     if backend not in BACKENDS:
         raise UserError("unknown slide backend", key="backend", found=backend, expected=f"one of {BACKENDS}")
-    path, refused, damage = formats.located(path), list[str](), None
-    if backend in ("auto", "tiff"):
-        try:
-            return TiffReader.open(path, cache)
-        except NotServed as e:
-            refused.append(f"tiff: {e}")
-        except UnreadableUnit as e:  # a library may still know what to do with it
-            damage = e
+    path, refused = formats.located(path), list[str]()
+    try:
+        # Also asked where a library is wanted: what a file is, and that it is damaged, no library overrules
+        direct = TiffReader.open(path, cache)
+        if backend in ("auto", "tiff"):
+            return direct
+        direct.close()
+    except WrongKind as e:
+        message = "not a slide of 8-bit colours"
+        raise UserError(message, file=public(path), found=str(e), expected="RGB, YCbCr or grey with 8 bits") from e
+    except NotServed as e:
+        refused.append(f"tiff: {e}")
     for library in LIBRARIES:
-        if backend not in ("auto", library.name):
+        if backend not in ("auto", library.name) or (
+            backend == "auto" and library.fills and formats.is_tiff(_head(path))
+        ):
             continue
         if not installed(library.name):
             refused.append(f"{library.name}: not installed")
@@ -89,8 +100,6 @@ def open_with(path: str, cache: TileCache, *, backend: str = "auto", library_byt
             refused.append(f"{library.name}: not its format")
         except Exception as e:  # every library raises its own kinds
             refused.append(f"{library.name}: {type(e).__name__}: {str(e)[:200]}")
-    if damage is not None:
-        raise damage
     raise UserError(
         "no backend reads this slide",
         file=public(path),

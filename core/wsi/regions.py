@@ -9,7 +9,7 @@ The geometry, with ⌊·⌉ rounding halves up (⌊v⌉ = floor(v + ½), everywh
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -18,12 +18,13 @@ import numpy.typing as npt
 
 from core.wsi.reader import SlideReader
 from core.wsi.resize import resize
-from core.wsi.spacing import LevelChoice, choose_level, level_mpps
+from core.wsi.spacing import LevelChoice, axis_downsamples, choose_level, level_mpps
 
 __all__ = ["Region", "level_box", "read_region", "read_regions", "resize"]
 
 Box = tuple[int, int, int, int]
 Pixels = npt.NDArray[np.uint8]
+GROUP_PIXELS = 1 << 24  # of a level, read together before they are resized
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def read_region(
     """
     width, height = (size_px, size_px) if isinstance(size_px, int) else size_px
     choice = choose_level(level_mpps(reader, mpp0), mpp, tolerance)
-    box = level_box(center_x, center_y, (width, height), mpp / mpp0, reader.level_downsamples[choice.level])
+    box = level_box(center_x, center_y, (width, height), mpp / mpp0, axis_downsamples(reader)[choice.level])
     return _region(reader.read_level(choice.level, *box), width, height, choice)
 
 
@@ -73,19 +74,30 @@ def read_regions(
     """`read_region` at several centres; each tile that any of them shows is fetched and decoded once."""
     width, height = (size_px, size_px) if isinstance(size_px, int) else size_px
     choice = choose_level(level_mpps(reader, mpp0), mpp, tolerance)
-    down = reader.level_downsamples[choice.level]
+    down = axis_downsamples(reader)[choice.level]
     boxes = [level_box(x, y, (width, height), mpp / mpp0, down) for x, y in centres]
-    if isinstance(reader, _ReadsBoxes):
-        crops = reader.read_boxes(choice.level, boxes)
-    else:
-        crops = [reader.read_level(choice.level, *box) for box in boxes]
-    return [_region(crop, width, height, choice) for crop in crops]
+    return [_region(crop, width, height, choice) for crop in _crops(reader, choice.level, boxes)]
 
 
-def level_box(center_x: float, center_y: float, size_px: tuple[int, int], scale: float, downsample: float) -> Box:
-    """(x, y, width, height) in a level's pixels; `scale` is mpp / mpp0."""
-    left, width = _side(center_x, size_px[0], scale, downsample)
-    top, height = _side(center_y, size_px[1], scale, downsample)
+def _crops(reader: SlideReader, level: int, boxes: Sequence[Box]) -> Iterator[Pixels]:
+    """Pixels of the boxes, a group at a time: coarse regions of a slide without coarse levels are large before they
+    are resized, and all of them together may not fit memory."""
+    if not isinstance(reader, _ReadsBoxes):
+        yield from (reader.read_level(level, *box) for box in boxes)
+        return
+    each = max((width * height for _, _, width, height in boxes), default=1)
+    together = max(1, GROUP_PIXELS // max(1, each))
+    for first in range(0, len(boxes), together):
+        yield from reader.read_boxes(level, boxes[first : first + together])
+
+
+def level_box(
+    center_x: float, center_y: float, size_px: tuple[int, int], scale: float, downsample: float | tuple[float, float]
+) -> Box:
+    """(x, y, width, height) in a level's pixels; `scale` is mpp / mpp0, `downsample` that of the level (of each axis)."""
+    down_x, down_y = downsample if isinstance(downsample, tuple) else (downsample, downsample)
+    left, width = _side(center_x, size_px[0], scale, down_x)
+    top, height = _side(center_y, size_px[1], scale, down_y)
     return left, top, width, height
 
 

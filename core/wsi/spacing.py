@@ -12,6 +12,11 @@ class Levelled(Protocol):
     def level_downsamples(self) -> tuple[float, ...]: ...
 
 
+class Shaped(Levelled, Protocol):
+    @property
+    def level_shapes(self) -> tuple[tuple[int, int], ...]: ...
+
+
 @dataclass(frozen=True)
 class LevelChoice:
     """`scale` is requested / level mpp: above 1 the level's pixels are averaged, below 1 interpolated. `warned`: every
@@ -26,6 +31,20 @@ class LevelChoice:
 def level_mpps(reader: Levelled, mpp0: float) -> tuple[float, ...]:
     """Spacing of each level, from that of level 0."""
     return tuple(mpp0 * down for down in reader.level_downsamples)
+
+
+def axis_downsamples(reader: Shaped) -> tuple[tuple[float, float], ...]:
+    """Downsample of each level in x and in y.
+
+    One number serves both axes unless it misplaces the far edge of a side by more than half a pixel of the level: the
+    sides of a strip-shaped slide are rounded by very different shares.
+    """
+    w0, h0 = reader.level_shapes[0]
+    found = []
+    for (w, h), down in zip(reader.level_shapes, reader.level_downsamples, strict=True):
+        misplaced = max(abs(w0 / down - w), abs(h0 / down - h))
+        found.append((down, down) if misplaced <= 0.5 else (w0 / w, h0 / h))
+    return tuple(found)
 
 
 def choose_level(level_mpps: Sequence[float], mpp: float, tolerance: float) -> LevelChoice:

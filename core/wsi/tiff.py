@@ -16,7 +16,8 @@ from core.errors import UnreadableUnit
 from core.urls import is_url, public
 from core.wsi.decode import Truncated
 from core.wsi.formats import is_tiff
-from core.wsi.pyramid import Level, NotServed, Pyramid, parse
+from core.wsi.pages import NotServed
+from core.wsi.pyramid import Level, Pyramid, parse
 from core.wsi.resize import resize
 from core.wsi.source import ByteSource, open_source
 from core.wsi.tiles import TileCache
@@ -36,7 +37,8 @@ class TiffReader:
     def __init__(
         self, path: str, source: ByteSource, pyramid: Pyramid, cache: TileCache, *, mask: bool = False
     ) -> None:
-        self.path, self.mpp, self.mpp_source = path, pyramid.mpp, pyramid.mpp_source
+        self.path, self.mpp, self.mpp_source = path, pyramid.spacing.mpp, pyramid.spacing.source
+        self.spacing_note = pyramid.spacing.note
         self.level_shapes = tuple((level.width, level.height) for level in pyramid.levels)
         self.level_downsamples = downsamples(self.level_shapes)
         self._source, self._levels, self._cache, self._mask = source, pyramid.levels, cache, mask

@@ -98,10 +98,18 @@ def write_slide(
                 options["subifds"] = len(levels) - 1
             if i > 0 and kind != "svs":
                 options["subfiletype"] = 1
-            tiff.write(level, **options)
+            tiff.write(ycbcr(level) if codec == "jp2k_33003" else level, **options)
             if i == 0 and kind == "svs":
                 _thumbnail(tiff, base, width, height)
     return Path(path)
+
+
+def ycbcr(rgb: np.ndarray) -> np.ndarray:
+    """RGB uint8 ``[h, w, 3]`` → YCbCr of full range (ITU-R BT.601, as in JFIF), in float64 and rounded."""
+    r, g, b = np.moveaxis(rgb.astype(np.float64), 2, 0)
+    y = 0.299 * r + 0.587 * g + 0.114 * b
+    found = np.stack([y, (b - y) / 1.772 + 128, (r - y) / 1.402 + 128], axis=2)
+    return np.clip(np.rint(found), 0, 255).astype(np.uint8)
 
 
 def _codec(codec: str, quality: int) -> dict[str, Any]:

@@ -91,7 +91,8 @@ def test_spacing_of_the_real_slides_is_the_libraries_or_none(real):
         assert ours.mpp_source == ("tags" if real.endswith(".tiff") else "header")
 
 
-@pytest.mark.parametrize("codec", CODECS)
+# 33003 holds YCbCr, which tiffslide shows as RGB: its colours are compared with those written, below
+@pytest.mark.parametrize("codec", [codec for codec in CODECS if codec != "jp2k_33003"])
 def test_every_compression_equals_tiffslide(tmp_path, codec):
     path = write_slide(tmp_path / "slide.tif", codec=codec, width=530, height=410)
     ours, theirs = open_slide(str(path)), tiffslide.TiffSlide(path)

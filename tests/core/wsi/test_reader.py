@@ -85,17 +85,12 @@ def test_a_dicom_slide_is_read_by_its_folder_or_an_instance(tmp_path, backend):
         assert (slide.read_level(0, -50, 0, 60, 60)[:, :50] == 255).all()
 
 
-def test_sixteen_bit_slides_are_scaled_by_openslide_or_refused_by_name(tmp_path, monkeypatch):
-    pytest.importorskip("openslide")
+def test_sixteen_bit_slides_are_refused_though_openslide_opens_them(tmp_path):
     path, image = tmp_path / "deep.tif", tissue_image(300, 300)
     tifffile.imwrite(path, image.astype(np.uint16) * 257, tile=(128, 128), photometric="rgb")
-    slide = open_slide(str(path))
-    assert slide.backend == "openslide"
-    np.testing.assert_array_equal(slide.read_level(0, 20, 10, 99, 88), image[10:98, 20:119])
-    monkeypatch.setattr(reader, "installed", lambda name: name != "openslide")
     with pytest.raises(UserError) as e:
         open_slide(str(path))
-    assert "16 bits per sample" in str(e.value) and "tiffslide: ValueError: pixels of uint16" in str(e.value)
+    assert "16 bits per sample" in str(e.value)
 
 
 def test_channels_in_pages_of_their_own_are_not_taken_for_a_grey_slide(tmp_path, monkeypatch):
