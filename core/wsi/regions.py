@@ -94,7 +94,7 @@ def _crops(reader: SlideReader, level: int, boxes: Sequence[Box]) -> Iterator[Pi
 def level_box(
     center_x: float, center_y: float, size_px: tuple[int, int], scale: float, downsample: float | tuple[float, float]
 ) -> Box:
-    """(x, y, width, height) in a level's pixels; `scale` is mpp / mpp0, `downsample` that of the level (of each axis)."""
+    """(x, y, width, height) in a level's pixels; `scale` is mpp / mpp0, `downsample` the level's (of each axis)."""
     down_x, down_y = downsample if isinstance(downsample, tuple) else (downsample, downsample)
     left, width = _side(center_x, size_px[0], scale, down_x)
     top, height = _side(center_y, size_px[1], scale, down_y)
