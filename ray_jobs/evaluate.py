@@ -238,6 +238,8 @@ def _outputs(folder: str) -> Outputs:
             log.info("%-50s %8.4f", name, row[name])
         for note in row.get("notes", []):
             log.info("%s", note)
+        for what, why in row.get("failed", {}).items():
+            log.warning("%s failed: %s", what, why)
     return Outputs({"robustness": store.join(ROWS), "report": store.join("robustness", "report.html")})
 
 

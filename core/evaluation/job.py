@@ -7,6 +7,7 @@ Not here: when something is due (core.evaluation.backlog) and where results go (
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,8 @@ from core.evaluation.backlog import Due
 from core.evaluation.datasets import Dataset, Unfit, open_dataset
 from core.evaluation.evaluator import evaluate, features_of
 from core.evaluation.settings import DatasetConfig, PluginConfig
-from core.storage import Storage
+from core.reports import describe
+from core.storage import Storage, StorageError
 
 if TYPE_CHECKING:
     from core.device import Device
@@ -32,10 +34,12 @@ EMBEDDINGS = "robustness/embeddings"
 
 @dataclass
 class Judged:
-    """Metrics by full name, and notes on what could not be judged, or not by the dataset's own plan."""
+    """Metrics by full name, and notes on what could not be judged, or not by the dataset's own plan. `failed`: by
+    evaluator, dataset and metric, what went wrong that is not about the dataset."""
 
     metrics: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
 
 
 class Judge:
@@ -65,12 +69,14 @@ class Judge:
         images_seen: int,
         neighbours: Mapping[str, int] | None = None,
     ) -> Judged:
-        """The metrics `due` of the encoder artifact in a folder. Raises UserError for images that cannot be encoded.
+        """The metrics `due` of the encoder artifact in a folder. What one dataset or metric fails by does not take the
+        others' results; where it leaves nothing at all, it is raised (UserError for images that cannot be encoded).
 
         neighbours: by dataset, the k that ``auto`` chose at the run's first evaluation. Indices of another k do not
         compare, so it holds for all later ones.
         """
         judged, features, drawn = Judged(), dict[tuple[Any, ...], npt.NDArray[np.float32]](), set[tuple[Any, ...]]()
+        errors, broken = list[Exception](), dict[tuple[Any, ...], UserError]()
         for plugin in self.plugins:
             for name, config in plugin.datasets.items():
                 if not due.get(plugin.name):
@@ -79,8 +85,17 @@ class Judge:
                 if dataset.neighbours == "auto" and name in (neighbours or {}):
                     dataset = replace(dataset, neighbours=(neighbours or {})[name])
                 key = (dataset.images, plugin.features, plugin.resize)
-                if key not in features:
-                    features[key] = features_of(dataset, encoder, device, image_settings(plugin))
+                if key not in features and key not in broken:
+                    try:
+                        features[key] = features_of(dataset, encoder, device, image_settings(plugin))
+                    except StorageError:
+                        raise  # the whole evaluation is tried again
+                    except UserError as e:
+                        broken[key] = e
+                if key in broken:
+                    errors.append(broken[key])
+                    judged.failed[f"{plugin.name}/{name}"] = describe(broken[key])
+                    continue
                 if plugin.embedding != "none" and key not in drawn:
                     drawn.add(key)
                     self._embed(plugin, dataset, features[key], images_seen, judged)
@@ -89,8 +104,16 @@ class Judge:
                 except Unfit as e:
                     judged.notes.append(f"{plugin.name}/{name}: {e}")
                     continue
+                except UserError as e:
+                    errors.append(e)
+                    judged.failed[f"{plugin.name}/{name}"] = describe(e)
+                    continue
+                errors += found.failed.values()
+                judged.failed |= {f"{plugin.name}/{name}/{m}": describe(e) for m, e in found.failed.items()}
                 judged.metrics |= found.metrics
                 judged.notes += [f"{plugin.name}/{name}: {note}" for note in found.notes]
+        if errors and not judged.metrics:
+            raise errors[0]
         judged.notes = list(dict.fromkeys(judged.notes))
         return judged
 
@@ -113,8 +136,10 @@ class Judge:
 
         try:
             picture = embed(features, plugin.embedding)
-        except UserError as e:
-            judged.notes.append(f"{dataset.name}: no embedding: {e}")
+        except Exception as e:  # the picture must not take the figures along
+            if not isinstance(e, UserError):
+                log.error("the embedding of %s failed:\n%s", dataset.name, traceback.format_exc())
+            judged.notes.append(f"{dataset.name}: no embedding: {describe(e)}")
             return
         save_embedding(Storage.of(self.run_dir).join(EMBEDDINGS), dataset, picture, images_seen)
 

@@ -197,12 +197,18 @@ def _notes(rows: Sequence[Row]) -> str:
 
 
 def _errors(rows: Sequence[Row]) -> str:
-    found = [row for row in rows if row.get("error")]
     return "".join(
-        f"<h3>At {row[X]:,} images: {html.escape(str(row.get('status', '')))}</h3>"
-        f"<pre>{html.escape(str(row['error']))}</pre>"
-        for row in found
+        f"<h3>At {row[X]:,} images: {html.escape(what)}</h3><pre>{html.escape(why)}</pre>"
+        for row in rows
+        for what, why in _failures(row)
     )
+
+
+def _failures(row: Row) -> list[tuple[str, str]]:
+    """What failed, and why: the whole evaluation, or single metrics of it."""
+    whole = [(str(row.get("status", "")), str(row["error"]))] if row.get("error") else []
+    parts = row.get("failed")
+    return whole + [(f"{k} failed", str(v)) for k, v in parts.items()] if isinstance(parts, dict) else whole
 
 
 def _value(row: Row, metric: str) -> str:
