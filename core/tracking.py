@@ -17,6 +17,7 @@ import os
 import re
 import threading
 import time
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,7 +31,8 @@ from core.urls import public
 
 log = logging.getLogger(__name__)
 
-NONFINITE, TIME = "nonfinite", "time"
+NONFINITE, TIME, CHECK = "nonfinite", "time", "check"
+CHECKED = re.compile(rb',"check":"([0-9a-f]{8})"}\n\Z')
 REMOTE_FLUSH_S = 10.0
 
 MARKER = "images_seen"
@@ -57,7 +59,7 @@ class MetricsLog:
     def append(self, row: Mapping[str, Any]) -> None:
         """Add one row of numbers, words and None; `time` (epoch seconds) is added. `images_seen` is required."""
         assert isinstance(row.get("images_seen"), int), row
-        line = to_line({**row, TIME: round(time.time(), 3)})
+        line = _checked(to_line({**row, TIME: round(time.time(), 3)}))
         if self._store.local:
             self._mend()
             path = self._store.path(self._name)
@@ -74,7 +76,7 @@ class MetricsLog:
         """Drop the rows beyond `images_seen` and a half-written last one, atomically; returns how many were dropped."""
         content = self._content()
         lines = content.splitlines(keepends=True)
-        kept = [line for line in lines if (row := _parse(line)) is not None and row["images_seen"] <= images_seen]
+        kept = [line for line in lines if (row := _parse(line)) is not None and _reached(row) <= images_seen]
         if len(kept) < len(lines):
             self._store.write_bytes(self._name, b"".join(kept))
         self._remote, self._dirty, self._mended = b"".join(kept), False, True
@@ -132,13 +134,33 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     if not line.endswith(b"\n"):
         return None
     try:
-        row: dict[str, Any] = json.loads(line)
-    except json.JSONDecodeError:
+        row: Any = json.loads(line)
+    except ValueError:  # also bytes that are no text
+        row = None
+    if not isinstance(row, dict) or not _holds(line):
         log.warning("a row of the metrics is damaged and left out: %r", line[:80])
         return None
+    row.pop(CHECK, None)
     for key in row.pop(NONFINITE, ()):
         row[key] = math.nan
     return row
+
+
+def _reached(row: Mapping[str, Any]) -> float:
+    """The images seen; beyond every checkpoint for a damaged row, which does not say."""
+    seen = row.get(MARKER)
+    return seen if isinstance(seen, int) else math.inf
+
+
+def _checked(line: bytes) -> bytes:
+    """The line of a row with a checksum of itself as its last entry: a flipped digit is not another value."""
+    return line[:-2] + b',"%s":"%08x"}\n' % (CHECK.encode(), zlib.crc32(line))
+
+
+def _holds(line: bytes) -> bool:
+    """Whether the line has the checksum that it says; True for one that says none, as older versions wrote."""
+    said = CHECKED.search(line)
+    return said is None or zlib.crc32(line[: said.start()] + b"}\n") == int(said[1], 16)
 
 
 @dataclass
@@ -222,7 +244,7 @@ class MlflowFeeder:
             return 0
         if len(content) == file.size:
             return 0
-        fresh = [row for row in rows_of(content) if row[MARKER] not in file.fed]
+        fresh = [row for row in rows_of(content) if _reached(row) < math.inf and row[MARKER] not in file.fed]
         for rows in _batches(fresh):
             client.log_batch(self.run_id, metrics=[metric for row in rows for metric in _metrics(row, file.marker)])
             file.fed |= {row[MARKER] for row in rows}

@@ -21,7 +21,7 @@ from core.errors import MissingFile, UserError
 from core.evaluation.embedding import load_embedding, saved
 from core.evaluation.report_charts import MEANINGS, SPLIT, SPLITS, Named, draw_embedding, named
 from core.evaluation.report_charts import draw_robustness as draw_robustness
-from core.evaluation.results import FOLDER, ROWS, read_decision
+from core.evaluation.results import FOLDER, ROWS, read_decision, whole_rows
 from core.storage import Storage
 from core.tracking import rows_of
 
@@ -49,15 +49,16 @@ def write_report(run_dir: str) -> str:
     MissingFile where the run has no ``robustness.jsonl``, UserError where it has no whole row yet.
     """
     store = Storage.of(run_dir)
-    rows = _rows(store)
-    stopping = read_decision(run_dir) or {}
+    rows, lost = _rows(store)
+    problems = [f"{lost} damaged lines of {ROWS} are left out"] if lost else []
+    stopping = _stopping(run_dir, problems)
     best = stopping.get("best_images")
     title = f"Robustness of {store.url.rstrip('/').rpartition('/')[2]}"
     curves = []
     if named(rows):
         caption = "Over the images seen in training. Points are evaluations; a metric need not be due at each of them."
         curves.append(Picture("curves.png", draw_robustness(rows, title, best_images=best), caption))
-    embeddings = _embeddings(store.join(FOLDER, "embeddings"), {int(row[X]) for row in rows}, best)
+    embeddings = _embeddings(store.join(FOLDER, "embeddings"), {int(row[X]) for row in rows}, best, problems)
     for picture in (*curves, *embeddings):
         store.write_bytes(f"{FOLDER}/{picture.name}", picture.png)
     sections = [
@@ -66,6 +67,7 @@ def write_report(run_dir: str) -> str:
         _section("What the metrics mean", _meanings(rows)),
         _section("Embeddings", "".join(map(_figure, embeddings)), f"<p>{CAPTION}</p>"),
         _section("Evaluations", _table(rows, best)),
+        _section("Damaged files", "".join(f"<p>{html.escape(problem)}</p>" for problem in problems)),
         _section("Notes", _notes(rows)),
         _section("Errors", _errors(rows)),
     ]
@@ -74,21 +76,31 @@ def write_report(run_dir: str) -> str:
     return store.join(FOLDER, "report.html")
 
 
-def _rows(store: Storage) -> list[dict[str, Any]]:
+def _rows(store: Storage) -> tuple[list[dict[str, Any]], int]:
+    """The rows of the newest run in the file, by images, and how many lines of the file are damaged."""
     try:
         content = store.read_bytes(ROWS)
     except MissingFile as e:
         expected = "the folder of a run with tuning.enable=true"
         raise MissingFile("no robustness evaluations", file=store.join(ROWS), expected=expected) from e
-    rows = [row for row in rows_of(content) if isinstance(row.get(X), int)]
+    rows = whole_rows(rows_of(content))
     if not rows:
         raise UserError("no evaluation has ended yet", file=store.join(ROWS), found="no whole row")
     own = rows[-1].get("identity")  # a folder may hold the rows of an earlier run
-    return sorted((row for row in rows if row.get("identity") == own), key=lambda row: int(row[X]))
+    lost = sum(line.endswith(b"\n") and bool(line.strip()) for line in content.splitlines(keepends=True)) - len(rows)
+    return sorted((row for row in rows if row.get("identity") == own), key=lambda row: int(row[X])), lost
 
 
-def _embeddings(folder: str, evaluated: Collection[int], best: int | None) -> list[Picture]:
-    """Per dataset those of the first, the best and the newest evaluation."""
+def _stopping(run_dir: str, problems: list[str]) -> Row:
+    try:
+        return read_decision(run_dir) or {}
+    except UserError as e:
+        problems.append(str(e))
+        return {}
+
+
+def _embeddings(folder: str, evaluated: Collection[int], best: int | None, problems: list[str]) -> list[Picture]:
+    """Per dataset those of the first, the best and the newest evaluation; `problems` gets those that are damaged."""
     found: dict[str, list[int]] = {}
     for dataset, images in saved(folder):
         if images in evaluated:
@@ -98,7 +110,11 @@ def _embeddings(folder: str, evaluated: Collection[int], best: int | None) -> li
         for images in sorted({there[0], there[-1], best if best in there else there[0]}):
             words = [w for w, at in (("first", there[0]), ("best", best), ("newest", there[-1])) if at == images]
             title = f"{dataset} at {images:,} images seen ({' and '.join(words)})"
-            png = draw_embedding(load_embedding(folder, dataset, images), title)
+            try:
+                png = draw_embedding(load_embedding(folder, dataset, images), title)
+            except UserError as e:
+                problems.append(str(e))
+                continue
             out.append(Picture(f"embedding_{number}_{words[0]}.png", png, title))
     return out
 
