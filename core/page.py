@@ -39,6 +39,7 @@ th.name { text-align: left; color: var(--ink); font-weight: 400; padding-left: 0
 @media (max-width: 700px) {
   body { padding: 24px 16px 48px } h1 { font-size: 26px } section { margin-top: 28px; padding-top: 20px }
   dl { grid-template-columns: minmax(0, 1fr); gap: 0 } dd { margin-bottom: 12px }
+  .chart::after { content: "swipe sideways, or tap to enlarge"; color: var(--muted); font-size: 13px }
   .chart img { width: 960px; max-width: none } th.name .muted { display: block }
 }
 """
