@@ -57,7 +57,9 @@ class Judge:
             for name, config in plugin.datasets.items():
                 if not config.manifest_csv:
                     key = f"tuning.plugins[{i}].datasets.{name}.manifest_csv"
-                    raise UserError("which images?", key=key, found=None, expected="a manifest of labelled images")
+                    raise UserError(
+                        "`manifest_csv` is required", key=key, found=None, expected="a manifest of labelled images"
+                    )
                 notes += [f"{name}: {note}" for note in self._dataset(name, config).notes]
         return list(dict.fromkeys(notes))
 

@@ -28,9 +28,9 @@ TITLE = 38  # characters above a panel
 SPLIT = re.compile(r"(acc_id|acc_ood|cramers_v)_(\d+)")
 TABLE_ONLY = ("ri_k", "ari_class", "ari_center")
 
-GROUPS = (  # colours, then the same with the next marker
-    "#0b6bcb", "#e8860c", "#0a9d6c", "#c2337b", "#6b4fbb", "#00a9b7",
-    "#8a6d00", "#d1495b", "#111827", "#7a9e00", "#8c94a3", "#f2b705",
+GROUPS = (  # colours, then the same with the next marker; those that lines of datasets have come last
+    "#c2337b", "#f2b705", "#6b4fbb", "#7a9e00", "#8c94a3", "#d1495b",
+    "#0b6bcb", "#e8860c", "#0a9d6c", "#00a9b7", "#8a6d00", "#111827",
 )  # fmt: skip
 MARKERS = "o^s"
 LEAST = 0.1  # of an axis: what is smaller than that is mostly chance, and must not look like a cliff

@@ -336,3 +336,8 @@ def test_pictures_say_what_is_seen_and_can_be_enlarged(tmp_path):
     assert "Robustness index on camelyon 0.500 to 0.750" in alt and "images seen" in alt
     assert text.count('<input type="checkbox"') == 1 and "input:checked + span" in text
     assert "@media (max-width: 700px)" in text and "<script" not in text
+
+
+def test_the_first_groups_of_an_embedding_have_no_colour_of_a_datasets_line():
+    assert not {*report_charts.GROUPS[:6]} & {*report_charts.ACCENTS}
+    assert len({*report_charts.GROUPS}) == 12
