@@ -76,7 +76,7 @@ class MetricsLog:
         """Drop the rows beyond `images_seen` and a half-written last one, atomically; returns how many were dropped."""
         content = self._content()
         lines = content.splitlines(keepends=True)
-        kept = [line for line in lines if (row := _parse(line)) is not None and _reached(row) <= images_seen]
+        kept = [line for line in lines if (row := _parse(line)) is not None and row["images_seen"] <= images_seen]
         if len(kept) < len(lines):
             self._store.write_bytes(self._name, b"".join(kept))
         self._remote, self._dirty, self._mended = b"".join(kept), False, True
@@ -137,19 +137,13 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         row: Any = json.loads(line)
     except ValueError:  # also bytes that are no text
         row = None
-    if not isinstance(row, dict) or not _holds(line):
+    if not isinstance(row, dict) or not isinstance(row.get(MARKER), int) or not _holds(line):
         log.warning("a row of the metrics is damaged and left out: %r", line[:80])
         return None
     row.pop(CHECK, None)
     for key in row.pop(NONFINITE, ()):
         row[key] = math.nan
     return row
-
-
-def _reached(row: Mapping[str, Any]) -> float:
-    """The images seen; beyond every checkpoint for a damaged row, which does not say."""
-    seen = row.get(MARKER)
-    return seen if isinstance(seen, int) else math.inf
 
 
 def _checked(line: bytes) -> bytes:
@@ -244,7 +238,7 @@ class MlflowFeeder:
             return 0
         if len(content) == file.size:
             return 0
-        fresh = [row for row in rows_of(content) if _reached(row) < math.inf and row[MARKER] not in file.fed]
+        fresh = [row for row in rows_of(content) if row[MARKER] not in file.fed]
         for rows in _batches(fresh):
             client.log_batch(self.run_id, metrics=[metric for row in rows for metric in _metrics(row, file.marker)])
             file.fed |= {row[MARKER] for row in rows}
