@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EMBEDDINGS = "robustness/embeddings"
+Key = tuple[Any, ...]
 
 
 @dataclass
@@ -77,43 +78,32 @@ class Judge:
         neighbours: by dataset, the k that ``auto`` chose at the run's first evaluation. Indices of another k do not
         compare, so it holds for all later ones.
         """
-        judged, features, drawn = Judged(), dict[tuple[Any, ...], npt.NDArray[np.float32]](), set[tuple[Any, ...]]()
-        errors, broken = list[Exception](), dict[tuple[Any, ...], UserError]()
+        judged, errors, drawn = Judged(), list[Exception](), set[Key]()
+        features = _Features(encoder, device)
         for plugin in self.plugins:
             for name, config in plugin.datasets.items():
                 if not due.get(plugin.name):
                     continue
-                dataset = self._dataset(name, config)
-                if dataset.neighbours == "auto" and name in (neighbours or {}):
-                    dataset = replace(dataset, neighbours=(neighbours or {})[name])
-                key = (dataset.images, plugin.features, plugin.resize)
-                if key not in features and key not in broken:
-                    try:
-                        features[key] = features_of(dataset, encoder, device, image_settings(plugin))
-                    except StorageError:
-                        raise  # the whole evaluation is tried again
-                    except UserError as e:
-                        broken[key] = e
-                if key in broken:
-                    errors.append(broken[key])
-                    judged.failed[f"{plugin.name}/{name}"] = describe(broken[key])
-                    continue
-                if plugin.embedding != "none" and key not in drawn:
-                    drawn.add(key)
-                    self._embed(plugin, dataset, features[key], images_seen, judged)
+                where = f"{plugin.name}/{name}"
                 try:
-                    found = evaluate(plugin.name, dataset, features[key], due=due[plugin.name])
+                    dataset = _with_neighbours(self._dataset(name, config), neighbours or {})
+                    key, x = features.of(dataset, plugin)
+                    if plugin.embedding != "none" and key not in drawn:
+                        drawn.add(key)
+                        self._embed(plugin, dataset, x, images_seen, judged)
+                    found = evaluate(plugin.name, dataset, x, due=due[plugin.name])
+                except StorageError:
+                    raise  # the whole evaluation is tried again
                 except Unfit as e:
-                    judged.notes.append(f"{plugin.name}/{name}: {e}")
-                    continue
+                    judged.notes.append(f"{where}: {e}")
                 except UserError as e:
                     errors.append(e)
-                    judged.failed[f"{plugin.name}/{name}"] = describe(e)
-                    continue
-                errors += found.failed.values()
-                judged.failed |= {f"{plugin.name}/{name}/{m}": describe(e) for m, e in found.failed.items()}
-                judged.metrics |= found.metrics
-                judged.notes += [f"{plugin.name}/{name}: {note}" for note in found.notes]
+                    judged.failed[where] = describe(e)
+                else:
+                    errors += found.failed.values()
+                    judged.failed |= {f"{where}/{metric}": describe(e) for metric, e in found.failed.items()}
+                    judged.metrics |= found.metrics
+                    judged.notes += [f"{where}: {note}" for note in found.notes]
         if errors and not judged.metrics:
             raise errors[0]
         judged.notes = list(dict.fromkeys(judged.notes))
@@ -144,6 +134,34 @@ class Judge:
             judged.notes.append(f"{dataset.name}: no embedding: {describe(e)}")
             return
         save_embedding(Storage.of(self.run_dir).join(EMBEDDINGS), dataset, picture, images_seen)
+
+
+class _Features:
+    """Features of datasets by one encoder, each taken once for all plugins that look at the same images; what one
+    fails by is met once, too."""
+
+    def __init__(self, encoder: str, device: Device) -> None:
+        self._encoder, self._device = encoder, device
+        self._known: dict[Key, npt.NDArray[np.float32] | UserError] = {}
+
+    def of(self, dataset: Dataset, plugin: PluginConfig) -> tuple[Key, npt.NDArray[np.float32]]:
+        """What tells these features from others, and the features `[N, D]` of `dataset.images`."""
+        key = (dataset.images, plugin.features, plugin.resize)
+        if key not in self._known:
+            try:
+                self._known[key] = features_of(dataset, self._encoder, self._device, image_settings(plugin))
+            except UserError as e:
+                self._known[key] = e
+        found = self._known[key]
+        if isinstance(found, UserError):
+            raise found
+        return key, found
+
+
+def _with_neighbours(dataset: Dataset, chosen: Mapping[str, int]) -> Dataset:
+    if dataset.neighbours == "auto" and dataset.name in chosen:
+        return replace(dataset, neighbours=chosen[dataset.name])
+    return dataset
 
 
 def image_settings(plugin: PluginConfig) -> ImageSettings:

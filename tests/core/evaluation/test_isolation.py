@@ -146,3 +146,10 @@ def test_storage_that_does_not_answer_is_tried_again_and_not_recorded(two):
     bad["x"] = StorageError("no answer", file="s3://bucket/7.png")
     with pytest.raises(StorageError):
         judge.judge("encoder", {"probe": ["knn"]}, CPU, 0)
+
+
+def test_a_manifest_that_is_gone_costs_its_own_dataset_only(two, tmp_path):
+    judge, _, _ = two
+    (tmp_path / "b" / "bad.csv").unlink()
+    got = judge.judge("encoder", {"pathorob": ["ri"]}, CPU, 0)
+    assert "pathorob/good/ri" in got.metrics and "bad.csv" in got.failed["pathorob/bad"]
