@@ -15,7 +15,7 @@ h1 { font-size: 32px; line-height: 1.2; margin: 0; overflow-wrap: anywhere } h2 
 h3 { font-size: 15px; margin: 18px 0 6px } a { color: var(--link) } p { max-width: 60em }
 .lead, .muted { color: var(--muted) } .lead { max-width: 46em; margin: 12px 0 0 } .muted { font-size: 14px }
 section { border-top: 1px solid var(--line); padding-top: 28px; margin-top: 40px }
-dl { display: grid; grid-template-columns: minmax(9em, 22em) minmax(0, 1fr); gap: 6px 28px; margin: 0 }
+dl { display: grid; grid-template-columns: minmax(9em, 16em) minmax(0, 1fr); gap: 6px 28px; margin: 0 }
 dt { color: var(--muted); overflow-wrap: anywhere } dd { margin: 0; font-weight: 600; overflow-wrap: anywhere }
 dd.plain { font-weight: 400 } li { overflow-wrap: anywhere; margin-bottom: 6px }
 code { font: 13px/1.5 ui-monospace, "DejaVu Sans Mono", monospace; font-weight: 400; overflow-wrap: anywhere }
@@ -36,11 +36,12 @@ nav { margin-top: 20px; display: flex; flex-wrap: wrap; gap: 4px 20px }
 th, td { padding: 5px 12px; text-align: right; border-bottom: 1px solid var(--line) }
 th { color: var(--muted); font-weight: 600 } thead tr:first-child th { text-align: left; border: 0 }
 th.name { text-align: left; color: var(--ink); font-weight: 400; padding-left: 0; white-space: normal; min-width: 9em }
+th.name .muted { display: block }
 @media (max-width: 700px) {
   body { padding: 24px 16px 48px } h1 { font-size: 26px } section { margin-top: 28px; padding-top: 20px }
   dl { grid-template-columns: minmax(0, 1fr); gap: 0 } dd { margin-bottom: 12px }
   .chart::after { content: "swipe sideways, or tap to enlarge"; color: var(--muted); font-size: 13px }
-  .chart img { width: 960px; max-width: none } th.name .muted { display: block }
+  .chart img { width: 960px; max-width: none }
 }
 """
 
