@@ -17,6 +17,7 @@ import os
 import re
 import threading
 import time
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,7 +31,8 @@ from core.urls import public
 
 log = logging.getLogger(__name__)
 
-NONFINITE, TIME = "nonfinite", "time"
+NONFINITE, TIME, CHECK = "nonfinite", "time", "check"
+CHECKED = re.compile(rb',"check":"([0-9a-f]{8})"}\n\Z')
 REMOTE_FLUSH_S = 10.0
 
 MARKER = "images_seen"
@@ -57,7 +59,7 @@ class MetricsLog:
     def append(self, row: Mapping[str, Any]) -> None:
         """Add one row of numbers, words and None; `time` (epoch seconds) is added. `images_seen` is required."""
         assert isinstance(row.get("images_seen"), int), row
-        line = to_line({**row, TIME: round(time.time(), 3)})
+        line = _checked(to_line({**row, TIME: round(time.time(), 3)}))
         if self._store.local:
             self._mend()
             path = self._store.path(self._name)
@@ -132,13 +134,27 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     if not line.endswith(b"\n"):
         return None
     try:
-        row: dict[str, Any] = json.loads(line)
-    except json.JSONDecodeError:
+        row: Any = json.loads(line)
+    except ValueError:  # also bytes that are no text
+        row = None
+    if not isinstance(row, dict) or not isinstance(row.get(MARKER), int) or not _holds(line):
         log.warning("a row of the metrics is damaged and left out: %r", line[:80])
         return None
+    row.pop(CHECK, None)
     for key in row.pop(NONFINITE, ()):
         row[key] = math.nan
     return row
+
+
+def _checked(line: bytes) -> bytes:
+    """The line of a row with a checksum of itself as its last entry: a flipped digit is not another value."""
+    return line[:-2] + b',"%s":"%08x"}\n' % (CHECK.encode(), zlib.crc32(line))
+
+
+def _holds(line: bytes) -> bool:
+    """Whether the line has the checksum that it says; True for one that says none, as older versions wrote."""
+    said = CHECKED.search(line)
+    return said is None or zlib.crc32(line[: said.start()] + b"}\n") == int(said[1], 16)
 
 
 @dataclass

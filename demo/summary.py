@@ -12,8 +12,28 @@ from base64 import b64encode
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
+from urllib.parse import quote
 
+from core.evaluation.results import whole_rows
+from core.page import STYLE, figure
+from core.tracking import rows_of
+
+TIMES = "times.json"
 WIDE = 1600  # pixels of a picture on the page
+CLOSE = "One sample close up: what the student sees, the places that it predicts, and what the teacher sees there."
+DOTS = (
+    "One picture per slide. A dot is the centre of an anchor: a place that training reads a context at. Its colour is "
+    "the share of tissue in the context, from yellow (little) to dark blue (all); the dashed frame is the size of one."
+)
+FILES = "The links hold while this page stays in its folder. A click enlarges a picture, another makes it small again."
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture's file and what is seen on it."""
+
+    path: Path
+    caption: str
 
 
 @dataclass
@@ -50,9 +70,10 @@ def gather(output: Path, manifest: Path, train_s: float, total_s: float) -> Fact
     with manifest.open(newline="", encoding="utf-8-sig") as f:
         slides = list(csv.DictReader(f))
     catalog = json.loads((output / "run" / "indexes" / "anchor_catalog_manifest.json").read_text())
-    lines = (output / "run" / "metrics.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines if line.strip()]
+    rows = [row for row in rows_of((output / "run" / "metrics.jsonl").read_bytes()) if "images_seen" in row]
     judged = _judged(output / "run")
+    images = max((int(row["images_seen"]) for row in rows), default=0)
+    train_s, total_s = _times(output / TIMES, images, train_s, total_s)
     speeds = sorted(row["images_per_s"] for row in rows if row.get("images_per_s") is not None)
     return Facts(
         output=output,
@@ -60,7 +81,7 @@ def gather(output: Path, manifest: Path, train_s: float, total_s: float) -> Fact
         sites=sorted({row["site"] for row in slides if row.get("site")}),
         organs=sorted({row["organ"] for row in slides if row.get("organ")}),
         anchors=int(catalog["total_anchors"]),
-        images=max((int(row["images_seen"]) for row in rows), default=0),
+        images=images,
         loss=first_and_last(rows, "loss"),
         rankme=first_and_last(rows, "target_rankme"),
         deviation=first_and_last(rows, "target_std"),
@@ -73,11 +94,22 @@ def gather(output: Path, manifest: Path, train_s: float, total_s: float) -> Fact
     )
 
 
+def _times(path: Path, images: int, train_s: float, total_s: float) -> tuple[float, float]:
+    """Seconds of training and of all, those of the start that trained: a rerun that finds all done keeps them."""
+    try:
+        known = json.loads(path.read_bytes())
+        if known["images"] == images:
+            return float(known["train_s"]), float(known["total_s"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        pass  # the first start, or a damaged file: written below
+    path.write_text(json.dumps({"images": images, "train_s": train_s, "total_s": total_s}))
+    return train_s, total_s
+
+
 def _judged(run: Path) -> list[dict[str, float]]:
     """The rows of evaluations that succeeded, by images."""
     path = run / "robustness.jsonl"
-    lines = path.read_text().splitlines() if path.is_file() else []
-    rows = [row for row in map(json.loads, lines) if row["status"] == "ok"]
+    rows = [row for row in whole_rows(rows_of(path.read_bytes())) if row["status"] == "ok"] if path.is_file() else []
     return sorted(rows, key=lambda row: row["images_seen"])
 
 
@@ -136,51 +168,80 @@ def figures(facts: Facts) -> list[tuple[str, str]]:
     return out
 
 
+def _curves(facts: Facts) -> str:
+    fell = f" The loss goes from {facts.loss[0]:.4f} to {facts.loss[1]:.4f}." if facts.loss else ""
+    return f"Training curves over {facts.images:,} images seen: loss, signs of collapse, schedules, speed.{fell}"
+
+
 def write_page(output: Path, facts: Facts) -> Path:
     """`index.html`: all pictures inside it, so that it can be sent as one file."""
-    pictures = output / "pictures"
+    pictures, page = output / "pictures", output / "index.html"
     sections = [
-        _section("Learning", [(pictures / "curves.png", "Training curves over images seen.")]),
+        _section("Learning", [Shown(pictures / "curves.png", _curves(facts))]),
         _section("Robustness between the two hospitals", _robustness(output / "run" / "robustness")),
         _section("What training sees", _previews(pictures)),
-        _section("Close up", [(p, "Steps 2 to 5.") for p in sorted(pictures.glob("zoom4_*.png"))[:1]]),
-        _section("Tissue and anchors", [(p, p.stem) for p in sorted((pictures / "overlays").glob("*.png"))], grid=True),
+        _section("Close up", [Shown(p, CLOSE) for p in sorted(pictures.glob("zoom4_*.png"))[:1]]),
+        _section("Tissue and anchors", _overlays(pictures / "overlays"), grid=True, lead=DOTS),
     ]
+    there = [("figures", "In figures"), *((i, i.replace("-", " ").capitalize()) for i, _ in sections if i)]
+    nav = "".join(f'<a href="#{i}">{html.escape(title)}</a>' for i, title in [*there, ("files", "Files")])
     rows = "".join(f"<dt>{html.escape(a)}</dt><dd>{html.escape(b)}</dd>" for a, b in figures(facts))
-    files = "".join(
-        f"<dt>{html.escape(a)}</dt><dd><code>{html.escape(str(b))}</code></dd>" for a, b in facts.files.items()
-    )
+    files = "".join(f"<dt>{html.escape(a)}</dt><dd>{_linked(page, b)}</dd>" for a, b in facts.files.items())
     if facts.mlflow:
         files += f"<dt>MLflow</dt><dd><code>{html.escape(facts.mlflow)}</code></dd>"
-    body = f"<section><h2>In figures</h2><dl>{rows}</dl></section>{''.join(sections)}"
-    body += f"<section><h2>Files</h2><dl>{files}</dl></section>"
-    page = output / "index.html"
-    page.write_text(PAGE.replace("BODY", body), encoding="utf-8")
+    body = f'<nav aria-label="Sections">{nav}</nav><section id="figures"><h2>In figures</h2><dl>{rows}</dl></section>'
+    body += "".join(section for _, section in sections)
+    body += f'<section id="files"><h2>Files</h2><p class="muted">{FILES}</p><dl>{files}</dl></section>'
+    page.write_text(PAGE.replace("STYLE", STYLE).replace("BODY", body), encoding="utf-8")
     return page
 
 
-def _previews(pictures: Path) -> list[tuple[Path, str]]:
+def _previews(pictures: Path) -> list[Shown]:
     reveals, flows = (sorted(pictures.glob(p)) for p in ("ijepa_*.gif", "preview_*.png"))
-    return [(p, "One sample, step by step.") for p in reveals[:1]] + [(p, "") for p in flows[1:3]]
-
-
-def _robustness(folder: Path) -> list[tuple[Path, str]]:
-    captions = {"first": "Before training: the same patches by class and by hospital.", "newest": "After it."}
-    embeddings = [(folder / f"embedding_0_{name}.png", text) for name, text in captions.items()]
-    return [(folder / "curves.png", "Metrics of the snapshots, evaluated while the training went on."), *embeddings]
-
-
-def _section(title: str, pictures: list[tuple[Path, str]], *, grid: bool = False) -> str:
-    shown = [(path, caption) for path, caption in pictures if path.is_file()]
-    if not shown:
-        return ""
-    items = "".join(
-        f'<figure><img alt="{html.escape(caption or path.stem)}" src="{_embedded(path, WIDE // 2 if grid else WIDE)}">'
-        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
-        for path, caption in shown
+    film = (
+        "One training sample, step by step: the slide, what the student sees, what it predicts, what the teacher sees."
     )
-    kind = ' class="grid"' if grid else ""
-    return f"<section><h2>{html.escape(title)}</h2><div{kind}>{items}</div></section>"
+    whole = "Another sample as one picture, the same steps from left to right."
+    return [Shown(p, film) for p in reveals[:1]] + [Shown(p, f"{whole} ({_name(p)})") for p in flows[1:3]]
+
+
+def _overlays(folder: Path) -> list[Shown]:
+    """A picture per slide, under its name."""
+    return [
+        Shown(
+            p, f"Slide {p.stem}: the orange line is the tissue's outline, every dot the centre of an anchor's context."
+        )
+        for p in sorted(folder.glob("*.png"))
+    ]
+
+
+def _robustness(folder: Path) -> list[Shown]:
+    words = "Left: coloured by tissue class, right: by hospital. Colours that mix on the right are good."
+    captions = {"first": "The same patches before training.", "newest": "The same patches after training."}
+    embeddings = [Shown(folder / f"embedding_0_{name}.png", f"{text} {words}") for name, text in captions.items()]
+    curves = "Metrics of the encoder's snapshots over images seen, evaluated while the training went on."
+    return [Shown(folder / "curves.png", curves), *embeddings]
+
+
+def _name(path: Path) -> str:
+    return path.stem.removeprefix("preview_").removeprefix("zoom4_")
+
+
+def _section(title: str, pictures: list[Shown], *, grid: bool = False, lead: str = "") -> tuple[str, str]:
+    """(id, section) of the pictures that are there; empty where none is."""
+    shown = [picture for picture in pictures if picture.path.is_file()]
+    if not shown:
+        return "", ""
+    items = "".join(figure(_embedded(p.path, WIDE), f"{title}. {p.caption}", p.caption, chart=not grid) for p in shown)
+    kind, name = ' class="grid"' if grid else "", title.lower().replace(" ", "-")
+    said = f"<p>{lead}</p>" if lead else ""
+    return name, f'<section id="{name}"><h2>{html.escape(title)}</h2>{said}<div{kind}>{items}</div></section>'
+
+
+def _linked(page: Path, path: Path) -> str:
+    """A file's path as a link that holds while page and file stay in one folder."""
+    target = quote(Path(os.path.relpath(path, page.parent)).as_posix()) + ("/" if path.is_dir() else "")
+    return f'<a href="{html.escape(target)}"><code>{html.escape(str(path))}</code></a>'
 
 
 def _embedded(path: Path, width: int) -> str:
@@ -201,24 +262,12 @@ def _embedded(path: Path, width: int) -> str:
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Pathray: I-JEPATH demo</title>
-<style>
-:root { color-scheme: light; --ink: #1b2333; --muted: #5f6b7e; --card: #f4f6f9; --line: #dfe4ea }
-body { margin: 0 auto; max-width: 1180px; padding: 48px 28px 80px; color: var(--ink); background: #fff;
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif }
-h1 { font-size: 34px; line-height: 1.2; margin: 0 } h2 { font-size: 20px; margin: 0 0 16px }
-.lead { color: var(--muted); max-width: 46em; margin: 12px 0 0 }
-section { border-top: 1px solid var(--line); padding-top: 28px; margin-top: 40px }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: 6px 28px; margin: 0 }
-dt { color: var(--muted) } dd { margin: 0; font-weight: 600; overflow-wrap: anywhere }
-code { font: 13px/1.5 ui-monospace, "DejaVu Sans Mono", monospace; font-weight: 400 }
-figure { margin: 0 0 24px } img { width: 100%; display: block; border: 1px solid var(--line); border-radius: 8px }
-figcaption { color: var(--muted); font-size: 14px; margin-top: 8px }
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(340px, 1fr)); gap: 20px }
-</style>
+<style>STYLE</style>
 <h1>I-JEPATH on a small cohort</h1>
 <p class="lead">A student sees tissue at low resolution with holes in it, and learns to predict the features that a
 slowly moving teacher computes from the same places in high resolution. No labels, no pixels reconstructed. This page
-holds one short run from slides to encoder; it shows that everything works, not what a long training can learn.</p>
+holds one short run from slides to encoder; it shows that everything works, not what a long training can learn.
+A click enlarges a picture.</p>
 BODY
 </html>
 """

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from core.canvas import ACCENTS, CARD, FAINT, INK, MUTED, Canvas, Picture, mixed
+from core.canvas import CARD, FAINT, INK, MUTED, Canvas, Picture, mixed
 from core.wsi.kept_masks import computed_mask
 from core.wsi.reader import open_mask, open_slide
 from core.wsi.resize import resize
@@ -23,7 +23,7 @@ from ijepath.catalog import Catalog
 THUMBNAIL_PX = 1600
 PICTURE, ASIDE, MARGIN, HEADER = 900.0, 230.0, 32.0, 84.0
 STOPS = ("#ffd400", "#12a594", "#12297a")  # tissue share 0, 1/2, 1
-CONTOUR = ACCENTS[0]
+CONTOUR = "#e8420c"  # in no share's colour, and not on a stain
 COLUMNS = (
     "slide_id",
     "center_x_level0",
@@ -170,7 +170,10 @@ def _aside(
         )
     y += 66
     canvas.line([(x, y), (x + 24, y)], CONTOUR, 2.5)
-    canvas.text(x + 34, y, "tissue", 11, MUTED, anchor="lm")
+    canvas.text(x + 34, y, "outline of the tissue", 11, MUTED, anchor="lm")
     _one_context(canvas, x + 3, y + 14, 18)
     canvas.text(x + 34, y + 23, "one context", 11, MUTED, anchor="lm")
-    canvas.text(x, y + 48, profile, 9, MUTED)
+    canvas.dot(x + 12, y + 46, 6.5, "#ffffff", FAINT)
+    canvas.dot(x + 12, y + 46, 5, share_colour(0.5))
+    canvas.text(x + 34, y + 46, "anchor: a context's centre", 11, MUTED, anchor="lm")
+    canvas.text(x, y + 68, profile, 9, MUTED)

@@ -141,7 +141,7 @@ def build(config: CutPatchesConfig, spec: TileSpec, jobs: list[SlideCut | Images
                 rows.append({"name": one.name, **asdict(outcome)})
                 progress.update()
     finally:
-        write_report(config.report, COLUMNS, rows)
+        write_report(config.report, COLUMNS, rows, key="name")
     counts = {s: sum(row["status"] == s for row in rows) for s in ("ok", "skipped", "empty", "failed")}
     told = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     log.info("%s; %d patches; report: %s", told, sum(row["patches"] for row in rows), config.report)

@@ -134,6 +134,7 @@ def recorded_tuning(run_dir: str) -> TuningConfig:
     """The `tuning` section that a run was started with. UserError when it has none that evaluates anything."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     from core.storage import Storage
 
@@ -141,8 +142,13 @@ def recorded_tuning(run_dir: str) -> TuningConfig:
     expected = "tuning.plugins of yours (--config …)"
     if not store.exists(name):
         raise MissingFile("the run's config is not here", file=store.join(name), key="watch", expected=expected)
-    section = OmegaConf.create(store.read_bytes(name).decode()).get("tuning") or {}
-    if not section.get("plugins"):
+    try:
+        section = OmegaConf.create(store.read_bytes(name).decode()).get("tuning") or {}
+        plugins = section.get("plugins")
+    except (ValueError, AttributeError, AssertionError, OmegaConfBaseException, YAMLError) as e:
+        said = " ".join(str(e).split())[:200]
+        raise UserError("the run's config is damaged", file=store.join(name), found=said, expected=expected) from e
+    if not plugins:
         message = "the run's config has no evaluators"
         raise UserError(message, file=store.join(name), key="tuning.plugins", found=[], expected=expected)
     try:
@@ -197,7 +203,7 @@ def _beats(store: Any) -> bool:
     try:
         beat = json.loads(store.read_bytes(BEAT))
         return "end" not in beat and bool(time.time() - beat["time"] < FRESH_S)
-    except (MissingFile, json.JSONDecodeError, KeyError):
+    except (MissingFile, ValueError, KeyError, TypeError):
         return False
 
 
@@ -211,10 +217,18 @@ def _mlflow(config: EvaluateConfig, store: Any) -> Any:
 
     own = not store.exists(RUN_FILE)
     if uri is None and not own:
-        uri = json.loads(store.read_bytes(RUN_FILE))["tracking_uri"]
+        uri = _known_uri(store, RUN_FILE)
     return MlflowFeeder(
         store.join(ROWS), uri=uri, experiment="evaluations", run_name=store.url, marker=TUNE_IMAGES, ends=own
     )
+
+
+def _known_uri(store: Any, name: str) -> str:
+    try:
+        return str(json.loads(store.read_bytes(name))["tracking_uri"])
+    except (ValueError, KeyError, TypeError) as e:
+        expected = "the run's MLflow; give tracking_uri, or remove the file"
+        raise UserError("damaged", file=store.join(name), found=str(e), expected=expected) from e
 
 
 def _outputs(folder: str) -> Outputs:
@@ -238,6 +252,8 @@ def _outputs(folder: str) -> Outputs:
             log.info("%-50s %8.4f", name, row[name])
         for note in row.get("notes", []):
             log.info("%s", note)
+        for what, why in row.get("failed", {}).items():
+            log.warning("%s failed: %s", what, why)
     return Outputs({"robustness": store.join(ROWS), "report": store.join("robustness", "report.html")})
 
 

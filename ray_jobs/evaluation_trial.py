@@ -72,6 +72,6 @@ def judged(config: dict[str, Any], spec: TrialSpec) -> dict[str, Any]:
         json.loads(config["neighbours"]),
     )
     return {
-        "judged": json.dumps({"metrics": found.metrics, "notes": found.notes}),
+        "judged": json.dumps({"metrics": found.metrics, "notes": found.notes, "failed": found.failed}),
         "evaluator_s": time.monotonic() - began,
     }

@@ -295,7 +295,11 @@ class Evaluators:
         self.judged += 1
         if "judged" in result:
             judged = json.loads(result["judged"])
-            self._record(snapshot, "ok", due, {**row, "notes": judged["notes"], **judged["metrics"]})
+            failed = judged.get("failed") or {}
+            parts = {"failed": failed} if failed else {}
+            self._record(snapshot, "ok", due, {**row, "notes": judged["notes"], **parts, **judged["metrics"]})
+            for what, why in failed.items():
+                log.warning("%s failed at %s images, the other metrics are there: %s", what, f"{images:,}", why)
         else:
             why = result.get("error") or "the evaluator's process died"
             self._record(snapshot, "failed", due, {**row, "error": why})

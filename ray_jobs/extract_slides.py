@@ -63,7 +63,7 @@ class Slides:
                     self.rows[self.jobs[number][0]] |= _columns(outcome or SlideOutcome("failed", DIED))
                     progress.update()
         finally:
-            write_report(self.config.report, COLUMNS, self.rows)
+            write_report(self.config.report, COLUMNS, self.rows, key="slide_id")
         self._tell()
         check_success(self.rows, "slide_id", "slides", self.config.min_success_fraction, self.config.report)
 

@@ -95,7 +95,9 @@ def main(loaded: Loaded[PlotConfig]) -> Outputs | None:
     config = loaded.config
     if bool(config.run) == bool(config.logs):
         found = f"run={config.run} logs={config.logs}"
-        raise UserError("what shall be drawn?", key="run", found=found, expected="run=FOLDER or logs=PATTERN")
+        raise UserError(
+            "`run` or `logs` is required, not both", key="run", found=found, expected="run=FOLDER or logs=PATTERN"
+        )
     if config.logs:
         return from_logs(config, loaded.dry_run)
     store = Storage.of(config.run)

@@ -162,8 +162,10 @@ def read_results(store: Storage) -> list[dict[str, Any]]:
             if "part" in row:
                 continue
             row["run_name"] = path.rpartition("/")[0] or row["run_name"]  # the folds of two runs have the same names
-        except (json.JSONDecodeError, KeyError, TypeError) as e:
-            raise UserError(f"not the metrics of a run: {e!r}", file=store.join(path)) from e
+            results_table([row])  # what a damaged file holds instead of figures ends here, under its name
+        except (ValueError, LookupError, TypeError, AttributeError) as e:
+            expected = f"{METRICS} as a run wrote it; move the file away, and the run's own command writes it again"
+            raise UserError(f"not the metrics of a run: {e!r}", file=store.join(path), expected=expected) from e
         found.append(row)
     return found
 

@@ -9,7 +9,7 @@ maximised. Not here: the splits (core.evaluation.apd_splits) and the solver (cor
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from core.errors import UserError
 from core.evaluation.apd_splits import Design, Repetition, design, realised_v, repetitions
+from core.evaluation.datasets import Unfit
 from core.evaluation.logistic import Rotated, logits, paths, predicted
 from core.evaluation.robustness_index import normalised
 from core.stats.bootstrap import Interval, t_interval
@@ -35,9 +36,10 @@ BLOCK_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class PerformanceDrop:
-    """`apd_id`, `apd_ood` and, of their mean per repetition, `apd_avg`, each with a 95% t interval over repetitions;
-    `apd_ood` is None without out-of-domain rows, and `apd_avg` is then that of the in-domain test. `accuracy_id` and
-    `accuracy_ood` `[repetitions, splits]`, `correlation` the realised Cramér's V per split, `design` the plan used."""
+    """`apd_id`, `apd_ood` and, of their mean per repetition, `apd_avg`, each with a 95% t interval over repetitions,
+    cut at −1; `apd_ood` is None without out-of-domain rows, and `apd_avg` is then that of the in-domain test.
+    `accuracy_id` and `accuracy_ood` `[repetitions, splits]`, `correlation` the realised Cramér's V per split, `design`
+    the plan used."""
 
     apd_id: Interval
     apd_ood: Interval | None
@@ -87,9 +89,9 @@ def average_performance_drop(
     of_ood = accuracy[1] if len(outside) else None
     drops = [_drops(values) for values in accuracy[: 2 if len(outside) else 1]]
     return PerformanceDrop(
-        t_interval(drops[0]),
-        t_interval(drops[1]) if of_ood is not None else None,
-        t_interval(np.mean(drops, axis=0)),
+        _interval(drops[0]),
+        _interval(drops[1]) if of_ood is not None else None,
+        _interval(np.mean(drops, axis=0)),
         accuracy[0],
         of_ood,
         correlation,
@@ -97,9 +99,19 @@ def average_performance_drop(
     )
 
 
+def _interval(drops: Doubles) -> Interval:
+    """The t interval, cut at −1: more than all of its accuracy no classifier loses."""
+    if not np.isfinite(drops).all():
+        message = "a classifier without any correct guess on the first split: a drop has no meaning"
+        raise Unfit(message, key="apd", found=f"{int((~np.isfinite(drops)).sum())} of {len(drops)} repetitions")
+    found = t_interval(drops)
+    return replace(found, low=max(-1.0, found.low))
+
+
 def _drops(accuracy: Doubles) -> Doubles:
     """`[repetitions, splits]` → `[repetitions]`."""
-    drops: Doubles = (accuracy[:, 1:] / accuracy[:, :1]).mean(axis=1) - 1
+    with np.errstate(divide="ignore", invalid="ignore"):
+        drops: Doubles = (accuracy[:, 1:] / accuracy[:, :1]).mean(axis=1) - 1
     return drops
 
 

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from core.evaluation.clustering_interval import Clustered, score_interval
 from core.evaluation.datasets import Unfit
 from core.evaluation.kmeans import Points, best_of, in_threads, kmeans, starts
 from core.evaluation.robustness_index import normalised
-from core.stats.bootstrap import Interval, t_interval
+from core.stats.bootstrap import Interval
 
 Floats = npt.NDArray[np.floating[Any]]
 Doubles = npt.NDArray[np.float64]
@@ -46,7 +47,8 @@ class PairScore:
 
 @dataclass(frozen=True)
 class ClusteringScore:
-    """`score` is the mean of the pairs'; `interval` a 95% t interval over them, where there are two or more."""
+    """`score` is the mean of the pairs'; `interval` the middle 95% over resampled slides, where they are given and are
+    enough of them."""
 
     score: float
     interval: Interval | None
@@ -57,6 +59,7 @@ def clustering_score(
     features: Floats,
     labels: Labels,
     centers: Labels,
+    slides: Labels | None = None,
     *,
     ks: Sequence[int] = KS,
     trials: int = TRIALS,
@@ -65,18 +68,20 @@ def clustering_score(
     """Of features `[N, D]` (any scale: they are normalised here) with a class and a centre per row.
 
     Equal input, equal score: k-means starts from rows drawn by `seed`. UserError for features that are not finite,
-    Unfit where no two classes are both found at two centres.
+    Unfit where no two classes are both found at two centres. slides: a slide per row, for the interval.
     """
     unit = normalised(features)
-    scores = []
+    scores, clustered = list[PairScore](), list[Clustered]()
     for pair, rows in pairs(labels, centers):
-        scores.append(_of_pair(unit[rows], labels[rows], centers[rows], pair, ks, trials, seed))
+        score, found = _of_pair(unit[rows], labels[rows], centers[rows], pair, ks, trials, seed)
+        scores.append(score)
+        clustered.append(Clustered(rows, found))
     if not scores:
-        found = f"{np.unique(labels).size} classes, {np.unique(centers).size} centres"
-        raise Unfit("no two classes are both found at two centres", key="clustering score", found=found)
-    values = [pair.score for pair in scores]
-    interval = t_interval(values) if len(values) > 1 else None
-    return ClusteringScore(float(np.mean(values)), interval, tuple(scores))
+        sizes = f"{np.unique(labels).size} classes, {np.unique(centers).size} centres"
+        raise Unfit("no two classes are both found at two centres", key="clustering score", found=sizes)
+    mean = float(np.mean([pair.score for pair in scores]))
+    interval = None if slides is None else score_interval(mean, clustered, labels, centers, slides)
+    return ClusteringScore(mean, interval, tuple(scores))
 
 
 def pairs(labels: Labels, centers: Labels) -> Iterator[tuple[tuple[tuple[Any, Any], tuple[Any, Any]], Ints]]:
@@ -128,7 +133,8 @@ def _of_pair(
     ks: Sequence[int],
     trials: int,
     seed: int,
-) -> PairScore:
+) -> tuple[PairScore, npt.NDArray[Any]]:
+    """The pair's score, and the clusters of its trials `[trials, rows]`."""
     points = Points(unit)
     k = _clusters(unit, points, [k for k in ks if k < len(unit)], seed)
     begin = np.concatenate([starts(len(unit), k, TRIAL_INITS, seed + t) for t in range(trials)])
@@ -136,7 +142,7 @@ def _of_pair(
     by_class = float(np.mean([adjusted_rand(labels, clusters) for clusters in found]))
     by_center = float(np.mean([adjusted_rand(centers, clusters) for clusters in found]))
     classes, sites = ((str(a), str(b)) for a, b in pair)
-    return PairScore(classes, sites, k, by_class - by_center, by_class, by_center)
+    return PairScore(classes, sites, k, by_class - by_center, by_class, by_center), np.asarray(found)
 
 
 def _clusters(unit: Doubles, points: Points, ks: Sequence[int], seed: int) -> int:

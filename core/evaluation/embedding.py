@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import zlib
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, unquote
@@ -88,8 +89,12 @@ def save_embedding(folder: str, dataset: Dataset, embedding: Embedding, images_s
     )
     meta = {"dataset": dataset.name, "images_seen": images_seen, "method": embedding.method}
     path = Storage.of(folder).join(f"{quote(dataset.name, safe='')}-img{images_seen:012d}.parquet")
-    write_table(path, table, meta | {"explained": embedding.explained})
+    write_table(path, table, meta | {"explained": embedding.explained, "check": _sum(table)})
     return path
+
+
+def _sum(table: pa.Table) -> str:
+    return f"{zlib.crc32(repr(table.to_pydict()).encode()):08x}"
 
 
 def saved(folder: str) -> list[tuple[str, int]]:
@@ -103,9 +108,12 @@ def load_embedding(folder: str, dataset: str, images_seen: int) -> Saved:
     import pyarrow.parquet as pq
 
     store, name = Storage.of(folder), f"{quote(dataset, safe='')}-img{images_seen:012d}.parquet"
+    content = store.read_bytes(name)
     try:
-        table = pq.read_table(io.BytesIO(store.read_bytes(name)))
+        table = pq.read_table(io.BytesIO(content))
         meta: dict[str, Any] = json.loads(table.schema.metadata[b"pathray"])
+        if meta.get("check", _sum(table)) != _sum(table):
+            raise ValueError("another checksum than it says")
         points = np.stack([table[axis].to_numpy() for axis in ("x", "y")], axis=1).astype(np.float32)
         labels, centers, slides, subset = (
             np.array(table[column].to_pylist(), np.str_) for column in ("label", "center", "slide_id", "subset")
@@ -113,7 +121,7 @@ def load_embedding(folder: str, dataset: str, images_seen: int) -> Saved:
         explained = meta["explained"] and (float(meta["explained"][0]), float(meta["explained"][1]))
         embedding = Embedding(points, str(meta["method"]), explained)
         return Saved(meta["dataset"], int(meta["images_seen"]), embedding, labels, centers, slides, subset)
-    except (pa.ArrowInvalid, KeyError, TypeError) as e:
+    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError) as e:
         raise UserError("this is no embedding, or a damaged one", file=store.join(name), found=str(e)[:200]) from e
 
 

@@ -8,9 +8,11 @@ Not here: when one is due, and who runs it.
 from __future__ import annotations
 
 import importlib
+import logging
 import tempfile
+import traceback
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -18,11 +20,13 @@ import numpy as np
 import numpy.typing as npt
 
 from core.errors import UserError
-from core.evaluation.datasets import Dataset
+from core.evaluation.datasets import Dataset, Unfit
 
 if TYPE_CHECKING:
     from core.device import Device
     from core.features.images import ImageSettings
+
+log = logging.getLogger(__name__)
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -35,10 +39,12 @@ EVALUATORS = {
 @dataclass(frozen=True)
 class Evaluation:
     """`metrics` by full name (``pathorob/camelyon/ri``; an interval's ends are ``…_low`` and ``…_high``); `notes` say
-    which metrics are not there, or not of the dataset's own plan, and why."""
+    which metrics are not there, or not of the dataset's own plan, and why. `failed` has what each metric raised that is
+    not about the dataset: a mistake of the evaluator."""
 
     metrics: dict[str, float]
     notes: tuple[str, ...] = ()
+    failed: dict[str, Exception] = field(default_factory=dict)
 
 
 class Evaluator(Protocol):
@@ -62,7 +68,9 @@ def evaluator(name: str) -> Evaluator:
 def evaluate(name: str, dataset: Dataset, features: Floats, *, due: Collection[str] | None = None) -> Evaluation:
     """The metrics `due` (all of the evaluator's, unless given) of features `[N, D]` of `dataset.images`.
 
-    UserError naming the dataset's file and row for features that are not finite.
+    Each metric is computed on its own. One that the dataset cannot carry is left out and noted; one that raises
+    anything else is in `failed` and its trace in the log. UserError naming the dataset's file and row for features that
+    are not finite, Unfit for features that are all the same.
     """
     if len(features) != len(dataset.images):
         found, expected = f"{len(features)} rows", f"{len(dataset.images)}, one per image"
@@ -72,13 +80,32 @@ def evaluate(name: str, dataset: Dataset, features: Floats, *, due: Collection[s
         bad = int(np.flatnonzero(~finite)[0])
         found = f"NaN or Inf in the features of {int((~finite).sum())} of {len(finite)} images"
         raise UserError("features must be finite", file=dataset.images[bad], row=bad, key=dataset.name, found=found)
+    if _constant(features):
+        message = "the encoder gives every image the same features: nothing can be judged by them"
+        raise Unfit(message, key=dataset.name, found=f"{len(features)} equal rows", expected="features that differ")
     plugin = evaluator(name)
     wanted = plugin.metrics if due is None else due
     if unknown := sorted(set(wanted) - set(plugin.metrics)):
         raise UserError("no such metric", key=name, found=unknown[0], expected=plugin.metrics)
-    values, notes = plugin.evaluate(dataset, features, wanted)
-    metrics = {f"{name}/{dataset.name}/{key}": float(value) for key, value in values.items()}
-    return Evaluation(metrics, (*dataset.notes, *notes))
+    metrics, notes, failed = dict[str, float](), list(dataset.notes), dict[str, Exception]()
+    for metric in (m for m in plugin.metrics if m in wanted):
+        try:
+            values, said = plugin.evaluate(dataset, features, [metric])
+            metrics |= {f"{name}/{dataset.name}/{key}": float(value) for key, value in values.items()}
+            notes += said
+        except Unfit as e:
+            notes.append(f"{metric}: {e}")
+        except UserError as e:
+            failed[metric] = e
+        except Exception as e:  # an evaluator's mistake costs its own metric, not the others'
+            log.error("%s/%s/%s failed:\n%s", name, dataset.name, metric, traceback.format_exc())
+            failed[metric] = e
+    return Evaluation(metrics, tuple(dict.fromkeys(notes)), failed)
+
+
+def _constant(features: Floats) -> bool:
+    """Whether all rows are one point, but for rounding: ranks and clusters of them follow the order of the rows."""
+    return bool(np.ptp(features, axis=0).max(initial=0.0) <= 1e-6 * np.abs(features).max(initial=0.0))
 
 
 def features_of(

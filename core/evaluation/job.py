@@ -7,6 +7,7 @@ Not here: when something is due (core.evaluation.backlog) and where results go (
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,8 @@ from core.evaluation.backlog import Due
 from core.evaluation.datasets import Dataset, Unfit, open_dataset
 from core.evaluation.evaluator import evaluate, features_of
 from core.evaluation.settings import DatasetConfig, PluginConfig
-from core.storage import Storage
+from core.reports import describe
+from core.storage import Storage, StorageError
 
 if TYPE_CHECKING:
     from core.device import Device
@@ -28,14 +30,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EMBEDDINGS = "robustness/embeddings"
+Key = tuple[Any, ...]
 
 
 @dataclass
 class Judged:
-    """Metrics by full name, and notes on what could not be judged, or not by the dataset's own plan."""
+    """Metrics by full name, and notes on what could not be judged, or not by the dataset's own plan. `failed`: by
+    evaluator, dataset and metric, what went wrong that is not about the dataset."""
 
     metrics: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
 
 
 class Judge:
@@ -53,7 +58,9 @@ class Judge:
             for name, config in plugin.datasets.items():
                 if not config.manifest_csv:
                     key = f"tuning.plugins[{i}].datasets.{name}.manifest_csv"
-                    raise UserError("which images?", key=key, found=None, expected="a manifest of labelled images")
+                    raise UserError(
+                        "`manifest_csv` is required", key=key, found=None, expected="a manifest of labelled images"
+                    )
                 notes += [f"{name}: {note}" for note in self._dataset(name, config).notes]
         return list(dict.fromkeys(notes))
 
@@ -65,32 +72,40 @@ class Judge:
         images_seen: int,
         neighbours: Mapping[str, int] | None = None,
     ) -> Judged:
-        """The metrics `due` of the encoder artifact in a folder. Raises UserError for images that cannot be encoded.
+        """The metrics `due` of the encoder artifact in a folder. What one dataset or metric fails by does not take the
+        others' results; where it leaves nothing at all, it is raised (UserError for images that cannot be encoded).
 
         neighbours: by dataset, the k that ``auto`` chose at the run's first evaluation. Indices of another k do not
         compare, so it holds for all later ones.
         """
-        judged, features, drawn = Judged(), dict[tuple[Any, ...], npt.NDArray[np.float32]](), set[tuple[Any, ...]]()
+        judged, errors, drawn = Judged(), list[Exception](), set[Key]()
+        features = _Features(encoder, device)
         for plugin in self.plugins:
             for name, config in plugin.datasets.items():
                 if not due.get(plugin.name):
                     continue
-                dataset = self._dataset(name, config)
-                if dataset.neighbours == "auto" and name in (neighbours or {}):
-                    dataset = replace(dataset, neighbours=(neighbours or {})[name])
-                key = (dataset.images, plugin.features, plugin.resize)
-                if key not in features:
-                    features[key] = features_of(dataset, encoder, device, image_settings(plugin))
-                if plugin.embedding != "none" and key not in drawn:
-                    drawn.add(key)
-                    self._embed(plugin, dataset, features[key], images_seen, judged)
+                where = f"{plugin.name}/{name}"
                 try:
-                    found = evaluate(plugin.name, dataset, features[key], due=due[plugin.name])
+                    dataset = _with_neighbours(self._dataset(name, config), neighbours or {})
+                    key, x = features.of(dataset, plugin)
+                    if plugin.embedding != "none" and key not in drawn:
+                        drawn.add(key)
+                        self._embed(plugin, dataset, x, images_seen, judged)
+                    found = evaluate(plugin.name, dataset, x, due=due[plugin.name])
+                except StorageError:
+                    raise  # the whole evaluation is tried again
                 except Unfit as e:
-                    judged.notes.append(f"{plugin.name}/{name}: {e}")
-                    continue
-                judged.metrics |= found.metrics
-                judged.notes += [f"{plugin.name}/{name}: {note}" for note in found.notes]
+                    judged.notes.append(f"{where}: {e}")
+                except UserError as e:
+                    errors.append(e)
+                    judged.failed[where] = describe(e)
+                else:
+                    errors += found.failed.values()
+                    judged.failed |= {f"{where}/{metric}": describe(e) for metric, e in found.failed.items()}
+                    judged.metrics |= found.metrics
+                    judged.notes += [f"{where}: {note}" for note in found.notes]
+        if errors and not judged.metrics:
+            raise errors[0]
         judged.notes = list(dict.fromkeys(judged.notes))
         return judged
 
@@ -113,10 +128,40 @@ class Judge:
 
         try:
             picture = embed(features, plugin.embedding)
-        except UserError as e:
-            judged.notes.append(f"{dataset.name}: no embedding: {e}")
+        except Exception as e:  # the picture must not take the figures along
+            if not isinstance(e, UserError):
+                log.error("the embedding of %s failed:\n%s", dataset.name, traceback.format_exc())
+            judged.notes.append(f"{dataset.name}: no embedding: {describe(e)}")
             return
         save_embedding(Storage.of(self.run_dir).join(EMBEDDINGS), dataset, picture, images_seen)
+
+
+class _Features:
+    """Features of datasets by one encoder, each taken once for all plugins that look at the same images; what one
+    fails by is met once, too."""
+
+    def __init__(self, encoder: str, device: Device) -> None:
+        self._encoder, self._device = encoder, device
+        self._known: dict[Key, npt.NDArray[np.float32] | UserError] = {}
+
+    def of(self, dataset: Dataset, plugin: PluginConfig) -> tuple[Key, npt.NDArray[np.float32]]:
+        """What tells these features from others, and the features `[N, D]` of `dataset.images`."""
+        key = (dataset.images, plugin.features, plugin.resize)
+        if key not in self._known:
+            try:
+                self._known[key] = features_of(dataset, self._encoder, self._device, image_settings(plugin))
+            except UserError as e:
+                self._known[key] = e
+        found = self._known[key]
+        if isinstance(found, UserError):
+            raise found
+        return key, found
+
+
+def _with_neighbours(dataset: Dataset, chosen: Mapping[str, int]) -> Dataset:
+    if dataset.neighbours == "auto" and dataset.name in chosen:
+        return replace(dataset, neighbours=chosen[dataset.name])
+    return dataset
 
 
 def image_settings(plugin: PluginConfig) -> ImageSettings:

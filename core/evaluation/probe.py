@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from core.errors import UserError
+from core.evaluation.datasets import Unfit
 
 Floats = npt.NDArray[np.floating[Any]]
 Labels = npt.NDArray[Any]
@@ -51,12 +52,16 @@ def linear_probe(
 
     The strength C is the smallest of those best in balanced accuracy on a validation part (`validation` of the training
     groups, stratified, seeded), then the probe is fitted again on all training rows. UserError for features that are
-    not finite, fewer than two classes, or a group on both sides.
+    not finite or a group on both sides; Unfit for fewer than two classes, also in what the validation part leaves.
     """
     _check(train_x, train_y, test_x, test_y, train_groups, test_groups)
     chosen = float(cs[0])
     if len(cs) > 1:
         fit, held = grouped_split(train_y, train_groups, validation, seed)
+        if np.unique(train_y[fit]).size < 2:
+            expected = "a class with two or more slides (groups), next to another class"
+            message = "too few slides to keep a validation part and train on two classes"
+            raise Unfit(message, key="train", found=_sizes(train_y, train_groups), expected=expected)
         scores = [
             balanced_accuracy(train_y[held], _logistic(train_x[fit], train_y[fit], train_x[held], c, max_iter))
             for c in sorted(cs)
@@ -102,12 +107,12 @@ def grouped_split(labels: Labels, groups: Labels | None, fraction: float, seed: 
 
     Stratified by each group's most frequent label: of every class at least one group stays and, where it has two, one
     is held out (where no class has two, some group is all the same). Without `groups` every row is its own.
-    UserError when fewer than two groups are given.
+    Unfit when fewer than two groups are given.
     """
     members: Labels = np.arange(len(labels)) if groups is None else np.asarray(groups)
     names, group = np.unique(members, return_inverse=True)
     if names.size < 2:
-        raise UserError("a split needs at least two groups", key="groups", found=names.size)
+        raise Unfit("a split needs at least two groups", key="groups", found=names.size)
     classes, codes = np.unique(labels, return_inverse=True)
     table = np.zeros((names.size, classes.size), np.int64)
     np.add.at(table, (group, codes), 1)
@@ -177,11 +182,16 @@ def _check(
             bad = int(np.flatnonzero(~np.isfinite(x).all(axis=1))[0])
             raise UserError("features must be finite", key=name, row=bad, found="NaN or Inf")
     if np.unique(train_y).size < 2:
-        raise UserError("a probe needs at least two classes", key="train", found=np.unique(train_y).tolist())
+        raise Unfit("a probe needs at least two classes", key="train", found=np.unique(train_y).tolist())
     if train_groups is not None and test_groups is not None:
         both = np.intersect1d(train_groups, test_groups)
         if both.size:
             raise UserError("groups stand in training and in test", key="groups", found=both[:5].tolist())
+
+
+def _sizes(labels: Labels, groups: Labels | None) -> str:
+    members: Labels = np.arange(len(labels)) if groups is None else np.asarray(groups)
+    return ", ".join(f"{kind}: {np.unique(members[labels == kind]).size}" for kind in np.unique(labels))
 
 
 def _result(truth: Labels, predicted: Labels, chosen: float) -> ProbeResult:

@@ -19,9 +19,10 @@ from typing import Any
 from core.charts import X
 from core.errors import MissingFile, UserError
 from core.evaluation.embedding import load_embedding, saved
-from core.evaluation.report_charts import MEANINGS, SPLIT, SPLITS, Named, draw_embedding, named
+from core.evaluation.report_charts import MEANINGS, SPLIT, SPLITS, Named, draw_embedding, limits, named
 from core.evaluation.report_charts import draw_robustness as draw_robustness
-from core.evaluation.results import FOLDER, ROWS, read_decision
+from core.evaluation.results import FOLDER, ROWS, read_decision, whole_rows
+from core.page import STYLE, figure
 from core.storage import Storage
 from core.tracking import rows_of
 
@@ -34,13 +35,29 @@ CAPTION = (
 )
 
 
+CURVES = (
+    "Over the images seen in training: a panel per metric, a line per dataset, a point per evaluation (not "
+    "every metric is due at each). In the panels of accuracy a line is one "
+    "evaluation: pale is early, dark is late, black the best."
+)
+COLUMN_WORDS = {
+    "ri": "Robustness index; ri_k: with how many neighbours.",
+    "acc_knn": "Accuracy of those neighbours' vote on the class.",
+    "clustering_score": "Clustering score: ari_class less ari_center, the agreement with classes and with centres.",
+    "apd_avg": "Performance drop: apd_id at the training's own centres, apd_ood at others, apd_avg their mean.",
+    "linear_id": "Linear probe; linear_ood: on out-of-domain patches.",
+    "knn_id": "Nearest neighbours' probe; knn_ood: on out-of-domain patches.",
+}
+
+
 @dataclass(frozen=True)
 class Picture:
-    """A PNG of the page: the file it stands in, its heading and a caption."""
+    """A PNG of the page: its file, what is below it, and what is seen on it, for those who do not see it."""
 
     name: str
     png: bytes
     caption: str
+    alt: str
 
 
 def write_report(run_dir: str) -> str:
@@ -49,15 +66,16 @@ def write_report(run_dir: str) -> str:
     MissingFile where the run has no ``robustness.jsonl``, UserError where it has no whole row yet.
     """
     store = Storage.of(run_dir)
-    rows = _rows(store)
-    stopping = read_decision(run_dir) or {}
+    rows, lost = _rows(store)
+    problems = [f"{lost} damaged lines of {ROWS} are left out"] if lost else []
+    stopping = _stopping(run_dir, problems)
     best = stopping.get("best_images")
     title = f"Robustness of {store.url.rstrip('/').rpartition('/')[2]}"
     curves = []
     if named(rows):
-        caption = "Over the images seen in training. Points are evaluations; a metric need not be due at each of them."
-        curves.append(Picture("curves.png", draw_robustness(rows, title, best_images=best), caption))
-    embeddings = _embeddings(store.join(FOLDER, "embeddings"), {int(row[X]) for row in rows}, best)
+        png = draw_robustness(rows, title, best_images=best)
+        curves.append(Picture("curves.png", png, CURVES, _curves_in_words(rows)))
+    embeddings = _embeddings(store.join(FOLDER, "embeddings"), {int(row[X]) for row in rows}, best, problems)
     for picture in (*curves, *embeddings):
         store.write_bytes(f"{FOLDER}/{picture.name}", picture.png)
     sections = [
@@ -66,29 +84,40 @@ def write_report(run_dir: str) -> str:
         _section("What the metrics mean", _meanings(rows)),
         _section("Embeddings", "".join(map(_figure, embeddings)), f"<p>{CAPTION}</p>"),
         _section("Evaluations", _table(rows, best)),
+        _section("Damaged files", "".join(f"<p>{html.escape(problem)}</p>" for problem in problems)),
         _section("Notes", _notes(rows)),
         _section("Errors", _errors(rows)),
     ]
-    page = PAGE.substitute(title=html.escape(title), body="".join(sections))
+    page = PAGE.substitute(title=html.escape(title), style=STYLE, body="".join(sections))
     store.write_bytes(f"{FOLDER}/report.html", page.encode())
     return store.join(FOLDER, "report.html")
 
 
-def _rows(store: Storage) -> list[dict[str, Any]]:
+def _rows(store: Storage) -> tuple[list[dict[str, Any]], int]:
+    """The rows of the newest run in the file, by images, and how many lines of the file are damaged."""
     try:
         content = store.read_bytes(ROWS)
     except MissingFile as e:
         expected = "the folder of a run with tuning.enable=true"
         raise MissingFile("no robustness evaluations", file=store.join(ROWS), expected=expected) from e
-    rows = [row for row in rows_of(content) if isinstance(row.get(X), int)]
+    rows = whole_rows(rows_of(content))
     if not rows:
         raise UserError("no evaluation has ended yet", file=store.join(ROWS), found="no whole row")
     own = rows[-1].get("identity")  # a folder may hold the rows of an earlier run
-    return sorted((row for row in rows if row.get("identity") == own), key=lambda row: int(row[X]))
+    lost = sum(line.endswith(b"\n") and bool(line.strip()) for line in content.splitlines(keepends=True)) - len(rows)
+    return sorted((row for row in rows if row.get("identity") == own), key=lambda row: int(row[X])), lost
 
 
-def _embeddings(folder: str, evaluated: Collection[int], best: int | None) -> list[Picture]:
-    """Per dataset those of the first, the best and the newest evaluation."""
+def _stopping(run_dir: str, problems: list[str]) -> Row:
+    try:
+        return read_decision(run_dir) or {}
+    except UserError as e:
+        problems.append(str(e))
+        return {}
+
+
+def _embeddings(folder: str, evaluated: Collection[int], best: int | None, problems: list[str]) -> list[Picture]:
+    """Per dataset those of the first, the best and the newest evaluation; `problems` gets those that are damaged."""
     found: dict[str, list[int]] = {}
     for dataset, images in saved(folder):
         if images in evaluated:
@@ -98,9 +127,26 @@ def _embeddings(folder: str, evaluated: Collection[int], best: int | None) -> li
         for images in sorted({there[0], there[-1], best if best in there else there[0]}):
             words = [w for w, at in (("first", there[0]), ("best", best), ("newest", there[-1])) if at == images]
             title = f"{dataset} at {images:,} images seen ({' and '.join(words)})"
-            png = draw_embedding(load_embedding(folder, dataset, images), title)
-            out.append(Picture(f"embedding_{number}_{words[0]}.png", png, title))
+            try:
+                png = draw_embedding(load_embedding(folder, dataset, images), title)
+            except UserError as e:
+                problems.append(str(e))
+                continue
+            alt = f"Scatter plots of the same patches: {title}; left coloured by class, right by centre."
+            out.append(Picture(f"embedding_{number}_{words[0]}.png", png, title, alt))
     return out
+
+
+def _curves_in_words(rows: Sequence[Row]) -> str:
+    """What the curves show: each metric's first and newest value, per dataset."""
+    said = []
+    for name in named(rows):
+        if name.metric in MEANINGS:
+            values = [row[name.full] for row in rows if row.get(name.full) is not None]
+            said.append(
+                f"{MEANINGS[name.metric].title} on {name.dataset} {_number(values[0])} to {_number(values[-1])}"
+            )
+    return "Line charts over images seen. " + "; ".join(said) + "."
 
 
 def _summary(rows: Sequence[Row], stopping: Row) -> str:
@@ -166,11 +212,29 @@ def _table(rows: Sequence[Row], best: int | None) -> str:
     names = [*own, *(n.metric for g in groups.values() for n in g), *after]
     head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
     body = "".join(_line(row, [n.full for g in groups.values() for n in g], best) for row in reversed(rows))
-    return (
+    return _columns(metrics, best) + (
         f"<div class=wide><table><thead><tr>{over}</tr><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
         "<p class=muted>In brackets: 95% interval. Empty: not due at this evaluation, or a note says why there is none."
         "</p>"
     )
+
+
+def _columns(metrics: Sequence[Named], best: int | None) -> str:
+    """What a row and its columns mean."""
+    there = {n.metric for n in metrics}
+    said = [
+        ("a row", "One snapshot of the encoder, judged once; the newest first."),
+        ("images seen", "How many images the training had seen when the snapshot was taken."),
+        ("tune index", "The number of the snapshot, from 0."),
+        ("status", "ok: judged. failed: an error, see below. dropped: not judged, since newer snapshots waited."),
+        *((f"{metric}", words) for metric, words in COLUMN_WORDS.items() if metric in there),
+        ("lag", "How far the training was ahead when the result came: in images, and in seconds since the snapshot."),
+        ("evaluator, s", "Seconds that judging took."),
+    ]
+    if best is not None:
+        said.insert(2, ("★", "The best evaluation by the metric that the run selects by."))
+    items = "".join(f"<dt>{html.escape(a)}</dt><dd class=plain>{html.escape(b)}</dd>" for a, b in said)
+    return f"<dl>{items}</dl><br>"
 
 
 def _line(row: Row, metrics: Sequence[str], best: int | None) -> str:
@@ -197,19 +261,27 @@ def _notes(rows: Sequence[Row]) -> str:
 
 
 def _errors(rows: Sequence[Row]) -> str:
-    found = [row for row in rows if row.get("error")]
     return "".join(
-        f"<h3>At {row[X]:,} images: {html.escape(str(row.get('status', '')))}</h3>"
-        f"<pre>{html.escape(str(row['error']))}</pre>"
-        for row in found
+        f"<h3>At {row[X]:,} images: {html.escape(what)}</h3><pre>{html.escape(why)}</pre>"
+        for row in rows
+        for what, why in _failures(row)
     )
+
+
+def _failures(row: Row) -> list[tuple[str, str]]:
+    """What failed, and why: the whole evaluation, or single metrics of it."""
+    whole = [(str(row.get("status", "")), str(row["error"]))] if row.get("error") else []
+    parts = row.get("failed")
+    return whole + [(f"{k} failed", str(v)) for k, v in parts.items()] if isinstance(parts, dict) else whole
 
 
 def _value(row: Row, metric: str) -> str:
     """A metric with its interval; empty where it was not computed."""
     if metric not in row:
         return ""
+    lowest, highest = limits(metric.rpartition("/")[2])
     low, high = (row.get(f"{metric}_{end}") for end in ("low", "high"))
+    low, high = (x if x is None else min(max(x, lowest), highest) for x in (low, high))
     ends = f" [{_number(low)}, {_number(high)}]" if low is not None and high is not None else ""
     return _number(row[metric]) + ends
 
@@ -232,37 +304,18 @@ def _section(title: str, content: str, lead: str = "") -> str:
 
 def _figure(picture: Picture) -> str:
     source = "data:image/png;base64," + b64encode(picture.png).decode()
-    caption = html.escape(picture.caption)
-    return f'<figure><img alt="{caption}" src="{source}"><figcaption>{caption}</figcaption></figure>'
+    return figure(source, picture.alt, picture.caption, chart=True)
 
 
 PAGE = Template("""<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>$title</title>
-<style>
-:root { color-scheme: light; --ink: #1b2333; --muted: #5f6b7e; --card: #f4f6f9; --line: #dfe4ea }
-body { margin: 0 auto; max-width: 1280px; padding: 48px 28px 80px; color: var(--ink); background: #fff;
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif }
-h1 { font-size: 32px; line-height: 1.2; margin: 0; overflow-wrap: anywhere } h2 { font-size: 20px; margin: 0 0 16px }
-h3 { font-size: 15px; margin: 18px 0 6px }
-.lead, .muted { color: var(--muted) } .lead { max-width: 46em; margin: 12px 0 0 } .muted { font-size: 14px }
-section { border-top: 1px solid var(--line); padding-top: 28px; margin-top: 40px }
-dl { display: grid; grid-template-columns: minmax(auto, 24em) 1fr; gap: 6px 28px; margin: 0 }
-dt { color: var(--muted); overflow-wrap: anywhere } dd { margin: 0; font-weight: 600; overflow-wrap: anywhere }
-dd.plain { font-weight: 400 } li { overflow-wrap: anywhere; margin-bottom: 6px }
-figure { margin: 0 0 28px } img { width: 100%; display: block; border: 1px solid var(--line); border-radius: 8px }
-figcaption { color: var(--muted); font-size: 14px; margin-top: 8px }
-pre { font: 13px/1.5 ui-monospace, "DejaVu Sans Mono", monospace; background: var(--card); padding: 12px; margin: 0;
-  overflow-x: auto; border-radius: 8px; white-space: pre-wrap; overflow-wrap: anywhere }
-.wide { overflow-x: auto } table { border-collapse: collapse; font-size: 13px; white-space: nowrap }
-th, td { padding: 5px 12px; text-align: right; border-bottom: 1px solid var(--line) }
-th { color: var(--muted); font-weight: 600 } thead tr:first-child th { text-align: left; border: 0 }
-th.name { text-align: left; color: var(--ink); font-weight: 400; padding-left: 0 }
-tr.failed td { background: #fdeef4 } tr.dropped td { color: var(--muted); background: var(--card) }
+<style>$style
+tr.failed td { background: #fdecec } tr.dropped td { color: var(--muted); background: var(--card) }
 </style>
 <h1>$title</h1>
 <p class="lead">Snapshots of the encoder were judged while the training went on: does it see the tissue, or the centre
-that a slide comes from?</p>
+that a slide comes from? A click enlarges a picture.</p>
 $body
 </html>
 """)

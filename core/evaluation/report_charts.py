@@ -22,14 +22,15 @@ from core.evaluation.embedding import Saved
 Row = Mapping[str, Any]
 Floats = npt.NDArray[np.float64]
 
-FAILED = "#c2337b"
+FAILED = "#b3001b"  # of nothing else
 COLUMNS = 4
+TITLE = 38  # characters above a panel
 SPLIT = re.compile(r"(acc_id|acc_ood|cramers_v)_(\d+)")
 TABLE_ONLY = ("ri_k", "ari_class", "ari_center")
 
-GROUPS = (  # colours, then the same with the next marker
-    "#0b6bcb", "#e8860c", "#0a9d6c", "#c2337b", "#6b4fbb", "#00a9b7",
-    "#8a6d00", "#d1495b", "#111827", "#7a9e00", "#8c94a3", "#f2b705",
+GROUPS = (  # colours, then the same with the next marker; those that lines of datasets have come last
+    "#c2337b", "#f2b705", "#6b4fbb", "#7a9e00", "#8c94a3", "#d1495b",
+    "#0b6bcb", "#e8860c", "#0a9d6c", "#00a9b7", "#8a6d00", "#111827",
 )  # fmt: skip
 MARKERS = "o^s"
 LEAST = 0.1  # of an axis: what is smaller than that is mostly chance, and must not look like a cliff
@@ -115,6 +116,15 @@ class Named:
         return f"{self.plugin}/{self.dataset}/{self.metric}"
 
 
+def limits(metric: str) -> tuple[float, float]:
+    """What a metric can be; the ends of intervals that older versions wrote may lie beyond."""
+    if metric not in MEANINGS:
+        return -np.inf, np.inf
+    if metric.startswith("apd_"):
+        return -1.0, np.inf
+    return (-1.0 if metric == "clustering_score" else 0.0), 1.0
+
+
 def named(rows: Sequence[Row]) -> list[Named]:
     """The metrics with a number in the rows, ends of intervals and the tuning's own figures left out: by plugin,
     dataset, and in the order that they are explained in."""
@@ -148,7 +158,9 @@ def draw_robustness(rows: Sequence[Row], title: str, *, best_images: int | None 
     colours = {d: ACCENTS[i % len(ACCENTS)] for i, d in enumerate(sorted({n.dataset for n in metrics}))}
     columns = min(COLUMNS, max(2, len(panels) + len(splits)))
     lines = -(-(len(panels) + len(splits)) // columns)
-    height = 1.25 + 2.9 * lines
+    wraps = _key_lines([len(text(d, 40)) for d in colours], 4.0 * columns)
+    top = 0.85 + 0.24 * (wraps - 1)
+    height = 0.4 + top + 2.9 * lines
     figure = Figure(figsize=(4.0 * columns, height), dpi=120, facecolor="white")
     FigureCanvasAgg(figure)
     figure.text(0.012, 1 - 0.14 / height, text(title), va="top", fontsize=15, fontweight="bold", color=INK)
@@ -156,9 +168,9 @@ def draw_robustness(rows: Sequence[Row], title: str, *, best_images: int | None 
         axes = figure.add_subplot(lines, columns, i + 1)
         _metric(axes, rows, plugin, metric, colours, best_images)
     for i, split in enumerate(splits):
-        _splits(figure.add_subplot(lines, columns, len(panels) + i + 1), rows, *split, best_images)
-    _key(figure, rows, colours, best_images, 1 - 0.48 / height)
-    figure.tight_layout(rect=(0, 0, 1, 1 - 0.85 / height), h_pad=2.2, w_pad=2.0)
+        _splits(figure.add_subplot(lines, columns, len(panels) + i + 1), rows, split, colours[split[1]], best_images)
+    _key(figure, rows, colours, best_images, 1 - 0.48 / height, wraps)
+    figure.tight_layout(rect=(0, 0, 1, 1 - top / height), h_pad=2.2, w_pad=2.0)
     return _png(figure)
 
 
@@ -175,7 +187,8 @@ def draw_embedding(saved: Saved, title: str) -> bytes:
     for i, (what, groups) in enumerate((("class", saved.labels), ("centre", saved.centers))):
         axes = figure.add_axes((0.03 + 0.5 * i, 0.07, 0.315, 0.76))
         axes.set_title(f"by {what}", loc="left", fontsize=11.5, fontweight="bold", color=INK)
-        _scatter(axes, saved.embedding.points, groups, hollow, shift=2 * i)
+        classes = min(LEGEND, np.unique(saved.labels).size)  # a centre never has the colour of a class
+        _scatter(axes, saved.embedding.points, groups, hollow, shift=classes * i)
         axes.set_xlabel(names[0], fontsize=9, color=MUTED)
         axes.set_ylabel(names[1], fontsize=9, color=MUTED)
         axes.set_xticks([])
@@ -204,14 +217,16 @@ def _is_headline(metric: str) -> bool:
 def _metric(
     axes: Any, rows: Sequence[Row], plugin: str, metric: str, colours: Mapping[str, str], best_images: int | None
 ) -> None:
-    for dataset, colour in colours.items():
+    for i, (dataset, colour) in enumerate(colours.items()):
         name = f"{plugin}/{dataset}/{metric}"
         x, y = curve(rows, name)
         (x_low, low), (x_high, high) = curve(rows, f"{name}_low"), curve(rows, f"{name}_high")
         if x_low.size and np.array_equal(x_low, x_high):
+            low, high = (np.clip(ends, *limits(metric)) for ends in (low, high))
             axes.fill_between(x_low, low, high, color=colour, alpha=0.13, linewidth=0)
             axes.vlines(x_low, low, high, color=colour, alpha=0.3, linewidth=1.2)
-        axes.plot(x, y, color=colour, linewidth=1.8, marker="o" if x.size < 40 else "", markersize=3.5)
+        width = 1.6 + 1.8 * (len(colours) - 1 - i) / max(1, len(colours) - 1)  # equal lines do not hide each other
+        axes.plot(x, y, color=colour, linewidth=width, marker="o" if x.size < 40 else "", markersize=3.5)
         if best_images in x:
             axes.plot(best_images, y[x == best_images][-1], "*", color=colour, markersize=11, zorder=4)
     meaning = MEANINGS.get(metric)
@@ -240,20 +255,22 @@ def _scaled(axes: Any, lowest: float = 0.0) -> None:
     axes.set_ylim(max(low - short, lowest - 0.02), min(high + short, 1.02))
 
 
-def _splits(axes: Any, rows: Sequence[Row], plugin: str, dataset: str, metric: str, best_images: int | None) -> None:
+def _splits(axes: Any, rows: Sequence[Row], split: tuple[str, str, str], own: str, best_images: int | None) -> None:
     """Early evaluations are pale, late ones dark; the first, the best and the newest are named."""
+    plugin, dataset, metric = split
     drawn = [(row, line) for row in rows if (line := _over_correlation(row, plugin, dataset, metric)).size]
     shades = np.linspace(0.25, 1.0, len(drawn))
     for i, (row, line) in enumerate(drawn):
         newest, best = i == len(drawn) - 1, row[X] == best_images
         words = [w for w, there in (("first", i == 0), ("best", best), ("newest", newest)) if there]
-        colour = INK if best else ACCENTS[0]
+        colour = INK if best else own
         label = f"{row[X]:,} ({', '.join(words)})" if words else "_nolegend_"
         alpha = 1.0 if best else float(shades[i]) if len(drawn) > 1 else 1.0
         width = 1.8 if words else 0.9
         axes.plot(line[:, 0], line[:, 1], color=colour, alpha=alpha, linewidth=width, label=label, marker="o", ms=3)
     where = "in-domain" if metric == "acc_id" else "out-of-domain"
-    _titled(axes, text(f"{dataset}: accuracy, {where}", 44), SPLITS.best)
+    ending = f": accuracy, {where}"
+    _titled(axes, text(dataset, TITLE - len(ending)) + ending, SPLITS.best)
     axes.set_xlabel("Cramér's V of class and centre in training", fontsize=9, color=MUTED)
     plain_axes(axes)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1.0], ["0", "0.25", "0.5", "0.75", "1"])
@@ -276,7 +293,15 @@ def _titled(axes: Any, title: str, below: str) -> None:
     axes.text(0, 1.035, text(below), transform=axes.transAxes, fontsize=8.5, color=MUTED, va="bottom")
 
 
-def _key(figure: Any, rows: Sequence[Row], colours: Mapping[str, str], best_images: int | None, top: float) -> None:
+def _key_lines(names: Sequence[int], width: float) -> int:
+    """Lines that a key of names with so many letters needs on a figure `width` inches wide, its signs included."""
+    columns = max(1, int(width / (0.55 + 0.085 * max([30, *names]))))
+    return -(-(len(names) + 4) // columns)
+
+
+def _key(
+    figure: Any, rows: Sequence[Row], colours: Mapping[str, str], best_images: int | None, top: float, lines: int
+) -> None:
     """What lines and signs mean, once for all panels."""
     from matplotlib.lines import Line2D
 
@@ -295,7 +320,8 @@ def _key(figure: Any, rows: Sequence[Row], colours: Mapping[str, str], best_imag
     handles.append(Line2D([], [], color=MUTED, linewidth=8, alpha=0.25))
     labels.append("95% interval")
     figure.legend(
-        handles, labels, loc="upper left", bbox_to_anchor=(0.006, top), ncols=len(handles), fontsize=9.5, frameon=False,
+        handles, labels, loc="upper left", bbox_to_anchor=(0.006, top), ncols=-(-len(handles) // lines), fontsize=9.5,
+        frameon=False,
         labelcolor=INK, handlelength=1.6, columnspacing=1.8,
     )  # fmt: skip
 

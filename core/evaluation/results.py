@@ -13,7 +13,8 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from core.evaluation.backlog import Record, Snapshot
 from core.evaluation.early_stopping import Decision
 from core.evaluation.settings import EarlyStoppingConfig
 from core.storage import Storage, StorageError
-from core.tracking import MetricsLog, rows_of
+from core.tracking import CHECK, MetricsLog, rows_of
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ ROWS, DECISION, FOLDER = "robustness.jsonl", "early_stopping.json", "robustness"
 CHECKPOINTS, ENCODER, DESCRIPTION = "checkpoints", "encoder", "artifact.json"
 BEST = "best-robustness"
 ALIVE, ALIVE_EVERY_S, ALIVE_FOR_S = f"{FOLDER}/evaluator.json", 10.0, 60.0
+COUNTS = ("best_images", "decided_at_images", "trained_to_images")
 TUNE_INDEX, TUNE_IMAGES = "tune/tune_index", "tune/tune_images_seen"
 
 
@@ -49,7 +51,7 @@ class Results:
     def reload(self) -> None:
         """Read the rows again: whoever was at work on the run until now may have added some."""
         self._log = MetricsLog(self.store.join(ROWS))
-        self.rows = [row for row in self._log.read() if self.identity in (None, row.get("identity"))]
+        self.rows = [row for row in whole_rows(self._log.read()) if self.identity in (None, row.get("identity"))]
 
     def cut_back(self, tag: str) -> int:
         """Drop the rows beyond the newest checkpoint of `tag`: the run was set back or begun anew, and comes there
@@ -87,7 +89,7 @@ class Results:
 
     def records(self) -> list[Record]:
         return [
-            Record(row["images_seen"], int(row.get(TUNE_INDEX, 0)), str(row["status"]), dict(row.get("due", {})))
+            Record(row["images_seen"], int(row.get(TUNE_INDEX, 0)), str(row["status"]), dict(row.get("due") or {}))
             for row in self.rows
         ]
 
@@ -147,12 +149,17 @@ class Results:
             "trained_to_images": max((s.images_seen for s in self.snapshots()), default=None),
             "identity": self.identity or "",
         }
-        before = read_decision(self.store.url)
-        if before is not None and before["stop"] and known["stop"]:  # where it was taken, not what came in after it
-            known |= {key: before[key] for key in ("decided_at_images", "trained_to_images")}
-        unchanged = before is not None and all(before[k] == v for k, v in known.items() if k != "trained_to_images")
+        try:
+            before = read_decision(self.store.url)
+        except UserError as e:  # it is a function of the rows: written anew
+            log.warning("%s; it is written anew", e)
+            before = None
+        if before is not None and before.get("stop") and known["stop"]:  # where it was taken, not what came in after it
+            known |= {key: before.get(key) for key in ("decided_at_images", "trained_to_images")}
+        unchanged = before is not None and all(before.get(k) == v for k, v in known.items() if k != "trained_to_images")
         if not unchanged:
-            self.store.write_bytes(DECISION, json.dumps({**known, "time": time.time()}, indent=1).encode())
+            known = {**known, "time": time.time()}
+            self.store.write_bytes(DECISION, json.dumps({**known, CHECK: _sum(known)}, indent=1).encode())
         if self.stopping.save_best_checkpoint and decision.best_images is not None:
             self._keep_best(decision.best_images, known)
         return decision
@@ -232,19 +239,45 @@ def copy_committed(source: str, parent: str, name: str, meta: Mapping[str, Any])
 
 def read_decision(run_dir: str) -> dict[str, Any] | None:
     """The newest decision on early stopping, None when there is none."""
+    store = Storage.of(run_dir)
     try:
-        found: dict[str, Any] = json.loads(Storage.of(run_dir).read_bytes(DECISION))
+        found: Any = json.loads(store.read_bytes(DECISION))
     except MissingFile:
         return None
-    except json.JSONDecodeError as e:
-        raise UserError(f"damaged: {e}", file=Storage.of(run_dir).join(DECISION)) from e
+    except ValueError as e:
+        raise _damaged(store, str(e)) from e
+    if not isinstance(found, dict) or not all(isinstance(found.get(k), int | None) for k in COUNTS):
+        raise _damaged(store, "not a decision")
+    said = found.pop(CHECK, None)
+    if said is not None and said != _sum(found):
+        raise _damaged(store, "another checksum than it says")
+    return found
+
+
+def _damaged(store: Storage, found: str) -> UserError:
+    expected = f"a decision as it was written; remove the file: it is made anew from {ROWS}"
+    return UserError("damaged", file=store.join(DECISION), found=found, expected=expected)
+
+
+def _sum(known: Mapping[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(known, sort_keys=True).encode()):08x}"
+
+
+def whole_rows(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those that say which snapshot they are of and what became of it; the others are damaged, and logged."""
+    found = []
+    for row in rows:
+        if isinstance(row.get("images_seen"), int) and isinstance(row.get("status"), str):
+            found.append(row)
+        else:
+            log.warning("a row of %s is damaged and left out: %.80r", ROWS, row)
     return found
 
 
 def judged(run_dir: str, images_seen: int) -> bool:
     """Whether a snapshot has its row."""
     try:
-        rows = rows_of(Storage.of(run_dir).read_bytes(ROWS))
+        rows = whole_rows(rows_of(Storage.of(run_dir).read_bytes(ROWS)))
     except MissingFile:
         return False
     return any(row["images_seen"] == images_seen for row in rows)
@@ -258,10 +291,12 @@ def watched(run_dir: str) -> bool:
 
 def _alive(store: Storage) -> dict[str, Any] | None:
     try:
-        found: dict[str, Any] = json.loads(store.read_bytes(ALIVE))
-    except (MissingFile, json.JSONDecodeError):
+        found: Any = json.loads(store.read_bytes(ALIVE))
+    except (MissingFile, ValueError):
         return None
-    return found
+    if not isinstance(found, dict) or not isinstance(found.get("time"), int | float):
+        return None
+    return {"who": "", "host": "", "pid": 0, **found}
 
 
 def _dead(other: Mapping[str, Any]) -> bool:

@@ -82,13 +82,15 @@ class Robustness:
         rows = dataset.rows["clustering"]
         inside = rows.in_domain
         x = features[dataset.index["clustering"][inside]]
-        found = clustering_score(x, rows.labels[inside], rows.centers[inside])
+        found = clustering_score(x, rows.labels[inside], rows.centers[inside], rows.slides[inside])
         values = {
             "clustering_score": found.score,
             "ari_class": float(np.mean([pair.ari_class for pair in found.pairs])),
             "ari_center": float(np.mean([pair.ari_center for pair in found.pairs])),
         }
-        return values | (_with_ends("clustering_score", found.interval) if found.interval else {}), []
+        return values | (_with_ends("clustering_score", found.interval) if found.interval else {}), [
+            "" if found.interval else "too few slides for an interval"
+        ]
 
 
 def _with_ends(name: str, interval: Interval) -> Values:

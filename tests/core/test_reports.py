@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,40 @@ def test_an_error_is_one_line_and_says_its_kind_unless_it_is_ours() -> None:
     assert describe(MissingFile("no\n such file", file="a.csv")) == "no such file (file: a.csv)"
     assert describe(UnreadableUnit("decode", "a.tiff", "cut\nshort")) == "decode: a.tiff: cut short"
     assert describe(KeyError("x")) == "KeyError: 'x'"
+
+
+COLUMNS = ("id", "status", "error", "mpp0", "seconds")
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.open()))
+
+
+def test_a_rerun_keeps_the_facts_of_what_was_finished_before(tmp_path: Path) -> None:
+    path = tmp_path / "report.csv"
+    first = {"mpp0": 0.25, "seconds": 4.5, "error": ""}
+    rows = [{"id": name, "status": status, **first} for name, status in (("a", "ok"), ("b, c", "ok"), ("d", "failed"))]
+    write_report(str(path), COLUMNS, rows, key="id")
+    blank = {"error": "", "mpp0": None, "seconds": 0.0}
+    for _ in range(3):
+        write_report(str(path), COLUMNS, [{"id": r["id"], "status": "skipped", **blank} for r in rows], key="id")
+        found = _read(path)
+        assert [(row["status"], row["mpp0"], row["seconds"]) for row in found[:2]] == [("skipped", "0.25", "4.5")] * 2
+    assert found[2]["mpp0"] == "", "what failed has no facts to keep"
+
+
+def test_a_unit_that_is_done_anew_has_its_new_facts(tmp_path: Path) -> None:
+    path = tmp_path / "report.csv"
+    write_report(str(path), COLUMNS, [{"id": "a", "status": "ok", "mpp0": 0.25, "seconds": 4.5, "error": ""}], key="id")
+    write_report(str(path), COLUMNS, [{"id": "a", "status": "failed", "mpp0": "", "error": "gone"}], key="id")
+    assert _read(path) == [{"id": "a", "status": "failed", "error": "gone", "mpp0": "", "seconds": ""}]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\xfe", b"other,columns\n1,2\n", b'id,status\n"a', b"id,status\na,ok,x,y\n"]
+)
+def test_an_earlier_report_that_is_damaged_is_written_anew(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "report.csv"
+    path.write_bytes(content)
+    write_report(str(path), COLUMNS, [{"id": "a", "status": "skipped", "mpp0": 0.5}], key="id")
+    assert _read(path)[0]["mpp0"] == "0.5" and len(_read(path)) == 1

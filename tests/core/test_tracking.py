@@ -213,3 +213,25 @@ def test_trouble_with_mlflow_is_logged_and_never_raised(tmp_path: Path, caplog: 
 
 def test_the_default_is_sqlite_beside_the_metrics(tmp_path: Path) -> None:
     assert MlflowFeeder(str(tmp_path / "metrics.jsonl")).uri == f"sqlite:///{tmp_path}/mlflow.db"
+
+
+def test_a_row_whose_value_was_changed_on_disk_is_no_row(tmp_path, caplog):
+    log = MetricsLog(str(tmp_path / "metrics.jsonl"))
+    for images in (1, 2, 3):
+        log.append({"images_seen": images, "loss": 0.5, "odd": float("nan")})
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'"images_seen":2,"loss":0.5', b'"images_seen":2,"loss":0.1'))
+    with caplog.at_level("WARNING"):
+        rows = MetricsLog(str(path)).read()
+    assert [row["images_seen"] for row in rows] == [1, 3] and "damaged" in caplog.text
+    assert all(np.isnan(row["odd"]) and "check" not in row for row in rows)
+    assert MetricsLog(str(path)).cut_back(3) == 1 and len(path.read_bytes().splitlines()) == 2
+    MetricsLog(str(path)).append({"images_seen": 4})
+    assert [row["images_seen"] for row in MetricsLog(str(path)).read()] == [1, 3, 4]
+
+
+@pytest.mark.parametrize("line", [b"3", b"[1]", b'"text"', b"\xff{}", b'{"loss": 1.0}', b'{"images_seen": "1"}'])
+def test_a_line_that_is_no_row_is_left_out_of_the_log(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"images_seen": 5, "loss": 0.5}\n' + line + b"\n")
+    assert MetricsLog(str(path)).read() == [{"images_seen": 5, "loss": 0.5}]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -116,3 +119,56 @@ def test_the_demo_config_is_one_of_the_shipped_ones_and_sound() -> None:
 
     config = load_config(PretrainConfig, ["--config", "demo"], configs_dir=CONFIGS_DIR, groups=GROUPS).config
     assert config.data.validate() and config.scaling.workers == 2 and config.model.name == "vit_tiny"
+
+
+def _page(output: Path, train_s: float = 3.0) -> str:
+    (output / "m.csv").write_text("slide_id,wsi_path,mask_path\na,a.tif,\n")
+    return summary.write_page(output, summary.gather(output, output / "m.csv", train_s, train_s + 2)).read_text()
+
+
+def test_the_page_links_its_sections_and_the_files_that_are_there(tmp_path: Path) -> None:
+    _finished_run(tmp_path)
+    page = _page(tmp_path)
+    ids = re.findall(r'<section id="([^"]+)"', page)
+    links = re.findall(r'href="([^"]+)"', page)
+    assert [link[1:] for link in links if link.startswith("#")] == ids and len(ids) >= 4
+    files = [unquote(link) for link in links if not link.startswith("#")]
+    assert "run/metrics.jsonl" in files and all((tmp_path / file).exists() for file in files)
+
+
+def test_every_picture_can_be_enlarged_and_says_what_is_seen(tmp_path: Path) -> None:
+    _finished_run(tmp_path)
+    page = _page(tmp_path)
+    assert page.count("<img ") == page.count('<input type="checkbox"') == 4 and "<script" not in page
+    alts, captions = re.findall(r'<img alt="([^"]*)"', page), re.findall(r"<figcaption>(.*?)</figcaption>", page)
+    assert len(captions) == 4 and all(len(text) > 40 for text in [*alts, *captions])
+    assert "A dot is the centre of an anchor" in page and "@media (max-width: 700px)" in page
+
+
+@pytest.mark.parametrize("name", ["<script>alert(1)<script>", 'a"onerror="x', "&amp;<b>", "BODY STYLE"])
+def test_names_of_slides_and_folders_are_text(tmp_path: Path, name: str) -> None:
+    output = tmp_path / f"out {name}"
+    _finished_run(output)
+    (output / "pictures/overlays/s<1>.png").rename(output / "pictures/overlays" / f"{name}.png")
+    page = _page(output)
+    assert html.escape(name) in page and (not set(name) & set('<"') or name not in page)
+    assert page.count("<style>") == page.count('<section id="figures">') == 1
+
+
+def test_a_rerun_keeps_the_times_of_the_start_that_trained(tmp_path: Path) -> None:
+    _finished_run(tmp_path)
+    _page(tmp_path, train_s=60.0)
+    assert "62 s, of which index, anchors and training 60 s" in _page(tmp_path, train_s=1.0)
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as f:
+        f.write(json.dumps({"images_seen": 256, "loss": 0.2}) + "\n")
+    assert "training 9 s" in _page(tmp_path, train_s=9.0)
+    (tmp_path / summary.TIMES).write_bytes(b"\xff")
+    assert "training 4 s" in _page(tmp_path, train_s=4.0)
+
+
+def test_damaged_lines_of_a_run_do_not_end_the_summary(tmp_path: Path) -> None:
+    _finished_run(tmp_path)
+    for name in ("metrics.jsonl", "robustness.jsonl"):
+        with (tmp_path / "run" / name).open("ab") as f:
+            f.write(b'{"images_seen": 9\xff\n7\n{"loss": 1}\n{"half')
+    assert "0.8000 → 0.4000" in _page(tmp_path)

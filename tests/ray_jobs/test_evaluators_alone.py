@@ -22,7 +22,7 @@ from core.evaluation.settings import (
     TuningConfig,
 )
 from core.nn.vit import ViT, ViTConfig
-from core.storage import StorageError
+from core.storage import Storage, StorageError
 from ray_jobs import evaluate, evaluators, training_jobs
 from ray_jobs.evaluators import Evaluators, Request, request_of
 from ray_jobs.searchers import FINISHED
@@ -241,3 +241,30 @@ def test_a_run_is_over_by_its_evaluations_and_by_the_patience_of_now(tmp_path, m
     assert training_jobs.early_stopped(config(2)) is not None
     found.settle()
     assert training_jobs.early_stopped(config(5)) is None
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"tuning: [", b"3", b"tuning: 3", b"tuning: {plugins: 7}"])
+def test_a_damaged_config_of_a_run_is_named(tmp_path, content):
+    (tmp_path / "config_resolved.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=r"config_resolved\.yaml"):
+        evaluate.recorded_tuning(str(tmp_path))
+
+
+def test_a_damaged_note_of_the_mlflow_run_is_named(tmp_path):
+    (tmp_path / "mlflow_run.json").write_bytes(b'{"run_id": "a"}\xff')
+    config = SimpleNamespace(mlflow=True, tracking_uri=None)
+    with pytest.raises(UserError, match=r"damaged.*mlflow_run\.json.*tracking_uri"):
+        evaluate._mlflow(config, Storage.of(str(tmp_path)))
+
+
+def test_the_row_of_an_evaluation_says_which_metric_failed_alone(tmp_path, caplog):
+    snapshot(tmp_path, 0)
+    judged = {"metrics": {KEY: 0.5}, "notes": [], "failed": {"probe/hospitals/linear": "ZeroDivisionError: zero"}}
+    with caplog.at_level(logging.WARNING):
+        one = Evaluators(str(tmp_path), TuningConfig(), Request({"CPU": 1}, "cpu"), identity="mine")
+        (found,) = one.results.snapshots()
+        one.running["trial"] = (found, {"probe": ["linear"]}, time.monotonic())
+        one.completed("trial", {"judged": json.dumps(judged), "evaluator_s": 1.0}, False)
+    (row,) = Results(str(tmp_path), "mine").rows
+    assert (row["status"], row[KEY], row["failed"]) == ("ok", 0.5, judged["failed"])
+    assert "probe/hospitals/linear failed at 0 images" in caplog.text

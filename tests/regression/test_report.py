@@ -126,3 +126,13 @@ def test_the_last_validation_is_the_newest_row_that_has_one(tmp_path):
     for seen, more in ((16, {"val/spearman": 0.5}), (32, {"val/spearman": 0.3, "val/mse": 2.0}), (48, {})):
         log.append({"images_seen": seen, "loss": 1.0, **more})
     assert last_validation(store) == {"spearman": 0.3, "mse": 2.0, "images_seen": 32}
+
+
+@pytest.mark.parametrize(
+    "content", [b"\xff{}", b"[]", b"null", b'{"run_name": "a", "best": 3}', b'{"run_name": "a", "best_primary": "0.4"}']
+)
+def test_what_is_no_runs_metrics_is_named_with_the_remedy(tmp_path, content):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "metrics.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"not the metrics of a run.*a/metrics\.json.*move the file away"):
+        read_results(Storage.of(tmp_path))

@@ -71,7 +71,7 @@ def test_copies_in_two_clusters_have_no_silhouette():
 @pytest.mark.parametrize("sizes", [(10, 10, 10), (1, 120, 3, 40)])
 def test_the_score_is_that_of_scikit_learns_clusters(sizes):
     data = cohort(sizes=sizes, biology=2.0, shortcut=1.0, centers=2, classes=3)
-    got = clustering_score(data.x, data.labels, data.centers, ks=range(2, 8), trials=4)
+    got = clustering_score(data.x, data.labels, data.centers, data.slides, ks=range(2, 8), trials=4)
     x = data.x / np.linalg.norm(data.x, axis=1, keepdims=True)
     assert len(got.pairs) == 3 and got.score == pytest.approx(np.mean([p.score for p in got.pairs]))
     assert got.interval.estimate == pytest.approx(got.score)

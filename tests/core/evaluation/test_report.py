@@ -259,3 +259,85 @@ def test_more_groups_than_can_be_told_apart_are_others(figures):
 def test_the_tunings_own_figures_and_ends_of_intervals_are_no_metrics():
     rows = [{"images_seen": 0, "tune/a/b": 1, "p/d/x": 1, "p/d/x_low": 0, "p/d/x_high": 2, "p/d/too_low": 1, "loss": 1}]
     assert [n.full for n in named(rows)] == ["p/d/too_low", "p/d/x"]
+
+
+def test_the_report_says_what_its_rows_and_columns_mean(tmp_path):
+    run = write(tmp_path / "run", [row(i, **scores()) for i in (0, 100)])
+    (tmp_path / "run/early_stopping.json").write_text(json.dumps({"metric": f"{CAM}/ri", "best_images": 100}))
+    text = open(write_report(run)).read()
+    said = re.findall(r"<dt>([^<]*)</dt><dd class=plain>", text)
+    assert {"a row", "images seen", "tune index", "status", "ri", "acc_knn", "★", "lag", "evaluator, s"} <= set(said)
+    assert "clustering_score" not in said, "a column that is not there is not explained"
+
+
+def test_a_metric_that_failed_alone_is_among_the_errors(tmp_path):
+    broken = {"failed": {"probe/camelyon/linear": "ZeroDivisionError: <b>division</b>"}}
+    text = open(write_report(write(tmp_path / "run", [row(0, **scores()) | broken]))).read()
+    assert "probe/camelyon/linear failed" in text and "ZeroDivisionError: &lt;b&gt;division" in text
+
+
+@pytest.mark.parametrize(
+    "metric, low, high, shown",
+    [("clustering_score", -1.4, 1.2, "[−1.000, 1.000]"), ("apd_avg", -1.5, 0.25, "[−1.000, 0.250]")],
+)
+def test_intervals_of_older_versions_are_cut_at_the_metrics_range(figures, tmp_path, metric, low, high, shown):
+    values = {f"{CAM}/{metric}": 0.0, f"{CAM}/{metric}_low": low, f"{CAM}/{metric}_high": high}
+    rows = [row(i) | values for i in (0, 100)]
+    assert shown in open(write_report(write(tmp_path / "run", rows))).read()
+    (band, *_) = next(iter(panels(figures[0]).values())).collections
+    heights = band.get_paths()[0].vertices[:, 1]
+    assert heights.min() == -1 and heights.max() == min(high, 1)
+
+
+def test_a_dataset_has_one_colour_in_every_panel_and_none_is_that_of_a_failure(figures):
+    rows = [row(i, **scores("a"), **scores("b")) for i in (0, 100)] + [row(200, "failed", "boom")]
+    draw_robustness(rows, "run")
+    shown = panels(figures[0])
+    for at, dataset in enumerate("ab"):
+        colours = {shown["Robustness index"].lines[at].get_color()}
+        colours |= {line.get_color() for where in ("in", "out-of") for line in
+                    shown[f"{dataset}: accuracy, {where}-domain"].lines}  # fmt: skip
+        assert len(colours) == 1 and report_charts.FAILED not in colours
+    assert report_charts.FAILED not in {*report_charts.GROUPS, *report_charts.ACCENTS}
+
+
+def test_a_centre_never_has_the_colour_of_a_class(figures, tmp_path):
+    data = cohort(slides=1, patches=3, classes=5, centers=4)
+    save_embedding(str(tmp_path), open_dataset("mine", data.write(tmp_path / "m.csv")), embed(data.x), 0)
+    draw_embedding(load_embedding(str(tmp_path), "mine", 0), "title")
+    left, right = (
+        {(handle.get_color(), handle.get_marker()) for handle in axes.get_legend().legend_handles}
+        for axes in figures[0].axes
+    )
+    assert len(left) == 5 and len(right) == 4 and not left & right
+
+
+@pytest.mark.parametrize("names", [["a"], ["a" * 60] * 1, [f"hospital number {i} of a long name" for i in range(8)]])
+def test_no_legend_or_title_leaves_the_picture(figures, names):
+    rows = [row(i) for i in (0, 100)]
+    for name in names:
+        rows = [r | {k.replace("__", "/"): v for k, v in scores(name).items()} for r in rows]
+    draw_robustness([*rows, row(200, "failed", "boom"), row(300, "dropped")], "run", best_images=100)
+    figure = figures[0]
+    figure.canvas.draw()
+    width, height = figure.bbox.width, figure.bbox.height
+    key = figure.legends[0].get_window_extent()
+    assert 0 <= key.x0 and key.x1 <= width and key.y1 <= height
+    top = max(axes.title.get_window_extent().y1 for axes in figure.axes)
+    assert top < key.y0 + 2
+    lefts = [axes._left_title.get_window_extent() for axes in figure.axes]
+    assert all(a.x1 <= b.x0 or a.y0 > b.y1 for a, b in zip(lefts, lefts[1:], strict=False) if b.x0 > a.x0)
+
+
+def test_pictures_say_what_is_seen_and_can_be_enlarged(tmp_path):
+    run = write(tmp_path / "run", [row(0, **scores(ri=0.5)), row(100, **scores(ri=0.75))])
+    text = open(write_report(run)).read()
+    (alt,) = re.findall(r'<img alt="([^"]*)"', text)
+    assert "Robustness index on camelyon 0.500 to 0.750" in alt and "images seen" in alt
+    assert text.count('<input type="checkbox"') == 1 and "input:checked + span" in text
+    assert "@media (max-width: 700px)" in text and "<script" not in text
+
+
+def test_the_first_groups_of_an_embedding_have_no_colour_of_a_datasets_line():
+    assert not {*report_charts.GROUPS[:6]} & {*report_charts.ACCENTS}
+    assert len({*report_charts.GROUPS}) == 12
