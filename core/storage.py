@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from core.errors import MissingFile, UserError
-from core.urls import public
+from core.urls import public, public_text
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -245,7 +245,7 @@ class Storage:
                     raise
                 if isinstance(e, ABSENT) or not self._may_pass(e) or attempt == ATTEMPTS:
                     raise storage_error(e, self.join(name), writing=writing) from e
-                log.warning("%s: %s; trying again", self.join(name), e)
+                log.warning("%s: %s; trying again", public(self.join(name)), public_text(str(e)))
                 time.sleep(FIRST_WAIT_S * 2 ** (attempt - 1))
         raise AssertionError
 

@@ -26,6 +26,7 @@ from typing import Any, NoReturn
 
 from core.config import Group, Loaded, load_config
 from core.errors import UserError, user_error_in
+from core.urls import public_text
 
 
 @dataclass
@@ -60,7 +61,7 @@ def run_job(
     main: Main, schema: type[Any], argv: Sequence[str], configs_dir: Path | str, groups: Sequence[Group] = ()
 ) -> int:
     """`job` without the process: the exit code. `--help` raises `SystemExit(0)`."""
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    _log_to_stderr()
     try:
         with _sigterm_raises():
             main, schema = _importable(main), _importable(schema)
@@ -68,7 +69,7 @@ def run_job(
                 print(f"{sys.modules[main.__module__].__doc__ or ''}".strip(), end="\n\n")
             loaded = load_config(schema, argv, configs_dir=configs_dir, groups=groups)
             if loaded.print_config:
-                print(loaded.yaml, end="")
+                print(public_text(loaded.yaml), end="")
                 return 0
             outputs = main(loaded)
     except (KeyboardInterrupt, Terminated, SystemError) as e:
@@ -82,6 +83,19 @@ def run_job(
         print(outputs.line())
         return outputs.exit_code
     return 0
+
+
+class PublicFormatter(logging.Formatter):
+    """Records as lines without logins and signatures, whoever wrote them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return public_text(super().format(record))
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PublicFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
 def _signalled(error: BaseException | None) -> int:
@@ -99,7 +113,7 @@ def _signalled(error: BaseException | None) -> int:
 def _report(error: BaseException) -> int:
     users = user_error_in(error)
     if users is None:
-        traceback.print_exception(error)
+        print(public_text("".join(traceback.format_exception(error))), end="", file=sys.stderr)
         return 1
     print(f"error: {users}", file=sys.stderr)
     return 2
