@@ -277,7 +277,7 @@ def _mlflow(job: TrainJob, store: Any) -> Iterator[None]:
     if not job.tracking.mlflow:
         yield
         return
-    from core.tracking import MlflowFeeder
+    from core.tracking import MlflowFeeder, default_uri
 
     uri = job.tracking.uri
     if uri is None:
@@ -285,7 +285,7 @@ def _mlflow(job: TrainJob, store: Any) -> Iterator[None]:
             log.warning("MLflow: no tracking_uri is given and the run is remote; metrics.jsonl has it all")
             yield
             return
-        uri = f"sqlite:///{store.path('mlflow.db')}"
+        uri = default_uri(store)
     with MlflowFeeder(
         store.join("metrics.jsonl"),
         uri=uri,
