@@ -287,7 +287,7 @@ class MlflowFeeder:
                 self._connect().set_terminated(self.run_id, self._status)
         except Exception as e:
             log.warning(
-                "MLflow could not be fed to the end: %s; metrics.jsonl has everything; next start sends what is missing",
+                "MLflow could not be fed to the end: %s; metrics.jsonl has everything; the next start sends the rest",
                 public_text(str(e)),
             )
 

@@ -47,6 +47,7 @@ class Terminated(BaseException):
     """SIGTERM, raised on the main thread so that every `finally` runs."""
 
 
+GRACE_S = 30.0  # from a signal to the end of the process, whatever holds it
 SIGNALS = ((KeyboardInterrupt, "interrupted", signal.SIGINT), (Terminated, "terminated", signal.SIGTERM))
 
 
@@ -63,7 +64,7 @@ def run_job(
     """`job` without the process: the exit code. `--help` raises `SystemExit(0)`."""
     _log_to_stderr()
     try:
-        with _sigterm_raises():
+        with _signals_raise():
             main, schema = _importable(main), _importable(schema)
             if {"--help", "-h"} & set(argv):
                 print(f"{sys.modules[main.__module__].__doc__ or ''}".strip(), end="\n\n")
@@ -130,16 +131,42 @@ def _importable(thing: Any) -> Any:
 
 
 @contextmanager
-def _sigterm_raises() -> Iterator[None]:
+def _signals_raise() -> Iterator[None]:
+    """SIGINT and SIGTERM raise on the main thread, also where the parent process had them ignored or blocked (a job in
+    the background, nohup). What swallows the exception (a destructor, compiled code) keeps no process alive."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    over = threading.Event()
+    raised = {number: kind for kind, _, number in SIGNALS}
 
-    def raise_terminated(signum: int, frame: object) -> None:
-        raise Terminated
+    def handle(signum: int, frame: object) -> None:
+        name = signal.Signals(signum).name
+        words = f"{name}: waiting up to {GRACE_S:.0f} s for work in progress; once more to end at once"
+        os.write(2, words.encode() + b"\n")
+        threading.Thread(target=_end_anyway, args=(signum, over), name="pathray-end", daemon=True).start()
+        raise raised[signum]
 
-    before = signal.signal(signal.SIGTERM, raise_terminated)
+    def told_again(unraisable: Any) -> None:
+        hook(unraisable)
+        for kind, _, number in SIGNALS:
+            if issubclass(unraisable.exc_type, kind) and not over.is_set():
+                main = threading.main_thread().ident or 0
+                threading.Timer(0.2, signal.pthread_kill, args=(main, number)).start()
+
+    hook, before = sys.unraisablehook, {number: signal.signal(number, handle) for number in raised}
+    sys.unraisablehook = told_again
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, raised)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        over.set()
+        sys.unraisablehook = hook
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end_anyway(signum: int, over: threading.Event) -> None:
+    if not over.wait(GRACE_S):
+        os.write(2, f"{signal.Signals(signum).name}: work in progress did not end in time\n".encode())
+        os._exit(128 + signum)

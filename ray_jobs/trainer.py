@@ -26,6 +26,7 @@ from core.checks import check_accelerator
 from core.config import placement
 from core.errors import UserError, user_error_in
 from core.fingerprint import flatten
+from ray_jobs.cli import Terminated
 from ray_jobs.progress import TrainingProgress
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 STOP = "STOP"
+WAITING_S = 15.0  # between words of a driver that waits for the last checkpoint
 MLFLOW_EVERY_S = 30.0  # its first connection is seconds of a core, which the workers' start needs
 
 
@@ -254,21 +256,34 @@ def stop_on_signals(store: Any) -> Iterator[None]:
         yield
         return
     asked = False
+    ended = threading.Event()
 
     def ask(signum: int, frame: Any) -> None:
         nonlocal asked
         if asked:
-            raise KeyboardInterrupt
+            raise Terminated if signum == signal.SIGTERM else KeyboardInterrupt
         asked = True
-        log.warning("%s: checkpoint and end; once more to end at once", signal.Signals(signum).name)
+        log.warning(
+            "%s: waiting for the step in progress and a checkpoint, usually less than a minute; once more to end at "
+            "once, from the checkpoint before",
+            signal.Signals(signum).name,
+        )
         threading.Thread(target=request_stop, args=(store.url,), daemon=True).start()
+        threading.Thread(target=_say_that_it_waits, args=(ended,), daemon=True).start()
 
     before = {s: signal.signal(s, ask) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
+        ended.set()
         for s, handler in before.items():
             signal.signal(s, handler)
+
+
+def _say_that_it_waits(ended: threading.Event) -> None:
+    since = time.monotonic()
+    while not ended.wait(WAITING_S):
+        log.warning("still waiting for the checkpoint, for %.0f s", time.monotonic() - since)
 
 
 @contextmanager

@@ -315,7 +315,7 @@ def test_a_refused_connection_is_told_without_the_login(tmp_path: Path, caplog: 
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     MlflowFeeder(str(tmp_path / "metrics.jsonl"), uri=f"http://anna:geheim@127.0.0.1:{port}").close()
-    assert "start sends what is missing" in caplog.text and "geheim" not in caplog.text
+    assert "the next start sends the rest" in caplog.text and "geheim" not in caplog.text
 
 
 def test_an_away_server_does_not_make_the_run_that_it_has_a_lost_one(tmp_path: Path) -> None:
