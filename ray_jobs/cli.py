@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from core.config import Group, Loaded, load_config
+from core.config import Group, Loaded, is_set, load_config
 from core.errors import UserError, user_error_in
 from core.urls import public_text
 
@@ -47,6 +47,7 @@ class Terminated(BaseException):
     """SIGTERM, raised on the main thread so that every `finally` runs."""
 
 
+OUTPUTS = ("output", "output_dir", "report")  # keys of all jobs that name what is written
 GRACE_S = 30.0  # from a signal to the end of the process, whatever holds it
 SIGNALS = ((KeyboardInterrupt, "interrupted", signal.SIGINT), (Terminated, "terminated", signal.SIGTERM))
 
@@ -72,6 +73,8 @@ def run_job(
             if loaded.print_config:
                 print(public_text(loaded.yaml), end="")
                 return 0
+            if not loaded.dry_run:
+                _check_outputs(loaded.config)
             outputs = main(loaded)
     except (KeyboardInterrupt, Terminated, SystemError) as e:
         return _signalled(e) or _report(e)
@@ -84,6 +87,18 @@ def run_job(
         print(outputs.line())
         return outputs.exit_code
     return 0
+
+
+def _check_outputs(config: Any) -> None:
+    """UserError, before anything is begun, where the job's results could not be written."""
+    from core.storage import check_writable
+    from ray_jobs.submitted import check_kept
+
+    for key in OUTPUTS:
+        path = getattr(config, key, None)
+        if isinstance(path, str) and is_set(path) and path:
+            check_kept(path, key)
+            check_writable(path, key)
 
 
 class PublicFormatter(logging.Formatter):
