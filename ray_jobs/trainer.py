@@ -27,7 +27,7 @@ from core.config import placement
 from core.errors import UserError, user_error_in
 from core.fingerprint import flatten
 from ray_jobs.cli import Terminated
-from ray_jobs.progress import TrainingProgress
+from ray_jobs.progress import BEAT, TrainingProgress
 
 if TYPE_CHECKING:
     from core.evaluation.settings import TuningConfig
@@ -132,6 +132,7 @@ def begin(run_dir: str, scaling: ScalingConfig, decode_tasks: int = 0) -> str:
     store = Storage.of(run_dir)
     store.remove(STOP)
     if store.local:
+        store.remove(BEAT)  # the end of an earlier start is not this one's
         check_shared(store.url, resources)
     return accelerator
 
