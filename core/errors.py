@@ -9,9 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from core.urls import public_text
+
 
 class UserError(ValueError):
     """Input that the user can mend. The message names the file, the row or key, what was found, what was expected.
+
+    Logins and signatures of URLs are taken out of all texts.
 
     >>> str(UserError("unknown key", file="run.yaml", key="data.sed", found="data.sed", expected="data.seed"))
     "unknown key (file: run.yaml; key: data.sed; found: 'data.sed'; expected: 'data.seed')"
@@ -27,14 +31,15 @@ class UserError(ValueError):
         found: object | None = None,
         expected: object | None = None,
     ) -> None:
-        self.message = message
-        self.where = {"file": file, "row": row, "key": key, "found": found, "expected": expected}
+        self.message = public_text(message)
+        where = {"file": file, "row": row, "key": key, "found": found, "expected": expected}
+        self.where = {k: public_text(v) if isinstance(v, str) else v for k, v in where.items()}
         super().__init__(str(self))
 
     def __str__(self) -> str:
         quoted = {"found", "expected"}
         parts = [f"{k}: {v!r}" if k in quoted else f"{k}: {v}" for k, v in self.where.items() if v is not None]
-        return f"{self.message} ({'; '.join(parts)})" if parts else self.message
+        return public_text(f"{self.message} ({'; '.join(parts)})" if parts else self.message)
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), self.message, self.where)
@@ -51,8 +56,8 @@ class UnreadableUnit(Exception):
     """
 
     def __init__(self, reason: str, path: str, detail: str = "") -> None:
-        self.reason, self.path, self.detail = reason, path, detail
-        super().__init__(f"{reason}: {path}" + (f": {detail}" if detail else ""))
+        self.reason, self.path, self.detail = reason, public_text(path), public_text(detail)
+        super().__init__(f"{reason}: {self.path}" + (f": {self.detail}" if detail else ""))
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.reason, self.path, self.detail)

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from core.errors import MissingFile, UserError
-from core.urls import public
+from core.urls import public, public_text
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -33,6 +33,7 @@ T = TypeVar("T")
 ATTEMPTS, FIRST_WAIT_S = 5, 0.5
 FINAL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.ENAMETOOLONG))
 ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError)
+PROBE_BYTES = 1 << 16  # more than a file system has room for when it is full
 CACHE_ENV = "PATHRAY_CACHE_DIR"
 CACHE_BYTES, ABANDONED_S = 20 * 10**9, 86400.0  # a copy begun and untouched for so long is nobody's
 CACHED = re.compile(r"\.?[0-9a-f]{24}-.+")
@@ -245,7 +246,7 @@ class Storage:
                     raise
                 if isinstance(e, ABSENT) or not self._may_pass(e) or attempt == ATTEMPTS:
                     raise storage_error(e, self.join(name), writing=writing) from e
-                log.warning("%s: %s; trying again", self.join(name), e)
+                log.warning("%s: %s; trying again", public(self.join(name)), public_text(str(e)))
                 time.sleep(FIRST_WAIT_S * 2 ** (attempt - 1))
         raise AssertionError
 
@@ -303,6 +304,32 @@ def write_atomic(path: str, data: bytes) -> None:
     """Write a file by path or URL: readers see the old one or the new one, never a part."""
     folder, slash, name = path.rpartition("/")
     Storage.of(folder or slash or ".").write_bytes(name, data)
+
+
+def check_writable(path: str, key: str) -> None:
+    """UserError, naming `key`, where a local path can never be written: a file is in its way, or the nearest folder
+    that is there is read-only, forbidden or full. Leaves nothing behind, and makes no folder; URLs are not tried."""
+    if "://" in path and not path.startswith(("file://", "local://")):
+        return
+    target = Path(Storage.of(path).root)
+    nearest = next((p for p in target.parents if os.path.lexists(p)), Path("/"))
+    if not nearest.is_dir():
+        raise UserError("a file is in the way of the output", file=nearest, key=key, found=path, expected="a folder")
+    nearest = target if target.is_dir() else nearest
+    probe = nearest / f".pathray-probe-{uuid.uuid4().hex[:8]}"
+    try:
+        with open(probe, "wb") as f:
+            f.write(bytes(PROBE_BYTES))
+            f.flush()
+            os.fsync(f.fileno())
+    except OSError as e:
+        expected = "a folder that this user may write to, with room"
+        raise UserError(
+            f"the output cannot be written: {e.strerror}", file=nearest, key=key, found=path, expected=expected
+        ) from e
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink()
 
 
 def digest_of(path: Path) -> str:

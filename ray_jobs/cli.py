@@ -24,8 +24,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from core.config import Group, Loaded, load_config
+from core.config import Group, Loaded, is_set, load_config
 from core.errors import UserError, user_error_in
+from core.urls import public_text
 
 
 @dataclass
@@ -46,6 +47,8 @@ class Terminated(BaseException):
     """SIGTERM, raised on the main thread so that every `finally` runs."""
 
 
+OUTPUTS = ("output", "output_dir", "report")  # keys of all jobs that name what is written
+GRACE_S = 30.0  # from a signal to the end of the process, whatever holds it
 SIGNALS = ((KeyboardInterrupt, "interrupted", signal.SIGINT), (Terminated, "terminated", signal.SIGTERM))
 
 
@@ -60,16 +63,18 @@ def run_job(
     main: Main, schema: type[Any], argv: Sequence[str], configs_dir: Path | str, groups: Sequence[Group] = ()
 ) -> int:
     """`job` without the process: the exit code. `--help` raises `SystemExit(0)`."""
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    _log_to_stderr()
     try:
-        with _sigterm_raises():
+        with _signals_raise():
             main, schema = _importable(main), _importable(schema)
             if {"--help", "-h"} & set(argv):
                 print(f"{sys.modules[main.__module__].__doc__ or ''}".strip(), end="\n\n")
             loaded = load_config(schema, argv, configs_dir=configs_dir, groups=groups)
             if loaded.print_config:
-                print(loaded.yaml, end="")
+                print(public_text(loaded.yaml), end="")
                 return 0
+            if not loaded.dry_run:
+                _check_outputs(loaded.config)
             outputs = main(loaded)
     except (KeyboardInterrupt, Terminated, SystemError) as e:
         return _signalled(e) or _report(e)
@@ -82,6 +87,31 @@ def run_job(
         print(outputs.line())
         return outputs.exit_code
     return 0
+
+
+def _check_outputs(config: Any) -> None:
+    """UserError, before anything is begun, where the job's results could not be written."""
+    from core.storage import check_writable
+    from ray_jobs.submitted import check_kept
+
+    for key in OUTPUTS:
+        path = getattr(config, key, None)
+        if isinstance(path, str) and is_set(path) and path:
+            check_kept(path, key)
+            check_writable(path, key)
+
+
+class PublicFormatter(logging.Formatter):
+    """Records as lines without logins and signatures, whoever wrote them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return public_text(super().format(record))
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PublicFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
 def _signalled(error: BaseException | None) -> int:
@@ -99,7 +129,7 @@ def _signalled(error: BaseException | None) -> int:
 def _report(error: BaseException) -> int:
     users = user_error_in(error)
     if users is None:
-        traceback.print_exception(error)
+        print(public_text("".join(traceback.format_exception(error))), end="", file=sys.stderr)
         return 1
     print(f"error: {users}", file=sys.stderr)
     return 2
@@ -116,16 +146,42 @@ def _importable(thing: Any) -> Any:
 
 
 @contextmanager
-def _sigterm_raises() -> Iterator[None]:
+def _signals_raise() -> Iterator[None]:
+    """SIGINT and SIGTERM raise on the main thread, also where the parent process had them ignored or blocked (a job in
+    the background, nohup). What swallows the exception (a destructor, compiled code) keeps no process alive."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    over = threading.Event()
+    raised = {number: kind for kind, _, number in SIGNALS}
 
-    def raise_terminated(signum: int, frame: object) -> None:
-        raise Terminated
+    def handle(signum: int, frame: object) -> None:
+        name = signal.Signals(signum).name
+        words = f"{name}: waiting up to {GRACE_S:.0f} s for work in progress; once more to end at once"
+        os.write(2, words.encode() + b"\n")
+        threading.Thread(target=_end_anyway, args=(signum, over), name="pathray-end", daemon=True).start()
+        raise raised[signum]
 
-    before = signal.signal(signal.SIGTERM, raise_terminated)
+    def told_again(unraisable: Any) -> None:
+        hook(unraisable)
+        for kind, _, number in SIGNALS:
+            if issubclass(unraisable.exc_type, kind) and not over.is_set():
+                main = threading.main_thread().ident or 0
+                threading.Timer(0.2, signal.pthread_kill, args=(main, number)).start()
+
+    hook, before = sys.unraisablehook, {number: signal.signal(number, handle) for number in raised}
+    sys.unraisablehook = told_again
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, raised)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        over.set()
+        sys.unraisablehook = hook
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end_anyway(signum: int, over: threading.Event) -> None:
+    if not over.wait(GRACE_S):
+        os.write(2, f"{signal.Signals(signum).name}: work in progress did not end in time\n".encode())
+        os._exit(128 + signum)

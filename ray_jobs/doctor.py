@@ -25,7 +25,7 @@ MUST_BE_EQUAL = ("python", "ray", "torch", "pathray")
 @dataclass
 class DoctorConfig:
     storage: str = ""  # folders or URLs that must be writable from every node; several separated by commas
-    slides: str = ""  # slides to open on every node; several separated by commas
+    slides: str = ""  # slides to open on every node: paths separated by commas, or a manifest (.csv)
     accelerator: str = "auto"  # auto | cpu | cuda | xla; a named one must be there
     nodes: int = 0  # fail when the cluster has fewer nodes than this (all hosts of a TPU slice)
     ray: bool = True  # start, or attach to, Ray; false: only this machine, without Ray
@@ -44,7 +44,7 @@ class NodeReport:
 
 def main(loaded: Loaded[DoctorConfig]) -> Outputs:
     config = loaded.config
-    storage, slides = _listed(config.storage), _listed(config.slides)
+    storage, slides = _listed(config.storage), _slides(config.slides)
     if loaded.dry_run:
         print("would check:", ", ".join(["packages", "memory", "disk", "decoders", "accelerators", *storage, *slides]))
         return Outputs()
@@ -161,6 +161,23 @@ def table(reports: Sequence[NodeReport], width: int) -> str:
 
 def _listed(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _slides(text: str) -> list[str]:
+    """The slides named, where a CSV stands for those that it lists."""
+    from ijepath.manifest import read_manifest
+
+    found: list[str] = []
+    for path in _listed(text):
+        if not path.lower().endswith(".csv"):
+            found.append(path)
+            continue
+        rows = read_manifest(path).rows
+        for row in rows:
+            if row.error:
+                raise UserError(row.error, file=path, row=row.number, key="slides")
+        found += [row.wsi_path for row in rows]
+    return found
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import sys
 import threading
 import time
@@ -19,7 +18,7 @@ from typing import Any
 from core.errors import MissingFile
 from core.storage import Storage
 from core.tracking import TIME, rows_of
-from core.urls import public
+from core.urls import public_text
 
 LOG, METRICS = "log.txt", "metrics.jsonl"
 LOCAL_EVERY_S, REMOTE_EVERY_S = 1.0, 30.0
@@ -136,7 +135,7 @@ class _Writer(logging.Handler):
             return b""
 
     def _write(self, line: str) -> None:
-        line = re.sub(r"\w+://[^\s'\"]+", lambda found: public(found.group()), line)
+        line = public_text(line)
         with self._own:
             if not self._store.local:
                 self._text, self._written = self._text + line.encode() + b"\n", False

@@ -13,12 +13,14 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from core.config import placement
 from core.errors import UserError
+from ray_jobs.node_watch import NodeLost, end_with, watched_node
+from ray_jobs.ray_places import check_address, default_folder, temporary_folder
 
 SMALLEST_STORE_MB = 100  # Ray refuses below 75 MiB
 _of_workers: dict[str, str] = {}  # see worker_environment
@@ -66,18 +68,38 @@ def ray_session(
         yield _checked(Session(False, ray.cluster_resources()), cpus, gpus, autoscaling)
         return
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
-    before = signal.getsignal(signal.SIGTERM)
-    if address == "local":
-        _start(ray, config, cpus)
-    else:
-        _attach(ray, config, address)
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, before)  # ray.init puts its own there
+    embedded = address == "local"
     try:
-        yield _checked(Session(address == "local", ray.cluster_resources()), cpus, gpus, autoscaling)
+        with _own_signals():
+            if embedded:
+                _start(ray, config, cpus)
+            else:
+                _attach(ray, config, address)
+        with watched_node() if embedded else nullcontext():
+            yield _checked(Session(embedded, ray.cluster_resources()), cpus, gpus, autoscaling)
+    except BaseException as e:
+        if isinstance(e.__cause__, NodeLost):
+            end_with(ray.shutdown)
+        raise
     finally:
-        ray.shutdown()
+        if ray.is_initialized():
+            ray.shutdown()
         _of_workers.clear()
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """ray.init puts a SIGTERM handler of its own in place, which ends the process with 15: not within the block."""
+    from ray._private import utils
+
+    theirs, before = utils.set_sigterm_handler, signal.getsignal(signal.SIGTERM)
+    utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = theirs
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _set_environment() -> None:
@@ -91,19 +113,30 @@ def _start(ray: Any, config: RuntimeConfig, cpus: float) -> None:
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     num_cpus = config.num_cpus or max(os.cpu_count() or 1, math.ceil(cpus) + 2)
     _enough("CPU", num_cpus, cpus, "runtime.num_cpus")
-    with _inherited(_wanted(config)):
-        ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            include_dashboard=config.dashboard,
-            object_store_memory=(config.object_store_mb or object_store_mb()) << 20,
-            log_to_driver=config.worker_logs,
-            logging_level=logging.WARNING,
-        )
+    folder = temporary_folder()
+    try:
+        with _inherited(_wanted(config)):
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=config.dashboard,
+                object_store_memory=(config.object_store_mb or object_store_mb()) << 20,
+                log_to_driver=config.worker_logs,
+                logging_level=logging.WARNING,
+                _temp_dir=None if folder is None else os.path.join(folder, "ray"),
+            )
+    except Exception as e:
+        raise UserError(
+            f"the embedded Ray did not start: {type(e).__name__}: {str(e).strip()[:400]}",
+            expected="free memory, room in /dev/shm (or a smaller runtime.object_store_mb) and temporary folder; "
+            f"Ray's logs are in {os.path.join(folder or default_folder(), 'ray')}/session_latest/logs",
+        ) from e
 
 
 def _attach(ray: Any, config: RuntimeConfig, address: str) -> None:
     environment = _runtime_env(config)
+    key = "runtime.address" if config.address else "RAY_ADDRESS"
+    check_address(address, key)
     try:
         ray.init(
             address=address,
@@ -121,7 +154,10 @@ def _attach(ray: Any, config: RuntimeConfig, address: str) -> None:
                 expected="one that its nodes can set up, and that repeats nothing of the job's own",
             ) from e
         raise UserError(
-            f"no Ray cluster answers: {e}", key="runtime.address", found=address, expected="a running head, or local"
+            f"no Ray cluster answers: {e}",
+            key=key,
+            found=address,
+            expected=f"a running head, or local; unset {key} or set it",
         ) from e
 
 

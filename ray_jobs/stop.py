@@ -8,17 +8,22 @@ with exit code 0. Needs no Ray, and no access to the machine that trains.
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import core
 from core.config import MISSING, Loaded
 from core.errors import MissingFile
 from ray_jobs.cli import Outputs, job
 from ray_jobs.trainer import STOP, request_stop
+
+if TYPE_CHECKING:
+    from core.storage import Storage
 
 log = logging.getLogger(__name__)
 
@@ -37,9 +42,23 @@ def main(loaded: Loaded[StopConfig]) -> Outputs | None:
         raise MissingFile("no run is here", file=store.url, key="run", expected=expected)
     if loaded.dry_run:
         return None
+    if (beat := _end(store)) is not None:
+        log.info("this run has ended (%s, after %s images): nothing to stop", beat["end"], f"{beat['images_seen']:,}")
+        return Outputs({"run": store.url})
     request_stop(store.url)
     log.info("asked to stop: the job ends after its next poll, when its checkpoint is written")
     return Outputs({"stop": store.join(STOP)})
+
+
+def _end(store: Storage) -> dict[str, Any] | None:
+    """The last sign of life of a run, if it says that the run has ended; a later start writes others."""
+    from ray_jobs.progress import BEAT
+
+    try:
+        beat = json.loads(store.read_bytes(BEAT))
+    except (MissingFile, json.JSONDecodeError):
+        return None
+    return beat if isinstance(beat, dict) and {"end", "images_seen"} <= beat.keys() else None
 
 
 def words(argv: list[str]) -> list[str]:

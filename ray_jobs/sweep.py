@@ -104,12 +104,12 @@ def _saved(sweep: Sweep) -> str:
     """The sweep's config as YAML, without logins."""
     from omegaconf import OmegaConf
 
-    from core.urls import public
+    from core.urls import public, public_text
 
     parts = (arg.partition("=") for arg in sweep.job.args)
     args = [f"{key}={public(value)}" if sign else key for key, sign, value in parts]
     config = replace(sweep.config, args=args, restore=None)
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    return public_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
 
 
 def _verdict(statuses: list[Status]) -> int:

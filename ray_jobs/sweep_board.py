@@ -16,7 +16,7 @@ from core.search.leaderboard import UNFINISHED, Entry, best_of, csv_text, entry_
 from core.search.objective import Objective
 from core.search.space import Dimension
 from core.storage import Storage
-from core.urls import public
+from core.urls import public, public_text
 from ray_jobs.sweep_config import Sweep, TrainingJob
 from ray_jobs.sweep_run import TRIAL, history_of, images_of
 
@@ -92,4 +92,4 @@ def best_yaml(job: TrainingJob, best: Entry, space: Mapping[str, Dimension], obj
         f"# Of a sweep's trials the best: {best.trial}, {objective.metric} {value:.6g} at {images:,} images, with",
         *(f"#   {key}: {json.dumps(best.values[key])}" for key in space if key in best.values),
     ]
-    return "\n".join(lines) + "\n" + OmegaConf.to_yaml(config)
+    return public_text("\n".join(lines) + "\n" + OmegaConf.to_yaml(config))

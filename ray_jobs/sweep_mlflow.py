@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+from urllib.parse import unquote
 
 from core.search.leaderboard import Entry
 from core.search.objective import Objective
 from core.storage import Storage
-from core.tracking import RUN_FILE, redact
-from core.urls import public
+from core.tracking import RUN_FILE, SILENT_S, client_of, default_uri, is_local, redact, within
+from core.urls import public, public_text
 
 log = logging.getLogger(__name__)
 PARENT = "logging.mlflow_parent"
@@ -30,11 +31,11 @@ class Parent:
         if self.uri is None and not store.local:
             log.warning("MLflow: no tracking_uri is given and the sweep is remote; the leaderboard has it all")
             return
-        self.uri = self.uri or f"sqlite:///{store.path('mlflow.db')}"
+        self.uri = self.uri or default_uri(store)
         try:
-            self.run_id = self._known() or self._new(logging_config.experiment)
+            self.run_id = self._bounded(lambda: self._known() or self._new(logging_config.experiment))
         except Exception as e:  # the sweep must not end for its bookkeeping
-            log.warning("MLflow has no run for the sweep: %s", e)
+            log.warning("MLflow has no run for the sweep: %s", public_text(str(e)))
 
     def words(self) -> list[str]:
         """What makes a trial's run a child."""
@@ -47,43 +48,51 @@ class Parent:
         if not self.run_id:
             return
         try:
-            client = self._client()
-            for key, value in redact(facts).items():
-                client.set_tag(self.run_id, f"sweep.{key}", value)
-            if best is not None and best.best is not None:
-                known = client.get_run(self.run_id).data.params
-                for key, value in redact(best.values).items():
-                    if known.setdefault(key, value) == value:
-                        client.log_param(self.run_id, key, value)
-                    client.set_tag(self.run_id, f"best.{key}", value)  # a restored sweep may find a better one
-                client.set_tag(self.run_id, "best.trial", best.trial)
-                client.log_metric(self.run_id, objective.metric, best.best[1], step=best.best[0])
-            client.set_terminated(self.run_id, status)
+            self._bounded(lambda: self._tell_best(best, objective, facts, status))
         except Exception as e:
-            log.warning("MLflow does not have the sweep's result: %s", e)
+            log.warning("MLflow does not have the sweep's result: %s", public_text(str(e)))
+
+    def _tell_best(self, best: Entry | None, objective: Objective, facts: Mapping[str, Any], status: str) -> None:
+        client = self._client()
+        for key, value in redact(facts).items():
+            client.set_tag(self.run_id, f"sweep.{key}", value)
+        if best is not None and best.best is not None:
+            known = client.get_run(self.run_id).data.params
+            for key, value in redact(best.values).items():
+                if known.setdefault(key, value) == value:
+                    client.log_param(self.run_id, key, value)
+                client.set_tag(self.run_id, f"best.{key}", value)  # a restored sweep may find a better one
+            client.set_tag(self.run_id, "best.trial", best.trial)
+            client.log_metric(self.run_id, objective.metric, best.best[1], step=best.best[0])
+        client.set_terminated(self.run_id, status)
 
     def end(self, metrics: Mapping[str, float], status: str) -> None:
         """End the run of a cross-validation, with what the folds say together."""
         if not self.run_id:
             return
         try:
-            client = self._client()
-            for name, value in metrics.items():
-                client.log_metric(self.run_id, name, value)
-            client.set_terminated(self.run_id, status)
+            self._bounded(lambda: self._tell_folds(metrics, status))
         except Exception as e:
-            log.warning("MLflow does not have the folds' result: %s", e)
+            log.warning("MLflow does not have the folds' result: %s", public_text(str(e)))
+
+    def _tell_folds(self, metrics: Mapping[str, float], status: str) -> None:
+        client = self._client()
+        for name, value in metrics.items():
+            client.log_metric(self.run_id, name, value)
+        client.set_terminated(self.run_id, status)
+
+    def _bounded(self, action: Callable[[], Any]) -> Any:
+        """`action()`; TimeoutError where a server does not answer: a sweep does not wait for its bookkeeping."""
+        return action() if is_local(str(self.uri)) else within(SILENT_S, action)
 
     def _client(self) -> Any:
-        from mlflow import MlflowClient
-
-        return MlflowClient(self.uri)
+        return client_of(str(self.uri))
 
     def _known(self) -> str:
         if not self.store.exists(RUN_FILE):
             return ""
         known = json.loads(self.store.read_bytes(RUN_FILE))
-        if known["tracking_uri"] != public(str(self.uri)):
+        if unquote(known["tracking_uri"]) != unquote(public(str(self.uri))):
             return ""
         self._client().update_run(known["run_id"], status="RUNNING")
         return str(known["run_id"])

@@ -26,13 +26,15 @@ from core.checks import check_accelerator
 from core.config import placement
 from core.errors import UserError, user_error_in
 from core.fingerprint import flatten
-from ray_jobs.progress import TrainingProgress
+from ray_jobs.cli import Terminated
+from ray_jobs.progress import BEAT, TrainingProgress
 
 if TYPE_CHECKING:
     from core.evaluation.settings import TuningConfig
 
 log = logging.getLogger(__name__)
 STOP = "STOP"
+WAITING_S = 15.0  # between words of a driver that waits for the last checkpoint
 MLFLOW_EVERY_S = 30.0  # its first connection is seconds of a core, which the workers' start needs
 
 
@@ -131,6 +133,7 @@ def begin(run_dir: str, scaling: ScalingConfig, decode_tasks: int = 0) -> str:
     store = Storage.of(run_dir)
     store.remove(STOP)
     if store.local:
+        store.remove(BEAT)  # the end of an earlier start is not this one's
         check_shared(store.url, resources)
     return accelerator
 
@@ -255,21 +258,34 @@ def stop_on_signals(store: Any) -> Iterator[None]:
         yield
         return
     asked = False
+    ended = threading.Event()
 
     def ask(signum: int, frame: Any) -> None:
         nonlocal asked
         if asked:
-            raise KeyboardInterrupt
+            raise Terminated if signum == signal.SIGTERM else KeyboardInterrupt
         asked = True
-        log.warning("%s: checkpoint and end; once more to end at once", signal.Signals(signum).name)
+        log.warning(
+            "%s: waiting for the step in progress and a checkpoint, usually less than a minute; once more to end at "
+            "once, from the checkpoint before",
+            signal.Signals(signum).name,
+        )
         threading.Thread(target=request_stop, args=(store.url,), daemon=True).start()
+        threading.Thread(target=_say_that_it_waits, args=(ended,), daemon=True).start()
 
     before = {s: signal.signal(s, ask) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
+        ended.set()
         for s, handler in before.items():
             signal.signal(s, handler)
+
+
+def _say_that_it_waits(ended: threading.Event) -> None:
+    since = time.monotonic()
+    while not ended.wait(WAITING_S):
+        log.warning("still waiting for the checkpoint, for %.0f s", time.monotonic() - since)
 
 
 @contextmanager
@@ -278,7 +294,7 @@ def _mlflow(job: TrainJob, store: Any) -> Iterator[None]:
     if not job.tracking.mlflow:
         yield
         return
-    from core.tracking import MlflowFeeder
+    from core.tracking import MlflowFeeder, default_uri
 
     uri = job.tracking.uri
     if uri is None:
@@ -286,7 +302,7 @@ def _mlflow(job: TrainJob, store: Any) -> Iterator[None]:
             log.warning("MLflow: no tracking_uri is given and the run is remote; metrics.jsonl has it all")
             yield
             return
-        uri = f"sqlite:///{store.path('mlflow.db')}"
+        uri = default_uri(store)
     with MlflowFeeder(
         store.join("metrics.jsonl"),
         uri=uri,

@@ -151,11 +151,12 @@ def plan_folder(root: Any) -> str:
 def saved(config: Any, run_dir: str) -> Any:
     """`config`, which the run's folder now tells, without a login that `logging.tracking_uri` may hold."""
     from core.storage import Storage
-    from core.urls import public
+    from core.urls import public, public_values
 
     if config.logging.tracking_uri is not None:
         config = replace(config, logging=replace(config.logging, tracking_uri=public(config.logging.tracking_uri)))
-    resolved = OmegaConf.to_yaml(OmegaConf.structured(config))
+    plain = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    resolved = OmegaConf.to_yaml(OmegaConf.create(public_values(plain)))
     Storage.of(run_dir).write_bytes("config_resolved.yaml", resolved.encode())
     return config
 

@@ -15,7 +15,7 @@ import pytest
 
 import core.storage
 from core.errors import MissingFile, UserError
-from core.storage import Storage, StorageError, private_cache, write_atomic
+from core.storage import Storage, StorageError, check_writable, private_cache, write_atomic
 from tests.builders.storage import FaultyFileSystem, full
 
 
@@ -252,3 +252,25 @@ def test_a_file_in_the_root_folder_is_written_there(monkeypatch):
     monkeypatch.setattr(Storage, "write_bytes", lambda store, name, data: written.append(store.path(name)))
     write_atomic("/a.txt", b"x")
     assert written == ["/a.txt"]
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.ENOSPC, errno.EACCES, errno.EDQUOT])
+def test_an_output_that_cannot_be_written_is_told_beforehand(tmp_path, monkeypatch, code):
+    def refuse(*words, **more):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("core.storage.os.fsync", refuse)
+    with pytest.raises(UserError, match=os.strerror(code)) as info:
+        check_writable(str(tmp_path / "new" / "run"), "output")
+    assert info.value.where["file"] == tmp_path and info.value.where["key"] == "output"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_in_the_way_of_an_output_is_told_and_a_good_place_is_left_as_it_is(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="in the way"):
+        check_writable(str(tmp_path / "file" / "run" / "deep"), "output")
+    for path in (tmp_path / "file", tmp_path / "new" / "run", tmp_path):
+        check_writable(str(path), "output")
+    check_writable("memory://x/run", "output")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]

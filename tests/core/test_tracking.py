@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import socket
+import threading
 import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +145,7 @@ def history(uri: str, run_id: str, key: str) -> list[tuple[int, float]]:
     return [(m.step, m.value) for m in MlflowClient(uri).get_metric_history(run_id, key)]
 
 
-def test_mlflow_gets_every_row_once_over_restarts_and_cut_backs(tmp_path: Path, mlflow_uri: str) -> None:
+def test_mlflow_gets_every_row_once_over_restarts(tmp_path: Path, mlflow_uri: str) -> None:
     path = str(tmp_path / "metrics.jsonl")
     log = fill(path, [10, 20, 30])
     first = MlflowFeeder(path, uri=mlflow_uri, run_name="demo", params={"lr": 0.1, "api_key": "abc"})
@@ -149,16 +153,11 @@ def test_mlflow_gets_every_row_once_over_restarts_and_cut_backs(tmp_path: Path, 
     log.append({"images_seen": 40, "loss": math.nan, "note": "words are not metrics"})
     assert first.feed() == 1
 
-    restarted = MetricsLog(path)
-    restarted.cut_back(20)
-    for n in (30, 40, 50):
-        restarted.append({"images_seen": n, "loss": 7.0})
-    second = MlflowFeeder(path, uri=mlflow_uri)
-    assert second.feed() == 1 and second.run_id == first.run_id
-    second.close()
     found = history(mlflow_uri, first.run_id, "loss")
-    assert [step for step, _ in found] == [10, 20, 30, 40, 50]
-    assert [v for _, v in found][:3] == [1.0, 2.0, 3.0] and math.isnan(found[3][1]) and found[4][1] == 7.0
+    assert [step for step, _ in found] == [10, 20, 30, 40] and math.isnan(found[3][1])
+    again = MlflowFeeder(path, uri=mlflow_uri)
+    assert again.feed() == 0 and again.run_id == first.run_id
+    again.close()
 
     from mlflow import MlflowClient
 
@@ -235,3 +234,114 @@ def test_a_line_that_is_no_row_is_left_out_of_the_log(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"images_seen": 5, "loss": 0.5}\n' + line + b"\n")
     assert MetricsLog(str(path)).read() == [{"images_seen": 5, "loss": 0.5}]
+
+
+def cut_and_resumed(path: str) -> None:
+    log = MetricsLog(path)
+    log.cut_back(20)
+    for n in (30, 40, 50):
+        log.append({"images_seen": n, "loss": 7.0})
+
+
+def test_values_of_rows_that_were_cut_back_are_in_no_run_that_goes_on(tmp_path: Path, mlflow_uri: str) -> None:
+    from mlflow import MlflowClient
+
+    path = str(tmp_path / "metrics.jsonl")
+    fill(path, [10, 20, 30, 40])
+    first = MlflowFeeder(path, uri=mlflow_uri, run_name="demo", params={"lr": 0.1}, tags={"mlflow.parentRunId": "p"})
+    assert first.feed() == 4
+    cut_and_resumed(path)
+    second = MlflowFeeder(path, uri=mlflow_uri)  # a driver started anew; `first` plays the one whose workers restarted
+    assert second.feed() == 5 and second.run_id != first.run_id
+    expected = [(10, 1.0), (20, 2.0), (30, 7.0), (40, 7.0), (50, 7.0)]
+    assert history(mlflow_uri, second.run_id, "loss") == expected
+    old, new = (MlflowClient(mlflow_uri).get_run(feeder_run) for feeder_run in (first.run_id, second.run_id))
+    assert old.data.tags["pathray.continued_by"] == new.info.run_id and old.info.status == "KILLED"
+    assert new.data.params == {"lr": "0.1"} and new.data.tags["mlflow.parentRunId"] == "p"
+    assert first.feed() == 0 and first.run_id == second.run_id  # the record in the folder tells it
+    assert history(mlflow_uri, second.run_id, "loss") == expected
+
+
+def test_rows_cut_back_under_a_running_feeder_begin_a_new_run_too(tmp_path: Path, mlflow_uri: str) -> None:
+    path = str(tmp_path / "metrics.jsonl")
+    fill(path, [10, 20, 30])
+    feeder = MlflowFeeder(path, uri=mlflow_uri)
+    assert feeder.feed() == 3
+    old = feeder.run_id
+    cut_and_resumed(path)
+    assert feeder.feed() == 5 and feeder.run_id != old
+    assert [v for _, v in history(mlflow_uri, feeder.run_id, "loss")] == [1.0, 2.0, 7.0, 7.0, 7.0]
+
+
+def test_two_feeders_of_one_file_tell_each_row_once(tmp_path: Path, mlflow_uri: str) -> None:
+    path, rows = str(tmp_path / "metrics.jsonl"), str(tmp_path / "robustness.jsonl")
+    fill(path, [10])
+    trainer = MlflowFeeder(path, uri=mlflow_uri, beside={"robustness.jsonl": "tune/images"})
+    watch = MlflowFeeder(rows, uri=mlflow_uri, marker="tune/images", ends=False)
+    assert (trainer.feed(), watch.feed()) == (1, 0) and trainer.run_id == watch.run_id
+    log = fill(rows, [10, 20])
+    assert (watch.feed(), trainer.feed()) == (2, 0)
+    log.append({"images_seen": 30, "loss": 3.0})
+    assert (trainer.feed(), watch.feed()) == (1, 0)
+    assert [step for step, _ in history(mlflow_uri, trainer.run_id, "tune/images")] == [10, 20, 30]
+
+
+@pytest.fixture
+def black_hole() -> Iterator[str]:
+    """A server that takes connections and never answers."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen(8)
+        yield f"http://anna:geheim@127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_a_server_that_never_answers_does_not_hold_the_end(
+    tmp_path: Path, black_hole: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("core.tracking.SILENT_S", 0.2)
+    path = str(tmp_path / "metrics.jsonl")
+    fill(path, [1])
+    feeder = MlflowFeeder(path, uri=black_hole)
+    feeder.close()
+    assert feeder._thread is not None and feeder._thread.is_alive()  # left behind: it cannot be asked to end
+    assert "does not answer" in caplog.text and "geheim" not in caplog.text
+
+
+class Unwell(BaseHTTPRequestHandler):
+    asked = 0
+
+    def do_GET(self) -> None:
+        type(self).asked += 1
+        self.send_error(500)
+
+    def log_message(self, *words: object) -> None:
+        pass
+
+
+def test_a_server_that_fails_is_asked_once_and_gets_everything_at_the_next_start(
+    tmp_path: Path, mlflow_uri: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = str(tmp_path / "metrics.jsonl")
+    fill(path, [1, 2])
+    with HTTPServer(("127.0.0.1", 0), Unwell) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        MlflowFeeder(path, uri=f"http://anna:geheim@127.0.0.1:{server.server_port}").close()
+        server.shutdown()
+    assert Unwell.asked == 1 and "geheim" not in caplog.text
+    assert MlflowFeeder(path, uri=mlflow_uri).feed() == 2
+
+
+def test_a_refused_connection_is_told_without_the_login(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fill(str(tmp_path / "metrics.jsonl"), [1])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    MlflowFeeder(str(tmp_path / "metrics.jsonl"), uri=f"http://anna:geheim@127.0.0.1:{port}").close()
+    assert "the next start sends the rest" in caplog.text and "geheim" not in caplog.text
+
+
+def test_an_away_server_does_not_make_the_run_that_it_has_a_lost_one(tmp_path: Path) -> None:
+    (tmp_path / "mlflow_run.json").write_text('{"run_id": "r1", "tracking_uri": "http://127.0.0.1:1"}')
+    fill(str(tmp_path / "metrics.jsonl"), [1])
+    MlflowFeeder(str(tmp_path / "metrics.jsonl"), uri="http://127.0.0.1:1").close()
+    assert json.loads((tmp_path / "mlflow_run.json").read_text())["run_id"] == "r1"

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 import signal
 import subprocess
+import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,8 +86,6 @@ def test_help_opens_with_the_jobs_docstring_and_imports_neither_ray_nor_torch(fo
 
 
 def test_a_job_started_as_a_script_is_told_how_to_start_it(folder):
-    import sys
-
     run = subprocess.run(
         [sys.executable, "toy_job.py", "end=well"], cwd=folder, env=job_environment(), capture_output=True, text=True
     )
@@ -134,3 +136,80 @@ def test_a_signal_that_compiled_code_turned_into_another_error_is_still_told_as_
     assert capsys.readouterr().err == "terminated\n"
     assert run_job(ends_by_itself, NoConfig, [], tmp_path) == 1
     assert "SystemError: returned NULL" in capsys.readouterr().err
+
+
+HOSTILE = """
+import signal, sys
+sys.argv = ["toy", "end=wait"]
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+import toy_job
+from pathlib import Path
+from ray_jobs.cli import job
+job(toy_job.main, toy_job.ToyConfig, Path("configs"))
+"""
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_job_takes_signals_that_its_parent_had_ignored_and_blocked(folder, sent, code):
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOSTILE], cwd=folder, env=job_environment(folder), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None and process.stdout.readline() == "waiting\n"
+    process.send_signal(sent)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (code, "cleaned up\n")
+    assert "waiting up to 30 s" in err and "Traceback" not in err
+
+
+class Swallows:
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def swallows_the_first(loaded):
+    Swallows()  # raised in a destructor, Python only prints it
+    time.sleep(20)
+
+
+def test_a_signal_that_a_destructor_swallowed_is_told_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: None)
+    assert run_job(swallows_the_first, NoConfig, [], tmp_path) == 143
+
+
+def test_a_job_that_does_not_end_after_a_signal_is_ended(tmp_path, monkeypatch):
+    codes: list[int] = []
+    monkeypatch.setattr("ray_jobs.cli.GRACE_S", 0.0)
+    monkeypatch.setattr("ray_jobs.cli.os._exit", codes.append)
+
+    def holds(loaded):
+        while not codes:
+            with contextlib.suppress(Terminated):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.05)
+
+    assert run_job(holds, NoConfig, [], tmp_path) == 0  # here only: `_exit` did not end the process
+    assert codes[0] == 143
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "code"),
+    [
+        (signal.SIGTERM, signal.SIGTERM, 143),
+        (signal.SIGINT, signal.SIGTERM, 143),
+        (signal.SIGTERM, signal.SIGINT, 130),
+    ],
+)
+def test_the_second_signal_to_a_training_sets_its_exit_code(tmp_path, first, second, code):
+    from core.storage import Storage
+    from ray_jobs.trainer import stop_on_signals
+
+    def training(loaded):
+        with stop_on_signals(Storage.of(tmp_path)):
+            os.kill(os.getpid(), first)
+            os.kill(os.getpid(), second)
+            time.sleep(20)
+
+    assert run_job(training, NoConfig, [], tmp_path) == code

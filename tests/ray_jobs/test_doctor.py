@@ -266,3 +266,13 @@ def test_examining_does_not_import_ray():
     code = "import sys; from ray_jobs.doctor import examine; examine('auto', [], []); print('ray' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], env=job_environment(), capture_output=True, text=True)
     assert run.stdout.strip() == "False", run.stderr
+
+
+def test_slides_may_be_a_manifest(tmp_path):
+    from ray_jobs.doctor import _slides
+
+    (tmp_path / "m.csv").write_text("slide_id,wsi_path,mask_path\na,a.svs,\nb,/data/b.svs,\n")
+    assert _slides(f"{tmp_path}/m.csv, c.svs") == [f"{tmp_path}/a.svs", "/data/b.svs", "c.svs"]
+    (tmp_path / "bad.csv").write_text("slide_id,wsi_path,mask_path\na,,\n")
+    with pytest.raises(UserError, match="no wsi_path"):
+        _slides(str(tmp_path / "bad.csv"))
