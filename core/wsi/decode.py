@@ -45,7 +45,7 @@ def decoder(page: Any) -> Decoder:
     sized = _sized(page)
     if compression in JPEG and page.bitspersample == 8:
         return sized(_jpeg(page))
-    decode, check, colours = page.decode, compression in JPEG_2000, _colours(page)
+    decode, check, colours = page.decode, compression in JPEG_2000, to_rgb(page)
 
     def other(data: bytes, index: int, rows: int) -> Pixels:
         if check:
@@ -56,7 +56,7 @@ def decoder(page: Any) -> Decoder:
     return sized(other)
 
 
-def _colours(page: Any) -> Callable[[Pixels], Pixels] | None:
+def to_rgb(page: Any) -> Callable[[Pixels], Pixels] | None:
     """From the numbers of a page to RGB, None where they are RGB already. ValueError for YCbCr that is not served."""
     compression = int(page.compression)
     stored = int(page.photometric) == _YCBCR and compression in _PLAIN

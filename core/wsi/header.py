@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 FINEST_MPP, COARSEST_MPP = 0.05, 20.0  # µm per pixel that microscopes give
+COARSEST_HEADER_MPP = 100.0  # a vendor's header is believed further: there are DICOM instances of 29 µm
 ANISOTROPY = 1.02  # x and y may differ by this factor: the mean serves both
 DISAGREE = 1.05  # factor from which two sources contradict each other
 # Resolutions of printers, office and film scanners that fall within a microscope's range
@@ -41,12 +42,13 @@ def believable(x: float, y: float, source: str) -> Spacing:
     if max(x, y) > ANISOTROPY * min(x, y):
         return Spacing(note=f"{said} {x:.4g} µm per pixel across and {y:.4g} down: pixels that are not square")
     mpp = x if x == y else (x + y) / 2
-    if not FINEST_MPP <= mpp <= COARSEST_MPP:
-        return Spacing(note=f"{said} {mpp:.4g} µm per pixel, outside {FINEST_MPP:g} to {COARSEST_MPP:g}")
+    coarsest = COARSEST_MPP if source == "tags" else COARSEST_HEADER_MPP
+    if not FINEST_MPP <= mpp <= coarsest:
+        return Spacing(note=f"{said} {mpp:.4g} µm per pixel, outside {FINEST_MPP:g} to {coarsest:g}")
     dpi = 25400.0 / mpp
     if source == "tags" and any(abs(dpi - known) < 1e-3 * known for known in PRINT_DPI):
         return Spacing(note=f"the tags say {dpi:.0f} dpi ({mpp:.4g} µm per pixel), a printer's resolution")
-    return Spacing(mpp, source)
+    return Spacing(mpp, source, f"{said} {mpp:.4g} µm per pixel, coarser than a scan" if mpp > COARSEST_MPP else "")
 
 
 def spacing_of(tiff: Any, page: Any) -> Spacing:
@@ -202,7 +204,7 @@ def _compared(found: Spacing, tags: Spacing, text: str) -> Spacing:
     if power > 0 and not 0.6 < found.mpp * power / 10 < 1.67:
         usual = f"usual is {10 / power:.3g}"
         notes.append(f"the header says {found.mpp:.4g} µm per pixel at {power:g}x, where {usual}")
-    return Spacing(found.mpp, found.source, "; ".join(notes))
+    return Spacing(found.mpp, found.source, "; ".join([found.note, *notes] if found.note else notes))
 
 
 def disagree(a: float, b: float) -> bool:

@@ -28,7 +28,7 @@ class Library(Protocol):
 
     name: str
     by_thread: bool
-    fills: bool  # unreadable tiles come back as a constant, without an error: not taken for TIFFs unless asked for
+    fills: bool  # unreadable tiles come back as a constant, without an error
 
     def can_open(self, path: str) -> bool: ...
 

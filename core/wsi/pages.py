@@ -24,6 +24,10 @@ class NotServed(Exception):
     """The direct path does not serve this TIFF, because of how its tiles are stored; the message says why."""
 
 
+class OwnGrid(NotServed):
+    """Tiles of a vendor's own grid, which the vendor's libraries know."""
+
+
 class WrongKind(NotServed):
     """What the file *is* cannot be a slide of 8-bit colours, whichever library opens it; the message says why."""
 

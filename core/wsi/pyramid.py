@@ -12,9 +12,9 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from core.wsi.decode import Decoder, decoder
+from core.wsi.decode import Decoder, decoder, to_rgb
 from core.wsi.header import Spacing, description, spacing_of
-from core.wsi.pages import NotServed, check_chain, levels_of
+from core.wsi.pages import NotServed, OwnGrid, check_chain, levels_of
 
 MAX_SEGMENT_BYTES = 64 << 20  # a strip or tile decoded whole for every read may not be larger
 VIRTUAL_STRIP_BYTES = 256 << 10
@@ -36,6 +36,7 @@ class Level:
     offsets: npt.NDArray[np.int64]
     counts: npt.NDArray[np.int64]
     decode: Decoder
+    compression: int = 1
 
     @property
     def across(self) -> int:
@@ -63,7 +64,7 @@ def parse(file: BinaryIO, *, mask: bool = False) -> Pyramid:
     with tifffile.TiffFile(file) as tiff:
         own = [name for name in _OWN_GRID if getattr(tiff, name, False)]
         if own:
-            raise NotServed(f"{own[0][3:].upper()} has a tile grid of its own")
+            raise OwnGrid(f"{own[0][3:].upper()} has a tile grid of its own")
         check_chain(file)
         pages = levels_of(tiff, mask)
         levels = tuple(_level(page, mask) for page in pages)
@@ -81,7 +82,17 @@ def _level(page: Any, mask: bool) -> Level:
     if tile_w * tile_h * samples * max(1, page.dtype.itemsize) > MAX_SEGMENT_BYTES:
         raise NotServed(f"one compressed strip of {tile_w} x {tile_h} pixels: rewrite the file with tiles")
     level = Level(
-        page.imagewidth, page.imagelength, tile_w, tile_h, samples, planes, white, offsets, counts, decoder(page)
+        page.imagewidth,
+        page.imagelength,
+        tile_w,
+        tile_h,
+        samples,
+        planes,
+        white,
+        offsets,
+        counts,
+        decoder(page),
+        int(page.compression),
     )
     if offsets.size < level.across * level.down * planes or counts.size < offsets.size:
         raise ValueError(f"{offsets.size} tiles in the file's table, {level.across * level.down * planes} in the grid")
@@ -100,10 +111,11 @@ def _virtual_strips(page: Any, start: int, samples: int, white: int) -> Level:
     width, height = page.imagewidth, page.imagelength
     row = width * samples * dtype.itemsize
     rows = max(1, min(height, VIRTUAL_STRIP_BYTES // row))
-    first = np.arange(0, height, rows, dtype=np.int64)
+    first, colours = np.arange(0, height, rows, dtype=np.int64), to_rgb(page)
 
     def decode(data: bytes, index: int, wanted: int) -> npt.NDArray[Any]:
-        return np.frombuffer(data, dtype).reshape(-1, width, samples)
+        pixels = np.frombuffer(data, dtype).reshape(-1, width, samples)
+        return pixels if colours is None else colours(pixels)
 
     offsets, counts = start + first * row, np.minimum(rows, height - first) * row
     return Level(width, height, width, rows, samples, 1, white, offsets, counts, decode)

@@ -16,7 +16,7 @@ from core.urls import public
 from core.wsi import formats
 from core.wsi.image import ImageMask
 from core.wsi.libraries import LIBRARIES, LibraryReader, installed
-from core.wsi.pages import NotServed, WrongKind
+from core.wsi.pages import NotServed, OwnGrid, WrongKind
 from core.wsi.source import open_source
 from core.wsi.tiff import TiffReader
 from core.wsi.tiles import TileCache
@@ -74,25 +74,28 @@ def open_with(path: str, cache: TileCache, *, backend: str = "auto", library_byt
     """`open_slide` with a tile cache that several readers share; a library's own cache gets `library_bytes`."""
     if backend not in BACKENDS:
         raise UserError("unknown slide backend", key="backend", found=backend, expected=f"one of {BACKENDS}")
-    path, refused = formats.located(path), list[str]()
+    path, refused, fills = formats.located(path), list[str](), False
     try:
         # Also asked where a library is wanted: what a file is, and that it is damaged, no library overrules
         direct = TiffReader.open(path, cache)
         if backend in ("auto", "tiff"):
             return direct
+        fills = direct.is_jpeg2000
         direct.close()
     except WrongKind as e:
         message = "not a slide of 8-bit colours"
         raise UserError(message, file=public(path), found=str(e), expected="RGB, YCbCr or grey with 8 bits") from e
     except NotServed as e:
         refused.append(f"tiff: {e}")
+        fills = formats.is_tiff(_head(path)) and not isinstance(e, OwnGrid)
     for library in LIBRARIES:
-        if backend not in ("auto", library.name) or (
-            backend == "auto" and library.fills and formats.is_tiff(_head(path))
-        ):
+        if backend not in ("auto", library.name):
             continue
         if not installed(library.name):
             refused.append(f"{library.name}: not installed")
+            continue
+        if fills and library.fills:
+            refused.append(f"{library.name}: would fill tiles that it cannot read")
             continue
         try:
             if library.can_open(path):

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from core.errors import UnreadableUnit
 from core.urls import is_url, public
-from core.wsi.decode import Truncated
+from core.wsi.decode import JPEG_2000, Truncated
 from core.wsi.formats import is_tiff
 from core.wsi.pages import NotServed
 from core.wsi.pyramid import Level, Pyramid, parse
@@ -73,6 +73,11 @@ class TiffReader:
                 wanted[index] = max(rows, wanted.get(index, 0))
         tiles = self._tiles(level, at, wanted)
         return [self._assemble(at, box, tiles) for box in boxes]
+
+    @property
+    def is_jpeg2000(self) -> bool:
+        """Whether any level holds JPEG 2000, whose missing tiles some libraries fill without a word."""
+        return any(level.compression in JPEG_2000 for level in self._levels)
 
     def close(self) -> None:
         self._cache.forget(self._token)

@@ -35,6 +35,10 @@ def worst(path):
 def test_ycbcr_numbers_are_colours_with_every_lossless_codec(tmp_path, codec):
     path = write(tmp_path / "s.tif", compression=codec, photometric="ycbcr", subsampling=(1, 1))
     assert worst(path) <= 2
+    strips = str(tmp_path / "strips.tif")
+    options = {"compression": codec, "photometric": "ycbcr", "subsampling": (1, 1)}
+    tifffile.imwrite(strips, ycbcr(IMAGE), rowsperstrip=64, metadata=None, **options)
+    assert worst(strips) <= 2
 
 
 @pytest.mark.parametrize("photometric", ["rgb", "ycbcr"])

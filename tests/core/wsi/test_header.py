@@ -134,3 +134,9 @@ def test_sources_that_contradict_each_other_are_flagged_in_the_index(tmp_path, t
     row = index_slide(ManifestRow(2, "a", write(tmp_path / "s.svs", head, **tags), mpp=mpp))
     assert row["status"] == "ok" and row["wsi_level0_spacing_mpp"] == (mpp or 0.5)
     assert (said in row["spacing_note"]) if said else row["spacing_note"] == ""
+
+
+def test_a_vendor_s_header_may_be_coarser_than_tags_and_is_flagged():
+    found = believable(28.97, 28.97, "header")
+    assert found.mpp == 28.97 and "coarser" in found.note
+    assert believable(28.97, 28.97, "tags").mpp is None and believable(120, 120, "header").mpp is None
