@@ -24,16 +24,19 @@ from core.features.images import read_image
 from core.fingerprint import fingerprint
 from core.reports import describe
 from core.storage import Storage, StorageError, file_state
+from core.urls import public
 from core.wsi.reader import open_slide
 from core.wsi.regions import read_regions, rounded
 from core.wsi.resize import resize
 from core.wsi.source import open_source
+from core.wsi.spacing import MAX_ENLARGEMENT, level_mpps, too_coarse
 from core.wsi.tiling import TileSpec, tile_grid, tiles_of, tissue_of
 
 BATCH = 16  # tiles of a slide that are read at once
 EPOCH = (1980, 1, 1, 0, 0, 0)  # of every member: the time of making it would make other bytes
 COMMENT = re.compile(rb"pathray patches ([0-9a-f]{64}) (\d+)\n$")  # fingerprint and count, at an archive's end
 TAIL = 128
+PLACES = ("output", "path", "mask_path", "paths", "max_enlargement")  # no byte of an archive depends on these
 
 Patch = tuple[int, int, npt.NDArray[np.uint8]]  # x, y, [size, size, 3]
 
@@ -49,6 +52,7 @@ class SlideCut:
     mask_path: str = ""
     state: str = ""
     mask_state: str = ""
+    max_enlargement: float = MAX_ENLARGEMENT
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ class ImagesCut:
     paths: tuple[str, ...]
     mpp: float | None = None
     states: tuple[str, ...] = ()
+    max_enlargement: float = MAX_ENLARGEMENT
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,7 @@ def _with_states(job: SlideCut | ImagesCut) -> SlideCut | ImagesCut:
 
 def _fingerprint(job: SlideCut | ImagesCut, spec: TileSpec) -> str:
     """Of all that an archive's bytes depend on, and not of where its source lies."""
-    facts = {k: v for k, v in asdict(job).items() if k not in ("output", "path", "mask_path", "paths")}
+    facts = {k: v for k, v in asdict(job).items() if k not in PLACES}
     tiles = asdict(spec)
     if isinstance(job, ImagesCut):
         used = ("size_px", "overlap_px", "mpp") if job.mpp else ("size_px", "overlap_px")
@@ -132,6 +137,8 @@ def _done(job: SlideCut | ImagesCut, spec: TileSpec) -> int | None:
 def _of_slide(job: SlideCut, spec: TileSpec) -> Iterator[Patch]:
     reader = open_slide(job.path)
     try:
+        if coarse := too_coarse(level_mpps(reader, job.mpp0), spec.mpp, job.max_enlargement):
+            raise UserError(f"the slide is too coarse: {coarse}", file=public(job.path), key="max_enlargement")
         width, height = reader.level_shapes[0]
         tiles = tiles_of(tissue_of(reader, job.mpp0, job.mask_path, spec), width, height, job.mpp0, spec)
         centres = tiles.centres()
@@ -146,6 +153,8 @@ def _of_slide(job: SlideCut, spec: TileSpec) -> Iterator[Patch]:
 def _of_images(job: ImagesCut, spec: TileSpec, refused: list[str]) -> Iterator[Patch]:
     size, step = spec.size_px, spec.size_px - spec.overlap_px
     scale = job.mpp / spec.mpp if job.mpp else 1.0
+    if job.mpp and (coarse := too_coarse([job.mpp], spec.mpp, job.max_enlargement)):
+        raise UserError(f"the images are too coarse: {coarse}", key="max_enlargement", found=job.mpp)
     for path in job.paths:
         name = path.rpartition("/")[2]
         try:

@@ -20,7 +20,7 @@ from core.urls import public
 from core.wsi.formats import located
 from core.wsi.kept_masks import kept_mask
 from core.wsi.reader import SlideReader, open_mask, open_slide
-from core.wsi.spacing import choose_level
+from core.wsi.spacing import MAX_ENLARGEMENT, choose_level, too_coarse
 from core.wsi.tissue import Mask, tissue_mask
 from ijepath.index import OrderedMap
 from ijepath.profile import Profile
@@ -36,7 +36,8 @@ Ints = npt.NDArray[np.int64]
 class SlideAnchors:
     """The anchors of one slide in raster order, or the reason why it has none.
 
-    `reason` is "" or one of slide_status_not_ok, missing_mask_path, invalid_profile_geometry, no_valid_anchors, error.
+    `reason` is "" or one of slide_status_not_ok, missing_mask_path, invalid_profile_geometry, no_valid_anchors,
+    too_coarse, error.
     """
 
     slide: dict[str, Any]  # the slide's row of the index
@@ -53,24 +54,35 @@ class SlideAnchors:
         """ok, skipped (nothing wrong with the slide, it only gives no anchors) or failed."""
         if not self.reason:
             return "ok"
-        return "failed" if self.reason in ("error", "missing_mask_path") else "skipped"
+        return "failed" if self.reason in ("error", "missing_mask_path", "too_coarse") else "skipped"
 
     def __len__(self) -> int:
         return int(self.center_x.size)
 
 
 def anchors_of(
-    slides: Iterable[Mapping[str, Any]], profile: Profile, *, map: OrderedMap = map
+    slides: Iterable[Mapping[str, Any]],
+    profile: Profile,
+    *,
+    max_enlargement: float = MAX_ENLARGEMENT,
+    map: OrderedMap = map,
 ) -> Iterator[SlideAnchors]:
     """The anchors of every slide of an index, in its order, through any ordered map (see ijepath.index)."""
-    yield from map(partial(slide_anchors, profile=profile.validate()), slides)
+    yield from map(partial(slide_anchors, profile=profile.validate(), max_enlargement=max_enlargement), slides)
 
 
-def slide_anchors(slide: Mapping[str, Any], profile: Profile) -> SlideAnchors:
-    """The anchors of one slide. What is wrong with the slide becomes `reason` and `detail`: nothing is raised."""
+def slide_anchors(slide: Mapping[str, Any], profile: Profile, max_enlargement: float = MAX_ENLARGEMENT) -> SlideAnchors:
+    """The anchors of one slide. What is wrong with the slide becomes `reason` and `detail`: nothing is raised.
+
+    A slide whose finest level would have to be enlarged more than `max_enlargement` times, for contexts or targets,
+    gives no anchors: its pixels would show detail that it does not hold.
+    """
     row = dict(slide)
     if row["status"] != "ok":
         return SlideAnchors(row, "slide_status_not_ok", str(row["error"] or ""))
+    finest = min(profile.context_effective_mpp, profile.target_effective_mpp)
+    if coarse := too_coarse(row["wsi_spacings_mpp"], finest, max_enlargement):
+        return SlideAnchors(row, "too_coarse", coarse)
     try:
         return _anchors(row, profile)
     except AssertionError:

@@ -19,6 +19,7 @@ import ijepath
 from core.config import MISSING, Group, Loaded, is_set, placement
 from core.errors import UserError
 from core.reports import check_success, write_report
+from core.wsi.spacing import MAX_ENLARGEMENT
 from ijepath.anchors import SlideAnchors, anchors_of
 from ijepath.catalog import STRATUM_KEY, stale_because, stratum_key
 from ijepath.catalog_writer import REPORT_COLUMNS, ROWS_PER_SHARD, report_line, write_catalog
@@ -43,6 +44,7 @@ class BuildAnchorsConfig:
     sampling_stratum_key: str = STRATUM_KEY  # the metadata column that strata come from
     resume: bool = False  # do nothing when the catalog is current
     min_success_fraction: float = 1.0
+    max_enlargement: float = MAX_ENLARGEMENT  # of a slide's finest level; slides that need more fail
     rows_per_shard: int = ROWS_PER_SHARD
     runtime: RuntimeConfig = placement(default_factory=RuntimeConfig)
 
@@ -53,6 +55,8 @@ class BuildAnchorsConfig:
         if not 0 <= self.min_success_fraction <= 1:
             found = self.min_success_fraction
             raise UserError("not a fraction", key="min_success_fraction", found=found, expected="0 to 1")
+        if not self.max_enlargement >= 1:
+            raise UserError("too small", key="max_enlargement", found=self.max_enlargement, expected="at least 1")
         if self.rows_per_shard < 1:
             raise UserError("too small", key="rows_per_shard", found=self.rows_per_shard, expected="at least 1")
 
@@ -77,7 +81,9 @@ def build(config: BuildAnchorsConfig, index: SlideIndex) -> dict[str, Any]:
     report: list[dict[str, Any]] = []
     try:
         with Progress(len(index.rows), "anchors", "slides") as progress:
-            found = anchors_of(index.rows, config.profile, map=RayMap(_lost, chunk=4))
+            found = anchors_of(
+                index.rows, config.profile, max_enlargement=config.max_enlargement, map=RayMap(_lost, chunk=4)
+            )
             manifest = write_catalog(
                 config.output,
                 config.profile,

@@ -23,6 +23,7 @@ import adios
 from core.checks import positive
 from core.config import MISSING, Loaded, is_set, placement
 from core.errors import UserError
+from core.wsi.spacing import MAX_ENLARGEMENT
 from ray_jobs.cli import Outputs, job
 from ray_jobs.ordered_map import RayMap
 from ray_jobs.progress import Progress
@@ -49,6 +50,7 @@ class CutPatchesConfig:
     min_tissue_fraction: float = 0.5  # of a patch, of slides only
     overlap_px: int = 0  # shared by neighbouring patches
     min_success_fraction: float = 1.0  # of the archives
+    max_enlargement: float = MAX_ENLARGEMENT  # of a slide's finest level or of an image; archives that need more fail
     runtime: RuntimeConfig = placement(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:
@@ -109,6 +111,7 @@ def _of_slides(config: CutPatchesConfig) -> list[SlideCut | ImagesCut]:
             row["wsi_path"],
             row["wsi_level0_spacing_mpp"],
             row["mask_path"] or "",
+            max_enlargement=config.max_enlargement,
         )
         for row in sorted(rows, key=lambda row: row["slide_id"])
     ]
@@ -122,7 +125,12 @@ def _of_images(config: CutPatchesConfig) -> list[SlideCut | ImagesCut]:
     for name, path in zip(listed.names, listed.paths, strict=True):
         folder = name.rpartition("/")[0] or config.images.rstrip("/").rpartition("/")[2]
         groups.setdefault(folder.replace("/", "__"), []).append(path)
-    return [ImagesCut(name, _archive(config, name), tuple(groups[name]), config.image_mpp) for name in sorted(groups)]
+    return [
+        ImagesCut(
+            name, _archive(config, name), tuple(groups[name]), config.image_mpp, max_enlargement=config.max_enlargement
+        )
+        for name in sorted(groups)
+    ]
 
 
 def _archive(config: CutPatchesConfig, name: str) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from core.config import MISSING, is_set, placement
 from core.errors import UserError
+from core.wsi.spacing import MAX_ENLARGEMENT
 from ray_jobs.runtime import RuntimeConfig
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class ExtractConfig:
     dtype: str = "float32"  # float32 | float16: of the features in the files
     slide_parquet: bool = False  # a parquet table (x, y, features) beside each bag
     min_success_fraction: float = 1.0
+    max_enlargement: float = placement(MAX_ENLARGEMENT)  # of a slide's finest level; slides that need more fail
     overwrite: bool = placement(False)  # do finished slides and images again
     backend: str = placement("auto")  # how slides are opened: auto, tiff, tiffslide, openslide or fastslide
     accelerator: str = placement("auto")  # auto | cpu | cuda

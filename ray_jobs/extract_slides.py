@@ -94,6 +94,7 @@ def plan(config: ExtractConfig, specs: Mapping[str, EncoderSpec]) -> Slides:
         pooling=config.pooling,
         precision=config.precision,
         dtype=config.dtype,
+        max_enlargement=config.max_enlargement,
         parquet=config.slide_parquet,
         batch_size=config.batch_size,
         read_threads=config.read_threads,

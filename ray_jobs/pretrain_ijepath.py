@@ -17,6 +17,7 @@ from typing import Any
 
 from core.config import Loaded, placement
 from core.errors import UserError
+from core.wsi.spacing import MAX_ENLARGEMENT
 from ijepath.config import CONFIGS_DIR, GROUPS, RunConfig, resolve_global_batch
 from ijepath.profile import Profile
 from ray_jobs import training_jobs
@@ -48,6 +49,7 @@ class PretrainConfig(RunConfig):
     scaling: ScalingConfig = placement(default_factory=ScalingConfig)
     runtime: RuntimeConfig = placement(default_factory=RuntimeConfig)
     min_success_fraction: float = placement(1.0)  # of the slides, when the index and the anchors are built here
+    max_enlargement: float = placement(MAX_ENLARGEMENT)  # of a slide's finest level, when the anchors are built here
 
 
 @dataclass
@@ -204,6 +206,7 @@ def _build_catalog(config: PretrainConfig, index: str, output: str) -> list[str]
         profile=profile,
         sampling_stratum_key=key,
         min_success_fraction=config.min_success_fraction,
+        max_enlargement=config.max_enlargement,
     )
     build_anchors.build(settings, read_index(index))
     return ["anchor catalog"]

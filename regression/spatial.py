@@ -25,6 +25,7 @@ from core.features.images import read_image
 from core.storage import Storage, write_atomic
 from core.wsi.reader import SlideReader, open_slide
 from core.wsi.regions import read_regions
+from core.wsi.spacing import MAX_ENLARGEMENT, level_mpps, too_coarse
 
 Floats = npt.NDArray[np.float64]
 Pixels = npt.NDArray[np.uint8]
@@ -222,6 +223,8 @@ def cut_patches(
     reader = open_section(image)
     try:
         mpp0 = spacing_of(reader, image_mpp)
+        if coarse := too_coarse(level_mpps(reader, mpp0), mpp, MAX_ENLARGEMENT):
+            raise UserError(f"the image is too coarse: {coarse}", file=reader.path, key="mpp", found=mpp)
         width, height = reader.level_shapes[0]
         for spot, (cx, cy) in zip(spots.ids, spots.centres.tolist(), strict=True):
             if "/" in spot or "\\" in spot:

@@ -24,7 +24,7 @@ from core.urls import public
 from core.wsi.reader import SlideReader, open_slide
 from core.wsi.regions import read_regions
 from core.wsi.resize import resize
-from core.wsi.spacing import LevelChoice, choose_level, level_mpps
+from core.wsi.spacing import MAX_ENLARGEMENT, LevelChoice, choose_level, level_mpps, too_coarse
 from core.wsi.tiling import Tiles, TileSpec, tiles_of, tissue_of
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class SlideSettings:
     precision: str = "fp32"
     dtype: str = "float32"
 
+    max_enlargement: float = MAX_ENLARGEMENT  # of the finest level; a slide that needs more is refused
     parquet: bool = False  # a table beside each bag
     batch_size: int = 64
     read_threads: int = 2
@@ -107,6 +108,8 @@ def extract_slide(
     reader = open_slide(job.wsi_path, backend=settings.backend, cache_bytes=settings.cache_bytes)
     try:
         mpp0, source = spacing(job, reader)
+        if coarse := too_coarse(level_mpps(reader, mpp0), settings.tiles.mpp, settings.max_enlargement):
+            raise UserError(f"the slide is too coarse: {coarse}", file=public(job.wsi_path), key="max_enlargement")
         width, height = reader.level_shapes[0]
         tiles = tiles_of(tissue_of(reader, mpp0, job.mask_path, settings.tiles), width, height, mpp0, settings.tiles)
         choice = choose_level(level_mpps(reader, mpp0), settings.tiles.mpp, settings.spacing_tolerance)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+MAX_ENLARGEMENT = 2.0  # of the finest level, unless a key allows more
+
 
 class Levelled(Protocol):
     @property
@@ -59,6 +61,22 @@ def choose_level(level_mpps: Sequence[float], mpp: float, tolerance: float) -> L
     if finer:
         return _choice(level_mpps, finer[-1], mpp, False)
     return _choice(level_mpps, order[0], mpp, True)
+
+
+def enlargement(level_mpps: Sequence[float], mpp: float) -> float:
+    """How many times the finest level must be enlarged to show `mpp`; at most 1 where the slide holds that much."""
+    return min(level_mpps) / mpp
+
+
+def too_coarse(level_mpps: Sequence[float], mpp: float, most: float) -> str:
+    """Why a slide must not be read at `mpp`: its finest level would be enlarged more than `most` times; else ""."""
+    times = enlargement(level_mpps, mpp)
+    if times <= most * (1 + 1e-9):
+        return ""
+    return (
+        f"its finest level has {min(level_mpps):.4g} µm per pixel: {mpp:.4g} would enlarge it {times:.1f} times, more "
+        f"than max_enlargement={most:g}"
+    )
 
 
 def _choice(level_mpps: Sequence[float], level: int, mpp: float, warned: bool) -> LevelChoice:

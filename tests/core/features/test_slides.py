@@ -203,8 +203,8 @@ def test_a_slide_without_spacing_needs_one_and_the_manifests_wins(tmp_path, enco
     assert (outcome.mpp0, outcome.spacing_source) == (0.5, "config")
     outcome, bags = extract(path, tmp_path, encoders, fallback_mpp=0.5, mpp=0.25)
     assert (outcome.mpp0, outcome.spacing_source, bags["a"].tile["patch_size_level0"]) == (0.25, "manifest", 128)
-    outcome, _ = extract(path, tmp_path, encoders, mpp=4.0)
-    assert outcome.status == "ok" and outcome.error.startswith("enlarged: the finest level has 4.000")
+    outcome, _ = extract(path, tmp_path, encoders, mpp=1.5)
+    assert outcome.status == "ok" and outcome.error.startswith("enlarged: the finest level has 1.500")
 
 
 def test_a_damaged_tile_fails_the_slide_and_leaves_no_bag(tmp_path, encoders):
