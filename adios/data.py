@@ -6,7 +6,6 @@ what cannot be read (core.stream), views, crops and normalisation, which happen 
 
 from __future__ import annotations
 
-import io
 import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,12 +16,12 @@ import numpy.typing as npt
 from adios.archives import SourceCache, member_limit, read_member
 from adios.plan import paths
 from core.errors import MissingFile, UnreadableUnit, UserError
+from core.image_files import ImageError, open_image, rgb_of
 from core.order import rng
 from core.plan import Plan
 from core.urls import public
 
-MODES = ("RGB", "RGBA", "L", "LA", "P", "PA", "1", "CMYK", "YCbCr")  # 8 bits; others would lose most of their range
-FORMATS = ("PNG", "JPEG")  # Pillow would try dozens of others, some of them by starting programs
+FORMATS = ("PNG", "JPEG")  # of patches in archives
 _PNG, _PNG_END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
 _IHDR = struct.Struct(">II2B2xB")  # width, height, bits, colour type, interlaced
 _RGB, _RGBA = 2, 6
@@ -111,18 +110,12 @@ def decoded(data: bytes | memoryview, size: int) -> Pixels:
 
 
 def _by_pillow(data: bytes | memoryview, size: int) -> Pixels:
-    from PIL import Image
-
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with open_image(data, FORMATS) as image:
             _check(*image.size, size)
-            if image.mode not in MODES:
-                raise Undecodable("decode", f"pixels of mode {image.mode}, expected 8-bit colours")
-            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-                return _on_white(np.asarray(image.convert("RGBA")))
-            return np.array(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:  # Pillow raises all of them
-        raise Undecodable("decode", f"{type(e).__name__}: {e}") from e
+            return rgb_of(image)
+    except ImageError as e:
+        raise Undecodable("decode", str(e)) from e
 
 
 def _check(width: int, height: int, size: int) -> None:

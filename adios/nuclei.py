@@ -7,7 +7,6 @@ red, and everything marked. Not here: metrics (adios.segmentation), pictures (ad
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from torch import Tensor
 from adios.segmentation import Bools, Score, dark_in_red, objects, score, summary
 from core.errors import MissingFile, UnreadableUnit, UserError
 from core.features.images import read_image
+from core.image_files import open_image
 from core.order import rng
 from core.stats.bootstrap import paired_difference
 from core.storage import Storage
@@ -179,11 +179,10 @@ def floors(pairs: Sequence[Pair]) -> dict[str, list[Score]]:
 
 
 def _labels(store: Storage, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
-    from PIL import Image
 
     path = store.join(TRUTH, name)
     try:
-        with Image.open(io.BytesIO(store.read_bytes(f"{TRUTH}/{name}"))) as file:
+        with open_image(store.read_bytes(f"{TRUTH}/{name}")) as file:
             values = np.asarray(file)
     except (OSError, SyntaxError, ValueError) as e:
         raise UserError("a mask cannot be read", file=path, found=str(e)[:200], expected="a PNG or TIFF") from e

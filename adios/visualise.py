@@ -16,6 +16,7 @@ from adios.config import DataConfig
 from core.canvas import ACCENTS, INK, MUTED, Canvas, Picture
 from core.errors import MissingFile, UserError
 from core.gif import gif_bytes
+from core.image_files import open_image
 from core.storage import Storage, write_atomic
 
 Floats = npt.NDArray[np.floating]
@@ -84,9 +85,9 @@ def write_film(folder: str, output: str = "") -> str:
     size: tuple[int, int] | None = None
     for i in chosen:
         try:
-            with Image.open(BytesIO(store.read_bytes(names[i]))) as file:
+            with open_image(store.read_bytes(names[i])) as file:
                 image = file.convert("RGB")
-        except (OSError, SyntaxError) as e:
+        except (OSError, SyntaxError, ValueError) as e:
             raise UserError("a picture cannot be read", file=store.join(names[i]), found=str(e)) from e
         size = size or _fitting(image.width, image.height)
         frames.append((np.asarray(image.resize(size, Image.Resampling.LANCZOS)), FRAME_MS))

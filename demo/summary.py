@@ -15,6 +15,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from core.evaluation.results import whole_rows
+from core.image_files import open_image
 from core.page import STYLE, figure
 from core.tracking import rows_of
 
@@ -250,7 +251,7 @@ def _embedded(path: Path, width: int) -> str:
 
     if path.suffix == ".gif":
         return "data:image/gif;base64," + b64encode(path.read_bytes()).decode()
-    with Image.open(path) as image:
+    with open_image(path.read_bytes()) as image:
         picture = image.convert("RGB")
     if picture.width > width:
         picture = picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS)

@@ -6,7 +6,6 @@ encoder's own size. Memory is bounded by a part's features and a few batches of 
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from core.features.encoder import EncoderSpec
 from core.features.encoding import PixelBatch, Size, ahead, encoded
 from core.features.identity import fingerprint, identity_of
 from core.features.tables import FEATURES, feature_column, feature_type, write_table
+from core.image_files import ImageError, open_image, rgb_of
 from core.urls import public
 from core.wsi.resize import resize
 from core.wsi.source import open_source
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from core.features.encoder import FeatureEncoder
 
 COLUMNS = ("path", "width", "height", FEATURES)
-MODES = ("RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr")  # 8 bits; others would lose most of their range
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -104,22 +103,18 @@ def extract_images(
 
 
 def read_image(path: str) -> Pixels:
-    """An image file (path or URL) as uint8 ``[h, w, 3]``; transparency is dropped, grey repeated, orientation tags are
-    not applied. Raises MissingFile, UserError, UnreadableUnit (``decode``)."""
-    from PIL import Image
-
+    """An image file (path or URL) as uint8 ``[h, w, 3]``; transparent parts are white, grey is repeated, orientation
+    tags are not applied. Raises MissingFile, UserError, UnreadableUnit (``decode``)."""
     source = open_source(path)
     try:
         data = source.read_many([(0, source.size)])[0]
     finally:
         source.close()
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.mode not in MODES:
-                raise UnreadableUnit("decode", public(path), f"pixels of mode {image.mode}, expected 8-bit colours")
-            return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:  # Pillow raises all of them
-        raise UnreadableUnit("decode", public(path), f"{type(e).__name__}: {e}") from e
+        with open_image(data) as image:
+            return rgb_of(image)
+    except ImageError as e:
+        raise UnreadableUnit("decode", public(path), str(e)) from e
 
 
 def _batches(

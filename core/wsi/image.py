@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from typing import Any
 
@@ -10,10 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from core.errors import UnreadableUnit, UserError
+from core.image_files import ImageError, mask_of, open_image
 from core.urls import public
 from core.wsi.source import open_source
-
-MAX_PIXELS = 1 << 28
 
 
 class ImageMask:
@@ -26,13 +24,6 @@ class ImageMask:
         image = self._open()
         self.level_shapes: tuple[tuple[int, int], ...] = (image.size,)
         self.level_downsamples: tuple[float, ...] = (1.0,)
-        if image.size[0] * image.size[1] > MAX_PIXELS:
-            raise UserError(
-                "the mask is too large for an image that is decoded whole",
-                file=public(path),
-                found=f"{image.size[0]} x {image.size[1]} pixels",
-                expected=f"at most {MAX_PIXELS} pixels, or a tiled TIFF",
-            )
         self._pixels: npt.NDArray[np.uint8] | None = None
 
     def read_level(self, level: int, x: int, y: int, width: int, height: int) -> npt.NDArray[np.uint8]:
@@ -51,24 +42,20 @@ class ImageMask:
         self._pixels = None
 
     def _open(self) -> Any:
-        from PIL import Image, UnidentifiedImageError
-
         source = open_source(self.path)
         try:
-            return Image.open(io.BytesIO(source.read_many([(0, source.size)])[0]))
-        except (UnidentifiedImageError, Image.DecompressionBombError) as e:
-            raise UserError("the mask cannot be read", file=public(self.path), found=str(e)) from e
+            return open_image(source.read_many([(0, source.size)])[0])
+        except ImageError as e:
+            expected = "a PNG, JPEG, BMP or GIF, or a tiled TIFF"
+            raise UserError("the mask cannot be read", file=public(self.path), found=str(e), expected=expected) from e
         finally:
             source.close()
 
     def _decoded(self) -> npt.NDArray[np.uint8]:
         try:
-            pixels = np.asarray(self._open())
-        except (OSError, SyntaxError, ValueError) as e:
-            raise UnreadableUnit("decode", public(self.path), f"{type(e).__name__}: {e}") from e
-        if pixels.ndim == 3:
-            pixels = pixels[:, :, : 3 if pixels.shape[2] >= 3 else 1].max(axis=2)  # without alpha
-        return pixels if pixels.dtype == np.uint8 else (pixels > 0).astype(np.uint8)
+            return mask_of(self._open())
+        except ImageError as e:
+            raise UnreadableUnit("decode", public(self.path), str(e)) from e
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ImageMask, (os.fspath(self.path),)

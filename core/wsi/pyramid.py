@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from core.image_files import ImageError, palette_values
 from core.wsi.decode import Decoder, decoder, to_rgb
 from core.wsi.header import Spacing, description, spacing_of
 from core.wsi.pages import NotServed, OwnGrid, check_chain, levels_of
@@ -37,6 +38,7 @@ class Level:
     counts: npt.NDArray[np.int64]
     decode: Decoder
     compression: int = 1
+    meaning: npt.NDArray[np.uint8] | None = None  # of a mask's palette indices
 
     @property
     def across(self) -> int:
@@ -93,10 +95,23 @@ def _level(page: Any, mask: bool) -> Level:
         counts,
         decoder(page),
         int(page.compression),
+        _meaning(page) if mask else None,
     )
     if offsets.size < level.across * level.down * planes or counts.size < offsets.size:
         raise ValueError(f"{offsets.size} tiles in the file's table, {level.across * level.down * planes} in the grid")
     return level
+
+
+def _meaning(page: Any) -> npt.NDArray[np.uint8] | None:
+    """What the indices of a palette mean in a mask; NotServed where its colours contradict its order."""
+    if int(page.photometric) != 3 or page.colormap is None or page.dtype != np.uint8:
+        return None
+    colours = (np.asarray(page.colormap).T >> 8).astype(np.uint8)
+    last = int(np.flatnonzero(colours.any(axis=1)).max(initial=0))  # palettes are filled up with black
+    try:
+        return palette_values(colours, np.arange(last + 1))
+    except ImageError as e:
+        raise NotServed(str(e)) from e
 
 
 def _is_one_block(offsets: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> bool:
@@ -118,4 +133,4 @@ def _virtual_strips(page: Any, start: int, samples: int, white: int) -> Level:
         return pixels if colours is None else colours(pixels)
 
     offsets, counts = start + first * row, np.minimum(rows, height - first) * row
-    return Level(width, height, width, rows, samples, 1, white, offsets, counts, decode)
+    return Level(width, height, width, rows, samples, 1, white, offsets, counts, decode, 1, _meaning(page))

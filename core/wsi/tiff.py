@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from core.errors import UnreadableUnit
+from core.image_files import without_halftones
 from core.urls import is_url, public
-from core.wsi.decode import JPEG_2000, Truncated
+from core.wsi.decode import JPEG, JPEG_2000, Truncated
 from core.wsi.formats import is_tiff
 from core.wsi.pages import NotServed
 from core.wsi.pyramid import Level, Pyramid, parse
@@ -23,6 +24,7 @@ from core.wsi.source import ByteSource, open_source
 from core.wsi.tiles import TileCache
 
 Box = tuple[int, int, int, int]  # x, y, width, height in a level's pixels
+LOSSY = JPEG | JPEG_2000
 _tokens = itertools.count()
 
 
@@ -162,7 +164,7 @@ class TiffReader:
         )
         if pixels.shape[0] < need[0] or pixels.shape[1] < need[1]:
             raise self._unreadable("decode", level, at, index, f"decoded {pixels.shape}, expected at least {need}")
-        return _as_mask(pixels) if self._mask else _as_rgb(pixels, at.white)
+        return _as_mask(pixels, at) if self._mask else _as_rgb(pixels, at.white)
 
     def _unreadable(self, reason: str, level: int, at: Level, index: int, what: str) -> UnreadableUnit:
         row, column = divmod(index, at.across)
@@ -237,11 +239,17 @@ def _as_rgb(pixels: npt.NDArray[Any], white: int) -> npt.NDArray[np.uint8]:
     return pixels if pixels.shape[2] == 3 else np.repeat(pixels[:, :, :1], 3, axis=2)
 
 
-def _as_mask(pixels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+def _as_mask(pixels: npt.NDArray[Any], at: Level) -> npt.NDArray[np.uint8]:
     """[h, w, samples] of any type → [h, w] uint8; values that do not fit uint8 become 0 or 1.
 
     The stored numbers count, whatever the photometric interpretation: bilevel masks written from Python say "0 is
     white" and mean 1 for tissue.
     """
-    flat = pixels[:, :, 0] if pixels.shape[2] == 1 else pixels.max(axis=2)
-    return np.ascontiguousarray(flat) if flat.dtype == np.uint8 else (flat > 0).astype(np.uint8)
+    colours = 3 if pixels.shape[2] >= 3 else 1  # what follows them is alpha, which says nothing of tissue
+    flat = pixels[:, :, 0] if colours == 1 else pixels[:, :, :3].max(axis=2)
+    if flat.dtype != np.uint8:
+        return (flat > 0).astype(np.uint8)
+    if at.meaning is not None:
+        meant: npt.NDArray[np.uint8] = at.meaning[flat]
+        return meant
+    return without_halftones(flat) if at.compression in LOSSY else np.ascontiguousarray(flat)

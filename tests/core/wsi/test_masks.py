@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import tifffile
 
+from core import image_files
 from core.errors import MissingFile, UnreadableUnit, UserError
-from core.wsi import image as image_module
 from core.wsi.reader import open_mask
 from core.wsi.source import LocalFile
 from tests.builders.slides import truncate_tile, write_mask
@@ -111,6 +111,6 @@ def test_errors_say_whose_fault_it_is(tmp_path, drawn, monkeypatch):
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(UnreadableUnit):
         open_mask(str(path)).read_level(0, 0, 0, 800, 600)
-    monkeypatch.setattr(image_module, "MAX_PIXELS", 1000)
+    monkeypatch.setattr(image_files, "MAX_PIXELS", 1000)
     with pytest.raises(UserError, match="tiled TIFF"):
         open_mask(str(write_mask(tmp_path / "big.png", drawn)))
