@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import os
 import posixpath
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ SLIDE_SUFFIXES = (
     *(".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".svslide", ".bif", ".vms", ".vmu", ".czi", ".isyntax"),
     *UNSUPPORTED,  # each becomes a line of the report that says so
 )
+log = logging.getLogger(__name__)
+SHOWN = 20
 DICOM = ".dcm"
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
@@ -50,7 +53,18 @@ def slides_in(folder: str) -> list[tuple[str, str]]:
             found[parent] = _id(parent or posixpath.basename(folder.rstrip("/")))
     if not found:
         raise UserError("no slides in this folder", file=folder, found=f"{len(names)} files", expected=SLIDE_SUFFIXES)
+    _tell_left_out(folder, [n for n in names if n not in found and _suffix(n) != DICOM], found)
     return sorted((slide_id, _below(folder, name)) for name, slide_id in found.items())
+
+
+def _tell_left_out(folder: str, names: list[str], slides: dict[str, str]) -> None:
+    """One warning that counts and names the files that are no slides; those of an MRXS slide's folder are its own."""
+    folders = {posixpath.splitext(name)[0] + "/" for name in slides if _suffix(name) == ".mrxs"}
+    others = [name for name in names if not any(name.startswith(f) for f in folders)]
+    if others:
+        more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
+        shown = ", ".join(others[:SHOWN])
+        log.warning("%s: %d files are not slides and are left out: %s%s", public(folder), len(others), shown, more)
 
 
 def images_in(folder: str) -> Listed:

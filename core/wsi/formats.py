@@ -24,6 +24,7 @@ UNSUPPORTED = {
     ".hdx": "HDX (Hyper)",
     ".vmic": "VMIC (PreciPoint)",
     ".lif": "LIF (Leica)",
+    ".vsi": "VSI (Olympus; the .vsi itself holds only the overview)",
     ".jp2": "a single JPEG 2000 image",
 }
 
@@ -56,6 +57,8 @@ def _in_folder(folder: str) -> str:
         return beside
     for suffix in (".mrxs", ".dcm"):
         found = [name for name in names if name.lower().endswith(suffix)]
+        if suffix == ".dcm" and found:
+            _check_one_series(folder, found)
         if found and (suffix == ".dcm" or len(found) == 1):
             return os.path.join(folder, found[0])
     raise UserError(
@@ -64,6 +67,31 @@ def _in_folder(folder: str) -> str:
         found=f"{len(names)} entries: {', '.join(names[:5])}",
         expected="a slide file, an MRXS slide with its folder, or a folder of DICOM instances (.dcm) of one slide",
     )
+
+
+def _check_one_series(folder: str, names: list[str]) -> None:
+    """UserError where the DICOM instances of a folder are of several series: of several slides, of which one would be
+    opened and the others never named."""
+    import pydicom
+
+    series = dict[str, str]()
+    for name in names:
+        try:
+            found = pydicom.dcmread(
+                os.path.join(folder, name), stop_before_pixels=True, specific_tags=["SeriesInstanceUID"]
+            )
+        except (OSError, ValueError, pydicom.errors.InvalidDicomError):
+            continue  # who opens the slide says what is wrong with it
+        series.setdefault(str(found.get("SeriesInstanceUID", "")), name)
+    if len(series) > 1:
+        shown = "; ".join(f"{name} of {uid}" for uid, name in list(series.items())[:5])
+        raise UserError(
+            "a folder of several DICOM series",
+            file=folder,
+            key="SeriesInstanceUID",
+            found=f"{len(series)} series: {shown}",
+            expected="one folder per slide",
+        )
 
 
 def is_tiff(head: bytes) -> bool:

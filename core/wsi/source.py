@@ -6,6 +6,7 @@ No offset is shared, so a source serves several threads at once and survives a f
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Sequence
 from typing import Any, BinaryIO, Protocol, cast
 
@@ -38,7 +39,11 @@ class LocalFile:
     def __init__(self, path: str) -> None:
         self.path, self._fd = path, -1
         try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            kind = os.stat(path).st_mode
+            if not stat.S_ISREG(kind):  # opening a pipe would wait for ever for whoever writes to it
+                found = "a folder" if stat.S_ISDIR(kind) else "a pipe, socket or device"
+                raise UserError("not a regular file", file=path, found=found)
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except FileNotFoundError:
             raise MissingFile("no such file", file=path) from None
         except OSError as e:

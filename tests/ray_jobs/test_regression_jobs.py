@@ -116,7 +116,7 @@ def test_a_training_on_mps_is_refused_with_what_to_take_instead(data, tmp_path, 
 def test_a_sound_config_is_said_to_be_sound_without_training(data, tmp_path, caplog):
     caplog.set_level("INFO")
     assert train(tmp_path / "out", *data, "--dry-run") == 0
-    assert "rows train" in caplog.text and runs(tmp_path / "out") == []
+    assert "12 training rows" in caplog.text and runs(tmp_path / "out") == []
 
 
 def test_runs_on_the_same_rows_share_a_plan_and_another_split_has_its_own(data, tmp_path):

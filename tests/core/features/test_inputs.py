@@ -86,3 +86,14 @@ def test_a_files_state_changes_when_it_does(tmp_path):
     assert file_state(file) != before[0] and file_state(folder) != before[1]
     with pytest.raises(MissingFile):
         file_state(str(tmp_path / "none"))
+
+
+def test_files_that_are_no_slides_are_counted_and_named(tmp_path, caplog):
+    for name in ("a.svs", "b.mrxs", "b/Slidedat.ini", "b/Data0001.dat", "notes.txt", "scan.qptiff", "photo.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert [slide_id for slide_id, _ in slides_in(str(tmp_path))] == ["a", "b"]
+    assert "3 files are not slides" in caplog.text
+    assert (
+        all(name in caplog.text for name in ("notes.txt", "scan.qptiff", "photo.jpg")) and "Slidedat" not in caplog.text
+    )

@@ -223,3 +223,15 @@ def test_label_and_macro_are_not_levels():
     if not path.is_file():
         pytest.skip(f"no real slide at {path}")
     assert open_slide(str(path)).level_shapes == ((2220, 2967),)
+
+
+def test_a_folder_of_several_dicom_series_is_refused_with_their_names(tmp_path):
+    import pydicom
+
+    folder = write_dicom_slide(tmp_path / "flat", tissue_image(300, 200), mpp=0.5, downsamples=(1,))
+    other = pydicom.dcmread(folder / "level-0.dcm")
+    other.SeriesInstanceUID = "1.2.826.0.1.3680043.8.498.99"
+    other.save_as(folder / "other.dcm")
+    with pytest.raises(UserError, match="several DICOM series") as e:
+        open_slide(str(folder))
+    assert "level-0.dcm" in str(e.value) and "other.dcm of 1.2.826.0.1.3680043.8.498.99" in str(e.value)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from core.errors import MissingFile, UnreadableUnit, UserError
+from core.features.images import read_image
 from core.urls import is_url, public
 from core.wsi.reader import open_mask, open_slide
 from core.wsi.source import RemoteFile, open_source
@@ -157,3 +158,18 @@ def test_ranges_past_the_end_come_back_short(slide, in_memory):
     for source in (open_source(str(slide)), RemoteFile(in_memory)):
         assert source.size == size
         assert [len(d) for d in source.read_many([(size - 5, 10), (0, 7)])] == [5, 7]
+
+
+@pytest.mark.parametrize("name", ["slide.svs", "mask.png", "image.png"])
+def test_a_pipe_among_the_files_is_refused_and_waits_for_nobody(tmp_path, name):
+    path = str(tmp_path / name)
+    os.mkfifo(path)
+    for opened in (open_source, open_slide, open_mask, read_image):
+        with pytest.raises(UserError, match=r"not a regular file.*pipe"):
+            opened(path)
+
+
+def test_an_olympus_file_is_refused_by_name_because_it_holds_only_the_overview(tmp_path):
+    path = write_slide(tmp_path / "case.vsi")
+    with pytest.raises(UserError, match=r"VSI \(Olympus"):
+        open_slide(str(path))
