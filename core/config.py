@@ -19,6 +19,7 @@ import yaml
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from core.config_text import with_texts
 from core.config_tree import COMMAND_LINE, ConfigTree, first_line
 from core.errors import MissingFile, UserError
 from core.fingerprint import ABSENT, differing, fingerprint, flatten, placement
@@ -141,6 +142,7 @@ def _find(name: str, configs_dir: Path) -> Path:
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        content = with_texts(content, path.read_text(encoding="utf-8-sig"))
     except yaml.MarkedYAMLError as e:
         row = e.problem_mark.line + 1 if e.problem_mark else None
         raise UserError(f"not readable as YAML: {e.problem}", file=path, row=row) from e

@@ -24,6 +24,7 @@ from core.config_schema import (
     type_text,
     without_none,
 )
+from core.config_text import Written, as_declared, with_texts
 from core.errors import UserError
 
 COMMAND_LINE = "command line"
@@ -57,6 +58,8 @@ class ConfigTree:
         parsed = value["value"]
         if without_none(hint) is str and parsed is not None and not isinstance(parsed, str):
             parsed = text  # 007 and 1e3 stay what was typed
+        elif isinstance(parsed, list | dict):
+            parsed = with_texts(parsed, text)
         self._set(parts, parsed, COMMAND_LINE)
 
     def finish(self) -> Any:
@@ -94,6 +97,8 @@ class ConfigTree:
 
     def _set(self, parts: list[Part], value: Any, source: str) -> None:
         hint = self._type(parts, source)
+        if isinstance(value, Written):
+            value = value.text if self._item(parts) is str else as_declared(value, hint)
         if isinstance(value, Mapping) and (is_section(hint) or _is_mapping(hint)):
             self._open(parts, source)
             for name, inner in value.items():
@@ -106,6 +111,9 @@ class ConfigTree:
                 self._set([*parts, i], inner, source)
         elif not (value is None and is_section(hint) and not allows_none(hint)):  # `data:` with nothing below it
             self._open(parts[:-1], source)
+            value = as_declared(value, hint)
+            if isinstance(value, str) and value and "${" not in value and self._item(parts) is str:
+                value = [value]  # encoders=FOLDER is a list of one
             self._assign(parts, value, source)
 
     def _open(self, parts: list[Part], source: str) -> None:
