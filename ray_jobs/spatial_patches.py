@@ -89,15 +89,10 @@ def main(loaded: Loaded[SpatialPatchesConfig]) -> Outputs | None:
 
 def read(config: SpatialPatchesConfig) -> tuple[Spots, Counts]:
     """The spots of the sections asked for, and their counts; both files are checked whole against each other."""
-    from regression.spatial import belong_together, read_counts, read_spots
+    from regression.spatial import belong_together, read_counts, read_spots, totals_of
 
     spots = read_spots(config.spots, group=config.group, section=config.section)
-    totals = None
-    if config.totals is not None:
-        if config.totals not in spots.columns:
-            found = list(spots.columns)
-            raise UserError("the spots have no such column", file=config.spots, key=config.totals, found=found)
-        totals = dict(zip(spots.ids, spots.columns[config.totals], strict=True))
+    totals = None if config.totals is None else totals_of(spots, config.totals)
     counts = read_counts(config.counts, totals)
     belong_together(spots, counts)
     for section in config.sections or ():

@@ -288,7 +288,9 @@ def _table(path: str, names: Sequence[str] = ()) -> pa.Table:
         delimiter = "\t" if plain.endswith((".tsv", ".txt")) else ","
         read = csv.ReadOptions(block_size=max(1 << 20, len(data) + 1))  # a line of 15,000 genes is long
         parse = csv.ParseOptions(delimiter=delimiter)
-        names = names or csv.open_csv(io.BytesIO(data), read, parse).schema.names[:1]
+        header = csv.open_csv(io.BytesIO(data), read, parse).schema.names
+        _check_header(path, header, delimiter)
+        names = names or header[:1]
         convert = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
         table = csv.read_csv(io.BytesIO(data), read, parse, convert)
     except (pa.ArrowInvalid, OSError, EOFError) as e:
@@ -296,6 +298,40 @@ def _table(path: str, names: Sequence[str] = ()) -> pa.Table:
     if table.num_rows == 0:
         raise UserError("the table has no rows", file=path)
     return table
+
+
+def _check_header(path: str, header: Sequence[str], delimiter: str) -> None:
+    """UserError for a column that stands twice, of which one would silently win, and for a file of one column."""
+    if len(header) == 1:
+        seen = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
+        others = [name for mark, name in seen.items() if mark != delimiter and mark in header[0]]
+        hint = f"wrong separator? it looks like a {others[0]}" if others else "wrong separator?"
+        expected = f"columns separated by a {seen[delimiter]}: .tsv and .txt are read with tabs, others with commas"
+        message = f"the table has one column only: {hint}"
+        raise UserError(message, file=path, row=1, found=header[0][:80], expected=expected)
+    for k, name in enumerate(header):
+        if name in header[:k]:
+            first = header.index(name) + 1
+            found = f"columns {first} and {k + 1}"
+            raise UserError("a column stands twice", file=path, row=1, key=name or "(no name)", found=found)
+
+
+def totals_of(spots: Spots, column: str) -> dict[str, float]:
+    """The molecules of each spot over all genes, from a column of the spots. UserError naming the row for a cell that
+    is empty, no number, or not above 0."""
+    if column not in spots.columns:
+        raise UserError("the spots have no such column", file=spots.file, key=column, found=list(spots.columns))
+    found = dict[str, float]()
+    for i, (spot, cell) in enumerate(zip(spots.ids, spots.columns[column], strict=True)):
+        try:
+            value = float("nan" if cell is None else cell)
+        except ValueError:
+            value = float("nan")
+        if not (np.isfinite(value) and value > 0):
+            shown = "an empty cell" if cell is None or cell != cell else cell
+            raise UserError("not a total", file=spots.file, row=i + 2, key=column, found=shown, expected="a number > 0")
+        found[spot] = value
+    return found
 
 
 def _once(path: str, ids: Sequence[str]) -> None:

@@ -11,7 +11,16 @@ from PIL import Image
 
 from core.errors import UserError
 from core.features.images import read_image
-from regression.spatial import Counts, cut_patches, log1p_cp10k, read_counts, read_spots, select_genes, write_table
+from regression.spatial import (
+    Counts,
+    cut_patches,
+    log1p_cp10k,
+    read_counts,
+    read_spots,
+    select_genes,
+    totals_of,
+    write_table,
+)
 from regression.table import read_table
 
 
@@ -115,3 +124,38 @@ def test_patches_of_a_real_section_are_the_published_ones(shared_data, tmp_path)
     for i, spot in zip(some, few.ids, strict=True):
         own, published = read_image(str(tmp_path / f"{spot}.png")), read_image(str(folder / spots.columns["patch"][i]))
         assert np.abs(own.astype(int) - published).mean() < 3  # JPEG, twice
+
+
+@pytest.mark.parametrize("header", ["spot\tA\tB\tA", "spot\tA\tA\tB", "spot\tA\tspot\tB", "spot\tA\t\t"])
+def test_a_column_that_stands_twice_is_refused_with_both_places(tmp_path, header):
+    counts, _ = files(tmp_path, f"{header}\ns1\t1\t3\t57\ns2\t0\t2\t4\n")
+    with pytest.raises(UserError, match="stands twice") as e:
+        read_counts(counts)
+    assert e.value.where["row"] == 1 and "columns" in str(e.value.where["found"])
+
+
+@pytest.mark.parametrize(
+    ("suffix", "mark", "word"),
+    [("csv", ";", "semicolon"), ("csv", "\t", "tab"), ("tsv", ",", "comma"), ("csv", "|", "bar")],
+)
+def test_another_separator_is_asked_about(tmp_path, suffix, mark, word):
+    path = tmp_path / f"counts.{suffix}"
+    path.write_text("spot,A,B\ns1,1,3\n".replace(",", mark))
+    with pytest.raises(UserError, match=f"one column only: wrong separator.*{word}"):
+        read_counts(str(path))
+    with pytest.raises(UserError, match="one column only"):
+        read_spots(str(path), group="patient")
+
+
+@pytest.mark.parametrize(
+    ("cell", "shown"),
+    [("", "an empty cell"), ("missing", "missing"), ("0", "0"), ("-3", "-3"), ("nan", "empty"), ("inf", "inf")],
+)
+def test_a_total_that_is_no_number_above_zero_is_refused_with_its_row(tmp_path, cell, shown):
+    path = tmp_path / "spots.csv"
+    path.write_text(f"spot_id,patient,pixel_x,pixel_y,n\ns1,p,1,2,40\ns2,p,3,4,{cell}\n")
+    read = read_spots(str(path), group="patient")
+    with pytest.raises(UserError, match="not a total") as e:
+        totals_of(read, "n")
+    assert (e.value.where["row"], e.value.where["key"]) == (3, "n") and shown in str(e.value.where["found"])
+    assert str(path) in str(e.value)
