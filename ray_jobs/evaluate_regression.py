@@ -52,7 +52,7 @@ def main(loaded: Loaded[EvaluateRegressionConfig]) -> Outputs | None:
 
     config = loaded.config
     trained = artifact.load(config.model)
-    table = read_table(config.table, genes=trained.normaliser.genes)
+    table = read_table(config.table, genes=trained.normaliser.genes, constant_genes=True)
     split = read_split(config.split, table, trains=False)
     if (count := int((split.of == config.part).sum())) < 2:
         raise UserError("too few rows to evaluate", file=config.split, key="part", found=count, expected="two or more")

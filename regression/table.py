@@ -64,9 +64,15 @@ class Table:
 
 
 def read_table(
-    path: str, *, genes: Sequence[str] | None = None, target_dim: int | None = None, check_files: bool = True
+    path: str,
+    *,
+    genes: Sequence[str] | None = None,
+    target_dim: int | None = None,
+    check_files: bool = True,
+    constant_genes: bool = False,
 ) -> Table:
-    """The table at a path or URL, checked whole.
+    """The table at a path or URL, checked whole. With `constant_genes` a gene may have one value in all rows: a model
+    may be judged on a cohort in which one of its genes is silent, though it could not be trained there.
 
     `genes` names the target columns; without them they are y0, y1 … `target_dim` is how many there must be.
     MissingFile for the table or an image; UserError naming file, row and column for missing columns, another number of
@@ -74,6 +80,9 @@ def read_table(
     for coordinates that are no numbers, and several units.
     """
     columns = _columns(path)
+    repeated = [name for i, name in enumerate(columns.column_names) if name in columns.column_names[:i]]
+    if repeated:
+        raise UserError("the table has a column twice", file=path, row=1, key=repeated[0], expected="each name once")
     for name in ("path", "group_id"):
         if name not in columns.column_names:
             raise UserError("the table has no such column", file=path, key=name, found=columns.column_names[:8])
@@ -82,7 +91,7 @@ def read_table(
     values = np.column_stack([_numbers(path, columns, name) for name in chosen])
     places, unit = _places(path, columns, chosen, groups), _unit(path, columns)
     table = Table(path, names, groups, values, chosen, places, unit)
-    _check(table, check_files)
+    _check(table, check_files, constant_genes)
     return table
 
 
@@ -199,13 +208,13 @@ def _is_number(value: Any) -> bool:
         return False
 
 
-def _check(table: Table, check_files: bool) -> None:
+def _check(table: Table, check_files: bool, constant_genes: bool) -> None:
     seen: dict[str, int] = {}
     for row, path in enumerate(table.paths):  # and not as written: ./a.png is a.png
         if (first := seen.setdefault(path, row)) != row:
             found = f"{table.names[row]}, already in row {table.row_of(first)}"
             raise UserError("a path stands twice", file=table.file, row=table.row_of(row), key="path", found=found)
-    if len(table) > 1 and (same := np.flatnonzero(np.ptp(table.targets, axis=0) == 0)).size:
+    if len(table) > 1 and not constant_genes and (same := np.flatnonzero(np.ptp(table.targets, axis=0) == 0)).size:
         dull = [table.genes[k] for k in same[:NAMED_AT_MOST]]
         message = "targets that are the same in every row have nothing to learn: leave them out"
         raise UserError(message, file=table.file, key=dull[0], found=dull, expected="values that vary")

@@ -135,3 +135,20 @@ def test_targets_of_a_table_are_in_one_unit(tmp_path):
     assert placed(tmp_path, text.format("CP10k", "CP10k")).unit == "CP10k"
     with pytest.raises(UserError, match="one unit"):
         placed(tmp_path, text.format("CP10k", "TPM"))
+
+
+def test_a_gene_that_is_silent_is_refused_for_training_and_taken_for_an_evaluation(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("path,group_id,y0,y1\na.png,p,1.0,0\nb.png,q,2.5,0\n")
+    with pytest.raises(UserError, match="the same in every row"):
+        read_table(str(path), check_files=False)
+    assert read_table(str(path), check_files=False, constant_genes=True).targets.tolist() == [[1.0, 0.0], [2.5, 0.0]]
+
+
+@pytest.mark.parametrize("header", ["path,group_id,y0,y0", "path,path,y0,y1", "path,group_id,group_id,y0"])
+def test_a_table_with_a_column_twice_is_refused_by_name(tmp_path, header):
+    path = tmp_path / "t.csv"
+    path.write_text(f"{header}\na.png,p,1.0,2.0\nb.png,q,2.5,3.0\n")
+    with pytest.raises(UserError, match="a column twice") as e:
+        read_table(str(path), check_files=False)
+    assert e.value.where["key"] in header and e.value.where["file"] == str(path)
