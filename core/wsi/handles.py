@@ -10,6 +10,9 @@ import threading
 from collections import OrderedDict
 from typing import Any
 
+from core.errors import UnreadableUnit
+from core.storage import file_state
+from core.urls import is_url
 from core.wsi.reader import SlideReader, open_with
 from core.wsi.tiles import TileCache
 
@@ -18,6 +21,7 @@ class _Open:
     def __init__(self) -> None:
         self.pid, self.lock = os.getpid(), threading.Lock()
         self.readers: OrderedDict[str, SlideReader] = OrderedDict()
+        self.states: dict[str, str] = {}  # of local files when they were first opened here
 
 
 class HandleCache:
@@ -33,7 +37,8 @@ class HandleCache:
         self._open = _Open()
 
     def get(self, path: str) -> SlideReader:
-        """The reader of `path`, opened when it is not open. Raises what `open_slide` raises.
+        """The reader of `path`, opened when it is not open. Raises what `open_slide` raises, and UnreadableUnit
+        (``changed``) for a local file that is not the one that was opened first: it was replaced meanwhile.
 
         Opening happens outside the lock, so that a stalled file system holds up only who asks for that slide; two
         threads that open one slide at once both succeed and one handle stays.
@@ -44,6 +49,7 @@ class HandleCache:
             if reader is not None:
                 here.readers.move_to_end(path)
                 return reader
+        self._check_unchanged(here, path)
         opened = open_with(path, self.tiles, backend=self.backend, library_bytes=self.cache_bytes // self.max_open)
         dropped = []
         with here.lock:
@@ -51,6 +57,15 @@ class HandleCache:
             while len(here.readers) > self.max_open:
                 dropped.append(here.readers.popitem(last=False)[1])
         return reader
+
+    def _check_unchanged(self, here: _Open, path: str) -> None:
+        if is_url(path):
+            return  # a state costs a request for each opening
+        now = file_state(path)
+        with here.lock:
+            first = here.states.setdefault(path, now)
+        if now != first:
+            raise UnreadableUnit("changed", path, f"the file was replaced while it was in use: {first}, now {now}")
 
     def __len__(self) -> int:
         return len(self._here().readers)

@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 
-from core.errors import MissingFile
+from core.errors import MissingFile, UnreadableUnit
 from core.wsi import handles
 from core.wsi.handles import HandleCache
 from core.wsi.tiles import TileCache
@@ -132,3 +132,25 @@ def test_a_tile_cache_replaces_forgets_and_refuses_what_is_too_large():
     assert cache.get((2, 0, 0)) is None and cache.nbytes == 600
     cache.forget(1)
     assert cache.get((1, 0, 0)) is None and cache.nbytes == 200
+
+
+@pytest.mark.parametrize("how", ["replaced", "truncated", "touched"])
+def test_a_slide_that_changes_while_it_is_in_use_is_not_opened_again(tmp_path, how):
+    first, second = (str(write_slide(tmp_path / f"{n}.tif", width=300, height=200, seed=n)) for n in (1, 2))
+    cache = HandleCache(max_open=1)
+    expected = cache.get(first).read_level(0, 0, 0, 50, 50)
+    cache.get(second)
+    np.testing.assert_array_equal(cache.get(first).read_level(0, 0, 0, 50, 50), expected)  # unchanged: opened again
+    cache.get(second)
+    if how == "replaced":
+        os.replace(write_slide(tmp_path / "new.tif", width=320, height=200, seed=3), first)
+    elif how == "truncated":
+        os.truncate(first, 1000)
+    else:
+        os.utime(first, (1, 1))
+    with pytest.raises(UnreadableUnit, match="replaced while it was in use") as e:
+        cache.get(first)
+    assert (e.value.reason, e.value.path) == ("changed", first)
+    os.remove(first)
+    with pytest.raises(MissingFile):
+        cache.get(first)
