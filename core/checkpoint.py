@@ -102,7 +102,8 @@ def check_identity(meta: Mapping[str, Any], identity: Mapping[str, Any]) -> None
         raise UserError(
             f"the checkpoint belongs to another run: {text}{more}",
             key=rows[0][0],
-            expected="the same values (only placement may change on resume), or another output folder",
+            expected="the same values (only placement may change on resume), or another output folder; if it is meant: "
+            f"checkpoint.resume_changes=[{', '.join(key for key, _, _ in rows[:NAMED_AT_MOST])}]",
         )
 
 

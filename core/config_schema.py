@@ -11,6 +11,37 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 Part = str | int
 
+# What people call a key elsewhere: each name of a line may mean any other of that line
+SYNONYMS = (
+    ("lr", "learning_rate", "base_lr", "max_lr"),
+    ("batch_size", "global_batch", "batch_size_per_gpu", "train_batch_size", "per_device_batch_size", "bs"),
+    ("micro_batch", "grad_accum_steps", "accumulation_steps", "gradient_accumulation_steps"),
+    (
+        "epochs",
+        "total_images_budget",
+        "num_epochs",
+        "max_epochs",
+        "total_images",
+        "max_steps",
+        "num_steps",
+        "iterations",
+    ),
+    ("threads", "num_workers", "read_threads", "dataloader_workers"),
+    ("workers", "num_gpus", "gpus", "world_size", "nproc_per_node", "devices"),
+    ("patch_size", "tile_px", "patch_px", "tile_size", "size"),
+    ("mpp", "spacing", "resolution", "slide_mpp", "image_mpp", "context_mpp"),
+    ("accelerator", "device"),
+    ("amp", "precision", "use_bfloat16", "mixed_precision", "dtype"),
+    ("clip_grad", "grad_clip", "max_grad_norm", "gradient_clip_val"),
+    ("seed", "random_seed", "manual_seed"),
+    ("output", "output_dir", "out_dir", "save_dir", "checkpoint_dir"),
+    ("encoders", "encoder", "checkpoint", "weights"),
+    ("slides", "slide_manifest_csv", "manifest", "slide_dir", "wsi_dir"),
+    ("arch", "name", "backbone", "architecture"),
+    ("resume", "resume_from", "resume_from_checkpoint"),
+    ("overlap_px", "overlap", "stride"),
+)
+
 
 class NoSuchKey(LookupError):
     """`depth` is the index of the first part of the key that the schema does not know."""
@@ -117,13 +148,24 @@ def nearest_key(schema: Any, parts: Sequence[Part], extra: Sequence[str] = ()) -
     if not dataclasses.is_dataclass(within):
         return f"{join_key(above)} is {type_text(within)}, it has no keys below"
     beside = list(fields_of(within)) + (list(extra) if depth == 0 else [])
-    near = difflib.get_close_matches(wrong, beside, n=1)
+    all_keys = [key for key, _, _ in keys_of(schema)]
+    near = difflib.get_close_matches(wrong, beside, n=1, cutoff=0.8)
+    if not near and (meant := _by_meaning(wrong, join_key(above), all_keys)):
+        return meant
+    near = near or difflib.get_close_matches(wrong, beside, n=1)
     if near:
         return join_key([*above, near[0], *parts[depth + 1 :]])
-    all_keys = [key for key, _, _ in keys_of(schema)]
     same_name = [key for key in all_keys if key.rsplit(".", 1)[-1] == str(parts[-1])]
     near = same_name or difflib.get_close_matches(join_key(parts), all_keys, n=1, cutoff=0.75)
     return near[0] if near else f"one of {shortened([join_key([*above, name]) for name in beside])}"
+
+
+def _by_meaning(wrong: str, above: str, keys: Sequence[str]) -> str:
+    """The keys that another project calls `wrong`: those of the same section, else of all; "" when there are none."""
+    names = {name for line in SYNONYMS if wrong.lower() in line for name in line} - {wrong}
+    found = [key for key in keys if key.rsplit(".", 1)[-1] in names]
+    same = [key for key in found if key.rpartition(".")[0] == above]
+    return " or ".join((same or found)[:3])
 
 
 def _options(hint: Any) -> tuple[Any, ...]:

@@ -309,6 +309,7 @@ def test_another_identity_is_refused_with_every_key_and_both_values() -> None:
     assert "data.seed: 1 in the checkpoint, 2 now" in text
     assert "model.name: 'vit_tiny' in the checkpoint, 'vit_small' now" in text
     assert "extra: '(absent)' in the checkpoint, True now" in text and "targets" not in text
+    assert "checkpoint.resume_changes=[data.seed, extra, model.name]" in text  # the remedy
     with pytest.raises(UserError, match="does not say"):
         checkpoint.check_identity({}, mine)
 

@@ -339,3 +339,27 @@ def test_differing_names_keys_with_old_and_new():
         ("tuning.tune_every", ABSENT, 1000),
     ]
     assert differing(a, a) == []
+
+
+@pytest.mark.parametrize(
+    ("science", "key", "meant"),
+    [
+        ("ijepath", "optimization.learning_rate", "optimization.lr"),
+        ("ijepath", "optimization.max_grad_norm", "optimization.clip_grad"),
+        ("ijepath", "data.num_workers", "data.threads"),
+        ("ijepath", "data.tile_px", "data.patch_size"),
+        ("ijepath", "optimization.epochs", "optimization.total_images_budget"),
+        ("ijepath", "optimization.lrr", "optimization.lr"),
+        ("adios", "learning_rate", "lr"),
+        ("adios", "tile_px", "patch_size"),
+        ("regression", "train.gradient_accumulation_steps", "train.grad_accum_steps"),
+        ("regression", "train.precision", "train.amp"),
+    ],
+)
+def test_a_key_that_other_projects_use_is_told_by_its_meaning(science, key, meant):
+    from importlib import import_module
+
+    from core.config_schema import nearest_key, split_key
+
+    schema = import_module(f"{science}.config").RunConfig
+    assert meant in nearest_key(schema, split_key(key)).split(" or ")
