@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import core
 from core.config import MISSING, Loaded, is_set
 from core.errors import MissingFile, UserError
+from core.wsi.spacing import MAX_ENLARGEMENT
 from ray_jobs.cli import Outputs, job
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class SpatialPatchesConfig:
     split: str | None = None  # a split (path,group_id,split) instead: its train groups have a say
     patch_px: int = 224
     mpp: float = 0.5  # µm per pixel of the patches
+    max_enlargement: float = MAX_ENLARGEMENT  # of an image's pixels; a section that needs more is refused
     image_mpp: float | None = None  # of the images, where they do not say
     spot_um: float | None = None  # diameter of a spot, for maps (100 of ST, 55 of Visium)
 
@@ -77,6 +79,7 @@ def main(loaded: Loaded[SpatialPatchesConfig]) -> Outputs | None:
         folder = f"patches/{section}"
         own = spots.only([section])
         size: dict[str, Any] = {"size_px": config.patch_px, "mpp": config.mpp, "image_mpp": image.mpp}
+        size["max_enlargement"] = config.max_enlargement
         names = cut_patches(image.path, own, store.join(folder), **size)
         patches |= {spot: f"{folder}/{name}" for spot, name in zip(own.ids, names, strict=True)}
         log.info("%s: %d patches", section, len(names))

@@ -211,19 +211,27 @@ def spacing_of(reader: SlideReader, image_mpp: float | None) -> float:
 
 
 def cut_patches(
-    image: str, spots: Spots, folder: str, *, size_px: int, mpp: float, image_mpp: float | None = None
+    image: str,
+    spots: Spots,
+    folder: str,
+    *,
+    size_px: int,
+    mpp: float,
+    image_mpp: float | None = None,
+    max_enlargement: float = MAX_ENLARGEMENT,
 ) -> list[str]:
     """A PNG `<spot>.png` of `size_px` pixels of `mpp` µm around every spot, below `folder`; their names.
 
     `image` is a slide, or a plain image, which is decoded whole; `image_mpp` is µm per pixel of it, where it does not
-    say. Outside the image is white. UserError where nobody says the spacing, and for a spot outside the image.
+    say. Outside the image is white. UserError where nobody says the spacing, for a spot outside the
+    image, and for an image that would be enlarged more than `max_enlargement` times.
     """
     from PIL import Image
 
     reader = open_section(image)
     try:
         mpp0 = spacing_of(reader, image_mpp)
-        if coarse := too_coarse(level_mpps(reader, mpp0), mpp, MAX_ENLARGEMENT):
+        if coarse := too_coarse(level_mpps(reader, mpp0), mpp, max_enlargement):
             raise UserError(f"the image is too coarse: {coarse}", file=reader.path, key="mpp", found=mpp)
         width, height = reader.level_shapes[0]
         for spot, (cx, cy) in zip(spots.ids, spots.centres.tolist(), strict=True):

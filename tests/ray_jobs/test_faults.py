@@ -15,6 +15,7 @@ from core.storage import Storage
 from core.stream import Fault
 from ray_jobs import quarantine
 from tests.builders.cohort import write_manifest, write_mask
+from tests.builders.hanging_server import hanging_server
 from tests.builders.jobs import alive, descendants, job_command, job_environment, wait_for
 from tests.builders.run import (
     BUDGET,
@@ -50,21 +51,28 @@ def run(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def battered(ray_cluster, tmp_path_factory):
+def hanging(tmp_path_factory):
+    """A server of a slide that can stop answering."""
+    slide = tmp_path_factory.mktemp("hanging") / "slide3.tiff"
+    write_slide(slide, tile=128, downsamples=(1, 2), width=208, height=208)
+    with hanging_server(slide) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def battered(ray_cluster, tmp_path_factory, hanging):
     """A run on four slides of which one has a truncated tile, one is deleted while it runs, and one hangs: its folder,
     the folder of the slides and the exit code. A little more than one pass, so that every anchor is asked for."""
     folder = tmp_path_factory.mktemp("battered")
     run, names = folder / "run", [f"slide{i}.tiff" for i in range(4)]
     write_cohort(folder, slides=3)
-    write_slide(folder / "slide3.tiff", tile=128, downsamples=(1, 2), width=208, height=208)
     write_mask(folder / "mask3.png", np.full((52, 52), 255, np.uint8))
     rows = [{"slide_id": name, "wsi_path": name, "mask_path": ""} for name in names]
-    rows[3]["mask_path"] = "mask3.png"
+    rows[3] |= {"mask_path": "mask3.png", "wsi_path": hanging.url}
     catalog = index_and_catalog(folder, write_manifest(folder / "slides.csv", rows), "data.anchor_stride_fraction=1")
     for tile in (16, 17, 18):
         truncate_tile(folder / "slide1.tiff", 0, tile, keep=0.4)
-    (folder / "slide3.tiff").unlink()
-    os.mkfifo(folder / "slide3.tiff")  # opening it waits for a writer that never comes
+    hanging.hang()
 
     def delete_one():
         wait_for(lambda: (run / "metrics.jsonl").exists() and metrics(run))

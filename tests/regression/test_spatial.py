@@ -159,3 +159,14 @@ def test_a_total_that_is_no_number_above_zero_is_refused_with_its_row(tmp_path, 
         totals_of(read, "n")
     assert (e.value.where["row"], e.value.where["key"]) == (3, "n") and shown in str(e.value.where["found"])
     assert str(path) in str(e.value)
+
+
+def test_an_image_that_is_too_coarse_is_refused_unless_the_key_allows_it(tmp_path):
+    counts, spots = files(tmp_path, spots="s2,p,40,40\ns1,q,30,30\n")
+    Image.fromarray(np.full((80, 80, 3), 120, np.uint8)).save(tmp_path / "section.png")
+    read, how = read_spots(spots, group="patient"), {"size_px": 16, "mpp": 0.5, "image_mpp": 2.0}
+    with pytest.raises(UserError, match=r"4.0 times.*max_enlargement=2"):
+        cut_patches(str(tmp_path / "section.png"), read, str(tmp_path / "out"), **how)
+    assert not (tmp_path / "out").exists()
+    found = cut_patches(str(tmp_path / "section.png"), read, str(tmp_path / "out"), **how, max_enlargement=4.0)
+    assert found == ["s2.png", "s1.png"]
