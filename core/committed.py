@@ -170,8 +170,12 @@ def read_committed(path: str) -> Committed:
 
 
 def remove_committed(path: str) -> None:
-    """Remove a directory, its commit first, so that a half-removed one does not count."""
+    """Remove a directory, its commit first, so that a half-removed one does not count. Of a link to a directory only
+    the link is removed: what it leads to may be another run's."""
     storage = Storage.of(path)
+    if storage.local and os.path.islink(storage.path("").rstrip("/")):
+        os.unlink(storage.path("").rstrip("/"))
+        return
     storage.remove(COMMITTED)
     storage.remove("")
 

@@ -164,3 +164,17 @@ def test_an_upload_that_was_cut_short_is_noticed_at_the_commit(monkeypatch: pyte
         write("faulty://bucket/run", "snap")
     monkeypatch.undo()
     assert list_committed("faulty://bucket/run") == []
+
+
+def test_removing_a_link_removes_nothing_of_what_it_leads_to(tmp_path):
+    with committed_dir(str(tmp_path / "elsewhere"), "good", {"n": 1}) as directory:
+        directory.write_bytes("a.txt", b"kept")
+    [good] = list_committed(str(tmp_path / "elsewhere"))
+    (tmp_path / "run").mkdir()
+    link = tmp_path / "run" / Path(good.path).name
+    link.symlink_to(good.path)
+    assert [c.name for c in list_committed(str(tmp_path / "run"))] == ["good"]
+    remove_committed(str(link))
+    assert not link.is_symlink() and list_committed(str(tmp_path / "run")) == []
+    [still] = list_committed(str(tmp_path / "elsewhere"))
+    assert still.meta["n"] == 1 and (Path(still.path) / "a.txt").read_bytes() == b"kept"
