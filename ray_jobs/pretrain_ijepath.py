@@ -17,7 +17,7 @@ from typing import Any
 
 from core.config import Loaded, placement
 from core.errors import UserError
-from core.wsi.spacing import MAX_ENLARGEMENT
+from core.wsi.spacing import MAX_ENLARGEMENT, too_coarse
 from ijepath.config import CONFIGS_DIR, GROUPS, RunConfig, resolve_global_batch
 from ijepath.profile import Profile
 from ray_jobs import training_jobs
@@ -167,6 +167,8 @@ def prepare(config: PretrainConfig) -> Inputs:
         publish(folder, root.join("plan"))
         plan = Plan.open(root.join("plan"))
     log.info("%s anchors in the plan; built now: %s", f"{plan.rows:,}", ", ".join(built) or "nothing")
+    if warning := enlarged(config, plan.sources):
+        log.warning("%s", warning)
     return Inputs(index, catalog, plan, built)
 
 
@@ -240,6 +242,27 @@ def remote_advice(config: PretrainConfig, sources: Any) -> str:
         f"{len(paths):,} slides are read over the network in random order, {data.max_open_slides} open at a time: most "
         "samples open a slide anew. data.slide_window=16384 draws from few slides at a time; it is part of a run's "
         "identity, so decide before a long run. Or raise data.max_open_slides and data.threads"
+    )
+
+
+def enlarged(config: PretrainConfig, sources: Any) -> str:
+    """Which slides of a plan are enlarged more than `max_enlargement` times: of a catalog that was built before that
+    rule, or with another value. Empty where none is."""
+    needed = profile_of(config)
+    of = {name: sources.column(name).to_pylist() for name in ("slide_id", "source_context_mpp", "source_target_mpp")}
+    pairs = zip(*of.values(), strict=True)
+    found = [
+        slide
+        for slide, context, target in pairs
+        if too_coarse([context], needed.context_effective_mpp, config.max_enlargement)
+        or too_coarse([target], needed.target_effective_mpp, config.max_enlargement)
+    ]
+    if not found:
+        return ""
+    shown = ", ".join(found[:10]) + (f" and {len(found) - 10} more" if len(found) > 10 else "")
+    return (
+        f"{len(found)} of {sources.num_rows} slides are enlarged more than {config.max_enlargement:g} times beyond "
+        f"what they hold: {shown}. The catalog was built with another max_enlargement: build it again to leave them out"
     )
 
 

@@ -6,7 +6,7 @@ import pytest
 from core.config import load_config
 from core.errors import UserError
 from ijepath.config import CONFIGS_DIR, GROUPS
-from ray_jobs.pretrain_ijepath import PretrainConfig, _check_inputs, cpus_of, remote_advice
+from ray_jobs.pretrain_ijepath import PretrainConfig, _check_inputs, cpus_of, enlarged, remote_advice
 
 
 def config(*words):
@@ -39,3 +39,11 @@ def test_tuning_on_a_dataset_that_is_not_there_is_refused_before_slides_are_look
 
 def test_evaluations_are_counted_among_the_cpus_that_a_run_takes():
     assert cpus_of(config("--config", "pathorob_camelyon")) == cpus_of(config()) + 1.0
+
+
+def test_slides_of_an_older_catalog_that_are_enlarged_are_named():
+    spacings = {"slide_id": ["fine", "bound", "coarse"], "source_context_mpp": [0.25, 1.0, 28.97]}
+    sources = pa.table(spacings | {"source_target_mpp": [0.25, 1.0, 28.97]})  # contexts of 1.0, targets of 0.5 µm
+    said = enlarged(config(), sources)
+    assert said.startswith("1 of 3 slides") and "coarse" in said and "bound" not in said
+    assert enlarged(config("max_enlargement=60"), sources) == ""
