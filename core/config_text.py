@@ -23,18 +23,26 @@ class Written:
     text: str
 
 
+class _Texts(yaml.SafeLoader):  # type: ignore[misc]
+    """Every plain scalar is text; merges (``<<``) are carried out as YAML does."""
+
+    yaml_implicit_resolvers = {
+        mark: [(tag, rule) for tag, rule in rules if tag == "tag:yaml.org,2002:merge"]
+        for mark, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
 def with_texts(content: Any, source: str) -> Any:
     """`content`, which was parsed from the YAML text `source`, with its numbers and booleans as `Written`.
 
-    Keys of maps become the texts that were written, too. Where a merge (``<<``) brought an entry in, it has no text of
-    its own and stays as it is.
+    Keys of maps become the texts that were written, too.
     """
-    return _paired(content, yaml.load(source, Loader=yaml.BaseLoader))
+    return _paired(content, yaml.load(source, Loader=_Texts))
 
 
 def _paired(content: Any, raw: Any) -> Any:
     if isinstance(content, Mapping):
-        if isinstance(raw, Mapping) and len(raw) == len(content) and "<<" not in raw:
+        if isinstance(raw, Mapping) and len(raw) == len(content):
             return {key: _paired(value, raw[key]) for key, value in zip(raw, content.values(), strict=True)}
         known = raw if isinstance(raw, Mapping) else {}
         return {str(key): _paired(value, known.get(str(key))) for key, value in content.items()}

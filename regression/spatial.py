@@ -11,6 +11,7 @@ from __future__ import annotations
 import gzip
 import io
 import posixpath
+import re
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -62,12 +63,13 @@ def read_counts(path: str, totals: dict[str, float] | None = None) -> Counts:
     for k, gene in enumerate(genes):
         column = table.column(k + 1)
         if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
-            raise UserError("not counts", file=path, key=gene, found=str(column.type), expected="numbers")
+            raise _no_count(path, gene, column.to_pylist())
         values[:, k] = column.to_numpy()
-    bad = np.argwhere(~(np.isfinite(values) & (values >= 0)))
+    bad = np.argwhere(~(np.isfinite(values) & (values >= 0) & (values == np.floor(values))))
     if bad.size:
         row, k = bad[0]
-        raise UserError("not a count", file=path, row=int(row) + 2, key=genes[k], found=float(values[row, k]))
+        found, expected = float(values[row, k]), "a whole number of molecules, 0 or more"
+        raise UserError("not a count", file=path, row=int(row) + 2, key=genes[k], found=found, expected=expected)
     if totals is not None and (missing := [i for i in ids if i not in totals]):
         raise UserError("a spot without a total", file=path, key=missing[0], found=f"{len(missing)} such spots")
     total = values.sum(axis=1) if totals is None else np.array([totals[i] for i in ids], np.float64)
@@ -79,6 +81,12 @@ def read_counts(path: str, totals: dict[str, float] | None = None) -> Counts:
             "a spot's total is too small", file=path, row=row + 2, key=ids[row], found=found, expected=expected
         )
     return Counts(tuple(ids), genes, values, total)
+
+
+def _no_count(path: str, gene: str, cells: Sequence[Any]) -> UserError:
+    """The error for the first cell of a column that is no number."""
+    row = next((i for i, cell in enumerate(cells) if not re.fullmatch(r"\s*\d+\s*", str(cell))), 0)
+    return UserError("not counts", file=path, row=row + 2, key=gene, found=cells[row], expected="a whole number")
 
 
 def log1p_cp10k(counts: Counts) -> Floats:
@@ -317,6 +325,7 @@ def _check_header(path: str, header: Sequence[str], delimiter: str) -> None:
         expected = f"columns separated by a {seen[delimiter]}: .tsv and .txt are read with tabs, others with commas"
         message = f"the table has one column only: {hint}"
         raise UserError(message, file=path, row=1, found=header[0][:80], expected=expected)
+    header = [name.strip() for name in header]  # " TBCE" is TBCE
     for k, name in enumerate(header):
         if name in header[:k]:
             first = header.index(name) + 1
@@ -332,7 +341,7 @@ def totals_of(spots: Spots, column: str) -> dict[str, float]:
     found = dict[str, float]()
     for i, (spot, cell) in enumerate(zip(spots.ids, spots.columns[column], strict=True)):
         try:
-            value = float("nan" if cell is None else cell)
+            value = float("nan" if cell is None or "_" in str(cell) else cell)
         except ValueError:
             value = float("nan")
         if not (np.isfinite(value) and value > 0):

@@ -106,10 +106,14 @@ def read_split(path: str, table: Table, *, trains: bool = True) -> Split:
     need be: all of another cohort may test.
     """
     data = Storage.of(posixpath.dirname(path) or ".").read_bytes(posixpath.basename(path))
-    lines = data.decode("utf-8-sig").splitlines()
-    own = lines[0].startswith("# ") if lines else False
-    meta = json.loads(lines[0][2:]) if own else {}
-    rows = list(csv.reader(lines[own:]))
+    try:
+        lines = data.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as e:
+        raise UserError("not a split", file=path, found=str(e), expected="CSV in UTF-8") from e
+    comments = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    found_meta = [meta for line in lines[:comments] if (meta := _meta(line))]
+    own, meta = bool(found_meta), found_meta[0] if found_meta else {}
+    rows = list(csv.reader(lines[comments:]))
     if not rows or rows[0] != COLUMNS:
         raise UserError("not a split", file=path, found=rows[:1], expected=",".join(COLUMNS))
     if own and meta.get("table") != table.hash:
@@ -117,7 +121,7 @@ def read_split(path: str, table: Table, *, trains: bool = True) -> Split:
         raise UserError(
             message, file=path, key="table", found=meta.get("table"), expected=f"{table.hash}, {table.file}"
         )
-    of = _placed(path, table, rows[1:], 2 + own)
+    of = _placed(path, table, rows[1:], 2 + comments)
     first: dict[str, str] = {}
     for i, (group, part) in enumerate(zip(table.groups.tolist(), of.tolist(), strict=True)):
         if first.setdefault(group, part) != part:
@@ -126,6 +130,15 @@ def read_split(path: str, table: Table, *, trains: bool = True) -> Split:
     if trains and "train" not in of:
         raise UserError("nothing to train on", file=path, key="split", expected="rows of train")
     return Split(of, {**meta, "sha256": digest_bytes(data)})
+
+
+def _meta(line: str) -> dict[str, Any]:
+    """What `write_split` says in a file's first line; {} for a comment of somebody else's."""
+    try:
+        found = json.loads(line[1:])
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _placed(path: str, table: Table, rows: list[list[str]], first: int) -> Strings:

@@ -190,7 +190,10 @@ def _numbers(path: str, columns: pa.Table, name: str, what: str = "a target") ->
         for i, value in enumerate(column.to_pylist()):
             if not _is_number(value):
                 raise _no_number(what, path, first + i, name, value)
-    values: Floats = column.cast(pa.float64()).to_numpy().astype(np.float64)
+    if pa.types.is_floating(column.type) or pa.types.is_integer(column.type) or pa.types.is_null(column.type):
+        values: Floats = column.cast(pa.float64()).to_numpy().astype(np.float64)
+    else:
+        values = np.array([float(value) for value in column.to_pylist()], np.float64)
     bad = np.flatnonzero(~np.isfinite(values))
     if bad.size:
         raise _no_number(what, path, first + int(bad[0]), name, column[int(bad[0])].as_py())
@@ -202,6 +205,8 @@ def _no_number(what: str, path: str, row: int, name: str, value: Any) -> UserErr
 
 
 def _is_number(value: Any) -> bool:
+    if isinstance(value, bool) or (isinstance(value, str) and "_" in value):  # which Python would read: 1_000
+        return False
     try:
         return bool(np.isfinite(float(value)))
     except (TypeError, ValueError):

@@ -170,3 +170,24 @@ def test_an_image_that_is_too_coarse_is_refused_unless_the_key_allows_it(tmp_pat
     assert not (tmp_path / "out").exists()
     found = cut_patches(str(tmp_path / "section.png"), read, str(tmp_path / "out"), **how, max_enlargement=4.0)
     assert found == ["s2.png", "s1.png"]
+
+
+@pytest.mark.parametrize("cell", ["2.5", "1_000", "-1", "many", "nan"])
+def test_a_cell_that_is_no_whole_number_is_no_count(tmp_path, cell):
+    counts, _ = files(tmp_path, f"spot\tA\tB\ns1\t1\t3\ns2\t0\t{cell}\n")
+    with pytest.raises(UserError, match="not a count|not counts") as e:
+        read_counts(counts)
+    assert (e.value.where["row"], e.value.where["key"]) == (3, "B")
+
+
+def test_a_blank_in_front_of_a_gene_does_not_make_another_gene(tmp_path):
+    counts, _ = files(tmp_path, "spot\tTBCE\t TBCE\ns1\t1\t3\n")
+    with pytest.raises(UserError, match="stands twice"):
+        read_counts(counts)
+
+
+def test_a_total_with_an_underscore_is_no_number(tmp_path):
+    (tmp_path / "spots.csv").write_text("spot_id,patient,pixel_x,pixel_y,n\ns1,p,1,2,40\ns2,p,3,4,1_000\n")
+    with pytest.raises(UserError, match="not a total") as e:
+        totals_of(read_spots(str(tmp_path / "spots.csv"), group="patient"), "n")
+    assert e.value.where["row"] == 3

@@ -102,3 +102,24 @@ def test_too_few_groups_and_odd_fractions_are_refused():
         holdout(table([3, 4]), 0)
     with pytest.raises(UserError, match="add up to 1"):
         holdout(table(), 0, train=0.9)
+
+
+@pytest.mark.parametrize("comment", ["# my split", "# one\n# two\n# 3", "#", "# [1]"])
+@pytest.mark.parametrize("own", [True, False])
+def test_comments_on_top_of_a_split_change_nothing_and_rows_keep_their_numbers(tmp_path, comment, own):
+    path, made = tmp_path / "split.csv", holdout(table(), 3)
+    write_split(str(path), table(), made)
+    lines = path.read_text().splitlines()
+    text = "\n".join([comment, *(lines if own else lines[1:])]) + "\n"
+    path.write_text(text)
+    assert np.array_equal(read_split(str(path), table()).of, made.of)
+    path.write_text(text + "nobody.png,p,train\n")
+    with pytest.raises(UserError) as e:
+        read_split(str(path), table())
+    assert e.value.where["row"] == len(text.splitlines()) + 1
+
+
+def test_a_split_that_is_no_text_is_refused(tmp_path):
+    (tmp_path / "split.csv").write_bytes("path,group_id,split\n".encode("utf-16"))
+    with pytest.raises(UserError, match="not a split"):
+        read_split(str(tmp_path / "split.csv"), table())

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import regression
@@ -152,3 +154,21 @@ def test_a_table_with_a_column_twice_is_refused_by_name(tmp_path, header):
     with pytest.raises(UserError, match="a column twice") as e:
         read_table(str(path), check_files=False)
     assert e.value.where["key"] in header and e.value.where["file"] == str(path)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+@pytest.mark.parametrize("cell", ["1_000", "1,5", "high", "--"])
+def test_a_target_that_only_looks_like_a_number_is_refused_with_its_row(tmp_path, suffix, cell):
+    path = str(tmp_path / f"t.{suffix}")
+    if suffix == "csv":
+        (tmp_path / "t.csv").write_text(f'path,group_id,y0\na.png,p,1.0\nb.png,q,"{cell}"\n')
+    else:
+        table = pa.table({"path": ["a.png", "b.png"], "group_id": ["p", "q"], "y0": ["1.0", cell]})
+        pq.write_table(table, path)
+    with pytest.raises(UserError, match="no finite number") as e:
+        read_table(path, check_files=False)
+    assert (e.value.where["row"], e.value.where["key"], e.value.where["found"]) == (
+        3 if suffix == "csv" else 1,
+        "y0",
+        cell,
+    )
