@@ -27,7 +27,8 @@ def open_image(data: bytes | memoryview, formats: tuple[str, ...] = FORMATS) -> 
     """The Pillow image of `data`, its pixels not decoded yet. ImageError for other formats and for too many pixels."""
     from PIL import Image
 
-    Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # Pillow's own bound is lower
+    if Image.MAX_IMAGE_PIXELS is not None and Image.MAX_IMAGE_PIXELS < MAX_PIXELS:
+        Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # raised for the process, never lowered: others open images, too
     try:
         image = Image.open(io.BytesIO(data), formats=formats)
     except Exception as e:  # plug-ins raise many kinds on damaged heads

@@ -10,6 +10,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from core import image_files
 from core.errors import UnreadableUnit, UserError
 from core.features.images import read_image
 from core.image_files import MAX_PIXELS, ImageError, open_image
@@ -54,6 +55,20 @@ def test_large_images_are_bounded_by_our_own_number_of_pixels(tmp_path):
     Image.new("1", (side, side)).save(content, "PNG")
     with pytest.raises(ImageError, match="are decoded whole"):
         open_image(content.getvalue())
+
+
+def test_the_bound_of_other_code_that_opens_images_is_never_lowered(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    monkeypatch.setattr(image_files, "MAX_PIXELS", 1000)
+    with pytest.raises(ImageError, match="are decoded whole"):
+        content = io.BytesIO()
+        Image.new("1", (90, 90)).save(content, "PNG")
+        open_image(content.getvalue())
+    assert Image.MAX_IMAGE_PIXELS is None
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20_000)
+    with pytest.raises(ImageError):
+        open_image(content.getvalue())
+    assert Image.MAX_IMAGE_PIXELS == 20_000
 
 
 def rgba(mode):
