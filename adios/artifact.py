@@ -6,7 +6,6 @@ else, and `load` takes either: so every checkpoint can be judged. The student is
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -17,15 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from adios.mask_models import MaskModel, MaskModelConfig
+from core.artifact import read_description, read_weights
 from core.checkpoint import check_tensors, cpu_copy
 from core.checkpoint import load as load_checkpoint
 from core.committed import COMMITTED
-from core.errors import MissingFile, UserError
+from core.errors import UserError
 from core.nn.stain import constant
+from core.records import sealed, text
 from core.storage import Storage, digest_of
 
 SCHEMA_VERSION = 1
 WEIGHTS, DESCRIPTION = "weights.safetensors", "mask_model.json"
+KEYS = frozenset(("schema_version", "model", "mean", "std", "sha256", "provenance"))
 FOLDER = "mask_model"  # of a run
 PREFIX = "model.mask_model."  # of its tensors in a checkpoint
 
@@ -76,15 +78,17 @@ def save(
         save_file(cpu_copy(model.state_dict()), weights)
         digest = digest_of(weights)
         store.put(weights, WEIGHTS)
-    description = {
-        "schema_version": SCHEMA_VERSION,
-        "model": asdict(model.config),
-        "mean": list(mean),
-        "std": list(std),
-        "sha256": digest,
-        "provenance": dict(provenance),
-    }
-    store.write_bytes(DESCRIPTION, json.dumps(description, indent=1, sort_keys=True, allow_nan=False).encode())
+    description = sealed(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "model": asdict(model.config),
+            "mean": list(mean),
+            "std": list(std),
+            "sha256": digest,
+            "provenance": dict(provenance),
+        }
+    )
+    store.write_bytes(DESCRIPTION, text(description))
 
 
 def load(folder: str) -> TrainedMaskModel:
@@ -96,17 +100,8 @@ def load(folder: str) -> TrainedMaskModel:
     store = Storage.of(folder)
     if not store.exists(DESCRIPTION) and store.exists(COMMITTED):
         return _of_checkpoint(folder)
-    try:
-        description: dict[str, Any] = json.loads(store.read_bytes(DESCRIPTION))
-    except MissingFile as e:
-        raise MissingFile("no mask model here", file=folder, expected=f"{DESCRIPTION}, or a checkpoint") from e
-    if description["schema_version"] > SCHEMA_VERSION:
-        found = description["schema_version"]
-        raise UserError("written by a newer version", file=folder, found=found, expected=f"at most {SCHEMA_VERSION}")
-    digest, tensors = store.read_local(WEIGHTS, _read)
-    if digest != description["sha256"]:
-        where = store.join(WEIGHTS)
-        raise UserError("the weights were altered", file=where, found=digest, expected=description["sha256"])
+    description = read_description(folder, DESCRIPTION, "mask model", SCHEMA_VERSION, KEYS)
+    tensors = read_weights(store, description["sha256"])
     config = MaskModelConfig(**description["model"])
     return _trained(config, tensors, description["mean"], description["std"], description["provenance"], folder)
 
@@ -148,9 +143,3 @@ def _trained(
     model.load_state_dict(tensors)
     trained = TrainedMaskModel(model, mean, std, facts)
     return trained.requires_grad_(False).eval()
-
-
-def _read(path: Path) -> tuple[str, dict[str, Tensor]]:
-    from safetensors.torch import load_file
-
-    return digest_of(path), load_file(path)

@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from adios.archives import Fault, Member, fault_of, member_limit, read_directory, unsafe
 from adios.pickle_index import read_pickle_index
 from core.errors import MissingFile, UnreadableUnit, UserError
+from core.sealed_parquet import SealedFile
 from core.storage import Storage, file_state
 from core.urls import is_url, public
 
@@ -225,14 +225,14 @@ class PatchIndex:
     def open(cls, path: str) -> PatchIndex:
         """MissingFile when it is not there; UserError when it is no patch index or of a newer version."""
         file = _opened(path)
-        meta = file.schema_arrow.metadata or {}
-        if (version := int(meta.get(b"schema_version", 0))) > SCHEMA_VERSION:
+        version = file.meta.get("schema_version", "0")
+        if version.isdecimal() and int(version) > SCHEMA_VERSION:
             message = "the patch index was written by a newer version"
             raise UserError(message, file=public(path), key="schema_version", found=version, expected=SCHEMA_VERSION)
-        found = file.schema_arrow.names
-        if b"root" not in meta or found != SCHEMA.names:
+        found = file.schema.names
+        if "root" not in file.meta or found != SCHEMA.names:
             raise UserError("this is no patch index", file=public(path), found=found, expected=SCHEMA.names)
-        return cls(path, meta[b"root"].decode(), file.metadata.num_rows)
+        return cls(path, file.meta["root"], file.rows)
 
     def archives(self) -> set[str]:
         """The names of its archives."""
@@ -240,19 +240,15 @@ class PatchIndex:
 
     def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """Its rows in order, some 10^5 at a time; archives as a dictionary."""
-        file = _opened(self.path, ("archive",))
-        for group in range(file.num_row_groups):
-            yield file.read_row_group(group, columns=list(columns))
+        yield from _opened(self.path, ("archive",)).tables(columns)
 
 
-def _opened(path: str, dictionaries: Sequence[str] = ()) -> pq.ParquetFile:
+def _opened(path: str, dictionaries: Sequence[str] = ()) -> SealedFile:
     folder, _, name = path.rpartition("/")
     try:
         return Storage.of(folder or ".").read_local(
-            name, lambda local: pq.ParquetFile(str(local), memory_map=True, read_dictionary=list(dictionaries))
+            name, lambda local: SealedFile(str(local), public(path), "patch index", dictionaries)
         )
     except MissingFile as e:
         expected = "the parquet file that ray_jobs.index_patches wrote"
         raise MissingFile("no patch index here", file=public(path), expected=expected) from e
-    except pa.ArrowInvalid as e:
-        raise UserError("this is no patch index", file=public(path), found=str(e), expected="parquet") from e

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import tempfile
 from collections import Counter, OrderedDict
@@ -18,12 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from adios.index import OTHER, QUARANTINE, SCHEMA, SCHEMA_VERSION, Archive, Found, Refused, index_archive
 from core.errors import UserError
+from core.sealed_parquet import SealedFile, SealedWriter, to_bytes
 from core.storage import Storage
 from core.urls import public
+
+log = logging.getLogger(__name__)
 
 PART_ROWS, PART_ARCHIVES = 1 << 17, 1024  # after so many a part is written: what a kill may lose
 ROW_GROUP = 1 << 18
@@ -138,9 +141,9 @@ def _write(parts: _Parts, names: Sequence[str], output: str, root: str) -> None:
         os.makedirs(store.root, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".index-", dir=store.root if store.local else None) as scratch:
         path = Path(scratch) / name
-        with pq.ParquetWriter(str(path), layout, compression="zstd") as writer:
+        with SealedWriter(str(path), layout) as writer:
             for table in _regrouped(parts.table(name) for name in names):
-                writer.write_table(table.cast(layout), row_group_size=ROW_GROUP)
+                writer.write(table.cast(layout))
         store.put(path, name)
 
 
@@ -158,10 +161,9 @@ def _regrouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
 
 def _write_quarantine(path: str, refused: Sequence[Refused]) -> None:
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist([asdict(line) for line in refused], QUARANTINE), buffer, compression="zstd")
     folder, _, name = path.rpartition("/")
-    Storage.of(folder or ".").write_bytes(name, buffer.getvalue())
+    table = pa.Table.from_pylist([asdict(line) for line in refused], QUARANTINE)
+    Storage.of(folder or ".").write_bytes(name, to_bytes(table))
 
 
 @dataclass(frozen=True)
@@ -181,11 +183,16 @@ class _Parts:
     def __init__(self, folder: str) -> None:
         self.store = Storage.of(folder)
         self.kept: dict[str, _Kept] = {}
-        self._open: OrderedDict[str, pq.ParquetFile] = OrderedDict()
+        self._open: OrderedDict[str, SealedFile] = OrderedDict()
         self._waiting: list[Found] = []
         self.names = [name for name in self.store.list() if name.startswith("part-")]
-        for name in self.names:
-            self._register(name)
+        for name in list(self.names):
+            try:
+                self._register(name)
+            except UserError as e:
+                log.warning("%s; its archives are read again", e)
+                self.names.remove(name)
+                self.store.remove(name)
 
     def state(self, archive: str) -> str | None:
         return self.kept[archive].state if archive in self.kept else None
@@ -200,7 +207,7 @@ class _Parts:
         kept = self.kept.get(archive)
         if kept is None or kept.group < 0:
             return SCHEMA.empty_table()
-        return self._part(kept.part).read_row_group(kept.group)
+        return self._part(kept.part).read_group(kept.group)
 
     def add(self, found: Found) -> None:
         """Keep what was found; what could not be read is forgotten, so that it is tried again."""
@@ -225,9 +232,9 @@ class _Parts:
             lines.append([found.archive, group, found.table.num_rows, found.state, refused])
         buffer = io.BytesIO()
         layout = SCHEMA.with_metadata({"version": str(SCHEMA_VERSION), "archives": json.dumps(lines)})
-        with pq.ParquetWriter(buffer, layout, compression="zstd") as writer:
+        with SealedWriter(buffer, layout) as writer:
             for table in tables:
-                writer.write_table(table.cast(layout), row_group_size=max(1, table.num_rows))
+                writer.write(table.cast(layout))
         self.store.write_bytes(name, buffer.getvalue())
         self._waiting = []
         self.names.append(name)
@@ -240,16 +247,16 @@ class _Parts:
             self.store.remove(name)
 
     def _register(self, name: str) -> None:
-        meta = self._part(name).schema_arrow.metadata
-        if meta[b"version"] != str(SCHEMA_VERSION).encode():
+        meta = self._part(name).meta
+        if meta.get("version") != str(SCHEMA_VERSION):
             return
-        for archive, group, rows, state, refused in json.loads(meta[b"archives"]):
+        for archive, group, rows, state, refused in json.loads(meta["archives"]):
             self.kept[archive] = _Kept(name, group, rows, state, tuple(Refused(**line) for line in refused))
 
-    def _part(self, name: str) -> pq.ParquetFile:
+    def _part(self, name: str) -> SealedFile:
         if name not in self._open:
-            self._open[name] = pq.ParquetFile(self.store.open(name))
+            self._open[name] = SealedFile(self.store.open(name), self.store.join(name), "part of a patch index")
         self._open.move_to_end(name)
         while len(self._open) > OPEN_PARTS:
-            self._open.popitem(last=False)[1].close(force=True)
+            self._open.popitem(last=False)[1].close()
         return self._open[name]

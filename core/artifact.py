@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from core.checkpoint import check_tensors, cpu_copy
 from core.errors import MissingFile, UserError
 from core.nn.vit import ViT, ViTConfig
-from core.storage import Storage, digest_bytes, digest_of
+from core.records import SEAL, check_seal, parsed, sealed, text
+from core.storage import Storage, digest_of
 
 if TYPE_CHECKING:
     from core.committed import CommittedWriter
@@ -27,6 +28,7 @@ SCHEMA_VERSION = 1
 WEIGHTS, DESCRIPTION = "weights.safetensors", "artifact.json"
 LAYOUTS = {2: "NCHW", 3: "NCDHW"}
 PREPROCESSING = ("mean", "std", "size", "mpp")
+KEYS = frozenset(("schema_version", "architecture", "vit", "preprocessing", "mpp", "science", "sha256", "provenance"))
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,9 @@ class Encoder:
         with directory.local_file(weights) as path:
             save_file(tensors, path)
         provenance = {**self.provenance, **facts}
-        digest = directory.files[weights]["sha256"]
-        text = _text(_describe(self.vit.config, self.preprocessing, self.science, provenance, digest))
-        directory.write_bytes(f"{folder}/{DESCRIPTION}", text)
+        sha256 = directory.files[weights]["sha256"]
+        description = _describe(self.vit.config, self.preprocessing, self.science, provenance, sha256)
+        directory.write_bytes(f"{folder}/{DESCRIPTION}", text(description))
 
 
 class EncoderArtifact:
@@ -86,11 +88,11 @@ class EncoderArtifact:
         with tempfile.TemporaryDirectory(prefix="pathray-") as temporary:
             weights = Path(temporary) / WEIGHTS
             save_file(cpu_copy(vit.state_dict()), weights)
-            digest = digest_of(weights)
+            sha256 = digest_of(weights)
             store.put(weights, WEIGHTS)
-        text = _text(_describe(vit.config, preprocessing, science, provenance, digest))
-        store.write_bytes(DESCRIPTION, text)
-        return dict(json.loads(text))
+        description = _describe(vit.config, preprocessing, science, provenance, sha256)
+        store.write_bytes(DESCRIPTION, text(description))
+        return dict(json.loads(text(description)))
 
     @staticmethod
     def load(folder: str) -> tuple[ViT, dict[str, Any]]:
@@ -98,19 +100,9 @@ class EncoderArtifact:
 
         MissingFile when there is none; UserError when it was altered, is of a newer version or of another architecture.
         """
-        from safetensors.torch import load_file
-
         store = Storage.of(folder)
         description = describe(folder)
-
-        def checked(path: Path) -> dict[str, Tensor]:
-            found, expected = digest_of(path), description["sha256"]
-            if found != expected:
-                where = store.join(WEIGHTS)
-                raise UserError("the encoder's weights were altered", file=where, found=found, expected=expected)
-            return load_file(path)
-
-        tensors = store.read_local(WEIGHTS, checked)
+        tensors = read_weights(store, description["sha256"])
         if description["architecture"] != "vit":
             found = description["architecture"]
             raise UserError("an encoder of another architecture", file=folder, found=found, expected="vit")
@@ -125,44 +117,62 @@ class EncoderArtifact:
 
 def describe(folder: str) -> dict[str, Any]:
     """The description of an encoder without its weights, checked for being whole. Raises as `EncoderArtifact.load`."""
+    return read_description(folder, DESCRIPTION, "encoder", SCHEMA_VERSION, KEYS, always_sealed=True)
+
+
+def read_description(
+    folder: str, name: str, what: str, version: int, keys: frozenset[str], *, always_sealed: bool = False
+) -> dict[str, Any]:
+    """The description `name` of an artifact in `folder`, whole and unaltered; those of older versions have no seal.
+
+    MissingFile when there is none; UserError when it is damaged, lacks one of `keys` or is of a newer version.
+    """
     store = Storage.of(folder)
-    where = store.join(DESCRIPTION)
+    where, kind = store.join(name), f"{what}'s description"
     try:
-        description: dict[str, Any] = json.loads(store.read_bytes(DESCRIPTION))
-        version, digest = int(description["schema_version"]), description["digest"]
-    except MissingFile as e:
-        raise MissingFile("no encoder here", file=folder, expected=DESCRIPTION) from e
-    except (json.JSONDecodeError, KeyError, TypeError) as e:
-        raise UserError(f"not a description of an encoder: {e!r}", file=where) from e
-    if version > SCHEMA_VERSION:
-        raise UserError("written by a newer version", file=where, found=version, expected=f"at most {SCHEMA_VERSION}")
-    if digest != _digest(description):
-        raise UserError("the encoder's description was altered", file=where, key="digest")
+        data = store.read_bytes(name)
+    except (MissingFile, NotADirectoryError) as e:
+        raise MissingFile(f"no {what} here", file=folder, expected=name) from e
+    description = parsed(data, where, kind)
+    found = description.get("schema_version")
+    if isinstance(found, int) and found > version:
+        raise UserError("written by a newer version", file=where, found=found, expected=f"at most {version}")
+    needed = keys | {SEAL} if always_sealed else keys
+    if lacking := sorted(needed - description.keys()):
+        raise UserError(f"this is no {kind}, or a damaged one", file=where, key=lacking[0], found=sorted(description))
+    check_seal(description, where, kind, keys)
     return description
 
 
+def read_weights(store: Storage, sha256: str) -> dict[str, Tensor]:
+    """The tensors of an artifact's weights, their digest checked before anything looks into them.
+
+    MissingFile when they are not there, UserError when they were altered.
+    """
+    from safetensors.torch import load_file
+
+    def checked(path: Path) -> dict[str, Tensor]:
+        if (found := digest_of(path)) != sha256:
+            raise UserError("the weights were altered", file=store.join(WEIGHTS), found=found, expected=sha256)
+        return load_file(path)
+
+    return store.read_local(WEIGHTS, checked)
+
+
 def _describe(
-    config: ViTConfig, preprocessing: Mapping[str, Any], science: str, provenance: Mapping[str, Any], digest: str
+    config: ViTConfig, preprocessing: Mapping[str, Any], science: str, provenance: Mapping[str, Any], sha256: str
 ) -> dict[str, Any]:
     missing = [key for key in PREPROCESSING if key not in preprocessing]
     assert not missing, f"preprocessing lacks {missing}"
-    description = {
-        "schema_version": SCHEMA_VERSION,
-        "architecture": "vit",
-        "vit": asdict(config),
-        "preprocessing": {"layout": LAYOUTS[len(config.patch_size)], **preprocessing},
-        "mpp": preprocessing["mpp"],
-        "science": science,
-        "sha256": digest,
-        "provenance": dict(provenance),
-    }
-    return {**description, "digest": _digest(description)}
-
-
-def _text(description: Mapping[str, Any]) -> bytes:
-    return json.dumps(description, indent=1, sort_keys=True, allow_nan=False).encode()
-
-
-def _digest(description: Mapping[str, Any]) -> str:
-    body = {key: value for key, value in description.items() if key != "digest"}
-    return digest_bytes(json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False).encode())
+    return sealed(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "architecture": "vit",
+            "vit": asdict(config),
+            "preprocessing": {"layout": LAYOUTS[len(config.patch_size)], **preprocessing},
+            "mpp": preprocessing["mpp"],
+            "science": science,
+            "sha256": sha256,
+            "provenance": dict(provenance),
+        }
+    )

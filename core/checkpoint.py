@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from core.committed import (
+    COMMITTED,
     Committed,
     CommittedWriter,
     committed_dir,
@@ -67,7 +68,11 @@ def load(path: str, *, verify: bool = True) -> tuple[dict[str, Tensor], dict[str
 
 def latest(parent: str, tag: str) -> Committed | None:
     """The newest committed checkpoint of a tag: most `images_seen`, then the one committed last. None without any."""
-    own = [c for c in list_committed(parent) if _tag(c.name) == tag and "images_seen" in c.meta]
+    own = [c for c in list_committed(parent) if _tag(c.name) == tag]
+    for checkpoint in own:
+        if not isinstance(checkpoint.meta.get("images_seen"), int):
+            file, found = f"{checkpoint.path}/{COMMITTED}", checkpoint.meta.get("images_seen")
+            raise UserError("the record of a checkpoint is damaged", file=file, key="images_seen", found=found)
     return max(own, key=lambda c: (c.meta["images_seen"], c.created), default=None)
 
 

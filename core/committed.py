@@ -7,7 +7,6 @@ Object stores have no rename, so a directory is written under a unique prefix (`
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import tempfile
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from core.errors import MissingFile, UserError
+from core.records import check_seal, parsed, sealed, text
 from core.storage import Storage, StorageError, digest_bytes, digest_of, fsync, storage_error
 
 log = logging.getLogger(__name__)
@@ -26,6 +26,10 @@ T = TypeVar("T")
 
 COMMITTED = "COMMITTED.json"
 SCHEMA_VERSION = 1
+FIELDS = {"schema_version": int, "name": str, "created": int | float, "files": dict, "meta": dict}
+ENTRY = {"size", "sha256"}
+OTHERWISE = "or the folder away: then the one committed before it counts"
+REMEDY = f"the record as it was written, {OTHERWISE}"
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,8 @@ class Committed:
             if verify and found["size"] == entry["size"]:
                 found["sha256"] = digest_of(path)
             if any(entry[key] != value for key, value in found.items()):
-                raise UserError("a committed file is damaged", file=f"{self.path}/{name}", found=found, expected=entry)
+                file = f"{self.path}/{name}"
+                raise UserError("a committed file is damaged", file=file, found=found, expected=f"{entry}, {OTHERWISE}")
             return read(path)
 
         return Storage.of(self.path).read_local(name, checked)
@@ -107,8 +112,7 @@ class CommittedWriter:
             fsync(Path(self.storage.root))
         created = time.time()
         record = {"schema_version": SCHEMA_VERSION, "name": self.name, "created": created}
-        text = json.dumps({**record, "files": self.files, "meta": self.meta}, indent=1, sort_keys=True, allow_nan=False)
-        self.storage.write_bytes(COMMITTED, text.encode())
+        self.storage.write_bytes(COMMITTED, text(sealed({**record, "files": self.files, "meta": self.meta})))
         return Committed(self.path, self.name, created, self.files, self.meta)
 
     def _register(self, name: str, path: Path) -> None:
@@ -153,20 +157,26 @@ def read_committed(path: str) -> Committed:
     """One committed directory by path. MissingFile when it is not committed, UserError for a newer schema or damage."""
     storage = Storage.of(path)
     try:
-        text = storage.read_bytes(COMMITTED)
+        data = storage.read_bytes(COMMITTED)
     except (MissingFile, NotADirectoryError) as e:
         raise MissingFile("not a committed directory", file=path, expected=COMMITTED) from e
-    try:
-        record = json.loads(text)
-        version = int(record["schema_version"])
-        if version > SCHEMA_VERSION:
-            where = storage.join(COMMITTED)
-            raise UserError(
-                "written by a newer version", file=where, found=version, expected=f"at most {SCHEMA_VERSION}"
-            )
-        return Committed(storage.url, record["name"], record["created"], record["files"], record["meta"])
-    except (KeyError, TypeError, json.JSONDecodeError) as e:
-        raise UserError("damaged", file=storage.join(COMMITTED), found=repr(e)) from e
+    where = storage.join(COMMITTED)
+    record = parsed(data, where, "record of a committed directory", REMEDY)
+    version = record.get("schema_version")
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise UserError("written by a newer version", file=where, found=version, expected=f"at most {SCHEMA_VERSION}")
+    _check_fields(record, where)
+    check_seal(record, where, "record of a committed directory", frozenset(FIELDS), REMEDY)
+    return Committed(storage.url, record["name"], record["created"], record["files"], record["meta"])
+
+
+def _check_fields(record: dict[str, Any], where: str) -> None:
+    """Also records of before the seal have these, each of its type, and a size and a digest of every file."""
+    wrong = [key for key, kind in FIELDS.items() if not isinstance(record.get(key), kind)]
+    files = {} if wrong else record["files"]
+    wrong += [name for name, entry in files.items() if not isinstance(entry, dict) or entry.keys() != ENTRY]
+    if wrong:
+        raise UserError("the record is damaged", file=where, key=wrong[0], expected=REMEDY)
 
 
 def remove_committed(path: str) -> None:

@@ -25,6 +25,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from core.errors import MissingFile, UserError
+from core.records import parsed
 from core.storage import Storage, cached, digest_bytes
 
 SCHEMA_VERSION = 1
@@ -153,14 +154,7 @@ class Plan:
         folder = Path(path) if "://" not in str(path) else _fetched(str(path))
         if not (folder / DESCRIPTION).is_file():
             raise MissingFile("no plan here", file=folder, expected=DESCRIPTION)
-        description = json.loads((folder / DESCRIPTION).read_text())
-        if description["schema_version"] > SCHEMA_VERSION:
-            found = description["schema_version"]
-            raise UserError(
-                "the plan was written by a newer version", file=folder, found=found, expected=SCHEMA_VERSION
-            )
-        if description["hash"] != _description_hash(description):
-            raise UserError("the plan's description was altered", file=folder / DESCRIPTION, key="hash")
+        description = _described((folder / DESCRIPTION).read_bytes(), str(folder / DESCRIPTION))
         if verify:
             _check_digests(folder, description, Storage.of(folder))
         return cls(str(folder), description, os.fspath(path))
@@ -216,10 +210,21 @@ def _fetched(url: str) -> Path:
         folder.mkdir()
         for name in (UNITS, SOURCES):
             store.get(name, folder / name)
-        _check_digests(folder, json.loads(text), store)
+        _check_digests(folder, _described(text, store.join(DESCRIPTION)), store)
         (folder / DESCRIPTION).write_bytes(text)
 
     return cached(f"{digest_bytes(text)[:24]}-plan", fetch, store.size(UNITS) + store.size(SOURCES))
+
+
+def _described(text: bytes, where: str) -> dict[str, Any]:
+    """The description of a plan, unaltered. UserError for damage and for a newer version."""
+    description = parsed(text, where, "description of a plan")
+    version = description.get("schema_version")
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise UserError("the plan was written by a newer version", file=where, found=version, expected=SCHEMA_VERSION)
+    if "hash" not in description or description["hash"] != _description_hash(description):
+        raise UserError("the plan's description was altered or is damaged", file=where, key="hash")
+    return description
 
 
 def _check_digests(folder: Path, description: dict[str, Any], store: Storage) -> None:
@@ -240,4 +245,4 @@ def _sha256(path: Path) -> str:
 
 def _description_hash(description: Mapping[str, Any]) -> str:
     body = {k: v for k, v in description.items() if k != "hash"}
-    return hashlib.sha256(json.dumps(body, sort_keys=True, allow_nan=False).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

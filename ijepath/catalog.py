@@ -6,23 +6,29 @@ Not here: writing it (ijepath.catalog_writer), and how training reads it (ijepat
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from core.errors import MissingFile, UserError
-from core.storage import Storage
+from core.records import check_seal, parsed
+from core.storage import Storage, digest_of
 from ijepath.manifest import folder_of, resolve
 from ijepath.profile import CATALOG_FIELDS, Profile, profile_from_dict
 
 SCHEMA_VERSION = 1
 STRATUM_KEY, UNKNOWN = "organ", "unknown"
 SHARD_FOLDER = "anchors"
+KEYS = frozenset(
+    ("schema_version", "profile", "profile_hash", "sampling_stratum_key", "requested_stratum_key", "total_anchors")
+    + ("stratum_counts", "identity", "anchor_shards", "slide_index_path", "slide_index_sha256", "slides")
+)
 
 SCHEMA = pa.schema(
     [
@@ -109,20 +115,27 @@ class Catalog:
         """The catalog's rows in order, `batch_size` at a time; memory stays at one row group."""
         store = Storage.of(folder_of(self.path))
         for shard in self.manifest["anchor_shards"]:
-            with store.open(shard["path"], "rb") as f:
-                yield from pq.ParquetFile(f).iter_batches(batch_size, columns=list(columns) if columns else None)
+            file = store.read_local(shard["path"], partial(self._sound, shard=shard))
+            yield from file.iter_batches(batch_size, columns=list(columns) if columns else None)
+
+    def _sound(self, local: Path, shard: Mapping[str, Any]) -> pq.ParquetFile:
+        """A shard that is as it was written."""
+        if (found := digest_of(local)) != shard["sha256"]:
+            file, expected = resolve(shard["path"], folder_of(self.path)), shard["sha256"]
+            raise UserError("a shard of the anchor catalog was altered", file=file, found=found, expected=expected)
+        return pq.ParquetFile(str(local), memory_map=True)
 
 
 def _parse(data: bytes, path: str) -> dict[str, Any]:
-    try:
-        manifest = json.loads(data)
-        version = manifest["schema_version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError("this is no anchor catalog manifest", file=path, found=str(error)) from error
-    if version > SCHEMA_VERSION:
+    manifest = parsed(data, path, "anchor catalog manifest")
+    version = manifest.get("schema_version")
+    if isinstance(version, int) and version > SCHEMA_VERSION:
         message = "the anchor catalog was written by a newer version"
         raise UserError(message, file=path, key="schema_version", found=version, expected=SCHEMA_VERSION)
-    return dict(manifest)
+    if lacking := sorted(KEYS - manifest.keys()):
+        raise UserError("this is no anchor catalog manifest", file=path, key=lacking[0], found=sorted(manifest))
+    check_seal(manifest, path, "anchor catalog manifest", KEYS)
+    return manifest
 
 
 def stale_because(path: str, profile: Profile, slide_index: str, sampling_stratum_key: str = STRATUM_KEY) -> str:

@@ -8,7 +8,6 @@ Not here: which anchors there are (ijepath.anchors) and reading (ijepath.catalog
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
@@ -25,7 +24,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from core.errors import UserError
-from core.storage import Storage, StorageError
+from core.records import sealed, text
+from core.storage import Storage
 from ijepath.anchors import SlideAnchors
 from ijepath.catalog import SCHEMA, SCHEMA_VERSION, SHARD_FOLDER, STRATUM_KEY, file_sha256, stratum_key, stratum_of
 from ijepath.manifest import folder_of
@@ -152,8 +152,8 @@ class CatalogWriter:
             "anchor_shards": self.shards,
             **extra,
         }
-        text = json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False)
-        self._store.write_bytes(self._name, text.encode())
+        manifest = sealed(manifest)
+        self._store.write_bytes(self._name, text(manifest))
         self._clear()
         return manifest
 
@@ -193,19 +193,27 @@ class CatalogWriter:
                 path = f"{SHARD_FOLDER}/{name}"
                 if name.startswith("part-") and name.endswith(".parquet") and path not in named:
                     self._store.remove(path)
-        except StorageError as e:
-            log.warning("shards of an older catalog cannot be removed: %s", e)
+        except UserError as e:  # also storage that refuses
+            log.warning("shards of an older catalog are not removed: %s", e)
 
     def _named(self) -> set[str]:
         """Shards of this catalog, and of those of other profiles whose manifests stand beside its own."""
         named = {shard["path"] for shard in self.shards}
         for name in self._store.list():
             if name.endswith(".json") and name != self._name:
-                with contextlib.suppress(ValueError):  # a file of somebody else's
-                    other = json.loads(self._store.read_bytes(name))
-                    shards = other.get("anchor_shards", ()) if isinstance(other, dict) else ()
-                    named |= {shard["path"] for shard in shards}
+                named |= set(_shards_in(self._store.read_bytes(name), self._store.join(name)))
         return named
+
+
+def _shards_in(content: bytes, where: str) -> list[str]:
+    """The shards that a JSON file names: none for a file of somebody else's. UserError for one that is damaged: whose
+    shards it names is not known, so none may be removed."""
+    try:
+        other = json.loads(content)
+    except (ValueError, RecursionError) as e:
+        raise UserError("a JSON file beside the catalog is damaged", file=where, found=str(e)[:200]) from e
+    shards = other.get("anchor_shards") if isinstance(other, dict) else None
+    return [str(s["path"]) for s in shards if isinstance(s, dict) and "path" in s] if isinstance(shards, list) else []
 
 
 def _table(pieces: Sequence[Piece], profile: Profile, key: str) -> pa.Table:

@@ -6,7 +6,6 @@ here knows Ray. Not here: the manifest (ijepath.manifest) and tissue (ijepath.an
 
 from __future__ import annotations
 
-import io
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,10 +14,10 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from core.errors import MissingFile, UserError
 from core.reports import describe
+from core.sealed_parquet import of_bytes, to_bytes
 from core.storage import Storage, file_state, write_atomic
 from core.urls import is_url, public
 from core.wsi.header import disagree
@@ -238,9 +237,7 @@ def write_index(path: str, index: SlideIndex) -> None:
     """Publish the index as one parquet file, whole or not at all. Equal rows give equal bytes."""
     layout = schema(index.metadata_columns).with_metadata({"schema_version": str(SCHEMA_VERSION)})
     rows = [{name: row.get(name) for name in layout.names} for row in index.rows]
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=layout), buffer, compression="zstd", row_group_size=1 << 16)
-    write_atomic(path, buffer.getvalue())
+    write_atomic(path, to_bytes(pa.Table.from_pylist(rows, schema=layout)))
 
 
 def read_index(path: str) -> SlideIndex:
@@ -250,10 +247,7 @@ def read_index(path: str) -> SlideIndex:
         raise MissingFile(
             "no slide index here", file=path, expected="the parquet file that ray_jobs.index_slides wrote"
         )
-    try:
-        table = pq.read_table(io.BytesIO(store.read_bytes(name)))
-    except pa.ArrowInvalid as error:
-        raise UserError("this is no slide index", file=path, found=str(error), expected="parquet") from error
+    table = of_bytes(store.read_bytes(name), path, "slide index")
     version = int((table.schema.metadata or {}).get(b"schema_version", 0))
     if version > SCHEMA_VERSION:
         message = "the slide index was written by a newer version"

@@ -6,7 +6,6 @@ again.
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +14,8 @@ from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from core.sealed_parquet import of_bytes, to_bytes
 from core.stream import Fault
 from ray_jobs.progress import Progress
 
@@ -48,9 +47,7 @@ def to_parquet(faults: Sequence[Fault], sources: pa.Table) -> bytes:
     column names them: a read that hangs, say, is known by its slide only."""
     names = sources.column(0)
     rows = [asdict(f) | {"source_name": str(names[f.source]) if f.source >= 0 else None} for f in faults]
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), buffer, compression="zstd")
-    return buffer.getvalue()
+    return to_bytes(pa.Table.from_pylist(rows, SCHEMA))
 
 
 def sweep(store: Any, resumed_at: int) -> None:
@@ -71,9 +68,7 @@ def merge(store: Any) -> int:
         store.remove(MERGED)
         return 0
     table = _all(store, names).sort_by([("position", "ascending"), ("attempt", "ascending")])
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    store.write_bytes(MERGED, buffer.getvalue())
+    store.write_bytes(MERGED, to_bytes(table))
     return table.num_rows - int(sum(table["benign"].to_pylist()))
 
 
@@ -84,7 +79,7 @@ def _all(store: Any, names: list[str]) -> pa.Table:
     """
 
     def read(name: str) -> pa.Table:
-        return pq.read_table(io.BytesIO(store.read_bytes(name)), schema=SCHEMA)
+        return of_bytes(store.read_bytes(name), store.join(name), "part of the quarantine report").cast(SCHEMA)
 
     tables = []
     shown = Progress(len(names), "quarantine report", "parts") if len(names) > TOGETHER else nullcontext()

@@ -5,23 +5,24 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from core.artifact import read_description, read_weights
 from core.checkpoint import check_tensors, cpu_copy
-from core.errors import MissingFile, UserError
 from core.nn.resnet import ResNet
 from core.nn.vit import ViT, ViTConfig
+from core.records import sealed, text
 from core.storage import Storage, digest_of
 from regression.model import ExpressionNet, Preprocessing
 from regression.normalise import Normaliser
 
 SCHEMA_VERSION = 1
 WEIGHTS, DESCRIPTION = "weights.safetensors", "regression.json"
+KEYS = frozenset(("schema_version", "backbone", "vit", "preprocessing", "normaliser", "sha256", "provenance"))
 
 
 @dataclass(frozen=True)
@@ -52,34 +53,25 @@ def save(
         digest = digest_of(weights)
         store.put(weights, WEIGHTS)
     vit = asdict(backbone.config) if isinstance(backbone, ViT) else None
-    description = {
-        "schema_version": SCHEMA_VERSION,
-        "backbone": "vit" if isinstance(backbone, ViT) else _resnet_name(backbone),
-        "vit": vit,
-        "preprocessing": asdict(preprocessing),
-        "normaliser": normaliser.plain(),
-        "sha256": digest,
-        "provenance": dict(provenance),
-    }
-    store.write_bytes(DESCRIPTION, json.dumps(description, indent=1, sort_keys=True, allow_nan=False).encode())
+    description = sealed(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "backbone": "vit" if isinstance(backbone, ViT) else _resnet_name(backbone),
+            "vit": vit,
+            "preprocessing": asdict(preprocessing),
+            "normaliser": normaliser.plain(),
+            "sha256": digest,
+            "provenance": dict(provenance),
+        }
+    )
+    store.write_bytes(DESCRIPTION, text(description))
 
 
 def load(folder: str) -> Trained:
     """MissingFile when there is none; UserError when it was altered or is of a newer version."""
-    from safetensors.torch import load_file
-
     store = Storage.of(folder)
-    try:
-        description: dict[str, Any] = json.loads(store.read_bytes(DESCRIPTION))
-    except MissingFile as e:
-        raise MissingFile("no regression here", file=folder, expected=DESCRIPTION) from e
-    if description["schema_version"] > SCHEMA_VERSION:
-        found = description["schema_version"]
-        raise UserError("written by a newer version", file=folder, found=found, expected=f"at most {SCHEMA_VERSION}")
-    digest, tensors = store.read_local(WEIGHTS, lambda path: (digest_of(path), load_file(path)))
-    if digest != description["sha256"]:
-        where = store.join(WEIGHTS)
-        raise UserError("the weights were altered", file=where, found=digest, expected=description["sha256"])
+    description = read_description(folder, DESCRIPTION, "regression", SCHEMA_VERSION, KEYS)
+    tensors = read_weights(store, description["sha256"])
     is_vit = description["backbone"] == "vit"
     backbone = ViT(ViTConfig(**description["vit"])) if is_vit else ResNet(description["backbone"])
     normaliser = Normaliser.of(description["normaliser"])

@@ -126,13 +126,20 @@ def test_a_smaller_catalog_leaves_no_shards_of_the_larger_one_before(cohort, tmp
 
 def test_catalogs_of_two_profiles_stand_in_one_folder(cohort, tmp_path):
     (tmp_path / "indexes" / "notes.json").write_text("[1]")
-    (tmp_path / "indexes" / "broken.json").write_text("{")
     build(cohort, rows_per_shard=10)
     other = str(tmp_path / "indexes" / "other.json")
     build((other, *cohort[1:]), profile=replace(small_profile(), target_fov_um=32.0))
     build((other, *cohort[1:]), profile=replace(small_profile(), target_fov_um=32.0), rows_per_shard=20)
     assert [Catalog.open(path, verify=True).total_anchors for path in (cohort[0], other)] == [24, 24]
     assert len(list((tmp_path / "indexes" / "anchors").iterdir())) == 3 + 2
+
+
+def test_no_shard_is_removed_beside_a_damaged_manifest_that_may_name_it(cohort, tmp_path, caplog):
+    (tmp_path / "indexes" / "broken.json").write_text('{"anchor_shards": ')
+    first = build(cohort, rows_per_shard=10)["anchor_shards"]
+    second = build(cohort, rows_per_shard=20)["anchor_shards"]
+    left = {f"anchors/{p.name}" for p in (tmp_path / "indexes" / "anchors").iterdir()}
+    assert left == {shard["path"] for shard in first + second} and "broken.json" in caplog.text
 
 
 @pytest.mark.parametrize("last", range(8))
@@ -169,7 +176,7 @@ def test_shards_of_an_older_catalog_that_cannot_be_removed_are_a_warning(cohort,
     monkeypatch.setattr(Storage, "remove", forbidden)
     build(cohort, rows_per_shard=7)
     assert (
-        "older catalog cannot be removed" in caplog.text and len(Catalog.open(cohort[0]).manifest["anchor_shards"]) == 4
+        "older catalog are not removed" in caplog.text and len(Catalog.open(cohort[0]).manifest["anchor_shards"]) == 4
     )
 
 

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from core.errors import UserError
 from core.storage import Storage
 from core.stream import Fault
 from ray_jobs import quarantine
@@ -76,6 +77,6 @@ def test_many_parts_are_told_about_and_few_are_not(store, monkeypatch, capsys):
 
 def test_a_part_that_cannot_be_read_is_an_error_and_no_report_is_written(store, tmp_path):
     (tmp_path / quarantine.part_name(8, 16, 1)).write_bytes(b"no parquet")
-    with pytest.raises(pa.ArrowInvalid):
+    with pytest.raises(UserError, match="part-0"):
         quarantine.merge(store)
     assert not store.exists("quarantine.parquet")
