@@ -45,7 +45,8 @@ def train_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
     if store.exists(note):
         return {"fatal": json.loads(store.read_bytes(note))}
     try:
-        return _Worker(job, store).train()
+        with closing_journals(job.run_dir):
+            return _Worker(job, store).train()
     except UserError as e:
         fatal = _fatal(e)
         if job.scaling.workers == 1 or isinstance(e, TrainingStopped):
@@ -55,6 +56,17 @@ def train_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
         except StorageError as full:
             log.warning("the error could not be noted: %s", full)
         raise
+
+
+@contextmanager
+def closing_journals(run: str) -> Iterator[None]:
+    """A worker that ends with an error is no crash of a decoder."""
+    from core.crashes import end_journals
+
+    try:
+        yield
+    finally:
+        end_journals(run)
 
 
 def _fatal(e: UserError) -> dict[str, Any]:
@@ -187,11 +199,14 @@ class _Worker:
 
     def _resume(self, state: Any) -> None:
         """Load the checkpoint that rank 0 chose, if there is one; UserError when it belongs to another run."""
-        from core import checkpoint
+        from core import checkpoint, crashes
         from core.committed import read_committed
         from ray_jobs import quarantine
 
-        path = self.device.broadcast_object(self._chosen() if self.rank == 0 else None)
+        crashes.note_crashes(self.job.run_dir)
+        self.device.gather_objects(None)  # every machine has told
+        path, excluded = self.device.broadcast_object((self._chosen(), self._excluded()) if self.rank == 0 else None)
+        self.parts.reader = crashes.Guarded(self.parts.reader, self.job.run_dir, self.plan, excluded)
         if path is not None:
             found = read_committed(path)
             check_resumable(found, self.parts.identity, self.job.resume_changes)
@@ -210,6 +225,17 @@ class _Worker:
         """The path of the checkpoint to go on from."""
         found = chosen(self.job.run_dir, self.parts.tag, self.job.resume, self.job.fit_id)
         return None if found is None else found.path
+
+    def _excluded(self) -> Any:
+        """What has ended decoding processes of this run before, and is read no more."""
+        from core.crashes import excluded, noted
+
+        found = excluded(noted(self.job.run_dir), self.plan.hash)
+        for name in (str(self.plan.sources.column(0)[source]) for source in sorted(found.sources)):
+            log.warning("no unit of %s is read: decoding it ended the process again and again", name)
+        if found.rows:
+            log.warning("%d units are not read: decoding them ended the process twice", len(found.rows))
+        return found
 
     def _batches(self, start: int) -> Iterator[dict[str, Any]]:
         from core.stream import Lookup

@@ -197,20 +197,33 @@ def _evaluators(job: TrainJob, store: Any) -> Any:
 
 def _fit_while_it_advances(job: TrainJob, store: Any) -> dict[str, Any]:
     """Ray counts the failures of a whole fit; days of training on machines that come and go have more of them than a
-    broken one has. So once they are used up, another fit begins, if there is a newer checkpoint than at the last."""
+    broken one has. So once they are used up, another fit begins, if there is a newer checkpoint than at the last, or
+    more is known of units whose decoding ends processes."""
     from ray.train import TrainingFailedError
 
-    reached, fits = 0, 1
+    reached, fits = (0, 0), 1
     while True:
         try:
             return _fit_in_thread(_ray_trainer(job, store, fits), store, job.total_images, job.name)
         except TrainingFailedError as e:
-            newest = _newest_of(job, store)
-            if not job.scaling.max_failures or newest <= reached:
+            newest, crashes = _newest_of(job, store), _crashes_in(store)
+            if not job.scaling.max_failures or (newest <= reached[0] and crashes <= reached[1]):
                 raise
             failure = " ".join(str(e).split())[:400]
-            log.warning("scaling.max_failures is used up, but training has come to %d images: %s", newest, failure)
-            reached, fits = newest, fits + 1
+            got = f"training has come to {newest} images" if newest > reached[0] else "what crashes is known better"
+            log.warning("scaling.max_failures is used up, but %s: %s", got, failure)
+            reached, fits = (newest, crashes), fits + 1
+
+
+def _crashes_in(store: Any) -> int:
+    """Deaths of decoding processes that the run has notes of."""
+    from core import crashes
+
+    try:
+        return len(store.list(crashes.FOLDER))
+    except OSError as e:
+        log.warning("the notes of crashes could not be looked at: %s", e)
+        return 0
 
 
 def _newest_of(job: TrainJob, store: Any) -> int:
