@@ -5,6 +5,7 @@ Importable by name, because train functions and configs are pickled to workers.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -45,6 +46,9 @@ class ToyConfig:
     kill_always_at: int = placement(-1)  # and there whenever it comes by
     stop_at_step: int = placement(-1)  # rank 0 asks for a stop there
     bad_at_step: int = placement(-1)  # the loss is NaN from there on
+    crash_rows: list[int] = placement(default_factory=list)  # reading them ends the process
+    refused_rows: list[int] = placement(default_factory=list)  # or is refused as if it had
+    decode_on: str = placement("worker")
     slow_s: float = placement(0.0)  # per micro-batch
     validate_every: int = placement(0)  # images
     patience: int | None = placement(None)
@@ -54,10 +58,15 @@ class ToyConfig:
 class ToyReader:
     benign_reasons = frozenset({"tissue"})
 
-    def __init__(self, seed: int, unreadable_every: int) -> None:
-        self.seed, self.unreadable_every = seed, unreadable_every
+    def __init__(self, config: ToyConfig) -> None:
+        self.seed, self.unreadable_every = config.seed, config.unreadable_every
+        self.crash_rows, self.refused_rows = config.crash_rows, config.refused_rows
 
     def read(self, unit, position, attempt):
+        if int(unit["row"]) in self.crash_rows:
+            ctypes.string_at(0)
+        if int(unit["row"]) in self.refused_rows:
+            raise UnreadableUnit("crashed_decoder", f"row{int(unit['row'])}", "as known")
         if self.unreadable_every and int(unit["x"]) % self.unreadable_every == 0:
             raise UnreadableUnit("truncated", f"row{int(unit['row'])}", "too short")
         noise = rng(self.seed, "noise", position, attempt).standard_normal(WIDTH)
@@ -131,10 +140,11 @@ def assemble(config: ToyConfig, plan: Plan, world: int) -> Assembly:
         recipe=ToyRecipe(config),
         settings=settings,
         order=uniform_order(plan.rows, config.seed),
-        reader=ToyReader(config.seed, config.unreadable_every),
+        reader=ToyReader(config),
         identity=fingerprint({**fingerprint(config)["values"], "plan": plan.hash}),
         placement=fingerprint(config, placement=True),
         export=export,
+        decode_on=config.decode_on,
         decode=DecodeSettings(threads=2, ahead=2),
         selection=Selection("score", "max", config.validate_every, config.patience) if config.validate_every else None,
         validate=lambda state: {"score": -abs(state.images_seen - config.best_at)},

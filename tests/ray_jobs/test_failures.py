@@ -56,6 +56,16 @@ def test_one_that_does_not_ends(ends, attempts, fits):
     assert fits(*ends) == (None, attempts)
 
 
+def test_one_that_learns_which_units_end_processes_goes_on(fits, tmp_path):
+    def noting(name):
+        (tmp_path / "crashes").mkdir(exist_ok=True)
+        (tmp_path / "crashes" / f"{name}.json").write_text("{}")
+
+    noting("a")
+    assert fits(None, "done") == ({"end": "budget"}, [1, 2])
+    assert fits(None, None) == (None, [1, 2])
+
+
 def test_whoever_wants_no_restarts_gets_none(fits):
     assert fits(8, max_failures=0) == (None, [1])
 
