@@ -105,7 +105,7 @@ def index_one(job: Job) -> Found:
 
 def lost(job: Job, error: Exception) -> Found:
     """What is known of an archive on which the indexing process itself died."""
-    line = Refused(job[0].name, "", "died", f"the process that read it: {type(error).__name__}")
+    line = Refused(job[0].name, "", "died", f"reading it {error}")
     return Found(job[0].name, "", SCHEMA.empty_table(), (line,))
 
 

@@ -26,7 +26,7 @@ from ijepath.catalog_writer import REPORT_COLUMNS, ROWS_PER_SHARD, report_line, 
 from ijepath.index import SlideIndex, read_index
 from ijepath.profile import Profile
 from ray_jobs.cli import Outputs, job
-from ray_jobs.ordered_map import RayMap
+from ray_jobs.ordered_map import TIMEOUT_S, RayMap
 from ray_jobs.progress import Progress
 from ray_jobs.runtime import RuntimeConfig, ray_session
 
@@ -46,6 +46,7 @@ class BuildAnchorsConfig:
     min_success_fraction: float = 1.0
     max_enlargement: float = MAX_ENLARGEMENT  # of a slide's finest level; slides that need more fail
     rows_per_shard: int = ROWS_PER_SHARD
+    slide_timeout_s: float = placement(TIMEOUT_S)  # a slide that takes longer fails; 0: none does
     runtime: RuntimeConfig = placement(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:
@@ -81,9 +82,8 @@ def build(config: BuildAnchorsConfig, index: SlideIndex) -> dict[str, Any]:
     report: list[dict[str, Any]] = []
     try:
         with Progress(len(index.rows), "anchors", "slides") as progress:
-            found = anchors_of(
-                index.rows, config.profile, max_enlargement=config.max_enlargement, map=RayMap(_lost, chunk=4)
-            )
+            over_ray = RayMap(_lost, chunk=4, timeout_s=config.slide_timeout_s)
+            found = anchors_of(index.rows, config.profile, max_enlargement=config.max_enlargement, map=over_ray)
             manifest = write_catalog(
                 config.output,
                 config.profile,
@@ -112,7 +112,7 @@ def _reported(
 
 def _lost(slide: dict[str, Any], error: Exception) -> SlideAnchors:
     """What is reported of a slide on which the process itself died."""
-    return SlideAnchors(slide, "error", f"the process that read this slide died: {type(error).__name__}")
+    return SlideAnchors(slide, "error", f"reading this slide {error}")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from core.config import MISSING, Loaded, is_set, placement
 from core.errors import UserError
 from core.wsi.spacing import MAX_ENLARGEMENT
 from ray_jobs.cli import Outputs, job
-from ray_jobs.ordered_map import RayMap
+from ray_jobs.ordered_map import TIMEOUT_S, RayMap
 from ray_jobs.progress import Progress
 from ray_jobs.runtime import RuntimeConfig, ray_session
 
@@ -51,6 +51,7 @@ class CutPatchesConfig:
     overlap_px: int = 0  # shared by neighbouring patches
     min_success_fraction: float = 1.0  # of the archives
     max_enlargement: float = MAX_ENLARGEMENT  # of a slide's finest level or of an image; archives that need more fail
+    archive_timeout_s: float = placement(6 * TIMEOUT_S)  # an archive that takes longer fails; 0: none does
     runtime: RuntimeConfig = placement(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:
@@ -145,7 +146,8 @@ def build(config: CutPatchesConfig, spec: TileSpec, jobs: list[SlideCut | Images
     rows = list[dict[str, Any]]()
     try:
         with Progress(len(jobs), "cut", "archives") as progress:
-            for one, outcome in zip(jobs, RayMap(_lost)(partial(cut_if_needed, spec=spec), jobs), strict=True):
+            over_ray = RayMap(_lost, timeout_s=config.archive_timeout_s)
+            for one, outcome in zip(jobs, over_ray(partial(cut_if_needed, spec=spec), jobs), strict=True):
                 rows.append({"name": one.name, **asdict(outcome)})
                 progress.update()
     finally:
@@ -160,7 +162,7 @@ def build(config: CutPatchesConfig, spec: TileSpec, jobs: list[SlideCut | Images
 def _lost(one: SlideCut | ImagesCut, error: Exception) -> CutOutcome:
     from adios.cut import CutOutcome
 
-    return CutOutcome("failed", f"the process that cut it died: {type(error).__name__}")
+    return CutOutcome("failed", f"cutting it {error}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import adios
 from core.config import MISSING, Loaded, placement
 from core.errors import UserError
 from ray_jobs.cli import Outputs, job
-from ray_jobs.ordered_map import RayMap
+from ray_jobs.ordered_map import TIMEOUT_S, RayMap
 from ray_jobs.progress import Progress
 from ray_jobs.runtime import RuntimeConfig, ray_session
 
@@ -36,6 +36,7 @@ class IndexPatchesConfig:
     output: str = MISSING  # the index, a parquet file
     max_corrupt_fraction: float = 0.05  # of the archives, and of their members
     archives_per_task: int = placement(8)
+    archive_timeout_s: float = placement(TIMEOUT_S)  # an archive that takes longer is left out; 0: none is
     runtime: RuntimeConfig = placement(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:
@@ -70,7 +71,7 @@ def build(config: IndexPatchesConfig, root: str, archives: list[Archive]) -> Sum
             archives,
             config.output,
             max_corrupt_fraction=config.max_corrupt_fraction,
-            map=RayMap(lost, chunk=config.archives_per_task),
+            map=RayMap(lost, chunk=config.archives_per_task, timeout_s=config.archive_timeout_s),
             tick=progress.update,
         )
     log.info("%s", summary)

@@ -30,7 +30,7 @@ from ijepath.index import (
 )
 from ijepath.manifest import Manifest, ManifestRow, read_manifest
 from ray_jobs.cli import Outputs, job
-from ray_jobs.ordered_map import RayMap
+from ray_jobs.ordered_map import TIMEOUT_S, RayMap
 from ray_jobs.progress import Progress
 from ray_jobs.runtime import RuntimeConfig, ray_session
 
@@ -47,6 +47,7 @@ class IndexSlidesConfig:
     min_success_fraction: float = 1.0
     backend: str = "auto"  # how slides are opened: auto, tiff, tiffslide, openslide or fastslide
     slides_per_task: int = 8
+    slide_timeout_s: float = placement(TIMEOUT_S)  # a slide that takes longer fails; 0: none does
     runtime: RuntimeConfig = placement(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:
@@ -81,7 +82,7 @@ def build(
 
     For a run that was begun with the rows `begun` the index is written as `as_begun` has it.
     """
-    over_ray = RayMap(_lost, chunk=config.slides_per_task)
+    over_ray = RayMap(_lost, chunk=config.slides_per_task, timeout_s=config.slide_timeout_s)
     rows = []
     with Progress(len(manifest), "index", "slides") as progress:
         for row in index_slides(manifest, previous=previous, backend=config.backend, map=over_ray):
@@ -104,7 +105,7 @@ def previous_rows(config: IndexSlidesConfig) -> tuple[Row, ...]:
 
 def _lost(item: tuple[ManifestRow, Any], error: Exception) -> Row:
     """The failed row of a slide on which the indexing process itself died."""
-    return failed_row(item[0], f"the process that read this slide died: {type(error).__name__}")
+    return failed_row(item[0], f"reading this slide {error}")
 
 
 if __name__ == "__main__":

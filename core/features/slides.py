@@ -21,6 +21,7 @@ from core.features.encoding import PixelBatch, Size, ahead, encoded
 from core.features.identity import fingerprint, identity_of
 from core.features.tables import bag_to_parquet
 from core.urls import public
+from core.watchdog import ended_after
 from core.wsi.reader import SlideReader, open_slide
 from core.wsi.regions import read_regions
 from core.wsi.resize import resize
@@ -30,6 +31,8 @@ from core.wsi.tiling import Tiles, TileSpec, tiles_of, tissue_of
 if TYPE_CHECKING:
     from core.device import Device
     from core.features.encoder import FeatureEncoder
+
+OPENING = 10  # times as long as one tile may a slide take to be opened, and its tissue to be found
 
 
 @dataclass(frozen=True)
@@ -105,13 +108,16 @@ def extract_slide(
     """Write the bags of `job`. Raises what the slide's files raise, StorageError for those of the output, and
     EncodingError; then none of the bags that were begun is there."""
     started = time.monotonic()
-    reader = open_slide(job.wsi_path, backend=settings.backend, cache_bytes=settings.cache_bytes)
+    with ended_after(OPENING * settings.read_timeout_s):
+        reader = open_slide(job.wsi_path, backend=settings.backend, cache_bytes=settings.cache_bytes)
     try:
         mpp0, source = spacing(job, reader)
         if coarse := too_coarse(level_mpps(reader, mpp0), settings.tiles.mpp, settings.max_enlargement):
             raise UserError(f"the slide is too coarse: {coarse}", file=public(job.wsi_path), key="max_enlargement")
         width, height = reader.level_shapes[0]
-        tiles = tiles_of(tissue_of(reader, mpp0, job.mask_path, settings.tiles), width, height, mpp0, settings.tiles)
+        with ended_after(OPENING * settings.read_timeout_s):
+            tissue = tissue_of(reader, mpp0, job.mask_path, settings.tiles)
+        tiles = tiles_of(tissue, width, height, mpp0, settings.tiles)
         choice = choose_level(level_mpps(reader, mpp0), settings.tiles.mpp, settings.spacing_tolerance)
         outcome = SlideOutcome("empty", "", len(tiles), mpp0, source, reader.backend, choice.level_mpp)
         if not len(tiles):

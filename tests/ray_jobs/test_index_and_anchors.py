@@ -1,4 +1,5 @@
 import csv
+import ctypes
 import json
 import os
 import time
@@ -24,12 +25,18 @@ SMALL = ["profile.context_fov_um=64", "profile.target_fov_um=16", "profile.profi
 
 
 def lost(item, error):
-    return ("lost", item, type(error).__name__)
+    return ("lost", item, str(error))
 
 
 def late_first(x):
     time.sleep(0.3 if x == 0 else 0.0)
     return x * x
+
+
+def holds_the_interpreter_on_two(item):
+    if item == 2:
+        ctypes.PyDLL(None).sleep(60)  # with the lock held, as a broken extension would
+    return item
 
 
 def dies_on_three(x):
@@ -70,9 +77,15 @@ def test_results_come_in_the_order_of_the_items_whatever_finishes_first(ray_clus
     assert list(RayMap(lost, chunk=3, num_cpus=2)(late_first, range(20))) == [x * x for x in range(20)]
 
 
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_an_item_that_hangs_inside_a_library_is_lost_after_its_time_and_the_others_are_not(ray_cluster, chunk):
+    got = list(RayMap(lost, chunk=chunk, num_cpus=2, timeout_s=2.0)(holds_the_interpreter_on_two, range(4)))
+    assert got == [0, 1, ("lost", 2, "took longer than 2 s"), 3]
+
+
 def test_an_item_that_kills_its_process_is_lost_alone(ray_cluster):
     got = list(RayMap(lost, chunk=4, num_cpus=2)(dies_on_three, range(8)))
-    assert got == [0, 1, 2, ("lost", 3, "WorkerCrashedError"), 4, 5, 6, 7]
+    assert got == [0, 1, 2, ("lost", 3, "ended the process, as a crash in a decoder"), 4, 5, 6, 7]
 
 
 def test_an_error_of_ours_is_not_taken_for_one_of_the_data(ray_cluster):
