@@ -33,17 +33,28 @@ def open_source(path: str) -> ByteSource:
     return RemoteFile(path) if is_url(path) else LocalFile(local_path(path))
 
 
+def check_regular(path: str) -> None:
+    """UserError for a folder and for what may never end: opening a pipe waits for whoever writes to it. MissingFile,
+    or OSError, where there is nothing to ask."""
+    try:
+        kind = os.stat(path).st_mode
+    except FileNotFoundError:
+        raise MissingFile("no such file", file=path) from None
+    if not stat.S_ISREG(kind):
+        found = "a folder" if stat.S_ISDIR(kind) else "a pipe, socket or device"
+        raise UserError("not a regular file", file=path, found=found)
+
+
 class LocalFile:
     """`os.pread` on a descriptor of its own, closed when nobody uses the source any more."""
 
     def __init__(self, path: str) -> None:
         self.path, self._fd = path, -1
         try:
-            kind = os.stat(path).st_mode
-            if not stat.S_ISREG(kind):  # opening a pipe would wait for ever for whoever writes to it
-                found = "a folder" if stat.S_ISDIR(kind) else "a pipe, socket or device"
-                raise UserError("not a regular file", file=path, found=found)
+            check_regular(path)
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except UserError:  # a MissingFile is an OSError, too
+            raise
         except FileNotFoundError:
             raise MissingFile("no such file", file=path) from None
         except OSError as e:
