@@ -1,18 +1,17 @@
 """Tables as people have them: CSV, TSV (also .gz) or parquet, with every fault named by row and column.
 
 All cells of a CSV are text, whatever they look like: 007 stays 007, and 0x10 is no number. Comment lines (#) on top are
-skipped, blank lines too; rows keep the numbers of their lines. Not here: which columns there must be.
+skipped, blank lines too; rows keep the numbers of their lines. Not here: the dialect (core.csv_rows), which columns
+there must be.
 """
 
 from __future__ import annotations
 
-import csv
 import gzip
 import io
-import json
 import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +19,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from core.csv_rows import check_comment, check_header, check_lengths, check_once, plain_number, records, separator_of
 from core.errors import UserError
 from core.user_files import decoded, read_user_file
 
 Floats = npt.NDArray[np.float64]
-SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
-WITH_TABS = (".tsv", ".tab", ".txt")
 SHOWN = 8
 
 
@@ -71,7 +69,7 @@ class Sheet:
         values = _numbers(self.table[name])
         if (bad := np.flatnonzero(~np.isfinite(values))).size:
             cell = self.table[name][int(bad[0])].as_py()
-            comma = isinstance(cell, str) and cell.count(",") == 1 and bool(_finite(cell.replace(",", ".")))
+            comma = isinstance(cell, str) and "," in cell and plain_number(cell.replace(",", ".")) is not None
             hint = " with a decimal point" if comma else ""
             raise self.refused(message, int(bad[0]), name, f"{expected}{hint}")
         return values
@@ -103,34 +101,6 @@ def read_sheet(path: str, what: str = "table") -> Sheet:
     return sheet
 
 
-def separator_of(path: str) -> str:
-    """Tabs or commas, by the file's name."""
-    return "\t" if path.lower().removesuffix(".gz").endswith(WITH_TABS) else ","
-
-
-def records(path: str, text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
-    """(line, cells) of every row of a CSV, the header first; comment lines on top and blank lines are skipped."""
-    lines, skipped = _numbered(text), 0
-    for line in lines:
-        if line.strip() and not line.startswith("#"):
-            break
-        skipped += 1
-    else:
-        return
-    reader, number = csv.reader(_with_first(line, lines), delimiter=separator, strict=True), 0
-    while True:
-        number = reader.line_num + 1
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as e:
-            message = "not valid CSV: is a quotation mark open?"
-            raise UserError(message, file=path, row=skipped + number, found=str(e), expected="rows of cells") from e
-        if cells:
-            yield skipped + number, cells
-
-
 def _of_text(path: str, data: bytes, what: str, separator: str) -> Sheet:
     from pyarrow import csv as reader
 
@@ -141,7 +111,7 @@ def _of_text(path: str, data: bytes, what: str, separator: str) -> Sheet:
     rows = records(path, text, separator)
     line, header = next(rows, (1, []))
     check_header(path, line, header, separator, what)
-    _no_header_behind_a_mark(path, text, line, header, separator)
+    check_comment(path, text, line, header, separator)
     if next(rows, None) is None:
         raise UserError(f"the {what} has no rows", file=path, found="a header only", expected="one row or more")
     above, names = line + sum(cell.count("\n") for cell in header), [str(k) for k in range(len(header))]
@@ -152,7 +122,7 @@ def _of_text(path: str, data: bytes, what: str, separator: str) -> Sheet:
     try:
         table = reader.read_csv(io.BytesIO(data), read, parse, convert)
     except (pa.ArrowException, OSError) as e:
-        _check_lengths(path, text, separator)
+        check_lengths(path, text, separator)
         raise UserError(f"the {what} cannot be read", file=path, found=str(e)[:200], expected="CSV or TSV") from e
     lines: Sequence[int] = range(above + 1, above + 1 + table.num_rows)
     if text.count("\n") + (not text.endswith("\n")) != above + table.num_rows:  # blank lines, or breaks inside of cells
@@ -168,73 +138,8 @@ def _of_parquet(path: str, data: bytes, what: str) -> Sheet:
     except (pa.ArrowException, OSError, ValueError) as e:
         raise UserError(f"the {what} cannot be read", file=path, found=str(e)[:200], expected="parquet") from e
     names = [str(name).strip() for name in table.column_names]
-    _once(path, None, names)
+    check_once(path, None, names)
     return Sheet(path, table.rename_columns(names), range(table.num_rows))
-
-
-def check_header(path: str, line: int, header: Sequence[str], separator: str, what: str = "table") -> None:
-    """UserError for an empty file, for one column where there should be several, and for a column that is there twice,
-    of which one would silently win."""
-    if not header:
-        raise UserError(f"the {what} is empty", file=path, expected="a header and rows")
-    if len(header) == 1:
-        others = [name for mark, name in SEPARATORS.items() if mark != separator and mark in header[0]]
-        hint = f"wrong separator? it looks like a {others[0]}" if others else "wrong separator?"
-        expected = f"columns separated by a {SEPARATORS[separator]}: .tsv and .txt are read with tabs, others by commas"
-        message = f"the {what} has one column only: {hint}"
-        raise UserError(message, file=path, row=line, found=header[0][:80], expected=expected)
-    _once(path, line, [name.strip() for name in header])
-
-
-def _once(path: str, line: int | None, names: Sequence[str]) -> None:
-    first: dict[str, int] = {}
-    for k, name in enumerate(names):
-        if first.setdefault(name, k) != k:
-            found = f"columns {first[name] + 1} and {k + 1}"
-            key = name or "(no name)"
-            raise UserError("a column is there twice", file=path, row=line, key=key, found=found, expected="once")
-
-
-def _no_header_behind_a_mark(path: str, text: str, line: int, header: Sequence[str], separator: str) -> None:
-    """UserError where the comment right above the columns may be their header: taken for a comment, it would cost the
-    first row."""
-    above = text.split("\n", line - 1)[line - 2] if line > 1 else ""
-    if above.count(separator) + 1 == len(header) and not _is_json(above[1:]):
-        message = "is this comment the header? Remove its # if it is, else put an empty line below it"
-        expected = f"a header, and not {separator.join(header)[:80]}"
-        raise UserError(message, file=path, row=line - 1, found=above.strip()[:80], expected=expected)
-
-
-def _check_lengths(path: str, text: str, separator: str) -> None:
-    """UserError for the first row that has another number of cells than the header, and why that may be."""
-    rows = records(path, text, separator)
-    wanted, second = len(next(rows)[1]), True
-    for line, cells in rows:
-        if len(cells) != wanted:
-            message = "a row has another number of cells than the header"
-            if len(cells) == wanted + 1 and not cells[-1].strip():
-                message = "a row ends with a separator that the header lacks: remove it"
-            elif len(cells) == wanted + 1 and second:
-                message = "the header lacks the name of the first column, as R writes it: use col.names=NA in R"
-            elif cells == [cells[0]] and not cells[0].strip():
-                message = "a line of blanks: remove it"
-            found, expected = f"{len(cells)} cells", f"{wanted}, as in the header"
-            raise UserError(message, file=path, row=line, found=found, expected=expected)
-        second = False
-
-
-def _numbered(text: str) -> Iterator[str]:
-    """Lines with their ends."""
-    start = 0
-    while start < len(text):
-        end = text.find("\n", start) + 1 or len(text)
-        yield text[start:end]
-        start = end
-
-
-def _with_first(first: str, others: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from others
 
 
 def _numbers(column: Any) -> Floats:
@@ -249,17 +154,8 @@ def _numbers(column: Any) -> Floats:
         try:
             return np.asarray(texts.cast(pa.float64()).to_numpy(), np.float64)
         except pa.ArrowInvalid:
-            return np.array([_finite(text) for text in texts.to_pylist()], np.float64)
+            return np.array([plain_number(text or "") for text in texts.to_pylist()], np.float64)
     return np.full(len(column), math.nan)
-
-
-def _finite(text: str | None) -> float | None:
-    """None for what is no finite number."""
-    try:
-        value = math.nan if text is None else pa.scalar(text.strip()).cast(pa.float64()).as_py()
-    except pa.ArrowInvalid:
-        return None
-    return value if math.isfinite(value) else None
 
 
 def _is_text(cell: Any) -> bool:
@@ -267,11 +163,3 @@ def _is_text(cell: Any) -> bool:
         return not isinstance(cell, list | dict) and (not isinstance(cell, bytes) or bool(cell.decode() or True))
     except UnicodeDecodeError:
         return False
-
-
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return True

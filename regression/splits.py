@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from core.csv_rows import check_header, records
 from core.errors import UserError
 from core.order import rng
-from core.sheet import check_header, records
 from core.storage import Storage, digest_bytes
 from core.user_files import decoded, read_user_file
 from regression.table import Strings, Table
