@@ -137,7 +137,8 @@ class ConfigTree:
                 node.merge_with({parts[-1]: value})
         except (OmegaConfBaseException, TypeError, AttributeError) as e:
             expected = type_text(self._type(parts, source))
-            raise UserError("wrong type", file=source, key=key, found=value, expected=expected) from e
+            message = "a key has no value" if value is None else "wrong type"
+            raise UserError(message, file=source, key=key, found=value, expected=expected) from e
         self.origin[key] = source
         if isinstance(value, str) and "${" in value:
             self.interpolated.append(parts)

@@ -6,9 +6,8 @@ Not here: what the text means (core.sheet for tables), files of our own (core.st
 from __future__ import annotations
 
 from core.errors import MissingFile, UserError
-from core.storage import Storage, storage_error
+from core.storage import Storage
 from core.urls import public
-from core.wsi.source import check_regular
 
 MAGIC = {
     b"PK\x03\x04": "an Excel workbook or a zip archive",
@@ -23,21 +22,14 @@ def read_user_file(path: str, what: str, expected: str) -> bytes:
     """The bytes at a path or URL. MissingFile ("no such `what`"); UserError for a folder and for a pipe, which would be
     waited for; StorageError where it cannot be read."""
     folder, slash, name = path.rpartition("/")
-    store = Storage.of(folder or slash or ".")
     try:
-        if store.local:
-            check_regular(store.path(name))
-        return store.read_bytes(name)
+        return Storage.of(folder or slash or ".").read_bytes(name)
     except MissingFile as e:
         raise MissingFile(f"no such {what}", file=public(path), expected=expected) from e
     except UserError as e:
-        if "found" not in e.where or e.where["found"] is None:
+        if e.where.get("found") is None:
             raise
         raise UserError(e.message, file=public(path), found=e.where["found"], expected=expected) from e
-    except (NotADirectoryError, IsADirectoryError) as e:
-        raise MissingFile(f"no such {what}", file=public(path), found=str(e), expected=expected) from e
-    except OSError as e:
-        raise storage_error(e, path, writing=False) from e
     except ValueError as e:  # a zero byte in the name
         raise UserError("not a path", file=repr(path), found=str(e), expected=expected) from e
 

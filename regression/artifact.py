@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from core.checkpoint import check_tensors, cpu_copy
 from core.errors import MissingFile, UserError
 from core.nn.resnet import ResNet
@@ -66,20 +68,36 @@ def save(
 
 def load(folder: str) -> Trained:
     """MissingFile when there is none; UserError when it was altered or is of a newer version."""
-    from safetensors.torch import load_file
-
     store = Storage.of(folder)
     try:
-        description: dict[str, Any] = json.loads(store.read_bytes(DESCRIPTION))
+        text = store.read_bytes(DESCRIPTION)
     except MissingFile as e:
-        raise MissingFile("no regression here", file=folder, expected=DESCRIPTION) from e
-    if description["schema_version"] > SCHEMA_VERSION:
-        found = description["schema_version"]
-        raise UserError("written by a newer version", file=folder, found=found, expected=f"at most {SCHEMA_VERSION}")
-    digest, tensors = store.read_local(WEIGHTS, lambda path: (digest_of(path), load_file(path)))
-    if digest != description["sha256"]:
-        where = store.join(WEIGHTS)
-        raise UserError("the weights were altered", file=where, found=digest, expected=description["sha256"])
+        expected = f"a folder with {DESCRIPTION}, as a run exports it: RUN/encoder"
+        raise MissingFile("no regression here", file=folder, expected=expected) from e
+    try:
+        description: dict[str, Any] = json.loads(text)
+        if (found := int(description["schema_version"])) > SCHEMA_VERSION:
+            expected = f"at most {SCHEMA_VERSION}"
+            raise UserError("written by a newer version", file=folder, found=found, expected=expected)
+        return _built(store, description)
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        where, found_text = store.join(DESCRIPTION), f"{type(e).__name__}: {e}"[:200]
+        expected = "the file as the run wrote it: export or copy it again"
+        raise UserError("not a description of a regression", file=where, found=found_text, expected=expected) from e
+
+
+def _built(store: Storage, description: dict[str, Any]) -> Trained:
+    from safetensors.torch import load_file
+
+    def checked(path: Path) -> dict[str, Tensor]:
+        if (digest := digest_of(path)) != description["sha256"]:
+            where = store.join(WEIGHTS)
+            raise UserError("the weights were altered", file=where, found=digest, expected=description["sha256"])
+        return load_file(path)
+
+    tensors = store.read_local(WEIGHTS, checked)
     is_vit = description["backbone"] == "vit"
     backbone = ViT(ViTConfig(**description["vit"])) if is_vit else ResNet(description["backbone"])
     normaliser = Normaliser.of(description["normaliser"])

@@ -6,11 +6,11 @@ No offset is shared, so a source serves several threads at once and survives a f
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Sequence
 from typing import Any, BinaryIO, Protocol, cast
 
 from core.errors import MissingFile, UnreadableUnit, UserError
+from core.storage import check_regular
 from core.urls import is_url, local_path, public
 
 PARSE_BLOCK = 1 << 18  # bytes fetched at a time while the structure of a remote file is parsed
@@ -33,18 +33,6 @@ def open_source(path: str) -> ByteSource:
     return RemoteFile(path) if is_url(path) else LocalFile(local_path(path))
 
 
-def check_regular(path: str) -> None:
-    """UserError for a folder and for what may never end: opening a pipe waits for whoever writes to it. MissingFile,
-    or OSError, where there is nothing to ask."""
-    try:
-        kind = os.stat(path).st_mode
-    except FileNotFoundError:
-        raise MissingFile("no such file", file=path) from None
-    if not stat.S_ISREG(kind):
-        found = "a folder" if stat.S_ISDIR(kind) else "a pipe, socket or device"
-        raise UserError("not a regular file", file=path, found=found)
-
-
 class LocalFile:
     """`os.pread` on a descriptor of its own, closed when nobody uses the source any more."""
 
@@ -53,9 +41,7 @@ class LocalFile:
         try:
             check_regular(path)
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except UserError:  # a MissingFile is an OSError, too
-            raise
-        except FileNotFoundError:
+        except FileNotFoundError:  # so is a MissingFile
             raise MissingFile("no such file", file=path) from None
         except OSError as e:
             raise UserError(f"the file cannot be opened: {e.strerror}", file=path) from e
