@@ -47,7 +47,7 @@ def decoded(path: str, data: bytes, what: str) -> str:
             raise UserError(f"the {what} is not text", file=path, found=kind, expected="text in UTF-8")
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as e:
-        row, expected = data[: e.start].count(b"\n") + 1, "UTF-8 (a spreadsheet saves it as “CSV UTF-8”)"
+        row, expected = data[: e.start].count(b"\n") + 1, "UTF-8: save it again in that encoding"
         found = f"byte 0x{data[e.start]:02x}"
         raise UserError(f"the {what} is not UTF-8 text", file=path, row=row, found=found, expected=expected) from e
     if (at := text.find("\x00")) >= 0:
