@@ -132,7 +132,8 @@ def read_description(
     try:
         data = store.read_bytes(name)
     except (MissingFile, NotADirectoryError) as e:
-        raise MissingFile(f"no {what} here", file=folder, expected=name) from e
+        expected = f"a folder with {name}, as a run exports it"
+        raise MissingFile(f"no {what} here", file=folder, expected=expected) from e
     description = parsed(data, where, kind)
     found = description.get("schema_version")
     if isinstance(found, int) and found > version:

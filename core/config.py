@@ -10,19 +10,19 @@ required key pass: `if is_set(self.key) and …`. A comment behind a field is it
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import yaml
 from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from core.config_text import with_texts
-from core.config_tree import COMMAND_LINE, ConfigTree, first_line
+from core.config_file import read_config_file
+from core.config_tree import COMMAND_LINE, ConfigTree
 from core.errors import MissingFile, UserError
 from core.fingerprint import ABSENT, differing, fingerprint, flatten, placement
+from core.storage import check_regular
 
 __all__ = [
     "ABSENT",
@@ -92,7 +92,7 @@ def load_config(
 
         print(help_text(schema, configs_dir, [(g.name, g.mount) for g in groups]))
         raise SystemExit(0)
-    files = [(path, _read(path)) for path in (_find(name, configs_dir) for name in args.files)]
+    files = [(path, read_config_file(path)) for path in (_find(name, configs_dir) for name in args.files)]
     layers, chosen = _group_layers(groups, _choices(files, args, groups), configs_dir)
     tree, sources = ConfigTree(schema, {g.name: g.mount for g in groups}), []
     for mount, path, content in layers:
@@ -135,22 +135,10 @@ def _find(name: str, configs_dir: Path) -> Path:
     for path in (Path(name), configs_dir / name, configs_dir / f"{name}.yaml"):
         if path.is_file():
             return path
+    if os.path.exists(name):
+        check_regular(name)
     shipped = sorted(p.relative_to(configs_dir).with_suffix("").as_posix() for p in configs_dir.glob("**/*.yaml"))
     raise MissingFile("config file not found", file=name, expected=f"a file, or one of {', '.join(shipped)}")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-        content = with_texts(content, path.read_text(encoding="utf-8-sig"))
-    except yaml.MarkedYAMLError as e:
-        row = e.problem_mark.line + 1 if e.problem_mark else None
-        raise UserError(f"not readable as YAML: {e.problem}", file=path, row=row) from e
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as e:
-        raise UserError(f"not readable as YAML: {first_line(e)}", file=path) from e
-    if not isinstance(content, Mapping):
-        raise UserError("a config file is a mapping", file=path, found=content, expected="key: value lines")
-    return {str(key): value for key, value in content.items()}
 
 
 def _choices(files: Sequence[tuple[Path, dict[str, Any]]], args: _Arguments, groups: Sequence[Group]) -> Chosen:
@@ -175,7 +163,7 @@ def _group_layers(
             shipped = ", ".join(sorted(p.stem for p in (configs_dir / group.name).glob("*.yaml")))
             expected = f"one of {shipped}, or the path of a .yaml" if shipped else "the path of a .yaml"
             raise MissingFile(f"no such {group.name}", file=source, key=group.name, found=name, expected=expected)
-        content = _read(path)
+        content = read_config_file(path)
         for later in groups[i + 1 :] if not group.mount else ():
             if isinstance(content.get(later.name), str):
                 inner = content.pop(later.name)

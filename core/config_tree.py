@@ -12,6 +12,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from core.config_file import first_line
 from core.config_schema import (
     NoSuchKey,
     Part,
@@ -52,14 +53,14 @@ class ConfigTree:
         hint = self._type(parts, COMMAND_LINE)
         try:
             value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)
-        except (YAMLError, OmegaConfBaseException) as e:
-            raise UserError(f"not a value: {first_line(e)}", file=COMMAND_LINE, key=key, found=text) from e
-        assert isinstance(value, dict)
-        parsed = value["value"]
-        if without_none(hint) is str and parsed is not None and not isinstance(parsed, str):
+            assert isinstance(value, dict)
+            parsed = value["value"]
+            if isinstance(parsed, list | dict):
+                parsed = with_texts(parsed, text)
+        except (YAMLError, OmegaConfBaseException, ValueError, RecursionError) as e:
+            raise UserError(f"not a value: {first_line(e)}", file=COMMAND_LINE, key=key, found=text[:200]) from e
+        if without_none(hint) is str and parsed is not None and not isinstance(parsed, str | list | dict):
             parsed = text  # 007 and 1e3 stay what was typed
-        elif isinstance(parsed, list | dict):
-            parsed = with_texts(parsed, text)
         self._set(parts, parsed, COMMAND_LINE)
 
     def finish(self) -> Any:
@@ -137,7 +138,8 @@ class ConfigTree:
                 node.merge_with({parts[-1]: value})
         except (OmegaConfBaseException, TypeError, AttributeError) as e:
             expected = type_text(self._type(parts, source))
-            raise UserError("wrong type", file=source, key=key, found=value, expected=expected) from e
+            message = "a key has no value" if value is None else "wrong type"
+            raise UserError(message, file=source, key=key, found=value, expected=expected) from e
         self.origin[key] = source
         if isinstance(value, str) and "${" in value:
             self.interpolated.append(parts)
@@ -153,10 +155,6 @@ class ConfigTree:
         if not isinstance(parts[-1], int) or parts[-1] >= len(node):
             expected = f"an index below {len(node)}, or the whole list {join_key(parts[:-1])}=[…]"
             raise UserError("no such list item", file=source, key=join_key(parts), expected=expected)
-
-
-def first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0]
 
 
 def _is_mapping(hint: Any) -> bool:

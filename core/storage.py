@@ -126,20 +126,22 @@ class Storage:
         def opened() -> Any:
             if self.local and writing:
                 os.makedirs(os.path.dirname(self.path(name)), exist_ok=True)
-            return self.fs.open(self.path(name), mode)
+            return (self.fs if writing else self._regular(name)).open(self.path(name), mode)
 
         try:
             return self._retried(opened, name, writing=writing)
-        except FileNotFoundError as e:
+        except (FileNotFoundError, NotADirectoryError) as e:
             raise MissingFile("no such file", file=self.join(name)) from e
 
     def read_bytes(self, name: str) -> bytes:
         """A whole file. MissingFile when it is not there."""
         try:
-            data: bytes = self._retried(lambda: self.fs.cat_file(self.path(name)), name)
+            data: bytes = self._retried(lambda: self._regular(name).cat_file(self.path(name)), name)
             return data
-        except FileNotFoundError as e:
+        except (FileNotFoundError, NotADirectoryError) as e:
             raise MissingFile("no such file", file=self.join(name)) from e
+        except IsADirectoryError as e:
+            raise UserError("not a regular file", file=self.join(name), found="a folder") from e
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write a whole file: readers see the old one or the new one. StorageError when it cannot be written."""
@@ -179,7 +181,7 @@ class Storage:
         """Copy a file from here to a local path. MissingFile when it is not there."""
         try:
             self._retried(lambda: self.fs.get_file(self.path(name), str(target)), name)
-        except FileNotFoundError as e:
+        except (FileNotFoundError, NotADirectoryError) as e:
             raise MissingFile("no such file", file=self.join(name)) from e
 
     def local_copy(self, name: str) -> Path:
@@ -221,12 +223,18 @@ class Storage:
         times = [self._retried(partial(_time, self.fs, path), name) for path in paths]
         return max((t for t in times if t is not None), default=None)
 
+    def _regular(self, name: str) -> Any:
+        """The file system, to read `name` from; a local file is asked about first."""
+        if self.local:
+            check_regular(self.path(name))
+        return self.fs
+
     def _info(self, name: str) -> dict[str, Any]:
         self._refresh()
         try:
             info: dict[str, Any] = self._retried(lambda: self.fs.info(self.path(name)), name)
             return info
-        except FileNotFoundError as e:
+        except (FileNotFoundError, NotADirectoryError) as e:
             raise MissingFile("no such file", file=self.join(name)) from e
 
     def _refresh(self) -> None:
@@ -242,7 +250,7 @@ class Storage:
             try:
                 return action()
             except Exception as e:  # object stores raise what they like, not only OSError
-                if isinstance(e, ABSENT) and not writing:
+                if isinstance(e, (*ABSENT, UserError)) and not writing:
                     raise
                 if isinstance(e, ABSENT) or not self._may_pass(e) or attempt == ATTEMPTS:
                     raise storage_error(e, self.join(name), writing=writing) from e
@@ -330,6 +338,18 @@ def check_writable(path: str, key: str) -> None:
     finally:
         with contextlib.suppress(OSError):
             probe.unlink()
+
+
+def check_regular(path: str) -> None:
+    """UserError for a folder and for a pipe or device: opening one waits for whoever writes to it. MissingFile, or
+    another OSError, where there is nothing to ask."""
+    try:
+        kind = os.stat(path).st_mode
+    except FileNotFoundError:
+        raise MissingFile("no such file", file=path) from None
+    if not stat.S_ISREG(kind):
+        found = "a folder" if stat.S_ISDIR(kind) else "a pipe, socket or device"
+        raise UserError("not a regular file", file=path, found=found)
 
 
 def digest_of(path: Path) -> str:

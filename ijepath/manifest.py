@@ -6,19 +6,18 @@ bad `mpp`) is kept in that row's `error`, so that it becomes one failed line of 
 
 from __future__ import annotations
 
-import csv
 import functools
-import io
 import logging
-import math
 import os
 import posixpath
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from core.errors import MissingFile, UserError
+from core.csv_rows import check_header, plain_number, records
+from core.errors import UserError
 from core.urls import is_url, public
+from core.user_files import read_user_text
 
 log = logging.getLogger(__name__)
 
@@ -64,12 +63,12 @@ def read_manifest(path: str, *, reserved: Sequence[str] = ()) -> Manifest:
     name, or no rows.
     """
     path = os.fspath(path)
-    lines = csv.reader(io.StringIO(_read_text(path), newline=""), strict=True)
-    numbered = _numbered(lines, path)
-    try:
-        header = [name.strip() for name in next(numbered)[1]]
-    except StopIteration:
-        raise UserError("the manifest is empty", file=path, expected=",".join(REQUIRED)) from None
+    numbered = records(path, read_user_text(path, "slide manifest"), ",")
+    line, header = next(numbered, (1, []))
+    header = [name.strip() for name in header]
+    if not header:
+        raise UserError("the manifest is empty", file=path, expected=",".join(REQUIRED))
+    check_header(path, line, header, ",", "manifest")
     _check_header(header, path, reserved)
     metadata_columns = tuple(c for c in header if c not in REQUIRED)
     seen: dict[str, int] = {}
@@ -122,43 +121,12 @@ def folder_of(path: str) -> str:
     return path.rsplit("/", 1)[0] if "://" in path else os.path.dirname(os.path.abspath(path))
 
 
-def _read_text(path: str) -> str:
-    import fsspec
-
-    try:
-        with fsspec.open(path, "rb") as f:
-            data: bytes = f.read()
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise MissingFile("no slide manifest here", file=path, expected="a CSV file") from error
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            "the manifest is not UTF-8 text", file=path, found=str(error), expected="CSV in UTF-8"
-        ) from error
-
-
-def _numbered(lines: Iterator[list[str]], path: str) -> Iterator[tuple[int, list[str]]]:
-    """Rows with the number of the line each starts on (a quoted cell may span lines)."""
-    while True:
-        number = lines.line_num + 1  # type: ignore[attr-defined]
-        try:
-            cells = next(lines)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise UserError("the manifest is not valid CSV", file=path, row=number, found=str(error)) from error
-        yield number, cells
-
-
 def _check_header(header: list[str], path: str, reserved: Sequence[str]) -> None:
     for name in REQUIRED:
         if name not in header:
             hint = " (its cells may be empty: a mask is then computed)" if name == "mask_path" else ""
             message = f"the manifest lacks a column{hint}"
             raise UserError(message, file=path, key=name, found=",".join(header), expected=",".join(REQUIRED))
-    if repeated := sorted({name for name in header if header.count(name) > 1}):
-        raise UserError("the manifest has a column twice", file=path, key=repeated[0], found=",".join(header))
     if "" in header:
         raise UserError("a column of the manifest has no name", file=path, row=1, found=",".join(header))
     if clashing := sorted(set(header) & (set(reserved) - set(REQUIRED))):
@@ -188,10 +156,7 @@ def _row(number: int, cells: list[str], header: list[str], path: str, seen: dict
 def _mpp(cell: str, number: int) -> tuple[float | None, str]:
     if not cell:
         return None, ""
-    try:
-        value = float(cell)
-    except ValueError:
-        value = math.nan
-    if math.isfinite(value) and value > 0:
+    value = plain_number(cell)
+    if value is not None and value > 0:
         return value, ""
     return None, f"row {number}: mpp is {cell!r}, expected micrometres per pixel, a number > 0"

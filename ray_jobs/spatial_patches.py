@@ -115,6 +115,7 @@ def chosen_genes(config: SpatialPatchesConfig, spots: Spots, counts: Counts) -> 
     import numpy as np
 
     from regression.spatial import log1p_cp10k, select_genes
+    from regression.splits import groups_that_train
 
     if config.genes is not None:
         if missing := [gene for gene in config.genes if gene not in counts.genes]:
@@ -134,21 +135,6 @@ def chosen_genes(config: SpatialPatchesConfig, spots: Spots, counts: Counts) -> 
             raise UserError("no group is left to choose genes on", key="held_out", found=sorted(held_out))
     rows = np.array([group in trains for group in spots.groups])
     return select_genes(log1p_cp10k(counts), counts.genes, rows, config.top_genes)
-
-
-def groups_that_train(path: str) -> set[str]:
-    """Of a split's file, whatever table it was made for: the paths are not there yet."""
-    import csv
-    import posixpath
-
-    from core.storage import Storage
-
-    text = Storage.of(posixpath.dirname(path) or ".").read_bytes(posixpath.basename(path)).decode("utf-8-sig")
-    rows = list(csv.DictReader(line for line in text.splitlines() if not line.startswith("# ")))
-    if not rows or not {"group_id", "split"} <= set(rows[0]):
-        found = sorted(rows[0]) if rows else []
-        raise UserError("not a split", file=path, found=found, expected="path,group_id,split")
-    return {str(row["group_id"]) for row in rows if row["split"] == "train"}
 
 
 def section_image(config: SpatialPatchesConfig, section: str) -> SectionImage:

@@ -11,8 +11,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from core.artifact import read_description, read_weights
 from core.checkpoint import check_tensors, cpu_copy
+from core.errors import UserError
 from core.nn.resnet import ResNet
 from core.nn.vit import ViT, ViTConfig
 from core.records import sealed, text
@@ -72,11 +75,22 @@ def load(folder: str) -> Trained:
     store = Storage.of(folder)
     description = read_description(folder, DESCRIPTION, "regression", SCHEMA_VERSION, KEYS)
     tensors = read_weights(store, description["sha256"])
+    try:
+        return _built(description, tensors, store.join(WEIGHTS))
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        if isinstance(e, UserError):
+            raise
+        where, found = store.join(DESCRIPTION), f"{type(e).__name__}: {e}"[:200]
+        expected = "the file as the run wrote it: export or copy it again"
+        raise UserError("not a description of a regression", file=where, found=found, expected=expected) from e
+
+
+def _built(description: Mapping[str, Any], tensors: Mapping[str, Tensor], source: str) -> Trained:
     is_vit = description["backbone"] == "vit"
     backbone = ViT(ViTConfig(**description["vit"])) if is_vit else ResNet(description["backbone"])
     normaliser = Normaliser.of(description["normaliser"])
     net = ExpressionNet(backbone, len(normaliser.genes))
-    check_tensors(tensors, net.state_dict(), source=store.join(WEIGHTS))
+    check_tensors(tensors, net.state_dict(), source=source)
     net.load_state_dict(tensors)
     given = description["preprocessing"]
     shape = Preprocessing(tuple(given["mean"]), tuple(given["std"]), given["size"], given["mpp"])

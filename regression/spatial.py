@@ -8,10 +8,7 @@ table must hold to be trained on (regression.table) and who trains (regression.s
 
 from __future__ import annotations
 
-import gzip
 import io
-import posixpath
-import re
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,16 +20,18 @@ import pyarrow as pa
 
 from core.errors import UnreadableUnit, UserError
 from core.features.images import read_image
+from core.sheet import Sheet, read_sheet
 from core.storage import Storage, write_atomic
 from core.wsi.reader import SlideReader, open_slide
 from core.wsi.regions import read_regions
 from core.wsi.spacing import MAX_ENLARGEMENT, level_mpps, too_coarse
+from regression.table import check_groups
 
 Floats = npt.NDArray[np.float64]
 Pixels = npt.NDArray[np.uint8]
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")  # decoded whole
 AT_A_TIME = 64
-UNIT = "ln(1 + CP10k)"
+UNIT, WHOLE = "ln(1 + CP10k)", "a whole number of molecules, 0 or more"
 
 
 @dataclass(frozen=True)
@@ -55,38 +54,27 @@ class Counts:
 def read_counts(path: str, totals: dict[str, float] | None = None) -> Counts:
     """A CSV or TSV (also .gz), the first column spot ids, a column per gene. `totals` of the spots where the file holds
     only some of the genes. UserError naming row and gene for what is no count, a spot twice, a spot without counts."""
-    table = _table(path)
-    ids = table.column(0).to_pylist()
-    _once(path, ids)
-    genes = tuple(table.column_names[1:])
-    values = np.empty((table.num_rows, len(genes)))
+    sheet = read_sheet(path, "counts")
+    ids, genes = sheet.texts(sheet.names[0]), tuple(sheet.names[1:])
+    _once(sheet, sheet.names[0], ids)
+    if "" in genes:
+        message, expected = "a column of the counts has no gene's name", "a name, or no separator at the ends of lines"
+        raise UserError(message, file=path, found=f"column {genes.index('') + 2}", expected=expected)
+    values = np.empty((len(ids), len(genes)))
     for k, gene in enumerate(genes):
-        column = table.column(k + 1)
-        if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
-            raise _no_count(path, gene, column.to_pylist())
-        values[:, k] = column.to_numpy()
-    bad = np.argwhere(~(np.isfinite(values) & (values >= 0) & (values == np.floor(values))))
-    if bad.size:
-        row, k = bad[0]
-        found, expected = float(values[row, k]), "a whole number of molecules, 0 or more"
-        raise UserError("not a count", file=path, row=int(row) + 2, key=genes[k], found=found, expected=expected)
+        values[:, k] = column = sheet.numbers(gene, "not a count", WHOLE)
+        if (bad := np.flatnonzero((column < 0) | (column != np.floor(column)))).size:
+            raise sheet.refused("not a count", int(bad[0]), gene, WHOLE)
     if totals is not None and (missing := [i for i in ids if i not in totals]):
         raise UserError("a spot without a total", file=path, key=missing[0], found=f"{len(missing)} such spots")
     total = values.sum(axis=1) if totals is None else np.array([totals[i] for i in ids], np.float64)
     short = np.flatnonzero((total <= 0) | (total < values.sum(axis=1)))
     if short.size:
         row = int(short[0])
-        found, expected = float(total[row]), "a total > 0, at least the sum of the genes here"
-        raise UserError(
-            "a spot's total is too small", file=path, row=row + 2, key=ids[row], found=found, expected=expected
-        )
+        where = {"file": path, "row": sheet.lines[row], "key": ids[row]}
+        expected = "a total > 0, at least the sum of the genes here"
+        raise UserError("a spot's total is too small", **where, found=float(total[row]), expected=expected)
     return Counts(tuple(ids), genes, values, total)
-
-
-def _no_count(path: str, gene: str, cells: Sequence[Any]) -> UserError:
-    """The error for the first cell of a column that is no number."""
-    row = next((i for i, cell in enumerate(cells) if not re.fullmatch(r"\s*\d+\s*", str(cell))), 0)
-    return UserError("not counts", file=path, row=row + 2, key=gene, found=cells[row], expected="a whole number")
 
 
 def log1p_cp10k(counts: Counts) -> Floats:
@@ -106,21 +94,20 @@ def select_genes(expression: Floats, genes: Sequence[str], train: npt.NDArray[np
 @dataclass(frozen=True)
 class Spots:
     """Where the spots are: ids, groups (patients or sections), the sections they lie in, centres `[N, 2]` in pixels of
-    the section's image, and every column of their file."""
+    the section's image, and the `sheet` they were read from, whose rows are theirs."""
 
     file: str
     ids: tuple[str, ...]
     groups: tuple[str, ...]
     sections: tuple[str, ...]
     centres: Floats
-    columns: dict[str, list[Any]]
+    sheet: Sheet
 
     def only(self, wanted: Collection[str]) -> Spots:
         """The spots of some sections."""
         rows = [i for i, name in enumerate(self.sections) if name in wanted]
-        pick = {name: [values[i] for i in rows] for name, values in self.columns.items()}
         ids, groups, sections = (tuple(v[i] for i in rows) for v in (self.ids, self.groups, self.sections))
-        return Spots(self.file, ids, groups, sections, self.centres[rows], pick)
+        return Spots(self.file, ids, groups, sections, self.centres[rows], self.sheet.only(rows))
 
 
 def read_spots(
@@ -129,27 +116,13 @@ def read_spots(
     """A CSV or TSV with these columns; without `section` the groups are sections. UserError naming row and column for
     a column that is missing, a spot that stands twice, an empty cell, and a coordinate that is no number."""
     section = section or group
-    table = _table(path, (spot, group, section))
-    for name in (spot, group, section, x, y):
-        if name not in table.column_names:
-            raise UserError("the spots have no such column", file=path, key=name, found=table.column_names)
-    columns = {name: table[name].to_pylist() for name in table.column_names}
-    ids = tuple(columns[spot])
-    _once(path, ids)
-    for name in (spot, group, section):
-        for i, value in enumerate(columns[name]):
-            if not value.strip():
-                raise UserError("an empty cell", file=path, row=i + 2, key=name, expected="a value")
-    centres = np.stack([_coordinates(path, name, columns[name]) for name in (x, y)], axis=1)
-    groups, sections = (tuple(columns[name]) for name in (group, section))
-    return Spots(path, ids, groups, sections, centres, columns)
-
-
-def _coordinates(path: str, name: str, values: Sequence[Any]) -> Floats:
-    for i, value in enumerate(values):
-        if not isinstance(value, int | float) or not np.isfinite(value):
-            raise UserError("a coordinate is no finite number", file=path, row=i + 2, key=name, found=value)
-    return np.array(values, np.float64)
+    sheet = read_sheet(path, "table of spots")
+    sheet.need(spot, group, section, x, y)
+    ids, groups, sections = (tuple(sheet.texts(name)) for name in (spot, group, section))
+    _once(sheet, spot, ids)
+    check_groups(sheet, group, groups)
+    centres = np.stack([sheet.numbers(name, "a coordinate is no finite number") for name in (x, y)], axis=1)
+    return Spots(path, ids, groups, sections, centres, sheet)
 
 
 def belong_together(spots: Spots, counts: Counts) -> None:
@@ -293,67 +266,21 @@ class _Plain:
         """Nothing is held open."""
 
 
-def _table(path: str, names: Sequence[str] = ()) -> pa.Table:
-    """`names`, or without them the first column, are text, also where all of it looks like numbers: 01 is not 1."""
-    from pyarrow import csv
-
-    data = Storage.of(posixpath.dirname(path) or ".").read_bytes(posixpath.basename(path))
-    plain = path.removesuffix(".gz")
-    try:
-        data = gzip.decompress(data) if plain != path else data
-        delimiter = "\t" if plain.endswith((".tsv", ".txt")) else ","
-        read = csv.ReadOptions(block_size=max(1 << 20, len(data) + 1))  # a line of 15,000 genes is long
-        parse = csv.ParseOptions(delimiter=delimiter)
-        header = csv.open_csv(io.BytesIO(data), read, parse).schema.names
-        _check_header(path, header, delimiter)
-        names = names or header[:1]
-        convert = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
-        table = csv.read_csv(io.BytesIO(data), read, parse, convert)
-    except (pa.ArrowInvalid, OSError, EOFError) as e:
-        raise UserError("this cannot be read as a table", file=path, found=str(e)[:200], expected="CSV or TSV") from e
-    if table.num_rows == 0:
-        raise UserError("the table has no rows", file=path)
-    return table
-
-
-def _check_header(path: str, header: Sequence[str], delimiter: str) -> None:
-    """UserError for a column that stands twice, of which one would silently win, and for a file of one column."""
-    if len(header) == 1:
-        seen = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
-        others = [name for mark, name in seen.items() if mark != delimiter and mark in header[0]]
-        hint = f"wrong separator? it looks like a {others[0]}" if others else "wrong separator?"
-        expected = f"columns separated by a {seen[delimiter]}: .tsv and .txt are read with tabs, others with commas"
-        message = f"the table has one column only: {hint}"
-        raise UserError(message, file=path, row=1, found=header[0][:80], expected=expected)
-    header = [name.strip() for name in header]  # " TBCE" is TBCE
-    for k, name in enumerate(header):
-        if name in header[:k]:
-            first = header.index(name) + 1
-            found = f"columns {first} and {k + 1}"
-            raise UserError("a column stands twice", file=path, row=1, key=name or "(no name)", found=found)
-
-
 def totals_of(spots: Spots, column: str) -> dict[str, float]:
     """The molecules of each spot over all genes, from a column of the spots. UserError naming the row for a cell that
     is empty, no number, or not above 0."""
-    if column not in spots.columns:
-        raise UserError("the spots have no such column", file=spots.file, key=column, found=list(spots.columns))
-    found = dict[str, float]()
-    for i, (spot, cell) in enumerate(zip(spots.ids, spots.columns[column], strict=True)):
-        try:
-            value = float("nan" if cell is None or "_" in str(cell) else cell)
-        except ValueError:
-            value = float("nan")
-        if not (np.isfinite(value) and value > 0):
-            shown = "an empty cell" if cell is None or cell != cell else cell
-            raise UserError("not a total", file=spots.file, row=i + 2, key=column, found=shown, expected="a number > 0")
-        found[spot] = value
-    return found
+    sheet = spots.sheet
+    sheet.need(column)
+    values = sheet.numbers(column, "not a total", "a number > 0")
+    if (bad := np.flatnonzero(values <= 0)).size:
+        raise sheet.refused("not a total", int(bad[0]), column, "a number > 0")
+    return dict(zip(spots.ids, values.tolist(), strict=True))
 
 
-def _once(path: str, ids: Sequence[str]) -> None:
+def _once(sheet: Sheet, name: str, ids: Sequence[str]) -> None:
     seen: dict[str, int] = {}
-    for i, name in enumerate(ids):
-        if seen.setdefault(name, i) != i:
-            found = f"{name}, already in row {seen[name] + 2}"
-            raise UserError("a spot stands twice", file=path, row=i + 2, key="spot", found=found)
+    for i, spot in enumerate(ids):
+        if (first := seen.setdefault(spot, i)) != i:
+            raise sheet.refused(
+                "a spot is there twice", i, name, f"each spot once, already in row {sheet.lines[first]}"
+            )

@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from core.csv_rows import check_header, records
 from core.errors import UserError
 from core.order import rng
 from core.storage import Storage, digest_bytes
+from core.user_files import decoded, read_user_file
 from regression.table import Strings, Table
 
 SPLITS = ("train", "val", "test")
@@ -105,52 +107,73 @@ def read_split(path: str, table: Table, *, trains: bool = True) -> Split:
     that is missing; and for the split of another table, unknown parts, or nothing to train on. Without `trains` nothing
     need be: all of another cohort may test.
     """
-    data = Storage.of(posixpath.dirname(path) or ".").read_bytes(posixpath.basename(path))
-    try:
-        lines = data.decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as e:
-        raise UserError("not a split", file=path, found=str(e), expected="CSV in UTF-8") from e
-    comments = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
-    found_meta = [meta for line in lines[:comments] if (meta := _meta(line))]
-    own, meta = bool(found_meta), found_meta[0] if found_meta else {}
-    rows = list(csv.reader(lines[comments:]))
-    if not rows or rows[0] != COLUMNS:
-        raise UserError("not a split", file=path, found=rows[:1], expected=",".join(COLUMNS))
-    if own and meta.get("table") != table.hash:
+    rows, meta, digest = split_rows(path)
+    if meta and meta.get("table") != table.hash:
         message = "the split is of another table"
         raise UserError(
             message, file=path, key="table", found=meta.get("table"), expected=f"{table.hash}, {table.file}"
         )
-    of = _placed(path, table, rows[1:], 2 + comments)
+    of = _placed(path, table, rows)
     first: dict[str, str] = {}
     for i, (group, part) in enumerate(zip(table.groups.tolist(), of.tolist(), strict=True)):
         if first.setdefault(group, part) != part:
             row, found = table.row_of(i), f"{group} in {first[group]} and in {part}"
-            raise UserError("a group stands on two sides", file=path, row=row, key=table.names[i], found=found)
+            raise UserError(
+                "a group appears in more than one split", file=path, row=row, key=table.names[i], found=found
+            )
     if trains and "train" not in of:
         raise UserError("nothing to train on", file=path, key="split", expected="rows of train")
-    return Split(of, {**meta, "sha256": digest_bytes(data)})
+    return Split(of, {**meta, "sha256": digest})
+
+
+def split_rows(path: str) -> tuple[list[tuple[int, list[str]]], dict[str, Any], str]:
+    """(line, [path, group, part]) of a split's rows, what its own comment says of it, and its digest. UserError naming
+    the row for what is none."""
+    data = read_user_file(path, "split", "CSV in UTF-8")
+    text = decoded(path, data, "split")
+    rows = [(line, [cell.strip() for cell in cells]) for line, cells in records(path, text, ",")]
+    line, header = rows[0] if rows else (1, [])
+    check_header(path, line, header, ",", "split")
+    if header != COLUMNS:
+        raise UserError("not a split", file=path, row=line, found=",".join(header)[:80], expected=",".join(COLUMNS))
+    for number, row in rows[1:]:
+        if len(row) != len(COLUMNS) or row[2] not in SPLITS:
+            found, expected = ",".join(row)[:80], f"{','.join(COLUMNS)}, a split being {' | '.join(SPLITS)}"
+            raise UserError("not a row of a split", file=path, row=number, found=found, expected=expected)
+    found_meta = [meta for above in text.split("\n", line - 1)[: line - 1] if (meta := _meta(above))]
+    return rows[1:], found_meta[0] if found_meta else {}, digest_bytes(data)
+
+
+def groups_that_train(path: str) -> set[str]:
+    """Of a split's file, whatever table it was made for. UserError for a group in more than one split."""
+    first: dict[str, str] = {}
+    for number, (_, group, part) in split_rows(path)[0]:
+        if first.setdefault(group, part) != part:
+            found, expected = f"{group} in {first[group]} and in {part}", "one split for each group"
+            raise UserError(
+                "a group appears in more than one split", file=path, row=number, found=found, expected=expected
+            )
+    return {group for group, part in first.items() if part == "train"}
 
 
 def _meta(line: str) -> dict[str, Any]:
     """What `write_split` says in a file's first line; {} for a comment of somebody else's."""
     try:
         found = json.loads(line[1:])
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
-def _placed(path: str, table: Table, rows: list[list[str]], first: int) -> Strings:
+def _placed(path: str, table: Table, rows: list[tuple[int, list[str]]]) -> Strings:
     place = {name: i for i, name in enumerate(table.names.tolist())}
     of = np.full(len(table), "", dtype="<U5")
-    for number, row in enumerate(rows, first):
-        if len(row) != 3 or row[2] not in SPLITS:
-            raise UserError("not a row of a split", file=path, row=number, found=row, expected="path,group_id,split")
+    for number, row in rows:
         i = place.get(row[0])
         if i is None or of[i]:
-            message = "the table has no such row" if i is None else "a path stands twice"
-            raise UserError(message, file=path, row=number, key="path", found=row[0])
+            message = "the table has no such row" if i is None else "a path is there twice"
+            expected = f"a path of {table.file}, once"
+            raise UserError(message, file=path, row=number, key="path", found=row[0], expected=expected)
         if table.groups[i] != row[1]:
             expected = f"{table.groups[i]}, as in the table"
             raise UserError("another group than in the table", file=path, row=number, found=row[1], expected=expected)

@@ -8,29 +8,32 @@ what the targets are in. Not here: which rows train (regression.splits) and what
 from __future__ import annotations
 
 import hashlib
-import io
+import logging
 import posixpath
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from core.errors import MissingFile, UserError
+from core.sheet import Sheet, read_sheet
 from core.storage import Storage
 from regression.places import Places
 
 Floats = npt.NDArray[np.float64]
 Strings = npt.NDArray[np.str_]
 NAMED_AT_MOST = 8
+ROUNDED = re.compile(r"\d\.\d+E\+\d{2,}")  # what a spreadsheet makes of a long number
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Table:
     """`names` `[N]` are the paths as written, `groups` `[N]`, `targets` `[N, K]` of the `genes`, in `unit` ("": not
-    said); read from `file`. `places` where the images lie in their sections, if the table says so."""
+    said); read from `file`, from the line of each row in `lines` (none: 2 and on). `places` where the images lie in
+    their sections, if the table says so."""
 
     file: str
     names: Strings
@@ -39,6 +42,7 @@ class Table:
     genes: tuple[str, ...]
     places: Places | None = None
     unit: str = ""
+    lines: Sequence[int] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -60,7 +64,7 @@ class Table:
 
     def row_of(self, index: int) -> int:
         """The line of a CSV, or the row (from 0) of a parquet table."""
-        return index if self.file.endswith(".parquet") else index + 2
+        return self.lines[index] if self.lines else index + 2
 
 
 def read_table(
@@ -79,48 +83,29 @@ def read_table(
     targets, empty cells, a path twice, a target that is no finite number, and genes that are the same in all rows;
     for coordinates that are no numbers, and several units.
     """
-    columns = _columns(path)
-    repeated = [name for i, name in enumerate(columns.column_names) if name in columns.column_names[:i]]
-    if repeated:
-        raise UserError("the table has a column twice", file=path, row=1, key=repeated[0], expected="each name once")
-    for name in ("path", "group_id"):
-        if name not in columns.column_names:
-            raise UserError("the table has no such column", file=path, key=name, found=columns.column_names[:8])
-    chosen = _targets(path, columns.column_names, genes, target_dim)
-    names, groups = (_texts(path, columns, name) for name in ("path", "group_id"))
-    values = np.column_stack([_numbers(path, columns, name) for name in chosen])
-    places, unit = _places(path, columns, chosen, groups), _unit(path, columns)
-    table = Table(path, names, groups, values, chosen, places, unit)
+    sheet = read_sheet(path)
+    sheet.need("path", "group_id")
+    chosen = _targets(path, sheet.names, genes, target_dim)
+    names, groups = (np.array(sheet.texts(name), np.str_) for name in ("path", "group_id"))
+    check_groups(sheet, "group_id", groups.tolist())
+    values = np.column_stack([sheet.numbers(name, "a target is no finite number") for name in chosen])
+    places, unit = _places(sheet, chosen, groups), _unit(sheet)
+    table = Table(path, names, groups, values, chosen, places, unit, sheet.lines)
     _check(table, check_files, constant_genes)
     return table
 
 
-def _columns(path: str) -> pa.Table:
-    import pyarrow.csv
-    import pyarrow.parquet
-
-    folder, _, name = path.rpartition("/")
-    try:
-        data = io.BytesIO(Storage.of(folder or ".").read_bytes(name))
-    except MissingFile as e:
-        raise MissingFile("no such table", file=path, expected="a CSV or parquet file") from e
-    try:
-        if path.endswith(".parquet"):
-            table = pyarrow.parquet.read_table(data)
-        else:
-            kinds = dict.fromkeys(("path", "group_id", "section", "image", "unit"), pa.string())
-            options = pyarrow.csv.ConvertOptions(column_types=kinds, strings_can_be_null=False)
-            delimiter = "\t" if path.endswith((".tsv", ".tsv.gz")) else ","
-            parse = pyarrow.csv.ParseOptions(delimiter=delimiter)
-            table = pyarrow.csv.read_csv(data, convert_options=options, parse_options=parse)
-    except (pa.ArrowInvalid, OSError) as e:
-        raise UserError("the table cannot be read", file=path, found=str(e)[:200], expected="CSV or parquet") from e
-    if table.num_rows == 0:
-        raise UserError("the table has no rows", file=path)
-    names = table.column_names
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise UserError("the table has a column twice", file=path, key=twice[0])
-    return table
+def check_groups(sheet: Sheet, column: str, groups: Sequence[str]) -> None:
+    """UserError for two groups that differ in case only: one patient in two spellings would train and test."""
+    first: dict[str, str] = {}
+    for i, group in enumerate(groups):
+        other = first.setdefault(group.casefold(), group)
+        if other != group:
+            message = "two groups differ in upper and lower case only"
+            row = sheet.lines[groups.index(other)]
+            raise sheet.refused(message, i, column, f"one spelling: row {row} has {other}")
+    if rounded := [group for group in first.values() if ROUNDED.fullmatch(group)]:
+        log.warning("%s: has a spreadsheet rounded the group %s? Several may be one now", sheet.file, rounded[0])
 
 
 def _targets(path: str, found: Sequence[str], genes: Sequence[str] | None, wanted: int | None) -> tuple[str, ...]:
@@ -138,79 +123,35 @@ def _targets(path: str, found: Sequence[str], genes: Sequence[str] | None, wante
     return tuple(genes)
 
 
-def _texts(path: str, columns: pa.Table, name: str, may_be_empty: bool = False) -> Strings:
-    import pyarrow.compute as pc
-
-    filled = pc.fill_null(columns[name].cast(pa.string()), "")
-    values = pc.utf8_trim_whitespace(filled).to_numpy(zero_copy_only=False)
-    empty = [i for i, value in enumerate(values) if not value]
-    if empty and not may_be_empty:
-        row = empty[0] + (0 if path.endswith(".parquet") else 2)
-        raise UserError("an empty cell", file=path, row=row, key=name, found="", expected="a value")
-    texts: Strings = values.astype(np.str_)
-    return texts
-
-
-def _places(path: str, columns: pa.Table, genes: Sequence[str], groups: Strings) -> Places | None:
+def _places(sheet: Sheet, genes: Sequence[str], groups: Strings) -> Places | None:
     """What the table says of where its images lie; a column that is a target says nothing of it."""
-    found = set(columns.column_names) - set(genes)
+    found = set(sheet.names) - set(genes)
     if not {"x", "y"} <= found:
         return None
     unknown = np.full(len(groups), np.nan)
+    message = "a coordinate or a size is no finite number"
     numbers = {
-        name: _numbers(path, columns, name, "a coordinate or a size") if name in found else unknown
+        name: sheet.numbers(name, message) if name in found else unknown
         for name in ("x", "y", "image_mpp", "radius_px")
     }
     for name in ("image_mpp", "radius_px"):
         if (bad := np.flatnonzero(numbers[name] <= 0)).size:
-            row, value = int(bad[0]) + (0 if path.endswith(".parquet") else 2), float(numbers[name][bad[0]])
-            raise UserError("a size must be positive", file=path, row=row, key=name, found=value, expected="> 0")
-    section = _texts(path, columns, "section") if "section" in found else groups
+            raise sheet.refused("a size must be positive", int(bad[0]), name, "> 0")
+    section = np.array(sheet.texts("section"), np.str_) if "section" in found else groups
     image = np.full(len(groups), "")
     if "image" in found:
-        folder = Storage.of(posixpath.dirname(path) or ".").url
-        image = np.array(
-            [_below(folder, name) if name else "" for name in _texts(path, columns, "image", True).tolist()]
-        )
+        folder = Storage.of(posixpath.dirname(sheet.file) or ".").url
+        image = np.array([_below(folder, name) if name else "" for name in sheet.texts("image", True)])
     return Places(numbers["x"], numbers["y"], section, image, numbers["image_mpp"], numbers["radius_px"])
 
 
-def _unit(path: str, columns: pa.Table) -> str:
-    if "unit" not in columns.column_names:
+def _unit(sheet: Sheet) -> str:
+    if "unit" not in sheet.names:
         return ""
-    units = sorted(set(_texts(path, columns, "unit").tolist()))
+    units = sorted(set(sheet.texts("unit")))
     if len(units) > 1:
-        raise UserError("targets are in one unit", file=path, key="unit", found=units[:NAMED_AT_MOST])
-    return str(units[0])
-
-
-def _numbers(path: str, columns: pa.Table, name: str, what: str = "a target") -> Floats:
-    column, first = columns[name], 0 if path.endswith(".parquet") else 2
-    if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type) or pa.types.is_null(column.type)):
-        for i, value in enumerate(column.to_pylist()):
-            if not _is_number(value):
-                raise _no_number(what, path, first + i, name, value)
-    if pa.types.is_floating(column.type) or pa.types.is_integer(column.type) or pa.types.is_null(column.type):
-        values: Floats = column.cast(pa.float64()).to_numpy().astype(np.float64)
-    else:
-        values = np.array([float(value) for value in column.to_pylist()], np.float64)
-    bad = np.flatnonzero(~np.isfinite(values))
-    if bad.size:
-        raise _no_number(what, path, first + int(bad[0]), name, column[int(bad[0])].as_py())
-    return values
-
-
-def _no_number(what: str, path: str, row: int, name: str, value: Any) -> UserError:
-    return UserError(f"{what} is no finite number", file=path, row=row, key=name, found=value, expected="a number")
-
-
-def _is_number(value: Any) -> bool:
-    if isinstance(value, bool) or (isinstance(value, str) and "_" in value):  # which Python would read: 1_000
-        return False
-    try:
-        return bool(np.isfinite(float(value)))
-    except (TypeError, ValueError):
-        return False
+        raise UserError("targets are in one unit", file=sheet.file, key="unit", found=units[:NAMED_AT_MOST])
+    return units[0]
 
 
 def _check(table: Table, check_files: bool, constant_genes: bool) -> None:

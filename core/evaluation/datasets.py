@@ -7,10 +7,8 @@ subset (ID | OOD); the benchmark's own names patch_id and biological_class are a
 
 from __future__ import annotations
 
-import csv
-import io
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +17,7 @@ import numpy.typing as npt
 
 from core.errors import MissingFile, UserError
 from core.features.inputs import IMAGE_SUFFIXES
-from core.storage import Storage
+from core.sheet import read_sheet
 
 Strings = npt.NDArray[np.str_]
 Bools = npt.NDArray[np.bool_]
@@ -103,22 +101,20 @@ def read_manifest(path: str, *, root: str = "") -> Patches:
     ``<slide_id>-<patch_id>.png``; its other subsets (names of cells and pairs) are in-domain. Raises MissingFile, and
     UserError naming file, row and column.
     """
-    table = _columns(path)
+    sheet = read_sheet(path, "manifest")
+    table = {name: sheet.texts(name, may_be_empty=True) for name in sheet.names}
     own = "label" in table
     for column in REQUIRED:
         name = next((n for n in (column, *_aliases(column)) if n in table), None)
         if name is None:
             found = [n for n in table if n]
             raise UserError("the manifest has no such column", file=path, key=column, found=found, expected=REQUIRED)
-        table[column] = table[name]
-        for row, value in enumerate(table[column]):
-            if not value:
-                raise UserError("an empty cell", file=path, row=row + 2, key=name, found="", expected="a value")
+        table[column] = sheet.texts(name)
     images = [_image(patch, slide) for patch, slide in zip(table["image_path"], table["slide_id"], strict=True)]
     subset = table.get("subset", [IN_DOMAIN] * len(images))
     for row, value in enumerate(subset):
         if own and value.upper() not in (IN_DOMAIN, OUT_OF_DOMAIN):
-            raise UserError("no such subset", file=path, row=row + 2, key="subset", found=value, expected="ID | OOD")
+            raise sheet.refused("no such subset", row, "subset", "ID | OOD")
     patches = Patches(
         path,
         tuple(_below(path, root, image) for image in images),
@@ -128,7 +124,7 @@ def read_manifest(path: str, *, root: str = "") -> Patches:
         np.array([value.upper() == OUT_OF_DOMAIN for value in subset]),
         np.array(["" if value.upper() in (IN_DOMAIN, OUT_OF_DOMAIN) else value for value in subset]),
     )
-    _check(patches)
+    _check(patches, sheet.lines)
     return patches
 
 
@@ -157,31 +153,6 @@ def open_dataset(
     return Dataset(name, images, rows, index, k, known, tuple(notes))
 
 
-def _columns(path: str) -> dict[str, list[str]]:
-    folder, _, name = path.rpartition("/")
-    try:
-        text = Storage.of(folder or ".").read_bytes(name).decode("utf-8-sig")
-    except MissingFile as e:
-        raise MissingFile("no such manifest", file=path, expected="a CSV file") from e
-    except UnicodeDecodeError as e:
-        raise UserError("the manifest is not UTF-8 text", file=path, found=str(e)) from e
-    lines = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        rows = [[cell.strip() for cell in row] for row in lines if row]
-    except csv.Error as e:
-        raise UserError("the manifest is not valid", file=path, row=lines.line_num, found=str(e)) from e
-    if len(rows) < 2:
-        raise UserError("the manifest has no rows", file=path, found=f"{len(rows)} lines", expected="a header and rows")
-    header = rows[0]
-    for i, row in enumerate(rows[1:]):
-        if len(row) != len(header):
-            found, expected = f"{len(row)} cells", f"{len(header)}: {', '.join(header)}"
-            raise UserError("a row of another length", file=path, row=i + 2, found=found, expected=expected)
-    if repeated := [n for n in header if header.count(n) > 1]:
-        raise UserError("the manifest has a column twice", file=path, key=repeated[0], found=header)
-    return {name: [row[i] for row in rows[1:]] for i, name in enumerate(header)}
-
-
 def _aliases(column: str) -> list[str]:
     return [theirs for theirs, ours in ALIASES.items() if ours == column]
 
@@ -196,22 +167,33 @@ def _below(manifest: str, root: str, image: str) -> str:
     return posixpath.join(root or manifest.rpartition("/")[0], image)
 
 
-def _check(patches: Patches) -> None:
-    """Nothing may stand in the manifest twice, and a slide has one centre and one subset."""
+def _check(patches: Patches, lines: Sequence[int]) -> None:
+    """Nothing is in the manifest twice or in two spellings, and a slide has one centre and one subset."""
     seen: dict[Any, int] = {}
     for row, key in enumerate(zip(patches.images, patches.group, strict=True)):
         if key in seen:
-            expected = f"once (row {seen[key] + 2})"
-            where = {"file": patches.file, "row": row + 2, "key": "image_path"}
-            raise UserError("an image is listed twice", **where, found=key[0], expected=expected)
+            where = {"file": patches.file, "row": lines[row], "key": "image_path"}
+            raise UserError(
+                "an image is listed twice", **where, found=key[0], expected=f"once (row {lines[seen[key]]})"
+            )
         seen[key] = row
+    for column, cells in (("label", patches.labels), ("medical_center", patches.centers), ("slide_id", patches.slides)):
+        spelt: dict[str, str] = {}
+        for row, cell in enumerate(cells.tolist()):
+            if (other := spelt.setdefault(cell.casefold(), cell)) != cell:
+                where, message = {"file": patches.file, "row": lines[row], "key": column}, "two spellings of one name"
+                raise UserError(message, **where, found=cell, expected=f"{other}, as in rows above")
+    _check_slides(patches, lines)
+
+
+def _check_slides(patches: Patches, lines: Sequence[int]) -> None:
     for column, values in (("medical_center", patches.centers), ("subset", patches.ood)):
         first: dict[str, int] = {}
         for row, slide in enumerate(patches.slides):
             if values[first.setdefault(slide, row)] != values[row]:
-                found, expected = str(values[row]), f"{values[first[slide]]} as in row {first[slide] + 2}"
+                found, expected = str(values[row]), f"{values[first[slide]]} as in row {lines[first[slide]]}"
                 message = f"slide {slide} has more than one"
-                raise UserError(message, file=patches.file, row=row + 2, key=column, found=found, expected=expected)
+                raise UserError(message, file=patches.file, row=lines[row], key=column, found=found, expected=expected)
 
 
 def _reduced(manifest: str, given: str | None, root: str) -> Patches | None:

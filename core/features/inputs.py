@@ -5,16 +5,16 @@ Slide manifests with masks and metadata are a science's (ijepath.manifest).
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import os
 import posixpath
 from dataclasses import dataclass
-from typing import Any
+from itertools import zip_longest
 
+from core.csv_rows import check_header, records, separator_of
 from core.errors import MissingFile, UserError
 from core.urls import public
+from core.user_files import read_user_text
 from core.wsi.formats import UNSUPPORTED
 
 SLIDE_SUFFIXES = (
@@ -83,28 +83,29 @@ def images_of(path: str, *, root: str = "", reserved: tuple[str, ...] = ()) -> L
     Relative paths are below `root` or, without one, below the list's own folder. Raises MissingFile, and UserError for
     a list without that column, with a column twice or of a `reserved` name, with an open cell, or without rows.
     """
-    delimiter = "\t" if path.lower().endswith((".tsv", ".tab")) else ","
-    lines = csv.DictReader(io.StringIO(_text(path), newline=""), delimiter=delimiter, strict=True)
-    header = [name.strip() for name in lines.fieldnames or []]
-    lines.fieldnames = header
+    separator = separator_of(path)
+    lines = records(path, read_user_text(path, "list"), separator)
+    at, header = next(lines, (1, []))
+    header = [name.strip() for name in header]
+    if header != ["path"]:
+        check_header(path, at, header, separator, "list")
     if "path" not in header:
-        raise UserError("the list has no such column", file=path, key="path", found=header, expected="path")
-    if repeated := [name for name in header if header.count(name) > 1]:
-        raise UserError("the list has a column twice", file=path, key=repeated[0], found=header)
+        raise UserError("the list has no such column", file=path, row=at, key="path", found=header, expected="path")
     if clashing := sorted(set(header) & set(reserved) - {"path"}):
         raise UserError("rename this column: the output has one of that name", file=path, key=clashing[0])
-    try:
-        rows = [(lines.line_num, row) for row in lines]
-    except csv.Error as e:
-        raise UserError("the list is not valid", file=path, row=lines.line_num, found=str(e)) from e
-    for number, row in rows:
-        if not row["path"] or None in row:
-            raise UserError("a row without a path, or with too many cells", file=path, row=number, found=_shown(row))
+    rows = []
+    for number, cells in lines:
+        row = dict(zip_longest(header, (cell.strip() for cell in cells), fillvalue=""))
+        if not row["path"] or len(cells) > len(header):
+            expected = f"a path, and {len(header)} cells at most"
+            message = "a row without a path, or with too many cells"
+            raise UserError(message, file=path, row=number, found=separator.join(cells)[:200], expected=expected)
+        rows.append(row)
     if not rows:
-        raise UserError("the list has no images", file=path, found="a header only")
-    names = tuple(row["path"].strip() for _, row in rows)
+        raise UserError("the list has no images", file=path, found="a header only", expected="a row for each")
+    names = tuple(row["path"] for row in rows)
     base = root or posixpath.dirname(path if "://" in path else os.path.abspath(path))
-    metadata = {c: tuple(row[c] or None for _, row in rows) for c in header if c != "path"}
+    metadata = {c: tuple(row[c] or None for row in rows) for c in header if c != "path"}
     return Listed(names, tuple(_below(base, name) for name in names), metadata)
 
 
@@ -120,19 +121,6 @@ def _files(folder: str) -> list[str]:
     return sorted(n for n in names if not any(part.startswith(".") for part in n.split("/")))
 
 
-def _text(path: str) -> str:
-    import fsspec
-
-    try:
-        with fsspec.open(path, "rb") as file:
-            data: bytes = file.read()
-        return data.decode("utf-8-sig")
-    except (FileNotFoundError, IsADirectoryError) as e:
-        raise MissingFile("no such list", file=path, expected="a CSV file") from e
-    except UnicodeDecodeError as e:
-        raise UserError("the list is not UTF-8 text", file=path, found=str(e)) from e
-
-
 def _suffix(name: str) -> str:
     return posixpath.splitext(name)[1].lower()
 
@@ -145,7 +133,3 @@ def _below(folder: str, name: str) -> str:
     if "://" in name or os.path.isabs(name):
         return name
     return f"{folder.rstrip('/')}/{name}" if name else folder
-
-
-def _shown(row: dict[Any, Any]) -> str:
-    return str({k: v for k, v in row.items() if v})[:200]

@@ -6,11 +6,11 @@ No offset is shared, so a source serves several threads at once and survives a f
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Sequence
 from typing import Any, BinaryIO, Protocol, cast
 
 from core.errors import MissingFile, UnreadableUnit, UserError
+from core.storage import check_regular
 from core.urls import is_url, local_path, public
 
 PARSE_BLOCK = 1 << 18  # bytes fetched at a time while the structure of a remote file is parsed
@@ -39,12 +39,9 @@ class LocalFile:
     def __init__(self, path: str) -> None:
         self.path, self._fd = path, -1
         try:
-            kind = os.stat(path).st_mode
-            if not stat.S_ISREG(kind):  # opening a pipe would wait for ever for whoever writes to it
-                found = "a folder" if stat.S_ISDIR(kind) else "a pipe, socket or device"
-                raise UserError("not a regular file", file=path, found=found)
+            check_regular(path)
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except FileNotFoundError:
+        except FileNotFoundError:  # so is a MissingFile
             raise MissingFile("no such file", file=path) from None
         except OSError as e:
             raise UserError(f"the file cannot be opened: {e.strerror}", file=path) from e

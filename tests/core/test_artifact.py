@@ -120,3 +120,9 @@ def test_nan_in_provenance_is_refused(folder: str) -> None:
         )
     with pytest.raises(MissingFile):
         describe(folder)
+
+
+def test_a_plain_file_is_no_encoder(tmp_path) -> None:
+    (tmp_path / "encoder").write_text("none")
+    with pytest.raises(MissingFile, match="no encoder here.*artifact.json"):
+        EncoderArtifact.load(str(tmp_path / "encoder"))

@@ -274,3 +274,20 @@ def test_a_file_in_the_way_of_an_output_is_told_and_a_good_place_is_left_as_it_i
         check_writable(str(path), "output")
     check_writable("memory://x/run", "output")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("read", ["read_bytes", "open", "size", "get"])
+def test_what_would_be_below_a_plain_file_is_missing(tmp_path: Path, read: str) -> None:
+    (tmp_path / "file").write_text("x")
+    more = (tmp_path / "copy",) if read == "get" else ()
+    with pytest.raises(MissingFile, match="file/meta.json"):
+        getattr(Storage.of(tmp_path / "file"), read)("meta.json", *more)
+
+
+@pytest.mark.parametrize("read", ["read_bytes", "open"])
+def test_pipes_and_folders_are_no_files_and_nobody_waits_for_them(tmp_path: Path, read: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name, found in (("pipe", "a pipe"), ("folder", "a folder")):
+        with pytest.raises(UserError, match=f"not a regular file.*{name}.*{found}"):
+            getattr(Storage.of(tmp_path), read)(name)

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from core.errors import MissingFile, UserError
@@ -70,6 +72,8 @@ def test_a_missing_column_is_named_with_what_was_found(tmp_path, column):
         ("slide_id,wsi_path,mask_path,\na,b,c,d\n", "no name"),
         ("slide_id,wsi_path,mask_path,status\na,b,c,d\n", "rename"),
         ('slide_id,wsi_path,mask_path\na,"b"x,c\n', "not valid CSV"),
+        ("slide_id;wsi_path;mask_path\na;b;c\n", "one column only: wrong separator.*semicolon"),
+        ("# mine\n\nslide_id\twsi_path\tmask_path\na\tb\tc\n", "wrong separator.*tab.*row: 3"),
     ],
 )
 def test_an_unusable_manifest_is_a_user_error_that_names_the_file(tmp_path, text, message):
@@ -98,6 +102,8 @@ def test_a_manifest_of_another_encoding_is_refused(tmp_path):
         ("b,c.svs", "row 3 has 2 cells, the header 4"),
         ("b,c.svs,,fine", "row 3: mpp is 'fine'"),
         ("b,c.svs,,-0.5", "row 3: mpp is '-0.5'"),
+        ("b,c.svs,,0_5", "row 3: mpp is '0_5'"),
+        ('b,c.svs,,"0,5"', "row 3: mpp is '0,5'"),
     ],
 )
 def test_what_spoils_one_row_stays_with_that_row(tmp_path, line, message):
@@ -143,3 +149,16 @@ def test_urls_without_secrets_are_not_warned_of(tmp_path, caplog):
     path.write_text("slide_id,wsi_path,mask_path\n" + "".join(f"{i},{url},\n" for i, url in enumerate(PLAIN)))
     read_manifest(str(path))
     assert not caplog.records
+
+
+def test_comments_on_top_are_skipped_and_rows_keep_their_lines(tmp_path):
+    found = read_manifest(write(tmp_path, "# cohort 7\n#\nslide_id,wsi_path,mask_path\n\n007,a.svs,\n"))
+    assert [(row.slide_id, row.number) for row in found] == [("007", 5)]
+
+
+def test_a_pipe_or_a_folder_given_as_a_manifest_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(UserError, match="pipe.*expected: 'CSV"):
+        read_manifest(str(tmp_path / "pipe.csv"))
+    with pytest.raises(UserError, match="a folder"):
+        read_manifest(str(tmp_path))

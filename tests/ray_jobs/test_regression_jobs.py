@@ -3,6 +3,7 @@
 import csv
 import errno
 import json
+import shutil
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -100,7 +101,7 @@ def test_a_training_that_lacks_its_inputs_is_refused_before_ray_starts(data, tmp
     table, parts = data
     other = tmp_path / "other.csv"
     other.write_text(parts.read_text().replace(",val", ",test", 1))
-    for given, word in (((str(tmp_path / "no.csv"), parts), "no.csv"), ((table, other), "side")):
+    for given, word in (((str(tmp_path / "no.csv"), parts), "no.csv"), ((table, other), "more than one split")):
         assert train(tmp_path / "out", *given) == 2
         assert word in capsys.readouterr().err
     assert train(tmp_path / "out", table, parts, "model.backbone=artifact") == 2
@@ -211,9 +212,24 @@ def test_a_model_is_evaluated_on_another_cohort_of_which_nothing_trains_and_neve
     assert run_job(evaluate_regression.main, schema, [*words, f"output={run}"], CONFIGS_DIR) == 2
     assert "a run's own results" in capsys.readouterr().err
     assert run_job(evaluate_regression.main, schema, [*words, f"output={run}/cohort"], CONFIGS_DIR) == 0
+    for description in ("{", "[]", "{}", '{"schema_version": 1}', '{"schema_version": 1, "sha256": 1}'):
+        shutil.copytree(model, tmp_path / "damaged", dirs_exist_ok=True)
+        (tmp_path / "damaged" / "regression.json").write_text(description)
+        words[0] = f"model={tmp_path}/damaged"
+        assert run_job(evaluate_regression.main, schema, [*words, f"output={tmp_path}/o"], CONFIGS_DIR) == 2
+        err = capsys.readouterr().err
+        assert "not a description of a regression" in err or "weights were altered" in err
     found = json.loads((run / "cohort" / "metrics.json").read_text())
     assert (found["part"], found["groups"]) == ("test", 6) and -1 <= found["spearman"] <= 1
     assert [row["run_name"] for row in read_results(Storage.of(tmp_path))] == ["run"]
+
+
+def test_a_file_in_place_of_a_model_is_named(data, tmp_path, capsys):
+    (tmp_path / "model").write_text("none")
+    words = [f"model={tmp_path}/model", f"table={data[0]}", "split=none.csv", f"output={tmp_path}/out"]
+    schema = evaluate_regression.EvaluateRegressionConfig
+    assert run_job(evaluate_regression.main, schema, words, CONFIGS_DIR) == 2
+    assert f"no regression here (file: {tmp_path}/model" in capsys.readouterr().err
 
 
 def test_a_folder_without_finished_runs_is_named(tmp_path, capsys):

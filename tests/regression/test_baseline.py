@@ -12,7 +12,7 @@ from core.errors import UserError
 from core.features.images import read_image
 from core.stats.correlation import pearson
 from regression.baseline import colour_features, fit_ridge
-from regression.spatial import log1p_cp10k, read_counts, read_spots
+from regression.spatial import log1p_cp10k, read_counts, read_spots, totals_of
 
 
 def test_a_fit_is_scikit_learns():
@@ -71,11 +71,11 @@ def test_colours_of_a_real_set_predict_what_they_are_known_to(shared_data):
     if not folder.is_dir():
         pytest.skip(f"no spatial transcriptomics at {folder}")
     spots = read_spots(str(folder / "spots.tsv"), group="section")
-    totals = dict(zip(spots.ids, spots.columns["total_counts"], strict=True))
+    totals = totals_of(spots, "total_counts")
     counts = read_counts(str(folder / "counts_top250.tsv.gz"), totals)
     assert counts.spots == spots.ids
     y, sections = log1p_cp10k(counts)[:, :50], np.array(spots.groups)
-    x = np.concatenate([colour_features(read_image(str(folder / p))[None]) for p in spots.columns["patch"]])
+    x = np.concatenate([colour_features(read_image(str(folder / p))[None]) for p in spots.sheet.texts("patch")])
     found = {}
     for section in np.unique(sections):
         test = sections == section

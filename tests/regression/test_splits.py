@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from core.errors import UserError
-from regression.splits import folds, holdout, read_split, write_split
+from regression.splits import folds, groups_that_train, holdout, read_split, write_split
 from regression.table import Table
 
 SIZES = [1, 7, 3, 12, 5, 4, 9, 2, 6, 11]
@@ -77,7 +77,7 @@ def test_the_split_of_another_table_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("{0},p1,{1}", "{0},p1,{2}", "a group stands on two sides"),
+        ("{0},p1,{1}", "{0},p1,{2}", "a group appears in more than one split"),
         ("{0},p1,{1}", "{0},p2,{1}", "another group than in the table"),
         ("{0},p1,{1}", "{0},p1,dev", "not a row of a split"),
         ("{0},p1,{1}", "none.png,p1,{1}", "no such row"),
@@ -121,5 +121,40 @@ def test_comments_on_top_of_a_split_change_nothing_and_rows_keep_their_numbers(t
 
 def test_a_split_that_is_no_text_is_refused(tmp_path):
     (tmp_path / "split.csv").write_bytes("path,group_id,split\n".encode("utf-16"))
-    with pytest.raises(UserError, match="not a split"):
+    with pytest.raises(UserError, match="not text.*UTF-16"):
         read_split(str(tmp_path / "split.csv"), table())
+
+
+PLAIN = "path,group_id,split\na,p,train\nb,q,test\nc,r,val\n"
+
+
+@pytest.mark.parametrize(
+    "text", [PLAIN, "\ufeff# x\r\n" + PLAIN.replace("\n", "\r\n"), PLAIN.replace(",", " , ") + "\n\n"]
+)
+def test_groups_that_train_are_read_from_any_dialect(tmp_path, text):
+    (tmp_path / "s.csv").write_text(text, newline="")
+    assert groups_that_train(str(tmp_path / "s.csv")) == {"p"}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (PLAIN.replace("q,test", "p,test"), "row: 3; found: 'p in train and in test'"),
+        (PLAIN.replace("q,test", "q,Train"), "not a row of a split.*row: 3"),
+        (PLAIN.replace("q,test", "q"), "not a row of a split.*row: 3"),
+        (PLAIN.replace(",", ";"), "one column only: wrong separator.*semicolon"),
+        (PLAIN.replace("split", "part"), "not a split.*row: 1"),
+        ("", "the split is empty"),
+    ],
+)
+def test_a_split_that_would_choose_the_wrong_groups_is_refused(tmp_path, text, words):
+    (tmp_path / "s.csv").write_text(text)
+    for read in (groups_that_train, lambda path: read_split(path, table())):
+        if read is groups_that_train or "row: 3; found: 'p in" not in words:
+            with pytest.raises(UserError, match=words):
+                read(str(tmp_path / "s.csv"))
+
+
+def test_a_folder_given_as_a_split_is_refused(tmp_path):
+    with pytest.raises(UserError, match="a folder"):
+        read_split(str(tmp_path), table())

@@ -151,13 +151,13 @@ def test_a_gene_that_is_silent_is_refused_for_training_and_taken_for_an_evaluati
 def test_a_table_with_a_column_twice_is_refused_by_name(tmp_path, header):
     path = tmp_path / "t.csv"
     path.write_text(f"{header}\na.png,p,1.0,2.0\nb.png,q,2.5,3.0\n")
-    with pytest.raises(UserError, match="a column twice") as e:
+    with pytest.raises(UserError, match="a column is there twice") as e:
         read_table(str(path), check_files=False)
     assert e.value.where["key"] in header and e.value.where["file"] == str(path)
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
-@pytest.mark.parametrize("cell", ["1_000", "1,5", "high", "--"])
+@pytest.mark.parametrize("cell", ["1_000", "1,5", "high", "--", "0x10"])
 def test_a_target_that_only_looks_like_a_number_is_refused_with_its_row(tmp_path, suffix, cell):
     path = str(tmp_path / f"t.{suffix}")
     if suffix == "csv":
@@ -172,3 +172,25 @@ def test_a_target_that_only_looks_like_a_number_is_refused_with_its_row(tmp_path
         "y0",
         cell,
     )
+
+
+def test_a_comment_on_top_and_blank_lines_leave_rows_their_numbers(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("# my cohort\n#\npath,group_id,y0\na.png,p,1.0\n\nb.png,q,2.0\n")
+    table = read_table(str(path), check_files=False)
+    assert table.names.tolist() == ["a.png", "b.png"] and [table.row_of(i) for i in (0, 1)] == [4, 6]
+    with pytest.raises(MissingFile, match="row: 4"):
+        read_table(str(path))
+
+
+def test_a_patient_in_two_spellings_is_refused(tmp_path):
+    with pytest.raises(UserError, match="differ in upper and lower case only.*row: 3; key: group_id; found: 'p1'.*P1"):
+        placed(tmp_path, "path,group_id,y0\na.png,P1,1\nb.png,p1,2\n")
+
+
+def test_a_group_that_a_spreadsheet_rounded_is_warned_of(tmp_path, caplog):
+    placed(tmp_path, "path,group_id,y0\na.png,1.00E+05,1\nb.png,1.00E+05,2\n")
+    assert "rounded the group 1.00E+05" in caplog.text
+    caplog.clear()
+    placed(tmp_path, "path,group_id,y0\na.png,1e2,1\nb.png,007,2\n")
+    assert caplog.text == ""

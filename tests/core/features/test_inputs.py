@@ -61,12 +61,15 @@ def test_a_list_carries_its_other_columns_and_resolves_paths(tmp_path, name, tab
     ("text", "said"),
     [
         ("file,organ\na.png,skin\n", "key: path"),
-        ("path,x,x\na.png,1,2\n", "column twice"),
+        ("path,x,x\na.png,1,2\n", "column is there twice"),
         ("path,features\na.png,1\n", "rename this column"),
         ("path\n", "no images"),
         ("path,x\na.png,1\n,2\n", "row: 3"),
         ("path\na.png,1\n", "row: 2"),
         ('path\n"a.png\n', "not valid"),
+        ("path;organ\na.png;skin\n", "one column only: wrong separator.*semicolon"),
+        ("# mine\n\npath,x\na.png,1,2\n", "row: 4"),
+        ("", "the list is empty"),
     ],
 )
 def test_a_list_that_will_not_do_is_refused_with_the_place(tmp_path, text, said):
@@ -97,3 +100,15 @@ def test_files_that_are_no_slides_are_counted_and_named(tmp_path, caplog):
     assert (
         all(name in caplog.text for name in ("notes.txt", "scan.qptiff", "photo.jpg")) and "Slidedat" not in caplog.text
     )
+
+
+def test_a_comment_on_top_of_a_list_is_one(tmp_path):
+    (tmp_path / "l.csv").write_text("# mine\n#\npath,organ\na.png, skin \n\nb.png\n")
+    listed = images_of(str(tmp_path / "l.csv"))
+    assert listed.names == ("a.png", "b.png") and listed.metadata == {"organ": ("skin", None)}
+
+
+def test_a_pipe_given_as_a_list_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "l.csv")
+    with pytest.raises(UserError, match="pipe"):
+        images_of(str(tmp_path / "l.csv"))
