@@ -66,6 +66,14 @@ def main(loaded: Loaded[TrainRegressionConfig]) -> Outputs | None:
     return work_on(run)
 
 
+def validation_metrics(config: TrainRegressionConfig) -> list[str]:
+    """What a run's rows of metrics have of its validation: a sweep's objective may be one of them."""
+    names = ["spearman", "pearson", "mse", "n_undefined"]
+    if config.eval.samplewise:
+        names += [f"samplewise_{name}{more}" for name in ("spearman", "pearson") for more in ("", "_undefined")]
+    return [f"val/{name}" for name in names]
+
+
 def tell_rehearsal(run: Run) -> None:
     """Two batches of training and of validation in this process, and what they say."""
     from regression.rehearsal import rehearse
