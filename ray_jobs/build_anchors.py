@@ -24,7 +24,7 @@ from ijepath.anchors import SlideAnchors, anchors_of
 from ijepath.catalog import STRATUM_KEY, stale_because, stratum_key
 from ijepath.catalog_writer import REPORT_COLUMNS, ROWS_PER_SHARD, report_line, write_catalog
 from ijepath.index import SlideIndex, read_index
-from ijepath.profile import Profile
+from ijepath.profile import Profile, name_in_force
 from ray_jobs.cli import Outputs, job
 from ray_jobs.ordered_map import RayMap
 from ray_jobs.progress import Progress
@@ -32,7 +32,7 @@ from ray_jobs.runtime import RuntimeConfig, ray_session
 
 log = logging.getLogger(__name__)
 CONFIGS_DIR = Path(ijepath.__file__).parent / "configs"
-GROUPS = (Group("profile", "profile"),)
+GROUPS = (Group("profile", "profile", name_in_force),)
 
 
 @dataclass

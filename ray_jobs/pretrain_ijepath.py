@@ -1,6 +1,6 @@
 """I-JEPATH pretraining on whole-slide images: from a slide manifest (or an anchor catalog) to an encoder, through Ray.
 
-    python -m ray_jobs.pretrain_ijepath --config smoke profile=ctx1p0_tgt0p5_fov512um_k4 \\
+    python -m ray_jobs.pretrain_ijepath profile=ctx1p0_tgt0p5_fov512um_k4 \\
         data.slide_manifest_csv=slides.csv output=outputs/run optimization.total_images_budget=100000
 
 A manifest and an output folder are enough: slide index and anchor catalog are built under the output folder when they
@@ -305,11 +305,22 @@ def resolved(config: PretrainConfig, anchors: int) -> PretrainConfig:
     """The config with the global batch fixed (that of the run it resumes, if it does) and the budget in images."""
     from core.train.budget import resolve_budget
 
-    config = resolve_global_batch(config, config.scaling.workers, recorded(config).get(GLOBAL_BATCH))
+    known = recorded(config)
+    config = resolve_global_batch(_as_named(config, known), config.scaling.workers, known.get(GLOBAL_BATCH))
     settings = config.optimization
     batch = int(settings.global_batch or 0)
     images = resolve_budget(settings.total_images_budget, global_batch=batch, epoch_images=anchors, key=BUDGET)
     return replace(config, optimization=replace(settings, total_images_budget=images))
+
+
+def _as_named(config: PretrainConfig, known: Mapping[str, Any]) -> PretrainConfig:
+    """A run that is resumed keeps the profile's name that it began with, which says nothing of how it trains."""
+    from ijepath.profile import GEOMETRY
+
+    data = config.data
+    if "data.profile_id" not in known or any(known.get(f"data.{key}") != getattr(data, key) for key in GEOMETRY):
+        return config
+    return replace(config, data=replace(data, profile_id=known["data.profile_id"]))
 
 
 def _check_resumed(config: PretrainConfig) -> None:

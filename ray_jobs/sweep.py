@@ -55,6 +55,8 @@ def main(loaded: Loaded[SweepConfig]) -> Outputs | None:
 def _try_the_job(sweep: Sweep) -> None:
     """The job's own check of what it is given, with the first value of every key: UserError before Ray is started."""
     trial = sweep.job.load(sweep.first, *sweep.job.words_for(f"{sweep.config.output}/trials/none"))
+    for note in trial.notes:
+        log.warning("args: %s", note)
     sweep.job.module.main(replace(trial, dry_run=True))
 
 

@@ -3,10 +3,10 @@
 import pyarrow as pa
 import pytest
 
-from core.config import load_config
+from core.config import fingerprint, load_config
 from core.errors import UserError
 from ijepath.config import CONFIGS_DIR, GROUPS
-from ray_jobs.pretrain_ijepath import PretrainConfig, _check_inputs, cpus_of, enlarged, remote_advice
+from ray_jobs.pretrain_ijepath import PretrainConfig, _check_inputs, cpus_of, enlarged, remote_advice, resolved
 
 
 def config(*words):
@@ -47,3 +47,13 @@ def test_slides_of_an_older_catalog_that_are_enlarged_are_named():
     said = enlarged(config(), sources)
     assert said.startswith("1 of 3 slides") and "coarse" in said and "bound" not in said
     assert enlarged(config("max_enlargement=60"), sources) == ""
+
+
+def test_a_run_that_is_resumed_keeps_the_name_of_its_profile_where_the_geometry_is_the_same(monkeypatch):
+    now = config("profile=ctx1p0_tgt0p5_fov512um_k4", "data.context_fov_um=256", "data.target_fov_um=64")
+    assert now.data.profile_id == "ctx1p0_tgt0p5_fov256um_k4"
+    then = fingerprint(now)["values"] | {"data.profile_id": "ctx1p0_tgt0p5_fov512um_k4"}
+    monkeypatch.setattr("ray_jobs.pretrain_ijepath.recorded", lambda config: then)
+    assert resolved(now, 100).data.profile_id == "ctx1p0_tgt0p5_fov512um_k4", "it was begun under that name"
+    then["data.context_fov_um"] = 512
+    assert resolved(now, 100).data.profile_id == "ctx1p0_tgt0p5_fov256um_k4", "it was begun with another profile"
