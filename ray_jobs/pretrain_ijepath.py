@@ -22,6 +22,7 @@ from ijepath.config import CONFIGS_DIR, GROUPS, RunConfig, resolve_global_batch
 from ijepath.profile import Profile
 from ray_jobs import training_jobs
 from ray_jobs.cli import Outputs, job
+from ray_jobs.dry_run import Needs, check_slides, of_catalog, of_index, of_manifest, tell
 from ray_jobs.runtime import RuntimeConfig, ray_session
 from ray_jobs.trainer import Outcome, ScalingConfig, begin, fit
 from ray_jobs.training_jobs import (
@@ -68,8 +69,7 @@ def main(loaded: Loaded[PretrainConfig]) -> Outputs | None:
     _check_inputs(config)
     _check_resumed(config)
     if loaded.dry_run:
-        log.info("the config is valid; nothing was built or written")
-        return None
+        return rehearse(config)
     if (stopped := early_stopped(config)) is not None:
         return stopped
     scaling = config.scaling
@@ -133,6 +133,26 @@ def _check_inputs(config: PretrainConfig) -> None:
         read_manifest(str(data.slide_manifest_csv), reserved=COLUMNS)
     if data.anchor_catalog_manifest and not data.slide_metadata_parquet:
         _same_profile(config, data.anchor_catalog_manifest)
+
+
+def rehearse(config: PretrainConfig) -> None:
+    """UserError where too many slides are not there, do not say their spacing or are too coarse for the profile."""
+    from ijepath.catalog import Catalog
+    from ijepath.index import COLUMNS, read_index
+    from ijepath.manifest import read_manifest
+
+    data, profile, units = config.data, profile_of(config), list[tuple[int, str]]()
+    needs = Needs((profile.context_effective_mpp, profile.target_effective_mpp), config.max_enlargement)
+    if _index_is_built(config):
+        source = str(data.slide_manifest_csv)
+        slides = of_manifest(read_manifest(source, reserved=COLUMNS))
+    elif source := data.slide_metadata_parquet or "":
+        slides = of_index(read_index(source).rows)
+    else:
+        source = str(data.anchor_catalog_manifest)
+        catalog = Catalog.open(source)
+        slides, units, needs = of_catalog(catalog), [(catalog.total_anchors, "anchors")], Needs()
+    tell((check_slides(slides, source, config.min_success_fraction, needs), "slides"), *units)
 
 
 def _index_is_built(config: PretrainConfig) -> bool:

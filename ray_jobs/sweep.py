@@ -19,6 +19,7 @@ from core.config import Loaded
 from core.errors import UserError
 from ijepath.config import CONFIGS_DIR
 from ray_jobs.cli import Outputs, job
+from ray_jobs.dry_run import tell
 from ray_jobs.runtime import ray_session, worker_environment
 from ray_jobs.sweep_config import (
     CONFIG,
@@ -46,8 +47,7 @@ def main(loaded: Loaded[SweepConfig]) -> Outputs | None:
     sweep = checked(config)
     _try_the_job(sweep)
     if loaded.dry_run:
-        log.info("the sweep is sound; nothing was built or written")
-        return None
+        return tell((sweep.trials, "trials"))
     with ray_session(config.runtime, cpus=config.max_concurrent * (_cpus(sweep) + TRIAL_CPUS)):
         return run(sweep)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import math
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -126,6 +127,12 @@ class Sweep:
     space: dict[str, Dimension]
     first: dict[str, Any]  # a value of every key
     base: Any  # the job's config with these
+
+    @property
+    def trials(self) -> int:
+        """How many there are to be."""
+        grids = (len(dimension.values) for dimension in self.space.values() if dimension.kind == "grid")
+        return (self.config.samples or 1) * math.prod(grids)
 
 
 def checked(config: SweepConfig) -> Sweep:

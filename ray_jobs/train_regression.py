@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from core.config import Loaded, is_set, placement
 from core.errors import UserError
 from ray_jobs import training_jobs
 from ray_jobs.cli import Outputs, job
+from ray_jobs.dry_run import tell
 from ray_jobs.runtime import RuntimeConfig, ray_session
 from ray_jobs.trainer import Outcome, ScalingConfig, fit
 from ray_jobs.training_jobs import absolute, check_output, cpus_of, saved, train_job
@@ -58,12 +60,10 @@ def main(loaded: Loaded[TrainRegressionConfig]) -> Outputs | None:
     config = located(loaded.config)
     check_output(config.output)
     check_probes(config)
-    plan = plan_of(config)
-    run = run_of(config, plan)
     if loaded.dry_run:
-        tell_rehearsal(run)
-        return None
-    return work_on(run)
+        with tempfile.TemporaryDirectory(prefix="pathray-") as scratch:
+            return tell_rehearsal([run_of(config, plan_of(config, scratch))])
+    return work_on(run_of(config, plan_of(config)))
 
 
 def validation_metrics(config: TrainRegressionConfig) -> list[str]:
@@ -74,10 +74,12 @@ def validation_metrics(config: TrainRegressionConfig) -> list[str]:
     return [f"val/{name}" for name in names]
 
 
-def tell_rehearsal(run: Run) -> None:
-    """Two batches of training and of validation in this process, and what they say."""
+def tell_rehearsal(runs: Sequence[Run]) -> None:
+    """Two batches of training and of validation of the first run in this process, what they say, and all runs' rows."""
+    from regression.plan import rows_of
     from regression.rehearsal import rehearse
 
+    run = runs[0]
     found = rehearse(run.config, run.plan)
     losses = ", ".join(f"{loss:.4g}" for loss in found.losses)
     log.info("two batches: loss %s; %.1f images/s in this process", losses, found.images_per_s)
@@ -85,7 +87,8 @@ def tell_rehearsal(run: Run) -> None:
         log.info(
             "of two validation batches: %s %.3f", run.config.eval.primary, found.validation[run.config.eval.primary]
         )
-    log.info("the config is valid: %d training rows; no run was started", run.plan.rows)
+    parts = {"training": run.plan.rows} | {part: int(rows_of(run.plan, part).size) for part in ("val", "test")}
+    tell((len(runs), "runs"), *((count, f"{part} rows") for part, count in parts.items()))
 
 
 def work_on(run: Run) -> Outputs:
@@ -134,8 +137,9 @@ def check_probes(config: TrainRegressionConfig) -> None:
         preprocessing(probe_config(config, artifact))
 
 
-def plan_of(config: TrainRegressionConfig) -> Plan:
-    """The plan of table and split, made once for all runs below `output` that train on them: others may read it."""
+def plan_of(config: TrainRegressionConfig, scratch: str = "") -> Plan:
+    """The plan of table and split, made once for all runs below `output` that train on them: others may read it. In
+    the folder `scratch` instead where one is given: a dry run leaves nothing."""
     from core.plan import Plan as Opened
     from core.plan import publish
     from core.storage import Storage, private_cache
@@ -149,7 +153,7 @@ def plan_of(config: TrainRegressionConfig) -> Plan:
     shown = (table.places.hash if table.places is not None else None, table.unit)
     facts = repr((table.hash, table.paths[:1], split.of.tolist(), table.genes, data.normalize_target, shown))
     name = f"{hashlib.sha256(facts.encode()).hexdigest()[:24]}-regression"
-    store = Storage.of(str(config.output))
+    store = Storage.of(scratch or str(config.output))
     folder = store.join("plans", name) if store.local else str(private_cache() / name)
     try:
         plan = Opened.open(folder, verify=True)
