@@ -288,12 +288,16 @@ def enlarged(config: PretrainConfig, sources: Any) -> str:
 
 def train(config: PretrainConfig, inputs: Inputs, accelerator: str | None = None) -> Outcome:
     """Log the diversity budget, save the resolved config and train to the end of the budget, on what `begin` found."""
+    from core.train.budget import passes_note
     from ijepath.assembly import assemble, identity_of
     from ijepath.diversity import Diversity
     from ijepath.plan import identity as plan_identity
     from ray_jobs.resume import check_resumable
 
-    config = resolved(config, inputs.plan.rows)
+    asked, config = config.optimization.total_images_budget, resolved(config, inputs.plan.rows)
+    images, batch = config.optimization.total_images_budget, int(config.optimization.global_batch or 0)
+    if note := passes_note(asked, images=images, global_batch=batch, epoch_images=inputs.plan.rows):
+        log.warning("%s (optimization.global_batch, data.batch_size_per_gpu x scaling.workers)", note)
     identity = identity_of(config, plan_identity(inputs.plan))
     if (newest := resumed(config)) is not None:
         check_resumable(newest, identity, config.checkpoint.resume_changes)

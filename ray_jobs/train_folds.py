@@ -31,6 +31,7 @@ from ray_jobs.train_regression import (
     Run,
     TrainRegressionConfig,
     check_probes,
+    checked_run,
     located,
     plan_of,
     run_of,
@@ -143,11 +144,11 @@ def run_of_fold(fold: Fold, scratch: str = "") -> Run:
     correlate."""
     from regression.plan import rows_of
 
-    plan = plan_of(fold.config, scratch)
-    if (count := int(rows_of(plan, "test").size)) < 2:
+    run = checked_run(fold.config, scratch)
+    if (count := int(rows_of(run.plan, "test").size)) < 2:
         split, expected = fold.config.data.split, "two or more rows of test"
         raise UserError("a fold without test rows", file=split, key="split", found=count, expected=expected)
-    return run_of(fold.config, plan)
+    return run
 
 
 def check_apart(folds: list[Fold], runs: list[Run]) -> None:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 METRICS = "metrics.json"
+MIN_VALIDATION = 2  # rows: fewer have no correlation
 
 
 @dataclass
@@ -62,8 +63,36 @@ def main(loaded: Loaded[TrainRegressionConfig]) -> Outputs | None:
     check_probes(config)
     if loaded.dry_run:
         with tempfile.TemporaryDirectory(prefix="pathray-") as scratch:
-            return tell_rehearsal([run_of(config, plan_of(config, scratch))])
-    return work_on(run_of(config, plan_of(config)))
+            return tell_rehearsal([checked_run(config, scratch)])
+    return work_on(checked_run(config))
+
+
+def checked_run(config: TrainRegressionConfig, scratch: str = "") -> Run:
+    """The run of `config`, its plan in the folder `scratch` if one is given. UserError where its rows cannot do what is
+    asked for; a warning where they do it in another way."""
+    from core.train.budget import passes_note
+    from regression.plan import rows_of
+
+    run = run_of(config, plan_of(config, scratch))
+    train, rows, val = run.config.train, run.plan.rows, int(rows_of(run.plan, "val").size)
+    if val < MIN_VALIDATION:
+        check_unvalidated(config, val)
+    budget = None if config.train.images else {"epochs": train.epochs}
+    images, batch = int(train.images or 0), int(train.global_batch or 0)
+    if note := passes_note(budget, images=images, global_batch=batch, epoch_images=rows):
+        log.warning("%s (train.global_batch, train.batch_size x train.grad_accum_steps x scaling.workers)", note)
+    return run
+
+
+def check_unvalidated(config: TrainRegressionConfig, val: int) -> None:
+    """UserError where early stopping is asked for and too few rows validate; else a word on what that means."""
+    if config.eval.patience is not None:
+        message = "early stopping needs validation, and too few rows validate: a correlation needs two"
+        found = f"{config.eval.patience}, with {val} val rows in {config.data.split}"
+        expected = f"{MIN_VALIDATION} or more val rows in data.split, or eval.patience=null"
+        raise UserError(message, key="eval.patience", found=found, expected=expected)
+    level = logging.WARNING if val else logging.INFO  # none at all is meant: folds of two groups have none
+    log.log(level, "%s has %d val rows: nothing validates, the last state is exported", config.data.split, val)
 
 
 def validation_metrics(config: TrainRegressionConfig) -> list[str]:

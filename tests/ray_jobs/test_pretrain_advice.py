@@ -6,6 +6,7 @@ import pytest
 from core.config import fingerprint, load_config
 from core.errors import UserError
 from ijepath.config import CONFIGS_DIR, GROUPS
+from ray_jobs import pretrain_ijepath
 from ray_jobs.pretrain_ijepath import PretrainConfig, _check_inputs, cpus_of, enlarged, remote_advice, resolved
 
 
@@ -57,3 +58,19 @@ def test_a_run_that_is_resumed_keeps_the_name_of_its_profile_where_the_geometry_
     assert resolved(now, 100).data.profile_id == "ctx1p0_tgt0p5_fov512um_k4", "it was begun under that name"
     then["data.context_fov_um"] = 512
     assert resolved(now, 100).data.profile_id == "ctx1p0_tgt0p5_fov256um_k4", "it was begun with another profile"
+
+
+def test_more_passes_over_the_anchors_than_were_asked_for_are_told(tmp_path, monkeypatch, caplog):
+    from ijepath.plan import build_plan
+    from tests.builders.run import KEYS, index_and_catalog, write_cohort
+
+    catalog = index_and_catalog(tmp_path, write_cohort(tmp_path / "cohort", slides=1))
+    plan = build_plan(catalog, str(tmp_path / "plan"))
+    monkeypatch.setattr(pretrain_ijepath, "train_job", lambda *args, **more: None)
+    monkeypatch.setattr(pretrain_ijepath, "fit", lambda job: None)
+    own = ("optimization.total_images_budget={epochs: 1}", f"output={tmp_path}/run")
+    for batch, told in ((4, False), (2 * plan.rows, True)):
+        words = (*KEYS, *own, f"optimization.global_batch={batch}")
+        run = load_config(PretrainConfig, words, configs_dir=CONFIGS_DIR, groups=GROUPS).config
+        pretrain_ijepath.train(run, pretrain_ijepath.Inputs("", catalog, plan))
+        assert (f"2 passes over the {plan.rows:,} training units, not 1" in caplog.text) == told
