@@ -1,7 +1,8 @@
 """Typed configs: a dataclass schema, YAML layers over it, `key=value` on top. Knows nothing of any one science.
 
-Order: schema defaults < group files < `--config` files in the order given < `key=value`. Not here: how a layer is laid
-(core/config_tree.py), what identity and placement are (core/fingerprint.py), how `--help` reads (core/config_help.py).
+Order: schema defaults < groups that a file chooses < `--config` files and groups of the command line, in the order
+typed < `key=value`. Not here: how a layer is laid (core/config_tree.py), what identity and placement are
+(core/fingerprint.py), how `--help` reads (core/config_help.py).
 
 Schemas are plain dataclasses at the top level of a module other than ``__main__``. A required key is `key: int =
 MISSING`; `__post_init__` checks values and raises `UserError`. It also runs on the defaults, so it lets an open
@@ -11,8 +12,9 @@ required key pass: `if is_set(self.key) and …`. A comment behind a field is it
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -39,6 +41,7 @@ __all__ = [
 
 T = TypeVar("T")
 Chosen = dict[str, tuple[str, str]]  # group name -> (chosen name, where it was chosen)
+Files = Sequence[tuple[Path, dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,14 @@ class Group:
 
     `name.key=value` means `mount.key=value`. The choice also works in a `--config` file (`name: x`), where the command
     line wins, and in the file of a root-mounted group, for groups declared after it.
+
+    `settle(section, alone)` sees the finished section at the mount, which it may change, and what the group's file
+    makes of the defaults: the name in that file may be wrong where other layers have changed its values.
     """
 
     name: str
     mount: str
+    settle: Callable[[Any, Any], None] | None = None
 
 
 @dataclass
@@ -62,12 +69,14 @@ class Loaded(Generic[T]):
     dry_run: bool = False
     print_config: bool = False
     sources: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what the user should know of how the layers met
 
 
 @dataclass
 class _Arguments:
     files: list[str] = field(default_factory=list)
     pairs: list[tuple[str, str]] = field(default_factory=list)
+    before: dict[str, int] = field(default_factory=dict)  # key of a pair: how many files were typed before it
     flags: set[str] = field(default_factory=set)
 
 
@@ -95,18 +104,40 @@ def load_config(
     files = [(path, read_config_file(path)) for path in (_find(name, configs_dir) for name in args.files)]
     layers, chosen = _group_layers(groups, _choices(files, args, groups), configs_dir)
     tree, sources = ConfigTree(schema, {g.name: g.mount for g in groups}), []
-    for mount, path, content in layers:
-        tree.lay(content, str(path), at=mount)
-    for path, content in files:
-        tree.lay(content, str(path))
+    turns = {name: args.before[name] if source == COMMAND_LINE else 0 for name, (_, source) in chosen.items()}
+    notes = _lay(tree, files, layers, turns)
     for key, text in args.pairs:
         if key not in chosen:
             tree.lay_text(key, text)
             sources.append(f"{key}={text}")
     config = tree.finish()
+    _settle(config, schema, layers)
     sources = [f"{name}={x}" for name, (x, _) in chosen.items()] + [str(path) for path, _ in files] + sources
     resolved = OmegaConf.to_yaml(OmegaConf.structured(config))
-    return Loaded(config, resolved, "--dry-run" in args.flags, "--print-config" in args.flags, sources)
+    return Loaded(config, resolved, "--dry-run" in args.flags, "--print-config" in args.flags, sources, notes)
+
+
+def _lay(
+    tree: ConfigTree, files: Files, layers: Sequence[tuple[Group, Path, dict[str, Any]]], turns: Mapping[str, int]
+) -> list[str]:
+    """Lay files and groups; `turns`: how many files come before a group. What groups replaced of files, in words."""
+    notes: list[str] = []
+    for turn in range(len(files) + 1):
+        for group, path, content in layers:
+            if turns[group.name] == turn:
+                changed = tree.lay(content, str(path), at=group.mount)
+                notes += [f"{group.name}={path.stem} replaces {', '.join(changed)}"] if changed else []
+        if turn < len(files):
+            tree.lay(files[turn][1], str(files[turn][0]))
+    return notes
+
+
+def _settle(config: Any, schema: type[Any], layers: Sequence[tuple[Group, Path, dict[str, Any]]]) -> None:
+    for group, path, content in layers:
+        if group.settle is not None:
+            alone = ConfigTree(schema, {})
+            alone.lay(content, str(path), at=group.mount)
+            group.settle(attrgetter(group.mount)(config), OmegaConf.select(alone.config, group.mount))
 
 
 def _parse(argv: Sequence[str]) -> _Arguments:
@@ -127,6 +158,7 @@ def _parse(argv: Sequence[str]) -> _Arguments:
             raise UserError("an argument is neither an option nor key=value", found=word, expected="key=value")
         else:
             args.pairs.append((name.strip(), value))
+            args.before[name.strip()] = len(args.files)
     return args
 
 
@@ -141,7 +173,7 @@ def _find(name: str, configs_dir: Path) -> Path:
     raise MissingFile("config file not found", file=name, expected=f"a file, or one of {', '.join(shipped)}")
 
 
-def _choices(files: Sequence[tuple[Path, dict[str, Any]]], args: _Arguments, groups: Sequence[Group]) -> Chosen:
+def _choices(files: Files, args: _Arguments, groups: Sequence[Group]) -> Chosen:
     """Choices in files are taken out of their content."""
     names = [g.name for g in groups]
     chosen: Chosen = {}
@@ -152,7 +184,7 @@ def _choices(files: Sequence[tuple[Path, dict[str, Any]]], args: _Arguments, gro
 
 def _group_layers(
     groups: Sequence[Group], chosen: Chosen, configs_dir: Path
-) -> tuple[list[tuple[str, Path, dict[str, Any]]], Chosen]:
+) -> tuple[list[tuple[Group, Path, dict[str, Any]]], Chosen]:
     layers = []
     for i, group in enumerate(groups):
         if group.name not in chosen:
@@ -168,5 +200,5 @@ def _group_layers(
             if isinstance(content.get(later.name), str):
                 inner = content.pop(later.name)
                 chosen = {later.name: (inner, str(path))} | chosen
-        layers.append((group.mount, path, content))
+        layers.append((group, path, content))
     return layers, chosen

@@ -17,7 +17,7 @@ USAGE = """usage: {program} [--config FILE]… [--dry-run] [--print-config] [GRO
   --config FILE    a YAML layer; repeatable, later ones win{shipped}
   --dry-run        check everything, start nothing
   --print-config   print the resolved config and end
-Order: defaults < group files < --config files < key=value."""
+Order: defaults < groups and --config files, in the order typed < key=value."""
 
 
 def help_text(schema: type[Any], configs_dir: Path, groups: Sequence[tuple[str, str]]) -> str:

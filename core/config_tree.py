@@ -41,11 +41,14 @@ class ConfigTree:
         self.interpolated: list[list[Part]] = []
         _unlock(self.config)
 
-    def lay(self, content: Mapping[str, Any], source: str, at: str = "") -> None:
-        """A whole layer; its keys are relative to `at`."""
+    def lay(self, content: Mapping[str, Any], source: str, at: str = "") -> list[str]:
+        """A whole layer; its keys are relative to `at`. What it changed of other layers' values, in words."""
+        before = {key: (self._value(key), layer) for key, layer in self.origin.items()}
         for key, value in content.items():
             parts = [*split_key(at), *split_key(str(key))] if at else self._address(str(key))
             self._set(parts, value, source)
+        now = {key: self._value(key) for key in before if self.origin.get(key) == source}
+        return [f"{key}={old} of {layer}" for key, (old, layer) in before.items() if key in now and now[key] != old]
 
     def lay_text(self, key: str, text: str) -> None:
         """One `key=value` of the command line; the text is YAML, except where the schema wants a string."""
@@ -150,6 +153,9 @@ class ConfigTree:
         for part in parts:
             node = node[part]
         return node
+
+    def _value(self, key: str) -> Any:
+        return OmegaConf.select(self.config, key, throw_on_resolution_failure=False)
 
     def _check_index(self, node: ListConfig, parts: list[Part], source: str) -> None:
         if not isinstance(parts[-1], int) or parts[-1] >= len(node):

@@ -18,10 +18,10 @@ from core.errors import UserError
 from core.evaluation.settings import TuningConfig
 from core.train.budget import resolve_budget, resolve_cadence
 from core.train.checkpointing import CheckpointConfig
-from ijepath.profile import Profile
+from ijepath.profile import Profile, name_in_force
 
 CONFIGS_DIR = Path(__file__).parent / "configs"
-GROUPS = (Group("profile", "data"),)
+GROUPS = (Group("profile", "data", name_in_force),)
 MODELS = ("vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge")
 STRATEGIES = ("stratified_weighted", "global_uniform")
 POLICIES = ("skip_anchor", "skip_slide", "lower_threshold")

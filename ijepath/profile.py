@@ -25,6 +25,14 @@ CATALOG_FIELDS = (
     "patch_size",
 )
 
+GEOMETRY = (
+    "context_mpp",
+    "target_mpp",
+    "context_fov_um",
+    "target_fov_um",
+    "targets_per_context",
+)  # of a profile's name
+
 
 @dataclass
 class Profile:
@@ -121,6 +129,17 @@ class Profile:
         """Digest of what an anchor catalog depends on; equal digests mean equal anchors on equal slides."""
         values = {k: v for k, v in self.as_dict().items() if k in CATALOG_FIELDS}
         return hashlib.sha256(json.dumps(values, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def name_in_force(profile: Profile, alone: Any) -> None:
+    """Name `profile` after its geometry where that is no longer the one of the profile's file, which is `alone`: a
+    record must not name a profile that was not in force. An id that somebody else gave stays."""
+    changed = any(getattr(profile, key) != getattr(alone, key) for key in GEOMETRY)
+    if not changed or not profile.profile_id or profile.profile_id != alone.profile_id:
+        return
+    profile.profile_id = ""
+    own_target = "" if 4 * profile.target_fov_um == profile.context_fov_um else f"_t{profile.target_fov_um:g}um"
+    profile.profile_id = profile.name + own_target
 
 
 def size_px(fov_um: float, mpp: float, patch_size: int) -> int:

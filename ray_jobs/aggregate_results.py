@@ -13,6 +13,7 @@ import core
 from core.config import MISSING, Loaded
 from core.errors import MissingFile
 from ray_jobs.cli import Outputs, job
+from ray_jobs.dry_run import tell
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ def main(loaded: Loaded[AggregateConfig]) -> Outputs | None:
         raise MissingFile("no finished run is here", file=store.url, key="runs", expected=expected)
     text = results_table(found)
     if loaded.dry_run:
-        return None
+        return tell((len(found), "finished runs"))
     target = config.output or store.join("results.md")
     write_atomic(target, text.encode())
     print(text)

@@ -24,7 +24,7 @@ from ijepath.anchors import SlideAnchors, anchors_of
 from ijepath.catalog import STRATUM_KEY, stale_because, stratum_key
 from ijepath.catalog_writer import REPORT_COLUMNS, ROWS_PER_SHARD, report_line, write_catalog
 from ijepath.index import SlideIndex, read_index
-from ijepath.profile import Profile
+from ijepath.profile import Profile, name_in_force
 from ray_jobs.cli import Outputs, job
 from ray_jobs.ordered_map import TIMEOUT_S, RayMap
 from ray_jobs.progress import Progress
@@ -32,7 +32,7 @@ from ray_jobs.runtime import RuntimeConfig, ray_session
 
 log = logging.getLogger(__name__)
 CONFIGS_DIR = Path(ijepath.__file__).parent / "configs"
-GROUPS = (Group("profile", "profile"),)
+GROUPS = (Group("profile", "profile", name_in_force),)
 
 
 @dataclass
@@ -70,11 +70,20 @@ def main(loaded: Loaded[BuildAnchorsConfig]) -> Outputs | None:
     log.info("%d slides, profile %s, strata by %s", len(index.rows), config.profile.name, strata or "nothing (one)")
     log.info("catalog: %s", stale or "current")
     if loaded.dry_run:
-        return None
+        return rehearse(config, index)
     if stale or not config.resume:
         with ray_session(config.runtime):
             build(config, index)
     return Outputs({"catalog": config.output, "report": config.report})
+
+
+def rehearse(config: BuildAnchorsConfig, index: SlideIndex) -> None:
+    """UserError where too many slides of the index are not there any more or too coarse for the profile."""
+    from ray_jobs.dry_run import Needs, check_slides, of_index, tell
+
+    profile = config.profile
+    needs = Needs((profile.context_effective_mpp, profile.target_effective_mpp), config.max_enlargement)
+    tell((check_slides(of_index(index.rows), config.slide_index, config.min_success_fraction, needs), "slides"))
 
 
 def build(config: BuildAnchorsConfig, index: SlideIndex) -> dict[str, Any]:

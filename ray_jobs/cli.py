@@ -73,6 +73,8 @@ def run_job(
             if loaded.print_config:
                 print(public_text(loaded.yaml), end="")
                 return 0
+            for note in loaded.notes:
+                logging.getLogger(__name__).warning("%s", note)
             if not loaded.dry_run:
                 _check_outputs(loaded.config)
             outputs = main(loaded)

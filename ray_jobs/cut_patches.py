@@ -73,10 +73,23 @@ def main(loaded: Loaded[CutPatchesConfig]) -> Outputs | None:
     spec, jobs = tile_spec(config), jobs_of(config)
     log.info("%d archives of patches of %d px into %s", len(jobs), config.size, config.output)
     if loaded.dry_run:
-        return None
+        return rehearse(config, jobs)
     with ray_session(config.runtime):
         build(config, spec, jobs)
     return Outputs({"archives": config.output, "report": config.report})
+
+
+def rehearse(config: CutPatchesConfig, jobs: list[SlideCut | ImagesCut]) -> None:
+    """UserError where too many slides of the index are not there any more or too coarse for the patches."""
+    from ray_jobs.dry_run import Needs, check_slides, of_index, tell
+
+    if config.images:
+        return tell((len(jobs), "archives"), (sum(len(one.paths) for one in jobs if hasattr(one, "paths")), "images"))
+    from ijepath.index import read_index
+
+    needs = Needs((config.mpp,), config.max_enlargement)
+    slides = of_index(read_index(config.slides).rows)
+    tell((check_slides(slides, config.slides, config.min_success_fraction, needs), "slides"))
 
 
 def tile_spec(config: CutPatchesConfig) -> TileSpec:

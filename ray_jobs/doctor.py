@@ -15,6 +15,7 @@ from core.checks import check_accelerator
 from core.config import Loaded
 from core.errors import UserError
 from ray_jobs.cli import Outputs, job
+from ray_jobs.dry_run import check_files, tell
 from ray_jobs.node_checks import FAIL, OK, WARN, Check
 from ray_jobs.runtime import RuntimeConfig
 
@@ -42,12 +43,12 @@ class NodeReport:
     checks: list[Check]
 
 
-def main(loaded: Loaded[DoctorConfig]) -> Outputs:
+def main(loaded: Loaded[DoctorConfig]) -> Outputs | None:
     config = loaded.config
     storage, slides = _listed(config.storage), _slides(config.slides)
     if loaded.dry_run:
         print("would check:", ", ".join(["packages", "memory", "disk", "decoders", "accelerators", *storage, *slides]))
-        return Outputs()
+        return tell((len(storage), "folders"), (check_files(slides, config.slides, "slides"), "slides"))
     reports = _over_ray(config, storage, slides) if config.ray else [examine(config.accelerator, storage, slides)]
     print(table(reports, shutil.get_terminal_size((160, 24)).columns))
     worst = [check.status for report in reports for check in report.checks]

@@ -23,6 +23,7 @@ from core.config import Loaded
 from core.errors import MissingFile, UserError
 from core.evaluation.settings import TuningConfig
 from ray_jobs.cli import Outputs, job
+from ray_jobs.dry_run import check_files, tell
 from ray_jobs.progress import BEAT
 from ray_jobs.runtime import RuntimeConfig, ray_session
 
@@ -59,10 +60,12 @@ def main(loaded: Loaded[EvaluateConfig]) -> Outputs | None:
     config = located(loaded.config)
     folder, given = _subject(config)
     tuning = _tuning(config)
-    for note in Judge(tuning.plugins, "").check():
+    judge = Judge(tuning.plugins, "")
+    for note in judge.check():
         log.warning("%s", note)
     if loaded.dry_run:
-        return None
+        images = check_files(judge.images(), "the evaluators' manifests", "tuning.plugins")
+        return tell((len(tuning.plugins), "evaluators"), (images, "images"))
     with ray_session(config.runtime, cpus=tuning.execution.cpus):
         _evaluate(replace(config, tuning=tuning), folder, given)
     return _outputs(folder)

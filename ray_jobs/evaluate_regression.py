@@ -20,6 +20,7 @@ import core
 from core.config import MISSING, Loaded
 from core.errors import UserError
 from ray_jobs.cli import Outputs, job
+from ray_jobs.dry_run import tell
 from regression.config import EvalConfig
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ def main(loaded: Loaded[EvaluateRegressionConfig]) -> Outputs | None:
     if store.exists("checkpoints") or store.exists("config_resolved.yaml"):
         raise UserError("a run's own results are there", file=store.url, key="output", expected="another folder")
     if loaded.dry_run:
-        return None
+        return tell((count, f"rows of {config.part}"))
     with tempfile.TemporaryDirectory(prefix="pathray-") as folder:
         plan = build_plan(table, split, folder, normalize_target=False)
         device = Device.of(config.accelerator)

@@ -45,6 +45,7 @@ def main(loaded: Loaded[ExtractConfig]) -> Outputs | None:
     work = (extract_slides.plan if config.slides else extract_images.plan)(config, specs)
     log.info("%s", work)
     if loaded.dry_run:
+        work.check()
         return None
     Storage.of(config.output).write_bytes("extraction.yaml", loaded.yaml.encode())
     work.run()

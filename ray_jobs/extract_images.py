@@ -16,7 +16,8 @@ from core.features.publish import sweep
 from core.features.tables import merge_tables, read_meta
 from core.reports import check_success, write_report
 from core.storage import Storage
-from ray_jobs.extraction import DIED, looked_at, over_actors, state_of
+from ray_jobs.dry_run import tell
+from ray_jobs.extraction import ABSENT, DIED, looked_at, over_actors, state_of
 from ray_jobs.progress import Progress
 
 if TYPE_CHECKING:
@@ -62,6 +63,14 @@ class Images:
         """Of an encoder's table, or of a part of it."""
         store = Storage.of(self.config.output).at(name)
         return store.join(TABLE) if part is None else store.join(PARTS, f"part-{part:06d}.parquet")
+
+    def check(self) -> None:
+        """What a dry run looks at: the images are there."""
+        pairs = list(zip(self.whole.names, self.whole.states, strict=True))
+        lost = [{"path": name, "status": "failed", "error": "no such file"} for name, state in pairs if state == ABSENT]
+        rows = [*lost, *({"path": name, "status": "ok"} for name, state in pairs if state != ABSENT)]
+        check_success(rows, "path", "images", self.config.min_success_fraction, self.config.images)
+        tell((len(rows) - len(lost), "images"))
 
     def run(self) -> None:
         """Do the jobs on Ray, put the tables together, write the report, and raise when too few images are ok."""

@@ -18,6 +18,7 @@ from core.storage import Storage, file_state
 from core.urls import public
 from core.wsi.tiling import TileSpec
 from ijepath.manifest import read_manifest
+from ray_jobs.dry_run import Needs, Slide, check_slides, tell
 from ray_jobs.extraction import DIED, Row, looked_at, over_actors
 from ray_jobs.progress import Progress
 
@@ -49,6 +50,15 @@ class Slides:
             f"{len(self.rows)} slides, {done} finished before; tiles of {tiles.size_px} px at {tiles.mpp:g} µm/px "
             f"({tiles.size_um:g} µm) for {', '.join(self.specs)}; {of.pooling} of the tokens as {of.dtype}"
         )
+
+    def check(self) -> None:
+        """What a dry run looks at: the slides that are not finished are there, have a spacing and are fine enough."""
+        of, config = self.settings, self.config
+        slides = [Slide(job.slide_id, job.wsi_path, job.mask_path, job.mpp, job.fallback_mpp) for _, job in self.jobs]
+        failed = (row for row in self.rows if row["status"] == "failed")
+        slides += [Slide(row["slide_id"], row["wsi_path"], error=row["error"]) for row in failed]
+        needs = Needs((of.tiles.mpp,), of.max_enlargement, of.backend)
+        tell((check_slides(slides, config.slides, config.min_success_fraction, needs), "slides to do"))
 
     def run(self) -> None:
         """Do the jobs on Ray, write the report whatever happens, and raise when too few slides are ok."""

@@ -18,6 +18,7 @@ import adios
 from core.config import MISSING, Loaded, placement
 from core.errors import UserError
 from ray_jobs.cli import Outputs, job
+from ray_jobs.dry_run import check_files, tell
 from ray_jobs.ordered_map import TIMEOUT_S, RayMap
 from ray_jobs.progress import Progress
 from ray_jobs.runtime import RuntimeConfig, ray_session
@@ -55,7 +56,7 @@ def main(loaded: Loaded[IndexPatchesConfig]) -> Outputs | None:
     root, archives = archives_of(config.source)
     log.info("%d archives in %s", len(archives), config.source)
     if loaded.dry_run:
-        return None
+        return tell((check_files([archive.path for archive in archives], config.source, "source"), "archives"))
     with ray_session(config.runtime):
         build(config, root, archives)
     return Outputs({"index": config.output, "quarantine": quarantine_path(config.output)})

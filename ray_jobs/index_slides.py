@@ -30,6 +30,7 @@ from ijepath.index import (
 )
 from ijepath.manifest import Manifest, ManifestRow, read_manifest
 from ray_jobs.cli import Outputs, job
+from ray_jobs.dry_run import Needs, check_slides, of_manifest, tell
 from ray_jobs.ordered_map import TIMEOUT_S, RayMap
 from ray_jobs.progress import Progress
 from ray_jobs.runtime import RuntimeConfig, ray_session
@@ -66,7 +67,9 @@ def main(loaded: Loaded[IndexSlidesConfig]) -> Outputs | None:
     previous = previous_rows(config)
     log.info("%d slides in %s, %d of them indexed before", len(manifest), config.manifest, len(previous))
     if loaded.dry_run:
-        return None
+        needs = Needs(backend=config.backend)
+        slides = of_manifest(manifest)
+        return tell((check_slides(slides, config.manifest, config.min_success_fraction, needs), "slides"))
     with ray_session(config.runtime):
         index = build(config, manifest, previous)
     ok = len(index.rows) - len(index.failed)

@@ -16,6 +16,7 @@ import core
 from core.config import MISSING, Loaded
 from core.errors import UserError
 from ray_jobs.cli import Outputs, job
+from ray_jobs.dry_run import tell
 
 log = logging.getLogger(__name__)
 KINDS = ("holdout", "group_kfold", "leave_one_group_out")
@@ -56,7 +57,7 @@ def main(loaded: Loaded[MakeSplitsConfig]) -> Outputs | None:
         store = Storage.of(config.output)
         splits = {store.join(f"fold_{i}.csv"): split for i, split in enumerate(made)}
     if loaded.dry_run:
-        return None
+        return tell((len(table.names), "rows"), (len(splits), "splits"))
     for path, split in splits.items():
         write_split(path, table, split)
         groups = {part: sorted(set(table.groups[split.rows(part)].tolist())) for part in SPLITS}

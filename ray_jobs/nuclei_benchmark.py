@@ -20,6 +20,7 @@ import core
 from core.config import MISSING, Loaded, placement
 from core.errors import MissingFile, UserError
 from ray_jobs.cli import Outputs, job
+from ray_jobs.dry_run import tell
 
 if TYPE_CHECKING:
     from adios.nuclei import Pair
@@ -64,7 +65,7 @@ def main(loaded: Loaded[NucleiConfig]) -> Outputs | None:
     known = judged_before(store, own)
     if loaded.dry_run:
         log.info("sound: %d checkpoints, %d images choose and %d judge", len(models), len(train), len(test))
-        return None
+        return tell((len(models), "checkpoints"), (len(pairs), "images"))
     floor = floors([pairs[i] for i in test])
     found: dict[str, Any] = {
         "settings": own,

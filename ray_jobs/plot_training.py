@@ -20,6 +20,7 @@ from core.charts import Panel, draw_curves
 from core.config import Loaded
 from core.errors import MissingFile, UserError
 from ray_jobs.cli import Outputs, job
+from ray_jobs.dry_run import tell
 
 if TYPE_CHECKING:
     from core.storage import Storage
@@ -105,7 +106,7 @@ def main(loaded: Loaded[PlotConfig]) -> Outputs | None:
         raise MissingFile("no metrics were logged here yet", file=store.join(METRICS), key="run")
     rows = MetricsLog(store.join(METRICS)).read()
     if loaded.dry_run:
-        return None
+        return tell((len(rows), "rows of metrics"))
     title = config.title or os.path.basename(config.run.rstrip("/"))
     write(config.output, draw_curves(rows, PANELS, title, scale=config.scale))
     return Outputs({"curves": config.output, **film(store, config.output)})
@@ -129,7 +130,7 @@ def from_logs(config: PlotConfig, dry_run: bool) -> Outputs | None:
         raise MissingFile("no such logs", file=config.logs, key="logs", found=found, expected=expected)
     rows = read_logs(paths)
     if dry_run:
-        return None
+        return tell((len(paths), "logs"), (len(rows), "rows"))
     names = dict.fromkeys(name for row in rows for name in row if name != STEP)
     panels = [Panel(name.replace("_", " "), ((name, name),)) for name in names]
     title = config.title or os.path.basename(paths[-1])

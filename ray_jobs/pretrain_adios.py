@@ -20,6 +20,7 @@ from core.config import Loaded, placement
 from core.errors import UserError
 from ray_jobs import training_jobs
 from ray_jobs.cli import Outputs, job
+from ray_jobs.dry_run import check_files, tell
 from ray_jobs.runtime import RuntimeConfig, ray_session
 from ray_jobs.trainer import Outcome, ScalingConfig, begin, fit
 from ray_jobs.training_jobs import (
@@ -55,8 +56,7 @@ def main(loaded: Loaded[PretrainAdiosConfig]) -> Outputs | None:
     config = located(loaded.config)
     check(config)
     if loaded.dry_run:
-        log.info("the config is valid; nothing was built or written")
-        return None
+        return rehearse(config)
     if (stopped := early_stopped(config)) is not None:
         return stopped
     with ray_session(config.runtime, cpus=cpus_of(config), autoscaling=config.scaling.autoscaling):
@@ -101,6 +101,18 @@ def check(config: PretrainAdiosConfig) -> None:
     check_networks(config)
     if newest is not None:
         check_resumable(newest, identity_of(config, known.get("plan", "")), config.checkpoint.resume_changes)
+
+
+def rehearse(config: PretrainAdiosConfig) -> None:
+    """MissingFile where archives that an index lists are not there."""
+    from adios.index import PatchIndex, located
+
+    path = str(config.data_path)
+    root, names = _archives(config)
+    units = [(check_files([located(root, name) for name in sorted(names)], path, "data_path"), "archives")]
+    if path.endswith(".parquet"):
+        units.append((PatchIndex.open(path).rows, "patches"))
+    tell(*units)
 
 
 def prepare(config: PretrainAdiosConfig) -> Any:

@@ -1,6 +1,6 @@
 """I-JEPATH pretraining on whole-slide images: from a slide manifest (or an anchor catalog) to an encoder, through Ray.
 
-    python -m ray_jobs.pretrain_ijepath --config smoke profile=ctx1p0_tgt0p5_fov512um_k4 \\
+    python -m ray_jobs.pretrain_ijepath profile=ctx1p0_tgt0p5_fov512um_k4 \\
         data.slide_manifest_csv=slides.csv output=outputs/run optimization.total_images_budget=100000
 
 A manifest and an output folder are enough: slide index and anchor catalog are built under the output folder when they
@@ -22,6 +22,7 @@ from ijepath.config import CONFIGS_DIR, GROUPS, RunConfig, resolve_global_batch
 from ijepath.profile import Profile
 from ray_jobs import training_jobs
 from ray_jobs.cli import Outputs, job
+from ray_jobs.dry_run import Needs, check_slides, of_catalog, of_index, of_manifest, tell
 from ray_jobs.runtime import RuntimeConfig, ray_session
 from ray_jobs.trainer import Outcome, ScalingConfig, begin, fit
 from ray_jobs.training_jobs import (
@@ -68,8 +69,7 @@ def main(loaded: Loaded[PretrainConfig]) -> Outputs | None:
     _check_inputs(config)
     _check_resumed(config)
     if loaded.dry_run:
-        log.info("the config is valid; nothing was built or written")
-        return None
+        return rehearse(config)
     if (stopped := early_stopped(config)) is not None:
         return stopped
     scaling = config.scaling
@@ -133,6 +133,26 @@ def _check_inputs(config: PretrainConfig) -> None:
         read_manifest(str(data.slide_manifest_csv), reserved=COLUMNS)
     if data.anchor_catalog_manifest and not data.slide_metadata_parquet:
         _same_profile(config, data.anchor_catalog_manifest)
+
+
+def rehearse(config: PretrainConfig) -> None:
+    """UserError where too many slides are not there, do not say their spacing or are too coarse for the profile."""
+    from ijepath.catalog import Catalog
+    from ijepath.index import COLUMNS, read_index
+    from ijepath.manifest import read_manifest
+
+    data, profile, units = config.data, profile_of(config), list[tuple[int, str]]()
+    needs = Needs((profile.context_effective_mpp, profile.target_effective_mpp), config.max_enlargement)
+    if _index_is_built(config):
+        source = str(data.slide_manifest_csv)
+        slides = of_manifest(read_manifest(source, reserved=COLUMNS))
+    elif source := data.slide_metadata_parquet or "":
+        slides = of_index(read_index(source).rows)
+    else:
+        source = str(data.anchor_catalog_manifest)
+        catalog = Catalog.open(source)
+        slides, units, needs = of_catalog(catalog), [(catalog.total_anchors, "anchors")], Needs()
+    tell((check_slides(slides, source, config.min_success_fraction, needs), "slides"), *units)
 
 
 def _index_is_built(config: PretrainConfig) -> bool:
@@ -268,12 +288,16 @@ def enlarged(config: PretrainConfig, sources: Any) -> str:
 
 def train(config: PretrainConfig, inputs: Inputs, accelerator: str | None = None) -> Outcome:
     """Log the diversity budget, save the resolved config and train to the end of the budget, on what `begin` found."""
+    from core.train.budget import passes_note
     from ijepath.assembly import assemble, identity_of
     from ijepath.diversity import Diversity
     from ijepath.plan import identity as plan_identity
     from ray_jobs.resume import check_resumable
 
-    config = resolved(config, inputs.plan.rows)
+    asked, config = config.optimization.total_images_budget, resolved(config, inputs.plan.rows)
+    images, batch = config.optimization.total_images_budget, int(config.optimization.global_batch or 0)
+    if note := passes_note(asked, images=images, global_batch=batch, epoch_images=inputs.plan.rows):
+        log.warning("%s (optimization.global_batch, data.batch_size_per_gpu x scaling.workers)", note)
     identity = identity_of(config, plan_identity(inputs.plan))
     if (newest := resumed(config)) is not None:
         check_resumable(newest, identity, config.checkpoint.resume_changes)
@@ -305,11 +329,22 @@ def resolved(config: PretrainConfig, anchors: int) -> PretrainConfig:
     """The config with the global batch fixed (that of the run it resumes, if it does) and the budget in images."""
     from core.train.budget import resolve_budget
 
-    config = resolve_global_batch(config, config.scaling.workers, recorded(config).get(GLOBAL_BATCH))
+    known = recorded(config)
+    config = resolve_global_batch(_as_named(config, known), config.scaling.workers, known.get(GLOBAL_BATCH))
     settings = config.optimization
     batch = int(settings.global_batch or 0)
     images = resolve_budget(settings.total_images_budget, global_batch=batch, epoch_images=anchors, key=BUDGET)
     return replace(config, optimization=replace(settings, total_images_budget=images))
+
+
+def _as_named(config: PretrainConfig, known: Mapping[str, Any]) -> PretrainConfig:
+    """A run that is resumed keeps the profile's name that it began with, which says nothing of how it trains."""
+    from ijepath.profile import GEOMETRY
+
+    data = config.data
+    if "data.profile_id" not in known or any(known.get(f"data.{key}") != getattr(data, key) for key in GEOMETRY):
+        return config
+    return replace(config, data=replace(data, profile_id=known["data.profile_id"]))
 
 
 def _check_resumed(config: PretrainConfig) -> None:

@@ -21,6 +21,7 @@ from core.errors import UserError
 from ijepath.config import CONFIGS_DIR, GROUPS, OptimizationConfig
 from ijepath.profile import CATALOG_FIELDS, Profile
 from ray_jobs.cli import Outputs, job
+from ray_jobs.dry_run import check_slides, of_catalog, tell
 from ray_jobs.pretrain_ijepath import PretrainConfig
 from ray_jobs.progress import Progress
 
@@ -64,7 +65,8 @@ def main(loaded: Loaded[PreviewConfig]) -> Outputs | None:
     config = with_catalog_profile(config, catalog)
     log.info("%s anchors, profile %s", f"{catalog.total_anchors:,}", catalog.profile.name)
     if loaded.dry_run:
-        return None
+        slides = check_slides(of_catalog(catalog), catalog.path, config.min_success_fraction)
+        return tell((slides, "slides"), (catalog.total_anchors, "anchors"), (config.num_samples, "samples"))
     store = Storage.of(config.output_dir)
     count = draw_previews(config, store) + draw_overlays(config, catalog, store)
     log.info("%d files", count)

@@ -22,6 +22,7 @@ from core.config import MISSING, Loaded, is_set
 from core.errors import MissingFile, UserError
 from core.wsi.spacing import MAX_ENLARGEMENT
 from ray_jobs.cli import Outputs, job
+from ray_jobs.dry_run import tell
 
 if TYPE_CHECKING:
     from regression.spatial import Counts, SectionImage, Spots
@@ -70,10 +71,7 @@ def main(loaded: Loaded[SpatialPatchesConfig]) -> Outputs | None:
     sections = dict.fromkeys(spots.sections)
     images = {section: section_image(config, section) for section in sections}
     if loaded.dry_run:
-        log.info(
-            "sound: %d spots of %d sections, %d genes; nothing was written", len(spots.ids), len(images), len(genes)
-        )
-        return None
+        return tell((len(spots.ids), "spots"), (len(images), "sections"), (len(genes), "genes"))
     store, patches = Storage.of(config.output), dict[str, str]()
     for section, image in images.items():
         folder = f"patches/{section}"

@@ -20,6 +20,7 @@ import core
 from core.config import MISSING, Loaded
 from core.errors import MissingFile
 from ray_jobs.cli import Outputs, job
+from ray_jobs.dry_run import tell
 from ray_jobs.trainer import STOP, request_stop
 
 if TYPE_CHECKING:
@@ -40,9 +41,10 @@ def main(loaded: Loaded[StopConfig]) -> Outputs | None:
     if not any(map(store.exists, ("config_resolved.yaml", "checkpoints", "metrics.jsonl", "sweep.yaml"))):
         expected = "the output folder of a training job that has begun"
         raise MissingFile("no run is here", file=store.url, key="run", expected=expected)
+    beat = _end(store)
     if loaded.dry_run:
-        return None
-    if (beat := _end(store)) is not None:
+        return tell((0 if beat else 1, "runs to stop"))
+    if beat is not None:
         log.info("this run has ended (%s, after %s images): nothing to stop", beat["end"], f"{beat['images_seen']:,}")
         return Outputs({"run": store.url})
     request_stop(store.url)

@@ -19,8 +19,18 @@ from core.config import Loaded
 from core.errors import UserError
 from ijepath.config import CONFIGS_DIR
 from ray_jobs.cli import Outputs, job
+from ray_jobs.dry_run import tell
 from ray_jobs.runtime import ray_session, worker_environment
-from ray_jobs.sweep_config import CONFIG, Sweep, SweepConfig, checked, given_output, restored
+from ray_jobs.sweep_config import (
+    CONFIG,
+    SAVE_EVERY,
+    Sweep,
+    SweepConfig,
+    TrainingJob,
+    checked,
+    given_output,
+    restored,
+)
 
 if TYPE_CHECKING:
     from core.storage import Storage
@@ -28,6 +38,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 TRIAL_CPUS = 1.01  # of Ray, beside those of the run
+LATEST_EVERY, KEEP_ALL = "checkpoint.latest_every", 1_000_000
 
 
 def main(loaded: Loaded[SweepConfig]) -> Outputs | None:
@@ -36,15 +47,16 @@ def main(loaded: Loaded[SweepConfig]) -> Outputs | None:
     sweep = checked(config)
     _try_the_job(sweep)
     if loaded.dry_run:
-        log.info("the sweep is sound; nothing was built or written")
-        return None
+        return tell((sweep.trials, "trials"))
     with ray_session(config.runtime, cpus=config.max_concurrent * (_cpus(sweep) + TRIAL_CPUS)):
         return run(sweep)
 
 
 def _try_the_job(sweep: Sweep) -> None:
     """The job's own check of what it is given, with the first value of every key: UserError before Ray is started."""
-    trial = sweep.job.load(sweep.first, f"output={sweep.config.output}/trials/none")
+    trial = sweep.job.load(sweep.first, *sweep.job.words_for(f"{sweep.config.output}/trials/none"))
+    for note in trial.notes:
+        log.warning("args: %s", note)
     sweep.job.module.main(replace(trial, dry_run=True))
 
 
@@ -88,16 +100,23 @@ def _settings(sweep: Sweep, store: Storage, words: list[str]) -> Any:
 
     config, build = sweep.config, getattr(sweep.job.module, "shared", None)
     if build is not None:
-        shared = sweep.job.load(sweep.first, f"output={store.join('shared')}").config
+        shared = sweep.job.load(sweep.first, *sweep.job.words_for(store.join("shared"))).config
         words = [*words, *build(shared, list(sweep.space))]
     snapshots = config.pbt.perturbation_images or 0 if config.scheduler == "pbt" else 0
-    if snapshots:  # all of them stay: whoever takes over may do so late
-        keys = {"training.save_every": snapshots, "tuning.execution.keep_last_n_snapshots": 1_000_000}
-        words = [*words, *(f"{key}={value}" for key, value in keys.items() if sweep.job.has(key))]
+    if snapshots:
+        words = [*words, *_snapshot_words(sweep.job, snapshots)]
     return TrialSettings(
         store.url, sweep.job, tuple(sweep.space), config.objective, tuple(words), os.getcwd(), snapshots,
         worker_environment(),
     )  # fmt: skip
+
+
+def _snapshot_words(job: TrainingJob, images: int) -> list[str]:
+    """What makes a run leave a checkpoint every so many `images`. All of them stay: whoever takes over may do so late.
+    A job without snapshots in images keeps its ordinary checkpoints."""
+    keys: dict[str, int] = {"tuning.execution.keep_last_n_snapshots": KEEP_ALL}
+    own = {SAVE_EVERY: images} if job.has(SAVE_EVERY) else {LATEST_EVERY: images, "checkpoint.keep_last_n": KEEP_ALL}
+    return [f"{key}={value}" for key, value in (keys | own).items() if job.has(key)]
 
 
 def _saved(sweep: Sweep) -> str:

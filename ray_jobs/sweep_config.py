@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import math
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,13 +20,13 @@ from core.config import Loaded, load_config, placement
 from core.config_schema import keys_of
 from core.errors import UserError
 from core.evaluation.settings import EarlyStoppingConfig, SelectionConfig
-from core.search.objective import Objective
+from core.search.objective import VALIDATION, Objective
 from core.search.space import Dimension, parse_space, word
 from ray_jobs.runtime import RuntimeConfig
 
 CONFIG = "sweep.yaml"
-OWN = ("output", "checkpoint.resume", "checkpoint.resume_changes", "logging.mlflow_parent")  # the sweep sets them
-CHANGES = "checkpoint.resume_changes"
+CHANGES, RUN_NAME, SAVE_EVERY = "checkpoint.resume_changes", "logging.run_name", "training.save_every"
+OWN = ("output", "checkpoint.resume", CHANGES, "logging.mlflow_parent", RUN_NAME)  # the sweep sets them
 
 
 @dataclass
@@ -108,6 +109,14 @@ class TrainingJob:
         module = self.module
         return load_config(self.schema, argv, configs_dir=module.CONFIGS_DIR, groups=getattr(module, "GROUPS", ()))
 
+    def words_for(self, folder: str) -> list[str]:
+        """The `key=value` words with which a run of the job has `folder`, and no folder below it, for its own: a job
+        that keeps several runs below its output is given the run's name, too."""
+        if not self.has(RUN_NAME):
+            return [word("output", folder)]
+        output, _, name = folder.rpartition("/")
+        return [word("output", output), word(RUN_NAME, name)]
+
 
 @dataclass(frozen=True)
 class Sweep:
@@ -118,6 +127,12 @@ class Sweep:
     space: dict[str, Dimension]
     first: dict[str, Any]  # a value of every key
     base: Any  # the job's config with these
+
+    @property
+    def trials(self) -> int:
+        """How many there are to be."""
+        grids = (len(dimension.values) for dimension in self.space.values() if dimension.kind == "grid")
+        return (self.config.samples or 1) * math.prod(grids)
 
 
 def checked(config: SweepConfig) -> Sweep:
@@ -144,6 +159,10 @@ def training_job(name: str, args: Sequence[str]) -> TrainingJob:
     job = TrainingJob(name, tuple(args))
     if not job.has("output") or not job.has("checkpoint.resume"):
         message, expected = "not a training job that can be resumed", "one with output and checkpoint.resume"
+        raise UserError(message, key="job", found=name, expected=expected)
+    if job.has("splits"):
+        message = "the folds of a cross-validation are runs of their own: it has no objective while it trains"
+        expected = "job=train_regression with data.split of one fold, then train_folds with the values of best.yaml"
         raise UserError(message, key="job", found=name, expected=expected)
     for arg in args:
         if arg.startswith("-") and not arg.startswith("--config"):
@@ -230,11 +249,17 @@ def _check_snapshots(sweep: Sweep) -> None:
 
 
 def _check_objective(sweep: Sweep) -> None:
-    """An evaluator's metric must be one that the job's config has evaluated."""
-    objective = sweep.config.objective
-    if "/" not in objective.metric:
+    """A metric of validation, or of an evaluator, must be one that the job's config has computed."""
+    objective, key = sweep.config.objective, "objective.metric"
+    if objective.metric.startswith(VALIDATION):
+        names = getattr(sweep.job.module, "validation_metrics", None)
+        known = names(sweep.base) if names is not None else []
+        if objective.metric not in known:
+            expected = ", ".join(known) or "a metric of the training (loss): this job does not validate"
+            raise UserError("validation does not give this", key=key, found=objective.metric, expected=expected)
+    if not objective.is_evaluators:
         return
-    tuning, key = getattr(sweep.base, "tuning", None), "objective.metric"
+    tuning = getattr(sweep.base, "tuning", None)
     if tuning is None or not tuning.enable:
         expected = "tuning.enable=true and tuning.plugins in args, or a metric of the training"
         raise UserError("nothing evaluates this", key=key, found=objective.metric, expected=expected)

@@ -26,6 +26,7 @@ from ray_jobs.trainer import request_stop
 
 log = logging.getLogger(__name__)
 TRIAL, RESOLVED = "trial.json", "config_resolved.yaml"
+BUDGETS = ("optimization.total_images_budget", "train.images", "total_images")  # where resolved configs have it
 
 
 class TrialRun:
@@ -74,8 +75,8 @@ class TrialRun:
         """The images that the run is to see; 0 as long as it has not said so."""
         if self._budget == 0 and self.store.exists(RESOLVED):
             config = OmegaConf.create(self.store.read_bytes(RESOLVED).decode())
-            budget = OmegaConf.select(config, "optimization.total_images_budget")
-            self._budget = budget if isinstance(budget, int) else 0
+            found = (OmegaConf.select(config, key) for key in BUDGETS)
+            self._budget = next((budget for budget in found if isinstance(budget, int)), 0)
         return self._budget
 
     def _run(self) -> None:

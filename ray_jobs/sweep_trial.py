@@ -23,7 +23,7 @@ from core.errors import MissingFile
 from core.search.objective import IMAGES, Objective, Point
 from core.search.space import word
 from core.storage import Storage
-from ray_jobs.sweep_config import CHANGES, TrainingJob
+from ray_jobs.sweep_config import CHANGES, SAVE_EVERY, TrainingJob
 from ray_jobs.sweep_run import TrialRun, no_objective
 from ray_jobs.trainer import STOP
 
@@ -91,7 +91,7 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]
     def _running(self) -> TrialRun:
         if self.run is None:
             settings = self.settings
-            words = [*settings.words, word("output", self.sweep.join(self.folder))]
+            words = [*settings.words, *settings.job.words_for(self.sweep.join(self.folder))]
             if self.donor:
                 words += [word("checkpoint.resume", self.donor), word(CHANGES, list(settings.keys))]
             self.run = TrialRun(
@@ -153,7 +153,9 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]
         """Those of the run's own; of a run that has only begun from a donor's, that one."""
         from core.committed import read_committed
 
-        own = [c for c in list_committed(self.sweep.join(self.folder, "checkpoints")) if "-img" in c.name]
+        found = list_committed(self.sweep.join(self.folder, "checkpoints"))
+        tagged = self.settings.job.has(SAVE_EVERY)  # else every checkpoint stays, see sweep.py
+        own = [c for c in found if ("-img" in c.name if tagged else "-best" not in c.name)]
         return own or ([read_committed(self.donor)] if self.donor else [])
 
 

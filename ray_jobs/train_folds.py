@@ -14,6 +14,7 @@ import copy
 import logging
 import posixpath
 import sys
+import tempfile
 import threading
 import time
 from dataclasses import dataclass, field, replace
@@ -30,6 +31,7 @@ from ray_jobs.train_regression import (
     Run,
     TrainRegressionConfig,
     check_probes,
+    checked_run,
     located,
     plan_of,
     run_of,
@@ -104,12 +106,10 @@ def main(loaded: Loaded[TrainFoldsConfig]) -> Outputs | None:
     config = loaded.config
     folds = folds_of(config)
     check_probes(folds[0].config)
-    runs = [checked(fold) for fold in folds]  # every check of every fold, before the first begins
-    check_apart(folds, runs)
     if loaded.dry_run:
-        tell_rehearsal(runs[0])
-        log.info("all %d folds are sound", len(folds))
-        return None
+        with tempfile.TemporaryDirectory(prefix="pathray-") as scratch:
+            return tell_rehearsal(checked(folds, scratch))
+    checked(folds)
     root = Storage.of(str(config.output))
     left = [fold for fold in folds if not root.exists(f"{fold.name}/{METRICS}")]
     log.info("%d folds, %d of them finished", len(folds), len(folds) - len(left))
@@ -132,16 +132,23 @@ def main(loaded: Loaded[TrainFoldsConfig]) -> Outputs | None:
     return Outputs({"table": root.join("folds.md"), "per_gene": root.join("per_gene.csv"), "runs": root.url})
 
 
-def checked(fold: Fold) -> Run:
+def checked(folds: list[Fold], scratch: str = "") -> list[Run]:
+    """The folds' runs, after every check of every fold. In a dry run their plans are in `scratch`."""
+    runs = [run_of_fold(fold, scratch) for fold in folds]
+    check_apart(folds, runs)
+    return runs
+
+
+def run_of_fold(fold: Fold, scratch: str = "") -> Run:
     """The fold's run. UserError for what it cannot be trained on, and where a row or none tests: there is nothing to
     correlate."""
     from regression.plan import rows_of
 
-    plan = plan_of(fold.config)
-    if (count := int(rows_of(plan, "test").size)) < 2:
+    run = checked_run(fold.config, scratch)
+    if (count := int(rows_of(run.plan, "test").size)) < 2:
         split, expected = fold.config.data.split, "two or more rows of test"
         raise UserError("a fold without test rows", file=split, key="split", found=count, expected=expected)
-    return run_of(fold.config, plan)
+    return run
 
 
 def check_apart(folds: list[Fold], runs: list[Run]) -> None:

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from core.config import Loaded, is_set, placement
 from core.errors import UserError
 from ray_jobs import training_jobs
 from ray_jobs.cli import Outputs, job
+from ray_jobs.dry_run import tell
 from ray_jobs.runtime import RuntimeConfig, ray_session
 from ray_jobs.trainer import Outcome, ScalingConfig, fit
 from ray_jobs.training_jobs import absolute, check_output, cpus_of, saved, train_job
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 METRICS = "metrics.json"
+MIN_VALIDATION = 2  # rows: fewer have no correlation
 
 
 @dataclass
@@ -58,18 +61,54 @@ def main(loaded: Loaded[TrainRegressionConfig]) -> Outputs | None:
     config = located(loaded.config)
     check_output(config.output)
     check_probes(config)
-    plan = plan_of(config)
-    run = run_of(config, plan)
     if loaded.dry_run:
-        tell_rehearsal(run)
-        return None
-    return work_on(run)
+        with tempfile.TemporaryDirectory(prefix="pathray-") as scratch:
+            return tell_rehearsal([checked_run(config, scratch)])
+    return work_on(checked_run(config))
 
 
-def tell_rehearsal(run: Run) -> None:
-    """Two batches of training and of validation in this process, and what they say."""
+def checked_run(config: TrainRegressionConfig, scratch: str = "") -> Run:
+    """The run of `config`, its plan in the folder `scratch` if one is given. UserError where its rows cannot do what is
+    asked for; a warning where they do it in another way."""
+    from core.train.budget import passes_note
+    from regression.plan import rows_of
+
+    run = run_of(config, plan_of(config, scratch))
+    train, rows, val = run.config.train, run.plan.rows, int(rows_of(run.plan, "val").size)
+    if val < MIN_VALIDATION:
+        check_unvalidated(config, val)
+    budget = None if config.train.images else {"epochs": train.epochs}
+    images, batch = int(train.images or 0), int(train.global_batch or 0)
+    if note := passes_note(budget, images=images, global_batch=batch, epoch_images=rows):
+        log.warning("%s (train.global_batch, train.batch_size x train.grad_accum_steps x scaling.workers)", note)
+    return run
+
+
+def check_unvalidated(config: TrainRegressionConfig, val: int) -> None:
+    """UserError where early stopping is asked for and too few rows validate; else a word on what that means."""
+    if config.eval.patience is not None:
+        message = "early stopping needs validation, and too few rows validate: a correlation needs two"
+        found = f"{config.eval.patience}, with {val} val rows in {config.data.split}"
+        expected = f"{MIN_VALIDATION} or more val rows in data.split, or eval.patience=null"
+        raise UserError(message, key="eval.patience", found=found, expected=expected)
+    level = logging.WARNING if val else logging.INFO  # none at all is meant: folds of two groups have none
+    log.log(level, "%s has %d val rows: nothing validates, the last state is exported", config.data.split, val)
+
+
+def validation_metrics(config: TrainRegressionConfig) -> list[str]:
+    """What a run's rows of metrics have of its validation: a sweep's objective may be one of them."""
+    names = ["spearman", "pearson", "mse", "n_undefined"]
+    if config.eval.samplewise:
+        names += [f"samplewise_{name}{more}" for name in ("spearman", "pearson") for more in ("", "_undefined")]
+    return [f"val/{name}" for name in names]
+
+
+def tell_rehearsal(runs: Sequence[Run]) -> None:
+    """Two batches of training and of validation of the first run in this process, what they say, and all runs' rows."""
+    from regression.plan import rows_of
     from regression.rehearsal import rehearse
 
+    run = runs[0]
     found = rehearse(run.config, run.plan)
     losses = ", ".join(f"{loss:.4g}" for loss in found.losses)
     log.info("two batches: loss %s; %.1f images/s in this process", losses, found.images_per_s)
@@ -77,7 +116,8 @@ def tell_rehearsal(run: Run) -> None:
         log.info(
             "of two validation batches: %s %.3f", run.config.eval.primary, found.validation[run.config.eval.primary]
         )
-    log.info("the config is valid: %d training rows; no run was started", run.plan.rows)
+    parts = {"training": run.plan.rows} | {part: int(rows_of(run.plan, part).size) for part in ("val", "test")}
+    tell((len(runs), "runs"), *((count, f"{part} rows") for part, count in parts.items()))
 
 
 def work_on(run: Run) -> Outputs:
@@ -126,8 +166,9 @@ def check_probes(config: TrainRegressionConfig) -> None:
         preprocessing(probe_config(config, artifact))
 
 
-def plan_of(config: TrainRegressionConfig) -> Plan:
-    """The plan of table and split, made once for all runs below `output` that train on them: others may read it."""
+def plan_of(config: TrainRegressionConfig, scratch: str = "") -> Plan:
+    """The plan of table and split, made once for all runs below `output` that train on them: others may read it. In
+    the folder `scratch` instead where one is given: a dry run leaves nothing."""
     from core.plan import Plan as Opened
     from core.plan import publish
     from core.storage import Storage, private_cache
@@ -141,7 +182,7 @@ def plan_of(config: TrainRegressionConfig) -> Plan:
     shown = (table.places.hash if table.places is not None else None, table.unit)
     facts = repr((table.hash, table.paths[:1], split.of.tolist(), table.genes, data.normalize_target, shown))
     name = f"{hashlib.sha256(facts.encode()).hexdigest()[:24]}-regression"
-    store = Storage.of(str(config.output))
+    store = Storage.of(scratch or str(config.output))
     folder = store.join("plans", name) if store.local else str(private_cache() / name)
     try:
         plan = Opened.open(folder, verify=True)

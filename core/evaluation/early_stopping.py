@@ -17,6 +17,7 @@ SHORT = {"apd": "apd_avg", "clustering": "clustering_score", "linear": "linear_i
 LARGER_IS_BETTER = (
     *("ri", "apd_id", "apd_ood", "apd_avg", "clustering_score", "acc_knn", "ari_class"),  # of the drop, 0 is best
     *("linear_id", "linear_ood", "knn_id", "knn_ood"),
+    *("spearman", "pearson", "samplewise_spearman", "samplewise_pearson"),
 )
 
 

@@ -64,6 +64,10 @@ class Judge:
                 notes += [f"{name}: {note}" for note in self._dataset(name, config).notes]
         return list(dict.fromkeys(notes))
 
+    def images(self) -> list[str]:
+        """The images of all datasets that have been opened, each once."""
+        return list(dict.fromkeys(image for dataset in self._datasets.values() for image in dataset.images))
+
     def judge(
         self,
         encoder: str,

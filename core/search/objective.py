@@ -1,7 +1,7 @@
 """What a search optimises: one metric of a run, and whether less or more is better. Reads rows of metrics.
 
-A name with a slash is an evaluator's (``pathorob/camelyon/ri``) and stands in robustness.jsonl; any other is the
-training's own, in metrics.jsonl.
+A name with a slash is an evaluator's (``pathorob/camelyon/ri``), in robustness.jsonl; one under ``val/`` is of the
+training's own validation and, as any other, in metrics.jsonl.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from core.errors import UserError
 from core.evaluation.early_stopping import EarlyStopping
 
 IMAGES = "images_seen"
-SMALLER_IS_BETTER = ("loss", "val_loss", "nll")
+VALIDATION = "val/"  # what the names of a training's own validation begin with
+SMALLER_IS_BETTER = ("loss", "val_loss", "nll", "mse")
 Point = tuple[int, float]  # images seen, value
 
 
 @dataclass
 class Objective:
-    metric: str = "loss"  # of the training, or of an evaluator: pathorob/camelyon/ri
+    metric: str = "loss"  # of the training, of its validation (val/spearman) or of an evaluator: pathorob/camelyon/ri
     mode: str = "min"  # | max
 
     def __post_init__(self) -> None:
@@ -41,7 +42,12 @@ class Objective:
     @property
     def source(self) -> str:
         """The file of a run's folder whose rows have it."""
-        return "robustness.jsonl" if "/" in self.metric else "metrics.jsonl"
+        return "robustness.jsonl" if self.is_evaluators else "metrics.jsonl"
+
+    @property
+    def is_evaluators(self) -> bool:
+        """Whether an evaluator next to the training computes it, and not the training itself."""
+        return "/" in self.metric and not self.metric.startswith(VALIDATION)
 
     def history(self, rows: Iterable[Mapping[str, Any]]) -> list[Point]:
         """(images seen, value) of the rows that have the metric, NaN among them, by images seen; of two at the same

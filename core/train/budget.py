@@ -15,6 +15,7 @@ from core.errors import UserError
 LOGS_PER_RUN = 50  # at least, where a run does not say how often it logs
 UNITS = ("images", "iterations", "epochs")
 BUDGET_FORMS = "images (a whole number > 0), {epochs: n} or {iterations: n}"
+MORE_PASSES = 1.1  # times what was asked for: rounding up to whole steps is then worth a word
 CADENCE_FORMS = "images, {epochs: n}, {iterations: n}, or 0 for never"
 FRACTION_FORMS = "images, or a fraction of the budget such as 0.1, or 0 for never"
 
@@ -29,6 +30,20 @@ def resolve_budget(value: Any, *, global_batch: int, epoch_images: int | None = 
     if images <= 0:
         raise UserError("a budget is positive", key=key, found=value, expected=BUDGET_FORMS)
     return whole_steps(images, global_batch)
+
+
+def passes_note(value: Any, *, images: int, global_batch: int, epoch_images: int) -> str:
+    """A warning when a budget `value` in epochs became far more passes, since a step consumes `global_batch` units; ""
+    otherwise. `images` is the resolved budget."""
+    asked = value.get("epochs") if isinstance(value, Mapping) else None
+    passes = images / epoch_images
+    if asked is None or passes <= MORE_PASSES * asked:
+        return ""
+    return (
+        f"{passes:.3g} passes over the {epoch_images:,} training units, not {asked:g}: an update sees {global_batch:,} "
+        f"of them, so that {math.ceil(asked * epoch_images):,} images become {images:,}; a smaller global batch comes "
+        "closer"
+    )
 
 
 def resolve_cadence(

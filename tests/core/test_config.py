@@ -65,6 +65,28 @@ def test_a_group_can_be_chosen_in_a_config_file_and_the_command_line_wins(config
     assert load(configs, "--config", path, "profile=fine").config.data == Data(context_mpp=0.25)
 
 
+def test_a_group_typed_after_a_config_file_wins_over_it_and_says_what_it_replaces(configs):
+    path = yaml_file(configs, "data: {context_mpp: 3.0, seed: 5}\n")
+    loaded = load(configs, BUDGET, "--config", path, "profile=coarse")
+    assert loaded.config.data == Data(context_mpp=2.0, seed=5)
+    assert loaded.notes == [f"profile=coarse replaces data.context_mpp=3.0 of {path}"], "the seed is the same"
+    other = load(configs, BUDGET, "profile=coarse", "--config", path)
+    assert other.config.data.context_mpp == 3.0 and other.notes == []
+    assert load(configs, BUDGET, "data.context_mpp=9", "--config", path, "profile=coarse").config.data.context_mpp == 9
+
+
+def test_a_group_settles_its_section_by_what_its_file_alone_says(configs):
+    def settle(section, alone) -> None:
+        seen.append((section.context_mpp, alone.context_mpp, alone.seed))
+        section.seed = 99
+
+    seen: list = []
+    groups = (Group("profile", "data", settle),)
+    loaded = load_config(Run, [BUDGET, "profile=coarse", "data.context_mpp=1"], configs_dir=configs, groups=groups)
+    assert seen == [(1.0, 2.0, 5)] and loaded.config.data.seed == 99 and "seed: 99" in loaded.yaml
+    assert load_config(Run, [BUDGET], configs_dir=configs, groups=groups).config.data == Data()
+
+
 def test_a_value_beside_a_group_choice_in_the_same_file_wins_over_the_group(configs):
     path = yaml_file(configs, f"profile: coarse\ndata: {{context_mpp: 4}}\n{BUDGET.replace('=', ': ')}\n")
     assert load(configs, "--config", path).config.data == Data(context_mpp=4.0, seed=5)

@@ -30,8 +30,40 @@ def test_the_shipped_defaults_file_equals_the_schema():
 
 def test_a_profile_merges_into_data_and_a_key_wins_over_it():
     config = load(PROFILE, BUDGET, "data.targets_per_context=2")
-    assert config.data.profile_id == "ctx1p0_tgt0p5_fov512um_k4"
+    assert config.data.profile_id == "ctx1p0_tgt0p5_fov512um_k2", "what it is called is what it is"
     assert (config.data.context_px, config.data.target_px, config.data.targets_per_context) == (512, 256, 2)
+
+
+@pytest.mark.parametrize(
+    ("argv", "fov", "name"),
+    [
+        ((PROFILE,), 512.0, "ctx1p0_tgt0p5_fov512um_k4"),
+        ((PROFILE, "data.seed=7", "data.min_tissue_fraction=0.5"), 512.0, "ctx1p0_tgt0p5_fov512um_k4"),
+        (("--config", "smoke"), 128.0, ""),
+        (("--config", "smoke", PROFILE), 512.0, "ctx1p0_tgt0p5_fov512um_k4"),
+        ((PROFILE, "--config", "smoke"), 128.0, "ctx1p0_tgt0p5_fov128um_k4"),
+        ((PROFILE, "data.context_fov_um=256"), 256.0, "ctx1p0_tgt0p5_fov256um_k4_t128um"),
+        ((PROFILE, "data.target_fov_um=64"), 512.0, "ctx1p0_tgt0p5_fov512um_k4_t64um"),
+        ((PROFILE, "--config", "smoke", "data.profile_id=mine"), 128.0, "mine"),
+    ],
+)
+def test_the_profile_that_is_recorded_is_the_one_in_force_and_what_was_typed_last_wins(argv, fov, name):
+    data = load(*argv, BUDGET).data
+    assert (data.context_fov_um, data.profile_id) == (fov, name)
+
+
+def test_a_profile_of_the_users_own_loses_its_name_where_its_geometry_is_changed(tmp_path):
+    own = tmp_path / "own.yaml"
+    own.write_text("profile_id: own\ncontext_fov_um: 256\ntarget_fov_um: 64\n")
+    assert load(f"profile={own}", BUDGET).data.profile_id == "own"
+    assert load(f"profile={own}", BUDGET, "data.context_fov_um=256.0").data.profile_id == "own", "nothing is changed"
+    assert load(f"profile={own}", BUDGET, "data.context_mpp=2").data.profile_id == "ctx2p0_tgt0p5_fov256um_k4"
+
+
+def test_a_shipped_profile_does_not_reset_the_seed_of_a_run_config(tmp_path):
+    run = tmp_path / "run.yaml"
+    run.write_text("data: {seed: 7}\n")
+    assert load("--config", str(run), PROFILE, BUDGET).data.seed == 7
 
 
 @pytest.mark.parametrize("name", ["smoke", "tcga_prad_smoke", "pathorob_camelyon"])

@@ -322,6 +322,7 @@ def test_encoders_that_disagree_or_share_a_name_need_a_word_of_the_user(tmp_path
     write_encoder(tmp_path / "a")
     write_encoder(tmp_path / "b", size=64, mpp=0.5)
     write_encoder(tmp_path / "deep/a", mpp=None)
+    write_slide(tmp_path / "s.tiff")
     write_manifest(tmp_path / "slides.csv", [{"slide_id": "s", "wsi_path": "s.tiff"}])
     dry = "--dry-run"
     assert extract(tmp_path, dry, encoders=("a", "b")) == 2

@@ -204,11 +204,15 @@ def test_bad_words_to_the_anchor_job_are_answered_before_ray_starts(tmp_path, ca
     assert said in capsys.readouterr().err
 
 
-def test_a_dry_run_of_the_command_line_reads_the_manifest_and_opens_nothing(tmp_path):
-    write_manifest(tmp_path / "slides.csv", [{"slide_id": "a", "wsi_path": "gone.tiff"}])
+def test_a_dry_run_of_the_command_line_looks_at_the_slides_and_writes_nothing(tmp_path):
+    manifest = write_manifest(tmp_path / "slides.csv", [{"slide_id": "a", "wsi_path": "gone.tiff"}])
+    gone = run_job_process(tmp_path, "ray_jobs.index_slides", "manifest=slides.csv", "output=i.parquet", "--dry-run")
+    assert gone.returncode == 2 and "a: no such file" in gone.stderr
+    assert os.listdir(tmp_path) == [os.path.basename(manifest)]
+    write_slide(tmp_path / "gone.tiff")
     run = run_job_process(tmp_path, "ray_jobs.index_slides", "manifest=slides.csv", "output=i.parquet", "--dry-run")
     assert run.returncode == 0, run.stderr
-    assert "1 slides in slides.csv" in run.stderr and [p.name for p in tmp_path.iterdir()] == ["slides.csv"]
+    assert "dry run: 1 slides" in run.stderr and sorted(os.listdir(tmp_path)) == ["gone.tiff", "slides.csv"]
 
 
 def test_the_real_slides_give_anchors(ray_cluster, shared_data, tmp_path):

@@ -108,6 +108,44 @@ def test_a_training_that_lacks_its_inputs_is_refused_before_ray_starts(data, tmp
     assert "model.artifact" in capsys.readouterr().err
 
 
+def with_val_rows(data, folder: Path, count: int) -> tuple[str, Path]:
+    """The table and split without the other rows that validate."""
+    table, parts = Path(data[0]), data[1]
+    val = [line.split(",")[0] for line in parts.read_text().splitlines() if line.endswith(",val")][count:]
+    left = [line for line in table.read_text().splitlines() if line.split(",")[0] not in val]
+    split_left = [line for line in parts.read_text().splitlines()[1:] if line.split(",")[0] not in val]
+    fewer = table.with_name(f"val{count}.csv")
+    fewer.write_text("\n".join(left) + "\n")
+    (folder / "fewer_split.csv").write_text("\n".join(split_left) + "\n")
+    return str(fewer), folder / "fewer_split.csv"
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_early_stopping_without_validation_is_refused_with_the_reason(data, tmp_path, capsys, caplog, count):
+    caplog.set_level("INFO")
+    table, parts = with_val_rows(data, tmp_path, count)
+    for more in ((), ("--dry-run",)):
+        assert train(tmp_path / "out", table, parts, "eval.patience=1", *more) == 2
+        said = capsys.readouterr().err
+        assert f"1, with {count} val rows in {parts}" in said and "eval.patience=null" in said
+    assert train(tmp_path / "out", table, parts, "--dry-run") == 0
+    told = [r for r in caplog.records if "nothing validates" in r.getMessage()]
+    assert [r.levelname for r in told] == [("INFO", "WARNING")[count]] and str(parts) in told[0].getMessage()
+
+
+def test_two_rows_that_validate_are_enough_for_early_stopping(data, tmp_path):
+    assert train(tmp_path / "out", *with_val_rows(data, tmp_path, 2), "eval.patience=1", "--dry-run") == 0
+
+
+def test_more_passes_than_were_asked_for_are_told_before_the_training(data, tmp_path, caplog):
+    words = ("train.images=null", "train.epochs=5", "train.grad_accum_steps=16", "--dry-run")
+    assert train(tmp_path / "out", *data, *words) == 0
+    assert "5.33 passes" not in caplog.text, "64 images for 60 are nearly five passes"
+    assert train(tmp_path / "out", *data, *words, "train.epochs=1") == 0
+    assert "5.33 passes over the 12 training units, not 1: an update sees 64" in caplog.text
+    assert "train.global_batch" in caplog.text
+
+
 def test_a_training_on_mps_is_refused_with_what_to_take_instead(data, tmp_path, capsys):
     assert train(tmp_path / "out", *data, "scaling.accelerator=mps") == 2
     said = capsys.readouterr().err
@@ -117,28 +155,28 @@ def test_a_training_on_mps_is_refused_with_what_to_take_instead(data, tmp_path, 
 def test_a_sound_config_is_said_to_be_sound_without_training(data, tmp_path, caplog):
     caplog.set_level("INFO")
     assert train(tmp_path / "out", *data, "--dry-run") == 0
-    assert "12 training rows" in caplog.text and runs(tmp_path / "out") == []
+    assert "12 training rows" in caplog.text and not (tmp_path / "out").exists()
 
 
 def test_runs_on_the_same_rows_share_a_plan_and_another_split_has_its_own(data, tmp_path):
     table, parts = data
     (tmp_path / "other.csv").write_text("")
     assert split(table, tmp_path / "other.csv", "fractions=[0.5, 0.25, 0.25]", "seed=7") == 0
-    plans = tmp_path / "out" / "plans"
+    plans = tmp_path / "plans"
     for _ in range(2):
-        assert train(tmp_path / "out", table, parts, "--dry-run") == 0
+        train_regression.plan_of(config_of(data, tmp_path))
     (one,) = plans.iterdir()
     written = {path: path.stat().st_mtime_ns for path in one.iterdir()}
-    assert train(tmp_path / "out", table, tmp_path / "other.csv", "--dry-run") == 0
+    train_regression.plan_of(config_of((table, tmp_path / "other.csv"), tmp_path))
     assert len(list(plans.iterdir())) == 2
     assert {path: path.stat().st_mtime_ns for path in one.iterdir()} == written
     rows = [f"{line},{i},{i}" for i, line in enumerate(Path(table).read_text().splitlines())]
     placed = Path(table).with_name("placed.csv")
     placed.write_text("\n".join(rows).replace(",0,0", ",x,y", 1) + "\n")
-    assert train(tmp_path / "out", str(placed), parts, "--dry-run") == 0
+    train_regression.plan_of(config_of((placed, parts), tmp_path))
     assert len(list(plans.iterdir())) == 3, "a table that says where its images lie has a plan that knows it"
     (one / "units.arrow").write_bytes(b"cut short")
-    assert train(tmp_path / "out", table, parts, "--dry-run") == 0, "a damaged plan is made again"
+    assert train_regression.plan_of(config_of(data, tmp_path)).rows == 12, "a damaged plan is made again"
 
 
 def config_of(data, output: Path, *argv: str):

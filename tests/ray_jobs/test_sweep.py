@@ -16,9 +16,10 @@ from ijepath.config import CONFIGS_DIR, GROUPS
 from ray_jobs import sweep
 from ray_jobs.cli import run_job
 from ray_jobs.pretrain_ijepath import PretrainConfig
-from ray_jobs.sweep_config import SweepConfig
+from ray_jobs.sweep_config import SweepConfig, training_job
 from tests.builders.run import KEYS, TAG, checkpoints, metrics, write_cohort
 
+PROFILE = "profile=ctx1p0_tgt0p5_fov512um_k4"
 LR, DECAY = "optimization.lr", "optimization.weight_decay"
 SPACE = {LR: {"loguniform": [1e-4, 1e-2]}}
 
@@ -119,6 +120,23 @@ def test_the_shipped_example_loads(cohort, tmp_path):
     code, said = run("--config", "sweep_lr", f"output={tmp_path / 's'}", f"args={json.dumps(args)}", "--dry-run")
     assert code == 0 and "outputs:" not in said, said
     assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    ("typed", "fov"), [(["--config", "smoke", PROFILE], 512.0), ([PROFILE, "--config", "smoke"], 128.0)]
+)
+def test_the_profile_recorded_of_a_trial_is_the_one_in_force(typed, fov):
+    job = training_job("pretrain_ijepath", typed)
+    data = job.load({LR: 1e-3}).config.data
+    assert (data.context_fov_um, data.profile_id) == (fov, f"ctx1p0_tgt0p5_fov{fov:g}um_k4")
+    varied = job.load({"data.context_fov_um": 256.0, "data.target_fov_um": 64.0}).config.data
+    assert varied.profile_id == "ctx1p0_tgt0p5_fov256um_k4"
+
+
+def test_what_a_profile_replaces_of_a_sweeps_run_config_is_said(cohort, tmp_path, caplog):
+    args = ["--config", "smoke", PROFILE, f"data.slide_manifest_csv={cohort}"]
+    code, said = run(*command(args, f"output={tmp_path / 's'}", "samples=2", "--dry-run"))
+    assert code == 0 and "replaces data.context_fov_um=128.0 of" in caplog.text, said
 
 
 def test_restoring_names_what_is_not_there_or_not_that_sweeps(tmp_path):

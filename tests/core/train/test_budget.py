@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import UserError
-from core.train.budget import due, log_cadence, resolve_budget, resolve_cadence
+from core.train.budget import due, log_cadence, passes_note, resolve_budget, resolve_cadence
 
 
 @pytest.mark.parametrize(
@@ -20,6 +21,24 @@ from core.train.budget import due, log_cadence, resolve_budget, resolve_cadence
 )  # fmt: skip
 def test_budgets_are_rounded_up_to_whole_steps(value: Any, images: int) -> None:
     assert resolve_budget(value, global_batch=32, epoch_images=1000) == images
+
+
+@pytest.mark.parametrize(
+    ("value", "rows", "said"),
+    [
+        ({"epochs": 5}, 4, "16 passes over the 4 training units, not 5: an update sees 64 .*20 images become 64"),
+        ({"epochs": 1}, 50, "1.28 passes over the 50 training units, not 1"),
+        ({"epochs": 1}, 60, ""),
+        ({"epochs": 3}, 1000, ""),
+        (20, 4, ""),
+        ({"iterations": 1}, 4, ""),
+        (None, 4, ""),
+    ],
+)
+def test_a_budget_in_passes_that_whole_steps_make_far_longer_is_told(value: Any, rows: int, said: str) -> None:
+    images = resolve_budget(value or 64, global_batch=64, epoch_images=rows)
+    note = passes_note(value, images=images, global_batch=64, epoch_images=rows)
+    assert (re.search(said, note) is not None) if said else note == ""
 
 
 @pytest.mark.parametrize(
