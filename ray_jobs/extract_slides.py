@@ -15,6 +15,7 @@ from core.features.publish import sweep
 from core.features.slides import SlideJob, SlideOutcome, SlideSettings, bag_fingerprint, extract_slide
 from core.reports import check_success, describe, write_report
 from core.storage import Storage, file_state
+from core.summary import Summary, counts, write_summary
 from core.urls import public
 from core.wsi.tiling import TileSpec
 from ijepath.manifest import read_manifest
@@ -30,6 +31,7 @@ COLUMNS = (
     *("slide_id", "wsi_path", "status", "error", "tiles"),
     *("mpp0", "spacing_source", "source_mpp", "backend", "seconds"),
 )
+STATES = ("ok", "skipped", "empty", "failed")
 
 
 @dataclass
@@ -64,14 +66,35 @@ class Slides:
                     progress.update()
         finally:
             write_report(self.config.report, COLUMNS, self.rows, key="slide_id")
+            write_summary(self.config.output, self._summary())
         self._tell()
         check_success(self.rows, "slide_id", "slides", self.config.min_success_fraction, self.config.report)
 
     def _tell(self) -> None:
-        counts = {s: sum(row["status"] == s for row in self.rows) for s in ("ok", "skipped", "empty", "failed")}
+        counts = {s: sum(row["status"] == s for row in self.rows) for s in STATES}
         tiles = sum(row["tiles"] for row in self.rows if row["status"] == "ok")
         told = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
         log.info("%s; %d tiles; report: %s", told, tiles, self.config.report)
+
+    def _summary(self) -> Summary:
+        of, tiles = self.settings, self.settings.tiles
+        rows = {s: [(row["slide_id"], row["error"]) for row in self.rows if row["status"] == s] for s in STATES}
+        done = sum(row["tiles"] for row in self.rows if row["status"] in ("ok", "skipped"))
+        facts = {"source": self.config.slides, "slides": len(self.rows), **counts(row["status"] for row in self.rows)}
+        return Summary(
+            "Features of slides",
+            facts | {"tiles": done, "encoders": ", ".join(self.specs)},
+            {
+                "tile": f"{tiles.size_px} px at {tiles.mpp:g} µm per pixel ({tiles.size_um:g} µm)",
+                **{name: getattr(tiles, name) for name in ("overlap_px", "min_tissue_fraction", "edges")},
+                **{name: getattr(of, name) for name in ("max_enlargement", "resize", "pooling", "precision", "dtype")},
+            },
+            failed=rows["failed"],
+            skipped=[(slide, why or "extracted before, unchanged") for slide, why in rows["skipped"]] + rows["empty"],
+            notes=[unit for unit in rows["ok"] if unit[1]],
+            files={"report with a line per slide": self.config.report}
+            | {f"bags of {name}": Storage.of(self.config.output).join(name) for name in self.specs},
+        )
 
 
 def plan(config: ExtractConfig, specs: Mapping[str, EncoderSpec]) -> Slides:

@@ -84,7 +84,7 @@ def test_slides_become_bags_and_are_skipped_the_next_time(ray_cluster, cohort, c
     ]  # fmt: skip
     for row in lines:
         assert int(row["tiles"]) == len(read_bag(str(cohort / "out/a" / f"{row['slide_id']}.h5")).features) > 20
-    assert sorted(os.listdir(cohort / "out")) == ["a", "b", "extraction.yaml", "report.csv"]
+    assert sorted(os.listdir(cohort / "out")) == ["a", "b", "extraction.yaml", "report.csv", "summary.md"]
     monkeypatch.setattr(extraction, "ActorMap", None)  # nothing is left to do for it
     assert extract(cohort, "batch_size=5", "actors=1", encoders=("a", "b")) == 0
     assert bags(cohort) == first and {r["status"] for r in report(cohort)} == {"skipped"}
