@@ -11,7 +11,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import quote
 
@@ -21,6 +21,7 @@ from core.urls import is_url, local_path, public_text
 
 NAME = "summary.md"
 HEAD = "# Summary\n\nPathray writes this file. Each job has a section, which its next start replaces."
+WRITTEN = "written"
 REASONS, EXAMPLES, PICTURES, LETTERS = 10, 3, 24, 400
 _VARYING = re.compile(r"'[^']*'|\S*[/\\]\S*|\d[\d.,]*")  # quoted texts, paths, numbers: they differ within a reason
 
@@ -75,14 +76,20 @@ def counts(statuses: Iterable[str]) -> dict[str, object]:
 
 def write_summary(folder: str, summary: Summary) -> str:
     """Put the section into `folder`/summary.md, whole or not at all, in place of an earlier one of its title; the
-    file's path. StorageError when it cannot be written."""
+    file's path. A section that says nothing new leaves the file as it is. StorageError when it cannot be written."""
     store = Storage.of(folder)
     at = time.strftime("%Y-%m-%d %H:%M", time.localtime())
-    own = Summary(**{**vars(summary), "facts": {**summary.facts, "written": at}}).text(store.url)
-    sections = _sections(store)
-    sections[own.partition("\n")[0]] = own
+    own = replace(summary, facts={**summary.facts, WRITTEN: at}).text(store.url)
+    sections, title = _sections(store), own.partition("\n")[0]
+    if _undated(sections.get(title, "")) == _undated(own):
+        return store.join(NAME)
+    sections[title] = own
     store.write_bytes(NAME, "\n\n".join([HEAD, *sections.values()]).encode() + b"\n")
     return store.join(NAME)
+
+
+def _undated(section: str) -> str:
+    return re.sub(rf"^\| {WRITTEN} \| .* \|$", "", section, flags=re.MULTILINE)
 
 
 def _sections(store: Storage) -> dict[str, str]:
@@ -160,7 +167,7 @@ def _code(text: str) -> str:
 
 def _plain(text: str) -> str:
     """Text that Markdown shows as it is, on one line."""
-    return re.sub(r"([\\`*_\[\]|<>])", r"\\\1", _short(text))
+    return re.sub(r"([\\`*\[\]|<>])", r"\\\1", _short(text))
 
 
 def _short(text: str) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from core.errors import MissingFile
 from core.storage import Storage
 from core.summary import Picture, Summary, write_summary
+from core.tracking import MetricsLog
 
 if TYPE_CHECKING:
     from ray_jobs.trainer import Outcome
@@ -45,7 +46,8 @@ def write_run_summary(run_dir: str, outcome: Outcome, files: Mapping[str, object
     """Write the section "Training"; `files` are the job's outputs by name."""
     store = Storage.of(run_dir)
     facts: dict[str, object] = {"ended": ENDS.get(outcome.end, outcome.end), "images seen": outcome.images_seen}
-    facts |= {name: value for name, value in outcome.metrics.items() if _is_told(name, value)}
+    for row in MetricsLog(store.join("metrics.jsonl")).read():
+        facts |= {name: value for name, value in row.items() if _is_told(name, value)}
     facts["unreadable units"] = outcome.unreadable
     left = {name: str(path) for name, path in files.items() if path and name not in ("run", "report", "robustness")}
     left |= {name: store.join(path) for name, path in FILES.items() if store.exists(path)}

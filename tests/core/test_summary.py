@@ -37,6 +37,14 @@ def test_a_rerun_replaces_its_own_section_and_no_other(tmp_path):
     assert text.index("## Slide index") < text.index("## Anchors")
 
 
+def test_a_rerun_with_nothing_new_leaves_the_file_alone(tmp_path, monkeypatch):
+    before = written(tmp_path, Summary("Slide index", {"slides": 3}))
+    monkeypatch.setattr("core.summary.time.strftime", lambda *_: "2099-01-01 00:00")
+    assert written(tmp_path, Summary("Slide index", {"slides": 3})) == before
+    after = written(tmp_path, Summary("Slide index", {"slides": 4}))
+    assert "| written | 2099-01-01 00:00 |" in after
+
+
 def test_no_login_and_no_signature_is_in_it(tmp_path):
     url = "https://anna:pw1@host/a.svs?X-Amz-Signature=pw2"
     text = written(
@@ -53,7 +61,7 @@ def test_links_are_relative_to_the_folder_and_work_with_any_name(tmp_path):
     name = "a b (1) #2.png"
     shown = Picture(str(tmp_path / "thumbnails" / name), "S_1", {"GeoJSON": str(tmp_path / "qupath" / "x.geojson")})
     text = written(tmp_path, Summary("Slides", {}, files={"report": str(tmp_path.parent / "r.csv")}, pictures=[shown]))
-    assert r"![S\_1](thumbnails/a%20b%20%281%29%20%232.png)" in text
+    assert "![S_1](thumbnails/a%20b%20%281%29%20%232.png)" in text
     assert "[GeoJSON](qupath/x.geojson)" in text and "[report](../r.csv)" in text
 
 
