@@ -11,11 +11,19 @@ from typing import TYPE_CHECKING
 from core.errors import UserError
 from core.features.bags import BagSummary, read_summary
 from core.features.inputs import slides_in
+from core.features.pictures import QUPATH, THUMBNAILS, PicturePaths
 from core.features.publish import sweep
-from core.features.slides import SlideJob, SlideOutcome, SlideSettings, bag_fingerprint, extract_slide
+from core.features.slides import (
+    SlideJob,
+    SlideOutcome,
+    SlideSettings,
+    bag_fingerprint,
+    extract_slide,
+    slide_identity,
+)
 from core.reports import check_success, describe, write_report
 from core.storage import Storage, file_state
-from core.summary import Summary, counts, write_summary
+from core.summary import Picture, Summary, counts, write_summary
 from core.urls import public
 from core.wsi.tiling import TileSpec
 from ijepath.manifest import read_manifest
@@ -54,7 +62,7 @@ class Slides:
 
     def run(self) -> None:
         """Do the jobs on Ray, write the report whatever happens, and raise when too few slides are ok."""
-        for name in self.specs:
+        for name in (*self.specs, QUPATH):
             sweep(Storage.of(self.config.output).join(name))
         outcomes = over_actors(
             self.config, [job for _, job in self.jobs], extract_slide, _failed, self.settings, self.specs
@@ -94,7 +102,19 @@ class Slides:
             notes=[unit for unit in rows["ok"] if unit[1]],
             files={"report with a line per slide": self.config.report}
             | {f"bags of {name}": Storage.of(self.config.output).join(name) for name in self.specs},
+            pictures=self._pictures(),
         )
+
+    def _pictures(self) -> list[Picture]:
+        """Those that are there, with their slides' GeoJSON; what failed has none of this start."""
+        store, shown = Storage.of(self.config.output), list[Picture]()
+        there = set(store.list(THUMBNAILS)) if self.config.thumbnails else set[str]()
+        for row in self.rows:
+            name = row["slide_id"]
+            if f"{name}.png" in there and row["status"] in ("ok", "skipped", "empty"):
+                files = {"GeoJSON for QuPath": store.join(QUPATH, f"{name}.geojson")}
+                shown.append(Picture(store.join(THUMBNAILS, f"{name}.png"), f"{name}: {row['tiles']:,} tiles", files))
+        return shown
 
 
 def plan(config: ExtractConfig, specs: Mapping[str, EncoderSpec]) -> Slides:
@@ -175,9 +195,12 @@ def _looked(work: Slides, job: SlideJob, error: str) -> tuple[Row, SlideJob | No
             bags.append((name, path))
         else:
             rows = found.rows
-    if not bags:
+    pictures = PicturePaths.of(work.config.output, job.slide_id, slide_identity(job), work.settings.tiles)
+    drawn = not work.config.thumbnails or (not work.config.overwrite and pictures.current())
+    if not bags and drawn:
         return row | _columns(SlideOutcome("skipped", tiles=rows)), None
-    return row | _columns(SlideOutcome("not done")), replace(job, bags=tuple(bags))
+    job = replace(job, bags=tuple(bags), pictures=None if drawn else pictures)
+    return row | _columns(SlideOutcome("not done")), job
 
 
 def _finished(work: Slides, path: str) -> BagSummary | None:
