@@ -146,10 +146,10 @@ def build(config: CutPatchesConfig, spec: TileSpec, jobs: list[SlideCut | Images
 
     rows = list[dict[str, Any]]()
     try:
-        with Progress(len(jobs), "cut", "archives") as progress:
+        with Progress(len(jobs), "cut", "archives", parts="patches") as progress:
             for one, outcome in zip(jobs, RayMap(_lost)(partial(cut_if_needed, spec=spec), jobs), strict=True):
                 rows.append({"name": one.name, **asdict(outcome)})
-                progress.update()
+                progress.update(1, outcome.patches if outcome.status == "ok" else 0)
     finally:
         write_report(config.report, COLUMNS, rows, key="name")
         write_summary(config.output, summary_of(config, spec, rows, len(jobs)))

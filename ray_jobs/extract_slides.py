@@ -68,10 +68,11 @@ class Slides:
             self.config, [job for _, job in self.jobs], extract_slide, _failed, self.settings, self.specs
         )
         try:
-            with Progress(len(self.jobs), "extract", "slides") as progress:
+            with Progress(len(self.jobs), "extract", "slides", parts="tiles") as progress:
                 for number, outcome in outcomes:
-                    self.rows[self.jobs[number][0]] |= _columns(outcome or SlideOutcome("failed", DIED))
-                    progress.update()
+                    row = self.rows[self.jobs[number][0]]
+                    row |= _columns(outcome or SlideOutcome("failed", DIED))
+                    progress.update(1, row["tiles"] if row["status"] == "ok" else 0)
         finally:
             write_report(self.config.report, COLUMNS, self.rows, key="slide_id")
             write_summary(self.config.output, self._summary())

@@ -110,6 +110,14 @@ def test_pictures_are_made_with_the_bags_and_shown_in_the_summary(here, cohort):
     assert "3 × extracted before, unchanged" in (cohort / "out/summary.md").read_text()
 
 
+def test_progress_counts_tiles_that_were_extracted_now(here, cohort, capsys):
+    assert extract(cohort) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("extract: ")]
+    tiles = sum(int(row["tiles"]) for row in report(cohort))
+    assert len(lines) == 3 and f" of 3 slides, {tiles:,} tiles, " in lines[-1] and "tiles/s" in lines[-1]
+    assert " left)" in lines[0] and " left)" not in lines[-1]
+
+
 def test_a_key_switches_the_pictures_off(here, cohort):
     assert extract(cohort, "thumbnails=false") == 0
     assert sorted(os.listdir(cohort / "out")) == ["a", "extraction.yaml", "report.csv", "summary.md"]
