@@ -12,7 +12,7 @@ required key pass: `if is_set(self.key) and …`. A comment behind a field is it
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path

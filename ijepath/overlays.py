@@ -14,16 +14,16 @@ import numpy as np
 import numpy.typing as npt
 
 from core.canvas import CARD, FAINT, INK, MUTED, Canvas, Picture, mixed
+from core.wsi.contours import COLOUR as CONTOUR
+from core.wsi.contours import outlined
 from core.wsi.kept_masks import computed_mask
 from core.wsi.reader import open_mask, open_slide
-from core.wsi.resize import resize
 from core.wsi.thumbnail import thumbnail
 from ijepath.catalog import Catalog
 
 THUMBNAIL_PX = 1600
 PICTURE, ASIDE, MARGIN, HEADER = 900.0, 230.0, 32.0, 84.0
 STOPS = ("#ffd400", "#12a594", "#12297a")  # tissue share 0, 1/2, 1
-CONTOUR = "#e8420c"  # in no share's colour, and not on a stain
 COLUMNS = (
     "slide_id",
     "center_x_level0",
@@ -81,7 +81,7 @@ def draw_overlay(overlay: SlideOverlay, profile_name: str, scale: float = 1.0) -
     width, height = size[0] * unit, size[1] * unit
     canvas = Canvas(width + ASIDE + 3 * MARGIN, HEADER + max(height, 430) + MARGIN, scale)
     _header(canvas, overlay)
-    canvas.picture(_contoured(picture, tissue), MARGIN, HEADER, width, height)
+    canvas.picture(outlined(picture, tissue), MARGIN, HEADER, width, height)
     canvas.rect(MARGIN, HEADER, width, height, outline=FAINT)
     _anchors(canvas, overlay, unit)
     canvas.scale_bar(MARGIN + 8, HEADER + height - 8, mpp0 / unit, 0.25 * width, size=12)
@@ -103,19 +103,6 @@ def _mask(path: str) -> npt.NDArray[np.uint8]:
         return thumbnail(mask, THUMBNAIL_PX)
     finally:
         mask.close()
-
-
-def _contoured(picture: Picture, tissue: npt.NDArray[np.uint8]) -> Picture:
-    """The picture with glass a little greyer and the tissue's outline drawn on it."""
-    from scipy.ndimage import binary_dilation, binary_erosion
-
-    height, width = picture.shape[:2]
-    inside = resize((tissue > 0).astype(np.uint8) * 255, width, height) > 127  # linear: no staircases
-    out = picture.astype(np.float32)
-    out[~inside] *= 0.93
-    line = binary_dilation(inside & ~binary_erosion(inside, border_value=1), iterations=1)
-    out[line] = mixed(CONTOUR, CONTOUR, 0)
-    return out.astype(np.uint8)
 
 
 def _header(canvas: Canvas, overlay: SlideOverlay) -> None:

@@ -1,4 +1,4 @@
-"""Slide index and profile → anchor catalog (JSON manifest beside parquet shards) and a report per slide.
+"""Slide index and profile → anchor catalog (JSON manifest beside parquet shards), a report per slide and a summary.md.
 
     python -m ray_jobs.build_anchors slide_index=indexes/slide_metadata.parquet \\
         profile=ctx1p0_tgt0p5_fov512um_k4 output=indexes/anchor_catalog_manifest.json
@@ -19,11 +19,13 @@ import ijepath
 from core.config import MISSING, Group, Loaded, is_set, placement
 from core.errors import UserError
 from core.reports import check_success, write_report
+from core.summary import Summary, counts, write_summary
 from core.wsi.spacing import MAX_ENLARGEMENT
 from ijepath.anchors import SlideAnchors, anchors_of
 from ijepath.catalog import STRATUM_KEY, stale_because, stratum_key
 from ijepath.catalog_writer import REPORT_COLUMNS, ROWS_PER_SHARD, report_line, write_catalog
 from ijepath.index import SlideIndex, read_index
+from ijepath.manifest import folder_of
 from ijepath.profile import Profile, name_in_force
 from ray_jobs.cli import Outputs, job
 from ray_jobs.ordered_map import TIMEOUT_S, RayMap
@@ -87,8 +89,9 @@ def rehearse(config: BuildAnchorsConfig, index: SlideIndex) -> None:
 
 
 def build(config: BuildAnchorsConfig, index: SlideIndex) -> dict[str, Any]:
-    """Build the catalog of `index` on the running Ray, write it with its report, and return its manifest."""
+    """Build the catalog of `index` on the running Ray, write it with report and summary, and return its manifest."""
     report: list[dict[str, Any]] = []
+    manifest: dict[str, Any] = {}
     try:
         with Progress(len(index.rows), "anchors", "slides") as progress:
             over_ray = RayMap(_lost, chunk=4, timeout_s=config.slide_timeout_s)
@@ -104,10 +107,39 @@ def build(config: BuildAnchorsConfig, index: SlideIndex) -> dict[str, Any]:
             )
     finally:
         write_report(config.report, REPORT_COLUMNS, report)
+        write_summary(folder_of(config.output), summary_of(config, report, manifest))
     log.info("%d anchors: %s", manifest["total_anchors"], manifest["stratum_counts"])
     tried = [line for line in report if line["reason"] != "slide_status_not_ok"]
     check_success(tried, "slide_id", "slides", config.min_success_fraction, config.report, "detail")
     return manifest
+
+
+def summary_of(config: BuildAnchorsConfig, report: list[dict[str, Any]], manifest: dict[str, Any]) -> Summary:
+    """What summary.md says of a catalog; without `manifest` of one that could not be written."""
+    of, name = config.profile, config.output.rpartition("/")[2]
+    why = [(line["slide_id"], f"{line['reason']}: {line['detail']}", line["status"]) for line in report]
+    strata = {f"stratum {key or '(none)'}": n for key, n in list(manifest.get("stratum_counts", {}).items())[:20]}
+    return Summary(
+        f"Anchors {name}",
+        {
+            "slide index": config.slide_index,
+            "slides": len(report),
+            **counts(line["status"] for line in report),
+            "anchors": sum(line["anchors"] for line in report),
+            **(strata or {"catalog": "not written"}),
+        },
+        {
+            "profile": of.name,
+            "context": f"{of.context_fov_um:g} µm at {of.context_effective_mpp:g} µm per pixel",
+            "target": f"{of.target_fov_um:g} µm at {of.target_effective_mpp:g} µm per pixel",
+            "min_tissue_fraction": of.min_tissue_fraction,
+            "max_enlargement": config.max_enlargement,
+        },
+        failed=[(slide, reason) for slide, reason, status in why if status == "failed"],
+        skipped=[(slide, reason) for slide, reason, status in why if status == "skipped"],
+        notes=[(line["slide_id"], line["detail"]) for line in report if line["status"] == "ok" and line["detail"]],
+        files={"catalog": config.output, "report with a line per slide": config.report},
+    )
 
 
 def _reported(

@@ -31,6 +31,7 @@ from ray_jobs.runtime import RuntimeConfig, ray_session
 
 if TYPE_CHECKING:
     from adios.cut import CutOutcome, ImagesCut, SlideCut
+    from core.summary import Summary
     from core.wsi.tiling import TileSpec
 
 log = logging.getLogger(__name__)
@@ -155,21 +156,51 @@ def build(config: CutPatchesConfig, spec: TileSpec, jobs: list[SlideCut | Images
     """Cut on the running Ray, write the report whatever happens, and raise when too few archives could be made."""
     from adios.cut import cut_if_needed
     from core.reports import check_success, write_report
+    from core.summary import write_summary
 
     rows = list[dict[str, Any]]()
     try:
-        with Progress(len(jobs), "cut", "archives") as progress:
+        with Progress(len(jobs), "cut", "archives", parts="patches") as progress:
             over_ray = RayMap(_lost, timeout_s=config.archive_timeout_s)
             for one, outcome in zip(jobs, over_ray(partial(cut_if_needed, spec=spec), jobs), strict=True):
                 rows.append({"name": one.name, **asdict(outcome)})
-                progress.update()
+                progress.update(1, outcome.patches if outcome.status == "ok" else 0)
     finally:
         write_report(config.report, COLUMNS, rows, key="name")
+        write_summary(config.output, summary_of(config, spec, rows, len(jobs)))
     counts = {s: sum(row["status"] == s for row in rows) for s in ("ok", "skipped", "empty", "failed")}
     told = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     log.info("%s; %d patches; report: %s", told, sum(row["patches"] for row in rows), config.report)
     check_success(rows, "name", "archives", config.min_success_fraction, config.report)
     return rows
+
+
+def summary_of(config: CutPatchesConfig, spec: TileSpec, rows: list[dict[str, Any]], asked: int) -> Summary:
+    """What summary.md says of the archives."""
+    from core.summary import Summary, counts
+
+    facts: dict[str, object] = {"cut from": config.slides or config.images, "archives": asked}
+    facts |= counts(row["status"] for row in rows)
+    if len(rows) < asked:
+        facts["not done"] = asked - len(rows)
+    facts["patches"] = sum(row["patches"] for row in rows)
+    if refused := sum(row["refused"] for row in rows):
+        facts["images left out"] = refused
+    settings: dict[str, object] = {"size": config.size, "overlap_px": config.overlap_px}
+    if config.slides or config.image_mpp:
+        settings |= {"mpp": spec.mpp, "a patch in µm": spec.size_um, "max_enlargement": config.max_enlargement}
+    if config.slides:
+        settings["min_tissue_fraction"] = config.min_tissue_fraction
+    of = {status: [row for row in rows if row["status"] == status] for status in ("ok", "skipped", "empty", "failed")}
+    return Summary(
+        "Patches",
+        facts,
+        settings,
+        failed=[(row["name"], row["error"]) for row in of["failed"]],
+        skipped=[(row["name"], row["error"] or "cut before, unchanged") for row in of["skipped"] + of["empty"]],
+        notes=[(row["name"], row["error"]) for row in of["ok"] if row["error"]],
+        files={"report with a line per archive": config.report},
+    )
 
 
 def _lost(one: SlideCut | ImagesCut, error: Exception) -> CutOutcome:

@@ -37,6 +37,7 @@ class ExtractConfig:
     slide_parquet: bool = False  # a parquet table (x, y, features) beside each bag
     min_success_fraction: float = 1.0
     max_enlargement: float = placement(MAX_ENLARGEMENT)  # of a slide's finest level; slides that need more fail
+    thumbnails: bool = placement(True)  # a picture of each slide's tissue and tiles, and GeoJSON of them for QuPath
     overwrite: bool = placement(False)  # do finished slides and images again
     backend: str = placement("auto")  # how slides are opened: auto, tiff, tiffslide, openslide or fastslide
     accelerator: str = placement("auto")  # auto | cpu | cuda

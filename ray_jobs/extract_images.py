@@ -16,6 +16,7 @@ from core.features.publish import sweep
 from core.features.tables import merge_tables, read_meta
 from core.reports import check_success, write_report
 from core.storage import Storage
+from core.summary import Summary, write_summary
 from ray_jobs.dry_run import tell
 from ray_jobs.extraction import ABSENT, DIED, looked_at, over_actors, state_of
 from ray_jobs.progress import Progress
@@ -123,8 +124,21 @@ class Images:
             for i, path in enumerate(self.whole.names)
         ]
         write_report(self.config.report, COLUMNS, rows)
+        write_summary(self.config.output, self._summary(errors))
         log.info("%d of %d images are ok; report: %s", len(rows) - len(errors), len(rows), self.config.report)
         check_success(rows, "path", "images", self.config.min_success_fraction, self.config.report)
+
+    def _summary(self, errors: Errors) -> Summary:
+        names, to_do = self.whole.names, sum(len(job.names) for _, job in self.jobs)
+        facts = {"images": len(names), "finished before": len(names) - to_do, "failed": len(errors)}
+        return Summary(
+            "Features of images",
+            {"source": self.config.images, **facts, "encoders": ", ".join(self.specs)},
+            {name: getattr(self.settings, name) for name in ("resize", "pooling", "precision", "dtype")},
+            failed=[(names[i], error) for i, error in sorted(errors.items())],
+            files={"report with a line per image": self.config.report}
+            | {f"features of {name}": self.path(name) for name in self.specs},
+        )
 
 
 def plan(config: ExtractConfig, specs: Mapping[str, EncoderSpec]) -> Images:

@@ -11,10 +11,19 @@ from typing import TYPE_CHECKING
 from core.errors import UserError
 from core.features.bags import BagSummary, read_summary
 from core.features.inputs import slides_in
+from core.features.pictures import QUPATH, THUMBNAILS, PicturePaths
 from core.features.publish import sweep
-from core.features.slides import SlideJob, SlideOutcome, SlideSettings, bag_fingerprint, extract_slide
+from core.features.slides import (
+    SlideJob,
+    SlideOutcome,
+    SlideSettings,
+    bag_fingerprint,
+    extract_slide,
+    slide_identity,
+)
 from core.reports import check_success, describe, write_report
 from core.storage import Storage, file_state
+from core.summary import Picture, Summary, counts, write_summary
 from core.urls import public
 from core.wsi.tiling import TileSpec
 from ijepath.manifest import read_manifest
@@ -31,6 +40,7 @@ COLUMNS = (
     *("slide_id", "wsi_path", "status", "error", "tiles"),
     *("mpp0", "spacing_source", "source_mpp", "backend", "seconds"),
 )
+STATES = ("ok", "skipped", "empty", "failed")
 
 
 @dataclass
@@ -62,26 +72,60 @@ class Slides:
 
     def run(self) -> None:
         """Do the jobs on Ray, write the report whatever happens, and raise when too few slides are ok."""
-        for name in self.specs:
+        for name in (*self.specs, QUPATH):
             sweep(Storage.of(self.config.output).join(name))
         outcomes = over_actors(
             self.config, [job for _, job in self.jobs], extract_slide, _failed, self.settings, self.specs
         )
         try:
-            with Progress(len(self.jobs), "extract", "slides") as progress:
+            with Progress(len(self.jobs), "extract", "slides", parts="tiles") as progress:
                 for number, outcome in outcomes:
-                    self.rows[self.jobs[number][0]] |= _columns(outcome or SlideOutcome("failed", DIED))
-                    progress.update()
+                    row = self.rows[self.jobs[number][0]]
+                    row |= _columns(outcome or SlideOutcome("failed", DIED))
+                    progress.update(1, row["tiles"] if row["status"] == "ok" else 0)
         finally:
             write_report(self.config.report, COLUMNS, self.rows, key="slide_id")
+            write_summary(self.config.output, self._summary())
         self._tell()
         check_success(self.rows, "slide_id", "slides", self.config.min_success_fraction, self.config.report)
 
     def _tell(self) -> None:
-        counts = {s: sum(row["status"] == s for row in self.rows) for s in ("ok", "skipped", "empty", "failed")}
+        counts = {s: sum(row["status"] == s for row in self.rows) for s in STATES}
         tiles = sum(row["tiles"] for row in self.rows if row["status"] == "ok")
         told = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
         log.info("%s; %d tiles; report: %s", told, tiles, self.config.report)
+
+    def _summary(self) -> Summary:
+        of, tiles = self.settings, self.settings.tiles
+        rows = {s: [(row["slide_id"], row["error"]) for row in self.rows if row["status"] == s] for s in STATES}
+        done = sum(row["tiles"] for row in self.rows if row["status"] in ("ok", "skipped"))
+        facts = {"source": self.config.slides, "slides": len(self.rows), **counts(row["status"] for row in self.rows)}
+        return Summary(
+            "Features of slides",
+            facts | {"tiles": done, "encoders": ", ".join(self.specs)},
+            {
+                "tile": f"{tiles.size_px} px at {tiles.mpp:g} µm per pixel ({tiles.size_um:g} µm)",
+                **{name: getattr(tiles, name) for name in ("overlap_px", "min_tissue_fraction", "edges")},
+                **{name: getattr(of, name) for name in ("max_enlargement", "resize", "pooling", "precision", "dtype")},
+            },
+            failed=rows["failed"],
+            skipped=[(slide, why or "extracted before, unchanged") for slide, why in rows["skipped"]] + rows["empty"],
+            notes=[unit for unit in rows["ok"] if unit[1]],
+            files={"report with a line per slide": self.config.report}
+            | {f"bags of {name}": Storage.of(self.config.output).join(name) for name in self.specs},
+            pictures=self._pictures(),
+        )
+
+    def _pictures(self) -> list[Picture]:
+        """Those that are there, with their slides' GeoJSON; what failed has none of this start."""
+        store, shown = Storage.of(self.config.output), list[Picture]()
+        there = set(store.list(THUMBNAILS)) if self.config.thumbnails else set[str]()
+        for row in self.rows:
+            name = row["slide_id"]
+            if f"{name}.png" in there and row["status"] in ("ok", "skipped", "empty"):
+                files = {"GeoJSON for QuPath": store.join(QUPATH, f"{name}.geojson")}
+                shown.append(Picture(store.join(THUMBNAILS, f"{name}.png"), f"{name}: {row['tiles']:,} tiles", files))
+        return shown
 
 
 def plan(config: ExtractConfig, specs: Mapping[str, EncoderSpec]) -> Slides:
@@ -162,9 +206,12 @@ def _looked(work: Slides, job: SlideJob, error: str) -> tuple[Row, SlideJob | No
             bags.append((name, path))
         else:
             rows = found.rows
-    if not bags:
+    pictures = PicturePaths.of(work.config.output, job.slide_id, slide_identity(job), work.settings.tiles)
+    drawn = not work.config.thumbnails or (not work.config.overwrite and pictures.current())
+    if not bags and drawn:
         return row | _columns(SlideOutcome("skipped", tiles=rows)), None
-    return row | _columns(SlideOutcome("not done")), replace(job, bags=tuple(bags))
+    job = replace(job, bags=tuple(bags), pictures=None if drawn else pictures)
+    return row | _columns(SlideOutcome("not done")), job
 
 
 def _finished(work: Slides, path: str) -> BagSummary | None:

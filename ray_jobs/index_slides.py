@@ -1,4 +1,4 @@
-"""Slide manifest (CSV) → slide index (parquet) and a report of what could not be read.
+"""Slide manifest (CSV) → slide index (parquet), a report of what could not be read and a summary.md.
 
     python -m ray_jobs.index_slides manifest=slides.csv output=indexes/slide_metadata.parquet report=indexes/report.csv
 
@@ -17,6 +17,7 @@ import ijepath
 from core.config import MISSING, Loaded, is_set, placement
 from core.errors import MissingFile, UserError
 from core.reports import check_success, write_report
+from core.summary import Summary, counts, write_summary
 from ijepath.index import (
     COLUMNS,
     REPORT_COLUMNS,
@@ -28,7 +29,7 @@ from ijepath.index import (
     read_index,
     write_index,
 )
-from ijepath.manifest import Manifest, ManifestRow, read_manifest
+from ijepath.manifest import Manifest, ManifestRow, folder_of, read_manifest
 from ray_jobs.cli import Outputs, job
 from ray_jobs.dry_run import Needs, check_slides, of_manifest, tell
 from ray_jobs.ordered_map import TIMEOUT_S, RayMap
@@ -81,7 +82,7 @@ def main(loaded: Loaded[IndexSlidesConfig]) -> Outputs | None:
 def build(
     config: IndexSlidesConfig, manifest: Manifest, previous: tuple[Row, ...] = (), begun: tuple[Row, ...] = ()
 ) -> SlideIndex:
-    """Index the slides of `manifest` on the running Ray, write index and report, and return what was found.
+    """Index the slides of `manifest` on the running Ray, write index, report and summary, and return what was found.
 
     For a run that was begun with the rows `begun` the index is written as `as_begun` has it.
     """
@@ -94,7 +95,30 @@ def build(
     index = SlideIndex(tuple(rows), manifest.metadata_columns)
     write_index(config.output, as_begun(index, begun))
     write_report(config.report, REPORT_COLUMNS, index.rows)
+    write_summary(folder_of(config.output), summary_of(config, index, previous))
     return index
+
+
+def summary_of(config: IndexSlidesConfig, index: SlideIndex, previous: tuple[Row, ...]) -> Summary:
+    """What summary.md says of an index."""
+    rows, before = index.rows, {row["slide_id"]: row for row in previous}
+    ok = [row for row in rows if row["status"] == "ok"]
+    spacings = sorted(row["wsi_level0_spacing_mpp"] for row in ok)
+    facts: dict[str, object] = {"manifest": config.manifest, "slides": len(rows), **counts(r["status"] for r in rows)}
+    facts["with a mask"] = sum(bool(row["mask_path"]) for row in ok)
+    if ok:
+        facts["µm per pixel of level 0"] = f"{spacings[0]:.4g} to {spacings[-1]:.4g}"
+        for what in ("spacing_source", "backend"):
+            facts[what] = ", ".join(f"{name} {n:,}" for name, n in counts(row[what] for row in ok).items())
+    return Summary(
+        f"Slide index {config.output.rpartition('/')[2]}",
+        facts,
+        {"backend": config.backend, "min_success_fraction": config.min_success_fraction},
+        failed=[(row["slide_id"], row["error"]) for row in rows if row["status"] != "ok"],
+        skipped=[(r["slide_id"], "indexed before, unchanged") for r in ok if before.get(r["slide_id"]) == r],
+        notes=[(row["slide_id"], row["spacing_note"]) for row in ok if row["spacing_note"]],
+        files={"index": config.output, "report with a line per slide": config.report},
+    )
 
 
 def previous_rows(config: IndexSlidesConfig) -> tuple[Row, ...]:

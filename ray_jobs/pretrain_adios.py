@@ -21,6 +21,7 @@ from core.errors import UserError
 from ray_jobs import training_jobs
 from ray_jobs.cli import Outputs, job
 from ray_jobs.dry_run import check_files, tell
+from ray_jobs.run_summary import write_run_summary
 from ray_jobs.runtime import RuntimeConfig, ray_session
 from ray_jobs.trainer import Outcome, ScalingConfig, begin, fit
 from ray_jobs.training_jobs import (
@@ -67,6 +68,7 @@ def main(loaded: Loaded[PretrainAdiosConfig]) -> Outputs | None:
     if outcome.artifact:
         beside = outcome.artifact.rpartition("/")[0]
         paths |= {"encoder": outcome.artifact, "mask_model": f"{beside}/mask_model"}
+    write_run_summary(str(config.output), outcome, paths)
     return Outputs(paths | evaluated(config))
 
 

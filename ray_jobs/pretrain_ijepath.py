@@ -23,6 +23,7 @@ from ijepath.profile import Profile
 from ray_jobs import training_jobs
 from ray_jobs.cli import Outputs, job
 from ray_jobs.dry_run import Needs, check_slides, of_catalog, of_index, of_manifest, tell
+from ray_jobs.run_summary import write_run_summary
 from ray_jobs.runtime import RuntimeConfig, ray_session
 from ray_jobs.trainer import Outcome, ScalingConfig, begin, fit
 from ray_jobs.training_jobs import (
@@ -81,6 +82,7 @@ def main(loaded: Loaded[PretrainConfig]) -> Outputs | None:
     paths: dict[str, object] = {"run": config.output, "checkpoint": outcome.checkpoint}
     if outcome.artifact:
         paths["encoder"] = outcome.artifact
+    write_run_summary(str(config.output), outcome, paths)
     return Outputs(paths | evaluated(config))
 
 

@@ -20,12 +20,19 @@ BEAT = "progress.json"
 
 
 class Progress:
-    """`with Progress(len(slides), "index", "slides") as progress: progress.update()`. `total` None: not known."""
+    """`with Progress(len(slides), "index", "slides") as progress: progress.update()`. `total` None: not known.
 
-    def __init__(self, total: int | None, what: str, unit: str = "items", stream: TextIO | None = None) -> None:
-        self.total, self.what, self.unit, self.done = total, what, unit, 0
+    `parts`: what the items consist of and is counted with them (tiles of slides): `progress.update(1, tiles)`.
+    """
+
+    def __init__(
+        self, total: int | None, what: str, unit: str = "items", stream: TextIO | None = None, *, parts: str = ""
+    ) -> None:
+        self.total, self.what, self.unit, self.parts = total, what, unit, parts
+        self.done, self.parts_done = 0, 0
         self.stream = stream or sys.stderr
         self.started, self.told = time.monotonic(), 0
+        self.told_at = self.started
         self.bar: Any = None
 
     def __enter__(self) -> Progress:
@@ -37,17 +44,30 @@ class Progress:
             )
         return self
 
-    def update(self, n: int = 1) -> None:
-        self.done += n
+    def update(self, n: int = 1, parts: int = 0) -> None:
+        self.done, self.parts_done = self.done + n, self.parts_done + parts
+        now = time.monotonic()
         if self.bar is not None:
+            if self.parts:
+                self.bar.set_postfix_str(self._parts(now), refresh=False)
             self.bar.update(n)
-        elif self.total and (tenth := min(10, 10 * self.done // self.total)) > self.told:
-            self.told = tenth
-            rate = self.done / max(1e-9, time.monotonic() - self.started)
-            text = (
-                f"{self.what}: {100 * self.done // self.total}% ({self.done} of {self.total} {self.unit}, {rate:.1f}/s)"
-            )
+        elif self.total and n and self._is_due(now):
+            self.told, self.told_at = 10 * self.done // self.total, now
+            seconds = max(1e-9, now - self.started)
+            figures = [f"{self.done} of {self.total} {self.unit}"]
+            figures.append(self._parts(now) if self.parts else f"{self.done / seconds:.1f}/s")
+            if self.done < self.total:
+                figures.append(f"{duration(seconds / self.done * (self.total - self.done))} left")
+            text = f"{self.what}: {100 * self.done // self.total}% ({', '.join(figures)})"
             print(text, file=self.stream, flush=True)
+
+    def _is_due(self, now: float) -> bool:
+        assert self.total
+        return min(10, 10 * self.done // self.total) > self.told or now - self.told_at > LINE_EVERY_S
+
+    def _parts(self, now: float) -> str:
+        rate = self.parts_done / max(1e-9, now - self.started)
+        return f"{self.parts_done:,} {self.parts}, {rate:,.1f} {self.parts}/s"
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

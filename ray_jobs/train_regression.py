@@ -22,6 +22,7 @@ from core.errors import UserError
 from ray_jobs import training_jobs
 from ray_jobs.cli import Outputs, job
 from ray_jobs.dry_run import tell
+from ray_jobs.run_summary import write_run_summary
 from ray_jobs.runtime import RuntimeConfig, ray_session
 from ray_jobs.trainer import Outcome, ScalingConfig, fit
 from ray_jobs.training_jobs import absolute, check_output, cpus_of, saved, train_job
@@ -136,8 +137,10 @@ def work_on(run: Run) -> Outputs:
             outcome = train(run)
             log.info("ended (%s) after %s images", outcome.end, f"{outcome.images_seen:,}")
             if outcome.artifact is None:  # interrupted: the same command goes on
+                write_run_summary(run.folder, outcome, {"checkpoint": outcome.checkpoint})
                 return Outputs({"run": run.folder, "checkpoint": outcome.checkpoint})
             judge(run, outcome.end, kept)
+            write_run_summary(run.folder, outcome, {"model": outcome.artifact, "checkpoint": outcome.checkpoint})
     return Outputs({"run": run.folder, "model": store.join("encoder"), "metrics": store.join(METRICS)})
 
 

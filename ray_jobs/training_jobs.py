@@ -172,8 +172,10 @@ def log_start(checkpoint: Committed | None, run_dir: str, total_images: int) -> 
 
 
 def progress_name(config: Any) -> str:
-    """What the run's lines of progress begin with: "train", and the run's name where it was given one (a fold's)."""
-    name = getattr(config.logging, "run_name", None)
+    """What the run's lines of progress begin with: "train", and the run's name where it was given one (a fold's), or
+    that of the sweep's trial that it is."""
+    parent, _, folder = str(getattr(config, "output", "")).rstrip("/").rpartition("/")
+    name = getattr(config.logging, "run_name", None) or (folder if parent.rpartition("/")[2] == "trials" else "")
     return f"train {name}" if name else "train"
 
 

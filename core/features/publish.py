@@ -19,7 +19,7 @@ from core.errors import MissingFile
 from core.storage import Storage, StorageError, fsync, storage_error
 
 ABANDONED_S = 86400.0  # a partial file of another machine, untouched for so long, is nobody's
-_PARTIAL = re.compile(r"\..+-(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}\.partial")
+_PARTIAL = re.compile(r"\..+-(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}\.partial(\.\d+\.part)?")
 
 
 @contextlib.contextmanager

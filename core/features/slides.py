@@ -13,13 +13,17 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from core.errors import UserError
 from core.features.bags import BagWriter
 from core.features.encoder import EncoderSpec
 from core.features.encoding import PixelBatch, Size, ahead, encoded
 from core.features.identity import fingerprint, identity_of
+from core.features.pictures import PicturePaths, write_pictures
 from core.features.tables import bag_to_parquet
+from core.reports import describe
+from core.storage import StorageError
 from core.urls import public
 from core.watchdog import ended_after
 from core.wsi.reader import SlideReader, open_slide
@@ -71,11 +75,13 @@ class SlideJob:
     state: str = ""
     mask_state: str = ""
     bags: tuple[tuple[str, str], ...] = ()
+    pictures: PicturePaths | None = None
 
 
 @dataclass(frozen=True)
 class SlideOutcome:
-    """A line of the report. `status` is ok, empty (no tile holds enough tissue) or failed."""
+    """A line of the report. `status` is ok, skipped (no bag was asked for), empty (no tile holds enough tissue) or
+    failed."""
 
     status: str
     error: str = ""
@@ -87,10 +93,14 @@ class SlideOutcome:
     seconds: float = 0.0
 
 
+def slide_identity(job: SlideJob) -> dict[str, Any]:
+    """Which slide it is, in which state: what its tiles depend on."""
+    return {name: getattr(job, name) for name in ("slide_id", "state", "mask_state", "mpp", "fallback_mpp")}
+
+
 def bag_identity(job: SlideJob, spec: EncoderSpec, settings: SlideSettings) -> dict[str, Any]:
     """All that a bag's content depends on: equal identities, equal features. What its fingerprint is made of."""
-    slide = {name: getattr(job, name) for name in ("slide_id", "state", "mask_state", "mpp", "fallback_mpp")}
-    source = {"slide": slide, "tiles": asdict(settings.tiles)}
+    source = {"slide": slide_identity(job), "tiles": asdict(settings.tiles)}
     return identity_of(source, spec, settings, "spacing_tolerance")
 
 
@@ -105,8 +115,8 @@ def extract_slide(
     settings: SlideSettings,
     device: Device,
 ) -> SlideOutcome:
-    """Write the bags of `job`. Raises what the slide's files raise, StorageError for those of the output, and
-    EncodingError; then none of the bags that were begun is there."""
+    """Write the bags of `job`, then its pictures. Raises what the slide's files raise, StorageError for those of the
+    output, and EncodingError; then none of the bags that were begun is there."""
     started = time.monotonic()
     with ended_after(OPENING * settings.read_timeout_s):
         reader = open_slide(job.wsi_path, backend=settings.backend, cache_bytes=settings.cache_bytes)
@@ -119,16 +129,41 @@ def extract_slide(
             tissue = tissue_of(reader, mpp0, job.mask_path, settings.tiles)
         tiles = tiles_of(tissue, width, height, mpp0, settings.tiles)
         choice = choose_level(level_mpps(reader, mpp0), settings.tiles.mpp, settings.spacing_tolerance)
-        outcome = SlideOutcome("empty", "", len(tiles), mpp0, source, reader.backend, choice.level_mpp)
+        outcome = SlideOutcome("ok", _warning(choice), len(tiles), mpp0, source, reader.backend, choice.level_mpp)
         if not len(tiles):
-            return replace(outcome, error="no tile holds enough tissue", seconds=time.monotonic() - started)
-        _write_bags(job, specs, encoders, settings, device, reader, tiles, mpp0, outcome)
+            outcome = replace(outcome, status="empty", error="no tile holds enough tissue")
+        elif job.bags:
+            _write_bags(job, specs, encoders, settings, device, reader, tiles, mpp0, outcome)
+        else:
+            outcome = replace(outcome, status="skipped", error="")
+        outcome = _with_pictures(outcome, job, settings, reader, tissue, tiles)
     finally:
         reader.close()
-    if settings.parquet:
-        for _, path in job.bags:
-            bag_to_parquet(path)
-    return replace(outcome, status="ok", error=_warning(choice), seconds=time.monotonic() - started)
+    for _, path in job.bags if settings.parquet and outcome.status == "ok" else ():
+        bag_to_parquet(path)
+    return replace(outcome, seconds=time.monotonic() - started)
+
+
+def _with_pictures(
+    outcome: SlideOutcome,
+    job: SlideJob,
+    settings: SlideSettings,
+    reader: SlideReader,
+    tissue: npt.NDArray[Any],
+    tiles: Tiles,
+) -> SlideOutcome:
+    """The outcome once the pictures are written, if any are asked for. That the slide cannot be drawn is noted only:
+    its features are there."""
+    if job.pictures is None or outcome.mpp0 is None:
+        return outcome
+    try:
+        write_pictures(job.pictures, job.slide_id, reader, tissue, tiles, outcome.mpp0, settings.tiles)
+    except (AssertionError, StorageError):
+        raise
+    except Exception as e:  # every decoder raises its own kinds
+        note = f"no thumbnail: {describe(e)}"
+        return replace(outcome, error=f"{outcome.error}; {note}" if outcome.error else note)
+    return outcome
 
 
 def spacing(job: SlideJob, reader: SlideReader) -> tuple[float, str]:

@@ -50,7 +50,7 @@ class GeoJsonWriter:
 
     def polygon(self, ring: Sequence[Point], holes: Sequence[Sequence[Point]] = (), **properties: Any) -> None:
         """A polygon with holes; rings are closed here. `properties`: name, classification, colour (r, g, b),
-        measurements (a mapping of numbers)."""
+        measurements (a mapping of numbers), object_type."""
         self.feature("Polygon", [_closed(r) for r in (ring, *holes)], **properties)
 
     def point(self, x: float, y: float, **properties: Any) -> None:
@@ -68,9 +68,11 @@ class GeoJsonWriter:
         classification: str | None = None,
         colour: Colour | None = None,
         measurements: Mapping[str, float] | None = None,
+        object_type: str | None = None,
     ) -> None:
-        """Any geometry. ValueError for coordinates or measurements that are not finite (JSON has none)."""
-        properties: dict[str, object] = {"objectType": self.object_type}
+        """Any geometry; `object_type`: of this one alone. ValueError for coordinates or measurements that are not
+        finite (JSON has none)."""
+        properties: dict[str, object] = {"objectType": object_type or self.object_type}
         if name is not None:
             properties["name"] = name
         if classification is not None:

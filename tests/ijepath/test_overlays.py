@@ -44,7 +44,7 @@ def test_the_contour_follows_the_given_mask(built: Built) -> None:
     side = round(overlays.PICTURE)
     top, left = round(overlays.HEADER), round(overlays.MARGIN)
     area = picture[top : top + side, left : left + side]
-    blue = np.abs(area - mixed(overlays.CONTOUR, overlays.CONTOUR, 0)).max(-1) < 40
+    blue = np.abs(area - overlays.CONTOUR).max(-1) < 40
     large = np.asarray(Image.fromarray(mask).resize((side, side)))
     rows, columns = np.nonzero(blue)
     assert rows.size > 400

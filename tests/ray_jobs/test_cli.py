@@ -108,6 +108,31 @@ def test_progress_off_a_terminal_is_a_line_for_every_tenth():
     assert lines[-1].startswith("index: 100% (25 of 25 slides")
 
 
+def test_progress_says_how_fast_parts_are_done_and_how_long_it_will_take(monkeypatch):
+    stream, now = io.StringIO(), [100.0]
+    monkeypatch.setattr("ray_jobs.progress.time.monotonic", lambda: now[0])
+    with Progress(4, "extract", "slides", stream, parts="tiles") as progress:
+        for tiles in (1500, 500, 0, 1000):
+            now[0] += 60.0
+            progress.update(1, tiles)
+    assert stream.getvalue().splitlines() == [
+        "extract: 25% (1 of 4 slides, 1,500 tiles, 25.0 tiles/s, 3 min left)",
+        "extract: 50% (2 of 4 slides, 2,000 tiles, 16.7 tiles/s, 2 min left)",
+        "extract: 75% (3 of 4 slides, 2,000 tiles, 11.1 tiles/s, 60 s left)",
+        "extract: 100% (4 of 4 slides, 3,000 tiles, 12.5 tiles/s)",
+    ]
+
+
+def test_slow_progress_has_a_line_at_least_every_ten_minutes(monkeypatch):
+    stream, now = io.StringIO(), [0.0]
+    monkeypatch.setattr("ray_jobs.progress.time.monotonic", lambda: now[0])
+    with Progress(1000, "index", "slides", stream) as progress:
+        for _ in range(9):
+            now[0] += 250.0
+            progress.update()
+    assert len(stream.getvalue().splitlines()) == 3
+
+
 def test_progress_of_unknown_length_ends_with_the_count():
     stream = io.StringIO()
     with Progress(None, "tiles", stream=stream) as progress:

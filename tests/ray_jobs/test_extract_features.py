@@ -84,11 +84,63 @@ def test_slides_become_bags_and_are_skipped_the_next_time(ray_cluster, cohort, c
     ]  # fmt: skip
     for row in lines:
         assert int(row["tiles"]) == len(read_bag(str(cohort / "out/a" / f"{row['slide_id']}.h5")).features) > 20
-    assert sorted(os.listdir(cohort / "out")) == ["a", "b", "extraction.yaml", "report.csv"]
+    assert sorted(os.listdir(cohort / "out")) == [
+        *("a", "b", "extraction.yaml", "qupath", "report.csv", "summary.md", "thumbnails")
+    ]
     monkeypatch.setattr(extraction, "ActorMap", None)  # nothing is left to do for it
     assert extract(cohort, "batch_size=5", "actors=1", encoders=("a", "b")) == 0
     assert bags(cohort) == first and {r["status"] for r in report(cohort)} == {"skipped"}
     assert [r["tiles"] for r in report(cohort)] == [r["tiles"] for r in lines]
+
+
+def test_pictures_are_made_with_the_bags_and_shown_in_the_summary(here, cohort):
+    assert extract(cohort) == 0
+    text = (cohort / "out/summary.md").read_text()
+    tiles = [int(row["tiles"]) for row in report(cohort)]
+    for i in range(3):
+        assert f"![s{i}: {tiles[i]:,} tiles](thumbnails/s{i}.png)" in text
+        assert f"([GeoJSON for QuPath](qupath/s{i}.geojson))" in text
+    assert f"| tiles | {sum(tiles):,} |" in text and "| ok | 3 |" in text and "[bags of a](a)" in text
+    before = bags(cohort)
+    (cohort / "out/thumbnails/s1.png").unlink()
+    assert extract(cohort) == 0, "of an extraction of before there were pictures"
+    assert (cohort / "out/thumbnails/s1.png").is_file() and bags(cohort) == before
+    assert [row["status"] for row in report(cohort)] == ["skipped"] * 3
+    assert [int(row["tiles"]) for row in report(cohort)] == tiles
+    assert "3 × extracted before, unchanged" in (cohort / "out/summary.md").read_text()
+
+
+def test_progress_counts_tiles_that_were_extracted_now(here, cohort, capsys):
+    assert extract(cohort) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("extract: ")]
+    tiles = sum(int(row["tiles"]) for row in report(cohort))
+    assert len(lines) == 3 and f" of 3 slides, {tiles:,} tiles, " in lines[-1] and "tiles/s" in lines[-1]
+    assert " left)" in lines[0] and " left)" not in lines[-1]
+
+
+def test_a_key_switches_the_pictures_off(here, cohort):
+    assert extract(cohort, "thumbnails=false") == 0
+    assert sorted(os.listdir(cohort / "out")) == ["a", "extraction.yaml", "report.csv", "summary.md"]
+    assert "### Pictures" not in (cohort / "out/summary.md").read_text()
+
+
+def test_another_encoder_does_not_draw_the_slides_again(here, cohort):
+    def drawn():
+        return {p.name: p.stat().st_mtime_ns for p in (cohort / "out").glob("*/*.png")}
+
+    assert extract(cohort) == 0
+    first = drawn()
+    assert len(first) == 3 and extract(cohort, encoders=("a", "b")) == 0 and drawn() == first
+    assert extract(cohort, "overlap_px=8", encoders=("a", "b")) == 0
+    assert all(drawn()[name] > first[name] for name in first)
+
+
+def test_what_failed_and_why_is_in_the_summary(here, cohort):
+    (cohort / "s1.tiff").write_bytes(b"no slide")
+    assert extract(cohort, "min_success_fraction=0.5") == 0
+    text = (cohort / "out/summary.md").read_text()
+    assert "### Failed (1)" in text and "- 1 × no backend reads this slide" in text and "  - `s1`" in text
+    assert "![s1" not in text and "![s0" in text
 
 
 def test_only_what_changed_is_done_again(here, cohort):

@@ -30,3 +30,10 @@ def test_a_fresh_run_says_that_it_starts_from_the_beginning(tmp_path, caplog):
 )
 def test_folds_that_train_at_the_same_time_have_names_in_their_lines(logging_config, name):
     assert progress_name(SimpleNamespace(logging=SimpleNamespace(**logging_config))) == name
+
+
+@pytest.mark.parametrize("folder", ["/a/sweep/trials/0a1b_00003", "gs://bucket/sweep/trials/0a1b_00003/"])
+def test_the_run_of_a_sweeps_trial_has_the_trials_name_in_its_lines(folder):
+    config = SimpleNamespace(output=folder, logging=SimpleNamespace(run_name=None))
+    assert progress_name(config) == "train 0a1b_00003"
+    assert progress_name(SimpleNamespace(output="/a/run", logging=SimpleNamespace())) == "train"

@@ -33,6 +33,8 @@ def test_what_a_killed_process_left_is_swept_and_what_a_living_one_writes_is_not
     assert run.returncode == -9
     (left,) = os.listdir(tmp_path)
     assert left.startswith(".a.bin-") and left.endswith(".partial")
+    pid = left.split("-")[2]
+    os.rename(tmp_path / left, tmp_path / (left := f"{left}.{pid}.part"))  # as a GeoJsonWriter inside it leaves it
     (tmp_path / ".hidden").touch()
     with replacing(str(tmp_path / "b.bin")) as living:
         living.write_bytes(b"x")
