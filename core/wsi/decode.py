@@ -159,6 +159,8 @@ def _jpeg(page: Any) -> Decoder:
         pixels: Pixels = decode(wanted, tables=tables, colorspace=colours[0], outcolorspace=colours[1])
         if data[-2:] != _EOI and _EOI not in data[-64:]:
             check_jpeg_without_end(data, lambda d: decode(d, tables=tables))
+        if wanted is not data:
+            pixels = pixels[:rows]  # the further rows lack the chroma below them
         return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
     return jpeg

@@ -183,6 +183,20 @@ def test_a_cached_tile_with_too_few_rows_is_decoded_again(tmp_path):
         np.testing.assert_array_equal(slide.read_level(0, 5, 0, 400, rows), whole[:rows, 5:405])
 
 
+def test_pixels_do_not_depend_on_what_was_read_before(tmp_path):
+    """A shortened JPEG is decoded four rows further than asked for; the last of them are not the slide's."""
+    image = tissue_image(700, 600)
+    image[::7] //= 2  # so that neighbouring rows differ in chroma
+    path = str(slide_of(tmp_path, image=image))
+    whole = open_slide(path).read_level(0, 0, 0, 700, 600)
+    for rows in (10, 11, 40, 47, 100):
+        slide = open_slide(path)
+        slide.read_level(0, 5, 0, 400, rows)
+        for more in range(1, 5):
+            found = slide.read_level(0, 5, 0, 400, rows + more)
+            np.testing.assert_array_equal(found, whole[: rows + more, 5:405], f"{rows} rows, then {more} more")
+
+
 def test_a_slide_deleted_after_it_was_opened_can_still_be_read(tmp_path):
     path = slide_of(tmp_path)
     slide = open_slide(str(path))
