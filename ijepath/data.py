@@ -102,7 +102,8 @@ class Place:
 
 class AnchorReader:
     """Reads anchors. `sources` are the columns of the plan's slide table, as lists: `wsi_path`, `mask_path`,
-    `wsi_level0_spacing_mpp`, and optionally `site` (a number per slide, −1 unknown)."""
+    `wsi_level0_spacing_mpp`, and optionally `wsi_state` (of the file when it was indexed) and `site` (a number per
+    slide, −1 unknown)."""
 
     benign_reasons = frozenset({"tissue", "no_boxes", "few_context_tokens", "scale", "same_slide"})
 
@@ -156,7 +157,8 @@ class AnchorReader:
         config, kind = self.config, self.kind(position)
         geometry = config.kinds[kind].geometry
         path, mpp0 = str(self.sources["wsi_path"][source]), float(self.sources["wsi_level0_spacing_mpp"][source])
-        slide = self.handles.get(path)
+        states = self.sources.get("wsi_state")
+        slide = self.handles.get(path, str(states[source] or "") if states else "")
         generator = rng(config.seed, "boxes", position, attempt)
         factor = self._factor(slide, geometry, mpp0, path, unit, generator)
         place = locate(int(unit["x"]), int(unit["y"]), geometry, factor, mpp0)

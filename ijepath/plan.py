@@ -10,6 +10,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from core.errors import UserError
+from core.errors import MissingFile, UserError
 from core.order import Stratum
 from core.plan import Plan, PlanWriter
-from ijepath.catalog import Catalog, stratum_key, stratum_of
+from ijepath.catalog import Catalog, file_sha256, stratum_key, stratum_of
 from ijepath.index import read_index
 
 COLUMNS: dict[str, type[np.generic]] = {"source": np.int32, "x": np.int32, "y": np.int32}
@@ -67,6 +68,7 @@ def build_plan(
         total = sum(s.rows for s in slides)
         coordinates = np.memmap(f, np.int32, "r", shape=(total, 2))
         order = sorted(range(len(slides)), key=lambda i: (slides[i].facts["stratum_id"], i))
+        _add_states(slides, catalog)
         sources = pa.Table.from_pylist([s.facts for s in slides], schema=_slide_schema())
         meta = _meta(catalog, [slides[i] for i in order], sampling_stratum_key)
         with PlanWriter(out_dir, COLUMNS, sources, meta) as writer:
@@ -143,6 +145,16 @@ def _restratify(slides: list[_Slide], catalog: Catalog, key: str) -> None:
         slide.facts["stratum_id"] = stratum_of(by_id[slide_id], found)
 
 
+def _add_states(slides: list[_Slide], catalog: Catalog) -> None:
+    """What the slides' files were when they were indexed, where the catalog's own index is still there."""
+    states: dict[str, str | None] = {}
+    with suppress(MissingFile):
+        if file_sha256(catalog.slide_index_path) == catalog.manifest["slide_index_sha256"]:
+            states = {row["slide_id"]: row["wsi_state"] for row in read_index(catalog.slide_index_path).rows}
+    for slide in slides:
+        slide.facts["wsi_state"] = states.get(slide.facts["slide_id"])
+
+
 def _meta(catalog: Catalog, ordered: list[_Slide], key: str | None) -> dict[str, Any]:
     found: list[dict[str, Any]] = []
     start = 0
@@ -177,7 +189,7 @@ def _slide_schema() -> pa.Schema:
         "source_context_mpp": pa.float64(),
         "source_target_mpp": pa.float64(),
     }
-    return pa.schema([(name, kinds.get(name, pa.string())) for name in SLIDE_COLUMNS])
+    return pa.schema([(name, kinds.get(name, pa.string())) for name in (*SLIDE_COLUMNS, "wsi_state")])
 
 
 def _scratch(out_dir: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from core.errors import UnreadableUnit
 from core.storage import file_state
-from core.urls import is_url
+from core.urls import is_url, public
 from core.wsi.reader import SlideReader, open_with
 from core.wsi.tiles import TileCache
 
@@ -36,9 +36,11 @@ class HandleCache:
         self.tiles = TileCache(cache_bytes)
         self._open = _Open()
 
-    def get(self, path: str) -> SlideReader:
+    def get(self, path: str, indexed: str = "") -> SlideReader:
         """The reader of `path`, opened when it is not open. Raises what `open_slide` raises, and UnreadableUnit
-        (``changed``) for a local file that is not the one that was opened first: it was replaced meanwhile.
+        (``changed``) for a file that was replaced: a local one that is not the one that was opened first, or one of
+        another state than the index has in `indexed` (core.storage.file_state; of local files only the size, since a
+        copy on another machine has another time).
 
         Opening happens outside the lock, so that a stalled file system holds up only who asks for that slide; two
         threads that open one slide at once both succeed and one handle stays.
@@ -49,7 +51,7 @@ class HandleCache:
             if reader is not None:
                 here.readers.move_to_end(path)
                 return reader
-        self._check_unchanged(here, path)
+        self._check_unchanged(here, path, indexed)
         opened = open_with(path, self.tiles, backend=self.backend, library_bytes=self.cache_bytes // self.max_open)
         dropped = []
         with here.lock:
@@ -58,10 +60,16 @@ class HandleCache:
                 dropped.append(here.readers.popitem(last=False)[1])
         return reader
 
-    def _check_unchanged(self, here: _Open, path: str) -> None:
-        if is_url(path):
+    def _check_unchanged(self, here: _Open, path: str, indexed: str) -> None:
+        if is_url(path) and not indexed:
             return  # a state costs a request for each opening
         now = file_state(path)
+        same = now == indexed if is_url(path) else now.partition(":")[0] == indexed.partition(":")[0]
+        if indexed and not same:
+            detail = f"the file is not the one that was indexed: {indexed}, now {now}"
+            raise UnreadableUnit("changed", public(path), detail)
+        if is_url(path):
+            return
         with here.lock:
             first = here.states.setdefault(path, now)
         if now != first:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from core.errors import MissingFile, UnreadableUnit
+from core.storage import file_state
 from core.wsi import handles
 from core.wsi.handles import HandleCache
 from core.wsi.tiles import TileCache
@@ -154,3 +155,20 @@ def test_a_slide_that_changes_while_it_is_in_use_is_not_opened_again(tmp_path, h
     os.remove(first)
     with pytest.raises(MissingFile):
         cache.get(first)
+
+
+@pytest.mark.parametrize("how", ["replaced", "truncated", "copied"])
+def test_a_slide_is_compared_with_the_one_that_was_indexed_when_it_is_opened_first(tmp_path, how):
+    path = str(write_slide(tmp_path / "a.tif", width=300, height=200, seed=1))
+    indexed = file_state(path)
+    if how == "replaced":
+        os.replace(write_slide(tmp_path / "new.tif", width=320, height=200, seed=3), path)
+    elif how == "truncated":
+        os.truncate(path, 1000)
+    else:
+        os.utime(path, (1, 1))  # a copy on another machine
+        assert HandleCache().get(path, indexed).level_shapes[0] == (300, 200)
+        return
+    with pytest.raises(UnreadableUnit, match="not the one that was indexed") as e:
+        HandleCache().get(path, indexed)
+    assert (e.value.reason, e.value.path) == ("changed", path)
