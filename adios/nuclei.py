@@ -31,7 +31,9 @@ Floats = npt.NDArray[np.float32]
 Masks = Callable[[Tensor], Tensor]  # uint8 [B, S, S, 3] -> a softmax [B, N, S, S]
 RULES = ("argmax", "half")  # a pixel is marked where the channel is the largest, or above one half
 IMAGES, TRUTH = "images", "masks"
-ENDINGS = (".png", ".tif", ".tiff")  # of images that are read
+MASK_ENDINGS = (".png", ".tif", ".tiff", ".bmp")
+ENDINGS = (*MASK_ENDINGS, ".jpg", ".jpeg")  # of images that are read
+PLAIN_PARTS = 3  # a nucleus may be in two parts, cut by its neighbour; three are nuclei without numbers
 
 
 @dataclass(frozen=True)
@@ -66,14 +68,30 @@ class Found:
 
 
 def read_pairs(folder: str) -> list[Pair]:
-    """`images/NAME.png` with `masks/NAME.png`, by name. Masks are instance labels, or plain: 0 and 255, or 0 and 1
-    where no mask of the folder has two labels; of a plain one each connected part, however small, is a nucleus.
+    """`images/NAME` (PNG, JPEG, TIFF or BMP) with the mask of its name in `masks/` (PNG, TIFF or BMP), by name. Masks
+    are instance labels, or plain: 0 and 255, or 0 and 1 where no mask of the folder has two labels; of a plain one each
+    connected part, however small, is a nucleus.
 
-    So one nucleus in several parts stays one where it has a number: any but 1 and 255, or 1 beside numbered masks.
-    MissingFile and UserError name an image without a mask, a mask of another size or with labels below 0, and what
-    cannot be read.
+    So one nucleus in two parts stays one where it has a number: any but 1 and 255, or 1 beside numbered masks.
+    MissingFile and UserError name an image without a mask, a mask of another size or with labels below 0, a plain mask
+    among numbered ones, and what cannot be read.
     """
     store = Storage.of(folder)
+    pairs = []
+    for name, mask in _names(store):
+        try:
+            image = read_image(store.join(IMAGES, name))
+        except UnreadableUnit as e:
+            raise UserError("an image cannot be read", file=store.join(IMAGES, name), found=e.detail) from e
+        pairs.append((mask, Pair(name, image, _labels(store, mask, image.shape[:2]))))
+    numbered = next((mask for mask, pair in pairs if len(_values(pair.labels)) > 1), None)
+    if numbered is not None:
+        _check_numbered(store, numbered, pairs)
+    return [replace(pair, labels=_instances(pair.labels, numbered is not None)) for _, pair in pairs]
+
+
+def _names(store: Storage) -> list[tuple[str, str]]:
+    """Images and their masks. MissingFile for too few and for one without; UserError where it is not clear which."""
     listed = store.list(IMAGES)
     names = [name for name in listed if name.lower().endswith(ENDINGS)]
     if len(names) < 2:
@@ -81,20 +99,34 @@ def read_pairs(folder: str) -> list[Pair]:
         found = f"{len(names)}, and files of {', '.join(others)}" if others else len(names)
         expected = f"2 or more of {', '.join(ENDINGS)}"
         raise MissingFile("no images to judge nuclei on", file=store.join(IMAGES), found=found, expected=expected)
-    known = set(store.list(TRUTH))
-    pairs = []
+    by_stem, seen = dict[str, list[str]](), dict[str, str]()
+    for mask in store.list(TRUTH):
+        by_stem.setdefault(os.path.splitext(mask)[0], []).append(mask)
+    out = []
     for name in names:
-        if name not in known:
-            raise MissingFile(
-                "an image without its nuclei", file=store.join(TRUTH, name), expected="a mask of its name"
-            )
-        try:
-            image = read_image(store.join(IMAGES, name))
-        except UnreadableUnit as e:
-            raise UserError("an image cannot be read", file=store.join(IMAGES, name), found=e.detail) from e
-        pairs.append(Pair(name, image, _labels(store, name, image.shape[:2])))
-    numbered = any(len(np.unique(pair.labels[pair.labels > 0])) > 1 for pair in pairs)
-    return [replace(pair, labels=_instances(pair.labels, numbered)) for pair in pairs]
+        stem = os.path.splitext(name)[0]
+        if (other := seen.setdefault(stem, name)) != name:
+            file, expected = store.join(IMAGES, name), "one image of each name: rename one, and its mask"
+            raise UserError("two images of one name", file=file, found=other, expected=expected)
+        masks = by_stem.get(stem, [])
+        fit = [mask for mask in masks if mask.lower().endswith(MASK_ENDINGS)]
+        fit = [name] if name in fit else fit
+        if len(fit) != 1:
+            found, file = ", ".join(masks) or None, store.join(TRUTH, f"{stem}.png")
+            expected = f"one mask of its name, {', '.join(MASK_ENDINGS)} (JPEG would change labels)"
+            raise MissingFile("an image without its nuclei", file=file, found=found, expected=expected)
+        out.append((name, fit[0]))
+    return out
+
+
+def _check_numbered(store: Storage, numbered: str, pairs: Sequence[tuple[str, Pair]]) -> None:
+    """UserError for a plain mask among masks whose nuclei are numbered: all its nuclei would count as one."""
+    for mask, pair in pairs:
+        own = _values(pair.labels)
+        if own == [255] or (own == [1] and objects(pair.labels > 0, least_px=1).max() >= PLAIN_PARTS):
+            file, found = store.join(TRUTH, mask), f"0 and {own[0]}, while {store.join(TRUTH, numbered)} numbers nuclei"
+            expected = "masks of one kind: a number for each nucleus in all of them, or 0 and 255 in all of them"
+            raise UserError("plain and numbered masks are mixed", file=file, found=found, expected=expected)
 
 
 def split(pairs: Sequence[Pair], train_fraction: float, seed: int) -> tuple[list[int], list[int]]:
@@ -179,7 +211,6 @@ def floors(pairs: Sequence[Pair]) -> dict[str, list[Score]]:
 
 
 def _labels(store: Storage, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
-
     path = store.join(TRUTH, name)
     try:
         with open_image(store.read_bytes(f"{TRUTH}/{name}")) as file:
@@ -194,13 +225,24 @@ def _labels(store: Storage, name: str, shape: tuple[int, ...]) -> npt.NDArray[np
     labels = values.astype(np.int64)
     if labels.min() < 0:
         raise UserError("a label is below 0", file=path, found=int(labels.min()), expected="0, or a nucleus' number")
+    marked = labels[labels > 0]
+    if len(np.unique(marked)) > 1 and np.count_nonzero(marked == 255) > marked.size / 2:
+        found, expected = f"{len(np.unique(marked))} values, mostly 255", "0 and 255 only: scale it without smoothing"
+        raise UserError(
+            "a plain mask with half-tones: each would be a nucleus", file=path, found=found, expected=expected
+        )
     return labels
+
+
+def _values(labels: npt.NDArray[np.int64]) -> list[int]:
+    found: list[int] = np.unique(labels[labels > 0]).tolist()
+    return found
 
 
 def _instances(labels: npt.NDArray[np.int64], numbered: bool) -> npt.NDArray[np.int64]:
     """Nuclei `[H, W]` from 1: `labels` as they are, of a plain mask its connected parts. `numbered`: in masks beside
     this one nuclei have numbers, so 1 is one nucleus."""
-    own = np.unique(labels[labels > 0]).tolist()
+    own = _values(labels)
     plain = own == [255] or (own == [1] and not numbered)
     return objects(labels > 0, least_px=1) if plain else labels
 

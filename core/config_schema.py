@@ -28,7 +28,7 @@ SYNONYMS = (
     ),
     ("threads", "num_workers", "read_threads", "dataloader_workers"),
     ("workers", "num_gpus", "gpus", "world_size", "nproc_per_node", "devices"),
-    ("patch_size", "tile_px", "patch_px", "tile_size", "size"),
+    ("patch_size", "tile_px", "patch_px", "tile_size", "size", "image_size", "img_size", "size_px", "input_size"),
     ("mpp", "spacing", "resolution", "slide_mpp", "image_mpp", "context_mpp"),
     ("accelerator", "device"),
     ("amp", "precision", "use_bfloat16", "mixed_precision", "dtype"),
@@ -149,23 +149,37 @@ def nearest_key(schema: Any, parts: Sequence[Part], extra: Sequence[str] = ()) -
         return f"{join_key(above)} is {type_text(within)}, it has no keys below"
     beside = list(fields_of(within)) + (list(extra) if depth == 0 else [])
     all_keys = [key for key, _, _ in keys_of(schema)]
-    near = difflib.get_close_matches(wrong, beside, n=1, cutoff=0.8)
-    if not near and (meant := _by_meaning(wrong, join_key(above), all_keys)):
+    if meant := _by_meaning(wrong, join_key(above), all_keys):
         return meant
-    near = near or difflib.get_close_matches(wrong, beside, n=1)
+    near = [name for name in difflib.get_close_matches(wrong, beside, n=3) if not _means_another(wrong, name)]
     if near:
         return join_key([*above, near[0], *parts[depth + 1 :]])
-    same_name = [key for key in all_keys if key.rsplit(".", 1)[-1] == str(parts[-1])]
-    near = same_name or difflib.get_close_matches(join_key(parts), all_keys, n=1, cutoff=0.75)
+    last = str(parts[-1])
+    if meant := _by_meaning(last, "", all_keys):
+        return meant
+    same_name = [key for key in all_keys if key.rsplit(".", 1)[-1] == last]
+    close = difflib.get_close_matches(join_key(parts), all_keys, n=3, cutoff=0.75)
+    near = same_name or [key for key in close if not _means_another(last, key.rsplit(".", 1)[-1])]
     return near[0] if near else f"one of {shortened([join_key([*above, name]) for name in beside])}"
 
 
+def _lines(name: str) -> set[int]:
+    return {i for i, line in enumerate(SYNONYMS) if name.lower() in line}
+
+
+def _means_another(wrong: str, name: str) -> bool:
+    """patch_size is no misspelt batch_size: both are words of their own."""
+    return bool(_lines(wrong)) and bool(_lines(name)) and not _lines(wrong) & _lines(name)
+
+
 def _by_meaning(wrong: str, above: str, keys: Sequence[str]) -> str:
-    """The keys that another project calls `wrong`: those of the same section, else of all; "" when there are none."""
-    names = {name for line in SYNONYMS if wrong.lower() in line for name in line} - {wrong}
+    """The keys of the name `wrong`, or that another project calls so: those of the same section first, then, where
+    there are none or it is the whole config, all; "" when there are none."""
+    names = {name for i in _lines(wrong) for name in SYNONYMS[i]}
     found = [key for key in keys if key.rsplit(".", 1)[-1] in names]
     same = [key for key in found if key.rpartition(".")[0] == above]
-    return " or ".join((same or found)[:3])
+    rest = [key for key in found if key not in same] if not same or not above else []
+    return " or ".join((same + rest)[:3])
 
 
 def _options(hint: Any) -> tuple[Any, ...]:

@@ -2,9 +2,10 @@
 
     python -m ray_jobs.nuclei_benchmark run=outputs/adios data=dsb2018_brightfield output=outputs/nuclei
 
-`run` is an ADIOS run, or one mask model. `data` has `images/` and `masks/` (labels) of the same names. The channel that
-is taken for nuclei is chosen on `train_fraction` of the images, all figures are of the others; `oracle_…` chooses for
-each image by its truth and is a bound only. Checkpoints that were judged already are left. Needs no Ray.
+`run` is an ADIOS run, or one mask model. `data` has `images/` (PNG, JPEG, TIFF, BMP) and `masks/` (not JPEG) of the
+same names, with a number for each nucleus in all of them, or plain ones (0 and 255) only. The channel that is taken for
+nuclei is chosen on `train_fraction` of the images, all figures are of the others; `oracle_…` chooses for each image by
+its truth and is a bound only. Checkpoints that were judged already are left. Needs no Ray.
 """
 
 from __future__ import annotations

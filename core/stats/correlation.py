@@ -21,7 +21,10 @@ Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 Method = Literal["spearman", "pearson"]
 
-CONSTANT = 1e-12  # a spread below that share of the largest value is rounding
+CONSTANT = 1e-12  # a spread below that share of the largest value is rounding, in float64
+# A network computes in float32: one number leaves it as several that differ in the last bits (2^-23), by the size of
+# its batch and the order of its sums. A model that tells images apart varies by far more than 8 of them (1e-6).
+CONSTANT_PREDICTION = 8 * 2.0**-23
 GENES_AT_A_TIME, RESAMPLES_AT_A_TIME = 8, 256  # so that the work stays near the processor
 
 
@@ -72,7 +75,7 @@ def correlation(
     for first in range(0, len(x), GENES_AT_A_TIME):
         part = slice(first, first + GENES_AT_A_TIME)
         a, b = np.ascontiguousarray(x[part]), np.ascontiguousarray(y[part])
-        undefined[part] = _constant(a) | _constant(b)
+        undefined[part] = _constant(a, CONSTANT_PREDICTION) | _constant(b, CONSTANT)
         values[part] = _pearson_rows(*(map(ranks, (a, b)) if method == "spearman" else (a, b)))
     return Correlation(np.where(undefined, 0.0, values), undefined)
 
@@ -109,6 +112,8 @@ def bootstrap_correlation(
     count = int(codes.max()) + 1
     if count < 2:
         raise ValueError(f"an interval needs at least two clusters, found {count}")
+    estimate = correlation(x.T, y.T, method)
+    x = np.where(_constant(x, CONSTANT_PREDICTION)[:, None], 0.0, x)  # rounding has no ranks in a resample either
     drawn = np.empty((resamples, len(x)))
     done, of = 0, _pearson_draws if method == "pearson" else _spearman_draws
     for counts in cluster_counts(count, resamples, seed):
@@ -116,7 +121,6 @@ def bootstrap_correlation(
             part = counts[first : first + RESAMPLES_AT_A_TIME]
             drawn[done : done + len(part)] = of(x, y, codes, part)
             done += len(part)
-    estimate = correlation(x.T, y.T, method)
     tails = [0.5 - level / 2, 0.5 + level / 2]
     estimates = np.append(estimate.values, estimate.mean)
     low, high = np.quantile(np.column_stack([drawn, drawn.mean(axis=1)]), tails, axis=0)
@@ -142,8 +146,8 @@ def _columns(predictions: npt.ArrayLike, targets: npt.ArrayLike, samplewise: boo
     return x, y
 
 
-def _constant(x: Floats) -> Bools:
-    spread: Bools = np.ptp(x, axis=1) <= CONSTANT * np.abs(x).max(axis=1)
+def _constant(x: Floats, share: float) -> Bools:
+    spread: Bools = np.ptp(x, axis=1) <= share * np.abs(x).max(axis=1)
     return spread
 
 

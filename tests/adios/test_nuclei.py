@@ -165,10 +165,69 @@ def test_a_label_below_0_is_named(tmp_path):
 
 def test_endings_of_images_that_are_not_read_are_told(tmp_path):
     (tmp_path / "images").mkdir()
-    for name in ("a.jpg", "b.JPG", "c.png"):
+    for name in ("a.gif", "b.GIF", "c.png"):
         (tmp_path / "images" / name).touch()
-    with pytest.raises(MissingFile, match=r"found: '1, and files of \.JPG, \.jpg'; expected: .*\.png, \.tif, \.tiff"):
+    with pytest.raises(MissingFile, match=r"found: '1, and files of \.GIF, \.gif'; expected: .*\.png, \.tif, \.tiff"):
         read_pairs(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("image", "mask", "kind"),
+    [(".jpg", ".png", {"quality": 95}), (".JPEG", ".tif", {}), (".tiff", ".TIFF", {}), (".bmp", ".bmp", {})],
+)
+def test_images_and_masks_of_other_formats_belong_together_by_name(tmp_path, image, mask, kind):
+    folder = write(tmp_path)
+    for p in PAIRS:
+        stem = p.name.removesuffix(".png")
+        Image.open(folder / "images" / p.name).save(folder / "images" / f"{stem}{image}", **kind)
+        labels = p.labels.astype(np.uint8)
+        (folder / "images" / p.name).unlink()
+        (folder / "masks" / p.name).unlink()
+        Image.fromarray(labels).save(folder / "masks" / f"{stem}{mask}")
+    for got, own in zip(read_pairs(str(folder)), PAIRS, strict=True):
+        assert np.array_equal(got.labels, own.labels) and got.image.shape == own.image.shape
+        assert np.abs(got.image.astype(int) - own.image).mean() < 14
+
+
+def two_masks_of_one(folder):
+    Image.open(folder / "masks" / "3.png").save(folder / "masks" / "3.tif")
+    (folder / "images" / "3.png").rename(folder / "images" / "3.bmp")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            lambda f: (f / "masks" / "3.png").rename(f / "masks" / "3.jpg"),
+            r"without its nuclei.*masks/3\.png.*3\.jpg.*JPEG",
+        ),
+        (two_masks_of_one, r"without its nuclei.*3\.png, 3\.tif"),
+        (lambda f: Image.open(f / "images" / "3.png").save(f / "images" / "3.jpg"), r"two images of one name"),
+    ],
+)
+def test_an_image_whose_mask_is_not_clear_is_named(tmp_path, change, words):
+    change(write(tmp_path))
+    with pytest.raises(UserError, match=words):
+        read_pairs(str(tmp_path))
+
+
+@pytest.mark.parametrize("value", [1, 255])
+@pytest.mark.parametrize("first", [0, 1])
+def test_plain_masks_among_numbered_ones_are_refused_with_a_file_of_each(tmp_path, value, first):
+    plain, numbered = np.zeros((20, 20), np.uint8), np.zeros((20, 20), np.uint8)
+    for k, y in enumerate((1, 8, 15)):
+        plain[y : y + 4, 2:9], numbered[y : y + 4, 2:9] = value, k + 1
+    two_masks(tmp_path, *((plain, numbered) if first == 0 else (numbered, plain)))
+    words = rf"plain and numbered masks are mixed.*masks/{first}\.png.*masks/{1 - first}\.png numbers nuclei.*one kind"
+    with pytest.raises(UserError, match=words):
+        read_pairs(str(tmp_path))
+
+
+def test_half_tones_of_a_plain_mask_are_no_nuclei(tmp_path):
+    plain = np.zeros((20, 20), np.uint8)
+    plain[4:16, 4:16], plain[3, 4:16], plain[16, 4:16] = 255, 90, 170
+    with pytest.raises(UserError, match=r"half-tones.*masks/0\.png.*3 values, mostly 255"):
+        read_pairs(two_masks(tmp_path, plain, plain))
 
 
 def test_what_is_wrong_with_the_images_is_named(tmp_path):

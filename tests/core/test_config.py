@@ -385,3 +385,36 @@ def test_a_key_that_other_projects_use_is_told_by_its_meaning(science, key, mean
 
     schema = import_module(f"{science}.config").RunConfig
     assert meant in nearest_key(schema, split_key(key)).split(" or ")
+
+
+@pytest.mark.parametrize(
+    "key", ["patch_size", "tile_px", "data.patch_px", "image_size", "size_px", "patch_px", "tile_size"]
+)
+@pytest.mark.parametrize(
+    ("job", "schema", "meant"),
+    [
+        ("extract_features", "ExtractConfig", "tile_px"),
+        ("cut_patches", "CutPatchesConfig", "size"),
+        ("spatial_patches", "SpatialPatchesConfig", "patch_px"),
+        ("pretrain_ijepath", "PretrainConfig", "data.patch_size"),
+        ("pretrain_adios", "PretrainAdiosConfig", "data.patch_px"),
+        ("train_regression", "TrainRegressionConfig", "data.image_size"),
+    ],
+)
+def test_names_of_a_patchs_size_suggest_each_other_and_never_the_size_of_a_batch(job, schema, meant, key):
+    import importlib
+
+    from core.config_schema import keys_of, nearest_key, split_key
+
+    module = importlib.import_module(f"ray_jobs.{job}")
+    config = getattr(module, schema)
+    if key not in [known for known, _, _ in keys_of(config)]:
+        assert meant in nearest_key(config, split_key(key)).split(" or ")
+
+
+def test_a_size_of_patches_is_no_misspelt_size_of_batches():
+    from core.config_schema import nearest_key
+    from ray_jobs.nuclei_benchmark import NucleiConfig
+
+    assert nearest_key(NucleiConfig, ["patch_size"]).startswith("one of ")
+    assert nearest_key(NucleiConfig, ["batchsize"]) == "batch_size"

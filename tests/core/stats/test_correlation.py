@@ -47,6 +47,35 @@ def test_a_constant_gene_counts_as_zero_and_is_reported(of):
     assert (got.n_undefined, got.mean) == (2, pytest.approx(1 / 3))
 
 
+@pytest.mark.parametrize("method", ["pearson", "spearman"])
+@pytest.mark.parametrize("constant", [0.1, 1e4, -3.0, 1e-6])
+def test_a_prediction_that_is_constant_up_to_float32_rounding_is_none(constant, method):
+    """Two bits up and down, as sums in another order give."""
+    y = counts_like(40, 1)[1]
+    single, steps = np.float32(constant), np.random.default_rng(1).integers(-2, 3, 40)
+    x = (single + steps.astype(np.float32) * np.spacing(single)).astype(np.float64)[:, None]
+    found = correlation(x, y, method)
+    assert found.undefined.tolist() == [True] and found.values.tolist() == [0.0]
+    drawn = bootstrap_correlation(x, y, np.arange(40) // 5, method=method, resamples=20).genes[0]
+    assert (drawn.low, drawn.high) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("method", ["pearson", "spearman"])
+@pytest.mark.parametrize(("mean", "std"), [(1.0, 1e-4), (1e4, 1.0), (0.0, 1e-9), (-2.0, 1e-5)])
+def test_a_prediction_that_varies_little_is_one(mean, std, method):
+    x, y = counts_like(40, 1)
+    little = (mean + std * x).astype(np.float32).astype(np.float64)
+    found = correlation(little, y, method)
+    assert not found.undefined.any()
+    assert found.values == pytest.approx([SCIPY[method](little[:, 0], y[:, 0]).statistic], abs=1e-9)
+
+
+def test_targets_are_exact_and_may_vary_by_less_than_predictions():
+    x, y = counts_like(40, 1)
+    found = pearson(x, 1.0 + 1e-8 * y)
+    assert not found.undefined.any() and found.values == pytest.approx(pearson(x, y).values, abs=1e-5)
+
+
 def test_a_large_offset_costs_no_digits():
     x, y = counts_like(200, 3)
     assert pearson(x + 1e6, y - 1e6).values == pytest.approx(pearson(x, y).values, abs=1e-9)
