@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from core.errors import UserError
@@ -15,6 +15,7 @@ from ray_jobs.dry_run import tell
 from ray_jobs.training_jobs import LONGER, tell_tracking
 
 if TYPE_CHECKING:
+    from core.committed import Committed
     from core.storage import Storage
     from ray_jobs.train_regression import Run
     from regression.config import RunConfig
@@ -65,6 +66,18 @@ def tell_rehearsal(runs: Sequence[Run]) -> None:
         )
     parts = {"training": run.plan.rows} | {part: int(rows_of(run.plan, part).size) for part in ("val", "test")}
     tell((len(runs), "runs"), *((count, f"{part} rows") for part, count in parts.items()))
+
+
+def is_repeated(fresh: Run, newest: Committed) -> bool:
+    """Whether the run `fresh` would only repeat, batch and evaluation included, the one that `newest` is of."""
+    from core.config import fingerprint
+
+    def judged(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in values.items() if key.startswith("eval.")}
+
+    before = newest.meta.get("placement", {}).get("values", {})
+    same = judged(before) == judged(fingerprint(fresh.config, placement=True)["values"])
+    return bool(same and fresh.identity["hash"] == newest.meta["identity"]["hash"])
 
 
 def is_finished(run: Run) -> bool:

@@ -21,7 +21,7 @@ from core.config import Loaded, is_set, placement
 from core.errors import UserError
 from ray_jobs import training_jobs
 from ray_jobs.cli import Outputs, job
-from ray_jobs.regression_checks import METRICS, check_rows, is_finished, keep_results, tell_rehearsal
+from ray_jobs.regression_checks import METRICS, check_rows, is_finished, is_repeated, keep_results, tell_rehearsal
 from ray_jobs.runtime import RuntimeConfig, ray_session
 from ray_jobs.trainer import STOP, Outcome, ScalingConfig, begin, fit
 from ray_jobs.training_jobs import (
@@ -37,6 +37,7 @@ from regression.config import CONFIGS_DIR, RunConfig, resolve, run_name
 if TYPE_CHECKING:
     from core.committed import Committed
     from core.plan import Plan
+    from core.storage import Storage
     from regression.features import FeatureFolder
 
 log = logging.getLogger(__name__)
@@ -183,8 +184,8 @@ def _built(build: Callable[[], Plan], folder: str) -> Plan:
 
 
 def run_of(config: TrainRegressionConfig, plan: Plan) -> Run:
-    """The folder to train in: the one named, else that of an unfinished run of the same identity, else a new one.
-    UserError when the folder named holds another run."""
+    """The folder to train in: the one named, else that of a run of the same identity that is unfinished, or finished
+    and judged in the same way, else a new one. UserError when the folder named holds another run."""
     from core.storage import Storage
     from ray_jobs.resume import check_resumable, chosen
     from regression.assembly import identity_of
@@ -211,17 +212,27 @@ def run_of(config: TrainRegressionConfig, plan: Plan) -> Run:
         if run.newest is not None:
             check_resumable(run.newest, run.identity, config.checkpoint.resume_changes)
         return run
-    for name in sorted(root.list(), reverse=True) if config.checkpoint.resume == "auto" else ():
-        if not root.exists(f"{name}/checkpoints") or root.exists(f"{name}/{METRICS}"):
-            continue
-        newest = chosen(root.join(name), tag)
-        if newest is not None and same(newest):
+    known = runs_in(root, tag) if config.checkpoint.resume == "auto" else []
+    for name, newest in known:
+        if not root.exists(f"{name}/{METRICS}") and same(newest):
             log.info("going on with %s", name)
+            return of(name, newest)
+    for name, newest in known:
+        if root.exists(f"{name}/{METRICS}") and is_repeated(of(name), newest):
+            log.info("logging.run_name=NAME or checkpoint.resume=never begins another run of this config")
             return of(name, newest)
     at = time.time()
     while root.exists(name := run_name(config, workers, time.strftime("%Y%m%d_%H%M%S", time.localtime(at)))):
         at += 1  # the name does not say all that sets runs apart: several may begin in a second
     return of(name)
+
+
+def runs_in(root: Storage, tag: str) -> list[tuple[str, Committed]]:
+    """The runs below `root` that have a checkpoint, by name, and their newest ones."""
+    from ray_jobs.resume import chosen
+
+    names = [name for name in sorted(root.list(), reverse=True) if root.exists(f"{name}/checkpoints")]
+    return [(name, newest) for name in names if (newest := chosen(root.join(name), tag)) is not None]
 
 
 def train(run: Run, accelerator: str | None = None) -> Outcome:

@@ -10,7 +10,7 @@ import torch
 
 from core import checkpoint
 from core.artifact import EncoderArtifact
-from core.config import load_config
+from core.config import fingerprint, load_config
 from core.errors import UserError
 from core.nn.vit import ViT, vit_config
 from core.plan import Plan
@@ -184,6 +184,21 @@ def ended(table, output: Path, seen: int = 48, end: str = "budget", since: int =
 
 def begin_again(table, output: Path, *words: str) -> train_regression.Run:
     return train_regression.checked_run(train_regression.located(regression(table, output, *words)))
+
+
+def test_the_command_of_a_finished_regression_without_a_name_finds_it_and_another_one_does_not(table, tmp_path):
+    unnamed = ("logging.run_name=null",)
+    config = train_regression.located(regression(table, tmp_path, *unnamed))
+    run = train_regression.checked_run(config)
+    placement = fingerprint(run.config, placement=True)
+    meta = {"images_seen": 48, "identity": run.identity, "placement": placement}
+    checkpoint.save(f"{run.folder}/checkpoints", "regression-latest", {"w": torch.zeros(1)}, meta)
+    (Path(run.folder) / "metrics.json").write_text(json.dumps({"end": "budget", "run_name": "r"}))
+    again = begin_again(table, tmp_path, *unnamed)
+    assert again.folder == run.folder and is_finished(again)
+    others = ("train.batch_size=8", "train.lr=0.5", "eval.samplewise=true", "checkpoint.resume=never", "seed=7")
+    for other in others:
+        assert begin_again(table, tmp_path, *unnamed, other).folder != run.folder, other
 
 
 LONGER = ("train.images=64", "checkpoint.resume_changes=[train.images]")
