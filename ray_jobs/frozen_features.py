@@ -24,6 +24,10 @@ log = logging.getLogger(__name__)
 _LOCK = threading.Lock()
 
 
+class FeaturesStopped(Exception):
+    """The run was asked to stop while its features were computed; the parts that are done stay."""
+
+
 @dataclass(frozen=True)
 class Work:
     """Runs in an actor: builds the network, and gives the function that makes a part."""
@@ -54,10 +58,13 @@ class Work:
         return make
 
 
-def ensure_features(config: RunConfig, plan: Plan, scaling: ScalingConfig, what: str) -> FeatureFolder:
+def ensure_features(
+    config: RunConfig, plan: Plan, scaling: ScalingConfig, what: str, stopped: Callable[[], bool] = lambda: False
+) -> FeatureFolder:
     """The features of all rows of `plan.sources` by the backbone of `config` as it starts, below its output.
 
-    UserError when the process that makes a part dies twice.
+    UserError when the process that makes a part dies twice; FeaturesStopped once `stopped`, which is asked after every
+    part.
     """
     from core.storage import Storage
     from regression.features import feature_folder
@@ -66,16 +73,20 @@ def ensure_features(config: RunConfig, plan: Plan, scaling: ScalingConfig, what:
     root = Storage.of(str(config.output)).join("features")
     folder = feature_folder(root, config, paths, looked_at(state_of, paths))
     with _LOCK:  # the folds of one driver want the same ones at the same time
-        _compute(folder, config, scaling, what)
+        _compute(folder, config, scaling, what, stopped)
     return folder
 
 
-def _compute(folder: FeatureFolder, config: RunConfig, scaling: ScalingConfig, what: str) -> None:
+def _compute(
+    folder: FeatureFolder, config: RunConfig, scaling: ScalingConfig, what: str, stopped: Callable[[], bool]
+) -> None:
     from ray_jobs.actor_map import ActorMap
     from ray_jobs.backends import resolve_accelerator
     from ray_jobs.progress import Progress
 
     missing = folder.missing()
+    if stopped():
+        raise FeaturesStopped
     if not missing:
         return
     kind = resolve_accelerator(scaling.accelerator, scaling.autoscaling)
@@ -88,6 +99,8 @@ def _compute(folder: FeatureFolder, config: RunConfig, scaling: ScalingConfig, w
             if done is None:
                 raise UserError(DIED, file=folder.paths_of(missing[number])[0], key="features")
             progress.update(done)
+            if stopped():
+                raise FeaturesStopped
 
 
 def probe_config(config: RunConfig, artifact: str) -> RunConfig:

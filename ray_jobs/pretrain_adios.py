@@ -32,9 +32,11 @@ from ray_jobs.training_jobs import (
     decode_tasks,
     early_stopped,
     evaluated,
+    finished,
     plan_folder,
     recorded,
     resumed,
+    save_config,
     train_job,
 )
 
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from core.storage import Storage
 
 log = logging.getLogger(__name__)
+BUDGET = "total_iterations, total_images"
 
 
 @dataclass
@@ -58,8 +61,8 @@ def main(loaded: Loaded[PretrainAdiosConfig]) -> Outputs | None:
     check(config)
     if loaded.dry_run:
         return rehearse(config)
-    if (stopped := early_stopped(config)) is not None:
-        return stopped
+    if (ended := early_stopped(config) or _finished(config)) is not None:
+        return ended
     with ray_session(config.runtime, cpus=cpus_of(config), autoscaling=config.scaling.autoscaling):
         accelerator = begin(str(config.output), config.scaling, decode_tasks(config))
         outcome = train(config, prepare(config), accelerator)
@@ -115,6 +118,17 @@ def rehearse(config: PretrainAdiosConfig) -> None:
     if path.endswith(".parquet"):
         units.append((PatchIndex.open(path).rows, "patches"))
     tell(*units)
+
+
+def _finished(config: PretrainAdiosConfig) -> Outputs | None:
+    """The outputs of a run that has seen its budget."""
+    from core.storage import Storage
+
+    mask_model = Storage.of(str(config.output)).at("mask_model")
+    ready = resolve(config, config.scaling.workers, recorded(config).get("global_batch"))
+    if not mask_model.exists() or (done := finished(config, int(ready.total_images or 0), BUDGET)) is None:
+        return None
+    return Outputs({**done.paths, "mask_model": mask_model.url, **evaluated(config)})
 
 
 def prepare(config: PretrainAdiosConfig) -> Any:
@@ -231,6 +245,7 @@ def train(config: PretrainAdiosConfig, plan: Any, accelerator: str | None = None
         check_resumable(newest, identity, config.checkpoint.resume_changes)
     total, passes = int(config.total_images or 0), int(config.total_images or 0) / plan.rows
     log.info("%s iterations of %s images: %.2f passes", config.total_iterations, config.global_batch, passes)
+    save_config(config, str(config.output))
     job = train_job(
         config,
         plan,

@@ -34,9 +34,11 @@ from ray_jobs.training_jobs import (
     decode_tasks,
     early_stopped,
     evaluated,
+    finished,
     plan_folder,
     recorded,
     resumed,
+    save_config,
     train_job,
 )
 
@@ -71,8 +73,8 @@ def main(loaded: Loaded[PretrainConfig]) -> Outputs | None:
     _check_resumed(config)
     if loaded.dry_run:
         return rehearse(config)
-    if (stopped := early_stopped(config)) is not None:
-        return stopped
+    if (ended := early_stopped(config) or _finished(config)) is not None:
+        return ended
     scaling = config.scaling
     with ray_session(config.runtime, cpus=cpus_of(config), autoscaling=scaling.autoscaling):
         accelerator = begin(str(config.output), scaling, decode_tasks(config))
@@ -314,6 +316,7 @@ def train(config: PretrainConfig, inputs: Inputs, accelerator: str | None = None
         log.info(line)
     if newest is None and (advice := remote_advice(config, inputs.plan.sources)):
         log.warning("%s", advice)
+    save_config(config, str(config.output))
     job = train_job(
         config,
         inputs.plan,
@@ -337,6 +340,23 @@ def resolved(config: PretrainConfig, anchors: int) -> PretrainConfig:
     batch = int(settings.global_batch or 0)
     images = resolve_budget(settings.total_images_budget, global_batch=batch, epoch_images=anchors, key=BUDGET)
     return replace(config, optimization=replace(settings, total_images_budget=images))
+
+
+def _finished(config: PretrainConfig) -> Outputs | None:
+    """The outputs of a run that has seen its budget, of anchors that its own plan counts."""
+    from core.plan import Plan
+    from core.storage import Storage
+
+    if resumed(config) is None:
+        return None
+    anchors = 1
+    if isinstance(config.optimization.total_images_budget, Mapping):
+        try:
+            anchors = Plan.open(Storage.of(str(config.output)).join("plan")).rows
+        except UserError:  # lost: it is built again
+            return None
+    done = finished(config, int(resolved(config, anchors).optimization.total_images_budget), BUDGET)
+    return None if done is None else Outputs({**done.paths, **evaluated(config)})
 
 
 def _as_named(config: PretrainConfig, known: Mapping[str, Any]) -> PretrainConfig:

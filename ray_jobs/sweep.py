@@ -57,6 +57,7 @@ def _try_the_job(sweep: Sweep) -> None:
     trial = sweep.job.load(sweep.first, *sweep.job.words_for(f"{sweep.config.output}/trials/none"))
     for note in trial.notes:
         log.warning("args: %s", note)
+    log.info("trying a dry run of %s with the first values of the space", sweep.job.name)
     sweep.job.module.main(replace(trial, dry_run=True))
 
 

@@ -24,10 +24,10 @@ from core.checks import at_least
 from core.config import MISSING, Loaded, is_set, placement
 from core.errors import MissingFile, UserError
 from ray_jobs.cli import Outputs, job
+from ray_jobs.regression_checks import is_finished, tell_rehearsal
 from ray_jobs.runtime import ray_session
 from ray_jobs.sweep_mlflow import Parent
 from ray_jobs.train_regression import (
-    METRICS,
     Run,
     TrainRegressionConfig,
     check_probes,
@@ -35,7 +35,6 @@ from ray_jobs.train_regression import (
     located,
     plan_of,
     run_of,
-    tell_rehearsal,
     work_on,
 )
 from ray_jobs.training_jobs import check_output
@@ -109,9 +108,9 @@ def main(loaded: Loaded[TrainFoldsConfig]) -> Outputs | None:
     if loaded.dry_run:
         with tempfile.TemporaryDirectory(prefix="pathray-") as scratch:
             return tell_rehearsal(checked(folds, scratch))
-    checked(folds)
+    runs = checked(folds)
     root = Storage.of(str(config.output))
-    left = [fold for fold in folds if not root.exists(f"{fold.name}/{METRICS}")]
+    left = [fold for fold, run in zip(folds, runs, strict=True) if not is_finished(run)]
     log.info("%d folds, %d of them finished", len(folds), len(folds) - len(left))
     names = [fold.name for fold in folds]
     parent = Parent(root, config.logging)

@@ -13,7 +13,7 @@ import hashlib
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,21 +21,27 @@ from core.config import Loaded, is_set, placement
 from core.errors import UserError
 from ray_jobs import training_jobs
 from ray_jobs.cli import Outputs, job
-from ray_jobs.dry_run import tell
+from ray_jobs.regression_checks import METRICS, check_rows, is_finished, is_repeated, keep_results, tell_rehearsal
 from ray_jobs.run_summary import write_run_summary
 from ray_jobs.runtime import RuntimeConfig, ray_session
-from ray_jobs.trainer import Outcome, ScalingConfig, fit
-from ray_jobs.training_jobs import absolute, check_output, cpus_of, saved, train_job
+from ray_jobs.trainer import STOP, Outcome, ScalingConfig, begin, fit
+from ray_jobs.training_jobs import (
+    absolute,
+    check_output,
+    cpus_of,
+    decode_tasks,
+    save_config,
+    train_job,
+)
 from regression.config import CONFIGS_DIR, RunConfig, resolve, run_name
 
 if TYPE_CHECKING:
     from core.committed import Committed
     from core.plan import Plan
+    from core.storage import Storage
     from regression.features import FeatureFolder
 
 log = logging.getLogger(__name__)
-METRICS = "metrics.json"
-MIN_VALIDATION = 2  # rows: fewer have no correlation
 
 
 @dataclass
@@ -71,29 +77,9 @@ def main(loaded: Loaded[TrainRegressionConfig]) -> Outputs | None:
 def checked_run(config: TrainRegressionConfig, scratch: str = "") -> Run:
     """The run of `config`, its plan in the folder `scratch` if one is given. UserError where its rows cannot do what is
     asked for; a warning where they do it in another way."""
-    from core.train.budget import passes_note
-    from regression.plan import rows_of
-
     run = run_of(config, plan_of(config, scratch))
-    train, rows, val = run.config.train, run.plan.rows, int(rows_of(run.plan, "val").size)
-    if val < MIN_VALIDATION:
-        check_unvalidated(config, val)
-    budget = None if config.train.images else {"epochs": train.epochs}
-    images, batch = int(train.images or 0), int(train.global_batch or 0)
-    if note := passes_note(budget, images=images, global_batch=batch, epoch_images=rows):
-        log.warning("%s (train.global_batch, train.batch_size x train.grad_accum_steps x scaling.workers)", note)
+    check_rows(run, in_epochs=config.train.images is None)
     return run
-
-
-def check_unvalidated(config: TrainRegressionConfig, val: int) -> None:
-    """UserError where early stopping is asked for and too few rows validate; else a word on what that means."""
-    if config.eval.patience is not None:
-        message = "early stopping needs validation, and too few rows validate: a correlation needs two"
-        found = f"{config.eval.patience}, with {val} val rows in {config.data.split}"
-        expected = f"{MIN_VALIDATION} or more val rows in data.split, or eval.patience=null"
-        raise UserError(message, key="eval.patience", found=found, expected=expected)
-    level = logging.WARNING if val else logging.INFO  # none at all is meant: folds of two groups have none
-    log.log(level, "%s has %d val rows: nothing validates, the last state is exported", config.data.split, val)
 
 
 def validation_metrics(config: TrainRegressionConfig) -> list[str]:
@@ -104,44 +90,34 @@ def validation_metrics(config: TrainRegressionConfig) -> list[str]:
     return [f"val/{name}" for name in names]
 
 
-def tell_rehearsal(runs: Sequence[Run]) -> None:
-    """Two batches of training and of validation of the first run in this process, what they say, and all runs' rows."""
-    from regression.plan import rows_of
-    from regression.rehearsal import rehearse
-
-    run = runs[0]
-    found = rehearse(run.config, run.plan)
-    losses = ", ".join(f"{loss:.4g}" for loss in found.losses)
-    log.info("two batches: loss %s; %.1f images/s in this process", losses, found.images_per_s)
-    if found.validation:
-        log.info(
-            "of two validation batches: %s %.3f", run.config.eval.primary, found.validation[run.config.eval.primary]
-        )
-    parts = {"training": run.plan.rows} | {part: int(rows_of(run.plan, part).size) for part in ("val", "test")}
-    tell((len(runs), "runs"), *((count, f"{part} rows") for part, count in parts.items()))
-
-
 def work_on(run: Run) -> Outputs:
     """Train, judge and leave the results, as far as that has not been done."""
     from core.storage import Storage
+    from ray_jobs.frozen_features import FeaturesStopped
     from ray_jobs.run_log import run_log
 
     store, config = Storage.of(run.folder), run.config
-    if store.exists(METRICS):
-        log.info("this run is finished")
-    else:
-        saved(config, run.folder)  # before the features of baselines: `ray_jobs.stop` knows the run by it
-        session = ray_session(config.runtime, cpus=cpus_of(config), autoscaling=config.scaling.autoscaling)
-        with run_log(store), session:
+    done = Outputs({"run": run.folder, "model": store.join("encoder"), "metrics": store.join(METRICS)})
+    if is_finished(run):
+        return done
+    keep_results(run)
+    save_config(config, run.folder)  # before the features of baselines: `ray_jobs.stop` knows the run by it
+    session = ray_session(config.runtime, cpus=cpus_of(config), autoscaling=config.scaling.autoscaling)
+    with run_log(store), session:
+        accelerator = begin(run.folder, config.scaling, decode_tasks(config))  # a STOP holds from here on
+        try:
             kept = features_for(run)
-            outcome = train(run)
-            log.info("ended (%s) after %s images", outcome.end, f"{outcome.images_seen:,}")
-            if outcome.artifact is None:  # interrupted: the same command goes on
-                write_run_summary(run.folder, outcome, {"checkpoint": outcome.checkpoint})
-                return Outputs({"run": run.folder, "checkpoint": outcome.checkpoint})
-            judge(run, outcome.end, kept)
-            write_run_summary(run.folder, outcome, {"model": outcome.artifact, "checkpoint": outcome.checkpoint})
-    return Outputs({"run": run.folder, "model": store.join("encoder"), "metrics": store.join(METRICS)})
+            outcome = train(run, accelerator)
+        except FeaturesStopped:
+            log.info("stopped while features were computed; the same command resumes")
+            return Outputs({"run": run.folder})
+        log.info("ended (%s) after %s images", outcome.end, f"{outcome.images_seen:,}")
+        if outcome.artifact is None:  # interrupted: the same command goes on
+            write_run_summary(run.folder, outcome, {"checkpoint": outcome.checkpoint})
+            return Outputs({"run": run.folder, "checkpoint": outcome.checkpoint})
+        judge(run, outcome.end, kept)
+        write_run_summary(run.folder, outcome, {"model": outcome.artifact, "checkpoint": outcome.checkpoint})
+    return done
 
 
 def located(config: TrainRegressionConfig) -> TrainRegressionConfig:
@@ -211,8 +187,8 @@ def _built(build: Callable[[], Plan], folder: str) -> Plan:
 
 
 def run_of(config: TrainRegressionConfig, plan: Plan) -> Run:
-    """The folder to train in: the one named, else that of an unfinished run of the same identity, else a new one.
-    UserError when the folder named holds another run."""
+    """The folder to train in: the one named, else that of a run of the same identity that is unfinished, or finished
+    and judged in the same way, else a new one. UserError when the folder named holds another run."""
     from core.storage import Storage
     from ray_jobs.resume import check_resumable, chosen
     from regression.assembly import identity_of
@@ -239,12 +215,14 @@ def run_of(config: TrainRegressionConfig, plan: Plan) -> Run:
         if run.newest is not None:
             check_resumable(run.newest, run.identity, config.checkpoint.resume_changes)
         return run
-    for name in sorted(root.list(), reverse=True) if config.checkpoint.resume == "auto" else ():
-        if not root.exists(f"{name}/checkpoints") or root.exists(f"{name}/{METRICS}"):
-            continue
-        newest = chosen(root.join(name), tag)
-        if newest is not None and same(newest):
+    known = runs_in(root, tag) if config.checkpoint.resume == "auto" else []
+    for name, newest in known:
+        if not root.exists(f"{name}/{METRICS}") and same(newest):
             log.info("going on with %s", name)
+            return of(name, newest)
+    for name, newest in known:
+        if root.exists(f"{name}/{METRICS}") and is_repeated(of(name), newest):
+            log.info("logging.run_name=NAME or checkpoint.resume=never begins another run of this config")
             return of(name, newest)
     at = time.time()
     while root.exists(name := run_name(config, workers, time.strftime("%Y%m%d_%H%M%S", time.localtime(at)))):
@@ -252,8 +230,16 @@ def run_of(config: TrainRegressionConfig, plan: Plan) -> Run:
     return of(name)
 
 
-def train(run: Run) -> Outcome:
-    """To the end of the budget, on the running Ray."""
+def runs_in(root: Storage, tag: str) -> list[tuple[str, Committed]]:
+    """The runs below `root` that have a checkpoint, by name, and their newest ones."""
+    from ray_jobs.resume import chosen
+
+    names = [name for name in sorted(root.list(), reverse=True) if root.exists(f"{name}/checkpoints")]
+    return [(name, newest) for name in names if (newest := chosen(root.join(name), tag)) is not None]
+
+
+def train(run: Run, accelerator: str | None = None) -> Outcome:
+    """To the end of the budget, on the running Ray and what `begin` found."""
     from regression.assembly import assemble
     from regression.features import uses_cache
 
@@ -263,12 +249,14 @@ def train(run: Run) -> Outcome:
         int(batch.global_batch or 0), batch.batch_size, batch.grad_accum_steps, config.scaling.workers, run.plan.rows,
     )  # fmt: skip
     job = train_job(
-        config, run.plan, assemble, run.identity, run_dir=run.folder, total_images=int(batch.images or 0)
+        config, run.plan, assemble, run.identity, run_dir=run.folder, total_images=int(batch.images or 0),
+        accelerator=accelerator,
     )  # fmt: skip
     if uses_cache(config):
         from ray_jobs.frozen_features import ensure_features
 
-        folder = ensure_features(config, run.plan, config.scaling, "of the frozen backbone").folder
+        stopped = is_asked_to_stop(run)
+        folder = ensure_features(config, run.plan, config.scaling, "of the frozen backbone", stopped).folder
         run.config = replace(config, model=replace(config.model, features=folder))
         job.config = replace(job.config, model=run.config.model)
     return fit(job)
@@ -276,19 +264,27 @@ def train(run: Run) -> Outcome:
 
 def features_for(run: Run) -> dict[str, FeatureFolder]:
     """What the baselines are fitted to, by name. Before the training: who waits for days does not want to hear at the
-    end that a test image cannot be read. UserError naming it."""
+    end that a test image cannot be read. UserError naming it; FeaturesStopped when the run is asked to stop."""
     from ray_jobs.frozen_features import ensure_features, probe_config
     from regression.features import check_evaluated
 
     config, scaling = run.config, run.config.scaling
     kept: dict[str, FeatureFolder] = {}
+    stopped = is_asked_to_stop(run)
     if config.eval.baselines:
-        kept["initial"] = ensure_features(config, run.plan, scaling, "of the backbone as it starts")
+        kept["initial"] = ensure_features(config, run.plan, scaling, "of the backbone as it starts", stopped)
     for name, artifact in config.eval.probes.items():
-        kept[name] = ensure_features(probe_config(config, artifact), run.plan, scaling, f"of {name}")
+        kept[name] = ensure_features(probe_config(config, artifact), run.plan, scaling, f"of {name}", stopped)
     for folder in kept.values():
         check_evaluated(folder, run.plan)
     return kept
+
+
+def is_asked_to_stop(run: Run) -> Callable[[], bool]:
+    from core.storage import Storage
+
+    store = Storage.of(run.folder)
+    return lambda: store.exists(STOP)
 
 
 def judge(run: Run, end: str, kept: dict[str, FeatureFolder]) -> None:

@@ -151,7 +151,7 @@ def fit(job: TrainJob) -> Outcome:
     if job.accelerator is None:
         job.accelerator = begin(job.run_dir, job.scaling, job.decode_tasks)
     try:
-        with _mlflow(job, store), _evaluators(job, store) as evaluators:
+        with mlflow_fed(job, store), _evaluators(job, store) as evaluators:
             value = _fit_while_it_advances(job, store)
             if evaluators is not None and not value.get("fatal"):
                 evaluators.drain()
@@ -302,7 +302,7 @@ def _say_that_it_waits(ended: threading.Event) -> None:
 
 
 @contextmanager
-def _mlflow(job: TrainJob, store: Any) -> Iterator[None]:
+def mlflow_fed(job: TrainJob, store: Any) -> Iterator[None]:
     """Feed MLflow from metrics.jsonl while the job runs; MLflow's trouble is logged, never the run's."""
     if not job.tracking.mlflow:
         yield

@@ -22,9 +22,11 @@ from ray_jobs.cli import Outputs
 if TYPE_CHECKING:
     from core.committed import Committed
     from core.plan import Plan
+    from core.storage import Storage
     from ray_jobs.trainer import Tracking, TrainJob
 
 log = logging.getLogger(__name__)
+LONGER = "a longer budget with checkpoint.resume_changes=[{}] trains on"
 
 
 def absolute(path: str | None) -> str | None:
@@ -101,6 +103,64 @@ def early_stopped(config: Any) -> Outputs | None:
     return Outputs({"run": config.output, "checkpoint": newest.path, **evaluated(config)})
 
 
+def finished(config: Any, total_images: int, budget_keys: str) -> Outputs | None:
+    """The outputs of a run that has seen its budget, is exported and, where evaluators are on, judged: there is nothing
+    to start Ray for. None for any other."""
+    from core.storage import Storage
+
+    newest, store = resumed(config), Storage.of(str(config.output))
+    if newest is None or int(newest.meta["images_seen"]) < total_images or not _is_exported(store, newest):
+        return None
+    if _unjudged(config, newest):
+        return None
+    seen = f"{int(newest.meta['images_seen']):,}"
+    log.info("this run is finished (%s images): %s; %s", seen, store.url, LONGER.format(budget_keys))
+    tell_tracking(config, store.url, newest)
+    return Outputs({"run": config.output, "checkpoint": newest.path, "encoder": store.join("encoder")})
+
+
+def _is_exported(store: Storage, newest: Committed) -> bool:
+    from core.artifact import describe
+
+    try:
+        facts = describe(store.join("encoder"))["provenance"]
+    except UserError:  # none, or a damaged one: it is exported again
+        return False
+    identity = newest.meta.get("identity", {}).get("hash")
+    return bool(facts.get("identity") == identity and facts.get("images_seen") == newest.meta["images_seen"])
+
+
+def _unjudged(config: Any, newest: Committed) -> bool:
+    """Whether snapshots wait for evaluators."""
+    if (tuning := _tuning(config)) is None or not tuning.enable:
+        return False
+    from core.evaluation.results import Results
+
+    results = Results(str(config.output), newest.meta.get("identity", {}).get("hash"), tuning.early_stopping)
+    judged = {record.images_seen for record in results.records()}
+    return any(snapshot.images_seen not in judged for snapshot in results.snapshots())
+
+
+def tell_tracking(config: Any, run_dir: str, newest: Committed) -> None:
+    """Send what a tracking server that was away has not been told of a finished run. SQLite next to a run has all."""
+    from core.tracking import is_local
+
+    tracking, tuning = tracking_of(config), _tuning(config)
+    if not tracking.mlflow or tracking.uri is None or is_local(tracking.uri):
+        return
+    from core.storage import Storage
+    from ray_jobs.trainer import TrainJob, mlflow_fed
+
+    known = newest.meta.get("identity", {})
+    identity = {**known.get("values", {}), "identity": known.get("hash")}
+    job = TrainJob(  # nothing is trained: of it only what MLflow is told is read
+        assemble=without_login, config=without_login(config), plan_path="", run_dir=run_dir, scaling=config.scaling,
+        tracking=tracking, identity=identity, tuning=tuning if tuning is not None and tuning.enable else None,
+    )  # fmt: skip
+    with mlflow_fed(job, Storage.of(run_dir)):
+        pass
+
+
 def evaluated(config: Any) -> dict[str, object]:
     """Where the evaluations of a run lie, if it has any."""
     if not config.tuning.enable:
@@ -148,17 +208,23 @@ def plan_folder(root: Any) -> str:
     return str(private_cache() / f"{digest}-plan-built")
 
 
-def saved(config: Any, run_dir: str) -> Any:
-    """`config`, which the run's folder now tells, without a login that `logging.tracking_uri` may hold."""
-    from core.storage import Storage
-    from core.urls import public, public_values
+def without_login(config: Any) -> Any:
+    """`config` without a login that `logging.tracking_uri` may hold."""
+    from core.urls import public
 
-    if config.logging.tracking_uri is not None:
-        config = replace(config, logging=replace(config.logging, tracking_uri=public(config.logging.tracking_uri)))
-    plain = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    if config.logging.tracking_uri is None:
+        return config
+    return replace(config, logging=replace(config.logging, tracking_uri=public(config.logging.tracking_uri)))
+
+
+def save_config(config: Any, run_dir: str) -> None:
+    """Write the resolved `config`, without logins, into the run's folder: `ray_jobs.stop` knows a run by it."""
+    from core.storage import Storage
+    from core.urls import public_values
+
+    plain = OmegaConf.to_container(OmegaConf.structured(without_login(config)), enum_to_str=True)
     resolved = OmegaConf.to_yaml(OmegaConf.create(public_values(plain)))
     Storage.of(run_dir).write_bytes("config_resolved.yaml", resolved.encode())
-    return config
 
 
 def log_start(checkpoint: Committed | None, run_dir: str, total_images: int) -> None:
@@ -190,13 +256,13 @@ def train_job(
     accelerator: str | None = None,
     start_metrics: Mapping[str, float] | None = None,
 ) -> TrainJob:
-    """What `fit` wants to know of a run with the resolved `config`, which is saved in the run's folder. `identity` is
-    its fingerprint, `accelerator` what `begin` found. A login in `logging.tracking_uri` goes to MLflow alone."""
+    """What `fit` wants to know of a run with the resolved `config`. `identity` is its fingerprint, `accelerator` what
+    `begin` found. A login in `logging.tracking_uri` goes to MLflow alone."""
     from ray_jobs.trainer import TrainJob
 
     tracking, tuning = tracking_of(config), _tuning(config)
     log_start(resumed(replace(config, output=run_dir)), run_dir, total_images)
-    config = saved(config, run_dir)
+    config = without_login(config)
     if accelerator is not None:  # what workers see of a machine may be more than what Ray was told
         config = replace(config, scaling=replace(config.scaling, accelerator=accelerator))
     return TrainJob(

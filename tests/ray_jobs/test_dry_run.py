@@ -149,3 +149,15 @@ def test_images_that_an_evaluator_would_read_are_looked_for(inputs, tmp_path, ca
     plugins = json.dumps([{"name": "pathorob", "datasets": {"h": {"manifest_csv": f"{tmp_path}/patches/patches.csv"}}}])
     assert dry("evaluate", *words, f"tuning.plugins={plugins}") == 2
     assert ".png" in capsys.readouterr().err
+
+
+def test_images_that_a_list_names_and_that_are_gone_are_named(inputs, tmp_path, capsys, caplog, no_ray):
+    caplog.set_level("INFO")
+    present = next((inputs / "patches").glob("*.png"))
+    (tmp_path / "list.csv").write_text(f"path\n{present}\n{tmp_path}/gone.png\n")
+    words = (f"images={tmp_path}/list.csv", f"encoders=[{inputs}/encoder]", f"output={tmp_path}/out", "resize=true")
+    assert dry("extract_features", *words) == 2
+    said = capsys.readouterr().err
+    assert "1 of 2 images failed" in said and "gone.png: no such file" in said
+    assert dry("extract_features", *words, "min_success_fraction=0.5") == 0
+    assert "dry run: 1 images;" in caplog.text and not (tmp_path / "out").exists()

@@ -373,10 +373,11 @@ def test_a_run_leaves_its_model_its_metrics_and_every_prediction_once(trained, d
 
 @pytest.mark.ray
 @pytest.mark.heavy
-def test_a_finished_run_named_again_is_left_as_it_is(trained, data):
+def test_a_finished_run_is_left_as_it_is_named_again_or_not(trained, data):
     output, run = trained
     before = (run / "metrics.json").stat().st_mtime_ns
-    assert train(output, *data, f"logging.run_name={run.name}") == 0
+    for words in ((f"logging.run_name={run.name}",), ()):
+        assert train(output, *data, *words) == 0
     assert runs(output) == [run] and (run / "metrics.json").stat().st_mtime_ns == before
 
 

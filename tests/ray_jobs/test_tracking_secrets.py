@@ -12,7 +12,7 @@ from core.storage import Storage
 from core.tracking import MetricsLog
 from ijepath.config import CONFIGS_DIR, GROUPS
 from ray_jobs import pretrain_ijepath
-from ray_jobs.trainer import Outcome, ScalingConfig, TrainJob, _mlflow, mlflow_params
+from ray_jobs.trainer import Outcome, ScalingConfig, TrainJob, mlflow_fed, mlflow_params
 from regression.config import resolve
 
 
@@ -73,16 +73,18 @@ def test_a_login_in_the_tracking_address_is_not_saved_with_a_regression(tmp_path
 
     def fit(job):
         jobs.append(job)
-        texts.append((folder / "config_resolved.yaml").read_text())
+        assert not (folder / "config_resolved.yaml").exists(), "it was written once, before"
         return Outcome("stopped", 8, {}, None, None)
 
     monkeypatch.setattr(train_regression, "ray_session", lambda *args, **kwargs: nullcontext())
+    monkeypatch.setattr(train_regression, "begin", lambda *args: texts.append("begun") or "cpu")
     monkeypatch.setattr(train_regression, "features_for", features_for)
     monkeypatch.setattr(train_regression, "fit", fit)
     train_regression.work_on(run)
     (job,) = jobs
     assert job.tracking.uri == uri
-    assert len(texts) == 2 and all("tracking_uri: https://mlflow.example:5000/base\n" in text for text in texts)
+    assert texts.pop(0) == "begun", "a STOP that comes while features are computed is not removed afterwards"
+    assert len(texts) == 1 and "tracking_uri: https://mlflow.example:5000/base\n" in texts[0]
     assert not [path for path in folder.rglob("*") if path.is_file() and b"geheim" in path.read_bytes()]
     assert "geheim" not in "".join(texts) + str(fingerprint(job.config, placement=True)) + str(mlflow_params(job))
     params = mlflow_params(job)
@@ -93,7 +95,7 @@ def test_mlflow_has_the_config_and_the_identity_as_parameters(tmp_path):
     mlflow = pytest.importorskip("mlflow")
     config = ToyConfig(weights={"Lung (NSCLC)/a": 0.25}, folds=[ToyFold(3)])
     job = TrainJob(print, config, "plan", str(tmp_path), ScalingConfig(), identity={"identity": "beef"})
-    with _mlflow(job, Storage.of(tmp_path)):
+    with mlflow_fed(job, Storage.of(tmp_path)):
         MetricsLog(f"{tmp_path}/metrics.jsonl").append({"images_seen": 4, "loss": 0.5})
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     (run,) = client.search_runs([client.get_experiment_by_name("pathray").experiment_id])
