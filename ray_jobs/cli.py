@@ -28,6 +28,7 @@ from core.config import Group, Loaded, is_set, load_config
 from core.errors import UserError, user_error_in
 from core.urls import public_text
 from ray_jobs.progress import Progress
+from ray_jobs.quiet import own_stderr, to_terminal
 
 
 @dataclass
@@ -65,6 +66,7 @@ def run_job(
     main: Main, schema: type[Any], argv: Sequence[str], configs_dir: Path | str, groups: Sequence[Group] = ()
 ) -> int:
     """`job` without the process: the exit code. `--help` raises `SystemExit(0)`."""
+    own_stderr()
     _log_to_stderr()
     received: list[int] = []
     try:
@@ -167,7 +169,7 @@ def _signals_raise(received: list[int]) -> Iterator[None]:
         first = not received or retold.is_set()
         retold.clear()
         if not received:
-            os.write(2, _words(signum).encode() + b"\n")
+            to_terminal(_words(signum))
         received.append(signum)
         grace_s = GRACE_S if first else min(AGAIN_S, GRACE_S)
         threading.Thread(target=_end_anyway, args=(signum, over, grace_s), name="pathray-end", daemon=True).start()
@@ -205,5 +207,5 @@ def _words(signum: int) -> str:
 
 def _end_anyway(signum: int, over: threading.Event, grace_s: float) -> None:
     if not over.wait(grace_s):
-        os.write(2, f"{signal.Signals(signum).name}: work in progress did not stop in time\n".encode())
+        to_terminal(f"{signal.Signals(signum).name}: work in progress did not stop in time")
         os._exit(128 + signum)
