@@ -27,6 +27,8 @@ from typing import Any, NoReturn
 from core.config import Group, Loaded, is_set, load_config
 from core.errors import UserError, user_error_in
 from core.urls import public_text
+from ray_jobs.progress import Progress
+from ray_jobs.quiet import own_stderr, to_terminal
 
 
 @dataclass
@@ -43,13 +45,14 @@ class Outputs:
 Main = Callable[[Loaded[Any]], Outputs | None]
 
 
-class Terminated(BaseException):
-    """SIGTERM, raised on the main thread so that every `finally` runs."""
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, raised on the main thread so that every `finally` runs. A KeyboardInterrupt, since it is the only one
+    that ends a call into Ray's compiled parts; what Ray then raises is a KeyboardInterrupt of its own."""
 
 
 OUTPUTS = ("output", "output_dir", "report")  # keys of all jobs that name what is written
-GRACE_S = 30.0  # from a signal to the end of the process, whatever holds it
-SIGNALS = ((KeyboardInterrupt, "interrupted", signal.SIGINT), (Terminated, "terminated", signal.SIGTERM))
+GRACE_S, AGAIN_S = 10.0, 1.0  # from a signal, and from the next one, to the end of the process, whatever holds it
+SIGNALS = ((Terminated, "terminated", signal.SIGTERM), (KeyboardInterrupt, "interrupted", signal.SIGINT))
 
 
 def job(main: Main, schema: type[Any], configs_dir: Path | str, groups: Sequence[Group] = ()) -> NoReturn:
@@ -63,9 +66,11 @@ def run_job(
     main: Main, schema: type[Any], argv: Sequence[str], configs_dir: Path | str, groups: Sequence[Group] = ()
 ) -> int:
     """`job` without the process: the exit code. `--help` raises `SystemExit(0)`."""
+    own_stderr()
     _log_to_stderr()
+    received: list[int] = []
     try:
-        with _signals_raise():
+        with _signals_raise(received):
             main, schema = _importable(main), _importable(schema)
             if {"--help", "-h"} & set(argv):
                 print(f"{sys.modules[main.__module__].__doc__ or ''}".strip(), end="\n\n")
@@ -78,8 +83,8 @@ def run_job(
             if not loaded.dry_run:
                 _check_outputs(loaded.config)
             outputs = main(loaded)
-    except (KeyboardInterrupt, Terminated, SystemError) as e:
-        return _signalled(e) or _report(e)
+    except (KeyboardInterrupt, SystemError) as e:
+        return _signalled(e, received) or _report(e)
     except BrokenPipeError:  # `… | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -116,14 +121,18 @@ def _log_to_stderr() -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
-def _signalled(error: BaseException | None) -> int:
-    """The exit code of the signal that an error comes from, 0 for another error. In Ray's compiled parts a SystemError
-    may take the place of what the signal raised, which is its cause."""
+def _signalled(error: BaseException | None, received: Sequence[int]) -> int:
+    """The exit code of the signal that an error comes from, 0 for another error: of the last one received, or of the
+    kind of the error. In Ray's compiled parts a SystemError may take the place of what the signal raised, which is its
+    cause."""
     while error is not None:
         for kind, word, number in SIGNALS:
-            if isinstance(error, kind):
+            if isinstance(error, kind) and number in (received[-1:] or [number]):
                 print(word, file=sys.stderr)
                 return 128 + number
+        if isinstance(error, KeyboardInterrupt):  # Ray's own, after a SIGTERM
+            print("terminated", file=sys.stderr)
+            return 128 + signal.SIGTERM
         error = error.__cause__ or error.__context__
     return 0
 
@@ -148,28 +157,34 @@ def _importable(thing: Any) -> Any:
 
 
 @contextmanager
-def _signals_raise() -> Iterator[None]:
+def _signals_raise(received: list[int]) -> Iterator[None]:
     """SIGINT and SIGTERM raise on the main thread, also where the parent process had them ignored or blocked (a job in
-    the background, nohup). What swallows the exception (a destructor, compiled code) keeps no process alive."""
+    the background, nohup), and are noted in `received`. What swallows the exception (a destructor, compiled code) keeps
+    no process alive."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    over = threading.Event()
+    over, retold = threading.Event(), threading.Event()
     raised = {number: kind for kind, _, number in SIGNALS}
 
     def handle(signum: int, frame: object) -> None:
-        name = signal.Signals(signum).name
-        words = f"{name}: waiting up to {GRACE_S:.0f} s for work in progress; once more to end at once"
-        os.write(2, words.encode() + b"\n")
-        threading.Thread(target=_end_anyway, args=(signum, over), name="pathray-end", daemon=True).start()
+        first = not received or retold.is_set()
+        retold.clear()
+        if not received:
+            to_terminal(_words(signum))
+        received.append(signum)
+        grace_s = GRACE_S if first else min(AGAIN_S, GRACE_S)
+        threading.Thread(target=_end_anyway, args=(signum, over, grace_s), name="pathray-end", daemon=True).start()
         raise raised[signum]
 
     def told_again(unraisable: Any) -> None:
         hook(unraisable)
         for kind, _, number in SIGNALS:
             if issubclass(unraisable.exc_type, kind) and not over.is_set():
+                retold.set()
                 main = threading.main_thread().ident or 0
                 threading.Timer(0.2, signal.pthread_kill, args=(main, number)).start()
+                return
 
     hook, before = sys.unraisablehook, {number: signal.signal(number, handle) for number in raised}
     sys.unraisablehook = told_again
@@ -183,7 +198,16 @@ def _signals_raise() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _end_anyway(signum: int, over: threading.Event) -> None:
-    if not over.wait(GRACE_S):
-        os.write(2, f"{signal.Signals(signum).name}: work in progress did not end in time\n".encode())
+def _words(signum: int) -> str:
+    """What is said when the first signal comes: what ends, what is waited for and for how long at most."""
+    doing = " and ".join(str(progress) for progress in list(Progress.shown)) or "the job"
+    return (
+        f"{signal.Signals(signum).name}: ending {doing}; waiting up to {GRACE_S:.0f} s for work in progress and Ray's "
+        "processes to stop; once more to end at once"
+    )
+
+
+def _end_anyway(signum: int, over: threading.Event, grace_s: float) -> None:
+    if not over.wait(grace_s):
+        to_terminal(f"{signal.Signals(signum).name}: work in progress did not stop in time")
         os._exit(128 + signum)

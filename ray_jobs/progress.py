@@ -11,7 +11,7 @@ import math
 import sys
 import time
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, ClassVar, TextIO
 
 log = logging.getLogger(__name__)
 LOCAL_EVERY_S, REMOTE_EVERY_S, TAIL_BYTES = 2.0, 30.0, 1 << 16
@@ -23,7 +23,13 @@ class Progress:
     """`with Progress(len(slides), "index", "slides") as progress: progress.update()`. `total` None: not known.
 
     `parts`: what the items consist of and is counted with them (tiles of slides): `progress.update(1, tiles)`.
+    `Progress.shown` are those whose blocks run.
     """
+
+    shown: ClassVar[list[Progress]] = []
+
+    def __str__(self) -> str:
+        return f"{self.what} ({self.done}{f' of {self.total}' if self.total else ''} {self.unit} done)"
 
     def __init__(
         self, total: int | None, what: str, unit: str = "items", stream: TextIO | None = None, *, parts: str = ""
@@ -36,6 +42,7 @@ class Progress:
         self.bar: Any = None
 
     def __enter__(self) -> Progress:
+        self.shown.append(self)
         if self.stream.isatty():
             from tqdm import tqdm
 
@@ -72,6 +79,7 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.shown.remove(self)
         if self.bar is not None:
             self.bar.close()
         elif not self.total:

@@ -13,13 +13,14 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from core.config import placement
 from core.errors import UserError
 from ray_jobs.node_watch import NodeLost, end_with, watched_node
+from ray_jobs.quiet import NAME, quiet_driver
 from ray_jobs.ray_places import check_address, default_folder, temporary_folder
 
 SMALLEST_STORE_MB = 100  # Ray refuses below 75 MiB
@@ -69,12 +70,14 @@ def ray_session(
         return
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
     embedded = address == "local"
+    quiet = ExitStack()
     try:
         with _own_signals():
             if embedded:
                 _start(ray, config, cpus)
             else:
                 _attach(ray, config, address)
+        quiet.enter_context(quiet_driver(os.path.join(_ray_logs(), NAME)))
         with watched_node() if embedded else nullcontext():
             yield _checked(Session(embedded, ray.cluster_resources()), cpus, gpus, autoscaling)
     except BaseException as e:
@@ -82,9 +85,17 @@ def ray_session(
             end_with(ray.shutdown)
         raise
     finally:
-        if ray.is_initialized():
-            ray.shutdown()
+        with quiet:
+            if ray.is_initialized():
+                ray.shutdown()
         _of_workers.clear()
+
+
+def _ray_logs() -> str:
+    """The folder of this node's logs of Ray."""
+    from ray._private.worker import _global_node
+
+    return str(_global_node.get_logs_dir_path()) if _global_node is not None else ""
 
 
 @contextmanager
@@ -105,6 +116,7 @@ def _own_signals() -> Iterator[None]:
 def _set_environment() -> None:
     """Before ray is imported, and never over what the user has set."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 

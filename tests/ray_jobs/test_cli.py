@@ -186,7 +186,7 @@ def test_a_job_takes_signals_that_its_parent_had_ignored_and_blocked(folder, sen
     process.send_signal(sent)
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (code, "cleaned up\n")
-    assert "waiting up to 30 s" in err and "Traceback" not in err
+    assert "waiting up to 10 s" in err and "Traceback" not in err
 
 
 class Swallows:
