@@ -1,4 +1,4 @@
-"""Small pretraining runs on generated data, as commands, and one start of a command with all its processes.
+"""Small pretraining runs on generated data, as commands; a start of one with all its processes; a run of many starts.
 
 What is killed, and when, is in benchmarks/kills.py. Linux only: processes are found in /proc.
 """
@@ -11,13 +11,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from benchmarks import kill_checks as checks
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH = 4  # images a step
 LATEST_EVERY, SNAPSHOT_EVERY = 3, 80  # steps between checkpoints
 DRIVER, WORKER, RAYLET = "ray_jobs.pretrain_", "RayTrainWorker", "raylet/raylet "
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent", "dashboard/agent.py", "runtime_env/agent/main.py")
+# More seconds are wrong: to the next step; to the driver's end; from there to that of the others, and of Ray's agents
+NEXT_STEP_S, END_S, LEFT_S, AGENTS_S = 600.0, 240.0, 120.0, 300.0
 
 
 def commands(science: str, folder: Path, steps: int, workers: int) -> Callable[[Path], list[str]]:
@@ -133,3 +139,111 @@ class Job:
         with self.said.open("rb") as said:
             said.seek(self.begin)
             return said.read().decode(errors="replace")
+
+
+@dataclass(frozen=True)
+class Kill:
+    """One kill that was drawn: what, and when. `whole`: all processes and not the driver only."""
+
+    number: int
+    kind: str
+    at_images: int  # not before so many
+    stage: str = DRIVER  # of a start: after this process has appeared …
+    delay_s: float = 0.0  # … and so much later
+    whole: bool = True
+
+
+@dataclass
+class Strike:
+    """What became of a kill. `restarted`: the command had to be given again. `next_step_s`: from the kill to the next
+    step's row; None where none followed."""
+
+    kill: Kill
+    images: int
+    time: float
+    restarted: bool
+    note: str = ""
+    half: int = 0  # checkpoints that it left half-written
+    next_step_s: float | None = None
+
+    def line(self) -> str:
+        seconds = "no step after it" if self.next_step_s is None else f"{self.next_step_s:.0f} s to the next step"
+        note = f" ({self.note})" if self.note else ""
+        return f"kill {self.kill.number:2d}: {self.kill.kind:<6} at {self.images:4d} images, {seconds}{note}"
+
+
+@dataclass
+class Run:
+    """A run that is killed and started again until it is finished."""
+
+    command: list[str]
+    folder: Path
+    ray_folder: str
+    job: Job | None = None
+    over: dict[Job, float] = field(default_factory=dict)  # killed starts whose agents still run, since when
+    since: float = 0.0  # rows from then on are of steps after the last kill
+    waiting: list[Strike] = field(default_factory=list)  # for the next step
+    strikes: list[Strike] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    starts: int = 0
+
+    def start(self) -> Job:
+        if self.job is None:
+            self.starts += 1
+            self.job = Job(self.command, self.folder.with_suffix(".txt"), self.ray_folder)
+        return self.job
+
+    def problem(self, text: str) -> None:
+        print(f"WRONG: {text}", flush=True)
+        self.problems.append(text)
+
+    def images(self) -> int:
+        """Images of the newest row since the last kill; 0 before the first."""
+        row = checks.newest_row(self.folder)
+        if row is None or row["time"] <= self.since or not row["images_seen"]:
+            return 0
+        self.stepped(row["time"])
+        return int(row["images_seen"])
+
+    def end_job(self, name: str) -> None:
+        """The current start is over: nothing of it may be left, but Ray's agents for a while."""
+        assert self.job is not None
+        for line in self.job.left(LEFT_S, agents=False):
+            self.problem(f"{name}: still running {LEFT_S:.0f} s later: {line[:100]}")
+        self.over[self.job] = time.monotonic()
+        self.job = None
+
+    def sweep(self, wait: bool = False) -> None:
+        """Starts that are over: what is left of them for too long is wrong, and is killed."""
+        for job, since in list(self.over.items()):
+            if job.left() and time.monotonic() - since < AGENTS_S and not wait:
+                continue
+            for line in job.left(max(0.0, since + AGENTS_S - time.monotonic())):
+                self.problem(f"still running {AGENTS_S:.0f} s after its driver: {line[:100]}")
+            job.kill_all()
+            del self.over[job]
+
+    def stepped(self, at: float) -> None:
+        """A step after the kills that wait for one: their lines are complete."""
+        if self.waiting:
+            for text in checks.metrics_problems(self.folder, BATCH):
+                self.problem(f"after kill {self.waiting[-1].kill.number}: {text}")
+        for strike in self.waiting:
+            strike.next_step_s = at - strike.time
+            print(strike.line(), flush=True)
+        self.waiting = []
+
+    def until(self, ready: Callable[[], Any], every: float = 0.005) -> bool:
+        """Wait until `ready()`. False when the job ends before, or nothing happens for NEXT_STEP_S."""
+        job, deadline, reached = self.start(), time.monotonic() + NEXT_STEP_S, 0
+        while not ready():
+            if job.process.poll() is not None:
+                return False
+            if (images := self.images()) > reached:
+                reached, deadline = images, time.monotonic() + NEXT_STEP_S
+            if time.monotonic() > deadline:
+                self.problem(f"no step for {NEXT_STEP_S:.0f} s; the last words: {job.words()[-300:]}")
+                job.kill_all()
+                return False
+            time.sleep(every)
+        return True
