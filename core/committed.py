@@ -193,7 +193,7 @@ def remove_committed(path: str) -> None:
 def sweep(parent: str, older_than_s: float = 3600.0) -> list[str]:
     """Remove directories under `parent` that were begun but never committed, and not touched for so long.
 
-    Directories without a `-<uid8>` ending are not ours and stay. Committed ones cost no request each: a run has many.
+    Directories without a `-<uid8>` ending are not ours and stay, and so do links. Committed ones cost no request each: a run has many.
     """
     storage, swept = Storage.of(parent), []
     entries = storage.list()
@@ -201,7 +201,7 @@ def sweep(parent: str, older_than_s: float = 3600.0) -> list[str]:
     for entry in entries:
         uid = entry.rpartition("-")[2]
         ours = len(uid) == 8 and all(c in "0123456789abcdef" for c in uid)
-        if not ours or entry in committed:
+        if not ours or entry in committed or (storage.local and os.path.islink(storage.path(entry))):
             continue
         touched = storage.at(entry).touched()
         if touched is not None and time.time() - touched > older_than_s:

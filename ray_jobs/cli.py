@@ -97,8 +97,11 @@ def run_job(
 
 
 def _check_outputs(config: Any) -> None:
-    """UserError, before anything is begun, where the job's results could not be written."""
+    """UserError, before anything is begun, where the job's results could not be written; what earlier starts left
+    half-written there is removed."""
+    from core.leftovers import sweep_leftovers
     from core.storage import check_writable
+    from core.urls import is_url
     from ray_jobs.submitted import check_kept
 
     for key in OUTPUTS:
@@ -106,6 +109,8 @@ def _check_outputs(config: Any) -> None:
         if isinstance(path, str) and is_set(path) and path:
             check_kept(path, key)
             check_writable(path, key)
+            if not is_url(path):
+                sweep_leftovers(path)
 
 
 class PublicFormatter(logging.Formatter):

@@ -124,6 +124,17 @@ def test_only_old_uncommitted_directories_of_ours_are_swept(parent: str) -> None
     assert Storage.of(kept).exists(COMMITTED) and store.exists("users-own-folder/notes.txt")
 
 
+def test_links_are_not_swept_whatever_they_lead_to(tmp_path: Path) -> None:
+    elsewhere = write(str(tmp_path / "other"), "snap")
+    (tmp_path / "half").mkdir()
+    (tmp_path / "run").mkdir()
+    for name, target in (("snap-0123abcd", elsewhere), ("snap-89abcdef", str(tmp_path / "half"))):
+        os.symlink(target, tmp_path / "run" / name)
+    assert sweep(str(tmp_path / "run"), older_than_s=-1) == []
+    assert sorted(os.listdir(tmp_path / "run")) == ["snap-0123abcd", "snap-89abcdef"]
+    assert Storage.of(elsewhere).exists(COMMITTED)
+
+
 def test_a_sweep_takes_no_more_requests_when_there_are_more_checkpoints(
     parent: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
