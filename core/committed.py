@@ -193,7 +193,8 @@ def remove_committed(path: str) -> None:
 def sweep(parent: str, older_than_s: float = 3600.0) -> list[str]:
     """Remove directories under `parent` that were begun but never committed, and not touched for so long.
 
-    Directories without a `-<uid8>` ending are not ours and stay, and so do links. Committed ones cost no request each: a run has many.
+    Directories without a `-<uid8>` ending are not ours and stay, and so do links. Committed ones cost no request each:
+    a run has many.
     """
     storage, swept = Storage.of(parent), []
     entries = storage.list()

@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -54,6 +55,21 @@ class Fault:
     path: str
     detail: str
     benign: bool
+
+
+class StreamError(UserError):
+    """The stream cannot go on; `faults` are those of the batch at which it ended, for the report."""
+
+    faults: tuple[Fault, ...] = ()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuilt, (self.message, self.where, self.faults)
+
+
+def _rebuilt(message: str, where: dict[str, object], faults: tuple[Fault, ...]) -> StreamError:
+    error = StreamError(message, **where)
+    error.faults = faults
+    return error
 
 
 @dataclass(frozen=True)
@@ -143,8 +159,9 @@ def asserted(
 def decode(reader: UnitReader, rows: Mapping[str, npt.NDArray[Any]], lookup: Lookup) -> Batch:
     """One row batch decoded in the calling thread (no timeout): what a decoding task on a cluster runs."""
     jobs = [_Unit(unit) for unit in _units(rows)]
-    for job in jobs:
-        job.run(reader, lookup, 0, threading.Lock())
+    with _telling_faults(jobs):
+        for job in jobs:
+            job.run(reader, lookup, 0, threading.Lock())
     return _assemble(reader, jobs)
 
 
@@ -259,11 +276,12 @@ class _Pool:
         return micro
 
     def wait(self, micro: _Micro) -> Batch:
-        with self.lock:
-            while micro.batch is None and micro.error is None:
-                self.ready.wait(self._abandon_overdue(micro))
-        if micro.error is not None:
-            raise micro.error
+        with _telling_faults(micro.units):
+            with self.lock:
+                while micro.batch is None and micro.error is None:
+                    self.ready.wait(self._abandon_overdue(micro))
+            if micro.error is not None:
+                raise micro.error
         assert micro.batch is not None
         self.batch_bytes = max(self.batch_bytes, _nbytes(micro.batch))
         return micro.batch
@@ -318,7 +336,7 @@ class _Pool:
                 continue
             self.stalled += 1
             if self.stalled > self.settings.max_stalled:
-                raise UserError(
+                raise StreamError(
                     "too many reads hang: is the storage reachable?",
                     row=int(unit.row["row"]),
                     key="data.read_timeout_s",
@@ -372,9 +390,18 @@ def _fault(reader: UnitReader, row: Mapping[str, Any], position: int, attempt: i
     return Fault(position, attempt, int(row["row"]), source, e.reason, e.path, e.detail, benign)
 
 
-def _no_replacement(position: int, faults: Sequence[Fault]) -> UserError:
+@contextmanager
+def _telling_faults(units: Sequence[_Unit]) -> Iterator[None]:
+    try:
+        yield
+    except StreamError as e:
+        e.faults = tuple(fault for unit in units for fault in unit.faults)
+        raise
+
+
+def _no_replacement(position: int, faults: Sequence[Fault]) -> StreamError:
     last = faults[-1]
-    return UserError(
+    return StreamError(
         f"no readable unit found for position {position} in {len(faults)} attempts",
         file=last.path,
         row=last.row,

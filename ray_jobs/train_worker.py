@@ -153,7 +153,8 @@ class _Worker:
                     self._save(tick)
                 end = tick.end or end
             end = self._reason(end, state.images_seen)
-        except UserError:
+        except UserError as error:
+            self.faults += getattr(error, "faults", ())
             try:
                 self._write_faults(state.images_seen)  # what made the run end is in the report
             except OSError as e:

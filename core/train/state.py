@@ -87,7 +87,10 @@ class TrainState:
         settings = self.settings
         for key, own in (("global_batch", settings.global_batch), ("seed", settings.seed)):
             if meta.get(key) != own:
-                raise UserError("the checkpoint belongs to another run", key=key, found=meta.get(key), expected=own)
+                expected = f"{own}, or another output folder"
+                raise UserError(
+                    "the checkpoint belongs to another run", key=key, found=meta.get(key), expected=expected
+                )
         seen = int(meta["images_seen"])
         if seen % settings.global_batch:
             raise UserError("the checkpoint is not at a step's end", key="images_seen", found=seen)

@@ -1,4 +1,5 @@
 import gc
+import pickle
 import threading
 import time
 
@@ -9,7 +10,7 @@ import pytest
 from core.errors import UnreadableUnit, UserError
 from core.order import uniform_order
 from core.plan import Plan, PlanWriter
-from core.stream import DecodeSettings, Lookup, asserted, check_geometry, decode, decoded, rank_rows
+from core.stream import DecodeSettings, Lookup, StreamError, asserted, check_geometry, decode, decoded, rank_rows
 
 
 @pytest.fixture(scope="module")
@@ -125,8 +126,15 @@ def test_decoding_in_a_task_gives_the_same_units_as_the_pool(lookup):
 
 def test_nothing_readable_at_all_ends_with_an_error_that_names_the_file(lookup):
     reader = Reader(bad={x: "missing" for x in range(100)})
-    with pytest.raises(UserError, match="no readable unit.*file: x"):
+    with pytest.raises(StreamError, match="no readable unit.*file: x") as e:
         next(decoded(rank_rows(lookup, 0, 12, 12, 0, 1, 4), reader, lookup))
+    told = pickle.loads(pickle.dumps(e.value))
+    assert str(told) == str(e.value) and told.faults == e.value.faults
+    assert {f.position for f in told.faults} <= {0, 1, 2, 3} and len(told.faults) >= 16
+    (rows,) = rank_rows(lookup, 0, 12, 12, 0, 1, 12)
+    with pytest.raises(StreamError) as e:
+        decode(reader, rows, lookup)
+    assert {(f.position, f.reason) for f in e.value.faults} == {(0, "missing")}
 
 
 def test_a_stalled_read_is_abandoned_after_its_timeout_and_its_unit_replaced(lookup):

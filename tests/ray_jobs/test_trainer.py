@@ -103,6 +103,13 @@ def test_a_unit_whose_decoder_ends_the_process_is_replaced_exactly_on_every_late
     assert weights(tmp_path / "known") == weights(tmp_path / "again")
 
 
+def test_what_ends_a_run_is_in_the_quarantine_report(ray_cluster, tmp_path, plan):
+    with pytest.raises(UserError, match="no readable unit found for position"):
+        train(tmp_path / "run", plan, unreadable_every=1)
+    rows = pq.read_table(tmp_path / "run" / "quarantine.parquet").to_pylist()
+    assert {row["reason"] for row in rows} == {"truncated"} and len(rows) >= 16
+
+
 @pytest.mark.heavy
 def test_a_run_that_fails_at_one_step_again_and_again_ends(ray_cluster, tmp_path, plan):
     from ray.train import TrainingFailedError
