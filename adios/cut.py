@@ -29,13 +29,14 @@ from core.wsi.reader import open_slide
 from core.wsi.regions import read_regions, rounded
 from core.wsi.resize import resize
 from core.wsi.source import open_source
-from core.wsi.spacing import MAX_ENLARGEMENT, level_mpps, too_coarse
+from core.wsi.spacing import MAX_ENLARGEMENT, choose_level, enlarged_note, level_mpps, reused_note, too_coarse
 from core.wsi.tiling import TileSpec, tile_grid, tiles_of, tissue_of
 
 BATCH = 16  # tiles of a slide that are read at once
 EPOCH = (1980, 1, 1, 0, 0, 0)  # of every member: the time of making it would make other bytes
 COMMENT = re.compile(rb"pathray patches ([0-9a-f]{64}) (\d+)\n$")  # fingerprint and count, at an archive's end
 TAIL = 128
+TOLERANCE = 0.05  # how far a spacing may be off to count as the patches' own
 PLACES = ("output", "path", "mask_path", "paths", "max_enlargement")  # no byte of an archive depends on these
 
 Patch = tuple[int, int, npt.NDArray[np.uint8]]  # x, y, [size, size, 3]
@@ -85,7 +86,11 @@ def cut_if_needed(job: SlideCut | ImagesCut, spec: TileSpec) -> CutOutcome:
     try:
         current = _with_states(job)
         done = _done(current, spec)
-        return cut(current, spec) if done is None else CutOutcome("skipped", patches=done)
+        if done is None:
+            return cut(current, spec)
+        spacing = _spacing(job)
+        note = reused_note([spacing], spec.mpp, job.max_enlargement) if spacing else ""
+        return CutOutcome("skipped", note, done)
     except (AssertionError, StorageError):
         raise
     except Exception as e:  # the data's: every decoder raises its own kinds
@@ -98,10 +103,20 @@ def cut(job: SlideCut | ImagesCut, spec: TileSpec) -> CutOutcome:
     refused = list[str]()
     patches = _of_slide(job, spec) if isinstance(job, SlideCut) else _of_images(job, spec, refused)
     count = _write(job.output, patches, spec.size_px, _fingerprint(job, spec))
-    error = f"{len(refused)} images left out: {'; '.join(refused[:3])}" if refused else ""
+    spacing = _spacing(job)
+    notes = [enlarged_note(choose_level([spacing], spec.mpp, TOLERANCE), "the patches'")] if spacing else []
+    if refused:
+        notes.append(f"{len(refused)} images left out: {'; '.join(refused[:3])}")
+    error = "; ".join(note for note in notes if note)
     if not count:
-        return CutOutcome("failed" if refused else "empty", error or "no tile holds enough tissue", 0, len(refused))
+        why = error if refused else "no tile holds enough tissue"
+        return CutOutcome("failed" if refused else "empty", why, 0, len(refused))
     return CutOutcome("ok", error, count, len(refused))
+
+
+def _spacing(job: SlideCut | ImagesCut) -> float | None:
+    """The finest µm per pixel of what is cut, where it is known."""
+    return job.mpp0 if isinstance(job, SlideCut) else job.mpp
 
 
 def _with_states(job: SlideCut | ImagesCut) -> SlideCut | ImagesCut:

@@ -20,7 +20,7 @@ from core.urls import public
 from core.wsi.formats import located
 from core.wsi.kept_masks import kept_mask
 from core.wsi.reader import SlideReader, open_mask, open_slide
-from core.wsi.spacing import MAX_ENLARGEMENT, choose_level, too_coarse
+from core.wsi.spacing import MAX_ENLARGEMENT, choose_level, enlarged_note, too_coarse
 from core.wsi.tissue import Mask, tissue_mask
 from ijepath.index import OrderedMap
 from ijepath.profile import Profile
@@ -34,7 +34,8 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class SlideAnchors:
-    """The anchors of one slide in raster order, or the reason why it has none.
+    """The anchors of one slide in raster order, or the reason why it has none. `detail` says more of the reason, or
+    that the slide is enlarged a little.
 
     `reason` is "" or one of slide_status_not_ok, missing_mask_path, invalid_profile_geometry, no_valid_anchors,
     too_coarse, error.
@@ -108,12 +109,12 @@ def _anchors(row: dict[str, Any], profile: Profile) -> SlideAnchors:
         best = f"{fraction.max():.3f} of the best context is tissue, {profile.min_tissue_fraction} is asked for"
         return SlideAnchors(row, "no_valid_anchors", best)
     spacings, tolerance = row["wsi_spacings_mpp"], profile.spacing_tolerance
-    context, target = (
-        choose_level(spacings, mpp, tolerance).level_mpp
-        for mpp in (profile.context_effective_mpp, profile.target_effective_mpp)
-    )
+    context = choose_level(spacings, profile.context_effective_mpp, tolerance)
+    target = choose_level(spacings, profile.target_effective_mpp, tolerance)
+    note = enlarged_note(context, "the contexts'") or enlarged_note(target, "the targets'")
     center_x, center_y = left[xs] + size // 2, top[ys] + size // 2
-    return SlideAnchors(row, "", "", center_x, center_y, fraction[ys, xs].astype(np.float32), context, target)
+    shares = fraction[ys, xs].astype(np.float32)
+    return SlideAnchors(row, "", note, center_x, center_y, shares, context.level_mpp, target.level_mpp)
 
 
 def grid(length: int, size: int, stride: int) -> Ints:

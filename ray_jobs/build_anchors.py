@@ -108,6 +108,10 @@ def build(config: BuildAnchorsConfig, index: SlideIndex) -> dict[str, Any]:
     finally:
         write_report(config.report, REPORT_COLUMNS, report)
         write_summary(folder_of(config.output), summary_of(config, report, manifest))
+    if noted := [
+        f"{line['slide_id']}: {line['detail']}" for line in report if line["status"] == "ok" and line["detail"]
+    ]:
+        log.warning("%d slides are enlarged, such as %s", len(noted), noted[0])
     log.info("%d anchors: %s", manifest["total_anchors"], manifest["stratum_counts"])
     tried = [line for line in report if line["reason"] != "slide_status_not_ok"]
     check_success(tried, "slide_id", "slides", config.min_success_fraction, config.report, "detail")

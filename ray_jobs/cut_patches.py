@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import adios
-from core.checks import positive
+from core.checks import at_least, positive
 from core.config import MISSING, Loaded, is_set, placement
 from core.errors import UserError
 from core.wsi.spacing import MAX_ENLARGEMENT
@@ -61,6 +61,7 @@ class CutPatchesConfig:
         if not 1 <= self.size <= 9999:
             raise UserError("no size of a patch", key="size", found=self.size, expected="1 to 9999")
         positive(self, "", "image_mpp")
+        at_least(self, "", 1, "max_enlargement")
         if self.image_mpp is not None and self.slides:
             message = "slides say their own spacing"
             raise UserError(message, key="image_mpp", found=self.image_mpp, expected="null, or images=FOLDER")
@@ -171,6 +172,9 @@ def build(config: CutPatchesConfig, spec: TileSpec, jobs: list[SlideCut | Images
     counts = {s: sum(row["status"] == s for row in rows) for s in ("ok", "skipped", "empty", "failed")}
     told = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     log.info("%s; %d patches; report: %s", told, sum(row["patches"] for row in rows), config.report)
+    for status, what in (("ok", "archives are worth a look"), ("skipped", "archives would be refused now")):
+        if noted := [f"{row['name']}: {row['error']}" for row in rows if row["status"] == status and row["error"]]:
+            log.warning("%d %s, such as %s", len(noted), what, noted[0])
     check_success(rows, "name", "archives", config.min_success_fraction, config.report)
     return rows
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from core.checks import at_least
 from core.config import MISSING, is_set, placement
 from core.errors import UserError
 from core.wsi.spacing import MAX_ENLARGEMENT
@@ -66,6 +67,7 @@ class ExtractConfig:
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise UserError("too small", key=key, found=value, expected="at least 1")
+        at_least(self, "", 1, "max_enlargement")
         for key in ("mpp", "slide_mpp", "read_timeout_s", "gpus_per_actor"):
             value = getattr(self, key)
             if value is not None and not 0 < value < float("inf"):

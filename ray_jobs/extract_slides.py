@@ -25,6 +25,7 @@ from core.reports import check_success, describe, write_report
 from core.storage import Storage, file_state
 from core.summary import Picture, Summary, counts, write_summary
 from core.urls import public
+from core.wsi.spacing import reused_note
 from core.wsi.tiling import TileSpec
 from ijepath.manifest import read_manifest
 from ray_jobs.dry_run import Needs, Slide, check_slides, tell
@@ -94,6 +95,11 @@ class Slides:
         tiles = sum(row["tiles"] for row in self.rows if row["status"] == "ok")
         told = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
         log.info("%s; %d tiles; report: %s", told, tiles, self.config.report)
+        for status, what in (("ok", "slides are enlarged or were not drawn"), ("skipped", "bags would be refused now")):
+            if noted := [
+                f"{row['slide_id']}: {row['error']}" for row in self.rows if row["status"] == status and row["error"]
+            ]:
+                log.warning("%d %s, such as %s", len(noted), what, noted[0])
 
     def _summary(self) -> Summary:
         of, tiles = self.settings, self.settings.tiles
@@ -198,20 +204,27 @@ def _looked(work: Slides, job: SlideJob, error: str) -> tuple[Row, SlideJob | No
         job = replace(job, state=file_state(job.wsi_path), mask_state=mask_state)
     except Exception as e:  # whatever a file system raises is this slide's failure
         return row | _columns(SlideOutcome("failed", describe(e))), None
-    output, bags, rows = Storage.of(work.config.output), list[tuple[str, str]](), 0
+    output, bags, rows, note = Storage.of(work.config.output), list[tuple[str, str]](), 0, ""
     for name, spec in work.specs.items():
         path = output.join(name, f"{job.slide_id}.h5")
         found = None if work.config.overwrite else _finished(work, path)
         if found is None or found.fingerprint != bag_fingerprint(job, spec, work.settings):
             bags.append((name, path))
         else:
-            rows = found.rows
+            rows, note = found.rows, _reused(found, work.settings)
     pictures = PicturePaths.of(work.config.output, job.slide_id, slide_identity(job), work.settings.tiles)
-    drawn = not work.config.thumbnails or (not work.config.overwrite and pictures.current())
+    drawn = not work.config.thumbnails or bool(note and not bags) or (not work.config.overwrite and pictures.current())
     if not bags and drawn:
-        return row | _columns(SlideOutcome("skipped", tiles=rows)), None
+        return row | _columns(SlideOutcome("skipped", note, rows)), None
     job = replace(job, bags=tuple(bags), pictures=None if drawn else pictures)
     return row | _columns(SlideOutcome("not done")), job
+
+
+def _reused(bag: BagSummary, settings: SlideSettings) -> str:
+    """What is to be said of a finished bag that the rule of enlargement would refuse today."""
+    if bag.mpp is None or bag.source_mpp is None:
+        return ""
+    return reused_note([bag.source_mpp], bag.mpp, settings.max_enlargement)
 
 
 def _finished(work: Slides, path: str) -> BagSummary | None:

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from core.checks import at_least
 from core.config import Loaded, placement
 from core.errors import UserError
 from core.wsi.spacing import MAX_ENLARGEMENT, too_coarse
@@ -54,6 +55,10 @@ class PretrainConfig(RunConfig):
     runtime: RuntimeConfig = placement(default_factory=RuntimeConfig)
     min_success_fraction: float = placement(1.0)  # of the slides, when the index and the anchors are built here
     max_enlargement: float = placement(MAX_ENLARGEMENT)  # of a slide's finest level, when the anchors are built here
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, "", 1, "max_enlargement")
 
 
 @dataclass
@@ -269,18 +274,22 @@ def remote_advice(config: PretrainConfig, sources: Any) -> str:
     )
 
 
-def enlarged(config: PretrainConfig, sources: Any) -> str:
+def too_coarse_slides(config: PretrainConfig, sources: Any) -> list[str]:
     """Which slides of a plan are enlarged more than `max_enlargement` times: of a catalog that was built before that
-    rule, or with another value. Empty where none is."""
+    rule, or with another value."""
     needed = profile_of(config)
     of = {name: sources.column(name).to_pylist() for name in ("slide_id", "source_context_mpp", "source_target_mpp")}
-    pairs = zip(*of.values(), strict=True)
-    found = [
+    return [
         slide
-        for slide, context, target in pairs
+        for slide, context, target in zip(*of.values(), strict=True)
         if too_coarse([context], needed.context_effective_mpp, config.max_enlargement)
         or too_coarse([target], needed.target_effective_mpp, config.max_enlargement)
     ]
+
+
+def enlarged(config: PretrainConfig, sources: Any) -> str:
+    """What to say of the slides of a plan that are too coarse. Empty where none is."""
+    found = too_coarse_slides(config, sources)
     if not found:
         return ""
     shown = ", ".join(found[:10]) + (f" and {len(found) - 10} more" if len(found) > 10 else "")

@@ -22,7 +22,7 @@ from ijepath.config import CONFIGS_DIR, GROUPS, OptimizationConfig
 from ijepath.profile import CATALOG_FIELDS, Profile
 from ray_jobs.cli import Outputs, job
 from ray_jobs.dry_run import check_slides, of_catalog, tell
-from ray_jobs.pretrain_ijepath import PretrainConfig
+from ray_jobs.pretrain_ijepath import PretrainConfig, too_coarse_slides
 from ray_jobs.progress import Progress
 
 if TYPE_CHECKING:
@@ -88,27 +88,43 @@ def with_catalog_profile(config: PreviewConfig, catalog: Catalog) -> PreviewConf
 
 
 def draw_previews(config: PreviewConfig, store: Storage) -> int:
-    """Write the pictures of `num_samples` samples; the number of files."""
+    """Write the pictures of `num_samples` samples; the number of files. Samples of slides that would be enlarged more
+    than `max_enlargement` times are left out and named; UserError where that leaves none."""
     from ijepath.preview_sample import read_sample
     from ijepath.previews import preview_files
 
-    count = 0
+    count, coarse = 0, list[str]()
     if not config.num_samples:
         return count
     with tempfile.TemporaryDirectory() as folder, Progress(config.num_samples, "previews", "samples") as progress:
-        lookup, reader = _training_order(config, folder)
+        lookup, reader, refused = _training_order(config, folder)
         for i in range(config.num_samples):
             sample = read_sample(lookup, reader, config.first_position + i)
+            progress.update()
+            if sample.slide_id in refused:
+                coarse.append(sample.slide_id)
+                continue
             zoom = i < config.num_zoomed_previews
             for name, content in preview_files(i, sample, final_png_scale=config.final_png_scale, zoom=zoom):
                 store.write_bytes(name, content)
                 count += 1
-            progress.update()
+    if coarse:
+        _tell_coarse(config, coarse)
     return count
 
 
-def _training_order(config: PreviewConfig, folder: str) -> tuple[Any, Any]:
-    """The lookup and the reader that training would use."""
+def _tell_coarse(config: PreviewConfig, slides: list[str]) -> None:
+    """That samples of these slides, one each, were left out."""
+    names = ", ".join(sorted(set(slides))[:10])
+    message = f"{len(slides)} of {config.num_samples} samples are of slides too coarse for the profile: {names}"
+    if len(slides) == config.num_samples:
+        found, expected = config.max_enlargement, "a larger one, or anchors of slides that hold this detail"
+        raise UserError(message, file=config.anchor_catalog, key="max_enlargement", found=found, expected=expected)
+    log.warning("%s; they are left out (max_enlargement=%g)", message, config.max_enlargement)
+
+
+def _training_order(config: PreviewConfig, folder: str) -> tuple[Any, Any, set[str]]:
+    """The lookup and the reader that training would use, and the slides that are too coarse."""
     from core.stream import Lookup
     from ijepath.assembly import order_of
     from ijepath.config import resolve_global_batch
@@ -117,8 +133,9 @@ def _training_order(config: PreviewConfig, folder: str) -> tuple[Any, Any]:
 
     config = resolve_global_batch(config, config.scaling.workers)
     plan = build_plan(config.anchor_catalog, f"{folder}/plan", sampling_stratum_key=config.data.sampling_stratum_key)
+    refused = set(too_coarse_slides(config, plan.sources))
     sources = {name: plan.sources[name].to_pylist() for name in plan.sources.column_names}
-    return Lookup(plan, order_of(config, plan)), AnchorReader(ReaderConfig.of(config), sources)
+    return Lookup(plan, order_of(config, plan)), AnchorReader(ReaderConfig.of(config), sources), refused
 
 
 def draw_overlays(config: PreviewConfig, catalog: Catalog, store: Storage) -> int:

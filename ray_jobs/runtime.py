@@ -13,7 +13,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,7 +77,7 @@ def ray_session(
                 _start(ray, config, cpus)
             else:
                 _attach(ray, config, address)
-        quiet.enter_context(quiet_driver(os.path.join(_ray_logs(), NAME)))
+        quiet.enter_context(_quiet())
         with watched_node() if embedded else nullcontext():
             yield _checked(Session(embedded, ray.cluster_resources()), cpus, gpus, autoscaling)
     except BaseException as e:
@@ -91,11 +91,13 @@ def ray_session(
         _of_workers.clear()
 
 
-def _ray_logs() -> str:
-    """The folder of this node's logs of Ray."""
+def _quiet() -> AbstractContextManager[None]:
+    """Ray's words go to the folder of this node's logs of Ray, if it has one."""
     from ray._private.worker import _global_node
 
-    return str(_global_node.get_logs_dir_path()) if _global_node is not None else ""
+    if _global_node is None:
+        return nullcontext()
+    return quiet_driver(os.path.join(str(_global_node.get_logs_dir_path()), NAME))
 
 
 @contextmanager

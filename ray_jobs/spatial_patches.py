@@ -55,6 +55,8 @@ class SpatialPatchesConfig:
             value = getattr(self, key)
             if value is not None and value <= 0:
                 raise UserError("a size must be positive", key=key, found=value, expected="> 0")
+        if not self.max_enlargement >= 1:
+            raise UserError("too small", key="max_enlargement", found=self.max_enlargement, expected="at least 1")
         known = [key for key in ("genes", "held_out", "split") if getattr(self, key) is not None]
         if is_set(self.spots) and len(known) != 1:
             expected = "one of genes=[…], held_out=[groups] (or []), split=FILE"

@@ -131,10 +131,13 @@ def read_bag(path: str) -> Bag:
 
 @dataclass(frozen=True)
 class BagSummary:
-    """What a bag was made of, as it was given to its writer, and its rows."""
+    """What a bag was made of, as it was given to its writer, its rows, the spacing of its tiles and that of the level
+    they were read from (None where it does not say)."""
 
     fingerprint: str
     rows: int
+    mpp: float | None = None
+    source_mpp: float | None = None
 
 
 def read_summary(path: str) -> BagSummary | None:
@@ -144,8 +147,10 @@ def read_summary(path: str) -> BagSummary | None:
             whole = "features" in file and "coords" in file and len(file["features"]) == len(file["coords"])
             if not whole or "fingerprint" not in file.attrs:
                 return None
-            return BagSummary(str(file.attrs["fingerprint"]), len(file["coords"]))
-    except UserError:
+            source = json.loads(file.attrs.get("provenance", "{}")).get("source", {})
+            mpp = _plain(file["coords"].attrs.get("mpp"))
+            return BagSummary(str(file.attrs["fingerprint"]), len(file["coords"]), mpp, source.get("source_mpp"))
+    except (UserError, ValueError, AttributeError):
         return None
 
 

@@ -29,7 +29,7 @@ from core.watchdog import ended_after
 from core.wsi.reader import SlideReader, open_slide
 from core.wsi.regions import read_regions
 from core.wsi.resize import resize
-from core.wsi.spacing import MAX_ENLARGEMENT, LevelChoice, choose_level, level_mpps, too_coarse
+from core.wsi.spacing import MAX_ENLARGEMENT, choose_level, enlarged_note, level_mpps, too_coarse
 from core.wsi.tiling import Tiles, TileSpec, tiles_of, tissue_of
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def extract_slide(
             tissue = tissue_of(reader, mpp0, job.mask_path, settings.tiles)
         tiles = tiles_of(tissue, width, height, mpp0, settings.tiles)
         choice = choose_level(level_mpps(reader, mpp0), settings.tiles.mpp, settings.spacing_tolerance)
-        outcome = SlideOutcome("ok", _warning(choice), len(tiles), mpp0, source, reader.backend, choice.level_mpp)
+        outcome = SlideOutcome("ok", enlarged_note(choice), len(tiles), mpp0, source, reader.backend, choice.level_mpp)
         if not len(tiles):
             outcome = replace(outcome, status="empty", error="no tile holds enough tissue")
         elif job.bags:
@@ -266,14 +266,6 @@ def _tile_attributes(
 def _source(job: SlideJob, found: SlideOutcome) -> dict[str, Any]:
     paths = {"wsi_path": public(job.wsi_path), "mask_path": public(job.mask_path)}
     return paths | {name: getattr(found, name) for name in ("mpp0", "spacing_source", "backend", "source_mpp")}
-
-
-def _warning(choice: LevelChoice) -> str:
-    if not choice.warned:
-        return ""
-    return (
-        f"enlarged: the finest level has {choice.level_mpp:.3f} µm per pixel, {1 / choice.scale:.1f} times the tiles'"
-    )
 
 
 def _version() -> str:

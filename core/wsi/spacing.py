@@ -79,5 +79,21 @@ def too_coarse(level_mpps: Sequence[float], mpp: float, most: float) -> str:
     )
 
 
+def enlarged_note(choice: LevelChoice, of: str = "the tiles'") -> str:
+    """A warning of pixels that are enlarged, if only a little; "" where they are not. `of`: whose spacing was asked."""
+    if not choice.warned:
+        return ""
+    return f"enlarged: the finest level has {choice.level_mpp:.3f} µm per pixel, {1 / choice.scale:.1f} times {of}"
+
+
+def reused_note(level_mpps: Sequence[float], mpp: float, most: float) -> str:
+    """A warning of finished work that would be refused today: made before the rule, or with a larger max_enlargement;
+    "" where it would not."""
+    coarse = too_coarse(level_mpps, mpp, most)
+    return (
+        f"made before this rule or with another max_enlargement: {coarse}; remove it to leave it out" if coarse else ""
+    )
+
+
 def _choice(level_mpps: Sequence[float], level: int, mpp: float, warned: bool) -> LevelChoice:
     return LevelChoice(level, float(level_mpps[level]), mpp / float(level_mpps[level]), warned)

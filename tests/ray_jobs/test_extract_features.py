@@ -135,6 +135,22 @@ def test_another_encoder_does_not_draw_the_slides_again(here, cohort):
     assert all(drawn()[name] > first[name] for name in first)
 
 
+def test_a_bag_that_would_be_refused_today_is_reused_with_a_warning(here, cohort, caplog):
+    write_slide(cohort / "s1.tiff", mpp=4.0)
+    assert extract(cohort, "max_enlargement=9", "thumbnails=false", "min_tissue_fraction=0") == 0
+    before = bags(cohort)
+    caplog.clear()
+    assert extract(cohort, "min_tissue_fraction=0") == 0, "nor is it opened again for its picture"
+    rows = report(cohort)
+    assert [row["status"] for row in rows] == ["skipped"] * 3 and bags(cohort) == before
+    assert [bool(row["error"]) for row in rows] == [False, True, False]
+    assert "made before this rule" in rows[1]["error"] and "1 bags would be refused now" in caplog.text
+    assert "made before this rule" in (cohort / "out/summary.md").read_text()
+    caplog.clear()
+    assert extract(cohort, "max_enlargement=9", "min_tissue_fraction=0") == 0
+    assert not any(row["error"] for row in report(cohort)) and "refused" not in caplog.text
+
+
 def test_what_failed_and_why_is_in_the_summary(here, cohort):
     (cohort / "s1.tiff").write_bytes(b"no slide")
     assert extract(cohort, "min_success_fraction=0.5") == 0

@@ -45,6 +45,21 @@ def test_the_catalogs_own_geometry_is_the_default_and_another_one_is_refused(
     assert code == 2 and "data.context_fov_um" in capsys.readouterr().err
 
 
+def test_samples_of_slides_that_are_too_coarse_are_left_out_and_named(
+    built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = [f"anchor_catalog={built.catalog.path}", "num_zoomed_previews=0", "final_png_scale=0.5", "num_overlays=0"]
+    assert preview(*words, f"output_dir={tmp_path}/all", "num_samples=4") == 0
+    drawn = {path.name for path in (tmp_path / "all").glob("preview_*.png")}
+    coarse = next(name for name in ("north-colon-1", "south-colon-1") if any(name in path for path in drawn))
+    monkeypatch.setattr(preview_ijepath, "too_coarse_slides", lambda config, sources: [coarse])
+    assert preview(*words, f"output_dir={tmp_path}/some", "num_samples=4") == 0
+    left = {path.name for path in (tmp_path / "some").glob("preview_*.png")}
+    assert left == {name for name in drawn if coarse not in name} != set() and coarse in caplog.text
+    monkeypatch.setattr(preview_ijepath, "too_coarse_slides", lambda *_: ["north-colon-1", "south-colon-1"])
+    assert preview(*words, f"output_dir={tmp_path}/none", "num_samples=1") == 2
+
+
 @pytest.mark.parametrize("word", ["num_samples=-1", "final_png_scale=0", "num_overlays=-2", "num_sample=3"])
 def test_wrong_keys_end_with_2(built: Built, tmp_path: Path, word: str) -> None:
     assert preview(f"anchor_catalog={built.catalog.path}", f"output_dir={tmp_path}", word) == 2

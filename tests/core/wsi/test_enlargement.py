@@ -1,5 +1,6 @@
 """Nothing is enlarged more than twice beyond what a slide holds, unless a key allows it: in every use of slides."""
 
+import importlib
 from dataclasses import replace
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from PIL import Image
 
 from adios.cut import ImagesCut, SlideCut, cut, cut_if_needed
+from core.config import load_config
 from core.device import Device
 from core.errors import UserError
 from core.features.encoder import EncoderSpec
@@ -74,3 +76,49 @@ def test_images_of_a_stated_spacing_follow_the_same_rule(tmp_path):
     job = ImagesCut("in", str(tmp_path / "zips/in.zip"), (str(tmp_path / "a.png"),), mpp=2.0)
     assert "4.0 times" in cut_if_needed(job, TileSpec(64, 0.5)).error
     assert cut_if_needed(job, TileSpec(64, 1.0)).status == "ok"
+
+
+def test_anchors_and_patches_that_are_enlarged_a_little_are_made_and_say_so(tmp_path):
+    path, mask = str(write_slide(tmp_path / "slide.tif", mpp=0.8)), str(tmp_path / "mask.png")
+    write_mask(tmp_path / "mask.png", np.ones((70, 90), np.uint8))
+    row = index_slide(ManifestRow(2, "a", path, mask_path=mask))
+    fine = Profile(context_mpp=1.0, target_mpp=0.5, context_fov_um=256.0, target_fov_um=64.0, target_margin_um=4.0)
+    [found] = anchors_of([row], fine)
+    assert (found.status, found.reason) == ("ok", "") and "1.6 times the targets'" in found.detail
+    [found] = anchors_of([row], replace(fine, target_mpp=1.0))
+    assert (found.status, found.detail) == ("ok", "")
+
+    archive = SlideCut("s", str(tmp_path / "zips/s.zip"), path, 0.8, mask)
+    outcome = cut_if_needed(archive, TileSpec(64, 0.5))
+    assert outcome.status == "ok" and "1.6 times the patches'" in outcome.error
+    assert cut_if_needed(archive, TileSpec(64, 0.8)).error == ""
+
+
+def test_a_finished_archive_that_would_be_refused_today_is_kept_with_a_warning(slide, tmp_path):
+    path, mask = slide
+    archive = SlideCut("s", str(tmp_path / "zips/s.zip"), path, 4.0, mask, max_enlargement=4.0)
+    assert cut_if_needed(archive, TileSpec(32, 1.0)).status == "ok"
+    again = cut_if_needed(replace(archive, max_enlargement=2.0), TileSpec(32, 1.0))
+    assert again.status == "skipped" and again.patches > 0
+    assert "made before this rule" in again.error and "4.0 times" in again.error
+    assert cut_if_needed(archive, TileSpec(32, 1.0)).error == "", "what the key allows is not warned of"
+
+
+@pytest.mark.parametrize(
+    ("module", "schema", "words"),
+    [
+        ("extract_features", "ExtractConfig", ["encoders=[a]", "output=o"]),
+        ("cut_patches", "CutPatchesConfig", ["output=o"]),
+        ("build_anchors", "BuildAnchorsConfig", ["slide_index=i", "output=o"]),
+        ("pretrain_ijepath", "PretrainConfig", ["optimization.total_images_budget=9"]),
+        ("preview_ijepath", "PreviewConfig", ["anchor_catalog=c", "output_dir=o"]),
+        ("spatial_patches", "SpatialPatchesConfig", ["counts=c", "images=i", "output=o", "spots=s", "held_out=[]"]),
+    ],
+)
+@pytest.mark.parametrize("value", ["0.5", "0", "-1", ".nan"])
+def test_every_job_refuses_an_enlargement_below_one(module, schema, words, value):
+    of = importlib.import_module(f"ray_jobs.{module}")
+    argv = [*words, f"max_enlargement={value}"]
+    configs, groups = getattr(of, "CONFIGS_DIR", "."), getattr(of, "GROUPS", ())
+    with pytest.raises(UserError, match="max_enlargement"):
+        load_config(getattr(of, schema), argv, configs_dir=configs, groups=groups)
