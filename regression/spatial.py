@@ -54,7 +54,7 @@ class Counts:
 def read_counts(path: str, totals: dict[str, float] | None = None) -> Counts:
     """A CSV or TSV (also .gz), the first column spot ids, a column per gene. `totals` of the spots where the file holds
     only some of the genes. UserError naming row and gene for what is no count, a spot twice, a spot without counts."""
-    sheet = read_sheet(path, "counts")
+    sheet = read_sheet(path, "table of counts")
     ids, genes = sheet.texts(sheet.names[0]), tuple(sheet.names[1:])
     _once(sheet, sheet.names[0], ids)
     if "" in genes:
@@ -130,7 +130,10 @@ def belong_together(spots: Spots, counts: Counts) -> None:
     if set(spots.ids) != set(counts.spots):
         apart = sorted(set(spots.ids) ^ set(counts.spots))
         found = f"{len(apart)} spots on one side only, the first {apart[0]}"
-        raise UserError("spots and counts do not belong together", file=spots.file, key="spot_id", found=found)
+        turned = "spots in rows and genes in columns: transpose the counts"
+        expected = turned if set(spots.ids) & set(counts.genes) else "each spot in both files"
+        message = "spots and counts do not belong together"
+        raise UserError(message, file=spots.file, key="spot_id", found=found, expected=expected)
 
 
 def write_table(

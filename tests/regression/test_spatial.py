@@ -13,6 +13,7 @@ from core.errors import UserError
 from core.features.images import read_image
 from regression.spatial import (
     Counts,
+    belong_together,
     cut_patches,
     log1p_cp10k,
     read_counts,
@@ -236,3 +237,12 @@ def test_patients_in_two_spellings_are_refused(tmp_path):
         read_spots(spots, group="patient")
     _, spots = files(tmp_path, spots="s1,007,1,1\ns2, 007 ,2,2\ns3,7,3,3\n")
     assert read_spots(spots, group="patient").groups == ("007", "007", "7")
+
+
+def test_counts_with_genes_in_rows_are_told_to_be_transposed(tmp_path):
+    counts, spots = files(tmp_path, "gene\ts1\ts2\nA\t1\t3\nB\t2\t4\n")
+    with pytest.raises(UserError, match="transpose the counts"):
+        belong_together(read_spots(spots, group="patient"), read_counts(counts))
+    counts, spots = files(tmp_path, "spot\tA\ns1\t1\ns3\t2\n")
+    with pytest.raises(UserError, match="each spot in both files"):
+        belong_together(read_spots(spots, group="patient"), read_counts(counts))
