@@ -20,16 +20,21 @@ CLOSE_UM = 24.0  # gaps up to this wide belong to the tissue
 HOLE_UM = 80.0  # so do lumina up to a disc of this diameter
 SPECK_UM = 120.0  # specks below a disc of this diameter are dust
 MASK_MPP = 8.0  # of computed masks
-VERSION = 1  # to be raised with every change that gives other masks: those kept on disk are of one version
+VERSION = 2  # to be raised with every change that gives other masks: those kept on disk are of one version
 MIN_CHROMA, MAX_CHROMA = 8.0, 40.0  # grey levels between which Otsu's threshold is believed
 BLACK = 40  # what is darker in all channels is a border, not tissue
+HILL_BINS, HILL_SHARE, HILL_AREA = (
+    11,
+    2 / 3,
+    0.01,
+)  # of a faint stain: grey levels, share of what is faint, of the image
 
 
 def tissue_mask(reader: SlideReader, mpp0: float, *, mask_mpp: float = MASK_MPP) -> Mask:
     """0/1 ``[h, w]`` at `mask_mpp` (µm per pixel), made from the coarsest level that serves it.
 
     Saturation is taken as chroma, max − min of the channels: unlike HSV's it does not blow up noise in dark pixels.
-    Memory: strips of a level and about 30 bytes per mask pixel.
+    Memory: strips of a level and about 40 bytes per mask pixel.
     """
     width, height = reader.level_shapes[0]
     scale = min(1.0, mpp0 / mask_mpp)
@@ -43,7 +48,14 @@ def mask_of(image: npt.NDArray[np.uint8], mpp: float) -> Mask:
     chroma = (brightest - image.min(axis=2)).astype(np.float32)
     chroma[brightest < BLACK] = 0
     ndimage.gaussian_filter(chroma, SMOOTH_UM / mpp, output=chroma)
-    return _cleaned(chroma > threshold(chroma), mpp)
+    strong = threshold(chroma)
+    found = chroma > strong
+    blue = image[:, :, 2].astype(np.float32) - image[:, :, :2].min(axis=2)
+    ndimage.gaussian_filter(blue, SMOOTH_UM / mpp, output=blue)
+    bluish = blue >= chroma / 2
+    if (weak := faint(chroma, bluish, strong)) is not None:
+        found |= bluish & (chroma > weak)
+    return _cleaned(found, mpp)
 
 
 def threshold(chroma: npt.NDArray[np.float32]) -> float:
@@ -52,6 +64,27 @@ def threshold(chroma: npt.NDArray[np.float32]) -> float:
     ground = float(np.percentile(chroma, 10)) if chroma.size else 0.0
     ground = min(ground, MIN_CHROMA)
     return float(np.clip(otsu(chroma), ground + MIN_CHROMA, ground + MAX_CHROMA))
+
+
+def faint(chroma: npt.NDArray[np.float32], bluish: npt.NDArray[np.bool_], strong: float) -> float | None:
+    """The threshold of a faint stain beside a strong one, whose threshold alone would lose it; None where there is no
+    such stain.
+
+    A stain is a hill among the pixels between ground and `strong`: most of them lie within HILL_BINS grey levels,
+    clearly more than of the even slope that the rims of strongly stained tissue give, and they make up HILL_AREA of the
+    image. Only pixels that are `bluish`, as eosin and haematoxylin are and a yellowed ground is not.
+    """
+    low = min(float(np.percentile(chroma, 10)), MIN_CHROMA) + MIN_CHROMA if chroma.size else 0.0
+    first, last = int(np.ceil(low)), int(strong)
+    counts = np.histogram(chroma[bluish], bins=256, range=(0, 256))[0][first:last]
+    even = HILL_BINS / max(1, len(counts))
+    if even > 0.6 or counts.sum() < HILL_AREA * chroma.size:
+        return None
+    within = np.convolve(counts, np.ones(HILL_BINS), "same")
+    if within.max() < max(HILL_SHARE, 1.6 * even) * counts.sum():
+        return None
+    hill = first + float(np.average(np.arange(len(counts)), weights=counts))
+    return max(low, (low - MIN_CHROMA + hill) / 2)
 
 
 def otsu(values: npt.NDArray[np.float32]) -> float:

@@ -3,7 +3,7 @@ import pytest
 
 from core.wsi.reader import open_slide
 from core.wsi.thumbnail import thumbnail, whole
-from core.wsi.tissue import mask_of, otsu, tissue_mask
+from core.wsi.tissue import faint, mask_of, otsu, threshold, tissue_mask
 from tests.builders.slides import REAL, tissue_image, write_slide
 
 
@@ -113,3 +113,50 @@ def test_thumbnails_keep_the_aspect_and_come_from_the_pyramid(tmp_path):
     coarse = thumbnail(slide, 100).astype(int)
     truth = image.reshape(60, 10, 100, 10, 3).mean(axis=(1, 3))
     assert np.abs(coarse - truth).mean() < 2
+
+
+def stained(*parts, ground=(243.0, 241.0, 244.0), side=300):
+    """A picture with discs of colours on a ground, with noise: (centre x, radius, colour) each."""
+    y, x = np.mgrid[0:side, 0:side]
+    image = np.full((side, side, 3), ground)
+    for at, radius, colour in parts:
+        image[(x - at) ** 2 + (y - side / 2) ** 2 < radius**2] = colour
+    noise = np.random.default_rng(0).normal(0, 2, (side, side, 1))
+    return np.clip(image + noise, 0, 255).astype(np.uint8)
+
+
+def disc(at, radius, side=300):
+    y, x = np.mgrid[0:side, 0:side]
+    return (x - at) ** 2 + (y - side / 2) ** 2 < radius**2
+
+
+@pytest.mark.parametrize(
+    ("strong", "weak"),
+    [
+        ((222, 140, 190), (236, 220, 230)),  # eosin, and a pale section of it
+        ((120, 70, 40), (205, 210, 223)),  # DAB, and a faint counterstain
+        ((120, 70, 40), (190, 200, 220)),
+        ((90, 50, 130), (214, 206, 226)),  # haematoxylin
+    ],
+)
+def test_a_faint_stain_beside_a_strong_one_is_tissue_too(strong, weak):
+    found = mask_of(stained((80, 60, strong), (220, 50, weak)), 8.0) > 0
+    both = disc(80, 60) | disc(220, 50)
+    assert (found & both).sum() > 0.98 * both.sum() and (found & ~both).sum() < 0.02 * (~both).sum()
+
+
+@pytest.mark.parametrize("tint", [(240, 236, 226), (238, 232, 222), (244, 240, 228)])
+def test_a_yellowed_part_of_the_ground_is_no_faint_stain(tint):
+    image = stained((80, 60, (222, 140, 190)), ground=(250.0, 250.0, 250.0))
+    yellowed = image.copy()
+    yellowed[:, 200:] = np.clip(np.array(tint) + np.random.default_rng(1).normal(0, 2, (300, 100, 1)), 0, 255)
+    assert not (mask_of(yellowed, 8.0)[:, 205:] > 0).any()
+    assert np.array_equal(mask_of(yellowed, 8.0)[:, :190], mask_of(image, 8.0)[:, :190])
+
+
+def test_the_rim_of_a_strongly_stained_section_is_no_faint_stain():
+    y, x = np.mgrid[0:300, 0:300]
+    inside = np.clip((90 - np.hypot(x - 150, y - 150)) / 40, 0, 1)[..., None]  # fades out over 40 pixels
+    image = (243 * (1 - inside) + np.array((222, 140, 190)) * inside).astype(np.uint8)
+    chroma = (image.max(axis=2) - image.min(axis=2)).astype(np.float32)
+    assert faint(chroma, np.ones(chroma.shape, bool), threshold(chroma)) is None
