@@ -13,6 +13,7 @@ from itertools import zip_longest
 
 from core.csv_rows import check_header, records, separator_of
 from core.errors import MissingFile, UserError
+from core.storage import storage_error
 from core.urls import public
 from core.user_files import read_user_text
 from core.wsi.formats import UNSUPPORTED
@@ -114,10 +115,15 @@ def _files(folder: str) -> list[str]:
     import fsspec
 
     fs, inner = fsspec.core.url_to_fs(folder)
-    if not fs.isdir(inner):
-        raise MissingFile("no such folder", file=public(folder), expected="a folder, or a list (.csv)")
-    start = len(inner.rstrip("/")) + 1
-    names = [name[start:] for name in fs.find(inner)]
+    try:
+        if not fs.isdir(inner):
+            raise MissingFile("no such folder", file=public(folder), expected="a folder, or a list (.csv)")
+        start = len(inner.rstrip("/")) + 1
+        names = [name[start:] for name in fs.find(inner)]
+    except UserError:
+        raise
+    except Exception as e:  # every file system raises its own kinds
+        raise storage_error(e, public(folder), writing=False) from None  # whose text may hold a signed URL
     return sorted(n for n in names if not any(part.startswith(".") for part in n.split("/")))
 
 

@@ -256,7 +256,7 @@ def test_a_model_is_evaluated_on_another_cohort_of_which_nothing_trains_and_neve
         words[0] = f"model={tmp_path}/damaged"
         assert run_job(evaluate_regression.main, schema, [*words, f"output={tmp_path}/o"], CONFIGS_DIR) == 2
         err = capsys.readouterr().err
-        assert "not a description of a regression" in err or "weights were altered" in err
+        assert "no regression's description" in err or "weights were altered" in err
     found = json.loads((run / "cohort" / "metrics.json").read_text())
     assert (found["part"], found["groups"]) == ("test", 6) and -1 <= found["spearman"] <= 1
     assert [row["run_name"] for row in read_results(Storage.of(tmp_path))] == ["run"]

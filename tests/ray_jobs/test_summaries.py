@@ -20,7 +20,7 @@ SMALL = Profile(context_mpp=1.0, target_mpp=0.5, context_fov_um=64.0, target_fov
 class Here:
     """In place of the map over Ray's tasks."""
 
-    def __init__(self, lost, chunk=1):
+    def __init__(self, lost, chunk=1, timeout_s=0.0):
         self.lost, self.chunk = lost, chunk
 
     def __call__(self, function, items):

@@ -1,10 +1,11 @@
 import os
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from core.errors import MissingFile, UserError
 from core.features.inputs import images_in, images_of, slides_in
-from core.storage import file_state
+from core.storage import StorageError, file_state
 
 
 def touch(folder, *names):
@@ -112,3 +113,13 @@ def test_a_pipe_given_as_a_list_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "l.csv")
     with pytest.raises(UserError, match="pipe"):
         images_of(str(tmp_path / "l.csv"))
+
+
+def test_a_listing_that_fails_is_an_error_that_names_the_folder_without_its_signature(monkeypatch):
+    def refuse(self, path):
+        raise ConnectionError(f"refused: {path}?X-Amz-Signature=SECRET")
+
+    monkeypatch.setattr(MemoryFileSystem, "isdir", refuse)
+    with pytest.raises(StorageError, match="cannot read.*memory://tiles") as e:
+        images_in("memory://tiles")
+    assert "SECRET" not in str(e.value) and e.value.__suppress_context__
