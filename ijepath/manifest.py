@@ -6,8 +6,6 @@ bad `mpp`) is kept in that row's `error`, so that it becomes one failed line of 
 
 from __future__ import annotations
 
-import functools
-import logging
 import os
 import posixpath
 import re
@@ -18,8 +16,6 @@ from core.csv_rows import check_header, plain_number, records
 from core.errors import UserError
 from core.urls import is_url, public
 from core.user_files import read_user_text
-
-log = logging.getLogger(__name__)
 
 SECRET = re.compile(
     r"[?&](sig|[^=&]*(signature|token|credential|secret|password|key))="  # S3, Google, Azure and others
@@ -60,7 +56,7 @@ def read_manifest(path: str, *, reserved: Sequence[str] = ()) -> Manifest:
 
     Relative paths are resolved against the manifest's own folder; the file itself may be a URL. `reserved` are names
     that a metadata column must not have. Raises MissingFile, and UserError for a missing or repeated column, a reserved
-    name, or no rows.
+    name, a URL that holds a secret, or no rows.
     """
     path = os.fspath(path)
     numbered = records(path, read_user_text(path, "slide manifest"), ",")
@@ -78,28 +74,23 @@ def read_manifest(path: str, *, reserved: Sequence[str] = ()) -> Manifest:
             rows.append(_row(number, [c.strip() for c in cells], header, path, seen))
     if not rows:
         raise UserError("the manifest has no slides", file=path, found="a header only", expected="one row per slide")
-    _warn_of_secrets(path, tuple(rows))
+    _refuse_secrets(path, tuple(rows))
     return Manifest(path, tuple(rows), metadata_columns)
 
 
-def _warn_of_secrets(path: str, rows: tuple[ManifestRow, ...]) -> None:
-    """One warning for the first URL with a login or a signature in it: such a URL goes into index, catalog and plan."""
+def _refuse_secrets(path: str, rows: tuple[ManifestRow, ...]) -> None:
+    """UserError for a URL with a login or a signature in it: it would stand in index, catalog, plan and bags."""
     for row in rows:
         for column, cell in {"wsi_path": row.wsi_path, "mask_path": row.mask_path, **row.metadata}.items():
             if cell and is_url(cell) and SECRET.search(cell):
-                return _warn_once(public(path), row.number, column)
-
-
-@functools.cache
-def _warn_once(path: str, number: int, column: str) -> None:
-    """A job reads its manifest more than once."""
-    log.warning(
-        "%s, row %d, column %s (and perhaps others): a URL with a login or a signature in it. Signatures expire, and "
-        "the URL is written into index, catalog and plan; credentials belong into the environment",
-        path,
-        number,
-        column,
-    )
+                raise UserError(
+                    "a URL with a login or a signature in it: signatures expire, and an index keeps the URL",
+                    file=public(path),
+                    row=row.number,
+                    key=column,
+                    found=public(cell),
+                    expected="the URL without it (gs://…, s3://…), and the credentials in the environment",
+                )
 
 
 def resolve(path: str, folder: str) -> str:
