@@ -42,13 +42,14 @@ log = logging.getLogger(__name__)
 
 REASON, FOLDER = "crashed_decoder", "crashes"  # of the fault; of the notes in a run's folder
 UNIT_DEATHS, SOURCE_DEATHS = 2, 3  # at so many a unit, or all of a source, is read no more
-HEAD = 64  # bytes: the hash of the plan that rows and sources are of
+HEAD = 64  # bytes: `units_hash` of the plan that rows and sources are of
 SLOT = struct.Struct("<Qqqq")  # thread, position, row, source
 SLOTS = 256
 FREE = (0, -1, -1, -1)
+GONE = FileNotFoundError, BlockingIOError, PermissionError
 _THREAD = re.compile(r"Current thread (0x[0-9a-f]+)")
 _SIGNAL = re.compile(r"Fatal Python error: (.+)")
-_journals: dict[tuple[str, str], Journal] = {}
+_journals: dict[tuple[str, str], Journal | None] = {}
 _opening = threading.Lock()
 
 
@@ -138,7 +139,10 @@ class Guarded:
             raise UnreadableUnit(REASON, self._name(row, source), f"ended the process {SOURCE_DEATHS} times")
         if row in self.excluded.rows:
             raise UnreadableUnit(REASON, self._name(row, source), f"this unit ended the process {UNIT_DEATHS} times")
-        with journal_of(self.run, self.plan.hash).reading(position, row, source):
+        journal = journal_of(self.run, self.plan.units_hash)
+        if journal is None:
+            return self.reader.read(unit, position, attempt)
+        with journal.reading(position, row, source):
             return self.reader.read(unit, position, attempt)
 
     def collate(self, units: Sequence[dict[str, Any]]) -> Batch:
@@ -148,13 +152,20 @@ class Guarded:
         return str(self.plan.sources.column(0)[source]) if source >= 0 else f"row {row}"
 
 
-def journal_of(run: str, plan: str) -> Journal:
-    """This process's journal for a run, begun at its first unit; notes are made of those that dead processes left."""
+def journal_of(run: str, plan: str) -> Journal | None:
+    """This process's journal for a run, begun at its first unit; notes are made of those that dead processes left.
+
+    None, once with a warning, where the temporary folder takes none: the run is not to end for that.
+    """
     with _opening:
         key = run, plan
         if key not in _journals:
             note_crashes(run)
-            _journals[key] = Journal(run, plan)
+            try:
+                _journals[key] = Journal(run, plan)
+            except OSError as e:
+                log.warning("a decoder that ends this process will not be known, since no journal can be kept: %s", e)
+                _journals[key] = None
         return _journals[key]
 
 
@@ -163,14 +174,15 @@ def end_journals(run: str) -> None:
     with _opening:
         ended = [_journals.pop(key) for key in list(_journals) if key[0] == run]
     for journal in ended:
-        journal.close()
+        if journal is not None:
+            journal.close()
 
 
 def note_crashes(run: str) -> int:
     """Turn what dead processes of this machine left into notes in the run's folder; how many there were."""
     crashes = 0
     for units in sorted(_local(run).glob("*.units")):
-        with contextlib.suppress(FileNotFoundError, BlockingIOError), open(units, "rb") as file:
+        with contextlib.suppress(*GONE), open(units, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # its process lives, or another one looks at it
             trace = units.with_suffix(".trace")
             told = trace.read_bytes().decode(errors="replace") if trace.exists() else ""
@@ -195,7 +207,7 @@ def noted(run: str) -> list[dict[str, Any]]:
 
 
 def excluded(notes: Iterable[Mapping[str, Any]], plan: str) -> Excluded:
-    """What these notes forbid in the plan of this hash."""
+    """What these notes forbid in the plan of this `units_hash`."""
     by_row, by_source = Counter[int](), Counter[int]()
     for note in (n for n in notes if n["plan"] == plan):
         by_row.update({int(unit["row"]) for unit in note["units"]})
@@ -214,7 +226,8 @@ def _in_flight(slots: bytes, trace: str) -> list[dict[str, int]]:
     """The units to blame for the death that `trace` tells of; none for a death from outside, or elsewhere.
 
     The thread that the signal hit is known where it is one of Python's. Of a thread that is not, a broken read of
-    memory may be a decoder's own; an abort is a communication library's that lost its peer.
+    memory may be a decoder's own: it is put down to the one unit that was being read, and to none where there were
+    several. An abort there is a communication library's that lost its peer.
     """
     signal, thread = _SIGNAL.search(trace), _THREAD.search(trace)
     if signal is None or (thread is None and signal[1].startswith("Aborted")):
@@ -223,6 +236,8 @@ def _in_flight(slots: bytes, trace: str) -> list[dict[str, int]]:
     busy = [(ident, *unit) for ident, *unit in units if unit[1] >= 0]
     if thread is not None:
         busy = [unit for unit in busy if unit[0] == int(thread[1], 16)]
+    elif len(busy) > 1:
+        return []
     return [{"position": position, "row": row, "source": source} for _, position, row, source in busy]
 
 

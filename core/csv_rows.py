@@ -10,6 +10,7 @@ import csv
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 
 from core.errors import UserError
@@ -124,3 +125,12 @@ def _is_json(text: str) -> bool:
     except (ValueError, RecursionError):
         return False
     return True
+
+
+def spelling(name: str) -> str:
+    """What two spellings of one name have in common: upper and lower case, and how their letters are encoded, aside.
+
+    >>> spelling("Mu\u0308ller") == spelling("M\u00fcLLER")
+    True
+    """
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())

@@ -16,6 +16,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -134,6 +135,7 @@ class Plan:
     def __init__(self, path: str, description: dict[str, Any], origin: str | None = None) -> None:
         self.path, self.origin, self.hash = path, origin or path, str(description["hash"])
         self.rows, self.meta = int(description["rows"]), dict(description["meta"])
+        self._units_sha256 = str(description["sha256"][UNITS])
         self.sources: pa.Table = pa.ipc.open_file(pa.memory_map(str(Path(path) / SOURCES))).read_all()
         reader = pa.ipc.open_file(pa.memory_map(str(Path(path) / UNITS)))
         batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
@@ -158,6 +160,12 @@ class Plan:
         if verify:
             _check_digests(folder, description, Storage.of(folder))
         return cls(str(folder), description, os.fspath(path))
+
+    @cached_property
+    def units_hash(self) -> str:
+        """Digest of the units and of what their sources are called: the same when only the sources' files moved."""
+        names = self.sources.column(0).to_pylist() if self.sources.num_columns else []
+        return digest_bytes(json.dumps([self._units_sha256, names]).encode())
 
     def take(self, rows: npt.ArrayLike) -> dict[str, Column]:
         """The columns of `rows` `[N]`, in their order, each `[N]`."""

@@ -367,7 +367,8 @@ def file_state(path: str) -> str:
     """What changes when a file does: its size and its time, or the store's tag; of a folder, those of all its files."""
     import fsspec
 
-    fs, inner = fsspec.core.url_to_fs(path)
+    local = "://" not in path  # a name may hold "::", which fsspec takes for a chain of file systems
+    fs, inner = (fsspec.filesystem("file"), os.path.abspath(path)) if local else fsspec.core.url_to_fs(path)
     try:
         info = fs.info(inner)
         if info["type"] != "directory":

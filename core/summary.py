@@ -19,7 +19,7 @@ from core.errors import MissingFile
 from core.storage import Storage
 from core.urls import is_url, local_path, public_text
 
-NAME = "summary.md"
+NAME, OTHER_NAME = "summary.md", "pathray_summary.md"
 HEAD = "# Summary\n\nPathray writes this file. Each job has a section, which its next start replaces."
 WRITTEN = "written"
 REASONS, EXAMPLES, PICTURES, LETTERS = 10, 3, 24, 400
@@ -75,27 +75,37 @@ def counts(statuses: Iterable[str]) -> dict[str, object]:
 
 
 def write_summary(folder: str, summary: Summary) -> str:
-    """Put the section into `folder`/summary.md, whole or not at all, in place of an earlier one of its title; the
-    file's path. A section that says nothing new leaves the file as it is. StorageError when it cannot be written."""
+    """Put the section into `folder`/summary.md (pathray_summary.md where that is somebody else's file), whole or not
+    at all, in place of an earlier one of its title; the file's path. A section that says nothing new leaves the file as
+    it is. StorageError when it cannot be written."""
     store = Storage.of(folder)
     at = time.strftime("%Y-%m-%d %H:%M", time.localtime())
     own = replace(summary, facts={**summary.facts, WRITTEN: at}).text(store.url)
-    sections, title = _sections(store), own.partition("\n")[0]
+    name = NAME if _is_ours(store) else OTHER_NAME
+    sections, title = _sections(store, name), own.partition("\n")[0]
     if _undated(sections.get(title, "")) == _undated(own):
-        return store.join(NAME)
+        return store.join(name)
     sections[title] = own
-    store.write_bytes(NAME, "\n\n".join([HEAD, *sections.values()]).encode() + b"\n")
-    return store.join(NAME)
+    store.write_bytes(name, "\n\n".join([HEAD, *sections.values()]).encode() + b"\n")
+    return store.join(name)
+
+
+def _is_ours(store: Storage) -> bool:
+    """Whether summary.md is free or was written here: a user's own file of that name stays as it is."""
+    try:
+        return store.read_bytes(NAME).startswith(HEAD.encode())
+    except MissingFile:
+        return True
 
 
 def _undated(section: str) -> str:
     return re.sub(rf"^\| {WRITTEN} \| .* \|$", "", section, flags=re.MULTILINE)
 
 
-def _sections(store: Storage) -> dict[str, str]:
+def _sections(store: Storage, name: str) -> dict[str, str]:
     """The sections of the file that is there, by their first line; none where it is not ours."""
     try:
-        text = store.read_bytes(NAME).decode(errors="replace")
+        text = store.read_bytes(name).decode(errors="replace")
     except MissingFile:
         return {}
     if not text.startswith(HEAD):

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from core.errors import MissingFile, UserError
+from core.errors import UserError
 from core.order import Stratum
 from core.plan import Plan, PlanWriter
 from ijepath.catalog import Catalog, file_sha256, stratum_key, stratum_of
 from ijepath.index import read_index
+
+log = logging.getLogger(__name__)
 
 COLUMNS: dict[str, type[np.generic]] = {"source": np.int32, "x": np.int32, "y": np.int32}
 
@@ -148,9 +150,11 @@ def _restratify(slides: list[_Slide], catalog: Catalog, key: str) -> None:
 def _add_states(slides: list[_Slide], catalog: Catalog) -> None:
     """What the slides' files were when they were indexed, where the catalog's own index is still there."""
     states: dict[str, str | None] = {}
-    with suppress(MissingFile):
+    try:
         if file_sha256(catalog.slide_index_path) == catalog.manifest["slide_index_sha256"]:
             states = {row["slide_id"]: row["wsi_state"] for row in read_index(catalog.slide_index_path).rows}
+    except UserError as e:  # the catalog is enough to train on
+        log.info("slides are not compared with the index, which cannot be read: %s", e)
     for slide in slides:
         slide.facts["wsi_state"] = states.get(slide.facts["slide_id"])
 

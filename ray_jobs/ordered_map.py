@@ -70,7 +70,7 @@ class RayMap:
         except _Died as died:
             log.warning("a process ended on %d item(s), which are tried one by one: %s", len(part), died)
             weight = died.weight
-        return [self._alone(task, shared, item, weight if len(part) == 1 else 1 / DEATHS) for item in part]
+        return [self._alone(task, shared, item, weight) for item in part]
 
     def _alone(self, task: Any, shared: Any, item: Any, given_up: float) -> Any:
         """The result of an item in a task of its own. `given_up`: 1 when it was tried often enough."""
@@ -84,9 +84,7 @@ class RayMap:
                 if given_up < 1:
                     continue
                 slow = self.timeout_s and time.monotonic() - began > self.timeout_s
-                said = (
-                    f"took longer than {self.timeout_s:g} s" if slow else "ended the process, as a crash in a decoder"
-                )
+                said = f"took longer than {self.timeout_s:g} s" if slow else died.said
                 return self.lost(item, ItemLost(said))
 
 
@@ -96,6 +94,8 @@ class _Died(Exception):
     def __init__(self, error: Exception, weight: float) -> None:
         super().__init__(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
         self.weight = weight
+        lost = "was tried on machines that were lost"
+        self.said = lost if weight < 1 / DEATHS else "ended the process, as a crash in a decoder"
 
 
 def _taken(future: Any) -> list[Any]:

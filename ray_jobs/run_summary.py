@@ -5,18 +5,20 @@ Short, since metrics.jsonl and config_resolved.yaml have all of it. Of any scien
 
 from __future__ import annotations
 
-import io
+import logging
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from core.errors import MissingFile
+from core.errors import MissingFile, UserError
 from core.storage import Storage
 from core.summary import Picture, Summary, write_summary
 from core.tracking import MetricsLog
 
 if TYPE_CHECKING:
     from ray_jobs.trainer import Outcome
+
+log = logging.getLogger(__name__)
 
 ENDS = {
     "budget": "the budget is used up",
@@ -75,17 +77,24 @@ def _settings(store: Storage) -> dict[str, object]:
         config = OmegaConf.create(store.read_bytes("config_resolved.yaml").decode())
     except MissingFile:
         return {}
+    except Exception as e:  # a summary is no reason to end with an error
+        log.warning("%s cannot be read: %s", store.join("config_resolved.yaml"), " ".join(str(e).split())[:200])
+        return {}
     found = {key: OmegaConf.select(config, key) for key in SETTINGS}
     return {key: value for key, value in found.items() if value is not None}
 
 
 def _unreadable(store: Storage) -> list[tuple[str, str]]:
     """The units that could not be read, by slide or archive, and why."""
-    import pyarrow.parquet as pq
+    from core.sealed_parquet import of_bytes
 
+    name = "quarantine.parquet"
     try:
-        table = pq.read_table(io.BytesIO(store.read_bytes("quarantine.parquet")))
+        table = of_bytes(store.read_bytes(name), store.join(name), "quarantine report")
     except MissingFile:
+        return []
+    except UserError as e:
+        log.warning("%s", e)
         return []
     rows = table.select(["source_name", "path", "reason", "detail", "benign"]).to_pylist()
     named = [(row["source_name"] or row["path"] or "", f"{row['reason']}: {row['detail']}", row) for row in rows]

@@ -234,8 +234,18 @@ def runs_in(root: Storage, tag: str) -> list[tuple[str, Committed]]:
     """The runs below `root` that have a checkpoint, by name, and their newest ones."""
     from ray_jobs.resume import chosen
 
-    names = [name for name in sorted(root.list(), reverse=True) if root.exists(f"{name}/checkpoints")]
-    return [(name, newest) for name in names if (newest := chosen(root.join(name), tag)) is not None]
+    found = []
+    for name in sorted(root.list(), reverse=True):
+        try:
+            newest = chosen(root.join(name), tag) if root.exists(f"{name}/checkpoints") else None
+        except UserError as e:
+            if not root.exists(f"{name}/{METRICS}"):
+                raise  # the run to go on with may be this one
+            log.warning("the finished run %s is left out of account: %s", name, e)
+            continue
+        if newest is not None:
+            found.append((name, newest))
+    return found
 
 
 def train(run: Run, accelerator: str | None = None) -> Outcome:

@@ -231,7 +231,7 @@ class _Worker:
         """What has ended decoding processes of this run before, and is read no more."""
         from core.crashes import excluded, noted
 
-        found = excluded(noted(self.job.run_dir), self.plan.hash)
+        found = excluded(noted(self.job.run_dir), self.plan.units_hash)
         for name in (str(self.plan.sources.column(0)[source]) for source in sorted(found.sources)):
             log.warning("no unit of %s is read: decoding it ended the process again and again", name)
         if found.rows:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from core.csv_rows import spelling
 from core.errors import MissingFile, UserError
 from core.sheet import Sheet, read_sheet
 from core.storage import Storage
@@ -96,12 +97,13 @@ def read_table(
 
 
 def check_groups(sheet: Sheet, column: str, groups: Sequence[str]) -> None:
-    """UserError for two groups that differ in case only: one patient in two spellings would train and test."""
+    """UserError for two groups that differ in case only, or in how their letters are encoded: one patient in two
+    spellings would train and test."""
     first: dict[str, str] = {}
     for i, group in enumerate(groups):
-        other = first.setdefault(group.casefold(), group)
+        other = first.setdefault(spelling(group), group)
         if other != group:
-            message = "two groups differ in upper and lower case only"
+            message = "two groups differ in upper and lower case, or in the encoding of their letters, only"
             row = sheet.lines[groups.index(other)]
             raise sheet.refused(message, i, column, f"one spelling: row {row} has {other}")
     if rounded := [group for group in first.values() if ROUNDED.fullmatch(group)]:

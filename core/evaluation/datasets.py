@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from core.csv_rows import spelling
 from core.errors import MissingFile, UserError
 from core.features.inputs import IMAGE_SUFFIXES
 from core.sheet import read_sheet
@@ -180,7 +181,7 @@ def _check(patches: Patches, lines: Sequence[int]) -> None:
     for column, cells in (("label", patches.labels), ("medical_center", patches.centers), ("slide_id", patches.slides)):
         spelt: dict[str, str] = {}
         for row, cell in enumerate(cells.tolist()):
-            if (other := spelt.setdefault(cell.casefold(), cell)) != cell:
+            if (other := spelt.setdefault(spelling(cell), cell)) != cell:
                 where, message = {"file": patches.file, "row": lines[row], "key": column}, "two spellings of one name"
                 raise UserError(message, **where, found=cell, expected=f"{other}, as in rows above")
     _check_slides(patches, lines)

@@ -5,6 +5,7 @@ Not for masks, and not a pool of threads. A handle that falls out is closed when
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections import OrderedDict
@@ -15,6 +16,13 @@ from core.storage import file_state
 from core.urls import is_url, public
 from core.wsi.reader import SlideReader, open_with
 from core.wsi.tiles import TileCache
+
+log = logging.getLogger(__name__)
+
+
+def _sizes(state: str) -> list[str]:
+    """The sizes in what `file_state` says of a file or of a folder's files, without their times."""
+    return [part.partition(":")[0] for part in state.split(" ")]
 
 
 class _Open:
@@ -64,13 +72,15 @@ class HandleCache:
         if is_url(path) and not indexed:
             return  # a state costs a request for each opening
         now = file_state(path)
-        same = now == indexed if is_url(path) else now.partition(":")[0] == indexed.partition(":")[0]
+        same = now == indexed if is_url(path) else _sizes(now) == _sizes(indexed)
         if indexed and not same:
             detail = f"the file is not the one that was indexed: {indexed}, now {now}"
             raise UnreadableUnit("changed", public(path), detail)
         if is_url(path):
             return
         with here.lock:
+            if indexed and now != indexed and path not in here.states:
+                log.warning("%s has another time than when it was indexed: is it a copy, or another slide?", path)
             first = here.states.setdefault(path, now)
         if now != first:
             raise UnreadableUnit("changed", path, f"the file was replaced while it was in use: {first}, now {now}")

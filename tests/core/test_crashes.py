@@ -73,11 +73,11 @@ def test_the_unit_of_the_thread_that_crashed_is_noted_and_no_other(die, tmp_path
     assert die(death) == ends
     assert note_crashes(run) == 1 and note_crashes(run) == 0
     (note,) = noted(run)
-    assert note["units"] == [{"position": 105, "row": 5, "source": 1}] and note["plan"] == plan.hash
+    assert note["units"] == [{"position": 105, "row": 5, "source": 1}] and note["plan"] == plan.units_hash
     assert "in read" in note["trace"] and list((tmp_path / "local").rglob("*.units")) == []
-    assert not excluded([note], plan.hash)
+    assert not excluded([note], plan.units_hash)
     assert die(death) == ends and note_crashes(run) == 1
-    assert excluded(noted(run), plan.hash) == Excluded(frozenset([5]))
+    assert excluded(noted(run), plan.units_hash) == Excluded(frozenset([5]))
     assert not excluded(noted(run), "another plan")
 
 
@@ -161,3 +161,32 @@ def test_a_damaged_note_is_an_error_that_names_it(die, tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"plan": "another"}))
     with pytest.raises(UserError, match=path.name):
         noted(run)
+
+
+def test_notes_hold_when_only_the_files_of_the_slides_moved(tmp_path):
+    def planned(name, folder, slides=("a", "b")):
+        sources = pa.table({"slide_id": list(slides), "wsi_path": [f"{folder}/{slide}.svs" for slide in slides]})
+        with PlanWriter(tmp_path / name, {"source": np.int32}, sources) as writer:
+            writer.append({"source": np.arange(9) % 2})
+        return Plan.open(tmp_path / name)
+
+    here, there, other = planned("1", "/here"), planned("2", "/there"), planned("3", "/here", ("a", "c"))
+    assert here.hash != there.hash and here.units_hash == there.units_hash != other.units_hash
+
+
+@pytest.mark.parametrize(("reading", "blamed"), [(1, 1), (2, 0)])
+def test_a_crash_outside_of_pythons_threads_is_put_down_to_the_only_unit_in_flight(reading, blamed):
+    slots = b"".join(crashes.SLOT.pack(100 + i, i, i, i) for i in range(reading)) + crashes.SLOT.pack(*crashes.FREE)
+    segfault = "Fatal Python error: Segmentation fault\n\nThread 0x00000064 (most recent call first):\n"
+    assert len(crashes._in_flight(slots, segfault)) == blamed
+    assert crashes._in_flight(slots, segfault.replace("Segmentation fault", "Aborted")) == []
+
+
+def test_a_temporary_folder_that_takes_no_journal_ends_no_run(tmp_path, plan, monkeypatch, caplog):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
+    reader = Guarded(Rows(), str(tmp_path / "run"), plan)
+    assert reader.read({"row": 3, "source": 1}, 0, 0)["x"] == 3
+    assert reader.read({"row": 4, "source": 0}, 1, 0)["x"] == 4
+    assert caplog.text.count("no journal can be kept") == 1
+    crashes.end_journals(str(tmp_path / "run"))

@@ -15,7 +15,7 @@ import pytest
 
 import core.storage
 from core.errors import MissingFile, UserError
-from core.storage import Storage, StorageError, check_writable, private_cache, write_atomic
+from core.storage import Storage, StorageError, check_writable, file_state, private_cache, write_atomic
 from tests.builders.storage import FaultyFileSystem, full
 
 
@@ -291,3 +291,8 @@ def test_pipes_and_folders_are_no_files_and_nobody_waits_for_them(tmp_path: Path
     for name, found in (("pipe", "a pipe"), ("folder", "a folder")):
         with pytest.raises(UserError, match=f"not a regular file.*{name}.*{found}"):
             getattr(Storage.of(tmp_path), read)(name)
+
+
+def test_a_name_may_hold_what_fsspec_takes_for_a_chain(tmp_path):
+    (tmp_path / "x::y.tif").write_bytes(b"12345")
+    assert file_state(str(tmp_path / "x::y.tif")).startswith("5:")

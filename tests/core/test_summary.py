@@ -79,10 +79,14 @@ def test_a_folder_in_a_bucket_has_relative_links_too(tmp_path):
     assert b"[report](report.csv)" in Storage.of("memory://bucket/out").read_bytes("summary.md")
 
 
-def test_somebody_elses_file_of_that_name_is_replaced_whole(tmp_path):
-    (tmp_path / "summary.md").write_text("notes\n## Slides\nof mine")
-    assert "of mine" not in written(tmp_path, Summary("Slides", {"slides": 3}))
-
-
 def test_counts_are_by_frequency():
     assert list(counts(["ok", "failed", "ok", ""]).items()) == [("ok", 2), ("failed", 1)]
+
+
+def test_a_summary_of_somebody_elses_is_left_alone(tmp_path):
+    (tmp_path / "summary.md").write_text("# Summary\n\nmy own notes\n")
+    for facts in ({"slides": 1}, {"slides": 2}):
+        assert write_summary(str(tmp_path), Summary("Slides", facts)) == f"{tmp_path}/pathray_summary.md"
+    assert (tmp_path / "summary.md").read_text() == "# Summary\n\nmy own notes\n"
+    text = (tmp_path / "pathray_summary.md").read_text()
+    assert text.startswith(HEAD) and text.count("## Slides") == 1 and "| slides | 2 |" in text

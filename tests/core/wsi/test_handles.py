@@ -172,3 +172,16 @@ def test_a_slide_is_compared_with_the_one_that_was_indexed_when_it_is_opened_fir
     with pytest.raises(UnreadableUnit, match="not the one that was indexed") as e:
         HandleCache().get(path, indexed)
     assert (e.value.reason, e.value.path) == ("changed", path)
+
+
+def test_a_folder_of_files_is_compared_by_all_their_sizes_and_a_new_time_is_told(tmp_path, caplog):
+    here = HandleCache()._here()
+    for name in ("1.dcm", "2.dcm"):
+        (tmp_path / name).write_bytes(b"x" * 9)
+    folder, indexed = str(tmp_path), file_state(str(tmp_path))
+    os.utime(tmp_path / "1.dcm", (1, 1))
+    HandleCache()._check_unchanged(here, folder, indexed)
+    assert "another time than when it was indexed" in caplog.text
+    (tmp_path / "1.dcm").write_bytes(b"x" * 8)
+    with pytest.raises(UnreadableUnit, match="not the one that was indexed"):
+        HandleCache()._check_unchanged(HandleCache()._here(), folder, indexed)
