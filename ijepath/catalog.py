@@ -25,6 +25,7 @@ from ijepath.profile import CATALOG_FIELDS, Profile, profile_from_dict
 SCHEMA_VERSION = 1
 STRATUM_KEY, UNKNOWN = "organ", "unknown"
 SHARD_FOLDER = "anchors"
+ABSENT = "no anchor catalog here"
 KEYS = frozenset(
     ("schema_version", "profile", "profile_hash", "sampling_stratum_key", "requested_stratum_key", "total_anchors")
     + ("stratum_counts", "identity", "anchor_shards", "slide_index_path", "slide_index_sha256", "slides")
@@ -91,7 +92,7 @@ class Catalog:
         """
         store = Storage.of(folder_of(path))
         if not store.exists(os.path.basename(path)):
-            raise MissingFile("no anchor catalog here", file=path, expected="anchor_catalog_manifest.json")
+            raise MissingFile(ABSENT, file=path, expected="anchor_catalog_manifest.json")
         manifest = _parse(store.read_bytes(os.path.basename(path)), path)
         for shard in manifest["anchor_shards"]:
             if not store.exists(shard["path"]):
@@ -143,7 +144,7 @@ def stale_because(path: str, profile: Profile, slide_index: str, sampling_stratu
     try:
         catalog = Catalog.open(path)
     except MissingFile as error:
-        return str(error)
+        return "none yet" if error.message == ABSENT else str(error)
     except UserError as error:
         return str(error)
     recorded = catalog.manifest

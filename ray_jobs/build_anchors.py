@@ -58,6 +58,9 @@ class BuildAnchorsConfig:
         if not 0 <= self.min_success_fraction <= 1:
             found = self.min_success_fraction
             raise UserError("not a fraction", key="min_success_fraction", found=found, expected="0 to 1")
+        if is_set(self.output) and not self.output.endswith(".json"):
+            expected = f"a file: {self.output.rstrip('/')}/anchor_catalog_manifest.json"
+            raise UserError("the catalog's manifest is a JSON file", key="output", found=self.output, expected=expected)
         if not self.max_enlargement >= 1:
             raise UserError("too small", key="max_enlargement", found=self.max_enlargement, expected="at least 1")
         if self.rows_per_shard < 1:

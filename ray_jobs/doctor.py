@@ -26,7 +26,7 @@ MUST_BE_EQUAL = ("python", "ray", "torch", "pathray")
 @dataclass
 class DoctorConfig:
     storage: str = ""  # folders or URLs that must be writable from every node; several separated by commas
-    slides: str = ""  # slides to open on every node: paths separated by commas, or a manifest (.csv)
+    slides: str = ""  # slides to open on every node: paths separated by commas, folders of slides or manifests (.csv)
     accelerator: str = "auto"  # auto | cpu | cuda | xla; a named one must be there
     nodes: int = 0  # fail when the cluster has fewer nodes than this (all hosts of a TPU slice)
     ray: bool = True  # start, or attach to, Ray; false: only this machine, without Ray
@@ -165,13 +165,14 @@ def _listed(text: str) -> list[str]:
 
 
 def _slides(text: str) -> list[str]:
-    """The slides named, where a CSV stands for those that it lists."""
+    """The slides named, where a CSV stands for those that it lists, and a folder of slides for those in it."""
+    from core.features.inputs import slides_in
     from ijepath.manifest import read_manifest
 
     found: list[str] = []
     for path in _listed(text):
         if not path.lower().endswith(".csv"):
-            found.append(path)
+            found += [inside for _, inside in slides_in(path)] if os.path.isdir(path) else [path]
             continue
         rows = read_manifest(path).rows
         for row in rows:

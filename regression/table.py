@@ -118,7 +118,8 @@ def _targets(path: str, found: Sequence[str], genes: Sequence[str] | None, wante
         message = "the table lacks target columns"
         raise UserError(message, file=path, key=missing[0], found=missing[:NAMED_AT_MOST], expected="a column for each")
     if len(genes) == 0 or (wanted is not None and len(genes) != wanted):
-        expected = "y0, y1 …" if wanted is None else f"{wanted} (target_dim)"
+        other = f"{wanted}, or target_dim={len(genes)} (data.target_dim in a training) if all of them are meant"
+        expected = "y0, y1 …" if wanted is None or len(genes) == 0 else other
         raise UserError("a wrong number of targets", file=path, key="targets", found=len(genes), expected=expected)
     if len(set(genes)) < len(genes):
         raise UserError("a gene is named twice", file=path, found=[g for g in genes if list(genes).count(g) > 1][:1])

@@ -165,7 +165,8 @@ class TuningConfig:
     def check(self) -> None:
         """UserError for what would leave nothing to evaluate, or a selection that nothing evaluates."""
         if not self.plugins:
-            raise UserError("nothing to evaluate", key="tuning.plugins", found=[], expected="at least one plugin")
+            expected = "at least one plugin: a config with them, demo_robustness or pathorob_camelyon to begin with"
+            raise UserError("nothing to evaluate", key="tuning.plugins", found=[], expected=expected)
         for i, plugin in enumerate(self.plugins):
             if not plugin.datasets:
                 key, expected = f"tuning.plugins[{i}].datasets", "{NAME: {manifest_csv: …}}"

@@ -193,7 +193,7 @@ def test_without_an_organ_column_there_is_one_stratum(cohort):
 def test_a_catalog_is_current_only_for_the_inputs_it_was_built_from(cohort, tmp_path):
     path, index, _ = cohort
     profile = small_profile()
-    assert "no anchor catalog" in stale_because(path, profile, index)
+    assert stale_because(path, profile, index) == "none yet"
     build(cohort)
     assert is_current(path, profile, index) and is_current(path, replace(profile, targets_per_context=9), index)
     assert "min_tissue_fraction 0.2 -> 0.5" in stale_because(path, replace(profile, min_tissue_fraction=0.5), index)
