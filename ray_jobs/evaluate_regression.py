@@ -10,7 +10,6 @@ maps over the sections. Needs no Ray.
 
 from __future__ import annotations
 
-import json
 import logging
 import tempfile
 from dataclasses import dataclass, field
@@ -47,7 +46,7 @@ def main(loaded: Loaded[EvaluateRegressionConfig]) -> Outputs | None:
     from core.storage import Storage
     from regression import artifact
     from regression.plan import build_plan, rows_of
-    from regression.report import METRICS, PER_GENE, judge, recipe_of
+    from regression.report import METRICS, PER_GENE, judge, metrics_text, recipe_of
     from regression.splits import read_split
     from regression.table import read_table
 
@@ -69,7 +68,7 @@ def main(loaded: Loaded[EvaluateRegressionConfig]) -> Outputs | None:
         groups = len(set(plan.sources["group_id"].take(rows_of(plan, config.part)).to_pylist()))
     found = judged[config.part]
     about = {"model": trained.description["sha256"], "table": table.hash, "part": config.part, "groups": groups}
-    store.write_bytes(METRICS, json.dumps({**about, **found}, indent=1, sort_keys=True).encode())
+    store.write_bytes(METRICS, metrics_text({**about, **found}))
     for name, value in found.items():
         log.info("%-22s %s", name, value)
     outputs = {"metrics": METRICS, "per_gene": PER_GENE, "figures": "figures"}

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from core.errors import UserError
+from core.records import check_seal
 from ray_jobs.dry_run import tell
 from ray_jobs.training_jobs import LONGER, tell_tracking
 
@@ -118,7 +119,9 @@ def keep_results(run: Run) -> None:
 
 def _results(store: Storage) -> dict[str, Any]:
     try:
-        return dict(json.loads(store.read_bytes(METRICS)))
+        found = dict(json.loads(store.read_bytes(METRICS)))
+        check_seal(found, store.join(METRICS), METRICS)
+        return found
     except (ValueError, TypeError) as e:
         expected = "the file moved away: the run's own command writes it again"
         raise UserError(f"not the metrics of a run: {e!r}", file=store.join(METRICS), expected=expected) from e

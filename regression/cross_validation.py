@@ -7,7 +7,6 @@ apart would look good. Not here: training (a fold is a run like another), figure
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,10 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from core.canvas import ACCENTS, FAINT, INK, MUTED
 from core.errors import UserError
+from core.sealed_parquet import of_bytes
 from core.stats.bootstrap import Interval, t_interval
 from core.stats.correlation import Method, correlation
 from core.storage import Storage
@@ -213,7 +212,7 @@ def _shown(found: Mapping[str, float | None], sign: bool = False) -> str:
 
 
 def _test_rows(root: Storage, name: str) -> pa.Table:
-    table = pq.read_table(io.BytesIO(root.read_bytes(name)))
+    table = of_bytes(root.read_bytes(name), root.join(name), "table of predictions")
     part = np.array(table["part"].to_pylist())
     if not (part == "test").any():
         raise UserError("a fold without test rows", file=root.join(name), key="part", expected="test")

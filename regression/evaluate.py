@@ -19,6 +19,7 @@ import torch
 from core.device import Device
 from core.errors import UnreadableUnit, UserError
 from core.plan import Plan
+from core.sealed_parquet import to_bytes
 from core.stats.correlation import CorrelationIntervals, Method, bootstrap_correlation, correlation
 from core.storage import write_atomic
 from core.train.state import TrainState
@@ -167,11 +168,7 @@ def write_csv(path: str, table: pa.Table) -> None:
 
 def write_parquet(path: str, table: pa.Table) -> None:
     """Publish a table as parquet."""
-    import pyarrow.parquet as pq
-
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    write_atomic(path, buffer.getvalue())
+    write_atomic(path, to_bytes(table))
 
 
 def _known(features: npt.NDArray[np.float32], paths: Sequence[str]) -> npt.NDArray[np.float32]:

@@ -14,6 +14,7 @@ import pyarrow as pa
 from core.device import Device
 from core.errors import UserError
 from core.plan import Plan
+from core.records import SEAL, check_seal, sealed
 from core.stats.correlation import CorrelationIntervals, Method
 from core.storage import Storage
 from core.tracking import MetricsLog
@@ -68,7 +69,7 @@ def write_results(
         found["baselines"] = judge_baselines(store, plan, parts, config.eval, config.seed, baselines)
     found |= {"primary": config.eval.primary, "best_primary": found.get("best", {}).get(config.eval.primary)}
     found["n_undefined"] = (found.get("best") or found.get("test") or {}).get("n_undefined")
-    store.write_bytes(METRICS, json.dumps(found, indent=1, sort_keys=True).encode())
+    store.write_bytes(METRICS, metrics_text(found))
     return found
 
 
@@ -150,6 +151,11 @@ def _of_part(table: pa.Table, part: str) -> pa.Table:
     return table.add_column(0, "part", [[part] * table.num_rows])
 
 
+def metrics_text(found: Mapping[str, Any]) -> bytes:
+    """metrics.json, with a digest of itself."""
+    return json.dumps(sealed(json.loads(json.dumps(found))), indent=1, sort_keys=True).encode()
+
+
 def read_results(store: Storage) -> list[dict[str, Any]]:
     """metrics.json of every finished run below a folder, named by where it lies; those of evaluations, which have a
     `part`, are passed over. UserError naming one that is damaged."""
@@ -159,11 +165,13 @@ def read_results(store: Storage) -> list[dict[str, Any]]:
             continue
         try:
             row = json.loads(store.read_bytes(path))
+            check_seal(row, store.join(path), METRICS)
+            row.pop(SEAL, None)
             if "part" in row:
                 continue
             row["run_name"] = path.rpartition("/")[0] or row["run_name"]  # the folds of two runs have the same names
             results_table([row])  # what a damaged file holds instead of figures ends here, under its name
-        except (ValueError, LookupError, TypeError, AttributeError) as e:
+        except (ValueError, LookupError, TypeError, AttributeError) as e:  # a UserError of the seal, too
             expected = f"{METRICS} as a run wrote it; move the file away, and the run's own command writes it again"
             raise UserError(f"not the metrics of a run: {e!r}", file=store.join(path), expected=expected) from e
         found.append(row)

@@ -31,8 +31,11 @@ from ijepath.catalog_writer import write_catalog
 from ijepath.index import read_index
 from ray_jobs import quarantine
 from regression import artifact as regressions
+from regression.cross_validation import _test_rows
+from regression.evaluate import write_parquet
 from regression.model import ExpressionNet, Preprocessing
 from regression.normalise import Normaliser
+from regression.report import metrics_text, read_results
 from tests.builders.anchors import anchors_at, index_row, small_profile, write_small_index
 from tests.builders.zips import write_folder
 
@@ -154,6 +157,22 @@ def a_quarantine(folder: Path) -> Kept:
     return Kept(folder / name, read)
 
 
+def regression_results(folder: Path) -> Kept:
+    found = {"run_name": "r", "best_primary": 0.25, "images_seen": 240, "test": {"spearman": 0.5, "pearson": None}}
+    store = Storage.of(folder)
+    store.write_bytes("r/metrics.json", metrics_text(found))
+    return Kept(
+        folder / "r" / "metrics.json", lambda: repr([{k: row[k] for k in found} for row in read_results(store)])
+    )
+
+
+def predictions(folder: Path) -> Kept:
+    table = pa.table({"part": ["test"] * 5, "measured_A": np.arange(5.0), "predicted_A": np.arange(5.0) / 3})
+    write_parquet(str(folder / "predictions.parquet"), table)
+    store = Storage.of(folder)
+    return Kept(folder / "predictions.parquet", lambda: repr(_test_rows(store, "predictions.parquet").to_pylist()))
+
+
 KINDS: dict[str, Callable[[Path], Kept]] = {
     "the plan's description": lambda folder: plan_file(folder, "plan.json"),
     "the plan's units": lambda folder: plan_file(folder, "units.arrow"),
@@ -167,6 +186,8 @@ KINDS: dict[str, Callable[[Path], Kept]] = {
     "a mask model": a_mask_model,
     "a regression": a_regression,
     "a part of the quarantine": a_quarantine,
+    "results of a regression": regression_results,
+    "predictions of a regression": predictions,
 }
 
 
