@@ -10,6 +10,7 @@ ok slides could be read, or when there is not one anchor. `resume=true` leaves a
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,9 +59,9 @@ class BuildAnchorsConfig:
         if not 0 <= self.min_success_fraction <= 1:
             found = self.min_success_fraction
             raise UserError("not a fraction", key="min_success_fraction", found=found, expected="0 to 1")
-        if is_set(self.output) and not self.output.endswith(".json"):
+        if is_set(self.output) and (self.output.endswith("/") or os.path.isdir(self.output)):
             expected = f"a file: {self.output.rstrip('/')}/anchor_catalog_manifest.json"
-            raise UserError("the catalog's manifest is a JSON file", key="output", found=self.output, expected=expected)
+            raise UserError("the catalog's manifest is a file", key="output", found=self.output, expected=expected)
         if not self.max_enlargement >= 1:
             raise UserError("too small", key="max_enlargement", found=self.max_enlargement, expected="at least 1")
         if self.rows_per_shard < 1:

@@ -9,6 +9,7 @@ Exit code 2 when fewer than `min_success_fraction` of the slides are ok; index a
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,9 +56,9 @@ class IndexSlidesConfig:
     def __post_init__(self) -> None:
         if is_set(self.output) and not self.report:
             self.report = self.output.removesuffix(".parquet") + "_report.csv"
-        if is_set(self.output) and not self.output.endswith(".parquet"):
+        if is_set(self.output) and (self.output.endswith("/") or os.path.isdir(self.output)):
             expected = f"a file: {self.output.rstrip('/')}/slides.parquet"
-            raise UserError("the index is a parquet file", key="output", found=self.output, expected=expected)
+            raise UserError("the index is a file, not a folder", key="output", found=self.output, expected=expected)
         if not 0 <= self.min_success_fraction <= 1:
             found = self.min_success_fraction
             raise UserError("not a fraction", key="min_success_fraction", found=found, expected="0 to 1")

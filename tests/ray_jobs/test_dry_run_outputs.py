@@ -9,15 +9,13 @@ from ray_jobs.index_slides import IndexSlidesConfig
 from tests.builders.slides import write_slide
 
 
-@pytest.mark.parametrize("output", ["out/index", "out/", "out/index.csv"])
-def test_an_index_that_is_no_parquet_file_is_refused_with_an_example(output):
+@pytest.mark.parametrize("given", ["{0}", "{0}/", "{0}/new/"])
+def test_a_folder_where_a_file_is_written_is_refused_with_an_example(tmp_path, given):
+    output = given.format(tmp_path)
     with pytest.raises(UserError, match=r"key: output.*slides\.parquet"):
         IndexSlidesConfig(manifest="m.csv", output=output)
-
-
-def test_a_catalog_that_is_no_json_file_is_refused_with_an_example():
     with pytest.raises(UserError, match=r"key: output.*anchor_catalog_manifest\.json"):
-        BuildAnchorsConfig(slide_index="i.parquet", output="out/anchors")
+        BuildAnchorsConfig(slide_index="i.parquet", output=output)
 
 
 def test_the_doctor_takes_a_folder_of_slides(tmp_path):
