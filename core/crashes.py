@@ -41,7 +41,7 @@ from core.stream import Batch, UnitReader
 log = logging.getLogger(__name__)
 
 REASON, FOLDER = "crashed_decoder", "crashes"  # of the fault; of the notes in a run's folder
-UNIT_DEATHS, SOURCE_DEATHS = 2, 3  # at so many a unit, or all of a source, is read no more
+UNIT_DEATHS, SOURCE_DEATHS = 2, 3  # deaths after which a unit, or a whole source, is no longer read
 HEAD = 64  # bytes: `units_hash` of the plan that rows and sources are of
 SLOT = struct.Struct("<Qqqq")  # thread, position, row, source
 SLOTS = 256
@@ -49,8 +49,8 @@ FREE = (0, -1, -1, -1)
 GONE = FileNotFoundError, BlockingIOError, PermissionError
 _THREAD = re.compile(r"Current thread (0x[0-9a-f]+)")
 _SIGNAL = re.compile(r"Fatal Python error: (.+)")
-_journals: dict[tuple[str, str], Journal | None] = {}
-_opening = threading.Lock()
+_begun: dict[tuple[str, str], _Begun] = {}
+_beginning = threading.Lock()
 
 
 class Journal:
@@ -122,12 +122,21 @@ class Excluded:
 
 @dataclass
 class Guarded:
-    """A reader that notes what it reads, and does not read what has ended processes before. `run`: the run's folder."""
+    """A reader that notes what it reads, and does not read what has ended processes before.
+
+    run: the run's folder. excluded: what the run knew when it started, the same in every process. A unit that ended two
+    processes since is refused, too, by every process begun afterwards: where Ray Data tries a task again and again, the
+    next try gets over it.
+    """
 
     reader: UnitReader
     run: str
     plan: Plan
     excluded: Excluded = field(default_factory=Excluded)
+    units_hash: str = ""  # of the plan
+
+    def __post_init__(self) -> None:
+        self.units_hash = self.units_hash or self.plan.units_hash
 
     @property
     def benign_reasons(self) -> frozenset[str]:
@@ -137,12 +146,12 @@ class Guarded:
         row, source = int(unit["row"]), int(unit.get("source", -1))
         if source in self.excluded.sources:
             raise UnreadableUnit(REASON, self._name(row, source), f"ended the process {SOURCE_DEATHS} times")
-        if row in self.excluded.rows:
+        begun = _begun.get((self.run, self.units_hash)) or begin(self.run, self.units_hash)
+        if row in self.excluded.rows or row in begun.rows:
             raise UnreadableUnit(REASON, self._name(row, source), f"this unit ended the process {UNIT_DEATHS} times")
-        journal = journal_of(self.run, self.plan.units_hash)
-        if journal is None:
+        if begun.journal is None:
             return self.reader.read(unit, position, attempt)
-        with journal.reading(position, row, source):
+        with begun.journal.reading(position, row, source):
             return self.reader.read(unit, position, attempt)
 
     def collate(self, units: Sequence[dict[str, Any]]) -> Batch:
@@ -152,30 +161,39 @@ class Guarded:
         return str(self.plan.sources.column(0)[source]) if source >= 0 else f"row {row}"
 
 
-def journal_of(run: str, plan: str) -> Journal | None:
-    """This process's journal for a run, begun at its first unit; notes are made of those that dead processes left.
+@dataclass(frozen=True)
+class _Begun:
+    """What a process has of a run: its journal, and the rows that were known to end processes when it began."""
 
-    None, once with a warning, where the temporary folder takes none: the run is not to end for that.
+    journal: Journal | None
+    rows: frozenset[int]
+
+
+def begin(run: str, plan: str) -> _Begun:
+    """Start reading for a run in this process: note what dead processes left, look at the notes, open a journal.
+
+    Where the temporary folder takes no journal there is a warning and none: that is no reason to end the run.
     """
-    with _opening:
+    with _beginning:
         key = run, plan
-        if key not in _journals:
+        if key not in _begun:
             note_crashes(run)
+            journal = None
             try:
-                _journals[key] = Journal(run, plan)
+                journal = Journal(run, plan)
             except OSError as e:
                 log.warning("a decoder that ends this process will not be known, since no journal can be kept: %s", e)
-                _journals[key] = None
-        return _journals[key]
+            _begun[key] = _Begun(journal, excluded(noted(run), plan).rows)
+        return _begun[key]
 
 
-def end_journals(run: str) -> None:
-    """The run is over, or given up in order, in this process."""
-    with _opening:
-        ended = [_journals.pop(key) for key in list(_journals) if key[0] == run]
-    for journal in ended:
-        if journal is not None:
-            journal.close()
+def end(run: str) -> None:
+    """The run is over in this process, or ends with an error of its own: leave no journal behind."""
+    with _beginning:
+        ended = [_begun.pop(key) for key in list(_begun) if key[0] == run]
+    for begun in ended:
+        if begun.journal is not None:
+            begun.journal.close()
 
 
 def note_crashes(run: str) -> int:

@@ -61,12 +61,12 @@ def train_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
 @contextmanager
 def closing_journals(run: str) -> Iterator[None]:
     """A worker that ends with an error is no crash of a decoder."""
-    from core.crashes import end_journals
+    from core import crashes
 
     try:
         yield
     finally:
-        end_journals(run)
+        crashes.end(run)
 
 
 def _fatal(e: UserError) -> dict[str, Any]:

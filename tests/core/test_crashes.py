@@ -13,7 +13,7 @@ import pytest
 
 from core import crashes
 from core.crashes import Excluded, Guarded, Journal, excluded, note_crashes, noted
-from core.errors import UserError
+from core.errors import UnreadableUnit, UserError
 from core.order import uniform_order
 from core.plan import Plan, PlanWriter
 from core.stream import DecodeSettings, Lookup, decoded
@@ -123,7 +123,7 @@ def test_what_crashed_is_replaced_and_reported_as_any_unreadable_unit(plan, tmp_
     found = [
         next(iter(decoded(rows, Guarded(Rows(), run, plan, gone), lookup, DecodeSettings(threads=n)))) for n in (1, 3)
     ]
-    crashes.end_journals(run)
+    crashes.end(run)
     assert np.array_equal(found[0]["x"], found[1]["x"])
     assert 5 not in found[0]["x"] and (not gone.sources or (found[0]["x"] % 2 == 0).all())
     kept = [row in gone.rows or row % 2 in gone.sources for row in rows[0]["row"].tolist()]
@@ -135,11 +135,11 @@ def test_what_crashed_is_replaced_and_reported_as_any_unreadable_unit(plan, tmp_
 def test_a_process_that_ends_well_leaves_no_journal(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     run = str(tmp_path / "run")
-    journal = crashes.journal_of(run, "p")
+    journal = crashes.begin(run, "p").journal
     with journal.reading(1, 2, 3):
         assert note_crashes(run) == 0, "its process lives"
         assert len(list(tmp_path.rglob("*.units"))) == 1
-    crashes.end_journals(run)
+    crashes.end(run)
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
 
 
@@ -189,4 +189,15 @@ def test_a_temporary_folder_that_takes_no_journal_ends_no_run(tmp_path, plan, mo
     assert reader.read({"row": 3, "source": 1}, 0, 0)["x"] == 3
     assert reader.read({"row": 4, "source": 0}, 1, 0)["x"] == 4
     assert caplog.text.count("no journal can be kept") == 1
-    crashes.end_journals(str(tmp_path / "run"))
+    crashes.end(str(tmp_path / "run"))
+
+
+def test_a_process_begun_after_two_deaths_refuses_the_unit_though_the_run_did_not_know_it(tmp_path, plan):
+    run = str(tmp_path / "run")
+    for name in "ab":
+        crashes._note(run, name, plan.units_hash, [{"position": 0, "row": 5, "source": 1}], "trace")
+    reader = Guarded(Rows(), run, plan)
+    with pytest.raises(UnreadableUnit, match="crashed_decoder: b: this unit ended"):
+        reader.read({"row": 5, "source": 1}, 0, 0)
+    assert reader.read({"row": 7, "source": 1}, 1, 0)["x"] == 7
+    crashes.end(run)

@@ -86,17 +86,20 @@ def test_failures_are_counted_since_the_last_checkpoint_and_not_over_the_whole_r
     assert "max_failures is used up, but training has come to" in caplog.text
 
 
-def test_a_unit_whose_decoder_ends_the_process_is_replaced_exactly_on_every_later_start(ray_cluster, tmp_path, plan):
+@pytest.mark.parametrize("decode_on", ["worker", pytest.param("cluster", marks=pytest.mark.heavy)])
+def test_a_unit_whose_decoder_ends_the_process_is_replaced_exactly_on_every_later_start(
+    ray_cluster, tmp_path, plan, decode_on
+):
     row = int(uniform_order(plan.rows, 0).rows([40])[0])
     train(tmp_path / "known", plan, refused_rows=[row])
-    outcome = train(tmp_path / "run", plan, max_failures=3, save_every=12, crash_rows=[row])
+    outcome = train(tmp_path / "run", plan, max_failures=3, save_every=12, crash_rows=[row], decode_on=decode_on)
     assert (outcome.end, outcome.unreadable) == ("budget", 1)
     (fault,) = pq.read_table(tmp_path / "run" / "quarantine.parquet").to_pylist()
     assert (fault["position"], fault["row"], fault["reason"]) == (40, row, "crashed_decoder")
     assert weights(tmp_path / "known") == weights(tmp_path / "run")
     (tmp_path / "again").mkdir()
     shutil.copytree(tmp_path / "run" / "crashes", tmp_path / "again" / "crashes")
-    train(tmp_path / "again", plan, max_failures=0, crash_rows=[row])
+    train(tmp_path / "again", plan, max_failures=0, crash_rows=[row], decode_on=decode_on)
     assert weights(tmp_path / "known") == weights(tmp_path / "again")
 
 
