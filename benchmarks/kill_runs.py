@@ -27,7 +27,7 @@ NEXT_STEP_S, END_S, LEFT_S, AGENTS_S = 600.0, 240.0, 120.0, 300.0
 
 
 def commands(science: str, folder: Path, steps: int, workers: int) -> Callable[[Path], list[str]]:
-    """Write the inputs of a science's run of so many steps; its command by output folder."""
+    """Write the inputs of a run of `steps` steps; return its command for an output folder."""
     words = {"ijepath": ijepath_words, "adios": adios_words}[science](folder, steps)
     both = [f"scaling.workers={workers}", f"checkpoint.latest_every={LATEST_EVERY * BATCH}", "checkpoint.keep_last_n=1"]
 
@@ -147,7 +147,7 @@ class Kill:
 
     number: int
     kind: str
-    at_images: int  # not before so many
+    at_images: int  # earliest image count at which it strikes
     stage: str = DRIVER  # of a start: after this process has appeared …
     delay_s: float = 0.0  # … and so much later
     whole: bool = True

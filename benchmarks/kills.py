@@ -7,8 +7,8 @@ SIGKILL for the driver, a training worker, the raylet or all processes at once, 
 once when a checkpoint is being written; or for the driver or all during start-up. The same command then starts again.
 Prints a line per kill and a table. Exit code 1 when a result differs, a half checkpoint counts, a row of metrics is
 doubled, missing or out of order, the quarantine report cannot be read, a process is left, or a run ends otherwise than
-it should. After so many minutes for a science no kill is begun, and the run goes on to its end. Linux only. Half a
-minute to a minute per kill on two cores. Ends only processes of the sessions that it has started.
+it should. After `minutes` per science no further kill starts, and the run continues to its end. Linux only. Takes 30 to
+60 seconds per kill on two cores. Ends only processes of the sessions that it started.
 """
 
 from __future__ import annotations
@@ -101,8 +101,7 @@ def after(run: Run, struck: Strike) -> None:
 
 
 def kill_and_finish(run: Run, kills: Sequence[Kill], seconds: float) -> None:
-    """All kills in turn, none begun after so many seconds, each followed by the same command; then the command until
-    the run is finished."""
+    """Apply all kills in turn, restarting the run after each; start none after `seconds`. Then run to the end."""
     deadline = time.monotonic() + seconds
     for kill in kills:
         if time.monotonic() > deadline:

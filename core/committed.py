@@ -28,7 +28,7 @@ COMMITTED = "COMMITTED.json"
 SCHEMA_VERSION = 1
 FIELDS = {"schema_version": int, "name": str, "created": int | float, "files": dict, "meta": dict}
 ENTRY = {"size", "sha256"}
-OTHERWISE = "or the folder moved away: the one committed before it counts then"
+OTHERWISE = "or move the folder away: the previous checkpoint is then used"
 REMEDY = f"the record as it was written, {OTHERWISE}"
 
 

@@ -145,10 +145,14 @@ class Guarded:
     def read(self, unit: Mapping[str, Any], position: int, attempt: int) -> dict[str, Any]:
         row, source = int(unit["row"]), int(unit.get("source", -1))
         if source in self.excluded.sources:
-            raise UnreadableUnit(REASON, self._name(row, source), f"ended the process {SOURCE_DEATHS} times")
+            raise UnreadableUnit(
+                REASON, self._name(row, source), f"decoding it crashed the process {SOURCE_DEATHS} times"
+            )
         begun = _begun.get((self.run, self.units_hash)) or begin(self.run, self.units_hash)
         if row in self.excluded.rows or row in begun.rows:
-            raise UnreadableUnit(REASON, self._name(row, source), f"this unit ended the process {UNIT_DEATHS} times")
+            raise UnreadableUnit(
+                REASON, self._name(row, source), f"decoding this unit crashed the process {UNIT_DEATHS} times"
+            )
         if begun.journal is None:
             return self.reader.read(unit, position, attempt)
         with begun.journal.reading(position, row, source):
@@ -182,7 +186,7 @@ def begin(run: str, plan: str) -> _Begun:
             try:
                 journal = Journal(run, plan)
             except OSError as e:
-                log.warning("a decoder that ends this process will not be known, since no journal can be kept: %s", e)
+                log.warning("decoder crashes cannot be traced to a unit, because no journal could be opened: %s", e)
             _begun[key] = _Begun(journal, excluded(noted(run), plan).rows)
         return _begun[key]
 

@@ -211,7 +211,7 @@ def _shards_in(content: bytes, where: str) -> list[str]:
     try:
         other = json.loads(content)
     except (ValueError, RecursionError) as e:
-        raise UserError("a JSON file beside the catalog is damaged", file=where, found=str(e)[:200]) from e
+        raise UserError("a JSON file next to the catalog is damaged", file=where, found=str(e)[:200]) from e
     shards = other.get("anchor_shards") if isinstance(other, dict) else None
     return [str(s["path"]) for s in shards if isinstance(s, dict) and "path" in s] if isinstance(shards, list) else []
 

@@ -84,7 +84,7 @@ def _refuse_secrets(path: str, rows: tuple[ManifestRow, ...]) -> None:
         for column, cell in {"wsi_path": row.wsi_path, "mask_path": row.mask_path, **row.metadata}.items():
             if cell and is_url(cell) and SECRET.search(cell):
                 raise UserError(
-                    "a URL with a login or a signature in it: signatures expire, and an index keeps the URL",
+                    "the URL contains a login or a signature, which the index would store",
                     file=public(path),
                     row=row.number,
                     key=column,

@@ -154,7 +154,7 @@ def _add_states(slides: list[_Slide], catalog: Catalog) -> None:
         if file_sha256(catalog.slide_index_path) == catalog.manifest["slide_index_sha256"]:
             states = {row["slide_id"]: row["wsi_state"] for row in read_index(catalog.slide_index_path).rows}
     except UserError as e:  # the catalog is enough to train on
-        log.info("slides are not compared with the index, which cannot be read: %s", e)
+        log.info("the index could not be read, so slides are not compared with it: %s", e)
     for slide in slides:
         slide.facts["wsi_state"] = states.get(slide.facts["slide_id"])
 

@@ -61,7 +61,9 @@ class BuildAnchorsConfig:
             raise UserError("not a fraction", key="min_success_fraction", found=found, expected="0 to 1")
         if is_set(self.output) and (self.output.endswith("/") or os.path.isdir(self.output)):
             expected = f"a file: {self.output.rstrip('/')}/anchor_catalog_manifest.json"
-            raise UserError("the catalog's manifest is a file", key="output", found=self.output, expected=expected)
+            raise UserError(
+                "the output must be a file, not a folder", key="output", found=self.output, expected=expected
+            )
         if not self.max_enlargement >= 1:
             raise UserError("too small", key="max_enlargement", found=self.max_enlargement, expected="at least 1")
         if self.rows_per_shard < 1:

@@ -58,7 +58,9 @@ class IndexSlidesConfig:
             self.report = self.output.removesuffix(".parquet") + "_report.csv"
         if is_set(self.output) and (self.output.endswith("/") or os.path.isdir(self.output)):
             expected = f"a file: {self.output.rstrip('/')}/slides.parquet"
-            raise UserError("the index is a file, not a folder", key="output", found=self.output, expected=expected)
+            raise UserError(
+                "the output must be a file, not a folder", key="output", found=self.output, expected=expected
+            )
         if not 0 <= self.min_success_fraction <= 1:
             found = self.min_success_fraction
             raise UserError("not a fraction", key="min_success_fraction", found=found, expected="0 to 1")

@@ -68,7 +68,7 @@ class RayMap:
         try:
             return _taken(future)
         except _Died as died:
-            log.warning("a process ended on %d item(s), which are tried one by one: %s", len(part), died)
+            log.warning("a worker process died on %d item(s); retrying them one by one: %s", len(part), died)
             weight = died.weight
         return [self._alone(task, shared, item, weight) for item in part]
 
@@ -79,7 +79,7 @@ class RayMap:
             try:
                 return _taken(task.remote(shared, [item], self.timeout_s))[0]
             except _Died as died:
-                log.warning("a process ended on one item: %s", died)
+                log.warning("a worker process died on one item: %s", died)
                 given_up += died.weight
                 if given_up < 1:
                     continue
@@ -94,8 +94,8 @@ class _Died(Exception):
     def __init__(self, error: Exception, weight: float) -> None:
         super().__init__(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
         self.weight = weight
-        lost = "was tried on machines that were lost"
-        self.said = lost if weight < 1 / DEATHS else "ended the process, as a crash in a decoder"
+        lost = "was on nodes that were lost"
+        self.said = lost if weight < 1 / DEATHS else "crashed the worker process (usually in a decoder)"
 
 
 def _taken(future: Any) -> list[Any]:

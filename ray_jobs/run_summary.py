@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 ENDS = {
     "budget": "the budget is used up",
-    "early_stopped": "an evaluation beside the training stopped it early",
+    "early_stopped": "stopped early by an evaluator",
     "early_stop": "validation stopped it early",
     "stopped": "interrupted; the same command resumes it",
 }

@@ -113,8 +113,8 @@ def _settings(sweep: Sweep, store: Storage, words: list[str]) -> Any:
 
 
 def _snapshot_words(job: TrainingJob, images: int) -> list[str]:
-    """What makes a run leave a checkpoint every so many `images`. All of them stay: whoever takes over may do so late.
-    A job without snapshots in images keeps its ordinary checkpoints."""
+    """Config words that save a checkpoint every `images` images and keep all of them, since a trial may branch from an
+    old one. A job without snapshots by images keeps its ordinary checkpoints."""
     keys: dict[str, int] = {"tuning.execution.keep_last_n_snapshots": KEEP_ALL}
     own = {SAVE_EVERY: images} if job.has(SAVE_EVERY) else {LATEST_EVERY: images, "checkpoint.keep_last_n": KEEP_ALL}
     return [f"{key}={value}" for key, value in (keys | own).items() if job.has(key)]

@@ -240,8 +240,8 @@ def runs_in(root: Storage, tag: str) -> list[tuple[str, Committed]]:
             newest = chosen(root.join(name), tag) if root.exists(f"{name}/checkpoints") else None
         except UserError as e:
             if not root.exists(f"{name}/{METRICS}"):
-                raise  # the run to go on with may be this one
-            log.warning("the finished run %s is left out of account: %s", name, e)
+                raise  # this may be the run to resume
+            log.warning("skipping the finished run %s: %s", name, e)
             continue
         if newest is not None:
             found.append((name, newest))

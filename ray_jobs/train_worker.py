@@ -233,9 +233,9 @@ class _Worker:
 
         found = excluded(noted(self.job.run_dir), self.plan.units_hash)
         for name in (str(self.plan.sources.column(0)[source]) for source in sorted(found.sources)):
-            log.warning("no unit of %s is read: decoding it ended the process again and again", name)
+            log.warning("%s is skipped: decoding it crashed the process repeatedly", name)
         if found.rows:
-            log.warning("%d units are not read: decoding them ended the process twice", len(found.rows))
+            log.warning("%d units are skipped: decoding them crashed the process twice", len(found.rows))
         return found
 
     def _batches(self, start: int) -> Iterator[dict[str, Any]]:

@@ -210,7 +210,11 @@ def _fit_while_it_advances(job: TrainJob, store: Any) -> dict[str, Any]:
             if not job.scaling.max_failures or (newest <= reached[0] and crashes <= reached[1]):
                 raise
             failure = " ".join(str(e).split())[:400]
-            got = f"training has come to {newest} images" if newest > reached[0] else "what crashes is known better"
+            got = (
+                f"training has come to {newest} images"
+                if newest > reached[0]
+                else "more crashing units were identified"
+            )
             log.warning("scaling.max_failures is used up, but %s: %s", got, failure)
             reached, fits = (newest, crashes), fits + 1
 

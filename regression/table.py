@@ -103,7 +103,7 @@ def check_groups(sheet: Sheet, column: str, groups: Sequence[str]) -> None:
     for i, group in enumerate(groups):
         other = first.setdefault(spelling(group), group)
         if other != group:
-            message = "two groups differ in upper and lower case, or in the encoding of their letters, only"
+            message = "two groups differ only in case or Unicode form"
             row = sheet.lines[groups.index(other)]
             raise sheet.refused(message, i, column, f"one spelling: row {row} has {other}")
     if rounded := [group for group in first.values() if ROUNDED.fullmatch(group)]:

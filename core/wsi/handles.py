@@ -74,13 +74,15 @@ class HandleCache:
         now = file_state(path)
         same = now == indexed if is_url(path) else _sizes(now) == _sizes(indexed)
         if indexed and not same:
-            detail = f"the file is not the one that was indexed: {indexed}, now {now}"
+            detail = f"the file differs from the one that was indexed: {indexed}, now {now}"
             raise UnreadableUnit("changed", public(path), detail)
         if is_url(path):
             return
         with here.lock:
             if indexed and now != indexed and path not in here.states:
-                log.warning("%s has another time than when it was indexed: is it a copy, or another slide?", path)
+                log.warning(
+                    "%s: its modification time differs from the index; is it a copy, or a different slide?", path
+                )
             first = here.states.setdefault(path, now)
         if now != first:
             raise UnreadableUnit("changed", path, f"the file was replaced while it was in use: {first}, now {now}")

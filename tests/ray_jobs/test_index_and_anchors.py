@@ -87,7 +87,7 @@ def test_an_item_that_hangs_inside_a_library_is_lost_after_its_time_and_the_othe
 
 def test_an_item_that_kills_its_process_is_lost_alone(ray_cluster):
     got = list(RayMap(lost, chunk=4, num_cpus=2)(dies_on_three, range(8)))
-    assert got == [0, 1, 2, ("lost", 3, "ended the process, as a crash in a decoder"), 4, 5, 6, 7]
+    assert got == [0, 1, 2, ("lost", 3, "crashed the worker process (usually in a decoder)"), 4, 5, 6, 7]
 
 
 def test_an_error_of_ours_is_not_taken_for_one_of_the_data(ray_cluster):

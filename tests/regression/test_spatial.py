@@ -233,7 +233,7 @@ def test_a_spots_coordinate_is_blamed_in_its_own_row(tmp_path):
 
 def test_patients_in_two_spellings_are_refused(tmp_path):
     _, spots = files(tmp_path, spots="s1,P7,1,1\ns2,p8,2,2\ns3,p7,3,3\n")
-    with pytest.raises(UserError, match=r"differ in upper and lower case.*row: 4; key: patient.*row 2 has P7"):
+    with pytest.raises(UserError, match=r"differ only in case or Unicode form.*row: 4; key: patient.*row 2 has P7"):
         read_spots(spots, group="patient")
     _, spots = files(tmp_path, spots="s1,007,1,1\ns2, 007 ,2,2\ns3,7,3,3\n")
     assert read_spots(spots, group="patient").groups == ("007", "007", "7")
