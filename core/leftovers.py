@@ -16,6 +16,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from core.plan import DESCRIPTION, SOURCES, UNITS
+
 log = logging.getLogger(__name__)
 
 AGE_S = 3600.0  # younger ones may still be written
@@ -30,12 +32,17 @@ def sweep_leftovers(output: str, older_than_s: float = AGE_S) -> list[str]:
     swept = []
     for path in [*_beside(target), *_within(target, DEPTH)]:
         with contextlib.suppress(OSError):  # somebody else removes it, or may alone
-            if time.time() - path.lstat().st_mtime > older_than_s:
+            if time.time() - path.lstat().st_mtime > older_than_s and _is_ours(path):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
                 swept.append(str(path))
     if swept:
         log.info("removed %d half-written files and folders of earlier starts", len(swept))
     return swept
+
+
+def _is_ours(path: Path) -> bool:
+    """A file with such a name is; a folder only when it holds the parts of a plan and nothing else."""
+    return not path.is_dir() or set(os.listdir(path)) <= {UNITS, SOURCES, DESCRIPTION}
 
 
 def _beside(target: Path) -> Iterator[Path]:

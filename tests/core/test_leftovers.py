@@ -27,8 +27,13 @@ def test_half_written_files_and_folders_of_earlier_starts_are_removed(tmp_path):
         path.write_bytes(b"keep")
     (tmp_path / "elsewhere").mkdir()
     linked.symlink_to(tmp_path / "elsewhere")
-    for path in (*old, plan, other):
+    foreign = run / ".cache-0123abcd"
+    foreign.mkdir()
+    (foreign / "notes.txt").write_text("somebody else's")
+    for path in (*old, plan, other, foreign):
         aged(path)
     assert sorted(sweep_leftovers(str(run))) == sorted(map(str, [*old, plan]))
-    assert young.exists() and other.exists() and linked.exists() and (run / "metrics.jsonl").exists()
+    assert (
+        young.exists() and other.exists() and foreign.exists() and linked.exists() and (run / "metrics.jsonl").exists()
+    )
     assert sweep_leftovers(str(run)) == [] and sweep_leftovers(str(tmp_path / "absent")) == []
