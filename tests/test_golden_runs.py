@@ -1,0 +1,59 @@
+"""Runs that an earlier version wrote: each science resumes them as the same run, and loads their artifacts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from core import checkpoint
+from core.committed import read_committed
+from core.device import Device
+from core.nn.vit import PRESETS
+from core.plan import Plan
+from core.train.state import TrainState
+from ray_jobs.resume import check_resumable
+from tests.builders import golden
+
+
+@pytest.fixture(autouse=True)
+def narrow(monkeypatch):
+    monkeypatch.setitem(PRESETS, "vit_tiny", dict(golden.NARROW))
+
+
+@pytest.mark.parametrize("science", golden.SCIENCES)
+def test_a_run_of_an_earlier_version_is_resumed_as_the_same_run_and_ends_as_it_did(science, tmp_path):
+    folder = golden.FOLDER / science
+    plan = Plan.open(folder / "plan", verify=True)
+    parts = golden.assembled(science, plan)
+    found = read_committed(str(folder / "checkpoint"))
+    assert parts.identity["hash"] == found.meta["identity"]["hash"], "another identity: nobody could resume"
+    check_resumable(found, parts.identity)
+    state = TrainState(parts.recipe, parts.settings, Device.of("cpu"))
+    state.load(*checkpoint.load(found.path))
+    assert (state.step, state.images_seen) == (golden.HALF, golden.HALF * parts.settings.global_batch)
+
+    stored = golden.unpack(np.load(folder / "batches.npz"))
+    golden.train(parts, lambda start: iter(stored), state, golden.STEPS)
+    parts.export(parts.recipe, str(tmp_path / "final"), {"images_seen": state.images_seen})
+    names = sorted(p.relative_to(folder / "final") for p in (folder / "final").rglob("*.safetensors"))
+    assert names
+    for name in names:
+        was, now = load_file(folder / "final" / name), load_file(tmp_path / "final" / name)
+        assert was.keys() == now.keys()
+        for tensor, before in was.items():
+            torch.testing.assert_close(now[tensor], before, rtol=1e-3, atol=1e-4, msg=f"{name} {tensor}")
+
+
+def test_encoders_of_an_earlier_version_are_loaded_and_judge_images_alike(tmp_path):
+    from core.artifact import EncoderArtifact
+    from regression import artifact
+
+    image = torch.linspace(0, 1, 3 * 32 * 32).reshape(1, 3, 32, 32)
+    for science, folder in (("ijepath", "final"), ("adios", "final/student")):
+        vit, facts = EncoderArtifact.load(str(golden.FOLDER / science / folder))
+        assert facts["science"] == science
+        assert torch.isfinite(vit(image)).all()
+    model = artifact.load(str(golden.FOLDER / "regression" / "final"))
+    assert model.normaliser is not None
