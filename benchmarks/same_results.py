@@ -173,7 +173,9 @@ def main(argv: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="same-", dir="/tmp") as folder:  # short enough for Ray's sockets
         begin = Tree(options["begin"]) if options["begin"] else tree
         results = [trained(tree, begin, words, Path(folder))]
-        results += [made_with(tree, base / "ijepath" / "slides" / "slides.csv", Path(folder))] if "ijepath" in words else []
+        results += (
+            [made_with(tree, base / "ijepath" / "slides" / "slides.csv", Path(folder))] if "ijepath" in words else []
+        )
         for several in results:
             for name, result in several:
                 found[name] = result

@@ -46,14 +46,25 @@ def test_a_run_of_an_earlier_version_is_resumed_as_the_same_run_and_ends_as_it_d
             torch.testing.assert_close(now[tensor], before, rtol=1e-3, atol=1e-4, msg=f"{name} {tensor}")
 
 
-def test_encoders_of_an_earlier_version_are_loaded_and_judge_images_alike(tmp_path):
+def test_artifacts_of_an_earlier_version_are_loaded_as_they_were_written():
+    from adios import artifact as mask_models
     from core.artifact import EncoderArtifact
-    from regression import artifact
+    from regression import artifact as regressions
 
-    image = torch.linspace(0, 1, 3 * 32 * 32).reshape(1, 3, 32, 32)
-    for science, folder in (("ijepath", "final"), ("adios", "final/student")):
-        vit, facts = EncoderArtifact.load(str(golden.FOLDER / science / folder))
-        assert facts["science"] == science
-        assert torch.isfinite(vit(image)).all()
-    model = artifact.load(str(golden.FOLDER / "regression" / "final"))
-    assert model.normaliser is not None
+    for science in ("ijepath", "adios"):
+        folder = golden.FOLDER / science / "final"
+        vit, facts = EncoderArtifact.load(str(folder))
+        assert (facts["science"], facts["provenance"]["images_seen"]) == (science, 16)
+        same(vit.state_dict(), load_file(folder / "weights.safetensors"))
+    folder = golden.FOLDER / "adios" / "mask_model"
+    same(mask_models.load(str(folder)).model.state_dict(), load_file(folder / "weights.safetensors"))
+    folder = golden.FOLDER / "regression" / "final"
+    model = regressions.load(str(folder))
+    same(model.net.state_dict(), load_file(folder / "weights.safetensors"))
+    assert model.normaliser.genes == ("y0", "y1", "y2")
+
+
+def same(found, expected):
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name

@@ -1,6 +1,6 @@
 """Writes tests/data/golden_runs_v1: run once, never again. A later version of the formats gets a folder of its own.
 
-    python -m tests.data.make_golden_runs
+python -m tests.data.make_golden_runs
 """
 
 from __future__ import annotations
