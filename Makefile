@@ -23,7 +23,7 @@ help:
 	@echo "make test                           lint, types and tests (make test-heavy: those that take minutes)"
 	@echo "make test-xla                       the XLA tests on the CPU, in an environment of their own (9 GB)"
 	@echo "make test-gpu                       what needs an NVIDIA GPU, in an environment of its own"
-	@echo "make lint                           ruff, mypy over core, import contracts"
+	@echo "make lint                           ruff, mypy over the library, import contracts"
 	@echo "make clean                          remove environments, caches and the demo's output"
 
 demo: $(VENV)/.installed
@@ -44,12 +44,12 @@ test-xla: $(if $(wildcard tests/xla/test_*.py),$(VENV_XLA)/.installed)
 test-gpu: $(VENV_GPU)/.installed
 	@$(GPU)/python -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else \
 	  f"error: torch {torch.__version__} of $(VENV_GPU) sees no CUDA device")'
-	$(GPU)/python -m pytest tests/gpu tests/core/nn/test_attention.py $(PYTEST_FLAGS)
+	$(GPU)/python -m pytest tests/gpu tests/pathray/nn/test_attention.py $(PYTEST_FLAGS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy core
+	$(BIN)/mypy pathray
 	$(BIN)/lint-imports
 
 $(VENV)/.installed: pyproject.toml constraints.txt

@@ -26,9 +26,9 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from core.errors import MissingFile, UnreadableUnit, UserError
-from core.urls import public
-from core.wsi.source import ByteSource, open_source
+from pathray.errors import MissingFile, UnreadableUnit, UserError
+from pathray.urls import public
+from pathray.wsi.backends.source import ByteSource, open_source
 
 STORED, DEFLATED = 0, 8
 METHODS = (STORED, DEFLATED)

@@ -1,7 +1,8 @@
 """A trained mask model for whoever looks at its masks: weights, architecture, normalisation, in one folder.
 
 ``weights.safetensors`` and ``mask_model.json`` (written last). A checkpoint of a run holds the same network beside all
-else, and `load` takes either: so every checkpoint can be judged. The student is an encoder artifact (core.artifact).
+else, and `load` takes either: so every checkpoint can be judged. The student is an encoder artifact
+(pathray.store.artifact).
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from adios.mask_models import MaskModel, MaskModelConfig
-from core.artifact import read_description, read_weights
-from core.checkpoint import check_tensors, cpu_copy
-from core.checkpoint import load as load_checkpoint
-from core.committed import COMMITTED
-from core.errors import UserError
-from core.nn.stain import constant
-from core.records import sealed, text
-from core.storage import Storage, digest_of
+from pathray.errors import UserError
+from pathray.nn.stain import constant
+from pathray.store.artifact import read_description, read_weights
+from pathray.store.checkpoint import check_tensors, cpu_copy
+from pathray.store.checkpoint import load as load_checkpoint
+from pathray.store.committed import COMMITTED
+from pathray.store.records import sealed, text
+from pathray.store.storage import Storage, digest_of
 
 SCHEMA_VERSION = 1
 WEIGHTS, DESCRIPTION = "weights.safetensors", "mask_model.json"

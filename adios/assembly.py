@@ -14,13 +14,13 @@ from adios.pictures import MaskPictures
 from adios.plan import identity as plan_identity
 from adios.recipe import AdiosRecipe
 from adios.settings import SCIENCE, device_of, encoder_of, export, loop_settings
-from core.config import fingerprint
-from core.device import Device
-from core.order import Order, uniform_order
-from core.plan import Plan
-from core.storage import Storage
-from core.stream import DecodeSettings, Lookup, decode
-from core.train.assembly import Assembly
+from pathray.config.load import fingerprint
+from pathray.data.order import Order, uniform_order
+from pathray.data.plan import Plan
+from pathray.data.stream import DecodeSettings, Lookup, decode
+from pathray.device import Device
+from pathray.store.storage import Storage
+from pathray.train.assembly import Assembly
 
 
 def assemble(config: RunConfig, plan: Plan, world: int) -> Assembly:

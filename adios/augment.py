@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from adios.config import CropConfig, RunConfig, ViewConfig
-from core.nn.scanner import scanned
-from core.nn.stain import stained
+from pathray.nn.scanner import scanned
+from pathray.nn.stain import stained
 
 OF_VIEW, OF_CROP = 16, 4  # uniforms: 5 of its place, 6 of its stain, 5 of its scanner; 4 of a crop's place
 VIEWS = 2

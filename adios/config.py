@@ -1,8 +1,8 @@
 """The run config of ADIOS: every key, its default and what makes a value senseless. Plain dataclasses.
 
 The keys at the top are those of the published command line. Fields made with `placement` may change when a run is
-resumed; all others are the run's identity. Not here: how layers are merged (core.config), and where a run executes
-(`scaling` and `runtime`, added by the job).
+resumed; all others are the run's identity. Not here: how layers are merged (pathray.config.load), and where a run
+executes (`scaling` and `runtime`, added by the job).
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from core.checks import at_least, between, low_high, one_of, positive
-from core.config import placement
-from core.errors import UserError
-from core.evaluation.settings import TuningConfig
-from core.train.budget import resolve_cadence, whole_steps
-from core.train.checkpointing import CheckpointConfig
+from pathray.config.checks import at_least, between, low_high, one_of, positive
+from pathray.config.load import placement
+from pathray.config.sections import CheckpointConfig
+from pathray.errors import UserError
+from pathray.evaluation.settings import TuningConfig
+from pathray.train.budget import resolve_cadence, whole_steps
 
 CONFIGS_DIR = Path(__file__).parent / "configs"
 ARCHS = ("vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge")

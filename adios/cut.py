@@ -19,18 +19,18 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from core.errors import UnreadableUnit, UserError
-from core.features.images import read_image
-from core.fingerprint import fingerprint
-from core.reports import describe
-from core.storage import Storage, StorageError, file_state
-from core.urls import public
-from core.wsi.reader import open_slide
-from core.wsi.regions import read_regions, rounded
-from core.wsi.resize import resize
-from core.wsi.source import open_source
-from core.wsi.spacing import MAX_ENLARGEMENT, choose_level, enlarged_note, level_mpps, reused_note, too_coarse
-from core.wsi.tiling import TileSpec, tile_grid, tiles_of, tissue_of
+from pathray.errors import UnreadableUnit, UserError
+from pathray.features.images import read_image
+from pathray.fingerprint import fingerprint
+from pathray.reports.units import describe
+from pathray.store.storage import Storage, StorageError, file_state
+from pathray.urls import public
+from pathray.wsi.backends.source import open_source
+from pathray.wsi.reader import open_slide
+from pathray.wsi.regions import read_regions, rounded
+from pathray.wsi.resize import resize
+from pathray.wsi.spacing import MAX_ENLARGEMENT, choose_level, enlarged_note, level_mpps, reused_note, too_coarse
+from pathray.wsi.tiling import TileSpec, tile_grid, tiles_of, tissue_of
 
 BATCH = 16  # tiles of a slide that are read at once
 EPOCH = (1980, 1, 1, 0, 0, 0)  # of every member: the time of making it would make other bytes

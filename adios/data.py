@@ -1,7 +1,8 @@
 """The reader: one plan row → a patch, uint8, resized, with the draws for its augmentation.
 
-Everything random comes from the position. Not here: which row stands at which position (core.order), replacement of
-what cannot be read (core.stream), views, crops and normalisation, which happen on the device (adios.augment).
+Everything random comes from the position. Not here: which row stands at which position (pathray.data.order),
+replacement of what cannot be read (pathray.data.stream), views, crops and normalisation, which happen on the device
+(adios.augment).
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ import numpy.typing as npt
 
 from adios.archives import SourceCache, member_limit, read_member
 from adios.plan import paths
-from core.errors import MissingFile, UnreadableUnit, UserError
-from core.image_files import ImageError, open_image, rgb_of
-from core.order import rng
-from core.plan import Plan
-from core.urls import public
+from pathray.data.order import rng
+from pathray.data.plan import Plan
+from pathray.errors import MissingFile, UnreadableUnit, UserError
+from pathray.files.images import ImageError, open_image, rgb_of
+from pathray.urls import public
 
 FORMATS = ("PNG", "JPEG")  # of patches in archives
 _PNG, _PNG_END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"

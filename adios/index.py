@@ -23,10 +23,10 @@ import pyarrow as pa
 
 from adios.archives import Fault, Member, fault_of, member_limit, read_directory, unsafe
 from adios.pickle_index import read_pickle_index
-from core.errors import MissingFile, UnreadableUnit, UserError
-from core.sealed_parquet import SealedFile
-from core.storage import Storage, file_state
-from core.urls import is_url, public
+from pathray.errors import MissingFile, UnreadableUnit, UserError
+from pathray.store.sealed_parquet import SealedFile
+from pathray.store.storage import Storage, file_state
+from pathray.urls import is_url, public
 
 SCHEMA_VERSION = 1
 OTHER = "other"  # the reason of a member whose name is no patch's: left out, and nothing is wrong with it

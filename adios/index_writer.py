@@ -21,10 +21,10 @@ from typing import Any
 import pyarrow as pa
 
 from adios.index import OTHER, QUARANTINE, SCHEMA, SCHEMA_VERSION, Archive, Found, Refused, index_archive
-from core.errors import UserError
-from core.sealed_parquet import SealedFile, SealedWriter, to_bytes
-from core.storage import Storage
-from core.urls import public
+from pathray.errors import UserError
+from pathray.store.sealed_parquet import SealedFile, SealedWriter, to_bytes
+from pathray.store.storage import Storage
+from pathray.urls import public
 
 log = logging.getLogger(__name__)
 

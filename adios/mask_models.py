@@ -15,8 +15,8 @@ from math import log2
 import torch
 from torch import Tensor, nn
 
-from core.errors import UserError
-from core.nn.vit import ViT, ViTConfig
+from pathray.errors import UserError
+from pathray.nn.vit import ViT, ViTConfig
 
 KINDS = ("vit_unet", "adios")
 NORM_GROUPS = 8

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from adios.segmentation import Bools, Score, dark_in_red, objects, score, summary
-from core.errors import MissingFile, UnreadableUnit, UserError
-from core.features.images import read_image
-from core.image_files import open_image
-from core.order import rng
-from core.stats.bootstrap import paired_difference
-from core.storage import Storage
-from core.wsi.resize import resize
+from pathray.data.order import rng
+from pathray.errors import MissingFile, UnreadableUnit, UserError
+from pathray.features.images import read_image
+from pathray.files.images import open_image
+from pathray.stats.bootstrap import paired_difference
+from pathray.store.storage import Storage
+from pathray.wsi.resize import resize
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]

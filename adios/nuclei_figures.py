@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from adios.nuclei import Choice, Pair, dice
 from adios.segmentation import Bools, dark_in_red
-from core.canvas import ACCENTS, INK, MUTED, Canvas, Picture
-from core.charts import plain_axes
-from core.evaluation.report_charts import text
+from pathray.draw.canvas import ACCENTS, INK, MUTED, Canvas, Picture
+from pathray.draw.charts import plain_axes
+from pathray.evaluation.report_charts import text
 
 Row = Mapping[str, Any]
 PANELS = (("dice", "Dice"), ("iou", "IoU"), ("pq", "PQ of objects"))

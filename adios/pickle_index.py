@@ -14,9 +14,9 @@ import pickletools
 from collections.abc import Callable
 from typing import Any
 
-from core.errors import UserError
-from core.urls import public
-from core.wsi.source import open_source
+from pathray.errors import UserError
+from pathray.urls import public
+from pathray.wsi.backends.source import open_source
 
 EXPECTED = "a pickled list of (zip_path, [names]): lists, tuples and strings only"
 ALLOWED = (

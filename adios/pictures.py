@@ -15,8 +15,8 @@ import torch
 
 from adios.artifact import TrainedMaskModel
 from adios.recipe import AdiosRecipe
-from core.errors import UserError
-from core.train.loop import Tick
+from pathray.errors import UserError
+from pathray.train.loop import Tick
 
 log = logging.getLogger(__name__)
 SHOWN = 8  # patches

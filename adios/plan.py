@@ -3,7 +3,7 @@
 Columns of a unit: `source` int32 (row of the table of archives), `offset` int64 (of the member's local header),
 `compressed` and `bytes` uint32 (as stored, and decompressed), `crc` uint32. With these a patch is one ranged read that
 proves itself; its name and its compression stand in the local header, its place on the slide in the index. 10^8
-patches are 2.4 GB on disk, memory-mapped. Not here: the plan's form on disk (core.plan).
+patches are 2.4 GB on disk, memory-mapped. Not here: the plan's form on disk (pathray.data.plan).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from adios.index import PatchIndex, located
-from core.errors import UserError
-from core.plan import Plan, PlanWriter
-from core.storage import Storage
+from pathray.data.plan import Plan, PlanWriter
+from pathray.errors import UserError
+from pathray.store.storage import Storage
 
 COLUMNS: dict[str, type[np.generic]] = {
     "source": np.int32,

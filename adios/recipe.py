@@ -1,8 +1,8 @@
 """What ADIOS knows about training: the student's phase, the mask model's phase after it, and signals of collapse.
 
-A core.train.recipe.Recipe. The student learns to see a view as its other view with parts of it masked; the mask model,
-the student frozen, learns to mask what makes that hard. Not here: formulas (adios.loss), networks (adios.student,
-adios.mask_models), optimizer settings (adios.settings), devices, files and Ray.
+A pathray.train.recipe.Recipe. The student learns to see a view as its other view with parts of it masked; the mask
+model, the student frozen, learns to mask what makes that hard. Not here: formulas (adios.loss), networks
+(adios.student, adios.mask_models), optimizer settings (adios.settings), devices, files and Ray.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from adios.config import RunConfig, warmup_steps
 from adios.loss import contrast, mask_statistics, penalty
 from adios.mask_models import MaskModel, build_mask_model
 from adios.student import Student, build_student
-from core.config import fingerprint
-from core.device import scalar
-from core.errors import UserError
-from core.evaluation.collapse import feature_std, rankme
-from core.nn.stain import constant
-from core.optim.schedules import cosine
-from core.train.recipe import Loss, Progress
+from pathray.config.load import fingerprint
+from pathray.device import scalar
+from pathray.errors import UserError
+from pathray.evaluation.metrics.collapse import feature_std, rankme
+from pathray.nn.stain import constant
+from pathray.optim.schedules import cosine
+from pathray.train.recipe import Loss, Progress
 
 log = logging.getLogger(__name__)
 

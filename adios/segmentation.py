@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from core.stats.bootstrap import cluster_counts, percentile_interval
+from pathray.stats.bootstrap import cluster_counts, percentile_interval
 
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.integer]

@@ -10,15 +10,15 @@ from typing import Any
 from adios import artifact
 from adios.config import LOG_EVERY, RunConfig, warmup_steps
 from adios.student import student_config
-from core.artifact import Encoder
-from core.config import fingerprint
-from core.device import Device
-from core.evaluation.settings import poll_every_steps
-from core.optim.schedules import Schedule, constant
-from core.storage import Storage
-from core.train.budget import log_cadence, resolve_cadence
-from core.train.recipe import Recipe
-from core.train.settings import LoopSettings, PhaseOptim
+from pathray.config.load import fingerprint
+from pathray.device import Device
+from pathray.evaluation.settings import poll_every_steps
+from pathray.optim.schedules import Schedule, constant
+from pathray.store.artifact import Encoder
+from pathray.store.storage import Storage
+from pathray.train.budget import log_cadence, resolve_cadence
+from pathray.train.recipe import Recipe
+from pathray.train.settings import LoopSettings, PhaseOptim
 
 SCIENCE = "adios"
 POLL_EVERY_STEPS = 10  # of an accelerator, which the host would wait for; a CPU's counters are at hand

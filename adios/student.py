@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adios.config import RunConfig
-from core.nn.blocks import layer_scale_init
-from core.nn.heads import ProjectionHead
-from core.nn.vit import ViT, ViTConfig, vit_config
+from pathray.nn.blocks import layer_scale_init
+from pathray.nn.heads import ProjectionHead
+from pathray.nn.vit import ViT, ViTConfig, vit_config
 
 
 class Tokens(NamedTuple):

@@ -2,7 +2,7 @@
 
 A line counts where it says how far the run is, ``[ 10610/300000]`` or ``Iteration 10610:``, and has figures,
 ``student_loss: 8.512300 (8.634100)``: the newest value and, in brackets, the mean since the start, which is left out.
-Rows of our own runs are in metrics.jsonl (core.tracking).
+Rows of our own runs are in metrics.jsonl (pathray.run.tracking).
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from core.errors import UserError
-from core.storage import Storage
+from pathray.errors import UserError
+from pathray.store.storage import Storage
 
 STEP = "iteration"
 PLACE = re.compile(r"\[\s*(\d+)\s*/\s*\d+\s*\]|\bIteration:?\s+(\d+)\b")

@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from adios.config import DataConfig
-from core.canvas import ACCENTS, INK, MUTED, Canvas, Picture
-from core.errors import MissingFile, UserError
-from core.gif import gif_bytes
-from core.image_files import open_image
-from core.storage import Storage, write_atomic
+from pathray.draw.canvas import ACCENTS, INK, MUTED, Canvas, Picture
+from pathray.draw.gif import gif_bytes
+from pathray.errors import MissingFile, UserError
+from pathray.files.images import open_image
+from pathray.store.storage import Storage, write_atomic
 
 Floats = npt.NDArray[np.floating]
 Pixels = npt.NDArray[np.uint8]

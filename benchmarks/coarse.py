@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
-from core.wsi.reader import open_slide
-from core.wsi.regions import read_regions
+from pathray.wsi.reader import open_slide
+from pathray.wsi.regions import read_regions
 
 REGIONS, SIZE, MPP, MPP0, BOUND_MB = 64, 128, 4.0, 0.25, 200
 

@@ -23,13 +23,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 
-from core.artifact import EncoderArtifact
-from core.device import Device
-from core.features.encoder import EncoderSpec, FeatureEncoder, load_encoder
-from core.features.slides import SlideJob, SlideSettings, extract_slide
-from core.nn.vit import ViT, vit_config
-from core.wsi.reader import open_slide
-from core.wsi.tiling import TileSpec, tiles_of
+from pathray.device import Device
+from pathray.features.encoder import EncoderSpec, FeatureEncoder, load_encoder
+from pathray.features.slides import SlideJob, SlideSettings, extract_slide
+from pathray.nn.vit import ViT, vit_config
+from pathray.store.artifact import EncoderArtifact
+from pathray.wsi.reader import open_slide
+from pathray.wsi.tiling import TileSpec, tiles_of
 
 
 def main() -> None:

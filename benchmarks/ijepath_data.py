@@ -34,13 +34,13 @@ os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 import numpy as np
 from omegaconf import OmegaConf
 
-from core.order import stratified_order
-from core.plan import Plan
-from core.stream import DecodeSettings, Lookup, decode, decoded, rank_rows
 from ijepath.config import DataConfig, ModelConfig, OptimizationConfig, RunConfig, resolve_global_batch
 from ijepath.data import AnchorReader, ReaderConfig
 from ijepath.plan import build_plan, strata
 from ijepath.profile import Profile
+from pathray.data.order import stratified_order
+from pathray.data.plan import Plan
+from pathray.data.stream import DecodeSettings, Lookup, decode, decoded, rank_rows
 
 SIDE, TILE, FIELD = 8192, 256, 2048
 
@@ -220,8 +220,8 @@ def train(settings: Settings) -> None:
     """Seconds a step on fixed random pixels: what the computation alone takes."""
     import torch
 
-    from core.train.recipe import Progress
     from ijepath.recipe import IJepathRecipe
+    from pathray.train.recipe import Progress
 
     torch.set_num_threads(settings.threads)
     config = resolve_global_batch(
@@ -248,9 +248,9 @@ def random_batch(config: RunConfig, batch: int) -> dict[str, Any]:
     """Noise instead of pixels, with real boxes and tokens."""
     import torch
 
-    from core.order import rng
     from ijepath.footprints import sample_footprints
     from ijepath.geometry import draw_boxes
+    from pathray.data.order import rng
 
     reader = ReaderConfig.of(config)
     geometry, samples = reader.kinds[0].geometry, []

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from core.committed import COMMITTED, Committed, list_committed
-from core.storage import digest_of
+from pathray.store.committed import COMMITTED, Committed, list_committed
+from pathray.store.storage import digest_of
 
 CHECKPOINTS, METRICS = "checkpoints", "metrics.jsonl"
 

@@ -34,9 +34,9 @@ from omegaconf import OmegaConf
 
 from adios.config import CONFIGS_DIR, RunConfig
 from adios.student import build_student
-from core.artifact import EncoderArtifact
-from core.config import load_config
-from core.stats.bootstrap import paired_difference
+from pathray.config.load import load_config
+from pathray.stats.bootstrap import paired_difference
+from pathray.store.artifact import EncoderArtifact
 
 REPOSITORY = Path(__file__).parents[1]
 SIZE, MPP, IMAGE_MPP = 448, 0.25, 0.5

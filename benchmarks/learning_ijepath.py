@@ -33,14 +33,6 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from core.config import load_config
-from core.device import Device
-from core.evaluation.probe import knn_probe, linear_probe
-from core.order import stratified_order
-from core.plan import Plan, PlanWriter
-from core.stats.bootstrap import paired_difference
-from core.stream import DecodeSettings, Lookup, decoded, rank_rows
-from core.train.loop import TrainState, run
 from ijepath.anchors import slide_anchors
 from ijepath.config import CONFIGS_DIR, GROUPS, RunConfig, resolve_global_batch
 from ijepath.data import AnchorReader, ReaderConfig
@@ -50,6 +42,14 @@ from ijepath.plan import COLUMNS, strata
 from ijepath.profile import Profile
 from ijepath.recipe import IJepathRecipe
 from ijepath.settings import loop_settings
+from pathray.config.load import load_config
+from pathray.data.order import stratified_order
+from pathray.data.plan import Plan, PlanWriter
+from pathray.data.stream import DecodeSettings, Lookup, decoded, rank_rows
+from pathray.device import Device
+from pathray.evaluation.metrics.probe import knn_probe, linear_probe
+from pathray.stats.bootstrap import paired_difference
+from pathray.train.loop import TrainState, run
 
 PATCH_MPP = 0.5  # taken as the patches' spacing
 GEOMETRY = (

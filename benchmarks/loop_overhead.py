@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from core.device import Device
-from core.optim.schedules import constant
-from core.train.loop import LoopSettings, PhaseOptim, run
-from core.train.recipe import Loss, Micro, Progress
+from pathray.device import Device
+from pathray.optim.schedules import constant
+from pathray.train.loop import LoopSettings, PhaseOptim, run
+from pathray.train.recipe import Loss, Micro, Progress
 
 ROUNDS, LOG_STEPS, MICRO, WIDTH = 5, 10, 8, 64
 
@@ -60,7 +60,7 @@ def batches(start: int, stop: int) -> Iterator[dict[str, Any]]:
 
 
 def loop_ms(device: Device, settings: LoopSettings) -> float:
-    """Milliseconds a step of `core.train.loop.run`."""
+    """Milliseconds a step of `pathray.train.loop.run`."""
     began = time.perf_counter()
     for _ in run(Nothing(), lambda start: batches(start, settings.total_images), settings, device=device):
         continue

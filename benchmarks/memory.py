@@ -4,9 +4,10 @@
 
 Two cores, about two minutes. The slides are hard links to a few generated ones (1024² at 0.5 mpp, JPEG; every second
 one without a mask): for the caches of handles, tiles and tissue, which are made small, they are 1,000 files. `index`
-indexes them over Ray as the job does; `stream` takes contexts of 128 µm through `ray_jobs.streams` and the training
-reader in one Ray Train worker, without training. At ten equally spaced points it prints, for driver and worker,
-resident megabytes (without the object store's shared pages), open files and threads, and the bytes of decoded tiles.
+indexes them over Ray as the job does; `stream` takes contexts of 128 µm through `ray_jobs.train.rank_stream` and the
+training reader in one Ray Train worker, without training. At ten equally spaced points it prints, for driver and
+worker, resident megabytes (without the object store's shared pages), open files and threads, and the bytes of decoded
+tiles.
 
 Bars, over the second half: less than 5 MB per 1,000 samples (or slides) by least squares; open files constant, but for
 the few of reads that are under way at that moment. Exit code 1 where one fails. Linux only: it reads /proc.
@@ -34,9 +35,6 @@ os.environ["PYTHONPATH"] = os.pathsep.join(sys.path[:2] + os.environ.get("PYTHON
 import numpy as np  # noqa: E402
 from reader import write_slide  # noqa: E402
 
-from core.order import stratified_order  # noqa: E402
-from core.plan import Plan  # noqa: E402
-from core.stream import DecodeSettings, Lookup  # noqa: E402
 from ijepath.anchors import anchors_of  # noqa: E402
 from ijepath.catalog_writer import write_catalog  # noqa: E402
 from ijepath.config import DataConfig, OptimizationConfig, RunConfig  # noqa: E402
@@ -45,8 +43,11 @@ from ijepath.index import Row, SlideIndex, failed_row, index_slides, write_index
 from ijepath.manifest import read_manifest  # noqa: E402
 from ijepath.plan import build_plan, strata  # noqa: E402
 from ijepath.profile import Profile  # noqa: E402
-from ray_jobs.ordered_map import RayMap  # noqa: E402
-from ray_jobs.runtime import RuntimeConfig, ray_session  # noqa: E402
+from pathray.data.order import stratified_order  # noqa: E402
+from pathray.data.plan import Plan  # noqa: E402
+from pathray.data.stream import DecodeSettings, Lookup  # noqa: E402
+from ray_jobs.extract.ordered_map import RayMap  # noqa: E402
+from ray_jobs.shell.runtime import RuntimeConfig, ray_session  # noqa: E402
 
 POINTS, FILES, SIDE, BATCH = 10, 4, 1024, 8
 BAR_MB, UNDER_WAY = 5.0, 12  # two threads may each hold slides and masks that fell out of the handles
@@ -169,7 +170,7 @@ def stream(folder: Path, options: argparse.Namespace) -> list[Point]:
 
 def take(config: dict[str, Any]) -> None:
     """In the worker: the stream as a training run opens it, without the training."""
-    from ray_jobs.streams import Share, stream
+    from ray_jobs.train.rank_stream import Share, stream
 
     folder, plan = Path(config["folder"]), Plan.open(Path(config["folder"]) / "plan")
     reader = anchor_reader(plan)

@@ -4,7 +4,7 @@
     python benchmarks/packing.py --device cuda --groups 512x201,2048x41 --dim 768 --depth 12
 
 8 sequences of 201 tokens and 32 of 41 (an image of 224² and one of 96² in patches of 16, with class token and four
-registers), width 384, 4 blocks, two CPU threads, float32; bfloat16 on a GPU. `packed` is what core.nn does: one
+registers), width 384, 4 blocks, two CPU threads, float32; bfloat16 on a GPU. `packed` is what pathray.nn does: one
 sequence, attention within segments. `loop` runs one sequence at a time, `padded` all in one batch padded to the longest
 with the padding masked, `block mask` the packed sequence under one dense mask. All four agree to 1e-4, or the benchmark
 stops. The best of the rounds counts, since other load only ever slows; on a busy machine look at the CPU time with
@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.device import Device
-from core.nn.attention import attention_backend, segment_ids
-from core.nn.blocks import Attention, Block
+from pathray.device import Device
+from pathray.nn.attention import attention_backend, segment_ids
+from pathray.nn.blocks import Attention, Block
 
 Run = Callable[[], Tensor]
 

@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from core.evaluation.apd import CS, average_performance_drop
-from core.evaluation.apd_splits import design, repetitions
-from core.evaluation.clustering import KS, SELECTION_INITS, TRIAL_INITS, TRIALS, clustering_score
-from core.evaluation.robustness_index import normalised, robustness_index
+from pathray.evaluation.metrics.apd import CS, average_performance_drop
+from pathray.evaluation.metrics.apd_splits import design, repetitions
+from pathray.evaluation.metrics.clustering import KS, SELECTION_INITS, TRIAL_INITS, TRIALS, clustering_score
+from pathray.evaluation.metrics.robustness_index import normalised, robustness_index
 
 Array = npt.NDArray[Any]
 BARS = {"index": 0.7, "drop": 0.8, "score": 6.0, "large index": 20.0}

@@ -28,9 +28,9 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 import numpy as np  # noqa: E402
 from scipy import ndimage  # noqa: E402
 
-from core.wsi.libraries import installed  # noqa: E402
-from core.wsi.reader import open_slide  # noqa: E402
-from core.wsi.resize import resize  # noqa: E402
+from pathray.wsi.backends.libraries import installed  # noqa: E402
+from pathray.wsi.reader import open_slide  # noqa: E402
+from pathray.wsi.resize import resize  # noqa: E402
 
 Read = Callable[[int, int], Any]
 KINDS = {"aligned": 256, "unaligned": 256, "halved": 512, "resampled": 333}  # level-0 pixels a side

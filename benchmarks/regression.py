@@ -29,11 +29,11 @@ import numpy as np
 import torch
 from scipy import stats
 
-from core.device import Device
-from core.stats.correlation import bootstrap_correlation, spearman
-from core.stream import DecodeSettings, Lookup, decoded, rank_rows
-from core.train.loop import run
-from core.train.state import TrainState
+from pathray.data.stream import DecodeSettings, Lookup, decoded, rank_rows
+from pathray.device import Device
+from pathray.stats.correlation import bootstrap_correlation, spearman
+from pathray.train.loop import run
+from pathray.train.state import TrainState
 from regression.assembly import assemble
 from regression.config import RunConfig, resolve
 from regression.plan import build_plan

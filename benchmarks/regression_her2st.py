@@ -31,9 +31,9 @@ import torch
 from learning_ijepath import GEOMETRY, build, pretrain
 from robustness_tcga_sites import saved
 
-from core.config import load_config
 from ijepath.config import CONFIGS_DIR, GROUPS, RunConfig, resolve_global_batch
 from ijepath.recipe import IJepathRecipe
+from pathray.config.load import load_config
 
 COLUMNS = ("path", "group_id", "section", "x", "y", "image", "unit")
 UNIT = "log1p CP10k"

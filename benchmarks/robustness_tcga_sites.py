@@ -26,16 +26,16 @@ import numpy as np
 import torch
 from learning_ijepath import GEOMETRY, build, pixels, pretrain
 
-from core.artifact import EncoderArtifact
-from core.config import load_config
-from core.device import Device
-from core.evaluation.datasets import Dataset, open_dataset
-from core.evaluation.embedding import embed, load_embedding, save_embedding
-from core.evaluation.evaluator import EVALUATORS, Evaluation, evaluate, features_of
-from core.evaluation.report_charts import draw_embedding
-from core.features.images import ImageSettings
 from ijepath.config import CONFIGS_DIR, GROUPS, RunConfig, resolve_global_batch
 from ijepath.recipe import IJepathRecipe
+from pathray.config.load import load_config
+from pathray.device import Device
+from pathray.evaluation.datasets import Dataset, open_dataset
+from pathray.evaluation.plugins import EVALUATORS, Evaluation, evaluate, features_of
+from pathray.evaluation.projection import embed, load_embedding, save_embedding
+from pathray.evaluation.report_charts import draw_embedding
+from pathray.features.images import ImageSettings
+from pathray.store.artifact import EncoderArtifact
 
 CENTERS = {"preparation": "prep", "site": "tcga_source_site"}
 

@@ -101,7 +101,8 @@ def start(output: Path, manifest: Path, keys: list[str]) -> dict[str, float]:
 def job() -> None:
     """What `python -m ray_jobs.pretrain_ijepath` does, with marks between its stages."""
     from ijepath.config import CONFIGS_DIR, GROUPS
-    from ray_jobs import cli, pretrain_ijepath
+    from ray_jobs import pretrain_ijepath
+    from ray_jobs.shell import cli
 
     session, prepare, fit = pretrain_ijepath.ray_session, pretrain_ijepath.prepare, pretrain_ijepath.fit
 

@@ -29,16 +29,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from core.device import Device
-from core.errors import UserError
-from core.nn.blocks import Block
-from core.nn.positions import sincos_table
-from core.nn.predictor import TokenPredictor
-from core.nn.vit import ViT
-from core.optim.adamw import AdamW
-from core.order import rng
-from core.train.loop import LoopSettings, PhaseOptim, run
-from core.train.recipe import Loss, Progress
 from ijepath.config import ModelConfig, OptimizationConfig, RunConfig
 from ijepath.data import DRAWS
 from ijepath.footprints import sample_footprints, to_predictor_grid, token_counts
@@ -46,6 +36,16 @@ from ijepath.geometry import BoxRules, draw_boxes
 from ijepath.model import pooled_loss
 from ijepath.recipe import IJepathRecipe
 from ijepath.scales import kinds
+from pathray.data.order import rng
+from pathray.device import Device
+from pathray.errors import UserError
+from pathray.nn.blocks import Block
+from pathray.nn.positions import sincos_table
+from pathray.nn.predictor import TokenPredictor
+from pathray.nn.vit import ViT
+from pathray.optim.adamw import AdamW
+from pathray.train.loop import LoopSettings, PhaseOptim, run
+from pathray.train.recipe import Loss, Progress
 
 PROGRESS = Progress(0, 1000, 2)
 PREDICTOR_DIM = {"vit_tiny": 192, "vit_small": 384}  # 384 for all larger ones

@@ -36,10 +36,10 @@ from adios.config import (
 from adios.recipe import AdiosRecipe
 from adios.settings import loop_settings
 from adios.student import Student, Tokens
-from core.device import PRECISIONS, Device
-from core.nn.attention import attention_backend
-from core.order import rng
-from core.train.loop import Tick, run
+from pathray.data.order import rng
+from pathray.device import PRECISIONS, Device
+from pathray.nn.attention import attention_backend
+from pathray.train.loop import Tick, run
 
 WARM_UP = 3
 

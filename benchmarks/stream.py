@@ -4,9 +4,9 @@
 
 Two cores, about 2 minutes. Regions of 256² at random places of several generated slides (benchmarks/reader.py: 8192²
 at 0.5 mpp, JPEG q85): `aligned` to the tile grid, `unaligned`, and `resampled` (333² of level 0 averaged to 256²).
-Ours is `ray_jobs.streams.stream` in the two workers of one Ray Train run, which only count; the DataLoaders have two
-workers and the same places, batch size and (no) tile cache, and hand out tensors; `bare` is a positioned read and a
-decode in a loop, in two processes, with nothing around it.
+Ours is `ray_jobs.train.rank_stream.stream` in the two workers of one Ray Train run, which only count; the DataLoaders
+have two workers and the same places, batch size and (no) tile cache, and hand out tensors; `bare` is a positioned read
+and a decode in a loop, in two processes, with nothing around it.
 
 All of them stay open and take turns: at each turn the first batches, decoded while others were measured, are thrown
 away, so start-up and queues do not count. Ratios are medians over the rounds of what was measured side by side, for
@@ -50,11 +50,11 @@ import numpy as np  # noqa: E402
 import pyarrow as pa  # noqa: E402
 from reader import KINDS, bare, openslide_read, shrunk, tiffslide_read, write_slide  # noqa: E402
 
-from core.order import uniform_order  # noqa: E402
-from core.plan import Plan, PlanWriter  # noqa: E402
-from core.stream import DecodeSettings, Lookup  # noqa: E402
-from core.wsi.handles import HandleCache  # noqa: E402
-from core.wsi.regions import read_region  # noqa: E402
+from pathray.data.order import uniform_order  # noqa: E402
+from pathray.data.plan import Plan, PlanWriter  # noqa: E402
+from pathray.data.stream import DecodeSettings, Lookup  # noqa: E402
+from pathray.wsi.handles import HandleCache  # noqa: E402
+from pathray.wsi.regions import read_region  # noqa: E402
 
 MPP, SIZE, WORLD, UNITS = 0.5, 256, 2, 1 << 15
 WARM = 12  # batches thrown away at each turn: more than anybody keeps decoded
@@ -160,7 +160,7 @@ def train_worker(config: dict[str, Any]) -> None:
     """Opens the stream of a kind when its first turn comes and measures it at each, until there is no kind left."""
     import ray.train
 
-    from ray_jobs.streams import Share, stream
+    from ray_jobs.train.rank_stream import Share, stream
 
     rank, folder, micro = ray.train.get_context().get_world_rank(), Path(config["folder"]), config["micro"]
     publish(folder / f"ready-{rank}", None)

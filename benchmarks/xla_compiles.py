@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from step import micro_batch
 
-from core.checkpoint import cpu_copy
-from core.device import Device
-from core.train.loop import LoopSettings, PhaseOptim, TrainState, run
 from ijepath.config import DataConfig, ModelConfig, OptimizationConfig, RunConfig
 from ijepath.recipe import IJepathRecipe
+from pathray.device import Device
+from pathray.store.checkpoint import cpu_copy
+from pathray.train.loop import LoopSettings, PhaseOptim, TrainState, run
 
 
 def main() -> None:

@@ -3,9 +3,10 @@
     python benchmarks/zips.py [--seconds 2] [--rounds 5] [--slides FOLDER] [--ray]
 
 The archives are cut at the start from the sample slides (or from those in FOLDER, or generated ones). `pathray` is
-adios.data.PatchReader through core.stream with two threads, `DataLoader` two processes that keep their archives open,
-read a member, decode it and resize it by Pillow's BICUBIC. With `--ray` two Ray Train workers of one thread each come
-first, through ray_jobs.streams. In order and shuffled alike everywhere; all hand out uint8 batches of 32.
+adios.data.PatchReader through pathray.data.stream with two threads, `DataLoader` two processes that keep their archives
+open, read a member, decode it and resize it by Pillow's BICUBIC. With `--ray` two Ray Train workers of one thread each
+come first, through ray_jobs.train.rank_stream. In order and shuffled alike everywhere; all hand out uint8 batches of
+32.
 
 Both stay open and take turns; at each turn the first batches, which were ready, are thrown away. The ratio is the
 median over rounds of what was measured side by side, of patches a second and of patches a second of processor time.
@@ -43,10 +44,10 @@ from adios.data import PatchReader  # noqa: E402
 from adios.index import archives_of  # noqa: E402
 from adios.index_writer import index_patches  # noqa: E402
 from adios.plan import build_plan  # noqa: E402
-from core.order import uniform_order  # noqa: E402
-from core.plan import Plan  # noqa: E402
-from core.stream import DecodeSettings, Lookup, decoded, rank_rows  # noqa: E402
-from core.wsi.tiling import TileSpec  # noqa: E402
+from pathray.data.order import uniform_order  # noqa: E402
+from pathray.data.plan import Plan  # noqa: E402
+from pathray.data.stream import DecodeSettings, Lookup, decoded, rank_rows  # noqa: E402
+from pathray.wsi.tiling import TileSpec  # noqa: E402
 
 PATCH, SIZE, WORLD, MICRO, WARM = 448, 224, 2, 32, 10
 POSITIONS = 1 << 17
@@ -72,7 +73,7 @@ def main() -> None:
 
 def archives(folder: Path, slides: Path) -> Plan:
     """Cut, indexed and planned."""
-    from core.wsi.reader import open_slide
+    from pathray.wsi.reader import open_slide
 
     paths = sorted(slides.glob("*.svs")) or [generated(folder)]
     for path in paths:
@@ -184,7 +185,7 @@ def train_worker(config: dict[str, Any]) -> None:
     """Measures one rank's stream for `seconds`."""
     import ray.train
 
-    from ray_jobs.streams import Share, stream
+    from ray_jobs.train.rank_stream import Share, stream
 
     rank, plan, folder = ray.train.get_context().get_world_rank(), Plan.open(config["plan"]), Path(config["folder"])
     share = Share(0, POSITIONS, WORLD * MICRO, MICRO, rank, WORLD)

@@ -20,10 +20,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from core.errors import UserError
 from demo import summary
 from demo.cohort import CohortSettings, generate
 from demo.slides import manifest_of
+from pathray.errors import UserError
 
 
 @dataclass

@@ -22,11 +22,11 @@ from pathlib import Path
 
 import numpy as np
 
-from core.errors import UserError
 from demo.anatomy import STEP, ZONES, Anatomy, grow
 from demo.organs import ORGANS, organ
 from demo.scanner import HOSPITALS, Hospital, Picture, scan, stained_by, write_slide
 from demo.tissue_painter import compose, paint
+from pathray.errors import UserError
 
 STRIP = 512
 DONE = "cohort.json"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from core.errors import UserError
+from pathray.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import csv
 from collections import Counter
 from pathlib import Path
 
-from core.errors import MissingFile, UnreadableUnit, UserError
+from pathray.errors import MissingFile, UnreadableUnit, UserError
 
 SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi", ".isyntax")
 SHOWN = 8
@@ -51,7 +51,7 @@ def find_slides(folder: Path) -> list[Path]:
 
 
 def _row(path: Path, folder: Path, mpp: float | None) -> dict[str, object]:
-    from core.wsi.reader import open_slide
+    from pathray.wsi.reader import open_slide
 
     slide_id = "-".join(path.relative_to(folder).with_suffix("").parts)
     try:

@@ -14,10 +14,10 @@ from io import BytesIO
 from pathlib import Path
 from urllib.parse import quote
 
-from core.evaluation.results import whole_rows
-from core.image_files import open_image
-from core.page import STYLE, figure
-from core.tracking import rows_of
+from pathray.evaluation.results import whole_rows
+from pathray.files.images import open_image
+from pathray.reports.page import STYLE, figure
+from pathray.run.tracking import rows_of
 
 TIMES = "times.json"
 WIDE = 1600  # pixels of a picture on the page

@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from core.errors import MissingFile
-from core.reports import describe
-from core.urls import public
-from core.wsi.formats import located
-from core.wsi.kept_masks import kept_mask
-from core.wsi.reader import SlideReader, open_mask, open_slide
-from core.wsi.spacing import MAX_ENLARGEMENT, choose_level, enlarged_note, too_coarse
-from core.wsi.tissue import Mask, tissue_mask
 from ijepath.index import OrderedMap
 from ijepath.profile import Profile
+from pathray.errors import MissingFile
+from pathray.reports.units import describe
+from pathray.urls import public
+from pathray.wsi.backends.formats import located
+from pathray.wsi.kept_masks import kept_mask
+from pathray.wsi.reader import SlideReader, open_mask, open_slide
+from pathray.wsi.spacing import MAX_ENLARGEMENT, choose_level, enlarged_note, too_coarse
+from pathray.wsi.tissue import Mask, tissue_mask
 
 CELLS_PER_STRIDE = 32  # resolution of the tissue map: its cells are at most this part of the anchors' distance
 STRIP_BYTES = 32 << 20  # of mask pixels decoded at a time

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from core.config import fingerprint
-from core.order import Order, stratified_order, uniform_order
-from core.plan import Plan
-from core.stream import DecodeSettings
-from core.train.assembly import Assembly
-from core.train.perf import PerformanceWatch
 from ijepath.config import RunConfig
 from ijepath.data import AnchorReader, ReaderConfig
 from ijepath.plan import identity as plan_identity
 from ijepath.plan import strata
 from ijepath.recipe import IJepathRecipe
 from ijepath.settings import encoder_of, export_encoder, loop_settings, site_numbers
+from pathray.config.load import fingerprint
+from pathray.data.order import Order, stratified_order, uniform_order
+from pathray.data.plan import Plan
+from pathray.data.stream import DecodeSettings
+from pathray.train.assembly import Assembly
+from pathray.train.perf import PerformanceWatch
 
 SCIENCE = "ijepath"
 

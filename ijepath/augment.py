@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from core.nn.scanner import blurred, scanned
-from core.nn.stain import STAINS, constant, density, stained
 from ijepath.config import AugmentConfig
+from pathray.nn.scanner import blurred, scanned
+from pathray.nn.stain import STAINS, constant, density, stained
 
 __all__ = ["STAINS", "Pixels", "blurred", "constant", "density", "scanned", "stained"]
 

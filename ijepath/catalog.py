@@ -16,11 +16,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from core.errors import MissingFile, UserError
-from core.records import check_seal, parsed
-from core.storage import Storage, digest_of
 from ijepath.manifest import folder_of, resolve
 from ijepath.profile import CATALOG_FIELDS, Profile, profile_from_dict
+from pathray.errors import MissingFile, UserError
+from pathray.store.records import check_seal, parsed
+from pathray.store.storage import Storage, digest_of
 
 SCHEMA_VERSION = 1
 STRATUM_KEY, UNKNOWN = "organ", "unknown"

@@ -23,13 +23,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from core.errors import UserError
-from core.records import sealed, text
-from core.storage import Storage
 from ijepath.anchors import SlideAnchors
 from ijepath.catalog import SCHEMA, SCHEMA_VERSION, SHARD_FOLDER, STRATUM_KEY, file_sha256, stratum_key, stratum_of
 from ijepath.manifest import folder_of
 from ijepath.profile import Profile
+from pathray.errors import UserError
+from pathray.store.records import sealed, text
+from pathray.store.storage import Storage
 
 log = logging.getLogger(__name__)
 

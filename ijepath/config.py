@@ -1,9 +1,9 @@
 """The run config of I-JEPATH: every key, its default and what makes a value senseless. Plain dataclasses.
 
 `profile=name` merges a profile into `data`, which therefore carries the profile's fields. Fields made with `placement`
-may change when a run is resumed; all others are the run's identity. Not here: how layers are merged (core.config), the
-planned options' meaning (ijepath.scales, ijepath.augment), tuning (read by the evaluators), and where a run executes
-(`runtime`, added by the job).
+may change when a run is resumed; all others are the run's identity. Not here: how layers are merged
+(pathray.config.load), the planned options' meaning (ijepath.scales, ijepath.augment), tuning (read by the evaluators),
+and where a run executes (`runtime`, added by the job).
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from core.checks import at_least, between, low_high, one_of, ordered, positive
-from core.config import MISSING, Group, is_set, placement
-from core.errors import UserError
-from core.evaluation.settings import TuningConfig
-from core.train.budget import resolve_budget, resolve_cadence
-from core.train.checkpointing import CheckpointConfig
 from ijepath.profile import Profile, name_in_force
+from pathray.config.checks import at_least, between, low_high, one_of, ordered, positive
+from pathray.config.load import MISSING, Group, is_set, placement
+from pathray.config.sections import CheckpointConfig
+from pathray.errors import UserError
+from pathray.evaluation.settings import TuningConfig
+from pathray.train.budget import resolve_budget, resolve_cadence
 
 CONFIGS_DIR = Path(__file__).parent / "configs"
 GROUPS = (Group("profile", "data", name_in_force),)

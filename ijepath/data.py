@@ -1,8 +1,8 @@
 """The reader: one plan row → the pixels and tokens of one sample, uint8. Everything random comes from the position.
 
 An AnchorReader is picklable and safe in several threads; its handles and caches belong to the process and are bounded.
-Not here: which row stands at which position (core.order), replacement of what cannot be read (core.stream), and
-normalisation and augmentation, which happen on the device (ijepath.augment).
+Not here: which row stands at which position (pathray.data.order), replacement of what cannot be read
+(pathray.data.stream), and normalisation and augmentation, which happen on the device (ijepath.augment).
 """
 
 from __future__ import annotations
@@ -16,12 +16,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from core.errors import MissingFile, UnreadableUnit, UserError
-from core.order import rng
-from core.wsi.handles import HandleCache
-from core.wsi.reader import SlideReader
-from core.wsi.regions import level_box, resize, rounded
-from core.wsi.spacing import axis_downsamples, choose_level, level_mpps
 from ijepath.config import MaskConfig, RunConfig
 from ijepath.footprints import (
     Counts,
@@ -35,6 +29,12 @@ from ijepath.footprints import (
 from ijepath.geometry import Boxes, BoxRules, Geometry, NoBoxes, draw_boxes
 from ijepath.scales import Kind, available_factors, kind_of_step, kinds
 from ijepath.tissue import CELLS_PER_TARGET, TissueCache
+from pathray.data.order import rng
+from pathray.errors import MissingFile, UnreadableUnit, UserError
+from pathray.wsi.handles import HandleCache
+from pathray.wsi.reader import SlideReader
+from pathray.wsi.regions import level_box, resize, rounded
+from pathray.wsi.spacing import axis_downsamples, choose_level, level_mpps
 
 BOX_TRIES = 8  # sets of boxes drawn before a unit with too few context tokens is given up
 AVOID_ATTEMPTS = 8  # replacements during which skip_slide insists on another slide

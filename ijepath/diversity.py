@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from core.errors import UserError
+from pathray.errors import UserError
 
 LOW_PASSES, HIGH_PASSES = 1.0, 5.0
 

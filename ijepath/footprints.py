@@ -20,9 +20,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from core.errors import UserError
 from ijepath.config import MaskConfig
 from ijepath.geometry import Boxes, Geometry
+from pathray.errors import UserError
 
 Ints = npt.NDArray[np.int64]
 

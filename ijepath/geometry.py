@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from core.errors import UserError
 from ijepath.config import DataConfig
 from ijepath.profile import Profile
+from pathray.errors import UserError
 
 CANDIDATES = 64  # positions drawn per target and try
 TRIES = 4  # per tissue threshold

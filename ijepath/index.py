@@ -15,15 +15,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from core.errors import MissingFile, UserError
-from core.reports import describe
-from core.sealed_parquet import of_bytes, to_bytes
-from core.storage import Storage, file_state, write_atomic
-from core.urls import is_url, public
-from core.wsi.header import disagree
-from core.wsi.reader import SlideReader, open_mask, open_slide
-from core.wsi.spacing import level_mpps
 from ijepath.manifest import Manifest, ManifestRow, folder_of
+from pathray.errors import MissingFile, UserError
+from pathray.reports.units import describe
+from pathray.store.sealed_parquet import of_bytes, to_bytes
+from pathray.store.storage import Storage, file_state, write_atomic
+from pathray.urls import is_url, public
+from pathray.wsi.backends.header import disagree
+from pathray.wsi.reader import SlideReader, open_mask, open_slide
+from pathray.wsi.spacing import level_mpps
 
 SCHEMA_VERSION = 1
 ASPECT_TOLERANCE = 0.02  # of the ratio of the two mask scales, on top of one mask pixel of rounding

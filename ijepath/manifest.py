@@ -12,10 +12,10 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from core.csv_rows import check_header, plain_number, records
-from core.errors import UserError
-from core.urls import is_url, public
-from core.user_files import read_user_text
+from pathray.errors import UserError
+from pathray.files.csv_rows import check_header, plain_number, records
+from pathray.files.text import read_user_text
+from pathray.urls import is_url, public
 
 SECRET = re.compile(
     r"[?&](sig|[^=&]*(signature|token|credential|secret|password|key))="  # S3, Google, Azure and others

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core.nn.predictor import TokenPredictor
-from core.nn.vit import ViT, vit_config
-from core.optim.ema import Ema
 from ijepath.config import RunConfig
+from pathray.nn.predictor import TokenPredictor
+from pathray.nn.vit import ViT, vit_config
+from pathray.optim.ema import Ema
 
 
 def build_encoder(config: RunConfig) -> ViT:

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from core.canvas import CARD, FAINT, INK, MUTED, Canvas, Picture, mixed
-from core.wsi.contours import COLOUR as CONTOUR
-from core.wsi.contours import outlined
-from core.wsi.kept_masks import computed_mask
-from core.wsi.reader import open_mask, open_slide
-from core.wsi.thumbnail import thumbnail
 from ijepath.catalog import Catalog
+from pathray.draw.canvas import CARD, FAINT, INK, MUTED, Canvas, Picture, mixed
+from pathray.wsi.contours import COLOUR as CONTOUR
+from pathray.wsi.contours import outlined
+from pathray.wsi.kept_masks import computed_mask
+from pathray.wsi.reader import open_mask, open_slide
+from pathray.wsi.thumbnail import thumbnail
 
 THUMBNAIL_PX = 1600
 PICTURE, ASIDE, MARGIN, HEADER = 900.0, 230.0, 32.0, 84.0

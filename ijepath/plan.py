@@ -1,6 +1,6 @@
 """Anchor catalog → plan: one narrow row per anchor, grouped by stratum, beside a table of slides.
 
-Not here: the plan's form on disk (core.plan) and which row is read when (core.order).
+Not here: the plan's form on disk (pathray.data.plan) and which row is read when (pathray.data.order).
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from core.errors import UserError
-from core.order import Stratum
-from core.plan import Plan, PlanWriter
 from ijepath.catalog import Catalog, file_sha256, stratum_key, stratum_of
 from ijepath.index import read_index
+from pathray.data.order import Stratum
+from pathray.data.plan import Plan, PlanWriter
+from pathray.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def build_plan(
 
 
 def strata(plan: Plan) -> list[Stratum]:
-    """The strata of a plan, for core.order.stratified_order."""
+    """The strata of a plan, for pathray.data.order.stratified_order."""
     return [Stratum(s["name"], int(s["start"]), int(s["rows"])) for s in plan.meta["strata"]]
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from core.canvas import ACCENTS, INK, MUTED, Canvas, faded
 from ijepath.preview_sample import PreviewSample
+from pathray.draw.canvas import ACCENTS, INK, MUTED, Canvas, faded
 
 ALL = 10**6
 Square = tuple[float, float, float]  # x, y, side

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from core.stream import Lookup, decode
-from core.wsi.thumbnail import thumbnail
 from ijepath.data import AnchorReader, Pixels, Place, locate
 from ijepath.geometry import Boxes, Geometry
+from pathray.data.stream import Lookup, decode
+from pathray.wsi.thumbnail import thumbnail
 
 THUMBNAIL_PX = 1400
 TISSUE_CELLS = 48  # along the context's side
@@ -65,7 +65,7 @@ class PreviewSample:
 
 
 def read_sample(lookup: Lookup, reader: AnchorReader, position: int) -> PreviewSample:
-    """The sample that training gets at `position`. Raises what core.stream.decode raises."""
+    """The sample that training gets at `position`. Raises what pathray.data.stream.decode raises."""
     rows = lookup([position])
     batch = decode(reader, rows, lookup)
     replaced = len(batch["faults"])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from core.canvas import CARD, INK, MUTED, PAPER, Canvas, mixed
 from ijepath.preview_panels import colour, draw_tokens
 from ijepath.preview_sample import PreviewSample
+from pathray.draw.canvas import CARD, INK, MUTED, PAPER, Canvas, mixed
 
 STUDENT, TEACHER, LOSS = "#0b6bcb", "#7a3db8", "#c2255c"
 PARTS = 3

@@ -13,11 +13,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from io import BytesIO
 
-from core.canvas import CARD, FAINT, INK, MUTED, Canvas, Picture
-from core.gif import gif_bytes
 from ijepath.preview_panels import ALL, LEGEND, STEPS, Step, draw_tokens, token_legend
 from ijepath.preview_sample import PreviewSample
 from ijepath.preview_scheme import PARTS, draw_scheme
+from pathray.draw.canvas import CARD, FAINT, INK, MUTED, Canvas, Picture
+from pathray.draw.gif import gif_bytes
 
 WIDTH, HEIGHT = 1600.0, 900.0
 MARGIN, GAP, HEADER = 40.0, 26.0, 96.0

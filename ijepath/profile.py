@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
-from core.errors import UserError
+from pathray.errors import UserError
 
 # Changing one of these moves anchors or alters what the catalog says of them; the others may change without a rebuild.
 CATALOG_FIELDS = (
@@ -153,7 +153,7 @@ def size_px(fov_um: float, mpp: float, patch_size: int) -> int:
 
 
 def size_level0(px: int, mpp: float, mpp0: float) -> int:
-    """Level-0 pixels that `px` pixels at spacing `mpp` cover: the rule of core.wsi.regions, halves up."""
+    """Level-0 pixels that `px` pixels at spacing `mpp` cover: the rule of pathray.wsi.regions, halves up."""
     return math.floor(px * (mpp / mpp0) + 0.5)
 
 

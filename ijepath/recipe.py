@@ -1,6 +1,6 @@
 """What I-JEPATH knows about training: one phase, its loss, the teacher's EMA, and signals of collapse.
 
-A core.train.recipe.Recipe. Not here: networks and losses (ijepath.model), optimizer settings (ijepath.settings),
+A pathray.train.recipe.Recipe. Not here: networks and losses (ijepath.model), optimizer settings (ijepath.settings),
 devices, files and Ray.
 """
 
@@ -13,12 +13,6 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from core.evaluation.collapse import feature_std, rankme
-from core.nn.predictor import TokenPredictor
-from core.nn.vit import ViT
-from core.optim.ema import Ema
-from core.optim.schedules import linear
-from core.train.recipe import Loss, Progress
 from ijepath.augment import Pixels
 from ijepath.config import RunConfig
 from ijepath.model import (
@@ -31,6 +25,12 @@ from ijepath.model import (
     tokens_loss,
 )
 from ijepath.scales import kinds
+from pathray.evaluation.metrics.collapse import feature_std, rankme
+from pathray.nn.predictor import TokenPredictor
+from pathray.nn.vit import ViT
+from pathray.optim.ema import Ema
+from pathray.optim.schedules import linear
+from pathray.train.recipe import Loss, Progress
 
 log = logging.getLogger(__name__)
 

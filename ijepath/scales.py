@@ -19,10 +19,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from core.order import rng
 from ijepath.config import RunConfig, ScalesConfig
 from ijepath.geometry import Geometry, edge_px, profile_geometry
 from ijepath.profile import Profile, size_px
+from pathray.data.order import rng
 
 
 @dataclass(frozen=True)

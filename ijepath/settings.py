@@ -9,19 +9,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from core.artifact import Encoder
-from core.config import fingerprint
-from core.device import Device
-from core.errors import UserError
-from core.evaluation.settings import poll_every_steps
-from core.optim.schedules import Schedule
-from core.plan import Plan
-from core.storage import Storage
-from core.train.budget import log_cadence, resolve_cadence
-from core.train.recipe import Recipe
-from core.train.settings import LoopSettings, PhaseOptim
 from ijepath.config import LOG_EVERY, RunConfig
 from ijepath.index import read_index
+from pathray.config.load import fingerprint
+from pathray.data.plan import Plan
+from pathray.device import Device
+from pathray.errors import UserError
+from pathray.evaluation.settings import poll_every_steps
+from pathray.optim.schedules import Schedule
+from pathray.store.artifact import Encoder
+from pathray.store.storage import Storage
+from pathray.train.budget import log_cadence, resolve_cadence
+from pathray.train.recipe import Recipe
+from pathray.train.settings import LoopSettings, PhaseOptim
 
 POLL_EVERY_STEPS = 10  # of an accelerator, which the host would wait for; a CPU's counters are at hand
 RECENT_WINDOWS = 16  # one unreadable slide is much of one window of few slides, and little of so many

@@ -17,7 +17,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 import numpy.typing as npt
 
-from core.wsi.reader import SlideReader, open_mask
+from pathray.wsi.reader import SlideReader, open_mask
 
 CELLS_PER_TARGET = 8  # along one side of the profile's target
 BLOCK = 64  # cells along one side of a block
@@ -156,7 +156,7 @@ class TissueCache:
         width, height = slide.level_shapes[0]
         wanted = self.cell_um / mpp0
         if not mask_path:
-            from core.wsi.tissue import MASK_MPP
+            from pathray.wsi.tissue import MASK_MPP
 
             size = tuple(max(1, round(side * mpp0 / MASK_MPP)) for side in (width, height))
             return _Cells(0, 1, (width / size[0], height / size[1]), (size[1], size[0]), True)
@@ -264,7 +264,7 @@ class TissueCache:
 
 def computed(slide: SlideReader, mpp0: float, shape: tuple[int, int]) -> Shares:
     """A computed mask, or the one kept on this node, brought to `shape` cells (height, width), 0 or 255."""
-    from core.wsi.kept_masks import computed_mask
+    from pathray.wsi.kept_masks import computed_mask
 
     mask = computed_mask(slide, mpp0) > 0
     rows = np.minimum((np.arange(shape[0]) + 0.5) * mask.shape[0] / shape[0], mask.shape[0] - 1).astype(np.int64)

@@ -9,11 +9,11 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-import core
-from core.config import MISSING, Loaded
-from core.errors import MissingFile
-from ray_jobs.cli import Outputs, job
-from ray_jobs.dry_run import tell
+import pathray
+from pathray.config.load import MISSING, Loaded
+from pathray.errors import MissingFile
+from ray_jobs.shell.cli import Outputs, job
+from ray_jobs.shell.dry_run import tell
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ class AggregateConfig:
 
 
 def main(loaded: Loaded[AggregateConfig]) -> Outputs | None:
-    from core.storage import Storage, write_atomic
+    from pathray.store.storage import Storage, write_atomic
     from regression.report import read_results, results_table
 
     config = loaded.config
@@ -44,4 +44,4 @@ def main(loaded: Loaded[AggregateConfig]) -> Outputs | None:
 
 
 if __name__ == "__main__":
-    job(main, AggregateConfig, Path(core.__file__).parent)
+    job(main, AggregateConfig, Path(pathray.__file__).parent)

@@ -17,21 +17,21 @@ from pathlib import Path
 from typing import Any
 
 import ijepath
-from core.config import MISSING, Group, Loaded, is_set, placement
-from core.errors import UserError
-from core.reports import check_success, write_report
-from core.summary import Summary, counts, write_summary
-from core.wsi.spacing import MAX_ENLARGEMENT
 from ijepath.anchors import SlideAnchors, anchors_of
 from ijepath.catalog import STRATUM_KEY, stale_because, stratum_key
 from ijepath.catalog_writer import REPORT_COLUMNS, ROWS_PER_SHARD, report_line, write_catalog
 from ijepath.index import SlideIndex, read_index
 from ijepath.manifest import folder_of
 from ijepath.profile import Profile, name_in_force
-from ray_jobs.cli import Outputs, job
-from ray_jobs.ordered_map import TIMEOUT_S, RayMap
-from ray_jobs.progress import Progress
-from ray_jobs.runtime import RuntimeConfig, ray_session
+from pathray.config.load import MISSING, Group, Loaded, is_set, placement
+from pathray.errors import UserError
+from pathray.reports.summary import Summary, counts, write_summary
+from pathray.reports.units import check_success, write_report
+from pathray.wsi.spacing import MAX_ENLARGEMENT
+from ray_jobs.extract.ordered_map import TIMEOUT_S, RayMap
+from ray_jobs.shell.cli import Outputs, job
+from ray_jobs.shell.progress import Progress
+from ray_jobs.shell.runtime import RuntimeConfig, ray_session
 
 log = logging.getLogger(__name__)
 CONFIGS_DIR = Path(ijepath.__file__).parent / "configs"
@@ -87,7 +87,7 @@ def main(loaded: Loaded[BuildAnchorsConfig]) -> Outputs | None:
 
 def rehearse(config: BuildAnchorsConfig, index: SlideIndex) -> None:
     """UserError where too many slides of the index are not there any more or too coarse for the profile."""
-    from ray_jobs.dry_run import Needs, check_slides, of_index, tell
+    from ray_jobs.shell.dry_run import Needs, check_slides, of_index, tell
 
     profile = config.profile
     needs = Needs((profile.context_effective_mpp, profile.target_effective_mpp), config.max_enlargement)

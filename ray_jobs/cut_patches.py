@@ -20,19 +20,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import adios
-from core.checks import at_least, positive
-from core.config import MISSING, Loaded, is_set, placement
-from core.errors import UserError
-from core.wsi.spacing import MAX_ENLARGEMENT
-from ray_jobs.cli import Outputs, job
-from ray_jobs.ordered_map import TIMEOUT_S, RayMap
-from ray_jobs.progress import Progress
-from ray_jobs.runtime import RuntimeConfig, ray_session
+from pathray.config.checks import at_least, positive
+from pathray.config.load import MISSING, Loaded, is_set, placement
+from pathray.errors import UserError
+from pathray.wsi.spacing import MAX_ENLARGEMENT
+from ray_jobs.extract.ordered_map import TIMEOUT_S, RayMap
+from ray_jobs.shell.cli import Outputs, job
+from ray_jobs.shell.progress import Progress
+from ray_jobs.shell.runtime import RuntimeConfig, ray_session
 
 if TYPE_CHECKING:
     from adios.cut import CutOutcome, ImagesCut, SlideCut
-    from core.summary import Summary
-    from core.wsi.tiling import TileSpec
+    from pathray.reports.summary import Summary
+    from pathray.wsi.tiling import TileSpec
 
 log = logging.getLogger(__name__)
 CONFIGS_DIR = Path(adios.__file__).parent / "configs"
@@ -83,7 +83,7 @@ def main(loaded: Loaded[CutPatchesConfig]) -> Outputs | None:
 
 def rehearse(config: CutPatchesConfig, jobs: list[SlideCut | ImagesCut]) -> None:
     """UserError where too many slides of the index are not there any more or too coarse for the patches."""
-    from ray_jobs.dry_run import Needs, check_slides, of_index, tell
+    from ray_jobs.shell.dry_run import Needs, check_slides, of_index, tell
 
     if config.images:
         return tell((len(jobs), "archives"), (sum(len(one.paths) for one in jobs if hasattr(one, "paths")), "images"))
@@ -95,7 +95,7 @@ def rehearse(config: CutPatchesConfig, jobs: list[SlideCut | ImagesCut]) -> None
 
 
 def tile_spec(config: CutPatchesConfig) -> TileSpec:
-    from core.wsi.tiling import TileSpec
+    from pathray.wsi.tiling import TileSpec
 
     return TileSpec(config.size, config.mpp, config.overlap_px, config.min_tissue_fraction)
 
@@ -135,7 +135,7 @@ def _of_slides(config: CutPatchesConfig) -> list[SlideCut | ImagesCut]:
 
 def _of_images(config: CutPatchesConfig) -> list[SlideCut | ImagesCut]:
     from adios.cut import ImagesCut
-    from core.features.inputs import images_in
+    from pathray.features.inputs import images_in
 
     listed, groups = images_in(config.images), dict[str, list[str]]()
     for name, path in zip(listed.names, listed.paths, strict=True):
@@ -156,8 +156,8 @@ def _archive(config: CutPatchesConfig, name: str) -> str:
 def build(config: CutPatchesConfig, spec: TileSpec, jobs: list[SlideCut | ImagesCut]) -> list[dict[str, Any]]:
     """Cut on the running Ray, write the report whatever happens, and raise when too few archives could be made."""
     from adios.cut import cut_if_needed
-    from core.reports import check_success, write_report
-    from core.summary import write_summary
+    from pathray.reports.summary import write_summary
+    from pathray.reports.units import check_success, write_report
 
     rows = list[dict[str, Any]]()
     try:
@@ -181,7 +181,7 @@ def build(config: CutPatchesConfig, spec: TileSpec, jobs: list[SlideCut | Images
 
 def summary_of(config: CutPatchesConfig, spec: TileSpec, rows: list[dict[str, Any]], asked: int) -> Summary:
     """What summary.md says of the archives."""
-    from core.summary import Summary, counts
+    from pathray.reports.summary import Summary, counts
 
     facts: dict[str, object] = {"cut from": config.slides or config.images, "archives": asked}
     facts |= counts(row["status"] for row in rows)

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from core.checks import check_accelerator
-from core.config import Loaded
-from core.errors import UserError
-from ray_jobs.cli import Outputs, job
-from ray_jobs.dry_run import check_files, tell
-from ray_jobs.node_checks import FAIL, OK, WARN, Check
-from ray_jobs.runtime import RuntimeConfig
+from pathray.config.checks import check_accelerator
+from pathray.config.load import Loaded
+from pathray.errors import UserError
+from ray_jobs.checks.nodes import FAIL, OK, WARN, Check
+from ray_jobs.shell.cli import Outputs, job
+from ray_jobs.shell.dry_run import check_files, tell
+from ray_jobs.shell.runtime import RuntimeConfig
 
 CONFIGS_DIR = Path(__file__).parent / "configs"
 MUST_BE_EQUAL = ("python", "ray", "torch", "pathray")
@@ -58,7 +58,8 @@ def main(loaded: Loaded[DoctorConfig]) -> Outputs | None:
 
 def examine(accelerator: str, storage: Sequence[str], slides: Sequence[str]) -> NodeReport:
     """All checks on the machine this runs on."""
-    from ray_jobs import accelerator_checks, node_checks
+    from ray_jobs.checks import accelerators as accelerator_checks
+    from ray_jobs.checks import nodes as node_checks
 
     folders = [url for url in storage if "://" not in url]
     checks = node_checks.everything(folders or [os.getcwd()], storage, slides)
@@ -68,7 +69,7 @@ def examine(accelerator: str, storage: Sequence[str], slides: Sequence[str]) -> 
 
 
 def _over_ray(config: DoctorConfig, storage: Sequence[str], slides: Sequence[str]) -> list[NodeReport]:
-    from ray_jobs.runtime import ray_session
+    from ray_jobs.shell.runtime import ray_session
 
     here = NodeReport(f"{socket.gethostname()} (driver)", {}, [])
     try:
@@ -166,8 +167,8 @@ def _listed(text: str) -> list[str]:
 
 def _slides(text: str) -> list[str]:
     """The slides named, where a CSV stands for those that it lists, and a folder of slides for those in it."""
-    from core.features.inputs import slides_in
     from ijepath.manifest import read_manifest
+    from pathray.features.inputs import slides_in
 
     found: list[str] = []
     for path in _listed(text):

@@ -18,18 +18,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import core
-from core.config import Loaded
-from core.errors import MissingFile, UserError
-from core.evaluation.settings import TuningConfig
-from ray_jobs.cli import Outputs, job
-from ray_jobs.dry_run import check_files, tell
-from ray_jobs.progress import BEAT
-from ray_jobs.runtime import RuntimeConfig, ray_session
+import pathray
+from pathray.config.load import Loaded
+from pathray.errors import MissingFile, UserError
+from pathray.evaluation.settings import TuningConfig
+from ray_jobs.shell.cli import Outputs, job
+from ray_jobs.shell.dry_run import check_files, tell
+from ray_jobs.shell.progress import BEAT
+from ray_jobs.shell.runtime import RuntimeConfig, ray_session
 
 log = logging.getLogger(__name__)
 
-CONFIGS_DIR = Path(core.__file__).parent / "evaluation" / "configs"
+CONFIGS_DIR = Path(pathray.__file__).parent / "evaluation" / "configs"
 FRESH_S, LOOK_S = 60.0, 1.0
 
 
@@ -55,7 +55,7 @@ class EvaluateConfig:
 
 
 def main(loaded: Loaded[EvaluateConfig]) -> Outputs | None:
-    from core.evaluation.job import Judge
+    from pathray.evaluation.judge import Judge
 
     config = located(loaded.config)
     folder, given = _subject(config)
@@ -73,7 +73,7 @@ def main(loaded: Loaded[EvaluateConfig]) -> Outputs | None:
 
 def located(config: EvaluateConfig) -> EvaluateConfig:
     """With every path absolute: an evaluator runs in another folder than the command. UserError without a subject."""
-    from core.storage import Storage
+    from pathray.store.storage import Storage
 
     def absolute(path: str | None) -> str | None:
         return Storage.of(path).url if path else path
@@ -93,9 +93,9 @@ def located(config: EvaluateConfig) -> EvaluateConfig:
 
 def _subject(config: EvaluateConfig) -> tuple[str, list[Any] | None]:
     """The folder of the results, and for `snapshot` what is evaluated, as its encoder's folder."""
-    from core.artifact import describe
-    from core.evaluation.backlog import Snapshot
-    from core.storage import Storage
+    from pathray.evaluation.backlog import Snapshot
+    from pathray.store.artifact import describe
+    from pathray.store.storage import Storage
 
     if config.watch is not None:
         store = Storage.of(config.watch)
@@ -113,7 +113,7 @@ def _subject(config: EvaluateConfig) -> tuple[str, list[Any] | None]:
 
 def _check_own(output: str, encoder: str) -> None:
     """UserError when the folder has results of another encoder, which would be taken for this one's."""
-    from core.evaluation.results import ROWS, Results
+    from pathray.evaluation.results import ROWS, Results
 
     others = {row["identity"] for row in Results(output, None).rows} - {encoder}
     if others:
@@ -139,7 +139,7 @@ def recorded_tuning(run_dir: str) -> TuningConfig:
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    from core.storage import Storage
+    from pathray.store.storage import Storage
 
     store, name = Storage.of(run_dir), "config_resolved.yaml"
     expected = "tuning.plugins of yours (--config …)"
@@ -165,10 +165,10 @@ def recorded_tuning(run_dir: str) -> TuningConfig:
 def _evaluate(config: EvaluateConfig, folder: str, given: list[Any] | None) -> None:
     import ray
 
-    from core.artifact import describe
-    from core.storage import Storage
-    from ray_jobs.backends import resolve_accelerator
-    from ray_jobs.evaluators import Evaluators, request_of
+    from pathray.store.artifact import describe
+    from pathray.store.storage import Storage
+    from ray_jobs.train.backends import resolve_accelerator
+    from ray_jobs.tune.evaluation_runner import Evaluators, request_of
 
     store = Storage.of(folder)
     request = request_of(config.tuning.execution, resolve_accelerator(config.accelerator), ray.cluster_resources())
@@ -193,7 +193,7 @@ def _ended(config: EvaluateConfig, store: Any, evaluators: Any) -> bool:
     if _beats(store):
         return False
     if store.exists("encoder/artifact.json"):
-        from core.artifact import describe
+        from pathray.store.artifact import describe
 
         seen = describe(store.join("encoder"))["provenance"].get("images_seen", 0)
         if seen >= max((s.images_seen for s in evaluators.results.snapshots()), default=0):
@@ -215,8 +215,8 @@ def _mlflow(config: EvaluateConfig, store: Any) -> Any:
     uri = config.tracking_uri
     if not config.mlflow or (uri is None and not store.local):
         return nullcontext()
-    from core.evaluation.results import ROWS, TUNE_IMAGES
-    from core.tracking import RUN_FILE, MlflowFeeder
+    from pathray.evaluation.results import ROWS, TUNE_IMAGES
+    from pathray.run.tracking import RUN_FILE, MlflowFeeder
 
     own = not store.exists(RUN_FILE)
     if uri is None and not own:
@@ -236,8 +236,8 @@ def _known_uri(store: Any, name: str) -> str:
 
 def _outputs(folder: str) -> Outputs:
     """UserError when nothing could be judged."""
-    from core.evaluation.results import ROWS, Results
-    from core.storage import Storage
+    from pathray.evaluation.results import ROWS, Results
+    from pathray.store.storage import Storage
 
     store, rows = Storage.of(folder), Results(folder, None).rows
     judged = [row for row in rows if row["status"] == "ok"]

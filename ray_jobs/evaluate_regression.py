@@ -15,11 +15,11 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import core
-from core.config import MISSING, Loaded
-from core.errors import UserError
-from ray_jobs.cli import Outputs, job
-from ray_jobs.dry_run import tell
+import pathray
+from pathray.config.load import MISSING, Loaded
+from pathray.errors import UserError
+from ray_jobs.shell.cli import Outputs, job
+from ray_jobs.shell.dry_run import tell
 from regression.config import EvalConfig
 
 log = logging.getLogger(__name__)
@@ -42,8 +42,8 @@ class EvaluateRegressionConfig:
 
 
 def main(loaded: Loaded[EvaluateRegressionConfig]) -> Outputs | None:
-    from core.device import Device
-    from core.storage import Storage
+    from pathray.device import Device
+    from pathray.store.storage import Storage
     from regression import artifact
     from regression.plan import build_plan, rows_of
     from regression.report import METRICS, PER_GENE, judge, metrics_text, recipe_of
@@ -76,4 +76,4 @@ def main(loaded: Loaded[EvaluateRegressionConfig]) -> Outputs | None:
 
 
 if __name__ == "__main__":
-    job(main, EvaluateRegressionConfig, Path(core.__file__).parent)
+    job(main, EvaluateRegressionConfig, Path(pathray.__file__).parent)

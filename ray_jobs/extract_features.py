@@ -21,14 +21,14 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core.config import Loaded
-from core.errors import UserError
-from core.storage import Storage
-from ray_jobs.cli import Outputs, job
-from ray_jobs.extract_config import ExtractConfig
+from pathray.config.load import Loaded
+from pathray.errors import UserError
+from pathray.store.storage import Storage
+from ray_jobs.extract.config import ExtractConfig
+from ray_jobs.shell.cli import Outputs, job
 
 if TYPE_CHECKING:
-    from core.features.encoder import EncoderSpec
+    from pathray.features.encoder import EncoderSpec
 
 log = logging.getLogger(__name__)
 CONFIGS_DIR = Path(__file__).parent / "configs"
@@ -39,7 +39,8 @@ def main(loaded: Loaded[ExtractConfig]) -> Outputs | None:
     if bool(config.slides) == bool(config.images):
         found = "both" if config.slides else "neither"
         raise UserError("extract from what?", key="slides", found=found, expected="one of slides=… and images=…")
-    from ray_jobs import extract_images, extract_slides
+    from ray_jobs.extract import images as extract_images
+    from ray_jobs.extract import slides as extract_slides
 
     specs = encoder_specs(config)
     work = (extract_slides.plan if config.slides else extract_images.plan)(config, specs)
@@ -54,7 +55,7 @@ def main(loaded: Loaded[ExtractConfig]) -> Outputs | None:
 
 def encoder_specs(config: ExtractConfig) -> dict[str, EncoderSpec]:
     """The encoders by name, their descriptions checked: before Ray starts, and without loading weights."""
-    from core.features.encoder import EncoderSpec
+    from pathray.features.encoder import EncoderSpec
 
     if not config.encoders:
         raise UserError("no encoder given", key="encoders", expected="encoders=[folder] or encoders=[name=folder,…]")

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import adios
-from core.config import MISSING, Loaded, placement
-from core.errors import UserError
-from ray_jobs.cli import Outputs, job
-from ray_jobs.dry_run import check_files, tell
-from ray_jobs.ordered_map import TIMEOUT_S, RayMap
-from ray_jobs.progress import Progress
-from ray_jobs.runtime import RuntimeConfig, ray_session
+from pathray.config.load import MISSING, Loaded, placement
+from pathray.errors import UserError
+from ray_jobs.extract.ordered_map import TIMEOUT_S, RayMap
+from ray_jobs.shell.cli import Outputs, job
+from ray_jobs.shell.dry_run import check_files, tell
+from ray_jobs.shell.progress import Progress
+from ray_jobs.shell.runtime import RuntimeConfig, ray_session
 
 if TYPE_CHECKING:
     from adios.index import Archive

@@ -15,10 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import ijepath
-from core.config import MISSING, Loaded, is_set, placement
-from core.errors import MissingFile, UserError
-from core.reports import check_success, write_report
-from core.summary import Summary, counts, write_summary
 from ijepath.index import (
     COLUMNS,
     REPORT_COLUMNS,
@@ -31,11 +27,15 @@ from ijepath.index import (
     write_index,
 )
 from ijepath.manifest import Manifest, ManifestRow, folder_of, read_manifest
-from ray_jobs.cli import Outputs, job
-from ray_jobs.dry_run import Needs, check_slides, of_manifest, tell
-from ray_jobs.ordered_map import TIMEOUT_S, RayMap
-from ray_jobs.progress import Progress
-from ray_jobs.runtime import RuntimeConfig, ray_session
+from pathray.config.load import MISSING, Loaded, is_set, placement
+from pathray.errors import MissingFile, UserError
+from pathray.reports.summary import Summary, counts, write_summary
+from pathray.reports.units import check_success, write_report
+from ray_jobs.extract.ordered_map import TIMEOUT_S, RayMap
+from ray_jobs.shell.cli import Outputs, job
+from ray_jobs.shell.dry_run import Needs, check_slides, of_manifest, tell
+from ray_jobs.shell.progress import Progress
+from ray_jobs.shell.runtime import RuntimeConfig, ray_session
 
 log = logging.getLogger(__name__)
 CONFIGS_DIR = Path(ijepath.__file__).parent / "configs"

@@ -12,11 +12,11 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import core
-from core.config import MISSING, Loaded
-from core.errors import UserError
-from ray_jobs.cli import Outputs, job
-from ray_jobs.dry_run import tell
+import pathray
+from pathray.config.load import MISSING, Loaded
+from pathray.errors import UserError
+from ray_jobs.shell.cli import Outputs, job
+from ray_jobs.shell.dry_run import tell
 
 log = logging.getLogger(__name__)
 KINDS = ("holdout", "group_kfold", "leave_one_group_out")
@@ -42,7 +42,7 @@ class MakeSplitsConfig:
 
 
 def main(loaded: Loaded[MakeSplitsConfig]) -> Outputs | None:
-    from core.storage import Storage
+    from pathray.store.storage import Storage
     from regression.splits import SPLITS, folds, holdout, write_split
     from regression.table import read_table
 
@@ -67,4 +67,4 @@ def main(loaded: Loaded[MakeSplitsConfig]) -> Outputs | None:
 
 
 if __name__ == "__main__":
-    job(main, MakeSplitsConfig, Path(core.__file__).parent)
+    job(main, MakeSplitsConfig, Path(pathray.__file__).parent)

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import core
-from core.config import MISSING, Loaded, placement
-from core.errors import MissingFile, UserError
-from ray_jobs.cli import Outputs, job
-from ray_jobs.dry_run import tell
+import pathray
+from pathray.config.load import MISSING, Loaded, placement
+from pathray.errors import MissingFile, UserError
+from ray_jobs.shell.cli import Outputs, job
+from ray_jobs.shell.dry_run import tell
 
 if TYPE_CHECKING:
     from adios.nuclei import Pair
@@ -55,8 +55,8 @@ def main(loaded: Loaded[NucleiConfig]) -> Outputs | None:
     from adios.nuclei import floors, read_pairs, split
     from adios.nuclei_figures import draw_examples, draw_results
     from adios.segmentation import summary
-    from core.storage import Storage
-    from ray_jobs.progress import Progress
+    from pathray.store.storage import Storage
+    from ray_jobs.shell.progress import Progress
 
     config = loaded.config
     pairs = read_pairs(config.data)
@@ -133,8 +133,8 @@ def judged_before(store: Any, wanted: dict[str, Any]) -> dict[str, dict[str, Any
 def mask_models(run: str) -> list[str]:
     """Mask models below `run`, by images seen: one of each checkpoint, else the exported one. MissingFile without."""
     from adios.artifact import DESCRIPTION, FOLDER
-    from core.committed import COMMITTED, list_committed
-    from core.storage import Storage
+    from pathray.store.committed import COMMITTED, list_committed
+    from pathray.store.storage import Storage
 
     store = Storage.of(run)
     if store.exists(DESCRIPTION) or store.exists(COMMITTED):
@@ -163,7 +163,7 @@ def judged(
     from adios import artifact
     from adios.nuclei import choose, find, masks_of, report
     from adios.nuclei_figures import Example, chosen_examples
-    from core.device import Device
+    from pathray.device import Device
 
     train, test = parts
     model = artifact.load(path).to(Device.of(config.accelerator).torch_device)
@@ -186,4 +186,4 @@ def judged(
 
 
 if __name__ == "__main__":
-    job(main, NucleiConfig, Path(core.__file__).parent)
+    job(main, NucleiConfig, Path(pathray.__file__).parent)

@@ -15,15 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import core
-from core.charts import Panel, draw_curves
-from core.config import Loaded
-from core.errors import MissingFile, UserError
-from ray_jobs.cli import Outputs, job
-from ray_jobs.dry_run import tell
+import pathray
+from pathray.config.load import Loaded
+from pathray.draw.charts import Panel, draw_curves
+from pathray.errors import MissingFile, UserError
+from ray_jobs.shell.cli import Outputs, job
+from ray_jobs.shell.dry_run import tell
 
 if TYPE_CHECKING:
-    from core.storage import Storage
+    from pathray.store.storage import Storage
 
 log = logging.getLogger(__name__)
 METRICS = "metrics.jsonl"
@@ -90,8 +90,8 @@ class PlotConfig:
 
 
 def main(loaded: Loaded[PlotConfig]) -> Outputs | None:
-    from core.storage import Storage
-    from core.tracking import MetricsLog
+    from pathray.run.tracking import MetricsLog
+    from pathray.store.storage import Storage
 
     config = loaded.config
     if bool(config.run) == bool(config.logs):
@@ -117,7 +117,7 @@ def from_logs(config: PlotConfig, dry_run: bool) -> Outputs | None:
     import glob
 
     from adios.text_log import STEP, read_logs
-    from core.urls import is_url, local_path, public
+    from pathray.urls import is_url, local_path, public
 
     if is_url(config.logs):
         expected = "a pattern of local files; copy the logs first"
@@ -149,10 +149,10 @@ def film(store: Storage, curves: str) -> dict[str, str]:
 
 
 def write(path: str, picture: bytes) -> None:
-    from core.storage import Storage
+    from pathray.store.storage import Storage
 
     Storage.of(os.path.dirname(path) or ".").write_bytes(os.path.basename(path), picture)
 
 
 if __name__ == "__main__":
-    job(main, PlotConfig, Path(core.__file__).parent)
+    job(main, PlotConfig, Path(pathray.__file__).parent)

@@ -16,15 +16,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from adios.config import CONFIGS_DIR, RunConfig, resolve
-from core.config import Loaded, placement
-from core.errors import UserError
-from ray_jobs import training_jobs
-from ray_jobs.cli import Outputs, job
-from ray_jobs.dry_run import check_files, tell
-from ray_jobs.run_summary import write_run_summary
-from ray_jobs.runtime import RuntimeConfig, ray_session
-from ray_jobs.trainer import Outcome, ScalingConfig, begin, fit
-from ray_jobs.training_jobs import (
+from pathray.config.load import Loaded, placement
+from pathray.errors import UserError
+from ray_jobs.shell.cli import Outputs, job
+from ray_jobs.shell.dry_run import check_files, tell
+from ray_jobs.shell.run_summary import write_run_summary
+from ray_jobs.shell.runtime import RuntimeConfig, ray_session
+from ray_jobs.train import training_jobs
+from ray_jobs.train.trainer import Outcome, ScalingConfig, begin, fit
+from ray_jobs.train.training_jobs import (
     absolute,
     check_output,
     check_tuning,
@@ -41,8 +41,8 @@ from ray_jobs.training_jobs import (
 )
 
 if TYPE_CHECKING:
-    from core.plan import Plan
-    from core.storage import Storage
+    from pathray.data.plan import Plan
+    from pathray.store.storage import Storage
 
 log = logging.getLogger(__name__)
 BUDGET = "total_iterations, total_images"
@@ -90,7 +90,7 @@ def check(config: PretrainAdiosConfig) -> None:
     from adios.assembly import identity_of
     from adios.index import PatchIndex, archives_of
     from adios.settings import check_networks
-    from ray_jobs.resume import check_resumable
+    from ray_jobs.train.resume import check_resumable
 
     check_output(config.output)
     if not config.data_path:
@@ -122,7 +122,7 @@ def rehearse(config: PretrainAdiosConfig) -> None:
 
 def _finished(config: PretrainAdiosConfig) -> Outputs | None:
     """The outputs of a run that has seen its budget."""
-    from core.storage import Storage
+    from pathray.store.storage import Storage
 
     mask_model = Storage.of(str(config.output)).at("mask_model")
     ready = resolve(config, config.scaling.workers, recorded(config).get("global_batch"))
@@ -134,8 +134,8 @@ def _finished(config: PretrainAdiosConfig) -> Outputs | None:
 def prepare(config: PretrainAdiosConfig) -> Any:
     """The plan: that of the run which is gone on with, else of the patches that there are now, indexed where they have
     not been. UserError, with the run's own plan left as it is, when the run was begun with others."""
-    from core.plan import Plan, publish
-    from core.storage import Storage
+    from pathray.data.plan import Plan, publish
+    from pathray.store.storage import Storage
 
     root = Storage.of(str(config.output))
     folder = plan_folder(root)
@@ -154,7 +154,7 @@ def _begun(config: PretrainAdiosConfig, root: Storage, folder: str) -> Plan | No
     folder since is not part of the run. Where the archives have moved, it says so. UserError when they are not where
     `data_path` says."""
     from adios.plan import identity, relocated
-    from core.plan import Plan
+    from pathray.data.plan import Plan
 
     known = recorded(config).get("plan")
     if known is None or "plan" in config.checkpoint.resume_changes:
@@ -198,8 +198,8 @@ def _built(config: PretrainAdiosConfig, folder: str) -> Plan:
     with, may have it."""
     from adios.assembly import identity_of
     from adios.plan import build_plan, identity
-    from core.plan import Plan
-    from ray_jobs.resume import check_resumable
+    from pathray.data.plan import Plan
+    from ray_jobs.train.resume import check_resumable
 
     data, known, newest = config.data, recorded(config), resumed(config)
     beside = f"{folder}-other" if newest is not None else folder
@@ -219,7 +219,7 @@ def _built(config: PretrainAdiosConfig, folder: str) -> Plan:
 def _index(config: PretrainAdiosConfig) -> str:
     """The index of the patches, made or brought up to date on the running Ray below the output folder."""
     from adios.index import archives_of
-    from core.storage import Storage
+    from pathray.store.storage import Storage
     from ray_jobs import index_patches
 
     path = str(config.data_path)
@@ -237,7 +237,7 @@ def train(config: PretrainAdiosConfig, plan: Any, accelerator: str | None = None
     """Save the resolved config and train to the end of the budget, on what `begin` found."""
     from adios.assembly import assemble, identity_of
     from adios.plan import identity as plan_identity
-    from ray_jobs.resume import check_resumable
+    from ray_jobs.train.resume import check_resumable
 
     config = resolve(config, config.scaling.workers, recorded(config).get("global_batch"))
     identity = identity_of(config, plan_identity(plan))

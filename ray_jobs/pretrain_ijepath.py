@@ -15,19 +15,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from core.checks import at_least
-from core.config import Loaded, placement
-from core.errors import UserError
-from core.wsi.spacing import MAX_ENLARGEMENT, too_coarse
 from ijepath.config import CONFIGS_DIR, GROUPS, RunConfig, resolve_global_batch
 from ijepath.profile import Profile
-from ray_jobs import training_jobs
-from ray_jobs.cli import Outputs, job
-from ray_jobs.dry_run import Needs, check_slides, of_catalog, of_index, of_manifest, tell
-from ray_jobs.run_summary import write_run_summary
-from ray_jobs.runtime import RuntimeConfig, ray_session
-from ray_jobs.trainer import Outcome, ScalingConfig, begin, fit
-from ray_jobs.training_jobs import (
+from pathray.config.checks import at_least
+from pathray.config.load import Loaded, placement
+from pathray.errors import UserError
+from pathray.wsi.spacing import MAX_ENLARGEMENT, too_coarse
+from ray_jobs.shell.cli import Outputs, job
+from ray_jobs.shell.dry_run import Needs, check_slides, of_catalog, of_index, of_manifest, tell
+from ray_jobs.shell.run_summary import write_run_summary
+from ray_jobs.shell.runtime import RuntimeConfig, ray_session
+from ray_jobs.train import training_jobs
+from ray_jobs.train.trainer import Outcome, ScalingConfig, begin, fit
+from ray_jobs.train.training_jobs import (
     absolute,
     check_output,
     check_tuning,
@@ -96,8 +96,8 @@ def main(loaded: Loaded[PretrainConfig]) -> Outputs | None:
 def shared(config: PretrainConfig, varied: Sequence[str]) -> list[str]:
     """Slide index and anchor catalog below `config.output`, built on the running Ray for several runs that differ in
     the keys `varied` only; the `key=value` words that name them. None of what depends on such a key."""
-    from core.storage import Storage
     from ijepath.profile import CATALOG_FIELDS
+    from pathray.store.storage import Storage
 
     config = located(config)
     data, root = config.data, Storage.of(str(config.output))
@@ -172,9 +172,9 @@ def _index_is_built(config: PretrainConfig) -> bool:
 
 def prepare(config: PretrainConfig) -> Inputs:
     """Index, anchor catalog and plan, each built on the running Ray when it is missing or stale."""
-    from core.plan import Plan, publish
-    from core.storage import Storage
     from ijepath import plan as plans
+    from pathray.data.plan import Plan, publish
+    from pathray.store.storage import Storage
 
     root = Storage.of(str(config.output))
     data, built = config.data, []
@@ -202,9 +202,9 @@ def prepare(config: PretrainConfig) -> Inputs:
 
 
 def _build_index(config: PretrainConfig, output: str) -> list[str]:
-    from core.reports import check_success
     from ijepath.index import COLUMNS, is_current
     from ijepath.manifest import read_manifest
+    from pathray.reports.units import check_success
     from ray_jobs import index_slides
 
     manifest = read_manifest(str(config.data.slide_manifest_csv), reserved=COLUMNS)
@@ -262,7 +262,7 @@ def _same_profile(config: PretrainConfig, catalog: str) -> None:
 
 def remote_advice(config: PretrainConfig, sources: Any) -> str:
     """What to think of before a run over slides in a bucket begins; empty where nothing is."""
-    from core.urls import is_url
+    from pathray.urls import is_url
 
     paths, data = sources.column("wsi_path").to_pylist(), config.data
     if data.slide_window or len(paths) <= data.max_open_slides or not any(map(is_url, paths)):
@@ -301,11 +301,11 @@ def enlarged(config: PretrainConfig, sources: Any) -> str:
 
 def train(config: PretrainConfig, inputs: Inputs, accelerator: str | None = None) -> Outcome:
     """Log the diversity budget, save the resolved config and train to the end of the budget, on what `begin` found."""
-    from core.train.budget import passes_note
     from ijepath.assembly import assemble, identity_of
     from ijepath.diversity import Diversity
     from ijepath.plan import identity as plan_identity
-    from ray_jobs.resume import check_resumable
+    from pathray.train.budget import passes_note
+    from ray_jobs.train.resume import check_resumable
 
     asked, config = config.optimization.total_images_budget, resolved(config, inputs.plan.rows)
     images, batch = config.optimization.total_images_budget, int(config.optimization.global_batch or 0)
@@ -341,7 +341,7 @@ def train(config: PretrainConfig, inputs: Inputs, accelerator: str | None = None
 
 def resolved(config: PretrainConfig, anchors: int) -> PretrainConfig:
     """The config with the global batch fixed (that of the run it resumes, if it does) and the budget in images."""
-    from core.train.budget import resolve_budget
+    from pathray.train.budget import resolve_budget
 
     known = recorded(config)
     config = resolve_global_batch(_as_named(config, known), config.scaling.workers, known.get(GLOBAL_BATCH))
@@ -353,8 +353,8 @@ def resolved(config: PretrainConfig, anchors: int) -> PretrainConfig:
 
 def _finished(config: PretrainConfig) -> Outputs | None:
     """The outputs of a run that has seen its budget, of anchors that its own plan counts."""
-    from core.plan import Plan
-    from core.storage import Storage
+    from pathray.data.plan import Plan
+    from pathray.store.storage import Storage
 
     if resumed(config) is None:
         return None
@@ -388,7 +388,7 @@ def _check_resumed(config: PretrainConfig) -> None:
     config = resolved(config, anchors=1)
     if newest is not None:
         from ijepath.assembly import identity_of
-        from ray_jobs.resume import check_resumable
+        from ray_jobs.train.resume import check_resumable
 
         changes = config.checkpoint.resume_changes
         check_resumable(newest, identity_of(config, known.get("plan", "")), changes)

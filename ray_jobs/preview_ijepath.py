@@ -16,18 +16,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from core.config import MISSING, Loaded, placement
-from core.errors import UserError
 from ijepath.config import CONFIGS_DIR, GROUPS, OptimizationConfig
 from ijepath.profile import CATALOG_FIELDS, Profile
-from ray_jobs.cli import Outputs, job
-from ray_jobs.dry_run import check_slides, of_catalog, tell
+from pathray.config.load import MISSING, Loaded, placement
+from pathray.errors import UserError
 from ray_jobs.pretrain_ijepath import PretrainConfig, too_coarse_slides
-from ray_jobs.progress import Progress
+from ray_jobs.shell.cli import Outputs, job
+from ray_jobs.shell.dry_run import check_slides, of_catalog, tell
+from ray_jobs.shell.progress import Progress
 
 if TYPE_CHECKING:
-    from core.storage import Storage
     from ijepath.catalog import Catalog
+    from pathray.store.storage import Storage
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +57,8 @@ class PreviewConfig(PretrainConfig):
 
 
 def main(loaded: Loaded[PreviewConfig]) -> Outputs | None:
-    from core.storage import Storage
     from ijepath.catalog import Catalog
+    from pathray.store.storage import Storage
 
     config = loaded.config
     catalog = Catalog.open(config.anchor_catalog)
@@ -125,11 +125,11 @@ def _tell_coarse(config: PreviewConfig, slides: list[str]) -> None:
 
 def _training_order(config: PreviewConfig, folder: str) -> tuple[Any, Any, set[str]]:
     """The lookup and the reader that training would use, and the slides that are too coarse."""
-    from core.stream import Lookup
     from ijepath.assembly import order_of
     from ijepath.config import resolve_global_batch
     from ijepath.data import AnchorReader, ReaderConfig
     from ijepath.plan import build_plan
+    from pathray.data.stream import Lookup
 
     config = resolve_global_batch(config, config.scaling.workers)
     plan = build_plan(config.anchor_catalog, f"{folder}/plan", sampling_stratum_key=config.data.sampling_stratum_key)

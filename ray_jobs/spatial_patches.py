@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import core
-from core.config import MISSING, Loaded, is_set
-from core.errors import MissingFile, UserError
-from core.wsi.spacing import MAX_ENLARGEMENT
-from ray_jobs.cli import Outputs, job
-from ray_jobs.dry_run import tell
+import pathray
+from pathray.config.load import MISSING, Loaded, is_set
+from pathray.errors import MissingFile, UserError
+from pathray.wsi.spacing import MAX_ENLARGEMENT
+from ray_jobs.shell.cli import Outputs, job
+from ray_jobs.shell.dry_run import tell
 
 if TYPE_CHECKING:
     from regression.spatial import Counts, SectionImage, Spots
@@ -64,7 +64,7 @@ class SpatialPatchesConfig:
 
 
 def main(loaded: Loaded[SpatialPatchesConfig]) -> Outputs | None:
-    from core.storage import Storage, write_atomic
+    from pathray.store.storage import Storage, write_atomic
     from regression.spatial import cut_patches, write_table
 
     config = loaded.config
@@ -141,7 +141,7 @@ def section_image(config: SpatialPatchesConfig, section: str) -> SectionImage:
     """Where a section's image is and its spacing. MissingFile and UserError name it."""
     import posixpath
 
-    from core.storage import Storage
+    from pathray.store.storage import Storage
     from regression.spatial import SectionImage, open_section, spacing_of
 
     path = config.images.replace("{section}", section)
@@ -161,4 +161,4 @@ def section_image(config: SpatialPatchesConfig, section: str) -> SectionImage:
 
 
 if __name__ == "__main__":
-    job(main, SpatialPatchesConfig, Path(core.__file__).parent)
+    job(main, SpatialPatchesConfig, Path(pathray.__file__).parent)

@@ -16,15 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import core
-from core.config import MISSING, Loaded
-from core.errors import MissingFile
-from ray_jobs.cli import Outputs, job
-from ray_jobs.dry_run import tell
-from ray_jobs.trainer import STOP, request_stop
+import pathray
+from pathray.config.load import MISSING, Loaded
+from pathray.errors import MissingFile
+from ray_jobs.shell.cli import Outputs, job
+from ray_jobs.shell.dry_run import tell
+from ray_jobs.train.trainer import STOP, request_stop
 
 if TYPE_CHECKING:
-    from core.storage import Storage
+    from pathray.store.storage import Storage
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class StopConfig:
 
 
 def main(loaded: Loaded[StopConfig]) -> Outputs | None:
-    from core.storage import Storage
+    from pathray.store.storage import Storage
 
     store = Storage.of(loaded.config.run)
     if not any(map(store.exists, ("config_resolved.yaml", "checkpoints", "metrics.jsonl", "sweep.yaml"))):
@@ -54,7 +54,7 @@ def main(loaded: Loaded[StopConfig]) -> Outputs | None:
 
 def _end(store: Storage) -> dict[str, Any] | None:
     """The last sign of life of a run, if it says that the run has ended; a later start writes others."""
-    from ray_jobs.progress import BEAT
+    from ray_jobs.shell.progress import BEAT
 
     try:
         beat = json.loads(store.read_bytes(BEAT))
@@ -70,4 +70,4 @@ def words(argv: list[str]) -> list[str]:
 
 if __name__ == "__main__":
     sys.argv[1:] = words(sys.argv[1:])
-    job(main, StopConfig, Path(core.__file__).parent)
+    job(main, StopConfig, Path(pathray.__file__).parent)

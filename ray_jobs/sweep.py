@@ -15,13 +15,13 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from core.config import Loaded
-from core.errors import UserError
 from ijepath.config import CONFIGS_DIR
-from ray_jobs.cli import Outputs, job
-from ray_jobs.dry_run import tell
-from ray_jobs.runtime import ray_session, worker_environment
-from ray_jobs.sweep_config import (
+from pathray.config.load import Loaded
+from pathray.errors import UserError
+from ray_jobs.shell.cli import Outputs, job
+from ray_jobs.shell.dry_run import tell
+from ray_jobs.shell.runtime import ray_session, worker_environment
+from ray_jobs.tune.config import (
     CONFIG,
     SAVE_EVERY,
     Sweep,
@@ -33,8 +33,8 @@ from ray_jobs.sweep_config import (
 )
 
 if TYPE_CHECKING:
-    from core.storage import Storage
-    from ray_jobs.sweep_board import Status
+    from pathray.store.storage import Storage
+    from ray_jobs.tune.board import Status
 
 log = logging.getLogger(__name__)
 TRIAL_CPUS = 1.01  # of Ray, beside those of the run
@@ -68,11 +68,11 @@ def _cpus(sweep: Sweep) -> float:
 
 def run(sweep: Sweep) -> Outputs:
     """All trials of the sweep on the running Ray, to their end or until the sweep is asked to stop."""
-    from core.storage import Storage
-    from ray_jobs.sweep_board import BEST, BOARD, PICTURE, read_statuses, write_board
-    from ray_jobs.sweep_mlflow import Parent
-    from ray_jobs.sweep_tune import tuner_of
-    from ray_jobs.trainer import STOP, stop_on_signals
+    from pathray.store.storage import Storage
+    from ray_jobs.train.trainer import STOP, stop_on_signals
+    from ray_jobs.tune.board import BEST, BOARD, PICTURE, read_statuses, write_board
+    from ray_jobs.tune.mlflow import Parent
+    from ray_jobs.tune.tuner import tuner_of
 
     store = Storage.of(str(sweep.config.output))
     store.remove(STOP)
@@ -97,7 +97,7 @@ def run(sweep: Sweep) -> Outputs:
 
 
 def _settings(sweep: Sweep, store: Storage, words: list[str]) -> Any:
-    from ray_jobs.sweep_trial import TrialSettings
+    from ray_jobs.tune.trial import TrialSettings
 
     config, build = sweep.config, getattr(sweep.job.module, "shared", None)
     if build is not None:
@@ -124,7 +124,7 @@ def _saved(sweep: Sweep) -> str:
     """The sweep's config as YAML, without logins."""
     from omegaconf import OmegaConf
 
-    from core.urls import public, public_text
+    from pathray.urls import public, public_text
 
     parts = (arg.partition("=") for arg in sweep.job.args)
     args = [f"{key}={public(value)}" if sign else key for key, sign, value in parts]

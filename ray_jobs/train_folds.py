@@ -20,13 +20,13 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from core.checks import at_least
-from core.config import MISSING, Loaded, is_set, placement
-from core.errors import MissingFile, UserError
-from ray_jobs.cli import Outputs, job
-from ray_jobs.regression_checks import is_finished, tell_rehearsal
-from ray_jobs.runtime import ray_session
-from ray_jobs.sweep_mlflow import Parent
+from pathray.config.checks import at_least
+from pathray.config.load import MISSING, Loaded, is_set, placement
+from pathray.errors import MissingFile, UserError
+from ray_jobs.shell.cli import Outputs, job
+from ray_jobs.shell.runtime import ray_session
+from ray_jobs.train.regression_checks import is_finished, tell_rehearsal
+from ray_jobs.train.training_jobs import check_output
 from ray_jobs.train_regression import (
     Run,
     TrainRegressionConfig,
@@ -37,11 +37,11 @@ from ray_jobs.train_regression import (
     run_of,
     work_on,
 )
-from ray_jobs.training_jobs import check_output
+from ray_jobs.tune.mlflow import Parent
 from regression.config import CONFIGS_DIR, DataConfig
 
 if TYPE_CHECKING:
-    from core.storage import Storage
+    from pathray.store.storage import Storage
 
 log = logging.getLogger(__name__)
 POLL_S = 0.5
@@ -99,7 +99,7 @@ class Fold:
 
 
 def main(loaded: Loaded[TrainFoldsConfig]) -> Outputs | None:
-    from core.storage import Storage
+    from pathray.store.storage import Storage
     from regression.cross_validation import unfinished, write_summary
 
     config = loaded.config
@@ -168,7 +168,7 @@ def check_apart(folds: list[Fold], runs: list[Run]) -> None:
 
 def folds_of(config: TrainFoldsConfig) -> list[Fold]:
     """A fold per CSV of the folder of splits, in the order of their numbers. MissingFile when there is none."""
-    from core.storage import Storage
+    from pathray.store.storage import Storage
 
     check_output(config.output)
     if not is_set(config.splits):
@@ -190,7 +190,7 @@ def folds_of(config: TrainFoldsConfig) -> list[Fold]:
 def train_all(root: Storage, folds: list[Fold], at_a_time: int) -> None:
     """All folds, `at_a_time` of them together, on the running Ray. A STOP of the whole, which a signal writes, goes to
     each that runs; the first error is raised when all have ended."""
-    from ray_jobs.trainer import STOP, request_stop, stop_on_signals
+    from ray_jobs.train.trainer import STOP, request_stop, stop_on_signals
 
     root.remove(STOP)
     waiting, stopping = list(folds), False

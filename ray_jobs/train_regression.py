@@ -17,15 +17,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from core.config import Loaded, is_set, placement
-from core.errors import UserError
-from ray_jobs import training_jobs
-from ray_jobs.cli import Outputs, job
-from ray_jobs.regression_checks import METRICS, check_rows, is_finished, is_repeated, keep_results, tell_rehearsal
-from ray_jobs.run_summary import write_run_summary
-from ray_jobs.runtime import RuntimeConfig, ray_session
-from ray_jobs.trainer import STOP, Outcome, ScalingConfig, begin, fit
-from ray_jobs.training_jobs import (
+from pathray.config.load import Loaded, is_set, placement
+from pathray.errors import UserError
+from ray_jobs.shell.cli import Outputs, job
+from ray_jobs.shell.run_summary import write_run_summary
+from ray_jobs.shell.runtime import RuntimeConfig, ray_session
+from ray_jobs.train import training_jobs
+from ray_jobs.train.regression_checks import METRICS, check_rows, is_finished, is_repeated, keep_results, tell_rehearsal
+from ray_jobs.train.trainer import STOP, Outcome, ScalingConfig, begin, fit
+from ray_jobs.train.training_jobs import (
     absolute,
     check_output,
     cpus_of,
@@ -36,9 +36,9 @@ from ray_jobs.training_jobs import (
 from regression.config import CONFIGS_DIR, RunConfig, resolve, run_name
 
 if TYPE_CHECKING:
-    from core.committed import Committed
-    from core.plan import Plan
-    from core.storage import Storage
+    from pathray.data.plan import Plan
+    from pathray.store.committed import Committed
+    from pathray.store.storage import Storage
     from regression.features import FeatureFolder
 
 log = logging.getLogger(__name__)
@@ -92,9 +92,9 @@ def validation_metrics(config: TrainRegressionConfig) -> list[str]:
 
 def work_on(run: Run) -> Outputs:
     """Train, judge and leave the results, as far as that has not been done."""
-    from core.storage import Storage
-    from ray_jobs.frozen_features import FeaturesStopped
-    from ray_jobs.run_log import run_log
+    from pathray.store.storage import Storage
+    from ray_jobs.train.frozen_features import FeaturesStopped
+    from ray_jobs.train.run_log import run_log
 
     store, config = Storage.of(run.folder), run.config
     done = Outputs({"run": run.folder, "model": store.join("encoder"), "metrics": store.join(METRICS)})
@@ -138,7 +138,7 @@ def check_probes(config: TrainRegressionConfig) -> None:
     """Before training, since they are asked after it: MissingFile or UserError for one that is no encoder of images."""
     if not config.eval.probes:
         return
-    from ray_jobs.frozen_features import probe_config
+    from ray_jobs.train.frozen_features import probe_config
     from regression.model import preprocessing
 
     for artifact in config.eval.probes.values():
@@ -148,9 +148,9 @@ def check_probes(config: TrainRegressionConfig) -> None:
 def plan_of(config: TrainRegressionConfig, scratch: str = "") -> Plan:
     """The plan of table and split, made once for all runs below `output` that train on them: others may read it. In
     the folder `scratch` instead where one is given: a dry run leaves nothing."""
-    from core.plan import Plan as Opened
-    from core.plan import publish
-    from core.storage import Storage, private_cache
+    from pathray.data.plan import Plan as Opened
+    from pathray.data.plan import publish
+    from pathray.store.storage import Storage, private_cache
     from regression.plan import build_plan
     from regression.splits import read_split
     from regression.table import read_table
@@ -175,7 +175,7 @@ def plan_of(config: TrainRegressionConfig, scratch: str = "") -> Plan:
 
 def _built(build: Callable[[], Plan], folder: str) -> Plan:
     """What `build` gives, or the same that another run has published meanwhile: a folder cannot replace a folder."""
-    from core.plan import Plan as Opened
+    from pathray.data.plan import Plan as Opened
 
     try:
         return build()
@@ -189,8 +189,8 @@ def _built(build: Callable[[], Plan], folder: str) -> Plan:
 def run_of(config: TrainRegressionConfig, plan: Plan) -> Run:
     """The folder to train in: the one named, else that of a run of the same identity that is unfinished, or finished
     and judged in the same way, else a new one. UserError when the folder named holds another run."""
-    from core.storage import Storage
-    from ray_jobs.resume import check_resumable, chosen
+    from pathray.store.storage import Storage
+    from ray_jobs.train.resume import check_resumable, chosen
     from regression.assembly import identity_of
     from regression.plan import identity as plan_identity
 
@@ -232,7 +232,7 @@ def run_of(config: TrainRegressionConfig, plan: Plan) -> Run:
 
 def runs_in(root: Storage, tag: str) -> list[tuple[str, Committed]]:
     """The runs below `root` that have a checkpoint, by name, and their newest ones."""
-    from ray_jobs.resume import chosen
+    from ray_jobs.train.resume import chosen
 
     found = []
     for name in sorted(root.list(), reverse=True):
@@ -263,7 +263,7 @@ def train(run: Run, accelerator: str | None = None) -> Outcome:
         accelerator=accelerator,
     )  # fmt: skip
     if uses_cache(config):
-        from ray_jobs.frozen_features import ensure_features
+        from ray_jobs.train.frozen_features import ensure_features
 
         stopped = is_asked_to_stop(run)
         folder = ensure_features(config, run.plan, config.scaling, "of the frozen backbone", stopped).folder
@@ -275,7 +275,7 @@ def train(run: Run, accelerator: str | None = None) -> Outcome:
 def features_for(run: Run) -> dict[str, FeatureFolder]:
     """What the baselines are fitted to, by name. Before the training: who waits for days does not want to hear at the
     end that a test image cannot be read. UserError naming it; FeaturesStopped when the run is asked to stop."""
-    from ray_jobs.frozen_features import ensure_features, probe_config
+    from ray_jobs.train.frozen_features import ensure_features, probe_config
     from regression.features import check_evaluated
 
     config, scaling = run.config, run.config.scaling
@@ -291,7 +291,7 @@ def features_for(run: Run) -> dict[str, FeatureFolder]:
 
 
 def is_asked_to_stop(run: Run) -> Callable[[], bool]:
-    from core.storage import Storage
+    from pathray.store.storage import Storage
 
     store = Storage.of(run.folder)
     return lambda: store.exists(STOP)
@@ -301,7 +301,7 @@ def judge(run: Run, end: str, kept: dict[str, FeatureFolder]) -> None:
     """The run's results and those of its baselines, in a task with what one worker has: a GPU, if they had one."""
     import ray
 
-    from ray_jobs.backends import resolve_accelerator
+    from ray_jobs.train.backends import resolve_accelerator
 
     config, scaling = run.config, run.config.scaling
     kind = resolve_accelerator(scaling.accelerator, scaling.autoscaling)
@@ -311,8 +311,8 @@ def judge(run: Run, end: str, kept: dict[str, FeatureFolder]) -> None:
 
 
 def _judge(folder: str, plan_path: str, config: RunConfig, end: str, kept: dict[str, FeatureFolder], kind: str) -> None:
-    from core.device import Device
-    from core.plan import Plan
+    from pathray.data.plan import Plan
+    from pathray.device import Device
     from regression.baseline import predictions
     from regression.report import write_results
 

@@ -13,13 +13,13 @@ from typing import Any
 
 from torch import Tensor
 
-from core.artifact import read_description, read_weights
-from core.checkpoint import check_tensors, cpu_copy
-from core.errors import UserError
-from core.nn.resnet import ResNet
-from core.nn.vit import ViT, ViTConfig
-from core.records import sealed, text
-from core.storage import Storage, digest_of
+from pathray.errors import UserError
+from pathray.nn.resnet import ResNet
+from pathray.nn.vit import ViT, ViTConfig
+from pathray.store.artifact import read_description, read_weights
+from pathray.store.checkpoint import check_tensors, cpu_copy
+from pathray.store.records import sealed, text
+from pathray.store.storage import Storage, digest_of
 from regression.model import ExpressionNet, Preprocessing
 from regression.normalise import Normaliser
 

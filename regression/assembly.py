@@ -7,17 +7,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from core.config import fingerprint
-from core.device import Device
-from core.optim.schedules import Schedule, constant
-from core.order import uniform_order
-from core.plan import Plan
-from core.stream import DecodeSettings
-from core.train.assembly import Assembly
-from core.train.budget import log_cadence, resolve_cadence
-from core.train.recipe import Recipe
-from core.train.settings import LoopSettings, PhaseOptim
-from core.train.supervised import Selection
+from pathray.config.load import fingerprint
+from pathray.data.order import uniform_order
+from pathray.data.plan import Plan
+from pathray.data.stream import DecodeSettings
+from pathray.device import Device
+from pathray.optim.schedules import Schedule, constant
+from pathray.train.assembly import Assembly
+from pathray.train.budget import log_cadence, resolve_cadence
+from pathray.train.recipe import Recipe
+from pathray.train.settings import LoopSettings, PhaseOptim
+from pathray.train.supervised import Selection
 from regression import artifact
 from regression.config import LOG_EVERY, RunConfig
 from regression.data import FeatureReader, ImageReader

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from core.errors import UserError
-from core.order import rng
-from core.plan import Plan
-from core.stats.correlation import pearson
+from pathray.data.order import rng
+from pathray.data.plan import Plan
+from pathray.errors import UserError
+from pathray.stats.correlation import pearson
 from regression.plan import rows_of, targets
 
 Floats = npt.NDArray[np.float64]

@@ -1,7 +1,7 @@
 """The run config of a regression: every key, its default and what makes a value senseless. Plain dataclasses.
 
 Fields made with `placement` may change when a run is resumed; all others are the run's identity. Not here: how layers
-are merged (core.config), and where a run executes (added by the job).
+are merged (pathray.config.load), and where a run executes (added by the job).
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from core.checks import at_least, between, one_of, positive
-from core.config import MISSING, placement
-from core.errors import UserError
-from core.train.budget import resolve_budget, resolve_cadence
-from core.train.checkpointing import CheckpointConfig
+from pathray.config.checks import at_least, between, one_of, positive
+from pathray.config.load import MISSING, placement
+from pathray.config.sections import CheckpointConfig
+from pathray.errors import UserError
+from pathray.train.budget import resolve_budget, resolve_cadence
 
 CONFIGS_DIR = Path(__file__).parent / "configs"
 RESNETS = ("resnet18", "resnet50")

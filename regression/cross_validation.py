@@ -17,12 +17,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from core.canvas import ACCENTS, FAINT, INK, MUTED
-from core.errors import UserError
-from core.sealed_parquet import of_bytes
-from core.stats.bootstrap import Interval, t_interval
-from core.stats.correlation import Method, correlation
-from core.storage import Storage
+from pathray.draw.canvas import ACCENTS, FAINT, INK, MUTED
+from pathray.errors import UserError
+from pathray.stats.bootstrap import Interval, t_interval
+from pathray.stats.correlation import Method, correlation
+from pathray.store.sealed_parquet import of_bytes
+from pathray.store.storage import Storage
 from regression.baseline import TITLES
 from regression.report import BASELINES, METRICS, PREDICTIONS
 

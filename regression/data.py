@@ -1,7 +1,7 @@
 """The reader: one plan row → an image, uint8, with its normalised target and the draws for its augmentation.
 
-Everything random comes from the position. Not here: which row stands at which position (core.order), replacement of
-what cannot be read (core.stream), normalisation and augmentation of pixels (regression.recipe).
+Everything random comes from the position. Not here: which row stands at which position (pathray.data.order),
+replacement of what cannot be read (pathray.data.stream), normalisation and augmentation of pixels (regression.recipe).
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from core.errors import MissingFile, UnreadableUnit, UserError
-from core.features.images import read_image
-from core.order import rng
-from core.plan import Plan
-from core.wsi.resize import resize
+from pathray.data.order import rng
+from pathray.data.plan import Plan
+from pathray.errors import MissingFile, UnreadableUnit, UserError
+from pathray.features.images import read_image
+from pathray.wsi.resize import resize
 from regression.plan import normaliser, targets
 
 DRAWS = 9  # uniforms per image: three for its turn, six for its stain

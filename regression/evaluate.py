@@ -16,14 +16,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from core.device import Device
-from core.errors import UnreadableUnit, UserError
-from core.plan import Plan
-from core.sealed_parquet import to_bytes
-from core.stats.correlation import CorrelationIntervals, Method, bootstrap_correlation, correlation
-from core.storage import write_atomic
-from core.train.state import TrainState
-from core.train.supervised import Validate
+from pathray.data.plan import Plan
+from pathray.device import Device
+from pathray.errors import UnreadableUnit, UserError
+from pathray.stats.correlation import CorrelationIntervals, Method, bootstrap_correlation, correlation
+from pathray.store.sealed_parquet import to_bytes
+from pathray.store.storage import write_atomic
+from pathray.train.state import TrainState
+from pathray.train.supervised import Validate
 from regression.config import EvalConfig
 from regression.data import read_square
 from regression.places import Places, places_in
@@ -90,7 +90,8 @@ def metrics(predicted: Floats, measured: Floats, config: EvalConfig) -> dict[str
 
 
 def validator(plan: Plan, config: EvalConfig, device: Device) -> Validate:
-    """What core.train.supervised calls: metrics of the validation rows. UserError when the split has fewer than two."""
+    """What pathray.train.supervised calls: metrics of the validation rows. UserError when the split has fewer than
+    two."""
     rows = rows_of(plan, "val")
     if rows.size < 2:
         raise UserError("too few rows to validate on", key="data.split", found=int(rows.size), expected="2 val rows")

@@ -2,7 +2,8 @@
 
 A folder is named after all that its numbers depend on: weights, preprocessing, the images and their state. Whoever asks
 for the same features again, another run, another fold, finds them; one that was interrupted goes on with what is
-lacking. Not here: who computes the parts (ray_jobs.frozen_features), what is learnt from them (regression.baseline).
+lacking. Not here: who computes the parts (ray_jobs.train.frozen_features), what is learnt from them
+(regression.baseline).
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from core.device import Device
-from core.errors import UnreadableUnit, UserError
-from core.plan import Plan
-from core.storage import Storage
+from pathray.data.plan import Plan
+from pathray.device import Device
+from pathray.errors import UnreadableUnit, UserError
+from pathray.store.storage import Storage
 from regression.baseline import Floats, colour_features
 from regression.config import RunConfig
 from regression.data import read_square

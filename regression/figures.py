@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from core.canvas import ACCENTS, FAINT, INK, MUTED, length_label, round_length
-from core.errors import UserError
-from core.evaluation.report_charts import text
-from core.stats.correlation import Method, correlation
-from core.wsi.thumbnail import thumbnail
+from pathray.draw.canvas import ACCENTS, FAINT, INK, MUTED, length_label, round_length
+from pathray.errors import UserError
+from pathray.evaluation.report_charts import text
+from pathray.stats.correlation import Method, correlation
+from pathray.wsi.thumbnail import thumbnail
 from regression.evaluate import Evaluation
 
 log = logging.getLogger(__name__)

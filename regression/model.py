@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from core.artifact import EncoderArtifact, describe
-from core.errors import UserError
-from core.nn.heads import LinearHead
-from core.nn.resnet import IMAGENET_MEAN, IMAGENET_STD, ResNet, load_weights
-from core.nn.vit import ViT, vit_config
-from core.storage import Storage, digest_of
+from pathray.errors import UserError
+from pathray.nn.heads import LinearHead
+from pathray.nn.resnet import IMAGENET_MEAN, IMAGENET_STD, ResNet, load_weights
+from pathray.nn.vit import ViT, vit_config
+from pathray.store.artifact import EncoderArtifact, describe
+from pathray.store.storage import Storage, digest_of
 from regression.config import RESNETS, RunConfig
 
 _ALONE = threading.Lock()

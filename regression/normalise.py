@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from core.errors import UserError
+from pathray.errors import UserError
 
 Floats = npt.NDArray[np.float64]
 

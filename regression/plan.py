@@ -1,6 +1,7 @@
 """Table and split → plan: a unit per training row, beside a table of all rows with their targets and parts.
 
-Rows are sorted by path, so that the order of a table changes nothing. Not here: the plan's form on disk (core.plan).
+Rows are sorted by path, so that the order of a table changes nothing. Not here: the plan's form on disk
+(pathray.data.plan).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from core.plan import Plan, PlanWriter
+from pathray.data.plan import Plan, PlanWriter
 from regression.normalise import Normaliser
 from regression.splits import Split
 from regression.table import Table

@@ -1,6 +1,7 @@
 """What a regression knows about training: one phase, its loss, and what images look like on the device.
 
-A core.train.recipe.Recipe. Not here: networks (regression.model), formulas (regression.loss), devices, files and Ray.
+A pathray.train.recipe.Recipe. Not here: networks (regression.model), formulas (regression.loss), devices, files and
+Ray.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from core.nn.stain import constant, stained
-from core.train.recipe import Loss, Progress
+from pathray.nn.stain import constant, stained
+from pathray.train.recipe import Loss, Progress
 from regression.config import AugmentConfig, RunConfig
 from regression.loss import image_losses
 from regression.model import ExpressionNet, Preprocessing, build_net, preprocessing

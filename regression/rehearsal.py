@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from core.device import Device
-from core.errors import UserError
-from core.plan import Plan
-from core.stream import Lookup, decoded, rank_rows
-from core.train.loop import run
-from core.train.state import TrainState
+from pathray.data.plan import Plan
+from pathray.data.stream import Lookup, decoded, rank_rows
+from pathray.device import Device
+from pathray.errors import UserError
+from pathray.train.loop import run
+from pathray.train.state import TrainState
 from regression.assembly import assemble
 from regression.config import RunConfig
 from regression.evaluate import metrics, predict

@@ -11,13 +11,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from core.device import Device
-from core.errors import UserError
-from core.plan import Plan
-from core.records import SEAL, check_seal, sealed
-from core.stats.correlation import CorrelationIntervals, Method
-from core.storage import Storage
-from core.tracking import MetricsLog
+from pathray.data.plan import Plan
+from pathray.device import Device
+from pathray.errors import UserError
+from pathray.run.tracking import MetricsLog
+from pathray.stats.correlation import CorrelationIntervals, Method
+from pathray.store.records import SEAL, check_seal, sealed
+from pathray.store.storage import Storage
 from regression import artifact
 from regression.baseline import TITLES
 from regression.config import EvalConfig, RunConfig

@@ -18,13 +18,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from core.errors import UnreadableUnit, UserError
-from core.features.images import read_image
-from core.sheet import Sheet, read_sheet
-from core.storage import Storage, write_atomic
-from core.wsi.reader import SlideReader, open_slide
-from core.wsi.regions import read_regions
-from core.wsi.spacing import MAX_ENLARGEMENT, level_mpps, too_coarse
+from pathray.errors import UnreadableUnit, UserError
+from pathray.features.images import read_image
+from pathray.files.sheet import Sheet, read_sheet
+from pathray.store.storage import Storage, write_atomic
+from pathray.wsi.reader import SlideReader, open_slide
+from pathray.wsi.regions import read_regions
+from pathray.wsi.spacing import MAX_ENLARGEMENT, level_mpps, too_coarse
 from regression.table import check_groups
 
 Floats = npt.NDArray[np.float64]

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from core.csv_rows import check_header, records
-from core.errors import UserError
-from core.order import rng
-from core.storage import Storage, digest_bytes
-from core.user_files import decoded, read_user_file
+from pathray.data.order import rng
+from pathray.errors import UserError
+from pathray.files.csv_rows import check_header, records
+from pathray.files.text import decoded, read_user_file
+from pathray.store.storage import Storage, digest_bytes
 from regression.table import Strings, Table
 
 SPLITS = ("train", "val", "test")

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from core.csv_rows import spelling
-from core.errors import MissingFile, UserError
-from core.sheet import Sheet, read_sheet
-from core.storage import Storage
+from pathray.errors import MissingFile, UserError
+from pathray.files.csv_rows import spelling
+from pathray.files.sheet import Sheet, read_sheet
+from pathray.store.storage import Storage
 from regression.places import Places
 
 Floats = npt.NDArray[np.float64]

@@ -18,7 +18,7 @@ from tests.builders.jobs import ROOT, job_environment, run_job_process
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 SCIENCES = [name for name in ("ijepath", "adios", "oct", "mil", "regression") if (ROOT / name).is_dir()]
-PACKAGES = ["core", *SCIENCES, "ray_jobs"]
+PACKAGES = ["pathray", *SCIENCES, "ray_jobs"]
 
 
 def modules(*packages: str) -> list[Path]:
@@ -47,10 +47,12 @@ def test_the_import_contracts_cover_every_package():
     assert sorted(config["root_packages"]) == sorted(PACKAGES)
     for contract in config["contracts"]:
         if contract["type"] == "forbidden":
-            assert sorted(contract["source_modules"]) == sorted(["core", *SCIENCES]), contract["name"]
+            assert sorted(contract["source_modules"]) == sorted(["pathray", *SCIENCES]), contract["name"]
 
 
-@pytest.mark.parametrize("line", ["import ray", "from ray.data import Datasource", "import ray_jobs.cli", "import mil"])
+@pytest.mark.parametrize(
+    "line", ["import ray", "from ray.data import Datasource", "import ray_jobs.shell.cli", "import mil"]
+)
 def test_a_science_that_breaks_a_contract_is_caught(tmp_path, line):
     for package in {*PACKAGES, "mil"}:
         (tmp_path / package).mkdir()
@@ -76,14 +78,14 @@ def test_ray_stands_within_the_range_that_was_tested():
 @pytest.mark.parametrize(
     ("names", "file"),
     [
-        (("Datasource", "ReadTask"), "ray_jobs/rank_source.py"),
-        (("Backend", "BackendConfig"), "ray_jobs/backends.py"),
-        (("Searcher",), "ray_jobs/searchers.py"),
+        (("Datasource", "ReadTask"), "ray_jobs/train/rank_source.py"),
+        (("Backend", "BackendConfig"), "ray_jobs/train/backends.py"),
+        (("Searcher",), "ray_jobs/tune/searchers.py"),
     ],
 )
 def test_rays_developer_interfaces_stand_in_one_file_each(names, file):
     users = set()
-    for path in modules("core", *SCIENCES, "ray_jobs"):
+    for path in modules("pathray", *SCIENCES, "ray_jobs"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "ray":
                 if {alias.name for alias in node.names} & set(names):

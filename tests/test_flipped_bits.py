@@ -16,20 +16,20 @@ from adios import artifact as masks
 from adios.index import PatchIndex, archives_of
 from adios.index_writer import index_patches
 from adios.mask_models import MaskModel, MaskModelConfig
-from core import checkpoint
-from core.artifact import EncoderArtifact
-from core.committed import COMMITTED
-from core.errors import UserError
-from core.nn.vit import ViT, ViTConfig
-from core.plan import Plan, PlanWriter
-from core.storage import Storage
-from core.stream import Fault
-from core.tracking import MetricsLog
 from ijepath.anchors import SlideAnchors
 from ijepath.catalog import Catalog
 from ijepath.catalog_writer import write_catalog
 from ijepath.index import read_index
-from ray_jobs import quarantine
+from pathray.data.plan import Plan, PlanWriter
+from pathray.data.stream import Fault
+from pathray.errors import UserError
+from pathray.nn.vit import ViT, ViTConfig
+from pathray.run.tracking import MetricsLog
+from pathray.store import checkpoint
+from pathray.store.artifact import EncoderArtifact
+from pathray.store.committed import COMMITTED
+from pathray.store.storage import Storage
+from ray_jobs.train import quarantine
 from regression import artifact as regressions
 from regression.cross_validation import _test_rows
 from regression.evaluate import write_parquet

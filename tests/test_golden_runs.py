@@ -7,13 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from core import checkpoint
-from core.committed import read_committed
-from core.device import Device
-from core.nn.vit import PRESETS
-from core.plan import Plan
-from core.train.state import TrainState
-from ray_jobs.resume import check_resumable
+from pathray.data.plan import Plan
+from pathray.device import Device
+from pathray.nn.vit import PRESETS
+from pathray.store import checkpoint
+from pathray.store.committed import read_committed
+from pathray.train.state import TrainState
+from ray_jobs.train.resume import check_resumable
 from tests.builders import golden
 
 
@@ -48,7 +48,7 @@ def test_a_run_of_an_earlier_version_is_resumed_as_the_same_run_and_ends_as_it_d
 
 def test_artifacts_of_an_earlier_version_are_loaded_as_they_were_written():
     from adios import artifact as mask_models
-    from core.artifact import EncoderArtifact
+    from pathray.store.artifact import EncoderArtifact
     from regression import artifact as regressions
 
     for science in ("ijepath", "adios"):

@@ -10,8 +10,8 @@ import zlib
 import pytest
 
 from adios.archives import Fault, SourceCache, fault_of, member_limit, read_directory, read_member, unsafe
-from core.errors import UnreadableUnit
-from core.wsi.source import open_source
+from pathray.errors import UnreadableUnit
+from pathray.wsi.backends.source import open_source
 from tests.builders.zips import write_zip
 
 LIMIT = member_limit(32)

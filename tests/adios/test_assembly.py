@@ -14,13 +14,13 @@ from adios.index_writer import index_patches
 from adios.pictures import MaskPictures
 from adios.plan import build_plan
 from adios.recipe import AdiosRecipe
-from core import checkpoint
-from core.artifact import EncoderArtifact
-from core.device import Device
-from core.features.encoder import EncoderSpec, load_encoder
-from core.stream import Lookup, decoded, rank_rows
-from core.train.loop import Tick, run
-from core.train.state import TrainState
+from pathray.data.stream import Lookup, decoded, rank_rows
+from pathray.device import Device
+from pathray.features.encoder import EncoderSpec, load_encoder
+from pathray.store import checkpoint
+from pathray.store.artifact import EncoderArtifact
+from pathray.train.loop import Tick, run
+from pathray.train.state import TrainState
 from tests.builders.adios_run import config
 from tests.builders.zips import write_folder
 

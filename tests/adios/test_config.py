@@ -6,10 +6,10 @@ import pytest
 
 from adios.config import CONFIGS_DIR, OptimizationConfig, RunConfig, resolve
 from adios.settings import check_networks, loop_settings, phase_optim
-from core.config import fingerprint, load_config
-from core.errors import UserError
-from core.optim.schedules import Schedule
-from core.train.settings import PhaseOptim
+from pathray.config.load import fingerprint, load_config
+from pathray.errors import UserError
+from pathray.optim.schedules import Schedule
+from pathray.train.settings import PhaseOptim
 from tests.builders.adios_run import config
 
 PUBLISHED = {

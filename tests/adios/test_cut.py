@@ -13,10 +13,10 @@ from adios.cut import ImagesCut, SlideCut, cut, cut_if_needed
 from adios.data import decoded
 from adios.index import archives_of
 from adios.index_writer import index_patches
-from core.storage import StorageError
-from core.wsi.reader import open_slide
-from core.wsi.regions import read_region
-from core.wsi.tiling import TileSpec
+from pathray.store.storage import StorageError
+from pathray.wsi.reader import open_slide
+from pathray.wsi.regions import read_region
+from pathray.wsi.tiling import TileSpec
 from tests.builders.cohort import square_mask, write_mask, write_slide
 from tests.builders.zips import encoded, picture
 

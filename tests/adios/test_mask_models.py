@@ -7,7 +7,7 @@ import torch
 
 from adios import artifact
 from adios.mask_models import KINDS, MaskModel, MaskModelConfig, UNet, ViTUNet, _repeated, build_mask_model, skip_widths
-from core.errors import MissingFile, UserError
+from pathray.errors import MissingFile, UserError
 
 SMALL = {"image_size": 32, "dim": 32, "depth": 4, "heads": 2}
 MEAN, STD = (0.68, 0.56, 0.72), (0.16, 0.17, 0.14)

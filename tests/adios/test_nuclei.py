@@ -23,7 +23,7 @@ from adios.nuclei import (
 )  # fmt: skip
 from adios.nuclei_figures import HIT, Example, chosen_examples, compared, draw_examples, draw_results, outlined
 from adios.segmentation import METRICS, score, summary
-from core.errors import MissingFile, UserError
+from pathray.errors import MissingFile, UserError
 
 
 def pair(seed: int, height: int = 40, width: int = 56) -> Pair:

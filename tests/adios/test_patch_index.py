@@ -15,7 +15,7 @@ from adios import index_writer
 from adios.archives import read_directory
 from adios.index import PatchIndex, archives_of, index_archive
 from adios.index_writer import index_one, index_patches, quarantine_path
-from core.errors import MissingFile, UserError
+from pathray.errors import MissingFile, UserError
 from tests.builders.jobs import ROOT, job_environment
 from tests.builders.zips import SIZE, encoded, patch_name, picture, write_archive, write_folder, write_zip
 

@@ -10,7 +10,7 @@ import pytest
 from adios.index import SCHEMA, archives_of
 from adios.index_writer import index_patches
 from adios.plan import build_plan, identity, paths
-from core.errors import MissingFile, UserError
+from pathray.errors import MissingFile, UserError
 from tests.builders.zips import SIZE, encoded, patch_name, picture, write_archive, write_folder, write_zip
 
 

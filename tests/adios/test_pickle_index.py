@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from adios.pickle_index import read_pickle_index
-from core.errors import MissingFile, UserError
+from pathray.errors import MissingFile, UserError
 
 ENTRIES = [("a.zip", ["patch_001_448_x1_y2.png", "é.png"]), ("sub/b.zip", [])]
 

@@ -10,11 +10,11 @@ from adios.augment import crops, view
 from adios.config import OptimizationConfig, StudentConfig
 from adios.recipe import MASK, STUDENT, AdiosRecipe, advice, masked
 from adios.settings import loop_settings, phase_optim
-from core.device import Device
-from core.errors import UserError
-from core.train.loop import run
-from core.train.recipe import Progress
-from core.train.state import TrainState
+from pathray.device import Device
+from pathray.errors import UserError
+from pathray.train.loop import run
+from pathray.train.recipe import Progress
+from pathray.train.state import TrainState
 from tests.builders import adios_ranks
 from tests.builders.adios_run import batch, config, stream
 from tests.builders.contrast import by_hand

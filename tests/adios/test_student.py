@@ -6,9 +6,9 @@ import torch
 
 from adios.config import RunConfig, StudentConfig
 from adios.student import Student, build_student, student_config
-from core.errors import UserError
-from core.nn.blocks import SwiGLU
-from core.nn.vit import ViTConfig
+from pathray.errors import UserError
+from pathray.nn.blocks import SwiGLU
+from pathray.nn.vit import ViTConfig
 from tests.builders.adios_run import config
 
 

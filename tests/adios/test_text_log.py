@@ -7,7 +7,7 @@ import math
 import pytest
 
 from adios.text_log import read_logs, rows_of_text
-from core.errors import UserError
+from pathray.errors import UserError
 
 LINE = "[{step:6d}/300000]  eta: 2 days, 3:04:05  student_loss: {loss:.6f} (9.000000)  mask_loss: -1.5e+01 (-14.2)  \
 temp: nan (nan)  time: 0.512000  data: 0.000200  max mem: 23456"

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from adios.visualise import FRAMES, cells, draw_masks, write_film, write_masks
-from core.errors import MissingFile, UserError
-from core.storage import Storage
+from pathray.errors import MissingFile, UserError
+from pathray.store.storage import Storage
 
 
 def patches(count: int = 2, masks: int = 3, side: int = 32):

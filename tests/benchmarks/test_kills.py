@@ -14,7 +14,7 @@ import torch
 from benchmarks import kill_checks as checks
 from benchmarks.kill_runs import Job, is_agent
 from benchmarks.kills import KINDS, draw
-from core import checkpoint
+from pathray.store import checkpoint
 from tests.builders.jobs import wait_for
 
 STEP = 4

@@ -11,11 +11,11 @@ from torch import Tensor
 from adios.config import StudentConfig
 from adios.recipe import AdiosRecipe
 from adios.settings import loop_settings
-from core.device import Device
-from core.train.loop import run
-from core.train.recipe import Progress
-from core.train.state import TrainState
-from core.train.sync import FlatSync
+from pathray.device import Device
+from pathray.train.loop import run
+from pathray.train.recipe import Progress
+from pathray.train.state import TrainState
+from pathray.train.sync import FlatSync
 from tests.builders.adios_run import batch, config, stream
 
 G = 6

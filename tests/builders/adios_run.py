@@ -17,7 +17,7 @@ from adios.config import (
     StudentConfig,
     resolve,
 )
-from core.order import rng
+from pathray.data.order import rng
 
 SIZE = 32
 SMALL: dict[str, Any] = {
@@ -62,7 +62,7 @@ def batch(run: RunConfig, first: int, count: int) -> dict[str, Any]:
 
 
 def stream(run: RunConfig, rank: int = 0, world: int = 1) -> Callable[[int], Iterator[dict[str, Any]]]:
-    """Batches of one rank for core.train.loop."""
+    """Batches of one rank for pathray.train.loop."""
     assert run.global_batch is not None
     total, share = run.global_batch, run.global_batch // world
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.plan import Plan
-from core.stream import Lookup
 from demo.cohort import CohortSettings, generate
 from ijepath.anchors import anchors_of
 from ijepath.assembly import order_of
@@ -18,6 +16,8 @@ from ijepath.index import COLUMNS, SlideIndex, index_slides, write_index
 from ijepath.manifest import read_manifest
 from ijepath.plan import build_plan
 from ijepath.profile import Profile
+from pathray.data.plan import Plan
+from pathray.data.stream import Lookup
 
 
 @dataclass

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from core.artifact import EncoderArtifact
-from core.nn.vit import ViT, ViTConfig
+from pathray.nn.vit import ViT, ViTConfig
+from pathray.store.artifact import EncoderArtifact
 
 MEAN, STD = [0.7, 0.55, 0.7], [0.2, 0.25, 0.2]
 

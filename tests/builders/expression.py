@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from core.artifact import EncoderArtifact
-from core.nn.vit import ViT, vit_config
-from core.plan import Plan
+from pathray.data.plan import Plan
+from pathray.nn.vit import ViT, vit_config
+from pathray.store.artifact import EncoderArtifact
 from regression.config import RunConfig
 from regression.plan import build_plan
 from regression.splits import Split, holdout

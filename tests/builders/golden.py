@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from core.device import Device
-from core.plan import Plan
-from core.train.assembly import Assembly
-from core.train.loop import run
-from core.train.state import TrainState
+from pathray.data.plan import Plan
+from pathray.device import Device
+from pathray.train.assembly import Assembly
+from pathray.train.loop import run
+from pathray.train.state import TrainState
 
 FOLDER = Path(__file__).parents[1] / "data" / "golden_runs_v1"
 SCIENCES = ("ijepath", "adios", "regression")
@@ -25,8 +25,8 @@ HALF, STEPS = 2, 4
 
 
 def ijepath_config() -> Any:
-    from core.config import load_config
     from ijepath.config import CONFIGS_DIR, GROUPS, RunConfig, resolve_global_batch
+    from pathray.config.load import load_config
 
     keys = (
         "data.context_fov_um=96", "data.target_fov_um=32", "data.targets_per_context=2", "data.threads=1",

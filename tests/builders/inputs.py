@@ -9,7 +9,7 @@ from adios import artifact as mask_models
 from adios.index import archives_of
 from adios.index_writer import index_patches
 from adios.mask_models import MaskModelConfig, build_mask_model
-from core.tracking import MetricsLog
+from pathray.run.tracking import MetricsLog
 from regression import artifact
 from regression.normalise import Normaliser
 from regression.recipe import RegressionRecipe

@@ -22,9 +22,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.config import MISSING
-from core.errors import UserError
-from ray_jobs.cli import Outputs, job
+from pathray.config.load import MISSING
+from pathray.errors import UserError
+from ray_jobs.shell.cli import Outputs, job
 
 
 @dataclass

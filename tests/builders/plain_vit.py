@@ -1,4 +1,5 @@
-"""The ViT of core.nn once more, as plain as the formulas: full attention matrices, float64, no fast path. An oracle."""
+"""The ViT of pathray.nn once more, as plain as the formulas: full attention matrices, float64, no fast path. An
+oracle."""
 
 from __future__ import annotations
 
@@ -6,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.nn.positions import grid_coordinates, sincos
-from core.nn.vit import ViT
+from pathray.nn.positions import grid_coordinates, sincos
+from pathray.nn.vit import ViT
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None) -> Tensor:

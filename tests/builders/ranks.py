@@ -14,13 +14,13 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from core import checkpoint
-from core.device import Device
-from core.train.loop import run
-from core.train.recipe import TrainingStopped
-from core.train.settings import LoopSettings
-from core.train.state import TrainState
-from core.train.sync import FlatSync, OverlapSync
+from pathray.device import Device
+from pathray.store import checkpoint
+from pathray.train.loop import run
+from pathray.train.recipe import TrainingStopped
+from pathray.train.settings import LoopSettings
+from pathray.train.state import TrainState
+from pathray.train.sync import FlatSync, OverlapSync
 from tests.builders.recipes import Regression, TwoPhases, settings, stream
 
 PHASES = ("student", "adversary")

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from core.device import scalar
-from core.optim.ema import Ema
-from core.optim.schedules import Schedule, constant
-from core.order import rng
-from core.train.recipe import Loss, Micro, Progress
-from core.train.settings import LoopSettings, PhaseOptim
+from pathray.data.order import rng
+from pathray.device import scalar
+from pathray.optim.ema import Ema
+from pathray.optim.schedules import Schedule, constant
+from pathray.train.recipe import Loss, Micro, Progress
+from pathray.train.settings import LoopSettings, PhaseOptim
 
 WIDTH = 6
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core import checkpoint
-from core.storage import Storage
+from pathray.store import checkpoint
+from pathray.store.storage import Storage
 from tests.builders.cohort import write_manifest
 from tests.builders.slides import write_slide
 
@@ -59,7 +59,7 @@ def pretrain(output: Path | str, manifest: Path | str | None, *argv: str) -> int
     """The job in this process, on the Ray that is running; its exit code."""
     from ijepath.config import CONFIGS_DIR, GROUPS
     from ray_jobs import pretrain_ijepath as job
-    from ray_jobs.cli import run_job
+    from ray_jobs.shell.cli import run_job
 
     return run_job(job.main, job.PretrainConfig, command(output, manifest, *argv), CONFIGS_DIR, GROUPS)
 
@@ -69,12 +69,12 @@ def index_and_catalog(folder: Path, manifest: str, *argv: str) -> str:
 
     A run that is given a catalog does not look at the slides before it reads them, so they can be damaged meanwhile.
     """
-    from core.config import load_config
     from ijepath.anchors import anchors_of
     from ijepath.catalog_writer import write_catalog
     from ijepath.config import CONFIGS_DIR, GROUPS
     from ijepath.index import SlideIndex, index_slides, write_index
     from ijepath.manifest import read_manifest
+    from pathray.config.load import load_config
     from ray_jobs.pretrain_ijepath import PretrainConfig, profile_of
 
     config = load_config(PretrainConfig, [*KEYS, *argv], configs_dir=CONFIGS_DIR, groups=GROUPS).config
@@ -110,7 +110,7 @@ def undisturbed(base: Path) -> Run:
 
 def checkpoints(run: Path) -> dict[str, int]:
     """Folder name → images seen of every committed checkpoint."""
-    from core.committed import list_committed
+    from pathray.store.committed import list_committed
 
     return {Path(c.path).name: c.meta["images_seen"] for c in list_committed(str(run / "checkpoints"))}
 

@@ -1,4 +1,4 @@
-"""Config schemas for the tests of core/config.py: what the sciences' schemas contain, in small."""
+"""Config schemas for the tests of pathray/config/load.py: what the sciences' schemas contain, in small."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal
 
-from core.config import MISSING, is_set, placement
-from core.errors import UserError
+from pathray.config.load import MISSING, is_set, placement
+from pathray.errors import UserError
 
 
 class Precision(Enum):

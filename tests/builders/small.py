@@ -12,16 +12,16 @@ from typing import Any
 
 from torch import Tensor
 
-from core.config import load_config
-from core.device import Device
-from core.nn.vit import PRESETS
-from core.plan import Plan
-from core.stream import Lookup, decoded, rank_rows
-from core.train.assembly import Assembly
-from core.train.loop import Tick, TrainState, run
 from ijepath import assembly
 from ijepath.config import CONFIGS_DIR, GROUPS, RunConfig, resolve_global_batch
 from ijepath.profile import Profile
+from pathray.config.load import load_config
+from pathray.data.plan import Plan
+from pathray.data.stream import Lookup, decoded, rank_rows
+from pathray.device import Device
+from pathray.nn.vit import PRESETS
+from pathray.train.assembly import Assembly
+from pathray.train.loop import Tick, TrainState, run
 from tests.builders.anchor_catalog import planned
 from tests.builders.cohort import speckled_cohort
 
@@ -85,7 +85,7 @@ def train(
 ) -> tuple[list[Tick], list[int], State]:
     """Ticks of a run (to its end, or to `stop_at` steps), the compilations counted after each, and its state as a
     checkpoint holds it."""
-    from core.checkpoint import cpu_copy
+    from pathray.store.checkpoint import cpu_copy
 
     held = TrainState(recipe, settings, device)
     if state is not None:

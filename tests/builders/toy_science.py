@@ -17,16 +17,16 @@ import pyarrow as pa
 import torch
 from torch import nn
 
-from core.config import fingerprint, placement
-from core.errors import UnreadableUnit
-from core.optim.schedules import Schedule
-from core.order import rng, uniform_order
-from core.plan import Plan, PlanWriter
-from core.stream import DecodeSettings
-from core.train.assembly import Assembly
-from core.train.recipe import Loss
-from core.train.settings import LoopSettings, PhaseOptim
-from core.train.supervised import Selection
+from pathray.config.load import fingerprint, placement
+from pathray.data.order import rng, uniform_order
+from pathray.data.plan import Plan, PlanWriter
+from pathray.data.stream import DecodeSettings
+from pathray.errors import UnreadableUnit
+from pathray.optim.schedules import Schedule
+from pathray.train.assembly import Assembly
+from pathray.train.recipe import Loss
+from pathray.train.settings import LoopSettings, PhaseOptim
+from pathray.train.supervised import Selection
 
 WIDTH = 16
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from core import checkpoint
-from core.device import Device
-from core.train.loop import run
+from pathray.device import Device
+from pathray.store import checkpoint
+from pathray.train.loop import run
 from tests.builders.ranks import two_phase_settings
 from tests.builders.recipes import TwoPhases, stream
 

@@ -16,12 +16,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from core import checkpoint
-from core.device import Device
-from core.nn.vit import PRESETS
-from core.plan import Plan, PlanWriter
-from core.stream import DecodeSettings, Lookup, decoded, rank_rows
-from core.train.state import TrainState
+from pathray.data.plan import Plan, PlanWriter
+from pathray.data.stream import DecodeSettings, Lookup, decoded, rank_rows
+from pathray.device import Device
+from pathray.nn.vit import PRESETS
+from pathray.store import checkpoint
+from pathray.train.state import TrainState
 from tests.builders import golden
 
 

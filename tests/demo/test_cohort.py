@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from core.errors import UserError
 from demo.anatomy import LYMPHOID, TUMOUR, grow
 from demo.cohort import CohortSettings, SlidePlan, generate, main, plan, render
 from demo.organs import ORGANS
 from demo.scanner import HOSPITALS, NORTH, SOUTH
+from pathray.errors import UserError
 
 SMALL = CohortSettings(slides_per_hospital=1, size_um=640, patches_per_label=3, patch_px=96)
 

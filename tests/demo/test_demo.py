@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 import demo.__main__ as program
-from core.config import load_config
-from core.errors import UserError
 from demo import summary
 from ijepath.config import CONFIGS_DIR, GROUPS
+from pathray.config.load import load_config
+from pathray.errors import UserError
 
 
 def test_arguments_of_the_demo_and_of_the_training_are_told_apart() -> None:

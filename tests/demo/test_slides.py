@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from core.errors import UserError
 from demo.slides import manifest_of
+from pathray.errors import UserError
 from tests.builders.cohort import write_slide
 
 

@@ -10,8 +10,8 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before the first 
 import pytest
 import torch
 
-from core.device import Device
-from core.plan import Plan
+from pathray.data.plan import Plan
+from pathray.device import Device
 from tests.builders import small
 
 

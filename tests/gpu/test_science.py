@@ -12,9 +12,9 @@ import torch
 from adios.config import MaskModelSettings, OptimizationConfig, StudentConfig
 from adios.recipe import MASK, STUDENT, AdiosRecipe
 from adios.settings import loop_settings
-from core import checkpoint
-from core.nn import attention
-from core.train.loop import LoopSettings
+from pathray.nn import attention
+from pathray.store import checkpoint
+from pathray.train.loop import LoopSettings
 from tests.builders import adios_run, small
 from tests.builders.small import losses, train
 
@@ -22,7 +22,7 @@ G = 8
 
 
 class Science(NamedTuple):
-    """What `core.train.loop.run` wants, made anew for every run."""
+    """What `pathray.train.loop.run` wants, made anew for every run."""
 
     recipe: object
     batches: object

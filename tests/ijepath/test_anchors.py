@@ -3,12 +3,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.wsi.reader import open_mask
-from core.wsi.regions import read_region
 from ijepath.anchors import TissueMap, anchors_of, grid, mask_map, reduced, slide_anchors
 from ijepath.index import index_slide
 from ijepath.manifest import ManifestRow
 from ijepath.profile import Profile
+from pathray.wsi.reader import open_mask
+from pathray.wsi.regions import read_region
 from tests.builders.cohort import square_mask, write_mask, write_slide
 
 

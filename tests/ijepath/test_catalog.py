@@ -7,12 +7,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from core.errors import MissingFile, UserError
-from core.storage import Storage, StorageError
 from ijepath.anchors import SlideAnchors
 from ijepath.catalog import SCHEMA, Catalog, is_current, stale_because
 from ijepath.catalog_writer import ROWS_PER_GROUP, report_line, write_catalog
 from ijepath.manifest import folder_of
+from pathray.errors import MissingFile, UserError
+from pathray.store.storage import Storage, StorageError
 from tests.builders.anchors import anchors_at, index_row, small_profile, write_small_index
 
 

@@ -5,11 +5,11 @@ import dataclasses
 import pytest
 from omegaconf import OmegaConf
 
-from core.config import differing, fingerprint, load_config
-from core.errors import UserError
-from core.evaluation.settings import poll_every_steps
 from ijepath.config import CONFIGS_DIR, GROUPS, RunConfig, resolve_global_batch
 from ijepath.data import ReaderConfig
+from pathray.config.load import differing, fingerprint, load_config
+from pathray.errors import UserError
+from pathray.evaluation.settings import poll_every_steps
 
 PROFILE = "profile=ctx1p0_tgt0p5_fov512um_k4"
 BUDGET = "optimization.total_images_budget=1000"

@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 import tifffile
 
-from core.errors import UnreadableUnit
-from core.wsi.regions import resize
 from ijepath.config import (
     DataConfig,
     MaskConfig,
@@ -22,6 +20,8 @@ from ijepath.config import (
 )
 from ijepath.data import AnchorReader, ReaderConfig, locate, read_pixels
 from ijepath.tissue import TissueCache
+from pathray.errors import UnreadableUnit
+from pathray.wsi.regions import resize
 from tests.builders.slides import write_mask as write_levels
 
 WIDTH, HEIGHT = 2048, 1536  # 0.5 mpp: 1024 x 768 µm
@@ -97,7 +97,7 @@ def test_one_level_slides_give_the_context_by_area_and_the_targets_as_they_are(c
 
 def counted(monkeypatch, method):
     """The arguments of every call of a method of TiffReader from now on."""
-    from core.wsi.tiff import TiffReader
+    from pathray.wsi.backends.tiff import TiffReader
 
     calls, original = [], getattr(TiffReader, method)
     monkeypatch.setattr(TiffReader, method, lambda self, *args: calls.append(args) or original(self, *args))
@@ -297,7 +297,7 @@ def likeness(context, target, x0, y0, x1, y1):
 @pytest.fixture
 def speckled(cohort, tmp_path):
     """An open slide, a mask of random 16 µm squares at 0.5 mpp, and its path."""
-    from core.wsi.reader import open_slide
+    from pathray.wsi.reader import open_slide
 
     generator = np.random.default_rng(1)
     tissue = np.kron(generator.random((HEIGHT // 32, WIDTH // 32)) < 0.5, np.ones((32, 32), bool))

@@ -1,7 +1,7 @@
 import pytest
 
-from core.errors import UserError
 from ijepath.diversity import Diversity, stratum_passes
+from pathray.errors import UserError
 
 
 @pytest.mark.parametrize(

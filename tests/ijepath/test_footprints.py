@@ -5,8 +5,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.errors import UserError
-from core.order import rng
 from ijepath.config import MaskConfig
 from ijepath.footprints import (
     TooFewTokens,
@@ -18,6 +16,8 @@ from ijepath.footprints import (
 )
 from ijepath.geometry import BoxRules, Geometry, NoBoxes, draw_boxes, profile_geometry
 from ijepath.profile import Profile
+from pathray.data.order import rng
+from pathray.errors import UserError
 
 DEFAULT = profile_geometry(Profile())
 

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from core.errors import UserError
-from core.order import rng
 from ijepath.config import MaskConfig, OptimizationConfig, RunConfig, ScalesConfig
 from ijepath.geometry import BoxRules, Geometry, NoBoxes, draw_boxes, overlap_areas, profile_geometry, starts
 from ijepath.profile import Profile
 from ijepath.scales import available_factors, kind_of_step, kinds
+from pathray.data.order import rng
+from pathray.errors import UserError
 
 DEFAULT = profile_geometry(Profile())
 

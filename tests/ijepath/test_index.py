@@ -6,8 +6,6 @@ import pyarrow.parquet as pq
 import pytest
 
 import ijepath.index
-from core.errors import MissingFile, UserError
-from core.storage import Storage
 from ijepath.anchors import anchors_of
 from ijepath.catalog import Catalog
 from ijepath.catalog import is_current as catalog_current
@@ -26,6 +24,8 @@ from ijepath.index import (
 from ijepath.manifest import ManifestRow, read_manifest
 from ijepath.plan import build_plan
 from ijepath.profile import Profile
+from pathray.errors import MissingFile, UserError
+from pathray.store.storage import Storage
 from tests.builders.cohort import good_cohort, square_mask, write_manifest, write_mask, write_slide
 
 

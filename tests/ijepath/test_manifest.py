@@ -2,8 +2,8 @@ import os
 
 import pytest
 
-from core.errors import MissingFile, UserError
 from ijepath.manifest import read_manifest
+from pathray.errors import MissingFile, UserError
 
 
 def write(folder, text, name="slides.csv", encoding="utf-8"):

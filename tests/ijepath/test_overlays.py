@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from core.canvas import mixed
 from ijepath import overlays
 from ijepath.overlays import STOPS, SlideOverlay, draw_overlay, share_colour, slides_of
+from pathray.draw.canvas import mixed
 from tests.builders.anchor_catalog import Built, painted_catalog
 
 

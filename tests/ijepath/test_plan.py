@@ -3,11 +3,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from core.errors import UserError
-from core.order import stratified_order
 from ijepath.anchors import SlideAnchors
 from ijepath.catalog_writer import write_catalog
 from ijepath.plan import build_plan, identity, is_current, strata
+from pathray.data.order import stratified_order
+from pathray.errors import UserError
 from tests.builders.anchors import anchors_at, index_row, small_profile, write_small_index
 
 SLIDES = [("e", "lung", 5), ("b", "skin", 30), ("d", None, 7), ("a", "lung", 8), ("c", "skin", 1)]

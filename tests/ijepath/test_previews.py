@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from core.canvas import Canvas, mixed
-from core.errors import UnreadableUnit
-from core.stream import decoded
-from core.wsi.regions import read_region
 from ijepath import previews
 from ijepath.config import MaskConfig
 from ijepath.data import AnchorReader
 from ijepath.preview_panels import VEIL, colour, draw_boxes, draw_context, draw_slide, draw_targets, draw_tokens
 from ijepath.preview_sample import PreviewSample, read_sample
+from pathray.data.stream import decoded
+from pathray.draw.canvas import Canvas, mixed
+from pathray.errors import UnreadableUnit
+from pathray.wsi.regions import read_region
 from tests.builders.anchor_catalog import Built, painted_catalog
 
 

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ijepath
-from core.errors import UserError
-from core.wsi.regions import level_box
 from ijepath.profile import Profile, profile_from_dict, size_level0, size_px
+from pathray.errors import UserError
+from pathray.wsi.regions import level_box
 
 CONFIGS = Path(ijepath.__file__).parent / "configs" / "profile"
 

@@ -6,9 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from core.nn.vit import PRESETS
-from core.order import rng
-from core.train.recipe import Progress
 from ijepath.config import (
     AugmentConfig,
     DataConfig,
@@ -25,6 +22,9 @@ from ijepath.footprints import TooFewTokens, sample_footprints, teacher_cells, t
 from ijepath.geometry import draw_boxes
 from ijepath.recipe import IJepathRecipe, advice, drift
 from ijepath.scales import kind_of_step
+from pathray.data.order import rng
+from pathray.nn.vit import PRESETS
+from pathray.train.recipe import Progress
 
 G, STEPS = 8, 30
 

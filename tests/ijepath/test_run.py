@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from core.config import load_config
-from core.device import Device
-from core.nn.vit import PRESETS
-from core.plan import Plan
-from core.stream import Lookup, decoded, rank_rows
-from core.train.loop import TrainState, run
 from ijepath.assembly import assemble
 from ijepath.config import CONFIGS_DIR, GROUPS, RunConfig, resolve_global_batch
 from ijepath.profile import Profile
+from pathray.config.load import load_config
+from pathray.data.plan import Plan
+from pathray.data.stream import Lookup, decoded, rank_rows
+from pathray.device import Device
+from pathray.nn.vit import PRESETS
+from pathray.train.loop import TrainState, run
 from tests.builders.anchor_catalog import planned
 from tests.builders.cohort import speckled_cohort
 

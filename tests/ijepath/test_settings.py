@@ -5,12 +5,12 @@ import dataclasses
 import pyarrow as pa
 import pytest
 
-from core.config import fingerprint, load_config
-from core.errors import UserError
-from core.train.settings import LoopSettings
 from ijepath.config import CONFIGS_DIR, GROUPS, AugmentConfig, RunConfig, resolve_global_batch
 from ijepath.index import SlideIndex, write_index
 from ijepath.settings import loop_settings, precision, preprocessing, provenance, site_numbers
+from pathray.config.load import fingerprint, load_config
+from pathray.errors import UserError
+from pathray.train.settings import LoopSettings
 
 
 def load(*argv: str) -> RunConfig:

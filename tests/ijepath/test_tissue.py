@@ -8,10 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-import core.wsi.tissue
 import ijepath.tissue
-from core.wsi.reader import open_slide
-from core.wsi.tissue import tissue_mask
+import pathray.wsi.tissue
 from ijepath.anchors import slide_anchors
 from ijepath.config import DataConfig, OptimizationConfig, RunConfig, resolve_global_batch
 from ijepath.data import AnchorReader, ReaderConfig
@@ -19,6 +17,8 @@ from ijepath.index import index_slide
 from ijepath.manifest import ManifestRow
 from ijepath.profile import Profile
 from ijepath.tissue import BLOCK, Blocks, TissueCache
+from pathray.wsi.reader import open_slide
+from pathray.wsi.tissue import tissue_mask
 from tests.builders.slides import tissue_image, write_slide
 
 BOX = (100.0, 40.0, 1500.0, 1300.0)
@@ -41,13 +41,13 @@ def unmasked(tmp_path_factory):
 @pytest.fixture
 def computations(monkeypatch):
     """The paths of the slides whose mask is computed from now on."""
-    made, original = [], core.wsi.tissue.tissue_mask
+    made, original = [], pathray.wsi.tissue.tissue_mask
 
     def counted(slide, mpp0):
         made.append(slide.path)
         return original(slide, mpp0)
 
-    for module in (core.wsi.tissue, __import__("ijepath.anchors", fromlist=["tissue_mask"])):
+    for module in (pathray.wsi.tissue, __import__("ijepath.anchors", fromlist=["tissue_mask"])):
         monkeypatch.setattr(module, "tissue_mask", counted)
     return made
 
@@ -62,7 +62,7 @@ class Shaped:
 
 
 def without_disk(monkeypatch):
-    monkeypatch.setattr("core.wsi.kept_masks._name", lambda *_: "")
+    monkeypatch.setattr("pathray.wsi.kept_masks._name", lambda *_: "")
 
 
 @pytest.mark.parametrize("values", [(0, 255), (0, 97, 255)])
@@ -141,7 +141,7 @@ def test_threads_that_want_one_slides_mask_wait_for_the_first(monkeypatch):
         time.sleep(0.2)  # the others come meanwhile
         return np.ones((50, 60), np.uint8)
 
-    monkeypatch.setattr("core.wsi.tissue.tissue_mask", slow)
+    monkeypatch.setattr("pathray.wsi.tissue.tissue_mask", slow)
     cache, slides = TissueCache(8.0), [Shaped(f"{i}", 960, 800) for i in range(2)]
     with ThreadPoolExecutor(8) as pool:
         windows = list(pool.map(lambda i: cache.window(slides[i % 2], "", 0.5, (0, 0, 640, 640)), range(8)))
@@ -159,7 +159,7 @@ def test_a_computation_that_hangs_does_not_hold_up_the_others_for_ever(monkeypat
             assert over.wait(30)
         return np.ones((50, 60), np.uint8)
 
-    monkeypatch.setattr("core.wsi.tissue.tissue_mask", hanging)
+    monkeypatch.setattr("pathray.wsi.tissue.tissue_mask", hanging)
     cache, slide = TissueCache(8.0), Shaped("s", 960, 800)
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(cache.window, slide, "", 0.5, (0, 0, 640, 640))
@@ -182,7 +182,7 @@ def test_the_masks_of_300_slides_fit_where_ten_did_and_stay_within_their_bytes(m
         made.append(slide.path)
         return np.roll(section, int(slide.path), axis=1)
 
-    monkeypatch.setattr("core.wsi.tissue.tissue_mask", mask)
+    monkeypatch.setattr("pathray.wsi.tissue.tissue_mask", mask)
     slides = [Shaped(f"{i}", width * 16, height * 16) for i in range(300)]
     wide, narrow = TissueCache(8.0, max_bytes=10 * width * height), TissueCache(8.0, max_bytes=100_000)
     for i, slide in enumerate(slides * 2):

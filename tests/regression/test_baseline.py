@@ -8,9 +8,9 @@ from scipy.stats import pearsonr
 from sklearn.linear_model import Ridge as SklearnRidge
 from sklearn.preprocessing import StandardScaler
 
-from core.errors import UserError
-from core.features.images import read_image
-from core.stats.correlation import pearson
+from pathray.errors import UserError
+from pathray.features.images import read_image
+from pathray.stats.correlation import pearson
 from regression.baseline import colour_features, fit_ridge
 from regression.spatial import log1p_cp10k, read_counts, read_spots, totals_of
 

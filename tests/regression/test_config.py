@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from core.config import fingerprint, load_config
-from core.errors import UserError
+from pathray.config.load import fingerprint, load_config
+from pathray.errors import UserError
 from regression.config import CONFIGS_DIR, RunConfig, resolve, run_name
 from regression.features import uses_cache
 

@@ -7,10 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from core.errors import UserError
-from core.stats.bootstrap import paired_difference
-from core.stats.correlation import pearson, spearman
-from core.storage import Storage
+from pathray.errors import UserError
+from pathray.stats.bootstrap import paired_difference
+from pathray.stats.correlation import pearson, spearman
+from pathray.store.storage import Storage
 from regression.cross_validation import as_markdown, draw_folds, per_gene, read_folds, summary, write_summary
 from regression.report import BASELINES, PREDICTIONS
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from scipy import stats
 
-from core.device import Device
-from core.errors import UserError
+from pathray.device import Device
+from pathray.errors import UserError
 from regression.assembly import assemble
 from regression.config import EvalConfig, resolve
 from regression.evaluate import Evaluation, metrics, predict, share, together, validator, write_csv, write_parquet
@@ -135,7 +135,7 @@ def test_tables_hold_every_row_and_every_gene(world, tmp_path):
 
 
 def _predicted_by_ranks(device, folder):
-    from core.plan import Plan
+    from pathray.data.plan import Plan
 
     plan = Plan.open(folder)
     recipe = assemble(resolve(run_config(batch_size=2, grad_accum_steps=2, images=8), 1, plan.rows), plan, 1).recipe

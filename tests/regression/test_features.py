@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from core.device import Device
-from core.errors import UnreadableUnit, UserError
-from core.storage import Storage
+from pathray.device import Device
+from pathray.errors import UnreadableUnit, UserError
+from pathray.store.storage import Storage
 from regression.assembly import assemble
 from regression.baseline import colour_features, predictions
 from regression.data import FeatureReader, read_square

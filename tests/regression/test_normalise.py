@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from core.errors import UserError
+from pathray.errors import UserError
 from regression.normalise import Normaliser
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from core.errors import UnreadableUnit
-from core.order import uniform_order
-from core.stream import DecodeSettings, Lookup, decoded, rank_rows
+from pathray.data.order import uniform_order
+from pathray.data.stream import DecodeSettings, Lookup, decoded, rank_rows
+from pathray.errors import UnreadableUnit
 from regression.data import ImageReader
 from regression.evaluate import Evaluation
 from regression.places import Places

@@ -1,4 +1,4 @@
-"""Training through the core loop: exact on resume and under accumulation, and it learns; pixels; artifacts."""
+"""Training through the loop: exact on resume and under accumulation, and it learns; pixels; artifacts."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from core.device import Device
-from core.errors import UserError
-from core.nn.resnet import IMAGENET_MEAN, ResNet
-from core.stream import DecodeSettings, Lookup, decoded, rank_rows
-from core.train.loop import run
-from core.train.state import TrainState
+from pathray.data.stream import DecodeSettings, Lookup, decoded, rank_rows
+from pathray.device import Device
+from pathray.errors import UserError
+from pathray.nn.resnet import IMAGENET_MEAN, ResNet
+from pathray.train.loop import run
+from pathray.train.state import TrainState
 from regression import artifact
 from regression.assembly import assemble, identity_of, selection
 from regression.config import AugmentConfig, RunConfig, resolve

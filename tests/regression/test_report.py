@@ -8,11 +8,11 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from core.device import Device
-from core.errors import UserError
-from core.stats.correlation import spearman
-from core.storage import Storage
-from core.tracking import MetricsLog
+from pathray.device import Device
+from pathray.errors import UserError
+from pathray.run.tracking import MetricsLog
+from pathray.stats.correlation import spearman
+from pathray.store.storage import Storage
 from regression import artifact
 from regression.config import EvalConfig
 from regression.plan import build_plan, normaliser, rows_of, targets

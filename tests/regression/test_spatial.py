@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from core.errors import UserError
-from core.features.images import read_image
+from pathray.errors import UserError
+from pathray.features.images import read_image
 from regression.spatial import (
     Counts,
     belong_together,

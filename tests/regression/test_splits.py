@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from core.errors import UserError
+from pathray.errors import UserError
 from regression.splits import folds, groups_that_train, holdout, read_split, write_split
 from regression.table import Table
 

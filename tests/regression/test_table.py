@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import regression
-from core.errors import MissingFile, UserError
+from pathray.errors import MissingFile, UserError
 from regression.config import RunConfig
 from regression.table import read_table
 

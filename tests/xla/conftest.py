@@ -16,8 +16,8 @@ for name, value in {
 
 import pytest  # noqa: E402
 
-from core.device import Device  # noqa: E402
-from core.plan import Plan  # noqa: E402
+from pathray.data.plan import Plan  # noqa: E402
+from pathray.device import Device  # noqa: E402
 from tests.builders import small  # noqa: E402
 
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from core import checkpoint
-from core.device import Device
-from core.errors import UserError
-from core.optim.schedules import Schedule, constant
-from core.train.loop import TrainState
-from core.train.settings import PhaseOptim
+from pathray.device import Device
+from pathray.errors import UserError
+from pathray.optim.schedules import Schedule, constant
+from pathray.store import checkpoint
+from pathray.train.loop import TrainState
+from pathray.train.settings import PhaseOptim
 from tests.builders import small
 from tests.builders.small import losses, train
 from tests.xla import tiny
@@ -157,7 +157,7 @@ def test_rare_cadences_compile_at_their_first_turn_only(xla):
     settings = tiny.settings(total_images=14 * tiny.G, log_every=3 * tiny.G, save_every=4 * tiny.G, poll_every_steps=5)
     recipe, compilations = tiny.Tiny(), []
     state = TrainState(recipe, settings, xla)
-    from core.train.loop import run
+    from pathray.train.loop import run
 
     for tick in run(recipe, tiny.stream(settings), settings, device=xla, state=state):
         if tick.save:

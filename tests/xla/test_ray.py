@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from core import checkpoint
-from core.artifact import EncoderArtifact
-from ray_jobs.trainer import ScalingConfig, Tracking, TrainJob, fit
+from pathray.store import checkpoint
+from pathray.store.artifact import EncoderArtifact
+from ray_jobs.train.trainer import ScalingConfig, Tracking, TrainJob, fit
 from tests.builders import small
 
 pytestmark = pytest.mark.ray

@@ -1,0 +1,74 @@
+"""Texts as they were written: YAML turns `1e3`, `007`, `12:30` and `no` into other values, which a text key must not.
+
+Every scalar that YAML takes for something else than text is kept together with its text; which of the two counts is
+known where the schema is (pathray.config.tree). Nothing here knows the schema.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, get_args, get_origin
+
+import yaml
+
+from pathray.config.schema import without_none
+
+
+@dataclass(frozen=True)
+class Written:
+    """A number or boolean, and what stood there."""
+
+    value: Any
+    text: str
+
+
+class _Texts(yaml.SafeLoader):  # type: ignore[misc]
+    """Every plain scalar is text; merges (``<<``) are carried out as YAML does."""
+
+    yaml_implicit_resolvers = {
+        mark: [(tag, rule) for tag, rule in rules if tag == "tag:yaml.org,2002:merge"]
+        for mark, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+def with_texts(content: Any, source: str) -> Any:
+    """`content`, which was parsed from the YAML text `source`, with its numbers and booleans as `Written`.
+
+    Keys of maps become the texts that were written, too.
+    """
+    return _paired(content, yaml.load(source, Loader=_Texts))
+
+
+def _paired(content: Any, raw: Any) -> Any:
+    if isinstance(content, Mapping):
+        if isinstance(raw, Mapping) and len(raw) == len(content):
+            return {key: _paired(value, raw[key]) for key, value in zip(raw, content.values(), strict=True)}
+        known = raw if isinstance(raw, Mapping) else {}
+        return {str(key): _paired(value, known.get(str(key))) for key, value in content.items()}
+    if isinstance(content, list):
+        texts = raw if isinstance(raw, list) and len(raw) == len(content) else [None] * len(content)
+        return [_paired(value, text) for value, text in zip(content, texts, strict=True)]
+    if content is None or isinstance(content, str) or not isinstance(raw, str):
+        return content
+    return Written(content, raw)
+
+
+def as_declared(value: Any, hint: Any) -> Any:
+    """`value` without `Written`: its text where the declared type `hint` is a string, else what YAML made of it."""
+    hint = without_none(hint)
+    if isinstance(value, Written):
+        return value.text if hint is str else value.value
+    origin, args = get_origin(hint), get_args(hint)
+    if isinstance(value, list):
+        return [as_declared(item, _item_type(origin, args, i)) for i, item in enumerate(value)]
+    if isinstance(value, Mapping):
+        inner = args[1] if origin is dict else Any
+        return {key: as_declared(item, inner) for key, item in value.items()}
+    return value
+
+
+def _item_type(origin: Any, args: tuple[Any, ...], i: int) -> Any:
+    if origin not in (list, tuple) or not args:
+        return Any
+    return args[0 if args[-1] is Ellipsis else min(i, len(args) - 1)]

@@ -1,0 +1,92 @@
+"""What can go wrong, by whose fault. Not a place for logging or retries.
+
+User's fault: `UserError` (a `ValueError`) or `MissingFile` (also a `FileNotFoundError`); a job prints it without a
+stack trace and exits with 2. Data's fault: `UnreadableUnit`, counted by reason, quarantined and replaced. Our fault:
+an ``assert``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pathray.urls import public_text
+
+
+class UserError(ValueError):
+    """Input that the user can mend. The message names the file, the row or key, what was found, what was expected.
+
+    Logins and signatures of URLs are taken out of all texts.
+
+    >>> str(UserError("unknown key", file="run.yaml", key="data.sed", found="data.sed", expected="data.seed"))
+    "unknown key (file: run.yaml; key: data.sed; found: 'data.sed'; expected: 'data.seed')"
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        file: object | None = None,
+        row: object | None = None,
+        key: object | None = None,
+        found: object | None = None,
+        expected: object | None = None,
+    ) -> None:
+        self.message = public_text(message)
+        where = {"file": file, "row": row, "key": key, "found": found, "expected": expected}
+        self.where = {k: public_text(v) if isinstance(v, str) else v for k, v in where.items()}
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        quoted = {"found", "expected"}
+        parts = [f"{k}: {v!r}" if k in quoted else f"{k}: {v}" for k, v in self.where.items() if v is not None]
+        return public_text(f"{self.message} ({'; '.join(parts)})" if parts else self.message)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.message, self.where)
+
+
+class MissingFile(UserError, FileNotFoundError):
+    """A file or folder that the user named is not there."""
+
+
+class UnreadableUnit(Exception):
+    """One unit of data that cannot be decoded: the data's fault, so it is counted and replaced, never fatal by itself.
+
+    `reason` is a short machine-readable word (``missing``, ``truncated``, ``decode``, ``timeout`` …).
+    """
+
+    def __init__(self, reason: str, path: str, detail: str = "") -> None:
+        self.reason, self.path, self.detail = reason, public_text(path), public_text(detail)
+        super().__init__(f"{reason}: {self.path}" + (f": {self.detail}" if detail else ""))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.reason, self.path, self.detail)
+
+
+def user_error_in(error: BaseException | None) -> UserError | None:
+    """The `UserError` inside `error`, however many layers (Ray's task and worker-group errors) wrap it; else None.
+
+    Ray's own wrapper of a UserError is a UserError too, whose text is the remote trace: its `cause` is what is wanted.
+    """
+    for e in _layers(error, set()):
+        if isinstance(e, UserError):
+            cause = getattr(e, "cause", None)
+            return cause if isinstance(cause, UserError) else e
+    return None
+
+
+def _layers(error: BaseException | None, seen: set[int]) -> Iterator[BaseException]:
+    if error is None or id(error) in seen:
+        return
+    seen.add(id(error))
+    yield error
+    inner = [error.__cause__, error.__context__, getattr(error, "cause", None)]
+    failures = getattr(error, "worker_failures", None)
+    inner += list(failures.values()) if isinstance(failures, dict) else []
+    for e in inner:
+        if isinstance(e, BaseException):
+            yield from _layers(e, seen)
+
+
+def _rebuild(kind: type[UserError], message: str, where: dict[str, object]) -> UserError:
+    return kind(message, **where)

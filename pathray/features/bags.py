@@ -1,0 +1,187 @@
+"""Bags on disk: the features of one slide's tiles as one H5 file, in the layout that CLAM and TRIDENT read.
+
+    features [N, D]   float16 or float32
+    coords   [N, 2]   int64, upper left corners (x, y) in level-0 pixels, raster order; what a tile is, as attributes
+    attributes of the file: schema_version, fingerprint, provenance (JSON)
+
+A bag appears whole or not at all. Equal inputs give equal bytes. Not here: what is in a slide
+(pathray.features.slides), stores of many bags.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pathray.errors import UserError
+from pathray.features.publish import clear_errors, replacing
+from pathray.store.storage import Storage
+
+SCHEMA_VERSION = 1
+DTYPES = ("float16", "float32")
+FEATURE_KEYS = ("features", "feats")
+
+
+class BagWriter:
+    """Writes the bag of one slide row range by row range, with memory for one range, and publishes it when whole.
+
+    A context manager: `write` the features of all rows in any order, then leaving the block publishes the file; leaving
+    it with an error leaves nothing. On remote storage the file is made on the local disk and uploaded. Raises
+    StorageError when it cannot be written, UserError for features that are not finite or do not fit `dtype`.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        coords: npt.NDArray[np.int64],
+        dim: int,
+        *,
+        dtype: str,
+        tile: Mapping[str, Any],
+        provenance: Mapping[str, Any],
+        fingerprint: str,
+    ) -> None:
+        assert dtype in DTYPES and coords.ndim == 2 and coords.shape[1] == 2 and len(coords) > 0, (dtype, coords.shape)
+        self.path, self.dtype, self._left = path, np.dtype(dtype), np.ones(len(coords), np.bool_)
+        import h5py
+
+        with clear_errors(path), contextlib.ExitStack() as stack:
+            partial = stack.enter_context(replacing(path))
+            self._file = stack.enter_context(h5py.File(partial, "w"))
+            self._features = self._file.create_dataset("features", (len(coords), dim), self.dtype)
+            placed = self._file.create_dataset("coords", data=coords.astype(np.int64))
+            placed.attrs.update(tile)
+            self._features.attrs["name"] = tile["name"]
+            about = {"schema_version": SCHEMA_VERSION, "fingerprint": fingerprint}
+            self._file.attrs.update(about | {"provenance": json.dumps(provenance, sort_keys=True, allow_nan=False)})
+            self._stack = stack.pop_all()
+
+    def write(self, start: int, features: npt.NDArray[Any]) -> None:
+        """Rows `start` … of the bag, `features` ``[n, D]``; each row is written once."""
+        stop = start + len(features)
+        assert self._left[start:stop].all(), "rows written twice"
+        with np.errstate(over="ignore"):
+            stored = features.astype(self.dtype)
+        check_finite(features, stored, self.path)
+        with clear_errors(self.path):
+            self._features[start:stop] = stored
+        self._left[start:stop] = False
+
+    def __enter__(self) -> BagWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:  # the caller's error, not the output's: it passes as it is
+            self._stack.__exit__(kind, error, trace)
+            return
+        with clear_errors(self.path), self._stack:
+            assert not self._left.any(), f"{int(self._left.sum())} rows of {self.path} were never written"
+
+
+@dataclass(frozen=True)
+class Bag:
+    """`features` ``[N, D]`` as stored, `coords` ``[N, 2]`` int64 or None where the file has none, the attributes of
+    `coords`, and where all this comes from ({} in files of others)."""
+
+    features: npt.NDArray[Any]
+    coords: npt.NDArray[np.int64] | None
+    tile: dict[str, Any]
+    provenance: dict[str, Any]
+
+
+def read_bag(path: str) -> Bag:
+    """A bag of ours, of CLAM, of TRIDENT (``features`` ``[N, D]`` or ``[1, N, D]``) or of others (``feats``).
+
+    MissingFile when it is not there. UserError with the reason: no H5, no features, another rank, no rows, coords of
+    another length, values that are not finite, a newer version.
+    """
+    with opened(path) as file:
+        key = next((k for k in FEATURE_KEYS if k in file), None)
+        if key is None:
+            expected = " or ".join(FEATURE_KEYS)
+            raise UserError("the bag has no features", file=path, found=sorted(file), expected=expected)
+        features = np.asarray(file[key])
+        coords = np.asarray(file["coords"]) if "coords" in file else None
+        tile = {k: _plain(v) for k, v in file["coords"].attrs.items()} if coords is not None else {}
+        provenance = json.loads(file.attrs.get("provenance", "{}"))
+    features = features[0] if features.ndim == 3 and features.shape[0] == 1 else features
+    if features.ndim != 2 or features.dtype.kind != "f":
+        found = f"{features.dtype}{list(features.shape)}"
+        raise UserError("not a bag of features", file=path, key=key, found=found, expected="floats [N, D]")
+    if len(features) == 0:
+        raise UserError("the bag is empty", file=path, key=key)
+    coords = coords[0] if coords is not None and coords.ndim == 3 and coords.shape[0] == 1 else coords
+    if coords is not None and coords.shape != (len(features), 2):
+        expected = f"[{len(features)}, 2], one row per feature"
+        raise UserError("coords do not match the features", file=path, found=list(coords.shape), expected=expected)
+    if not np.isfinite(features).all():
+        raise UserError("features are not finite", file=path, key=key, found="NaN or inf")
+    return Bag(features, None if coords is None else coords.astype(np.int64), tile, provenance)
+
+
+@dataclass(frozen=True)
+class BagSummary:
+    """What a bag was made of, as it was given to its writer, its rows, the spacing of its tiles and that of the level
+    they were read from (None where it does not say)."""
+
+    fingerprint: str
+    rows: int
+    mpp: float | None = None
+    source_mpp: float | None = None
+
+
+def read_summary(path: str) -> BagSummary | None:
+    """None when there is no readable bag of ours. Reads no features."""
+    try:
+        with opened(path) as file:
+            whole = "features" in file and "coords" in file and len(file["features"]) == len(file["coords"])
+            if not whole or "fingerprint" not in file.attrs:
+                return None
+            source = json.loads(file.attrs.get("provenance", "{}")).get("source", {})
+            mpp = _plain(file["coords"].attrs.get("mpp"))
+            return BagSummary(str(file.attrs["fingerprint"]), len(file["coords"]), mpp, source.get("source_mpp"))
+    except (UserError, ValueError, AttributeError):
+        return None
+
+
+def check_finite(features: npt.NDArray[Any], stored: npt.NDArray[Any], path: str) -> None:
+    """UserError when features are not finite, or are not any more once `stored`."""
+    if np.isfinite(stored).all():
+        return
+    if np.isfinite(features).all():
+        found = f"a value of {float(np.abs(features).max()):.4g}"
+        raise UserError("features do not fit float16", file=path, key="dtype", found=found, expected="float32")
+    raise UserError("the encoder's features are not finite", file=path, found="NaN or inf")
+
+
+@contextlib.contextmanager
+def opened(path: str) -> Iterator[Any]:
+    """The H5 file at a path or URL, read-only. MissingFile, or UserError when it is none or of a newer version."""
+    import h5py
+
+    folder, _, name = path.rpartition("/")
+    store = Storage.of(folder or ".")
+    with store.open(name) as raw, contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(h5py.File(raw, "r"))
+        except (OSError, RuntimeError, io.UnsupportedOperation) as e:
+            raise UserError("this is no H5 file, or a damaged one", file=path, found=str(e)[:200]) from e
+        version = int(file.attrs.get("schema_version", 0))
+        if "fingerprint" in file.attrs and version > SCHEMA_VERSION:
+            message = "the bag was written by a newer version"
+            raise UserError(message, file=path, found=version, expected=f"at most {SCHEMA_VERSION}")
+        yield file
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value

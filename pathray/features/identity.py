@@ -1,0 +1,26 @@
+"""What features depend on, as one digest: equal identities, equal features, so that finished work can be skipped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pathray.store.storage import digest_bytes
+
+if TYPE_CHECKING:
+    from pathray.features.encoder import EncoderSpec
+
+EXTRACTION_VERSION = 1  # raised when equal inputs would give other features than before
+
+
+def fingerprint(identity: Mapping[str, Any]) -> str:
+    """sha256 of the canonical JSON of `identity`, the version of extraction included."""
+    text = json.dumps({"extraction_version": EXTRACTION_VERSION, **identity}, sort_keys=True, allow_nan=False)
+    return digest_bytes(text.encode())
+
+
+def identity_of(source: Mapping[str, Any], spec: EncoderSpec, settings: Any, *more: str) -> dict[str, Any]:
+    """All that features depend on: what `source` says they are of, the settings (`more` of them) and the encoder."""
+    how = ("resize", "pooling", "precision", "dtype", *more)
+    return {**source, "settings": {name: getattr(settings, name) for name in how}, "encoder": spec.identity()}

@@ -1,0 +1,141 @@
+"""Which slides or images a folder or a list holds, in a fixed order. Opens none of them.
+
+Slide manifests with masks and metadata are a science's (ijepath.manifest).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import posixpath
+from dataclasses import dataclass
+from itertools import zip_longest
+
+from pathray.errors import MissingFile, UserError
+from pathray.files.csv_rows import check_header, records, separator_of
+from pathray.files.text import read_user_text
+from pathray.store.storage import storage_error
+from pathray.urls import public
+from pathray.wsi.backends.formats import UNSUPPORTED
+
+SLIDE_SUFFIXES = (
+    *(".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".svslide", ".bif", ".vms", ".vmu", ".czi", ".isyntax"),
+    *UNSUPPORTED,  # each becomes a line of the report that says so
+)
+log = logging.getLogger(__name__)
+SHOWN = 20
+DICOM = ".dcm"
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Images by name (as the user has it: below the folder, or in the list) and path, with the list's other columns."""
+
+    names: tuple[str, ...]
+    paths: tuple[str, ...]
+    metadata: dict[str, tuple[str | None, ...]]
+
+
+def slides_in(folder: str) -> list[tuple[str, str]]:
+    """(slide_id, path) of the slides below a folder (path or URL), by id. A folder of DICOM instances is one slide.
+
+    The id is the path below the folder without its suffix, ``__`` for ``/``. MissingFile for no folder, UserError for
+    one without slides.
+    """
+    found = dict[str, str]()
+    names = _files(folder)
+    for name in names:
+        suffix = _suffix(name)
+        if suffix in SLIDE_SUFFIXES:
+            found[name] = _id(name[: -len(suffix)])
+        elif suffix == DICOM:
+            parent = posixpath.dirname(name)
+            found[parent] = _id(parent or posixpath.basename(folder.rstrip("/")))
+    if not found:
+        raise UserError("no slides in this folder", file=folder, found=f"{len(names)} files", expected=SLIDE_SUFFIXES)
+    _tell_left_out(folder, [n for n in names if n not in found and _suffix(n) != DICOM], found)
+    return sorted((slide_id, _below(folder, name)) for name, slide_id in found.items())
+
+
+def _tell_left_out(folder: str, names: list[str], slides: dict[str, str]) -> None:
+    """One warning that counts and names the files that are no slides; those of an MRXS slide's folder are its own."""
+    folders = {posixpath.splitext(name)[0] + "/" for name in slides if _suffix(name) == ".mrxs"}
+    others = [name for name in names if not any(name.startswith(f) for f in folders)]
+    if others:
+        more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
+        shown = ", ".join(others[:SHOWN])
+        log.warning("%s: %d files are not slides and are left out: %s%s", public(folder), len(others), shown, more)
+
+
+def images_in(folder: str) -> Listed:
+    """The images below a folder (path or URL), by path. MissingFile for no folder, UserError for one without images."""
+    files = _files(folder)
+    names = [name for name in files if _suffix(name) in IMAGE_SUFFIXES]
+    if not names:
+        found = f"{len(files)} files"
+        raise UserError("no images in this folder", file=folder, found=found, expected=IMAGE_SUFFIXES)
+    return Listed(tuple(names), tuple(_below(folder, name) for name in names), {})
+
+
+def images_of(path: str, *, root: str = "", reserved: tuple[str, ...] = ()) -> Listed:
+    """The images of a list: CSV, or TSV by its suffix, with a column ``path``; other columns are carried through.
+
+    Relative paths are below `root` or, without one, below the list's own folder. Raises MissingFile, and UserError for
+    a list without that column, with a column twice or of a `reserved` name, with an open cell, or without rows.
+    """
+    separator = separator_of(path)
+    lines = records(path, read_user_text(path, "list"), separator)
+    at, header = next(lines, (1, []))
+    header = [name.strip() for name in header]
+    if header != ["path"]:
+        check_header(path, at, header, separator, "list")
+    if "path" not in header:
+        raise UserError("the list has no such column", file=path, row=at, key="path", found=header, expected="path")
+    if clashing := sorted(set(header) & set(reserved) - {"path"}):
+        raise UserError("rename this column: the output has one of that name", file=path, key=clashing[0])
+    rows = []
+    for number, cells in lines:
+        row = dict(zip_longest(header, (cell.strip() for cell in cells), fillvalue=""))
+        if not row["path"] or len(cells) > len(header):
+            expected = f"a path, and {len(header)} cells at most"
+            message = "a row without a path, or with too many cells"
+            raise UserError(message, file=path, row=number, found=separator.join(cells)[:200], expected=expected)
+        rows.append(row)
+    if not rows:
+        raise UserError("the list has no images", file=path, found="a header only", expected="a row for each")
+    names = tuple(row["path"] for row in rows)
+    base = root or posixpath.dirname(path if "://" in path else os.path.abspath(path))
+    metadata = {c: tuple(row[c] or None for row in rows) for c in header if c != "path"}
+    return Listed(names, tuple(_below(base, name) for name in names), metadata)
+
+
+def _files(folder: str) -> list[str]:
+    """Files below a folder, as paths from there, sorted; hidden ones are left out."""
+    import fsspec
+
+    fs, inner = fsspec.core.url_to_fs(folder)
+    try:
+        if not fs.isdir(inner):
+            raise MissingFile("no such folder", file=public(folder), expected="a folder, or a list (.csv)")
+        start = len(inner.rstrip("/")) + 1
+        names = [name[start:] for name in fs.find(inner)]
+    except UserError:
+        raise
+    except Exception as e:  # every file system raises its own kinds
+        raise storage_error(e, public(folder), writing=False) from None  # whose text may hold a signed URL
+    return sorted(n for n in names if not any(part.startswith(".") for part in n.split("/")))
+
+
+def _suffix(name: str) -> str:
+    return posixpath.splitext(name)[1].lower()
+
+
+def _id(name: str) -> str:
+    return name.replace("/", "__")
+
+
+def _below(folder: str, name: str) -> str:
+    if "://" in name or os.path.isabs(name):
+        return name
+    return f"{folder.rstrip('/')}/{name}" if name else folder

@@ -1,0 +1,95 @@
+"""Files too large for memory that appear whole or not at all, on local and remote storage.
+
+For small files `Storage.write_bytes` does the same. Not here: directories that are committed (pathray.store.committed).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from pathray.errors import MissingFile
+from pathray.store.storage import Storage, StorageError, fsync, storage_error
+
+ABANDONED_S = 86400.0  # a partial file of another machine, untouched for so long, is nobody's
+_PARTIAL = re.compile(r"\..+-(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}\.partial(\.\d+\.part)?")
+
+
+@contextlib.contextmanager
+def replacing(path: str) -> Iterator[Path]:
+    """A local file to write, which takes the place of `path` (local or URL) when the block ends without an error.
+
+    Readers see the old file or the new one. StorageError when it cannot be put there. A process that is killed leaves a
+    hidden partial file, which `sweep` removes.
+    """
+    folder, _, name = path.rpartition("/")
+    store = Storage.of(folder or ".")
+    if not store.local:
+        with tempfile.TemporaryDirectory(prefix="pathray-") as temporary:
+            partial = Path(temporary) / name
+            yield partial
+            store.put(partial, name)
+        return
+    target = Path(store.path(name))
+    partial = target.with_name(f".{name}-{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.partial")
+    with clear_errors(path):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield partial
+        with clear_errors(path):
+            fsync(partial)
+            os.replace(partial, target)
+            fsync(target.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def sweep(folder: str) -> list[str]:
+    """Remove the partial files in a local folder whose process is gone, or, from other machines, that are a day old."""
+    store = Storage.of(folder)
+    if not store.local or not os.path.isdir(store.root):
+        return []
+    swept = []
+    with os.scandir(store.root) as entries:
+        for entry in entries:
+            match = _PARTIAL.fullmatch(entry.name)
+            if match is not None and _abandoned(match["host"], int(match["pid"]), entry):
+                Path(entry.path).unlink(missing_ok=True)
+                swept.append(entry.path)
+    return sorted(swept)
+
+
+@contextlib.contextmanager
+def clear_errors(path: str) -> Iterator[None]:
+    """What a full disk or a missing permission raises while `path` is written, as a StorageError that names it."""
+    try:
+        yield
+    except (MissingFile, StorageError):
+        raise
+    except (OSError, RuntimeError) as e:  # h5py raises either
+        raise storage_error(e, path, writing=True) from e
+
+
+def _host() -> str:
+    return uuid.uuid5(uuid.NAMESPACE_DNS, socket.gethostname()).hex[:8]
+
+
+def _abandoned(host: str, pid: int, entry: os.DirEntry[str]) -> bool:
+    if host != _host():
+        with contextlib.suppress(FileNotFoundError):
+            return time.time() - entry.stat().st_mtime > ABANDONED_S
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # somebody else's, and alive
+        return False
+    return False

@@ -1,0 +1,455 @@
+"""Local folders, gs://, s3:// and memory:// through one door: whole files written at once, and retried.
+
+Names given to a `Storage` are relative to its root. Credentials come from the environment, never from a URL.
+
+Not here: directories that count only when committed (pathray.store.committed), what files mean
+(pathray.store.checkpoint, pathray.store.artifact).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import logging
+import os
+import re
+import shutil
+import stat
+import tempfile
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+from pathray.errors import MissingFile, UserError
+from pathray.urls import public, public_text
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+ATTEMPTS, FIRST_WAIT_S = 5, 0.5
+FINAL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.ENAMETOOLONG))
+ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError)
+PROBE_BYTES = 1 << 16  # more than a file system has room for when it is full
+CACHE_ENV = "PATHRAY_CACHE_DIR"
+CACHE_BYTES, ABANDONED_S = 20 * 10**9, 86400.0  # a copy begun and untouched for so long is nobody's
+CACHED = re.compile(r"\.?[0-9a-f]{24}-.+")
+
+
+class StorageError(UserError, OSError):
+    """Storage that cannot be written or read: full, forbidden, or failing after retries. The message names the path."""
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A folder somewhere: `root` is its path inside the fsspec file system `fs`, `prefix` the protocol with ``://``."""
+
+    fs: Any
+    root: str
+    prefix: str = ""
+
+    @classmethod
+    def of(cls, url: str | os.PathLike[str]) -> Storage:
+        """A folder by path or URL; nothing is created. UserError for a protocol that is not installed."""
+        import fsspec
+
+        text = os.fspath(url)
+        protocol, separator, path = text.rpartition("://")
+        if not separator or protocol in ("file", "local"):
+            return cls(fsspec.filesystem("file"), os.path.abspath(os.path.expanduser(path)))
+        try:
+            fs, root = fsspec.core.url_to_fs(text, use_listings_cache=False)
+        except (ImportError, ValueError) as e:
+            expected = "a path, or a protocol whose package is installed (gs:// needs gcsfs, s3:// needs s3fs)"
+            raise UserError(f"no access to {protocol}:// here: {e}", file=text, expected=expected) from e
+        return cls(fs, root.rstrip("/"), f"{protocol}://")
+
+    @property
+    def local(self) -> bool:
+        return self.prefix == ""
+
+    @property
+    def url(self) -> str:
+        """The root as `Storage.of` takes it."""
+        return self.root if self.local else self.prefix + self.root.lstrip("/")
+
+    def join(self, *parts: str) -> str:
+        """Path or URL of something below the root."""
+        return "/".join([self.url.rstrip("/"), *(p.strip("/") for p in parts if p)])
+
+    def path(self, *parts: str) -> str:
+        """Path inside the file system, without a protocol: what `pyarrow_fs` takes."""
+        return "/".join([self.root.rstrip("/"), *(p.strip("/") for p in parts if p)]) or "/"
+
+    def at(self, *parts: str) -> Storage:
+        """The folder below."""
+        return Storage(self.fs, self.path(*parts), self.prefix)
+
+    def exists(self, name: str = "") -> bool:
+        self._refresh()
+        return bool(self._retried(lambda: self.fs.exists(self.path(name)), name))
+
+    def list(self, name: str = "") -> list[str]:
+        """Names of what stands directly in a folder, sorted; none in an absent one; unfinished files are left out."""
+        self._refresh()
+        try:
+            entries = self._retried(lambda: self.fs.ls(self.path(name), detail=False), name)
+        except FileNotFoundError:
+            return []
+        own = self.path(name).strip("/")
+        names = {str(e).strip("/").rpartition("/")[2] for e in entries if str(e).strip("/") != own}
+        return sorted(n for n in names if not n.startswith("."))
+
+    def files(self, name: str = "") -> set[str]:
+        """Files below a folder, at any depth, relative to it: one listing, however many there are; none in an absent
+        one."""
+        self._refresh()
+        folder = self.path(name).strip("/") + "/"
+        found = self._retried(lambda: self.fs.find(self.path(name)), name)
+        return {str(path).strip("/").removeprefix(folder) for path in found}
+
+    def size(self, name: str) -> int:
+        """Bytes of a file. MissingFile when it is not there."""
+        return int(self._info(name)["size"])
+
+    def open(self, name: str, mode: str = "rb") -> Any:
+        """A file object; what is read or written through it later is not tried again.
+
+        For whole small files use `write_bytes`, which is atomic. MissingFile when it is not there, StorageError when it
+        cannot be opened.
+        """
+        writing = "r" not in mode
+
+        def opened() -> Any:
+            if self.local and writing:
+                os.makedirs(os.path.dirname(self.path(name)), exist_ok=True)
+            return (self.fs if writing else self._regular(name)).open(self.path(name), mode)
+
+        try:
+            return self._retried(opened, name, writing=writing)
+        except (FileNotFoundError, NotADirectoryError) as e:
+            raise MissingFile("no such file", file=self.join(name)) from e
+
+    def read_bytes(self, name: str) -> bytes:
+        """A whole file. MissingFile when it is not there."""
+        try:
+            data: bytes = self._retried(lambda: self._regular(name).cat_file(self.path(name)), name)
+            return data
+        except (FileNotFoundError, NotADirectoryError) as e:
+            raise MissingFile("no such file", file=self.join(name)) from e
+        except IsADirectoryError as e:
+            raise UserError("not a regular file", file=self.join(name), found="a folder") from e
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write a whole file: readers see the old one or the new one. StorageError when it cannot be written."""
+
+        def write(f: BinaryIO) -> None:
+            f.write(data)
+
+        path = self.path(name)
+        action = (lambda: _replace(path, write)) if self.local else (lambda: self.fs.pipe_file(path, data))
+        self._retried(action, name, writing=True)
+
+    write_atomic = write_bytes
+
+    def put(self, source: Path, name: str) -> None:
+        """Copy a local file here: readers see the old one or the new one."""
+
+        def write(f: BinaryIO) -> None:
+            with source.open("rb") as reader:
+                shutil.copyfileobj(reader, f, 1 << 22)
+
+        path = self.path(name)
+        action = (lambda: _replace(path, write)) if self.local else (lambda: self.fs.put_file(str(source), path))
+        self._retried(action, name, writing=True)
+
+    def remove(self, name: str) -> None:
+        """Remove a file or a folder with all that is in it; absent is fine. StorageError when it cannot be removed."""
+        path = self.path(name)
+
+        def remove() -> None:
+            self._refresh()  # a failed attempt may have removed a part
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                self.fs.rm(path, recursive=self.fs.info(path)["type"] == "directory")
+
+        self._retried(remove, name, writing=True)
+
+    def get(self, name: str, target: Path) -> None:
+        """Copy a file from here to a local path. MissingFile when it is not there."""
+        try:
+            self._retried(lambda: self.fs.get_file(self.path(name), str(target)), name)
+        except (FileNotFoundError, NotADirectoryError) as e:
+            raise MissingFile("no such file", file=self.join(name)) from e
+
+    def local_copy(self, name: str) -> Path:
+        """The file on a local disk, for memory mapping: itself, or a download cached by path, size and version.
+
+        A download stays until others need its room, which may be at once: `read_local` opens it safely.
+        """
+        if self.local:
+            if not os.path.exists(self.path(name)):
+                raise MissingFile("no such file", file=self.join(name))
+            return Path(self.path(name))
+        info = self._info(name)
+        version = [str(info.get(k, "")) for k in ("size", "etag", "ETag", "generation", "mtime", "created")]
+        digest = digest_bytes("\0".join([self.join(name), *version]).encode())[:24]
+        return cached(f"{digest}-{name.rpartition('/')[2]}", lambda path: self.get(name, path), int(info["size"]))
+
+    def read_local(self, name: str, read: Callable[[Path], T]) -> T:
+        """`read(path)` of a local copy, which is fetched again when another process has removed it meanwhile."""
+        for _ in range(ATTEMPTS):
+            path = self.local_copy(name)
+            try:
+                return read(path)
+            except FileNotFoundError:
+                if path.exists():
+                    raise
+        raise StorageError("its local copy is removed again and again", file=self.join(name), found=path)
+
+    def pyarrow_fs(self) -> Any:
+        """This file system for pyarrow (and Ray); paths on it are `path(...)`."""
+        import pyarrow.fs
+
+        if self.local:
+            return pyarrow.fs.LocalFileSystem()
+        return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self.fs))
+
+    def touched(self, name: str = "") -> float | None:
+        """When a folder, or a file directly in it, was last written (epoch seconds), where the storage says so."""
+        paths = [self.path(name, entry) for entry in ["", *self.list(name)]]
+        times = [self._retried(partial(_time, self.fs, path), name) for path in paths]
+        return max((t for t in times if t is not None), default=None)
+
+    def _regular(self, name: str) -> Any:
+        """The file system, to read `name` from; a local file is asked about first."""
+        if self.local:
+            check_regular(self.path(name))
+        return self.fs
+
+    def _info(self, name: str) -> dict[str, Any]:
+        self._refresh()
+        try:
+            info: dict[str, Any] = self._retried(lambda: self.fs.info(self.path(name)), name)
+            return info
+        except (FileNotFoundError, NotADirectoryError) as e:
+            raise MissingFile("no such file", file=self.join(name)) from e
+
+    def _refresh(self) -> None:
+        if not self.local:
+            self.fs.invalidate_cache()
+
+    def _retried(self, action: Callable[[], T], name: str, *, writing: bool = False) -> T:
+        """`action()`, tried again after growing pauses while the storage fails for a while.
+
+        A full disk, a missing permission and a missing file are final. StorageError at the end.
+        """
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return action()
+            except Exception as e:  # object stores raise what they like, not only OSError
+                if isinstance(e, (*ABSENT, UserError)) and not writing:
+                    raise
+                if isinstance(e, ABSENT) or not self._may_pass(e) or attempt == ATTEMPTS:
+                    raise storage_error(e, self.join(name), writing=writing) from e
+                log.warning("%s: %s; trying again", public(self.join(name)), public_text(str(e)))
+                time.sleep(FIRST_WAIT_S * 2 ** (attempt - 1))
+        raise AssertionError
+
+    def _may_pass(self, e: Exception) -> bool:
+        if isinstance(e, OSError):
+            return e.errno not in FINAL
+        return not self.local and not isinstance(e, TypeError | AttributeError | AssertionError | NotImplementedError)
+
+
+def private_cache() -> Path:
+    """The folder for local copies of remote files: what PATHRAY_CACHE_DIR names, or the user's own in the temporary
+    folder, which nobody else can enter. UserError when that one is a link or somebody else's."""
+    given = os.environ.get(CACHE_ENV)
+    folder = Path(given or Path(tempfile.gettempdir()) / f"pathray-cache-{os.getuid()}")
+    try:
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700, parents=True)
+        found = folder.stat() if given else folder.lstat()
+        own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+        if own and not given and stat.S_IMODE(found.st_mode) != 0o700:
+            folder.chmod(0o700)
+    except OSError as e:
+        raise storage_error(e, str(folder), writing=True) from e
+    if not own and not given:
+        what = "a link" if folder.is_symlink() else f"something of user {found.st_uid}"
+        raise UserError("not a folder of your own", file=folder, found=what, expected=f"another folder in {CACHE_ENV}")
+    return folder
+
+
+def cached(name: str, fetch: Callable[[Path], object], size: int) -> Path:
+    """The file or folder `name` of the cache, made by `fetch(path)` when it is not there.
+
+    `name` begins with 24 hexadecimal digits that stand for the content. Room for `size` bytes is made first: what was
+    not used for the longest time goes, until the cache holds at most CACHE_BYTES or a tenth of its disk.
+    """
+    folder = private_cache()
+    target, partial = folder / name, folder / f".{name}-{uuid.uuid4().hex[:8]}"
+    assert CACHED.fullmatch(name), name
+    with contextlib.suppress(FileNotFoundError):
+        os.utime(target)  # asks and says that it is in use in one step: others may be making room
+        return target
+    _make_room(folder, size)
+    try:
+        fetch(partial)
+        os.replace(partial, target)
+    except OSError:
+        if not target.exists():  # it does when another process was first
+            raise
+    finally:
+        _discard(partial)
+    return target
+
+
+def write_atomic(path: str, data: bytes) -> None:
+    """Write a file by path or URL: readers see the old one or the new one, never a part."""
+    folder, slash, name = path.rpartition("/")
+    Storage.of(folder or slash or ".").write_bytes(name, data)
+
+
+def check_writable(path: str, key: str) -> None:
+    """UserError, naming `key`, where a local path can never be written: a file is in its way, or the nearest folder
+    that is there is read-only, forbidden or full. Leaves nothing behind, and makes no folder; URLs are not tried."""
+    if "://" in path and not path.startswith(("file://", "local://")):
+        return
+    target = Path(Storage.of(path).root)
+    nearest = next((p for p in target.parents if os.path.lexists(p)), Path("/"))
+    if not nearest.is_dir():
+        raise UserError("a file is in the way of the output", file=nearest, key=key, found=path, expected="a folder")
+    nearest = target if target.is_dir() else nearest
+    probe = nearest / f".pathray-probe-{uuid.uuid4().hex[:8]}"
+    try:
+        with open(probe, "wb") as f:
+            f.write(bytes(PROBE_BYTES))
+            f.flush()
+            os.fsync(f.fileno())
+    except OSError as e:
+        expected = "a folder that this user may write to, with room"
+        raise UserError(
+            f"the output cannot be written: {e.strerror}", file=nearest, key=key, found=path, expected=expected
+        ) from e
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink()
+
+
+def check_regular(path: str) -> None:
+    """UserError for a folder and for a pipe or device: opening one waits for whoever writes to it. MissingFile, or
+    another OSError, where there is nothing to ask."""
+    try:
+        kind = os.stat(path).st_mode
+    except FileNotFoundError:
+        raise MissingFile("no such file", file=path) from None
+    if not stat.S_ISREG(kind):
+        found = "a folder" if stat.S_ISDIR(kind) else "a pipe, socket or device"
+        raise UserError("not a regular file", file=path, found=found)
+
+
+def digest_of(path: Path) -> str:
+    """sha256 of a local file."""
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def digest_bytes(data: bytes) -> str:
+    """sha256 of bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def file_state(path: str) -> str:
+    """What changes when a file does: its size and its time, or the store's tag; of a folder, those of all its files."""
+    import fsspec
+
+    local = "://" not in path  # a name may hold "::", which fsspec takes for a chain of file systems
+    fs, inner = (fsspec.filesystem("file"), os.path.abspath(path)) if local else fsspec.core.url_to_fs(path)
+    try:
+        info = fs.info(inner)
+        if info["type"] != "directory":
+            return _state(info)
+        within: dict[str, Any] = fs.find(inner, detail=True)
+    except FileNotFoundError as e:
+        raise MissingFile("no such file", file=public(path)) from e
+    return f"{len(within)} files: " + " ".join(_state(within[name]) for name in sorted(within))
+
+
+def _state(info: dict[str, Any]) -> str:
+    tag = next((info[k] for k in ("generation", "ETag", "etag", "mtime", "LastModified") if k in info), "")
+    return f"{info.get('size', '')}:{tag}"
+
+
+def fsync(path: Path) -> None:
+    """Make a local file or folder durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def storage_error(e: Exception, path: str, *, writing: bool) -> StorageError:
+    """What storage raised, as one line that names the path."""
+    number = getattr(e, "errno", None)
+    what = os.strerror(number) if isinstance(number, int) else str(e) or type(e).__name__
+    error = StorageError(f"cannot {'write' if writing else 'read'}: {what}", file=path)
+    error.errno = number
+    return error
+
+
+def _make_room(folder: Path, size: int) -> None:
+    """Remove what was not used for the longest time; only what `cached` made, never what is still being fetched."""
+    entries: list[tuple[float, int, Path]] = []
+    for path in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            if CACHED.fullmatch(path.name):
+                files = list(path.iterdir()) if path.is_dir() else [path]
+                entries.append((path.stat().st_mtime, sum(f.stat().st_size for f in files), path))
+    room = min(CACHE_BYTES, shutil.disk_usage(folder).total // 10) - size - sum(n for _, n, _ in entries)
+    for used, bytes_, path in sorted(entries):
+        if room >= 0:
+            return
+        if not path.name.startswith(".") or time.time() - used > ABANDONED_S:
+            _discard(path)
+            room += bytes_
+
+
+def _discard(path: Path) -> None:
+    """Remove a file or a folder, at one stroke for those who look for it; absent is fine."""
+    with contextlib.suppress(OSError):
+        if path.is_dir():
+            gone = path.with_name(f".{path.name.lstrip('.')}-{uuid.uuid4().hex[:8]}")
+            os.replace(path, gone)
+            shutil.rmtree(gone)
+        else:
+            path.unlink()
+
+
+def _replace(path: str, write: Callable[[BinaryIO], None]) -> None:
+    folder, name = os.path.split(path)
+    os.makedirs(folder, exist_ok=True)
+    partial = os.path.join(folder, f".{name}-{uuid.uuid4().hex[:8]}")
+    try:
+        with open(partial, "wb") as f:
+            write(f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(partial)
+        raise
+    fsync(Path(folder))
+
+
+def _time(fs: Any, path: str) -> float | None:
+    try:
+        return float(fs.modified(path).timestamp())
+    except (NotImplementedError, FileNotFoundError, IsADirectoryError, KeyError, TypeError, AttributeError):
+        return None

@@ -1,0 +1,111 @@
+"""What the loop is told: budget, batch, cadences and, per phase, an optimizer. Images throughout; resolved by then.
+
+Not here: how "epochs" and fractions become images (pathray.train.budget), what a schedule is (pathray.optim.schedules).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from pathray.data.stream import check_geometry
+from pathray.device import PRECISIONS
+from pathray.errors import UserError
+from pathray.optim.adamw import AdamW
+from pathray.optim.lars import LARS
+from pathray.optim.schedules import Schedule, constant
+from pathray.optim.sgd import SGD
+
+OPTIMIZERS = ("adamw", "sgd")
+GRAD_SYNC = ("flat", "overlap")
+
+
+@dataclass(frozen=True)
+class PhaseOptim:
+    """The optimizer of one phase. `clip` bounds the global norm of the phase's mean gradient.
+
+    `lars` puts LARS's rate per layer in front of either kind (`lars_trust` is its η, `lars_clip` "ratio" or "larc").
+    """
+
+    kind: str = "adamw"
+    lr: Schedule = field(default_factory=lambda: constant(1e-3))
+    weight_decay: Schedule = field(default_factory=lambda: constant(0.0))
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    momentum: float = 0.9
+    nesterov: bool = False
+    clip: float | None = None
+    lars: bool = False
+    lars_trust: float = 0.02
+    lars_clip: str = "ratio"
+
+    def __post_init__(self) -> None:
+        if self.kind not in OPTIMIZERS:
+            raise UserError("no such optimizer", key="optimizer", found=self.kind, expected=" or ".join(OPTIMIZERS))
+        if self.lars_clip not in ("ratio", "larc"):
+            raise UserError("no such clipping", key="lars_clip", found=self.lars_clip, expected="ratio or larc")
+        if self.clip is not None and not self.clip > 0:
+            raise UserError("a clipping norm is positive", key="clip", found=self.clip, expected="> 0, or none")
+
+    def build(self, named_params: Iterable[tuple[str, nn.Parameter]]) -> Any:
+        """The optimizer over these parameters, in this order."""
+        inner: AdamW | SGD
+        if self.kind == "adamw":
+            inner = AdamW(named_params, betas=self.betas, eps=self.eps)
+        else:
+            inner = SGD(named_params, momentum=self.momentum, nesterov=self.nesterov)
+        if not self.lars:
+            return inner
+        return LARS(inner, trust=self.lars_trust, clip="larc" if self.lars_clip == "larc" else "ratio")
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """One run's settings. Identity: seed, global_batch, total_images, optim. Placement: all others.
+
+    total_images: the budget, whole steps (pathray.train.budget rounds it up).
+    log_every, save_every, snapshot_every: cadences in images, 0 for never (the end always logs).
+    poll_every_steps: how often all ranks look at the stop flag and at the counters of bad steps and unreadable units.
+    max_bad_steps: steps in a row with NaN or Inf that end the run. max_corrupt_fraction: of the units seen so far,
+    judged from `judge_corrupt_from` units on, and of every `judge_recent` units, where more than chance exceeds it.
+    deterministic: bit-reproducible CUDA kernels, at some cost in speed.
+    """
+
+    seed: int
+    global_batch: int
+    micro_batch: int
+    total_images: int
+    optim: dict[str, PhaseOptim]
+    precision: str = "fp32"
+    log_every: int = 0
+    save_every: int = 0
+    snapshot_every: int = 0
+    poll_every_steps: int = 10
+    max_bad_steps: int = 10
+    max_corrupt_fraction: float = 0.05
+    judge_corrupt_from: int = 256
+    judge_recent: int = 4096
+    grad_sync: str = "flat"
+    deterministic: bool = False
+
+    def __post_init__(self) -> None:
+        assert self.total_images > 0 and self.total_images % self.global_batch == 0, "the budget is whole steps"
+        assert self.poll_every_steps >= 1 and self.max_bad_steps >= 1
+        for key, found, allowed in (
+            ("precision", self.precision, tuple(PRECISIONS)),
+            ("grad_sync", self.grad_sync, GRAD_SYNC),
+        ):
+            if found not in allowed:
+                raise UserError(f"unknown {key}", key=key, found=found, expected=" or ".join(allowed))
+
+    @property
+    def total_steps(self) -> int:
+        return self.total_images // self.global_batch
+
+    def micros_per_step(self, world: int) -> int:
+        """Micro-batches of one rank in one step. UserError unless W·micro divides G."""
+        check_geometry(self.global_batch, world, self.micro_batch)
+        return self.global_batch // (world * self.micro_batch)

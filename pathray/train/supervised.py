@@ -1,0 +1,159 @@
+"""Validation, the best checkpoint and early stopping, around the loop's ticks. Not a loop of its own.
+
+    for tick in supervised(run(recipe, batches, settings, device=device, state=state), validate, selection, device):
+        if tick.best: …save…
+
+What has been selected so far travels in `state.notes`, so a resumed run goes on with the same best value and patience.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import nn
+
+from pathray.device import Device
+from pathray.errors import UserError
+from pathray.train.budget import due
+from pathray.train.loop import Tick
+from pathray.train.state import TrainState
+
+log = logging.getLogger(__name__)
+
+NOTES = "selection"
+Validate = Callable[[TrainState], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What is best, and when to give up.
+
+    every: images between two validations (an epoch is `resolve_cadence({"epochs": 1}, …)`); the end validates too.
+    patience: validations without an improvement of more than `min_delta` that end the run, None for never; not before
+    `min_evals` of them. A metric that is NaN is never an improvement, but counts.
+    """
+
+    metric: str
+    mode: str
+    every: int
+    patience: int | None = None
+    min_evals: int = 1
+    min_delta: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("min", "max"):
+            raise UserError("is less better, or more?", key="mode", found=self.mode, expected="min or max")
+        if self.every <= 0:
+            raise UserError("a validation cadence is positive", key="every", found=self.every, expected="images > 0")
+        if self.patience is not None and self.patience < 1:
+            raise UserError("patience is a number of validations", key="patience", found=self.patience, expected=">= 1")
+
+
+@dataclass
+class Selected:
+    """The best value so far (None before the first finite one), where it was, and how validation has gone on since.
+
+    `at` is where the last validation was, `metric` what `best` is a value of ("" before the first).
+    """
+
+    best: float | None = None
+    best_images_seen: int = 0
+    at: int = -1
+    evals: int = 0
+    since_best: int = 0
+    metric: str = ""
+
+    def update(self, value: float, images_seen: int, selection: Selection) -> bool:
+        """Take in one validation; whether it is the best so far."""
+        self.evals, self.at = self.evals + 1, images_seen
+        sign = 1.0 if selection.mode == "max" else -1.0
+        better = math.isfinite(value) and (self.best is None or sign * (value - self.best) > selection.min_delta)
+        if better:
+            self.best, self.best_images_seen, self.since_best = value, images_seen, 0
+        else:
+            self.since_best += 1
+        return better
+
+    def exhausted(self, selection: Selection) -> bool:
+        patience = selection.patience
+        return patience is not None and self.evals >= selection.min_evals and self.since_best >= patience
+
+
+@dataclass
+class SupervisedTick(Tick):
+    """A tick with what validation gave: `validation` when it ran, `best` when it was the best so far. `end` may also be
+    ``early_stop``."""
+
+    validation: dict[str, float] | None = None
+    best: bool = False
+
+
+def supervised(
+    ticks: Iterator[Tick], validate: Validate, selection: Selection, device: Device
+) -> Iterator[SupervisedTick]:
+    """Validate on cadence, mark the best, stop early.
+
+    `validate(state)` runs on every rank (sharing the rows or not, as it likes), in evaluation mode without gradients,
+    and returns metrics; rank 0's value decides for all. The modules' training flags come back as they were, and
+    validation may draw random numbers freely: training reseeds. UserError when the metric is not among those returned.
+    """
+    for tick in ticks:
+        out = SupervisedTick(**{name: getattr(tick, name) for name in Tick.__dataclass_fields__})
+        seen, step = tick.images_seen, tick.state.settings.global_batch
+        if due(seen - step, seen, selection.every) or (tick.end == "budget" and selected_of(tick.state).at < seen):
+            _judge(out, validate, selection, device)
+        yield out
+        if out.end is not None:
+            close = getattr(ticks, "close", None)
+            if close is not None:
+                close()
+            return
+
+
+def selected_of(state: TrainState) -> Selected:
+    """What has been selected in a run so far."""
+    return Selected(**state.notes.get(NOTES, {}))
+
+
+def ended_early(state: TrainState, selection: Selection) -> bool:
+    """Whether patience had run out before: such a run is not to go on when it is taken up again."""
+    selected = selected_of(state)
+    return selected.metric in ("", selection.metric) and selected.exhausted(selection)
+
+
+def _judge(tick: SupervisedTick, validate: Validate, selection: Selection, device: Device) -> None:
+    """Validate, and note on the tick and in the state what follows from it."""
+    state = tick.state
+    tick.validation = device.broadcast_object(_evaluate(state, validate))
+    if selection.metric not in tick.validation:
+        found = sorted(tick.validation)
+        raise UserError("validation does not give this metric", key="metric", found=found, expected=selection.metric)
+    selected, value = selected_of(state), tick.validation[selection.metric]
+    if selected.metric not in ("", selection.metric):
+        log.info("what is best goes by %s from here on, and no longer by %s", selection.metric, selected.metric)
+        selected = Selected()
+    selected.metric = selection.metric
+    tick.best = selected.update(value, tick.images_seen, selection)
+    state.notes[NOTES] = asdict(selected)
+    note = "the best so far" if tick.best else f"best {selected.best} at {selected.best_images_seen}"
+    log.info("validation at %d images: %s %.6g (%s)", tick.images_seen, selection.metric, value, note)
+    if tick.end is None and selected.exhausted(selection):
+        log.info("no better %s in %d validations: stopping early", selection.metric, selected.since_best)
+        tick.end = "early_stop"
+        if tick.metrics is None and tick.flush is not None:
+            tick.metrics = tick.flush()
+
+
+def _evaluate(state: TrainState, validate: Validate) -> dict[str, float]:
+    modules: list[tuple[nn.Module, bool]] = [(m, m.training) for m in state.recipe.modules.modules()]
+    state.recipe.modules.eval()
+    try:
+        with torch.no_grad():
+            return {name: float(value) for name, value in validate(state).items()}
+    finally:
+        for module, training in modules:
+            module.training = training

@@ -1,0 +1,98 @@
+"""Names of slide formats: what a path holds, and which nobody here can read. Opens no slide."""
+
+from __future__ import annotations
+
+import os
+
+from pathray.errors import MissingFile, UserError
+from pathray.urls import is_url, local_path, public
+
+CONVERT = "convert it to a pyramidal TIFF or DICOM with the vendor's software"
+UNSUPPORTED = {
+    ".sdpc": "SDPC (Sqray)",
+    ".sdpl": "SDPC (Sqray)",
+    ".dyqx": "DYQX (Sqray)",
+    ".dyj": "DYJ (Sqray)",
+    ".kfb": "KFB (KFBIO)",
+    ".kfbl": "KFB (KFBIO)",
+    ".tmap": "TMAP (Unic)",
+    ".tron": "TRON (InteMedic)",
+    ".mds": "MDS (Motic)",
+    ".mdsx": "MDSX (Motic)",
+    ".ibl": "IBL (TEKSQRAY)",
+    ".zyp": "ZYP",
+    ".hdx": "HDX (Hyper)",
+    ".vmic": "VMIC (PreciPoint)",
+    ".lif": "LIF (Leica)",
+    ".vsi": "VSI (Olympus; the .vsi itself holds only the overview)",
+    ".jp2": "a single JPEG 2000 image",
+}
+
+
+def located(path: str) -> str:
+    """The file to open for `path`: an MRXS or DICOM folder is replaced by the file that names the slide.
+
+    Raises MissingFile, and UserError naming a format that nobody here reads or a folder that holds no slide.
+    """
+    suffix = os.path.splitext(path.split("?")[0])[1].lower()
+    if suffix in UNSUPPORTED:
+        raise UserError(
+            f"{UNSUPPORTED[suffix]} slides cannot be read",
+            file=public(path),
+            found=suffix,
+            expected=f"an open format: {CONVERT}",
+        )
+    if is_url(path):
+        return path
+    path = local_path(path)
+    if not os.path.exists(path):
+        raise MissingFile("no such slide", file=path)
+    return _in_folder(path) if os.path.isdir(path) else path
+
+
+def _in_folder(folder: str) -> str:
+    names = sorted(os.listdir(folder))
+    beside = folder.rstrip("/") + ".mrxs"
+    if os.path.isfile(beside) and any(name.lower() == "slidedat.ini" for name in names):
+        return beside
+    for suffix in (".mrxs", ".dcm"):
+        found = [name for name in names if name.lower().endswith(suffix)]
+        if suffix == ".dcm" and found:
+            _check_one_series(folder, found)
+        if found and (suffix == ".dcm" or len(found) == 1):
+            return os.path.join(folder, found[0])
+    raise UserError(
+        "the folder is not a slide",
+        file=folder,
+        found=f"{len(names)} entries: {', '.join(names[:5])}",
+        expected="a slide file, an MRXS slide with its folder, or a folder of DICOM instances (.dcm) of one slide",
+    )
+
+
+def _check_one_series(folder: str, names: list[str]) -> None:
+    """UserError where the DICOM instances of a folder are of several series: of several slides, of which one would be
+    opened and the others never named."""
+    import pydicom
+
+    series = dict[str, str]()
+    for name in names:
+        try:
+            found = pydicom.dcmread(
+                os.path.join(folder, name), stop_before_pixels=True, specific_tags=["SeriesInstanceUID"]
+            )
+        except (OSError, ValueError, pydicom.errors.InvalidDicomError):
+            continue  # who opens the slide says what is wrong with it
+        series.setdefault(str(found.get("SeriesInstanceUID", "")), name)
+    if len(series) > 1:
+        shown = "; ".join(f"{name} of {uid}" for uid, name in list(series.items())[:5])
+        raise UserError(
+            "a folder of several DICOM series",
+            file=folder,
+            key="SeriesInstanceUID",
+            found=f"{len(series)} series: {shown}",
+            expected="one folder per slide",
+        )
+
+
+def is_tiff(head: bytes) -> bool:
+    return head[:4] in (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")

@@ -1,0 +1,234 @@
+"""Other libraries behind the slide protocol: OpenSlide, fastslide and tiffslide, for what the direct path cannot serve.
+
+Handles belong to one process (a forked handle shares its file offset and returns wrong tiles), tiffslide's also to one
+thread. Pixels are the library's own; OpenSlide addresses levels in level-0 pixels, so that on a level whose downsample
+is not a whole number its origin is the nearest such pixel.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import threading
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pathray.errors import UnreadableUnit, UserError
+from pathray.urls import is_url, public
+from pathray.wsi.backends.header import Spacing, believable
+
+Pixels = npt.NDArray[np.uint8]
+
+
+class Library(Protocol):
+    """One library: whether it can open a path, how it does, and what its handle says and reads."""
+
+    name: str
+    by_thread: bool
+    fills: bool  # unreadable tiles come back as a constant, without an error
+
+    def can_open(self, path: str) -> bool: ...
+
+    def open(self, path: str, cache_bytes: int) -> Any: ...
+
+    def shapes(self, slide: Any) -> tuple[tuple[int, int], ...]: ...
+
+    def downsamples(self, slide: Any) -> tuple[float, ...]: ...
+
+    def spacing(self, slide: Any) -> Spacing: ...
+
+    def read(self, slide: Any, level: int, x: int, y: int, width: int, height: int) -> Pixels: ...
+
+
+def installed(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
+
+
+class OpenSlideLibrary:
+    name, by_thread, fills = "openslide", False, False
+
+    def can_open(self, path: str) -> bool:
+        import openslide
+
+        return not is_url(path) and openslide.OpenSlide.detect_format(path) is not None
+
+    def open(self, path: str, cache_bytes: int) -> Any:
+        import openslide
+
+        slide = openslide.OpenSlide(path)
+        slide.set_cache(openslide.OpenSlideCache(cache_bytes))
+        return slide
+
+    def shapes(self, slide: Any) -> tuple[tuple[int, int], ...]:
+        return tuple(slide.level_dimensions)
+
+    def downsamples(self, slide: Any) -> tuple[float, ...]:
+        return tuple(slide.level_downsamples)
+
+    def spacing(self, slide: Any) -> Spacing:
+        source = "tags" if slide.properties.get("openslide.vendor") == "generic-tiff" else "header"
+        return _spacing(slide.properties.get("openslide.mpp-x"), slide.properties.get("openslide.mpp-y"), source)
+
+    def read(self, slide: Any, level: int, x: int, y: int, width: int, height: int) -> Pixels:
+        down = slide.level_downsamples[level]
+        at = (int(x * down + 0.5), int(y * down + 0.5))
+        return _on_white(np.asarray(slide.read_region(at, level, (width, height))))
+
+
+class FastSlideLibrary:
+    name, by_thread, fills = "fastslide", False, True
+
+    def __init__(self) -> None:
+        self._pid: int | None = None
+
+    def can_open(self, path: str) -> bool:
+        import fastslide
+
+        return not is_url(path) and bool(fastslide.is_supported(path))
+
+    def open(self, path: str, cache_bytes: int) -> Any:
+        """UserError in a child of a process that used the library: its threads are gone there and a read would hang."""
+        import fastslide
+
+        if self._pid not in (None, os.getpid()):
+            raise UserError(
+                "fastslide cannot be used in a forked child of a process that used it",
+                file=path,
+                expected="worker processes that are spawned, not forked",
+            )
+        self._pid = os.getpid()
+
+        slide = fastslide.FastSlide.from_file_path(path, cache=cache_bytes or None)
+        if slide.dtype != "uint8" or slide.num_channels not in (1, 3):
+            raise ValueError(f"{slide.num_channels} channels of {slide.dtype}, not 8-bit RGB")
+        return slide
+
+    def shapes(self, slide: Any) -> tuple[tuple[int, int], ...]:
+        return tuple((int(w), int(h)) for w, h in slide.level_dimensions)
+
+    def downsamples(self, slide: Any) -> tuple[float, ...]:
+        return tuple(float(d) for d in slide.level_downsamples)
+
+    def spacing(self, slide: Any) -> Spacing:
+        x, y = slide.mpp
+        return _spacing(x, y, "header")
+
+    def read(self, slide: Any, level: int, x: int, y: int, width: int, height: int) -> Pixels:
+        return _rgb8(np.asarray(slide.read_region((x, y), level, (width, height)).numpy()))
+
+
+class TiffSlideLibrary:
+    name, by_thread, fills = "tiffslide", True, False
+
+    def can_open(self, path: str) -> bool:
+        return True  # it says so itself, by what it raises
+
+    def open(self, path: str, cache_bytes: int) -> Any:
+        import tiffslide
+
+        slide = tiffslide.TiffSlide(path)
+        if (dtype := slide.ts_tifffile.series[0].dtype) != np.uint8:
+            raise ValueError(f"pixels of {dtype}, not 8-bit RGB")
+        return slide
+
+    def shapes(self, slide: Any) -> tuple[tuple[int, int], ...]:
+        return tuple((int(w), int(h)) for w, h in slide.level_dimensions)
+
+    def downsamples(self, slide: Any) -> tuple[float, ...]:
+        return tuple(float(d) for d in slide.level_downsamples)
+
+    def spacing(self, slide: Any) -> Spacing:
+        source = "header" if slide.properties.get("tiffslide.vendor") == "aperio" else "tags"
+        return _spacing(slide.properties.get("tiffslide.mpp-x"), slide.properties.get("tiffslide.mpp-y"), source)
+
+    def read(self, slide: Any, level: int, x: int, y: int, width: int, height: int) -> Pixels:
+        (w0, h0), (w, h) = slide.level_dimensions[0], slide.level_dimensions[level]
+        at = (-(-x * w0 // w), -(-y * h0 // h))  # the first level-0 pixel that the library maps onto (x, y)
+        return _rgb8(np.asarray(slide.read_region(at, level, (width, height), as_array=True)))
+
+
+LIBRARIES: tuple[Library, ...] = (OpenSlideLibrary(), FastSlideLibrary(), TiffSlideLibrary())
+
+
+class LibraryReader:
+    """A `SlideReader` over one library. What its open raises comes through to the caller of the constructor."""
+
+    def __init__(self, path: str, library: Library, cache_bytes: int) -> None:
+        self.path, self.backend, self._library, self._cache_bytes = path, library.name, library, cache_bytes
+        self._pid, self._shared, self._own = os.getpid(), None, threading.local()
+        slide = self._handle()
+        self.level_shapes, self.level_downsamples = library.shapes(slide), library.downsamples(slide)
+        if not self.level_shapes or min(min(shape) for shape in self.level_shapes) < 1:
+            raise ValueError(f"levels of {self.level_shapes} pixels")
+        spacing = library.spacing(slide)
+        self.mpp, self.mpp_source, self.spacing_note = spacing.mpp, spacing.source, spacing.note
+
+    def read_level(self, level: int, x: int, y: int, width: int, height: int) -> Pixels:
+        """Pixels of a box of one level; see `SlideReader`."""
+        w, h = self.level_shapes[level]
+        x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + width, w), min(y + height, h)
+        if x0 >= x1 or y0 >= y1:
+            return np.full((height, width, 3), 255, np.uint8)
+        try:
+            inside = self._library.read(self._handle(), level, x0, y0, x1 - x0, y1 - y0)
+        except UserError:
+            raise
+        except Exception as e:  # every library raises its own kinds
+            self._drop()  # OpenSlide's handle is of no use after an error
+            detail = f"level {level}, box ({x}, {y}, {width}, {height}): {type(e).__name__}: {e}"
+            raise UnreadableUnit("decode", public(self.path), detail) from e
+        if inside.shape[:2] == (height, width):
+            return inside
+        out = np.full((height, width, 3), 255, np.uint8)
+        out[y0 - y : y1 - y, x0 - x : x1 - x] = inside
+        return out
+
+    def close(self) -> None:
+        self._drop()
+
+    def _handle(self) -> Any:
+        """This process's handle (this thread's, where the library needs one each)."""
+        if self._pid != os.getpid():
+            self._pid, self._shared, self._own = os.getpid(), None, threading.local()
+        slide = getattr(self._own, "slide", None) if self._library.by_thread else self._shared
+        if slide is None:
+            slide = self._library.open(self.path, self._cache_bytes)
+            if self._library.by_thread:
+                self._own.slide = slide
+            else:
+                self._shared = slide
+        return slide
+
+    def _drop(self) -> None:
+        """Let go of the handle; it is closed when the last read that uses it ends."""
+        self._shared, self._own = None, threading.local()
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return LibraryReader, (self.path, self._library, self._cache_bytes)
+
+
+def _spacing(x: object, y: object, source: str) -> Spacing:
+    try:
+        return believable(float(x), float(y), source)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return Spacing()
+
+
+def _on_white(rgba: npt.NDArray[np.uint8]) -> Pixels:
+    """RGBA over a white ground."""
+    alpha = rgba[:, :, 3]
+    if alpha.min() == 255:
+        return np.ascontiguousarray(rgba[:, :, :3])
+    a = alpha[:, :, None].astype(np.uint16)
+    return ((rgba[:, :, :3] * a + 255 * (255 - a) + 127) // 255).astype(np.uint8)
+
+
+def _rgb8(pixels: npt.NDArray[Any]) -> Pixels:
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4):
+        raise ValueError(f"{pixels.dtype} {pixels.shape}: not 8-bit RGB")
+    if pixels.shape[2] == 4:
+        return _on_white(pixels)
+    return np.ascontiguousarray(pixels) if pixels.shape[2] == 3 else np.repeat(pixels, 3, axis=2)

@@ -1,0 +1,115 @@
+"""Bytes of a slide file at given offsets: local files by positioned reads, URLs by range requests.
+
+No offset is shared, so a source serves several threads at once and survives a fork. Nothing is cached or decoded here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, BinaryIO, Protocol, cast
+
+from pathray.errors import MissingFile, UnreadableUnit, UserError
+from pathray.store.storage import check_regular
+from pathray.urls import is_url, local_path, public
+
+PARSE_BLOCK = 1 << 18  # bytes fetched at a time while the structure of a remote file is parsed
+
+
+class ByteSource(Protocol):
+    """Positioned reads of one file. `ranges` are (offset, size); a range past the end of the file comes back short."""
+
+    size: int
+
+    def read_many(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]: ...
+
+    def buffered(self) -> BinaryIO: ...
+
+    def close(self) -> None: ...
+
+
+def open_source(path: str) -> ByteSource:
+    """MissingFile when there is nothing at `path`; UserError when it may not be read or its scheme is unknown."""
+    return RemoteFile(path) if is_url(path) else LocalFile(local_path(path))
+
+
+class LocalFile:
+    """`os.pread` on a descriptor of its own, closed when nobody uses the source any more."""
+
+    def __init__(self, path: str) -> None:
+        self.path, self._fd = path, -1
+        try:
+            check_regular(path)
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except FileNotFoundError:  # so is a MissingFile
+            raise MissingFile("no such file", file=path) from None
+        except OSError as e:
+            raise UserError(f"the file cannot be opened: {e.strerror}", file=path) from e
+        self.size = os.fstat(self._fd).st_size
+
+    def read_many(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        try:
+            return [os.pread(self._fd, size, offset) for offset, size in ranges]
+        except OSError as e:
+            raise UnreadableUnit("io", self.path, str(e)) from e
+
+    def buffered(self) -> BinaryIO:
+        return open(self.path, "rb")
+
+    def close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class RemoteFile:
+    """Range requests through fsspec, all ranges of one call at once where the file system can.
+
+    What a file system raised is not chained to our errors: its text may hold a signed URL.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._file_system()
+        try:
+            self.size = int(self._fs.info(self._path)["size"])
+        except FileNotFoundError:
+            raise MissingFile("no such object", file=public(url)) from None
+        except Exception as e:  # every file system raises its own kinds
+            raise UserError(f"the object cannot be opened: {type(e).__name__}", file=public(url)) from None
+
+    def read_many(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        if self._pid != os.getpid():  # an asynchronous file system does not work in a forked child
+            self._file_system()
+        try:
+            starts, ends = [o for o, _ in ranges], [o + n for o, n in ranges]
+            if len(ranges) == 1:
+                return [self._fs.cat_file(self._path, start=starts[0], end=ends[0])]
+            found = self._fs.cat_ranges([self._path] * len(ranges), starts, ends, on_error="raise")
+            return cast("list[bytes]", found)
+        except FileNotFoundError:
+            raise UnreadableUnit("missing", public(self.url), "the object is gone") from None
+        except TimeoutError as e:
+            raise UnreadableUnit("timeout", public(self.url), type(e).__name__) from None
+        except Exception as e:
+            raise UnreadableUnit("io", public(self.url), f"{type(e).__name__} in a range request") from None
+
+    def buffered(self) -> BinaryIO:
+        return cast(BinaryIO, self._fs.open(self._path, "rb", block_size=PARSE_BLOCK, cache_type="blockcache"))
+
+    def close(self) -> None:
+        """Nothing is held open between requests."""
+
+    def _file_system(self) -> None:
+        import fsspec
+
+        try:
+            fs, self._path = fsspec.core.url_to_fs(self.url)
+        except (ValueError, ImportError) as e:
+            scheme = self.url.split("://")[0]
+            raise UserError(f"no file system for {scheme}://", file=public(self.url), expected=str(e)) from e
+        self._fs: Any = fs
+        self._pid = os.getpid()

@@ -1,0 +1,81 @@
+"""Notices that an embedded Ray's node process (the raylet) has died: Ray's own calls would wait for it for ever."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pathray.errors import UserError
+
+LOST = signal.SIGRTMIN + 9  # raises on the main thread; nobody else's
+LOOK_S = 1.0
+
+
+class NodeLost(BaseException):
+    """Raised on the main thread when the node process is gone."""
+
+
+@contextmanager
+def watched_node() -> Iterator[None]:
+    """UserError soon after the raylet that this process has started died within the block (main thread only)."""
+    process = _raylet()
+    if process is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    over = threading.Event()
+
+    def lost(signum: int, frame: Any) -> None:
+        if not over.is_set():
+            raise NodeLost
+
+    before = signal.signal(LOST, lost)
+    thread = threading.Thread(target=_watch, args=(process, over), name="pathray-node-watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    except NodeLost as e:
+        raise lost_error() from e
+    except UserError:
+        raise
+    except Exception as e:
+        if process.poll() is not None:
+            raise lost_error() from e
+        raise
+    finally:
+        over.set()
+        signal.signal(LOST, before)
+
+
+def lost_error() -> UserError:
+    return UserError(
+        "Ray's process on this machine (raylet) died while the job ran, perhaps for lack of memory (see dmesg)",
+        expected="the same command again, which continues from what is saved; with fewer workers if memory was short",
+    )
+
+
+def _watch(process: Any, over: threading.Event) -> None:
+    while not over.wait(LOOK_S):
+        if process.poll() is not None:
+            signal.pthread_kill(threading.main_thread().ident or 0, LOST)
+            return
+
+
+def _raylet() -> Any:
+    """The process of the raylet, as Ray's developer interface has it; None where it does not."""
+    try:
+        from ray._private import worker
+
+        node: Any = worker._global_node
+        return node.all_processes["raylet"][0].process
+    except (ImportError, AttributeError, KeyError, IndexError):
+        return None
+
+
+def end_with(shutdown: Any, seconds: float = 10.0) -> None:
+    """`shutdown()`, which is left alone when it takes longer: after a lost node it may wait for ever."""
+    thread = threading.Thread(target=shutdown, name="pathray-shutdown", daemon=True)
+    thread.start()
+    thread.join(seconds)

@@ -1,0 +1,120 @@
+"""What extraction from slides and from images share: the actors with their encoders, and questions to the storage."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pathray.errors import UserError
+from pathray.reports.units import describe
+from pathray.store.storage import StorageError, file_state
+from ray_jobs.extract.actor_map import ActorMap
+from ray_jobs.shell.runtime import Session, ray_session
+
+if TYPE_CHECKING:
+    from pathray.device import Device
+    from pathray.features.encoder import EncoderSpec, FeatureEncoder
+    from ray_jobs.extract.config import ExtractConfig
+
+log = logging.getLogger(__name__)
+LOOKING_THREADS = 16  # for the state of files, which is latency on remote storage
+DIED = "the process that worked on this died twice (out of memory, or a crash inside a decoder)"
+ABSENT = "absent"
+T = TypeVar("T")
+R = TypeVar("R")
+Row = dict[str, Any]
+Extract = Callable[[Any, Mapping[str, "EncoderSpec"], Mapping[str, "FeatureEncoder"], Any, "Device"], Any]
+
+
+@dataclass(frozen=True)
+class Work:
+    """Runs in an actor: loads the encoders, and gives the function that does a job with them.
+
+    A job's own failure becomes `failed(error)`; a full disk, an encoder that fails and an assertion are raised and end
+    everything.
+    """
+
+    extract: Extract
+    failed: Callable[[Any, str], Any]
+    specs: Mapping[str, EncoderSpec]
+    settings: Any
+    kind: str
+    threads: int
+
+    def __call__(self) -> Callable[[Any], Any]:
+        import torch
+
+        from pathray.device import Device
+        from pathray.features.encoder import load_encoder
+        from pathray.features.inference import EncodingError
+
+        torch.set_num_threads(self.threads)
+        device = Device.of(self.kind)
+        how = {"pooling": self.settings.pooling, "precision": self.settings.precision}
+        encoders = {name: load_encoder(spec, device, **how) for name, spec in self.specs.items()}
+
+        def work(job: Any) -> Any:
+            try:
+                return self.extract(job, self.specs, encoders, self.settings, device)
+            except (AssertionError, StorageError):
+                raise
+            except EncodingError as e:
+                if "out of memory" in str(e).lower():
+                    raise UserError(str(e), key="batch_size", found=self.settings.batch_size) from e
+                raise
+            except Exception as e:  # the data's: every decoder raises its own kinds
+                return self.failed(job, describe(e))
+
+        return work
+
+
+def over_actors(
+    config: ExtractConfig,
+    jobs: Sequence[Any],
+    extract: Extract,
+    failed: Callable[[Any, str], Any],
+    settings: Any,
+    specs: Mapping[str, EncoderSpec],
+) -> Iterator[tuple[int, Any | None]]:
+    """(number of the job, its outcome) as they finish, on the Ray that the config asks for; None where it was lost."""
+    if not jobs:
+        return
+    wants_gpu = config.accelerator == "cuda" or (config.accelerator == "auto" and config.gpus_per_actor is not None)
+    actors, gpus = config.actors or 1, (config.gpus_per_actor or 1.0) if wants_gpu else 0.0
+    with ray_session(config.runtime, cpus=actors * config.cpus_per_actor, gpus=actors * gpus) as session:
+        if config.accelerator == "auto" and session.resources.get("GPU", 0.0) > 0:
+            gpus = gpus or 1.0
+        actors = min(len(jobs), config.actors or _fitting(session, config.cpus_per_actor, gpus))
+        kind = "cuda" if gpus else "cpu"
+        log.info("%d actors with %d CPUs and %g GPUs each, encoders on %s", actors, config.cpus_per_actor, gpus, kind)
+        work = Work(extract, failed, specs, settings, kind, config.cpus_per_actor)
+        yield from ActorMap(actors, float(config.cpus_per_actor), gpus)(work, jobs)
+
+
+def _fitting(session: Session, cpus: int, gpus: float) -> int:
+    """As many actors as CPUs and GPUs serve; of an embedded Ray only the CPUs that are really there."""
+    have = session.resources.get("CPU", 1.0)
+    if session.embedded:
+        have = min(have, float(os.cpu_count() or 1))
+    fits = int(have // cpus)
+    if gpus:
+        fits = min(fits, int(session.resources.get("GPU", 0.0) / gpus + 1e-9))
+    return max(1, fits)
+
+
+def looked_at(look: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """`look` of every item, in order, in threads: for questions to the storage."""
+    with ThreadPoolExecutor(LOOKING_THREADS) as pool:
+        return list(pool.map(look, items))
+
+
+def state_of(path: str) -> str:
+    """Which state a file is in; a file that is not there, or cannot be asked for, has one of its own."""
+    try:
+        return file_state(path)
+    except Exception:  # that it cannot be read is told where it is read
+        return ABSENT

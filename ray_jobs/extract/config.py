@@ -1,0 +1,89 @@
+"""The config of ray_jobs.extract_features, and what of it encoders may decide between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pathray.config.checks import at_least
+from pathray.config.load import MISSING, is_set, placement
+from pathray.errors import UserError
+from pathray.wsi.spacing import MAX_ENLARGEMENT
+from ray_jobs.shell.runtime import RuntimeConfig
+
+if TYPE_CHECKING:
+    from pathray.features.encoder import EncoderSpec
+
+
+@dataclass
+class ExtractConfig:
+    encoders: list[str] = MISSING  # artifacts: folders or URLs, or name=folder
+    output: str = MISSING  # a folder or URL
+    slides: str = ""  # a manifest CSV or a folder of slides
+    images: str = ""  # instead of slides: a folder of images, or a CSV or TSV with a column path
+    images_root: str = ""  # what relative paths of an image list are below; "" = the list's own folder
+    report: str = ""  # CSV with one line per slide or image; "" = OUTPUT/report.csv
+    mpp: float | None = None  # µm per pixel of the tiles; null: the spacing that the encoders were trained at
+    tile_px: int | None = None  # side of a tile; null: the encoders' own. Positions are interpolated to other sizes
+    overlap_px: int = 0  # shared by neighbouring tiles
+    resize: bool = False  # bring tiles and images to each encoder's own size instead
+    min_tissue_fraction: float = 0.2  # of a tile
+    edge_tiles: bool = False  # also tiles that reach beyond the right and lower edge
+    spacing_tolerance: float = 0.05  # how far a pyramid level's spacing may be off to be read as it is
+    slide_mpp: float | None = None  # µm per level-0 pixel of slides that do not say; the manifest's column comes first
+    pooling: str = "mean"  # of the patch tokens | cls | cls+mean
+    precision: str = "fp32"  # fp32 | bf16 | fp16: of the encoder's arithmetic
+    dtype: str = "float32"  # float32 | float16: of the features in the files
+    slide_parquet: bool = False  # a parquet table (x, y, features) beside each bag
+    min_success_fraction: float = 1.0
+    max_enlargement: float = placement(MAX_ENLARGEMENT)  # of a slide's finest level; slides that need more fail
+    thumbnails: bool = placement(True)  # a picture of each slide's tissue and tiles, and GeoJSON of them for QuPath
+    overwrite: bool = placement(False)  # do finished slides and images again
+    backend: str = placement("auto")  # how slides are opened: auto, tiff, tiffslide, openslide or fastslide
+    accelerator: str = placement("auto")  # auto | cpu | cuda
+    actors: int | None = placement(None)  # processes with the encoders in them; null: as many as CPUs or GPUs serve
+    cpus_per_actor: int = placement(1)
+    gpus_per_actor: float | None = placement(None)  # may be a fraction; null: 1 on cuda
+    batch_size: int = placement(64)
+    images_per_part: int = placement(1024)  # an unfinished part is done again
+    read_threads: int = placement(2)  # in each actor
+    read_timeout_s: float = placement(120.0)
+    tile_cache_mb: int = placement(256)  # decoded tiles, in each actor
+    runtime: RuntimeConfig = placement(default_factory=RuntimeConfig)
+
+    def __post_init__(self) -> None:
+        if is_set(self.output) and not self.report:
+            self.report = f"{self.output.rstrip('/')}/report.csv"
+        for key, allowed in (
+            ("pooling", ("mean", "cls", "cls+mean")),
+            ("precision", ("fp32", "bf16", "fp16")),
+            ("dtype", ("float32", "float16")),
+            ("accelerator", ("auto", "cpu", "cuda")),
+        ):
+            if getattr(self, key) not in allowed:
+                raise UserError("no such choice", key=key, found=getattr(self, key), expected=" or ".join(allowed))
+        for key in ("actors", "cpus_per_actor", "batch_size", "images_per_part", "read_threads", "tile_cache_mb"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise UserError("too small", key=key, found=value, expected="at least 1")
+        at_least(self, "", 1, "max_enlargement")
+        for key in ("mpp", "slide_mpp", "read_timeout_s", "gpus_per_actor"):
+            value = getattr(self, key)
+            if value is not None and not 0 < value < float("inf"):
+                raise UserError("not a positive number", key=key, found=value, expected="> 0")
+        for key in ("min_success_fraction", "min_tissue_fraction", "spacing_tolerance"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise UserError("not a fraction", key=key, found=getattr(self, key), expected="0 to 1")
+
+
+def agreed(specs: Mapping[str, EncoderSpec], given: float | None, key: str, attribute: str) -> float:
+    """What the config says, or else what all encoders that say anything say."""
+    if given is not None:
+        return given
+    said = {name: getattr(spec, attribute) for name, spec in specs.items() if getattr(spec, attribute) is not None}
+    if len(set(said.values())) != 1:
+        message = "the encoders do not agree" if said else "no encoder says"
+        raise UserError(f"{message}: which should the tiles have?", key=key, found=said, expected=f"{key}=…")
+    value: float = next(iter(said.values()))
+    return value

@@ -1,0 +1,101 @@
+"""summary.md in the folder of a training: how it ended, the last figures, units that could not be read, what it left.
+
+Short, since metrics.jsonl and config_resolved.yaml have all of it. Of any science.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pathray.errors import MissingFile, UserError
+from pathray.reports.summary import Picture, Summary, write_summary
+from pathray.run.tracking import MetricsLog
+from pathray.store.storage import Storage
+
+if TYPE_CHECKING:
+    from ray_jobs.train.trainer import Outcome
+
+log = logging.getLogger(__name__)
+
+ENDS = {
+    "budget": "the budget is used up",
+    "early_stopped": "stopped early by an evaluator",
+    "early_stop": "validation stopped it early",
+    "stopped": "interrupted; the same command resumes it",
+}
+SETTINGS = (
+    *("data_path", "data.slide_manifest_csv", "data.anchor_catalog_manifest", "data.table", "data.split"),
+    *("data.context_mpp", "data.target_mpp", "data.context_fov_um", "data.target_fov_um", "data.patch_px"),
+    *("arch", "model.name", "model.backbone", "model.frozen", "scaling.workers", "seed", "data.seed"),
+    *("optimization.global_batch", "global_batch", "train.global_batch"),
+    *("optimization.total_images_budget", "total_images", "train.images", "optimization.lr", "lr", "train.lr"),
+)
+FIGURES = ("loss", "loss_student", "loss_mask", "images_per_s", "target_rankme")  # and what validation found
+FILES = {
+    "metrics": "metrics.jsonl",
+    "resolved config": "config_resolved.yaml",
+    "results": "metrics.json",
+    "evaluations": "robustness.jsonl",
+    "report of the evaluations": "robustness/report.html",
+    "unreadable units": "quarantine.parquet",
+}
+
+
+def write_run_summary(run_dir: str, outcome: Outcome, files: Mapping[str, object]) -> None:
+    """Write the section "Training"; `files` are the job's outputs by name."""
+    store = Storage.of(run_dir)
+    facts: dict[str, object] = {"ended": ENDS.get(outcome.end, outcome.end), "images seen": outcome.images_seen}
+    for row in MetricsLog(store.join("metrics.jsonl")).read():
+        facts |= {name: value for name, value in row.items() if _is_told(name, value)}
+    facts["unreadable units"] = outcome.unreadable
+    left = {name: str(path) for name, path in files.items() if path and name not in ("run", "report", "robustness")}
+    left |= {name: store.join(path) for name, path in FILES.items() if store.exists(path)}
+    figures = [name for name in store.list("figures") if name.endswith(".png")]
+    summary = Summary(
+        "Training",
+        facts,
+        _settings(store),
+        failed=_unreadable(store),
+        files=left,
+        pictures=[Picture(store.join("figures", name), name.removesuffix(".png")) for name in figures],
+    )
+    write_summary(store.url, summary)
+
+
+def _is_told(name: str, value: Any) -> bool:
+    told = name in FIGURES or name.startswith(("val/", "tune/pathorob"))
+    return told and isinstance(value, int | float) and math.isfinite(value)
+
+
+def _settings(store: Storage) -> dict[str, object]:
+    from omegaconf import OmegaConf
+
+    try:
+        config = OmegaConf.create(store.read_bytes("config_resolved.yaml").decode())
+    except MissingFile:
+        return {}
+    except Exception as e:  # a summary is no reason to end with an error
+        log.warning("%s cannot be read: %s", store.join("config_resolved.yaml"), " ".join(str(e).split())[:200])
+        return {}
+    found = {key: OmegaConf.select(config, key) for key in SETTINGS}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _unreadable(store: Storage) -> list[tuple[str, str]]:
+    """The units that could not be read, by slide or archive, and why."""
+    from pathray.store.sealed_parquet import of_bytes
+
+    name = "quarantine.parquet"
+    try:
+        table = of_bytes(store.read_bytes(name), store.join(name), "quarantine report")
+    except MissingFile:
+        return []
+    except UserError as e:
+        log.warning("%s", e)
+        return []
+    rows = table.select(["source_name", "path", "reason", "detail", "benign"]).to_pylist()
+    named = [(row["source_name"] or row["path"] or "", f"{row['reason']}: {row['detail']}", row) for row in rows]
+    return [(name, why) for name, why, row in named if not row["benign"]]

@@ -1,0 +1,234 @@
+"""The Ray that a job runs on: the cluster it was submitted to, or an embedded one of its own. Not what runs on it.
+
+Importing this module does not import ray, so that `--help` stays instant.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from pathray.config.load import placement
+from pathray.errors import UserError
+from ray_jobs.checks.node_watch import NodeLost, end_with, watched_node
+from ray_jobs.shell.quiet import NAME, quiet_driver
+from ray_jobs.shell.ray_places import check_address, default_folder, temporary_folder
+
+SMALLEST_STORE_MB = 100  # Ray refuses below 75 MiB
+_of_workers: dict[str, str] = {}  # see worker_environment
+
+
+@dataclass
+class RuntimeConfig:
+    """How a job gets its Ray: all of it placement."""
+
+    address: str | None = placement(None)  # a cluster to attach to; "local": always an embedded one; null: RAY_ADDRESS
+    num_cpus: int | None = placement(None)  # logical CPUs of the embedded Ray; null: what the job needs, at least all
+    omp_threads: int = placement(1)  # OMP_NUM_THREADS of tasks and actors; Ray would set it to their num_cpus
+    object_store_mb: int | None = placement(None)  # shared memory of the embedded Ray; null: by /dev/shm and memory
+    dashboard: bool = placement(False)  # the embedded Ray's dashboard, at http://127.0.0.1:8265
+    worker_logs: bool = placement(False)  # the workers' stdout and stderr in this terminal
+
+    def __post_init__(self) -> None:
+        for key, least in (("num_cpus", 1), ("omp_threads", 1), ("object_store_mb", SMALLEST_STORE_MB)):
+            value = getattr(self, key)
+            if value is not None and value < least:
+                raise UserError("too small", key=f"runtime.{key}", found=value, expected=f"at least {least}")
+
+
+@dataclass(frozen=True)
+class Session:
+    """The Ray in use. `embedded`: this process started it and ends it."""
+
+    embedded: bool
+    resources: dict[str, float]
+
+
+@contextmanager
+def ray_session(
+    config: RuntimeConfig, *, cpus: float = 1.0, gpus: float = 0.0, autoscaling: bool = False
+) -> Iterator[Session]:
+    """Ray, running, with at least `cpus` and `gpus`; shuts down only what it started.
+
+    Attaches to `config.address` or RAY_ADDRESS (which job submission sets); otherwise starts an embedded Ray. Raises
+    `UserError` when there are too few CPUs or GPUs (not with `autoscaling`) or no cluster answers at the address.
+    """
+    _set_environment()
+    import ray
+
+    if ray.is_initialized():
+        yield _checked(Session(False, ray.cluster_resources()), cpus, gpus, autoscaling)
+        return
+    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
+    embedded = address == "local"
+    quiet = ExitStack()
+    try:
+        with _own_signals():
+            if embedded:
+                _start(ray, config, cpus)
+            else:
+                _attach(ray, config, address)
+        quiet.enter_context(_quiet())
+        with watched_node() if embedded else nullcontext():
+            yield _checked(Session(embedded, ray.cluster_resources()), cpus, gpus, autoscaling)
+    except BaseException as e:
+        if isinstance(e.__cause__, NodeLost):
+            end_with(ray.shutdown)
+        raise
+    finally:
+        with quiet:
+            if ray.is_initialized():
+                ray.shutdown()
+        _of_workers.clear()
+
+
+def _quiet() -> AbstractContextManager[None]:
+    """Ray's words go to the folder of this node's logs of Ray, if it has one."""
+    from ray._private.worker import _global_node
+
+    if _global_node is None:
+        return nullcontext()
+    return quiet_driver(os.path.join(str(_global_node.get_logs_dir_path()), NAME))
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """ray.init puts a SIGTERM handler of its own in place, which ends the process with 15: not within the block."""
+    from ray._private import utils
+
+    theirs, before = utils.set_sigterm_handler, signal.getsignal(signal.SIGTERM)
+    utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = theirs
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
+def _set_environment() -> None:
+    """Before ray is imported, and never over what the user has set."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+
+def _start(ray: Any, config: RuntimeConfig, cpus: float) -> None:
+    # An embedded Ray listens on this machine only and ends with the job: no tokens. From 2.59 they are the default.
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    num_cpus = config.num_cpus or max(os.cpu_count() or 1, math.ceil(cpus) + 2)
+    _enough("CPU", num_cpus, cpus, "runtime.num_cpus")
+    folder = temporary_folder()
+    try:
+        with _inherited(_wanted(config)):
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=config.dashboard,
+                object_store_memory=(config.object_store_mb or object_store_mb()) << 20,
+                log_to_driver=config.worker_logs,
+                logging_level=logging.WARNING,
+                _temp_dir=None if folder is None else os.path.join(folder, "ray"),
+            )
+    except Exception as e:
+        raise UserError(
+            f"the embedded Ray did not start: {type(e).__name__}: {str(e).strip()[:400]}",
+            expected="free memory, room in /dev/shm (or a smaller runtime.object_store_mb) and temporary folder; "
+            f"Ray's logs are in {os.path.join(folder or default_folder(), 'ray')}/session_latest/logs",
+        ) from e
+
+
+def _attach(ray: Any, config: RuntimeConfig, address: str) -> None:
+    environment = _runtime_env(config)
+    key = "runtime.address" if config.address else "RAY_ADDRESS"
+    check_address(address, key)
+    try:
+        ray.init(
+            address=address,
+            log_to_driver=config.worker_logs,
+            logging_level=logging.WARNING,
+            runtime_env=environment,
+        )
+        _of_workers.update(environment["env_vars"])
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RuntimeEnvSetupError) as e:
+        if "runtime_env" in str(e) or "runtime env" in str(e).lower():
+            raise UserError(
+                f"the cluster answers, but not with the runtime environment that this job was given: {e}",
+                key="runtime_env",
+                found=environment,
+                expected="one that its nodes can set up, and that repeats nothing of the job's own",
+            ) from e
+        raise UserError(
+            f"no Ray cluster answers: {e}",
+            key=key,
+            found=address,
+            expected=f"a running head, or local; unset {key} or set it",
+        ) from e
+
+
+def _runtime_env(config: RuntimeConfig) -> dict[str, Any]:
+    """What a submitted job's own runtime environment already sets is left to it: Ray refuses to set it twice."""
+    submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
+    given = ((submitted.get("runtime_env") or {}).get("env_vars")) or {}
+    return {"env_vars": {name: value for name, value in _wanted(config).items() if name not in given}}
+
+
+def _wanted(config: RuntimeConfig) -> dict[str, str]:
+    return {"OMP_NUM_THREADS": str(config.omp_threads), "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+def worker_environment() -> dict[str, str]:
+    """What the Ray that `ray_session` started or joined puts into its workers' environment, as far as we told it."""
+    return dict(_of_workers)
+
+
+def know_workers(environment: Mapping[str, str]) -> None:
+    """What another process's `worker_environment` said of the Ray that this one is in, too."""
+    _of_workers.update(environment)
+
+
+@contextmanager
+def _inherited(environment: dict[str, str]) -> Iterator[None]:
+    """Processes started inside inherit `environment`. Not a runtime environment: with one, Ray cannot use the processes
+    that it has started in advance, and a training job takes two seconds longer to start."""
+    before = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)
+    try:
+        yield
+        _of_workers.update(environment)
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def object_store_mb() -> int:
+    """Megabytes for an embedded Ray's object store: rows travel, pixels do not, so little is enough."""
+    shm = shutil.disk_usage("/dev/shm").free >> 20 if os.path.isdir("/dev/shm") else 2048
+    memory = (os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) >> 20
+    return max(SMALLEST_STORE_MB, min(1024, memory // 10, shm * 8 // 10))
+
+
+def _checked(session: Session, cpus: float, gpus: float, autoscaling: bool) -> Session:
+    if not autoscaling:
+        _enough("CPU", session.resources.get("CPU", 0.0), cpus, "runtime.num_cpus" if session.embedded else None)
+        _enough("GPU", session.resources.get("GPU", 0.0), gpus, None)
+    return session
+
+
+def _enough(name: str, have: float, need: float, key: str | None) -> None:
+    if have < need:
+        raise UserError(
+            f"Ray has too few {name}s for this job", key=key, found=f"{have:g} {name}", expected=f"at least {need:g}"
+        )

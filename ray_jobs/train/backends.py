@@ -1,0 +1,168 @@
+"""What Ray Train sets up in its workers per accelerator: process groups on CPU and CUDA, the environment on XLA.
+
+The one file that touches Ray Train's developer API (`Backend`, `BackendConfig`); see
+tests/ray_jobs/train/test_backends.py.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from ray.train.backend import Backend, BackendConfig
+from ray.train.v2.api.config import ScalingConfig as RayScaling
+
+from pathray.errors import UserError
+
+
+@dataclass
+class XlaConfig(BackendConfig):
+    """One process per host, SPMD over that host's devices. `virtual_devices` > 0 asks PJRT's CPU client for so many."""
+
+    pjrt_device: str = "TPU"
+    virtual_devices: int = 0
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return _XlaBackend
+
+
+class _XlaBackend(Backend):
+    """Sets what torch_xla reads when it is first imported, so it must run before any worker imports it."""
+
+    share_cuda_visible_devices = False
+
+    def on_start(self, worker_group: Any, backend_config: XlaConfig) -> None:
+        environment = {"PJRT_DEVICE": backend_config.pjrt_device, "WORLD_SIZE": str(len(worker_group))}
+        if backend_config.virtual_devices:
+            environment["CPU_NUM_DEVICES"] = str(backend_config.virtual_devices)
+        if len(worker_group) > 1:
+            environment |= worker_group.execute_single(0, _meeting_point)
+        already = [
+            worker_group.execute_single(rank, _prepare_xla, {**environment, "RANK": str(rank)})
+            for rank in range(len(worker_group))
+        ]
+        assert not any(already), "torch_xla was imported before its environment was set"
+
+
+def _prepare_xla(environment: dict[str, str]) -> bool:
+    import sys
+
+    os.environ.update(environment)
+    return "torch_xla" in sys.modules
+
+
+def _meeting_point() -> dict[str, str]:
+    """Where this worker can be met by the others (pathray.device joins them there)."""
+    import socket
+
+    import ray
+
+    with socket.socket() as s:
+        s.bind(("", 0))
+        return {"MASTER_ADDR": ray.util.get_node_ip_address(), "MASTER_PORT": str(s.getsockname()[1])}
+
+
+def resolve_accelerator(accelerator: str, autoscaling: bool = False) -> str:
+    """``auto`` → what the cluster has: ``cuda`` with a GPU, ``xla`` with a TPU, otherwise ``cpu``.
+
+    UserError for ``auto`` on a cluster that has none yet but may grow: it would train on CPUs beside GPUs to come.
+    """
+    if accelerator != "auto":
+        return accelerator
+    import ray
+
+    resources = ray.cluster_resources()
+    if resources.get("GPU", 0) >= 1:
+        return "cuda"
+    if resources.get("TPU", 0) >= 1:
+        return "xla"
+    if autoscaling:
+        message = "a cluster that scales up does not show yet what it will have: name the accelerator"
+        raise UserError(message, key="scaling.accelerator", found="auto", expected="cpu, cuda or xla")
+    return "cpu"
+
+
+def backend_config(accelerator: str, timeout_s: int, workers: int) -> BackendConfig:
+    """The backend of a resolved accelerator.
+
+    One worker on a CPU has nobody to meet: without a process group Ray Train's controller need not import torch.
+    """
+    if accelerator == "xla":
+        on_cpu = os.environ.get("PJRT_DEVICE") == "CPU"
+        devices = int(os.environ.get("CPU_NUM_DEVICES", "4")) if on_cpu else 0
+        return XlaConfig(pjrt_device="CPU" if on_cpu else "TPU", virtual_devices=devices)
+    if accelerator == "cpu" and workers == 1:
+        return BackendConfig()
+    from ray.train.torch import TorchConfig
+
+    return TorchConfig(backend="nccl" if accelerator == "cuda" else "gloo", timeout_s=timeout_s)
+
+
+def worker_resources(accelerator: str, cpus: float, gpus: float, extra: dict[str, float]) -> dict[str, float]:
+    """Ray resources of one training worker."""
+    resources = {"CPU": cpus, **extra}
+    if accelerator == "cuda":
+        resources["GPU"] = gpus
+    if accelerator == "xla" and os.environ.get("PJRT_DEVICE") != "CPU":
+        resources.setdefault("TPU", 4.0)
+    return resources
+
+
+STREAM_CPUS = 0.5  # rows that travel to workers which decode them
+
+
+def stream_cpus(decode_tasks: int) -> float:
+    """CPUs beside the workers' own that their streams need at least: where tasks decode, those of one such task."""
+    return 1.0 if decode_tasks else STREAM_CPUS
+
+
+def check_resources(
+    workers: int,
+    resources: dict[str, float],
+    available: dict[str, float],
+    autoscaling: bool,
+    decode_tasks: int = 0,
+) -> None:
+    """UserError when the cluster can never hold the workers and their streams, instead of waiting for ever.
+
+    `decode_tasks` is how many tasks of a worker's stream decode for it, 0 where it decodes itself.
+    """
+    if autoscaling:
+        return
+    for name, amount in resources.items():
+        needed = amount * workers + (stream_cpus(decode_tasks) if name == "CPU" else 0.0)
+        if needed > available.get(name, 0.0) + 1e-9:
+            raise UserError(
+                f"the cluster has too little {name} for {workers} workers and the stream that feeds them",
+                key="scaling.workers",
+                found=f"{name}: {available.get(name, 0.0):g}",
+                expected=f"{name}: {needed:g}",
+            )
+
+
+def scaling_config(
+    workers: int,
+    resources: dict[str, float],
+    accelerator: str,
+    *,
+    tpu_type: str | None = None,
+    tpu_topology: str | None = None,
+) -> RayScaling:
+    """Ray Train's own scaling config. On several TPU hosts Ray reserves a slice, which it must be told the kind of:
+    `tpu_type` like ``TPU-V5P`` and `tpu_topology` like ``2x2x2``."""
+    on_tpu = accelerator == "xla" and resources.get("TPU", 0) > 0
+    if on_tpu and workers > 1:
+        for key, value in (("tpu_type", tpu_type), ("tpu_topology", tpu_topology)):
+            if value is None:
+                raise UserError("several TPU hosts are one slice: say which", key=f"scaling.{key}", expected="its kind")
+    return RayScaling(
+        num_workers=workers,
+        use_gpu=accelerator == "cuda",
+        resources_per_worker=resources,
+        placement_strategy="PACK" if accelerator != "xla" else "SPREAD",
+        use_tpu=on_tpu,
+        accelerator_type=tpu_type if on_tpu else None,
+        topology=tpu_topology if on_tpu else None,
+    )

@@ -1,0 +1,98 @@
+"""The report of unreadable units: parts written by ranks while they train, merged into one `quarantine.parquet`.
+
+A part is named by the positions it covers, so a run resumed at a position drops the parts beyond it: it will write them
+again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+
+from pathray.data.stream import Fault
+from pathray.store.sealed_parquet import of_bytes, to_bytes
+from ray_jobs.shell.progress import Progress
+
+FOLDER, MERGED = "quarantine", "quarantine.parquet"
+THREADS, TOGETHER = 16, 256  # that fetch parts, and parts fetched before they are joined
+SCHEMA = pa.schema(
+    [
+        ("position", pa.int64()),
+        ("attempt", pa.int32()),
+        ("row", pa.int64()),
+        ("source", pa.int64()),
+        ("source_name", pa.string()),
+        ("reason", pa.string()),
+        ("path", pa.string()),
+        ("detail", pa.string()),
+        ("benign", pa.bool_()),
+    ]
+)
+_PART = re.compile(r"part-(\d+)-(\d+)-rank(\d+)\.parquet$")
+
+
+def part_name(first: int, end: int, rank: int) -> str:
+    """Name of a part under the run folder: what `rank` met between positions `first` and `end`."""
+    return f"{FOLDER}/part-{first:014d}-{end:014d}-rank{rank:05d}.parquet"
+
+
+def to_parquet(faults: Sequence[Fault], sources: pa.Table) -> bytes:
+    """Faults as parquet bytes with an explicit schema. `sources` is the plan's table of slides or archives, whose first
+    column names them: a read that hangs, say, is known by its slide only."""
+    names = sources.column(0)
+    rows = [asdict(f) | {"source_name": str(names[f.source]) if f.source >= 0 else None} for f in faults]
+    return to_bytes(pa.Table.from_pylist(rows, SCHEMA))
+
+
+def sweep(store: Any, resumed_at: int) -> None:
+    """Remove parts that end beyond the position a run resumes at."""
+    for name in _parts(store):
+        match = _PART.search(name)
+        if match is not None and int(match.group(2)) > resumed_at:
+            store.remove(name)
+
+
+def merge(store: Any) -> int:
+    """Write `quarantine.parquet` from all parts, ordered by position; returns how many units are not benign.
+
+    Without any part, a report that an earlier attempt left is removed.
+    """
+    names = _parts(store)
+    if not names:
+        store.remove(MERGED)
+        return 0
+    table = _all(store, names).sort_by([("position", "ascending"), ("attempt", "ascending")])
+    store.write_bytes(MERGED, to_bytes(table))
+    return table.num_rows - int(sum(table["benign"].to_pylist()))
+
+
+def _all(store: Any, names: list[str]) -> pa.Table:
+    """The parts in one table, in the order of their names, fetched by a few threads; what many parts take is shown.
+
+    They are joined by TOGETHER: a table of its own for each of many thousand small parts would be mostly overhead.
+    """
+
+    def read(name: str) -> pa.Table:
+        return of_bytes(store.read_bytes(name), store.join(name), "part of the quarantine report").cast(SCHEMA)
+
+    tables = []
+    shown = Progress(len(names), "quarantine report", "parts") if len(names) > TOGETHER else nullcontext()
+    with ThreadPoolExecutor(THREADS, "pathray-quarantine") as pool, shown as progress:
+        for start in range(0, len(names), TOGETHER):
+            some = names[start : start + TOGETHER]
+            tables.append(pa.concat_tables(pool.map(read, some)).combine_chunks())
+            if progress is not None:
+                progress.update(len(some))
+    return pa.concat_tables(tables)
+
+
+def _parts(store: Any) -> list[str]:
+    if not store.exists(FOLDER):
+        return []
+    return sorted(f"{FOLDER}/{name}" for name in store.list(FOLDER) if _PART.search(name))

@@ -1,0 +1,160 @@
+"""One rank's Ray Data stream, opened inside the train function: rows travel through the cluster, in exact order.
+
+`decode_on="worker"` streams plan rows and decodes them in the worker's own threads (pathray.data.stream.decoded);
+`"cluster"` decodes in Ray Data tasks, so that CPU nodes work for accelerators (without the read timeout: a hanging task
+is Ray's to retry). Both give the same units at the same positions.
+
+Not `streaming_split`: it drops the last rows of a pass and its state cannot be saved; and no decoding in `collate_fn`,
+whose reorder buffer is unbounded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+
+from pathray.data.stream import (
+    Batch,
+    DecodeSettings,
+    Fault,
+    Lookup,
+    Share,
+    UnitReader,
+    asserted,
+    check_geometry,
+    decode,
+    decoded,
+    share_rows,
+)
+
+FAULTS = "faults_json"
+MICROS_PER_TASK, TASKS_PER_WINDOW = 4, 1000
+WINDOW_ROWS = 1 << 17  # of one rank: some megabytes, and minutes of training
+
+
+def rows(lookup: Lookup, share: Share, *, chunk: int = 2048) -> Iterator[dict[str, Any]]:
+    """This rank's plan rows in micro-batches, in order, each batch's positions asserted."""
+    micros = _cut(_windows(lookup, share, chunk), share.micro)
+    return asserted(micros, share.start, share.global_batch, share.rank, share.world, share.micro)
+
+
+def _windows(lookup: Lookup, share: Share, chunk: int) -> Iterator[dict[str, Any]]:
+    """The rows in windows, each a short Ray Data execution taken whole, the next one while this one is used up.
+
+    Not one execution for the whole run: its scheduling loop, which runs in this process as long as it lasts, costs the
+    decoding threads more than half of their speed (docs/decisions.md). The first window is small and looked up here:
+    training begins while Ray Data starts.
+    """
+    first, *parts = _parts(share, chunk)
+    with _ahead() as executor:
+        coming = [executor.submit(_window, lookup, part, chunk) for part in parts[:1]]
+        yield from share_rows(lookup, first, chunk)
+        for number in range(len(parts)):
+            window = coming.pop().result()
+            coming += [executor.submit(_window, lookup, part, chunk) for part in parts[number + 1 : number + 2]]
+            yield window
+
+
+def _parts(share: Share, chunk: int) -> list[Share]:
+    """`share` cut at step boundaries: `chunk` of the rank's rows first, then WINDOW_ROWS at a time."""
+    own, parts = share.global_batch // share.world, list[Share]()
+    first, size = share.start, chunk
+    while first < share.stop:
+        stop = min(share.stop, first + max(1, size // own) * share.global_batch)
+        parts.append(replace(share, start=first, stop=stop))
+        first, size = stop, WINDOW_ROWS
+    return parts
+
+
+@contextmanager
+def _ahead() -> Iterator[ThreadPoolExecutor]:
+    """One thread; a stream that is closed does not wait for what the thread is at."""
+    executor = ThreadPoolExecutor(1, "pathray-rows")
+    try:
+        yield executor
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _window(lookup: Lookup, share: Share, chunk: int) -> dict[str, Any]:
+    from ray_jobs.train.rank_source import fetched  # the import takes a second, which the first step need not wait for
+
+    return fetched(lookup, share, chunk)
+
+
+def _cut(batches: Iterable[dict[str, Any]], micro: int) -> Iterator[dict[str, Any]]:
+    for batch in batches:
+        for first in range(0, len(batch["position"]), micro):
+            yield {name: values[first : first + micro] for name, values in batch.items()}
+
+
+def stream(
+    lookup: Lookup,
+    reader: UnitReader,
+    share: Share,
+    *,
+    decode_on: str = "worker",
+    settings: DecodeSettings | None = None,
+    tasks: int = 2,
+    chunk: int = 2048,
+) -> Iterator[Batch]:
+    """Decoded micro-batches of this rank from `share.start`, in order. `tasks` bounds the decoding tasks of `cluster`.
+
+    UserError when W·micro does not divide G; what the reader raises beside UnreadableUnit comes through.
+    """
+    check_geometry(share.global_batch, share.world, share.micro)
+    if share.start >= share.stop:
+        return iter(())
+    if decode_on == "worker":
+        return decoded(rows(lookup, share, chunk=chunk), reader, lookup, settings)
+    assert decode_on == "cluster", decode_on
+    return asserted(
+        _decoded_in_tasks(lookup, reader, share, tasks, chunk),
+        share.start,
+        share.global_batch,
+        share.rank,
+        share.world,
+        share.micro,
+    )
+
+
+class _DecodeTask:
+    """Decodes one micro-batch of rows in a Ray Data task; each unit's faults travel as JSON beside its arrays."""
+
+    def __init__(self, lookup: Lookup, reader: UnitReader) -> None:
+        self.lookup, self.reader = lookup, reader
+
+    def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
+        batch = decode(self.reader, rows, self.lookup)
+        faults = batch.pop("faults")
+        del batch["corrupt"]
+        own = [[asdict(f) for f in faults if f.position == position] for position in batch["position"]]
+        batch[FAULTS] = np.array([json.dumps(f) for f in own], dtype=object)
+        return batch
+
+
+def _decoded_in_tasks(lookup: Lookup, reader: UnitReader, share: Share, tasks: int, chunk: int) -> Iterator[Batch]:
+    """Reads and decodes in tasks of a few micro-batches; the tasks of a window are planned at once, then the next's."""
+    from ray_jobs.train.rank_source import RankRows, read
+
+    steps = max(1, MICROS_PER_TASK * share.micro * share.world // share.global_batch)
+    window = steps * TASKS_PER_WINDOW * share.global_batch
+    decode_task = _DecodeTask(lookup, reader).__call__
+    for first in range(share.start, share.stop, window):
+        part = replace(share, start=first, stop=min(first + window, share.stop))
+        count = -(-(part.stop - part.start) // (steps * share.global_batch))
+        source = RankRows(lookup, part, chunk, steps)
+        dataset = read(source, blocks=count, cpus=1)
+        dataset = dataset.map_batches(
+            decode_task, batch_size=share.micro, batch_format="numpy", num_cpus=1, concurrency=min(tasks, count)
+        )
+        for batch in dataset.iterator().iter_batches(batch_size=share.micro, prefetch_batches=2, batch_format="numpy"):
+            batch["faults"] = [Fault(**f) for text in batch.pop(FAULTS) for f in json.loads(text)]
+            batch["corrupt"] = len({f.position for f in batch["faults"] if not f.benign})
+            yield batch

@@ -1,0 +1,70 @@
+"""Which checkpoint a run goes on from, and whether it may: asked by the driver before anything is built, and by rank 0.
+
+Not here: reading its tensors (pathray.store.checkpoint, pathray.train.state).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from pathray.errors import UserError
+from pathray.fingerprint import differing
+from pathray.store import checkpoint
+from pathray.store.committed import Committed, read_committed
+from pathray.store.storage import Storage
+
+log = logging.getLogger(__name__)
+CHECKPOINTS = "checkpoints"
+
+
+def chosen(run_dir: str, tag: str, resume: str = "auto", fit_id: str = "") -> Committed | None:
+    """The newest checkpoint in the run folder; before there is one, the one that `resume` names; None: a fresh start.
+
+    With `resume` ``never`` only checkpoints of the fit `fit_id` itself are gone on from (after a worker died), and
+    UserError is raised where there are others. MissingFile when `resume` names what is no committed checkpoint.
+    """
+    newest = checkpoint.latest(Storage.of(run_dir).join(CHECKPOINTS), tag)
+    if newest is None:
+        return None if resume in ("auto", "never") else read_committed(resume)
+    if resume == "never" and newest.meta.get("fit_id") != fit_id:
+        message, expected = "the output folder already holds checkpoints of a run", "auto, or a new output"
+        raise UserError(message, file=newest.path, key="checkpoint.resume", found=resume, expected=expected)
+    return newest
+
+
+def check_resumable(found: Committed, identity: Mapping[str, Any], changes: Sequence[str] = ()) -> None:
+    """UserError, naming the checkpoint, when it is of a newer version or belongs to a run of another identity.
+
+    `changes`: keys that may differ all the same (those below them, too). Each difference is logged.
+    """
+    version, known = found.meta.get("checkpoint_schema_version", 0), checkpoint.SCHEMA_VERSION
+    if version > known:
+        message = "the checkpoint was written by a newer version"
+        raise UserError(message, file=found.path, found=version, expected=f"at most {known}")
+    with naming(found.path):
+        checkpoint.check_identity(_allowing(changes, found, identity), identity)
+
+
+def _allowing(changes: Sequence[str], found: Committed, identity: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The checkpoint's meta, with what may differ taken from `identity`."""
+    if not changes or "identity" not in found.meta:
+        return found.meta
+    then, now = dict(found.meta["identity"]["values"]), identity["values"]
+    for key, old, new in differing(then, now):
+        if any(key == change or key.startswith((f"{change}.", f"{change}[")) for change in changes):
+            log.info("%s: %r in the checkpoint %s, %r from here on", key, old, found.path, new)
+            then.pop(key, None)
+            then |= {key: now[key]} if key in now else {}
+    return {**found.meta, "identity": {"values": then}}
+
+
+@contextmanager
+def naming(path: str) -> Iterator[None]:
+    """A UserError raised in the block says that it is about this checkpoint."""
+    try:
+        yield
+    except UserError as e:
+        raise UserError(e.message, **{**e.where, "file": e.where["file"] or path}) from e

@@ -1,0 +1,320 @@
+"""The config of a sweep and every check of it that needs no Ray: a sweep that starts should not fail for its settings.
+
+Not here: drawing from the space and running trials (ray_jobs.tune.tuner, ray_jobs.tune.trial).
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import math
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pathray.config.checks import between, positive
+from pathray.config.load import Loaded, load_config, placement
+from pathray.config.schema import keys_of
+from pathray.errors import UserError
+from pathray.evaluation.settings import EarlyStoppingConfig, SelectionConfig
+from pathray.search.objective import VALIDATION, Objective
+from pathray.search.space import Dimension, parse_space, word
+from ray_jobs.shell.runtime import RuntimeConfig
+
+CONFIG = "sweep.yaml"
+CHANGES, RUN_NAME, SAVE_EVERY = "checkpoint.resume_changes", "logging.run_name", "training.save_every"
+OWN = ("output", "checkpoint.resume", CHANGES, "logging.mlflow_parent", RUN_NAME)  # the sweep sets them
+
+
+@dataclass
+class AshaConfig:
+    """Asynchronous successive halving over images seen."""
+
+    grace_images: int | None = None  # no trial is stopped before
+    reduction_factor: float = 3.0  # of so many trials that came as far, one goes on
+    max_images: int | None = None  # None: each trial's own budget
+
+    def __post_init__(self) -> None:
+        positive(self, "asha", "grace_images", "max_images")
+        between(self, "asha", 1.1, 100, "reduction_factor")
+
+
+@dataclass
+class PbtConfig:
+    """Population based training: the worst go on from the weights of the best, with their values changed."""
+
+    perturbation_images: int | None = None  # images between two comparisons of a trial with the others
+    quantile: float = 0.25  # of the trials: so many give their weights, and so many take them
+
+    def __post_init__(self) -> None:
+        positive(self, "pbt", "perturbation_images")
+        between(self, "pbt", 0.01, 0.5, "quantile")
+
+
+@dataclass
+class SweepConfig:
+    """Which job is searched over what. A trial is a run of the job in a folder of its own."""
+
+    job: str = ""  # pretrain_ijepath …: a training job, as in python -m ray_jobs.JOB
+    args: list[str] = field(default_factory=list)  # what one types for that job: [--config, smoke, KEY=VALUE, …]
+    space: dict[str, Any] = field(
+        default_factory=dict
+    )  # {KEY: {loguniform: [1e-5, 1e-3]}}, see pathray/search/space.py
+    objective: Objective = field(default_factory=Objective)
+    search: str = "random"  # | grid | optuna (an extra: pip install 'pathray[sweep]')
+    samples: int | None = None  # trials; a grid has as many as it has points
+    scheduler: str = "none"  # | asha | pbt
+    asha: AshaConfig = field(default_factory=AshaConfig)
+    pbt: PbtConfig = field(default_factory=PbtConfig)
+    seed: int = 0  # of what is drawn from the space
+    max_concurrent: int = 1  # trials at a time, each with the resources of the job
+    output: str | None = placement(None)  # the sweep's folder or URL
+    restore: str | None = placement(None)  # the folder of a sweep to go on with; nothing else needs to be given
+    runtime: RuntimeConfig = placement(default_factory=RuntimeConfig)
+
+    def __post_init__(self) -> None:
+        choices = {"search": ("random", "grid", "optuna"), "scheduler": ("none", "asha", "pbt")}
+        for key, names in choices.items():
+            if getattr(self, key) not in names:
+                raise UserError("no such choice", key=key, found=getattr(self, key), expected=" | ".join(names))
+        for key in ("samples", "max_concurrent"):
+            if (value := getattr(self, key)) is not None and value < 1:
+                raise UserError("a value must be positive", key=key, found=value, expected=">= 1")
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """A training job and what is typed for it. Its config with some values is `load`."""
+
+    name: str
+    args: tuple[str, ...]
+
+    @property
+    def module(self) -> Any:
+        return importlib.import_module(f"ray_jobs.{self.name}")
+
+    @property
+    def schema(self) -> type[Any]:
+        """The dataclass that the job's `main` takes."""
+        schema: type[Any] = typing.get_args(typing.get_type_hints(self.module.main)["loaded"])[0]
+        return schema
+
+    def has(self, key: str) -> bool:
+        return any(name == key for name, _, _ in keys_of(self.schema))
+
+    def load(self, values: Mapping[str, Any], *words: str) -> Loaded[Any]:
+        """The job's config: its arguments, `values` over them, the `key=value` words last. UserError as of a job."""
+        argv = [*self.args, *(word(key, value) for key, value in values.items()), *words]
+        module = self.module
+        return load_config(self.schema, argv, configs_dir=module.CONFIGS_DIR, groups=getattr(module, "GROUPS", ()))
+
+    def words_for(self, folder: str) -> list[str]:
+        """The `key=value` words with which a run of the job has `folder`, and no folder below it, for its own: a job
+        that keeps several runs below its output is given the run's name, too."""
+        if not self.has(RUN_NAME):
+            return [word("output", folder)]
+        output, _, name = folder.rpartition("/")
+        return [word("output", output), word(RUN_NAME, name)]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A config that was checked, and what it means."""
+
+    config: SweepConfig
+    job: TrainingJob
+    space: dict[str, Dimension]
+    first: dict[str, Any]  # a value of every key
+    base: Any  # the job's config with these
+
+    @property
+    def trials(self) -> int:
+        """How many there are to be."""
+        grids = (len(dimension.values) for dimension in self.space.values() if dimension.kind == "grid")
+        return (self.config.samples or 1) * math.prod(grids)
+
+
+def checked(config: SweepConfig) -> Sweep:
+    """The sweep that `config` asks for. UserError naming the key of whatever would make it, or its trials, fail."""
+    job = training_job(config.job, config.args)
+    space = parse_space(config.space)
+    _check_search(config, space)
+    _check_scheduler(config, space, job)
+    _check_values(job, space)
+    first = {key: dimension.probes[0] for key, dimension in space.items()}
+    sweep = Sweep(config, job, space, first, job.load(first).config)
+    _check_objective(sweep)
+    _check_snapshots(sweep)
+    return sweep
+
+
+def training_job(name: str, args: Sequence[str]) -> TrainingJob:
+    from ray_jobs.__main__ import jobs
+
+    known = [job.rpartition(".")[2] for job in jobs()]
+    if name not in known or name == "sweep":
+        near = difflib.get_close_matches(name, known, 1)
+        raise UserError("no such training job", key="job", found=name, expected=near[0] if near else "pretrain_ijepath")
+    job = TrainingJob(name, tuple(args))
+    if not job.has("output") or not job.has("checkpoint.resume"):
+        message, expected = "not a training job that can be resumed", "one with output and checkpoint.resume"
+        raise UserError(message, key="job", found=name, expected=expected)
+    if job.has("splits"):
+        message = "the folds of a cross-validation are runs of their own: it has no objective while it trains"
+        expected = "job=train_regression with data.split of one fold, then train_folds with the values of best.yaml"
+        raise UserError(message, key="job", found=name, expected=expected)
+    for arg in args:
+        if arg.startswith("-") and not arg.startswith("--config"):
+            raise UserError("not for a sweep", key="args", found=arg, expected="--config and key=value")
+        _check_own("args", arg.partition("=")[0], arg)
+    return job
+
+
+def _check_own(where: str, key: str, found: str) -> None:
+    if key in OWN or key.startswith("runtime."):
+        message = "a sweep sets this for each trial" if key in OWN else "all trials run on the sweep's Ray"
+        expected = "runtime.… of the sweep itself" if key.startswith("runtime.") else "without it"
+        raise UserError(message, key=where, found=found, expected=expected)
+
+
+def _check_values(job: TrainingJob, space: Mapping[str, Dimension]) -> None:
+    """Every choice and both ends of every range are tried in the job's config, the others at their first value."""
+    try:
+        job.load({})  # what is wrong with the arguments is said of them, not of the space
+    except UserError as e:
+        if e.where["key"] not in space:
+            raise
+    first = {key: dimension.probes[0] for key, dimension in space.items()}
+    for key, dimension in space.items():
+        _check_own(f"space.{key}", key, key)
+        for value in dimension.probes:
+            try:
+                job.load({**first, key: value})
+            except UserError as e:
+                where = {**e.where, "file": None, "key": f"space.{key}.{dimension.kind}"}
+                about = f"{e.where['key']}: {e.message}" if e.where["key"] not in (None, key) else e.message
+                raise UserError(about, **{**where, "found": where["found"] or value}) from e
+
+
+def _check_search(config: SweepConfig, space: Mapping[str, Dimension]) -> None:
+    grids = [key for key, dimension in space.items() if dimension.kind == "grid"]
+    if config.search == "grid":
+        if config.samples is not None:
+            message = "a grid has as many trials as it has points"
+            raise UserError(message, key="samples", found=config.samples, expected="without it, or search=random")
+        if others := [key for key in space if key not in grids]:
+            found = space[others[0]].kind
+            raise UserError("a grid is made of grids", key=f"space.{others[0]}", found=found, expected="{grid: […]}")
+        return
+    if grids:
+        expected = "{choice: […]}, or search=grid"
+        message = f"{config.search} search has no grids"
+        raise UserError(message, key=f"space.{grids[0]}", found="grid", expected=expected)
+    if config.samples is None:
+        raise UserError("how many trials?", key="samples", found=None, expected="samples=8")
+    if config.search == "optuna" and importlib.util.find_spec("optuna") is None:
+        expected = "pip install 'pathray[sweep]'"
+        raise UserError("optuna is not installed", key="search", found="optuna", expected=expected)
+
+
+def _check_scheduler(config: SweepConfig, space: Mapping[str, Dimension], job: TrainingJob) -> None:
+    if config.scheduler == "asha":
+        grace, most = config.asha.grace_images, config.asha.max_images
+        if grace is None:
+            raise UserError("from when on may trials be stopped?", key="asha.grace_images", expected="images")
+        if most is not None and most < grace:
+            raise UserError("less than grace_images", key="asha.max_images", found=most, expected=f">= {grace}")
+    if config.scheduler != "pbt":
+        return
+    if config.pbt.perturbation_images is None:
+        raise UserError("how often are trials compared?", key="pbt.perturbation_images", expected="images")
+    if config.search != "random":
+        raise UserError("PBT draws by itself", key="search", found=config.search, expected="random")
+    if (config.samples or 0) < 2:
+        raise UserError("a population has two or more trials", key="samples", found=config.samples, expected=">= 2")
+    if not job.has(CHANGES):
+        message = "the job cannot go on from a checkpoint with other values"
+        raise UserError(message, key="scheduler", found="pbt", expected=f"a job with {CHANGES}")
+    if unknown := [key for key in space if not job.has(key)]:
+        raise UserError("PBT varies single keys", key=f"space.{unknown[0]}", expected="a key of the job's config")
+
+
+def _check_snapshots(sweep: Sweep) -> None:
+    """In a population, snapshots are due where trials are compared: with evaluators these say when."""
+    tuning, every = getattr(sweep.base, "tuning", None), sweep.config.pbt.perturbation_images
+    if sweep.config.scheduler == "pbt" and every and tuning is not None and tuning.enable and every % tuning.tune_every:
+        expected = f"a multiple of tuning.tune_every = {tuning.tune_every}"
+        raise UserError("no snapshot is due there", key="pbt.perturbation_images", found=every, expected=expected)
+
+
+def _check_objective(sweep: Sweep) -> None:
+    """A metric of validation, or of an evaluator, must be one that the job's config has computed."""
+    objective, key = sweep.config.objective, "objective.metric"
+    if objective.metric.startswith(VALIDATION):
+        names = getattr(sweep.job.module, "validation_metrics", None)
+        known = names(sweep.base) if names is not None else []
+        if objective.metric not in known:
+            expected = ", ".join(known) or "a metric of the training (loss): this job does not validate"
+            raise UserError("validation does not give this", key=key, found=objective.metric, expected=expected)
+    if not objective.is_evaluators:
+        return
+    tuning = getattr(sweep.base, "tuning", None)
+    if tuning is None or not tuning.enable:
+        expected = "tuning.enable=true and tuning.plugins in args, or a metric of the training"
+        raise UserError("nothing evaluates this", key=key, found=objective.metric, expected=expected)
+    plugin, _, rest = objective.metric.partition("/")
+    dataset, _, metric = rest.rpartition("/")
+    try:
+        selection = SelectionConfig(plugin, dataset, metric, objective.mode)
+        replace(tuning, early_stopping=EarlyStoppingConfig(enable=True, selection=selection))
+    except UserError as e:
+        raise UserError(e.message, **{**e.where, "file": None, "key": key, "found": objective.metric}) from e
+
+
+def given_output(config: SweepConfig) -> str:
+    """The sweep's folder as a URL or an absolute path. UserError where there is none, or where it is taken."""
+    from pathray.store.storage import Storage
+
+    if not config.output:
+        raise UserError("where shall the sweep go?", key="output", expected="output=FOLDER or a URL")
+    nearest = next((p for p in (Path(config.output), *Path(config.output).parents) if p.exists()), Path("/"))
+    if "://" not in config.output and not nearest.is_dir():
+        raise UserError("a file is in the way of the output folder", file=nearest, key="output", found=config.output)
+    store = Storage.of(config.output)
+    if store.exists(CONFIG):
+        expected = f"restore={config.output}, or another output"
+        raise UserError("a sweep is there already", file=store.join(CONFIG), key="output", expected=expected)
+    return store.url
+
+
+def restored(config: SweepConfig) -> SweepConfig:
+    """The config of the sweep in the folder `config.restore`, on the Ray that `config` asks for.
+
+    MissingFile where there is no sweep; UserError for a setting given that is not that sweep's.
+    """
+    from pathray.config.load import flatten
+    from pathray.errors import MissingFile
+    from pathray.store.storage import Storage
+
+    store = Storage.of(str(config.restore))
+    if not store.exists(CONFIG):
+        raise MissingFile("no sweep is here", file=store.join(CONFIG), key="restore", found=config.restore)
+    saved = store.read_local(CONFIG, _read)
+    if saved.output != store.url:
+        raise UserError("a sweep is restored where it began", key="restore", found=store.url, expected=saved.output)
+    given, theirs, default = (flatten(c) for c in (config, saved, SweepConfig()))
+    for key, (value, _) in given.items():
+        free = key in ("output", "restore") or key.startswith("runtime.")
+        if not free and value != default.get(key, (None,))[0] and value != theirs.get(key, (None,))[0]:
+            found, expected = value, theirs.get(key, (None,))[0]
+            raise UserError("a restored sweep keeps its settings", key=key, found=found, expected=expected)
+    if config.output and Storage.of(config.output).url != store.url:
+        raise UserError("a restored sweep stays in its folder", key="output", found=config.output, expected=store.url)
+    return replace(saved, restore=store.url, runtime=config.runtime)
+
+
+def _read(path: Path) -> SweepConfig:
+    return load_config(SweepConfig, ["--config", str(path)], configs_dir=path.parent).config

@@ -1,0 +1,449 @@
+"""Evaluations beside a training, or of a run on storage, as trials of one Ray Tune run that watches its snapshots.
+
+    with Evaluators(run_dir, tuning, identity=…, tag=…, request=…) as evaluators:
+        …the training…
+        evaluators.drain()
+
+Tune runs in a thread of the driver; a trial is a process of its own with its own resources, so neither the interpreter
+nor the accelerator of the training is touched. The state is what lies on storage (pathray.evaluation.results): drivers
+and evaluators may be killed at any time. An evaluator's trouble is logged and recorded, never the training's.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from pathray.errors import UserError
+from pathray.evaluation.early_stopping import EARLY_STOPPED
+from pathray.evaluation.settings import ExecutionConfig, TuningConfig
+
+log = logging.getLogger(__name__)
+
+LOCAL_LOOK_S, REMOTE_LOOK_S = 1.0, 15.0
+RESTART_AFTER_S, RESTARTS = 10.0, 5
+REPORT_EVERY_S = 600.0
+ALIVE_S, GIVE_UP_S = 5.0, 60.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one evaluation asks Ray for, on which kind of device, and what is to be said about that choice."""
+
+    resources: Mapping[str, float]
+    accelerator: str
+    advice: str = ""
+
+
+def request_of(
+    execution: ExecutionConfig,
+    accelerator: str,
+    available: Mapping[str, float],
+    taken_gpus: float = 0.0,
+    workers: int = 1,
+) -> Request:
+    """Resources of an evaluation beside a training on `accelerator` whose `workers` take `taken_gpus` of those
+    `available`.
+
+    auto: a GPU that the training leaves, or the part of one; else the CPU. UserError when what is asked for cannot be.
+    """
+    cpus = {"CPU": execution.cpus}
+    free = free_gpus(available.get("GPU", 0.0), taken_gpus, workers)
+    wanted = execution.gpus
+    if execution.device == "cpu" or wanted == 0:
+        return Request(cpus, "cpu")
+    if wanted is None and execution.device.startswith("cuda"):
+        wanted = 1.0
+    if wanted is not None:
+        if wanted > free + 1e-9:
+            key = "tuning.execution.gpus" if execution.gpus is not None else "tuning.execution.device"
+            found = f"{max(0.0, free):g} of {available.get('GPU', 0.0):g} GPUs beside the training"
+            expected = f"{wanted:g}: fewer scaling.workers, a smaller scaling.gpus_per_worker, or device=cpu"
+            raise UserError("no GPU is left for evaluations", key=key, found=found, expected=expected)
+        advice = "" if execution.device in ("auto", "cuda") else f"{execution.device}: Ray picks which GPU it is"
+        return Request({**cpus, "GPU": wanted}, "cuda", advice)
+    if accelerator != "cuda":
+        return Request(cpus, "cpu")
+    if free >= 1:
+        return Request({**cpus, "GPU": 1.0}, "cuda")
+    if free > 1e-3:
+        return Request({**cpus, "GPU": free}, "cuda")
+    advice = "the training takes every GPU: evaluations run on the CPU"
+    if available.get("GPU", 0.0) >= 2:
+        advice += "; one worker fewer would leave them a GPU"
+    else:
+        advice += "; scaling.gpus_per_worker=0.8 would leave them a part of it"
+    return Request(cpus, "cpu", advice)
+
+
+def free_gpus(gpus: float, taken: float, workers: int) -> float:
+    """Whole GPUs that `workers` leave, else the largest part of one: parts of several are none that Ray can give."""
+    each = taken / max(1, workers)
+    if not 0 < each < 1:
+        return gpus - taken
+    together = int(1 / each + 1e-9)  # workers that share one GPU
+    full, rest = divmod(workers, together)
+    untouched = gpus - full - (rest > 0)
+    if untouched > 1e-9:
+        return untouched
+    return max(1 - together * each if full else 0.0, 1 - rest * each if rest else 0.0) if untouched > -1e-9 else 0.0
+
+
+class Evaluators:
+    """Evaluations of the run in `run_dir` (an absolute path or a URL). `identity`: its identity's hash, None for
+    whatever run is there. `owner`: this process trains the run, so it also removes snapshots.
+    `limited`: drop what waits beyond `max_pending_jobs`."""
+
+    def __init__(
+        self,
+        run_dir: str,
+        tuning: TuningConfig,
+        request: Request,
+        *,
+        identity: str | None,
+        tag: str | None = None,
+        owner: bool = True,
+        limited: bool = True,
+        snapshots: list[Any] | None = None,
+    ) -> None:
+        from pathray.evaluation.judge import cadences
+        from pathray.evaluation.results import Results
+
+        self.tuning, self.request, self.tag, self.owner = tuning, request, tag, owner
+        self.results = Results(run_dir, identity, tuning.early_stopping)
+        self.run_dir = self.results.store.url
+        self.cadences = cadences(tuning.plugins)
+        self.limited, self.given = limited, snapshots
+        self.key = uuid.uuid4().hex[:8]
+        self.running: dict[str, tuple[Any, dict[str, list[str]], float]] = {}
+        self.over, self.abandoned = threading.Event(), threading.Event()
+        self.failure: UserError | None = None
+        self.claimed = self.current = False
+        self.troubled: float | None = None
+        self.judged = 0  # evaluations of this process that have come to an end, well or not
+        self.newest, self.new_at = 0, time.monotonic()
+        self._looked, self._seen, self._reported = 0.0, list[Any](), time.monotonic()
+        self._thread: threading.Thread | None = None
+        self._pulse: threading.Thread | None = None
+
+    def __enter__(self) -> Evaluators:
+        from ray_jobs.tune.searchers import WATCHES
+
+        if self.request.advice:
+            log.warning("%s", self.request.advice)
+        self.claimed = self.results.claim(self.key)
+        if not self.claimed:
+            log.warning("another evaluator is, or was a minute ago, at work on %s: waiting for it", self.run_dir)
+        WATCHES[self.key] = self
+        self._thread = threading.Thread(target=self._run, name="pathray-evaluators", daemon=True)
+        self._pulse = threading.Thread(target=self._claim, name="pathray-evaluators-alive", daemon=True)
+        self._thread.start()
+        self._pulse.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """Ends at once what `drain` has not waited for: it is on storage, and the next start goes on with it."""
+        from ray_jobs.tune.searchers import WATCHES
+
+        self.abandoned.set()
+        self.over.set()
+        if self._thread is not None:
+            self._thread.join(timeout=30.0)
+        WATCHES.pop(self.key, None)
+        if self._pulse is not None:
+            self._pulse.join(timeout=30.0)  # it would claim again what is released
+        self._release()
+
+    @property
+    def working(self) -> bool:
+        """Whether evaluations go on, or may."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def drain(self) -> None:
+        """No further snapshots will come: wait until those that are there have been judged. Then write the report."""
+        self.over.set()
+        waiting = len(self._safely(self._waiting) or ())
+        if self.limited:
+            waiting = min(waiting, self.tuning.execution.max_pending_jobs)
+        if waiting or self.running:
+            count = waiting + len(self.running)
+            log.info("%d evaluations are still to come; Ctrl-C once more leaves them to the next start", count)
+        while self._thread is not None and self.working:
+            self._thread.join(0.5)
+        self.report()
+        if self.failure is not None:
+            raise self.failure
+
+    def report(self) -> str | None:
+        """The robustness report as a page; None while nothing was judged."""
+        if not self.results.rows:
+            return None
+        from pathray.evaluation.report import write_report
+
+        self._reported = time.monotonic()
+        return self._safely(partial(write_report, self.run_dir))
+
+    # --- asked by Tune ----------------------------------------------------------------------------------------------
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """See ray_jobs.tune.searchers.Watched. What raises here is logged: Tune would end with it."""
+        from ray_jobs.tune.searchers import FINISHED
+
+        if self.abandoned.is_set() or self.failure is not None:
+            return FINISHED
+        if not self.claimed:
+            self.current = False
+            return None
+        over = self.over.is_set()  # before looking: what is committed by now is found
+        try:
+            self._catch_up()
+            found = self._next(trial_id, look=over and not self.running)
+        except Exception as e:
+            return FINISHED if self._given_up(e, over) else None
+        self.troubled = None
+        if found is not None:
+            return found
+        return FINISHED if over and not self.running else None
+
+    def completed(self, trial_id: str, result: dict[str, Any] | None, error: bool) -> None:
+        """See ray_jobs.tune.searchers.Watched."""
+        if trial_id not in self.running:
+            return  # of a Tune run that broke: the snapshot is evaluated anew
+        snapshot, due, began = self.running.pop(trial_id)
+        result = result or {}
+        if self.abandoned.is_set() and (error or "judged" not in result):
+            return  # left to the next start
+        try:
+            self._note(snapshot, due, began, result)
+        except Exception as e:
+            log.warning("the evaluation at %s images could not be recorded: %s", f"{snapshot.images_seen:,}", e)
+
+    def _catch_up(self) -> None:
+        """At the start, and whenever the run becomes ours: what others recorded until then counts."""
+        if not self.current:
+            self.results.reload()
+            if self.owner and self.tag is not None:
+                self.results.cut_back(self.tag)
+            self.current = True
+            decision = self._safely(self.results.settle)
+            if self.owner and decision is not None and decision.stop and self.tuning.early_stopping.stop_training:
+                self._stop_training(EARLY_STOPPED)  # decided before, but the job died before the training had ended
+
+    def _given_up(self, error: Exception, over: bool) -> bool:
+        """Log it; whether the end of the job has waited for long enough for storage that does not answer."""
+        log.warning("snapshots cannot be looked at present: %s", error)
+        self.troubled = self.troubled or time.monotonic()
+        if over and time.monotonic() - self.troubled >= GIVE_UP_S:
+            log.error("what is not evaluated yet is left to the next start")
+            return True
+        self.abandoned.wait(LOCAL_LOOK_S if over else 0.0)
+        return False
+
+    def _next(self, trial_id: str, look: bool) -> dict[str, Any] | None:
+        from pathray.evaluation.backlog import Record, decide
+
+        every = LOCAL_LOOK_S if self.results.store.local else REMOTE_LOOK_S
+        if not look and time.monotonic() - self._looked < every:
+            return None
+        self._looked, self._seen = time.monotonic(), self._snapshots()
+        running = [Record(s.images_seen, s.index, "running", due) for s, due, _ in self.running.values()]
+        limit = self.tuning.execution.max_pending_jobs if self.limited else None
+        chosen = decide(self._seen, self.results.records(), running, self.cadences, limit)
+        if chosen.drop and self.tuning.execution.fail_on_backlog:
+            self._fail_on_backlog(len(chosen.drop))
+            return None
+        for snapshot in chosen.drop:
+            self._record(snapshot, "dropped", {}, {"tune/queue_depth": chosen.waiting + 1})
+            log.warning("the evaluation at %s images is dropped: newer ones wait", f"{snapshot.images_seen:,}")
+        if chosen.next is None or self.running:  # one at a time; asked all the same, so that the queue stays short
+            return None
+        if not chosen.due:
+            self._record(chosen.next, "ok", {}, {"notes": ["no metric was due"]})
+            return None
+        self.running[trial_id] = (chosen.next, chosen.due, time.monotonic())
+        return {
+            "encoder": f"{chosen.next.path}/encoder" if self.given is None else chosen.next.path,
+            "due": json.dumps(chosen.due),
+            "images_seen": chosen.next.images_seen,
+            "neighbours": json.dumps(self.results.neighbours()),
+        }
+
+    def _snapshots(self) -> list[Any]:
+        found = self.results.snapshots() if self.given is None else self.given
+        newest = max((s.images_seen for s in found), default=0)
+        if newest > self.newest:
+            self.newest, self.new_at = newest, time.monotonic()
+        return found
+
+    def _waiting(self) -> list[Any]:
+        done = {r.images_seen for r in self.results.records()} | {s.images_seen for s, _, _ in self.running.values()}
+        return [s for s in self._snapshots() if s.images_seen not in done]
+
+    # --- results ----------------------------------------------------------------------------------------------------
+
+    def _note(self, snapshot: Any, due: dict[str, list[str]], began: float, result: dict[str, Any]) -> None:
+        images, took = snapshot.images_seen, time.monotonic() - began
+        row: dict[str, Any] = {"tune/evaluator_s": result.get("evaluator_s", took), "tune/trial_s": took}
+        self.judged += 1
+        if "judged" in result:
+            judged = json.loads(result["judged"])
+            failed = judged.get("failed") or {}
+            parts = {"failed": failed} if failed else {}
+            self._record(snapshot, "ok", due, {**row, "notes": judged["notes"], **parts, **judged["metrics"]})
+            for what, why in failed.items():
+                log.warning("%s failed at %s images, the other metrics are there: %s", what, f"{images:,}", why)
+        else:
+            why = result.get("error") or "the evaluator's process died"
+            self._record(snapshot, "failed", due, {**row, "error": why})
+            log.warning("the evaluation at %s images failed: %s\n%s", f"{images:,}", why, result.get("trace", ""))
+        decision = self.results.decision()
+        self._safely(self.results.settle)
+        self._tell(snapshot, decision)
+        if self.owner:
+            self._safely(partial(self.results.prune, self.tuning.execution.keep_last_n_snapshots, self.tag))
+        if decision is not None and decision.stop and self.tuning.early_stopping.stop_training:
+            best = (
+                "never a number" if decision.best is None else f"{decision.best:.4f} at {decision.best_images:,} images"
+            )
+            key = self.tuning.early_stopping.selection.key
+            log.warning("early stopping: %s was best with %s, decided at %s", key, best, f"{images:,}")
+            self._stop_training(EARLY_STOPPED)
+        if time.monotonic() - self._reported >= REPORT_EVERY_S:
+            self.report()
+
+    def _record(self, snapshot: Any, status: str, due: dict[str, list[str]], more: dict[str, Any]) -> None:
+        lag = {
+            "tune/queue_depth": len([s for s in self._waiting() if s.images_seen != snapshot.images_seen]),
+            "tune/dropped": self.results.dropped() + (status == "dropped"),
+            "tune/lag_images": max(0, self.newest - snapshot.images_seen),
+            "tune/lag_s": max(0.0, time.time() - snapshot.created) if snapshot.created else 0.0,
+        }
+        self.results.record(snapshot, status, due, **{**lag, **more})
+
+    def _tell(self, snapshot: Any, decision: Any) -> None:
+        row = self.results.rows[-1]
+        if row["status"] != "ok":
+            return
+        names = sorted(k for k, v in row.items() if "/" in k and not k.startswith("tune/") and isinstance(v, float))
+        main = [
+            k for k in names if k.rpartition("/")[2] in ("ri", "apd_avg", "clustering_score", "linear_id", "knn_id")
+        ]
+        figures = " · ".join(f"{k} {row[k]:.3f}" for k in main or names[:4])
+        best = f" (best so far at {decision.best_images:,})" if decision and decision.best_images is not None else ""
+        log.info(
+            "evaluation %d at %s images: %s%s; %.0f s, %d waiting, %d dropped",
+            snapshot.index,
+            f"{snapshot.images_seen:,}",
+            figures or "nothing could be judged",
+            best,
+            row["tune/evaluator_s"],
+            row["tune/queue_depth"],
+            row["tune/dropped"],
+        )
+
+    def _fail_on_backlog(self, count: int) -> None:
+        found = f"{count + self.tuning.execution.max_pending_jobs} waiting evaluations"
+        expected = f"at most {self.tuning.execution.max_pending_jobs}: a longer tune_every, or fail_on_backlog=false"
+        message = "evaluations fall behind the training, which was stopped"
+        self.failure = UserError(
+            message, file=self.run_dir, key="tuning.execution.fail_on_backlog", found=found, expected=expected
+        )
+        self._stop_training("backlog")
+
+    def _stop_training(self, reason: str) -> None:
+        """Only while somebody trains: a STOP that nobody reads would end the next start."""
+        if self.over.is_set():
+            return
+        from ray_jobs.train.trainer import request_stop
+
+        log.warning("asking the training to stop at its next poll: %s", reason.replace("_", " "))
+        self._safely(partial(request_stop, self.run_dir, reason))
+
+    # --- threads ----------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        """Tune, started again when it breaks: it must not take the training along, nor leave it without evaluations."""
+        for attempt in range(1 + RESTARTS):
+            try:
+                self._tune(attempt)
+                return
+            except Exception as e:
+                self.running.clear()
+                log.warning("evaluations are interrupted: %s: %s", type(e).__name__, e)
+                if self.over.wait(RESTART_AFTER_S) and self.abandoned.is_set():
+                    return
+        log.error("no evaluations any more; python -m ray_jobs.evaluate watch=%s resumes them", self.run_dir)
+
+    def _tune(self, attempt: int) -> None:
+        os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+        os.environ.setdefault("TUNE_WARN_THRESHOLD_S", "30")
+        os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # with the new one, verbose=0 still prints
+        for name in ("analysis.experiment_analysis", "tune"):  # they look for logs that are off, and say where none are
+            logging.getLogger(f"ray.tune.{name}").setLevel(logging.ERROR)
+        from ray import tune
+
+        from ray_jobs.tune.evaluation_trial import TrialSpec, evaluation_trial
+        from ray_jobs.tune.searchers import SnapshotSearcher
+
+        execution, store = self.tuning.execution, self.results.store
+        spec = TrialSpec(
+            tuple(self.tuning.plugins),
+            self.run_dir,
+            self.request.accelerator,
+            max(1, int(execution.cpus)),
+            execution.max_retries,
+        )
+        name = f"evaluations-{self.key}-{attempt}"
+        tuner = tune.Tuner(
+            tune.with_resources(partial(evaluation_trial, spec=spec), dict(self.request.resources)),
+            tune_config=tune.TuneConfig(
+                search_alg=SnapshotSearcher(self.key),
+                num_samples=-1,
+                reuse_actors=all(plugin.feature_persistent_workers for plugin in self.tuning.plugins),
+                trial_dirname_creator=_folder,
+                trial_name_creator=_folder,
+            ),
+            run_config=tune.RunConfig(
+                name=name,
+                storage_path=store.path("ray"),
+                storage_filesystem=store.pyarrow_fs(),
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=execution.max_retries),
+            ),
+        )
+        tuner.fit()
+        self._safely(partial(store.remove, f"ray/{name}"))
+
+    def _claim(self) -> None:
+        """The sign of life, for as long as there is life: others wait for it, in sync mode the training does."""
+        while not self.abandoned.wait(ALIVE_S):
+            if not self.working:
+                self._release()
+                return
+            claimed = self._safely(partial(self.results.claim, self.key))
+            self.claimed = self.claimed if claimed is None else claimed
+
+    def _release(self) -> None:
+        if self.claimed:
+            self.claimed = False
+            self._safely(self.results.release)
+
+    def _safely(self, action: Any) -> Any:
+        """What it gives; None after an error, which is logged: bookkeeping must not end a run."""
+        try:
+            return action()
+        except Exception as e:
+            log.warning("%s", e)
+            return None
+
+
+def _folder(trial: Any) -> str:
+    return f"img{trial.config['images_seen']}-{trial.trial_id}"

@@ -1,0 +1,77 @@
+"""The trial of an evaluation: what runs in the evaluator's own process, with its own CPUs or share of a GPU.
+
+Not here: which snapshot, when (ray_jobs.tune.evaluation_runner), and what is computed (pathray.evaluation.judge).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import traceback
+from dataclasses import dataclass
+from typing import Any
+
+from pathray.evaluation.settings import PluginConfig
+
+log = logging.getLogger(__name__)
+_judges: dict[str, Any] = {}  # of this process: datasets stay open from one snapshot to the next
+
+
+@dataclass(frozen=True)
+class TrialSpec:
+    """What all trials of one run share."""
+
+    plugins: tuple[PluginConfig, ...]
+    run_dir: str
+    accelerator: str  # cpu | cuda
+    threads: int
+    retries: int
+
+
+def evaluation_trial(config: dict[str, Any], spec: TrialSpec) -> None:
+    """Evaluate the encoder `config["encoder"]` with the metrics of `config["due"]` and report them, as JSON under
+    ``judged``; ``error`` instead for an evaluation that failed for good."""
+    from ray import tune
+
+    tune.report(attempted(config, spec))
+
+
+def attempted(config: dict[str, Any], spec: TrialSpec) -> dict[str, Any]:
+    """`judged`, tried again after an error that is not the user's; what the last attempt met goes into ``error``."""
+    from pathray.errors import UserError
+    from pathray.store.storage import StorageError
+
+    error = ""
+    for attempt in range(1 + spec.retries):
+        try:
+            return judged(config, spec)
+        except Exception as e:
+            if isinstance(e, UserError) and not isinstance(e, StorageError):  # it would be met again
+                return {"error": str(e), "trace": ""}
+            error, trace = f"{type(e).__name__}: {e}", traceback.format_exc()
+            log.warning("evaluation of %s, attempt %d: %s", config["encoder"], attempt + 1, error)
+    return {"error": error, "trace": trace}
+
+
+def judged(config: dict[str, Any], spec: TrialSpec) -> dict[str, Any]:
+    import torch
+
+    from pathray.device import Device
+    from pathray.evaluation.judge import Judge
+
+    began = time.monotonic()
+    torch.set_num_threads(spec.threads)
+    key = repr(spec)
+    judge = _judges.setdefault(key, Judge(spec.plugins, spec.run_dir))
+    found = judge.judge(
+        config["encoder"],
+        json.loads(config["due"]),
+        Device.of(spec.accelerator),
+        config["images_seen"],
+        json.loads(config["neighbours"]),
+    )
+    return {
+        "judged": json.dumps({"metrics": found.metrics, "notes": found.notes, "failed": found.failed}),
+        "evaluator_s": time.monotonic() - began,
+    }

@@ -1,0 +1,240 @@
+"""A sweep on Ray Tune: the space, the searcher, the scheduler, and the callback that keeps the leaderboard.
+
+The one file of the sweep that knows Tune's classes, beside the trial's. Nothing that Tune pickles holds more than plain
+settings: a restored sweep finds the rest on storage.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import signal
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining
+from ray.tune.search.basic_variant import BasicVariantGenerator
+
+from pathray.errors import user_error_in
+from pathray.search.leaderboard import FAILED, FINISHED, STOPPED, UNFINISHED
+from pathray.search.objective import IMAGES, Objective
+from pathray.search.space import Dimension
+from pathray.store.storage import Storage
+from ray_jobs.tune.board import RUNS, Status, write_board, write_statuses
+from ray_jobs.tune.config import Sweep
+from ray_jobs.tune.sweep_run import history_of
+from ray_jobs.tune.trial import END, PARKED, SweepTrial, TrialSettings, plain, stop_token
+
+log = logging.getLogger(__name__)
+FOLDER = "tune"
+REFRESH_S, LOOK_S = 30.0, 0.5
+BUILD_CPUS = 1.0  # for what a run builds before it trains: Ray takes it from the trial's own share
+ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # metrics.jsonl and MLflow have it all
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+
+def tuner_of(sweep: Sweep, settings: TrialSettings) -> tune.Tuner:
+    """The sweep as it has to go on: what Tune saved of it, or a new one."""
+    os.environ.update(ENVIRONMENT)
+    _quiet()
+    store, config = Storage.of(settings.root), sweep.config
+    random.seed(config.seed)  # PBT's mutations are drawn from the global generators
+    np.random.seed(config.seed)
+    trainable = tune.with_resources(tune.with_parameters(SweepTrial, settings=settings), _resources(config))
+    path, filesystem = store.path(FOLDER), store.pyarrow_fs()
+    if tune.Tuner.can_restore(path, storage_filesystem=filesystem):
+        return tune.Tuner.restore(path, trainable, resume_errored=True, storage_filesystem=filesystem)
+    objective = config.objective
+    return tune.Tuner(
+        trainable,
+        param_space={key: domain_of(dimension) for key, dimension in sweep.space.items()},
+        tune_config=tune.TuneConfig(
+            metric=objective.metric,
+            mode=objective.mode,
+            num_samples=config.samples or 1,
+            search_alg=_searcher(config),
+            scheduler=_scheduler(sweep, settings),
+            max_concurrent_trials=config.max_concurrent if config.search == "optuna" else None,
+            trial_dirname_creator=_trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name=FOLDER, storage_path=store.path(), storage_filesystem=filesystem, verbose=0,
+            callbacks=[Watch(settings.root, sweep)],
+        ),
+    )  # fmt: skip
+
+
+def _quiet() -> None:
+    """What a user should know is said here; of Tune only errors, and not that trials of a stopped sweep go on later."""
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune.tune").addFilter(lambda record: "did not complete" not in record.getMessage())
+    warnings.filterwarnings("ignore", message="Consider boosting PBT")
+
+
+def _trial_id(trial: Any) -> str:
+    return str(trial.trial_id)
+
+
+def _resources(config: Any) -> tune.PlacementGroupFactory:
+    """A trial only waits for its run, whose workers take resources of their own. It runs on the driver's node, where
+    the job's files are, and takes so much of that node that no more than `max_concurrent` fit: unlike Tune's own limit
+    this one leaves paused trials aside, and holds until a stopped one has really ended."""
+    here = f"node:{ray.util.get_node_ip_address()}"
+    share = round(1 / (config.max_concurrent + 0.5), 4)
+    return tune.PlacementGroupFactory([{"CPU": 0.01, here: share}, {"CPU": BUILD_CPUS}])
+
+
+def domain_of(dimension: Dimension) -> Any:
+    """A dimension as Tune draws from it."""
+    values = dimension.values
+    if dimension.kind in ("choice", "grid"):
+        return tune.choice(list(values)) if dimension.kind == "choice" else tune.grid_search(list(values))
+    return getattr(tune, dimension.kind)(*values)
+
+
+def _searcher(config: Any) -> Any:
+    if config.search == "optuna":
+        from ray.tune.search.optuna import OptunaSearch
+
+        return OptunaSearch(metric=config.objective.metric, mode=config.objective.mode, seed=config.seed)
+    return BasicVariantGenerator(random_state=config.seed)
+
+
+def _scheduler(sweep: Sweep, settings: TrialSettings) -> Any:
+    config = sweep.config
+    if config.scheduler == "asha":
+        return Halving(settings.root, config.objective, config.asha)
+    if config.scheduler == "pbt":
+        mutations = {key: list(d.values) if d.kind == "choice" else domain_of(d) for key, d in sweep.space.items()}
+        return PopulationBasedTraining(
+            time_attr=IMAGES,
+            perturbation_interval=config.pbt.perturbation_images,
+            quantile_fraction=config.pbt.quantile,
+            hyperparam_mutations=mutations,
+            custom_explore_fn=_InsideSpace(sweep.space),
+            log_config=False,
+        )
+    return FIFOScheduler()
+
+
+@dataclass(frozen=True)
+class _InsideSpace:
+    """Brings mutated values back into the space."""
+
+    space: Mapping[str, Dimension]
+
+    def __call__(self, config: dict[str, Any]) -> dict[str, Any]:
+        return {**config, **{key: dimension.nearest(config[key]) for key, dimension in self.space.items()}}
+
+
+class Halving(ASHAScheduler):  # type: ignore[misc]
+    """ASHA over images seen that knows, after a restore, what the trials before had reached: Tune does not save it."""
+
+    def __init__(self, root: str, objective: Objective, settings: Any) -> None:
+        super().__init__(
+            time_attr=IMAGES,
+            max_t=settings.max_images or 10**15,
+            grace_period=settings.grace_images,
+            reduction_factor=settings.reduction_factor,
+        )
+        self.root, self.objective = root, objective
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        super().on_trial_add(tune_controller, trial)
+        if not trial.has_reported_at_least_once:
+            return
+        told, bracket = trial.last_result.get(IMAGES, -1), self._trial_info[trial.trial_id]
+        for images, value in history_of(Storage.of(self.root).at(RUNS, trial.trial_id), self.objective):
+            if images <= told:
+                bracket.on_result(trial, images, -self.objective.cost(value))
+
+
+class Watch(tune.Callback):  # type: ignore[misc]
+    """Writes how the trials are and the leaderboard; ends the sweep when it is asked to and all runs have stopped."""
+
+    def __init__(self, root: str, sweep: Sweep) -> None:
+        self.root, self.sweep = root, sweep
+        self.looked = self.refreshed = 0.0
+        self.ended: set[str] = set()
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        now = time.monotonic()
+        if now - self.looked < LOOK_S:
+            return
+        self.looked = now
+        if now - self.refreshed > REFRESH_S:
+            self._refresh(trials)
+        token = stop_token(Storage.of(self.root))
+        running = [trial for trial in trials if trial.status == "RUNNING"]
+        if token and all(_last(trial).get(PARKED) == token for trial in running):
+            assert threading.current_thread() is threading.main_thread(), "Tune is interrupted by a signal"
+            signal.raise_signal(signal.SIGUSR1)  # how Tune is told to save its state and end
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._tell(trials, trial)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._tell(trials, trial)
+
+    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
+        self._refresh(trials)
+
+    def _tell(self, trials: list[Any], trial: Any) -> None:
+        status = self._status(trial)
+        objective, last = self.sweep.config.objective, _last(trial)
+        figures = f", {objective.metric} {last.get(objective.metric)} at {last[IMAGES]:,} images" if last else ""
+        log.info("trial %s: %s%s", trial.trial_id, status.status if status.status != UNFINISHED else STOPPED, figures)
+        self.refreshed = -REFRESH_S  # at the next look: by then the trial has its final status
+
+    def _refresh(self, trials: list[Any]) -> None:
+        self.refreshed = time.monotonic()
+        store = Storage.of(self.root)
+        try:
+            write_statuses(store, [self._status(trial) for trial in trials])
+            write_board(store, self.sweep)
+        except Exception as e:  # no reason to end the trials; at the end it is written again, and raised
+            log.warning("the leaderboard cannot be written at present: %s", e)
+
+    def _status(self, trial: Any) -> Status:
+        last, most = _last(trial), self.sweep.config.asha.max_images
+        values = {key: plain(trial.config[key]) for key in self.sweep.space if key in trial.config}
+        if trial.status == "ERROR":
+            return Status(trial.trial_id, FAILED, values, _error(trial))
+        reached = self.sweep.config.scheduler == "asha" and most is not None and last.get(IMAGES, 0) >= most
+        if END in last or (reached and last.get("done")):
+            return Status(trial.trial_id, FINISHED, values)
+        stopped = trial.status == "TERMINATED" and last.get("done")
+        return Status(trial.trial_id, STOPPED if stopped else UNFINISHED, values)
+
+
+def _last(trial: Any) -> dict[str, Any]:
+    return dict(trial.last_result) if trial.has_reported_at_least_once else {}
+
+
+def _error(trial: Any) -> dict[str, Any]:
+    error = trial.get_pickled_error() or trial.get_error()
+    users = user_error_in(error)
+    if users is not None:
+        where = {key: None if value is None else str(value) for key, value in users.where.items()}
+        return {"message": str(users), "text": users.message, "where": where, "trace": ""}
+    cause = getattr(error, "cause", None) or error
+    message = str(cause).strip().rpartition("\n")[2]
+    return {"message": f"{type(cause).__name__}: {message}", "where": None, "trace": _trace(error)}
+
+
+def _trace(error: Any) -> str:
+    return "".join(traceback.format_exception(error)) if isinstance(error, BaseException) else json.dumps(error)

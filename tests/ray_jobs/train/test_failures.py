@@ -1,0 +1,79 @@
+"""When a training that failed is begun anew, and when not: without Ray."""
+
+import pytest
+import torch
+
+from pathray.errors import UserError
+from pathray.store.checkpoint import save
+from pathray.store.storage import Storage
+from ray_jobs.train import trainer
+from ray_jobs.train.trainer import ScalingConfig, TrainJob
+
+
+@pytest.fixture
+def fits(monkeypatch, tmp_path):
+    """`fits(end, …)`: a job whose fits end so, in turn -> (how the job ends, the numbers of the fits). A number of
+    images is a checkpoint that is written before the workers fail, None none."""
+    from ray.train import WorkerGroupError
+
+    def write(images, fit_id):
+        meta = {"images_seen": images, "fit_id": fit_id}
+        save(str(tmp_path / "checkpoints"), f"toy-img{images}", {"x": torch.zeros(1)}, meta)
+
+    def run(*ends, max_failures=3, older=()):
+        scaling = ScalingConfig(accelerator="cpu", max_failures=max_failures)
+        job, names, left = TrainJob(None, None, "", str(tmp_path), scaling), [], list(ends)
+        for images in older:
+            write(images, "another job's")
+
+        def fit(number, store, total, name):
+            names.append(number)
+            end = left.pop(0)
+            if isinstance(end, BaseException):
+                raise end
+            if end == "done":
+                return {"end": "budget"}
+            if end:
+                write(end, job.fit_id)
+            raise WorkerGroupError("a worker died", {})
+
+        monkeypatch.setattr(trainer, "_ray_trainer", lambda job, store, number: number)
+        monkeypatch.setattr(trainer, "_fit_in_thread", fit)
+        try:
+            return trainer._fit_while_it_advances(job, Storage.of(str(tmp_path))), names
+        except WorkerGroupError:
+            return None, names
+
+    return run
+
+
+def test_a_training_that_advances_between_failures_goes_on_in_new_fits(fits):
+    assert fits(8, 16, 24, "done") == ({"end": "budget"}, [1, 2, 3, 4])
+
+
+@pytest.mark.parametrize(("ends", "attempts"), [((None,), [1]), ((8, None), [1, 2]), ((8, 16, None), [1, 2, 3])])
+def test_one_that_does_not_ends(ends, attempts, fits):
+    assert fits(*ends) == (None, attempts)
+
+
+def test_one_that_learns_which_units_end_processes_goes_on(fits, tmp_path):
+    def noting(name):
+        (tmp_path / "crashes").mkdir(exist_ok=True)
+        (tmp_path / "crashes" / f"{name}.json").write_text("{}")
+
+    noting("a")
+    assert fits(None, "done") == ({"end": "budget"}, [1, 2])
+    assert fits(None, None) == (None, [1, 2])
+
+
+def test_whoever_wants_no_restarts_gets_none(fits):
+    assert fits(8, max_failures=0) == (None, [1])
+
+
+def test_what_the_user_can_mend_is_not_tried_again(fits):
+    with pytest.raises(UserError, match="no such file"):
+        fits(8, UserError("no such file"))
+
+
+def test_checkpoints_of_earlier_jobs_are_no_progress(fits):
+    assert fits(None, older=(8,)) == (None, [1])

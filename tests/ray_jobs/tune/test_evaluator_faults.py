@@ -1,0 +1,96 @@
+"""Evaluators and trainings that are killed beside each other: nothing is lost, nothing doubled, nothing disturbed."""
+
+import os
+import signal
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+from pathray.evaluation.results import ROWS
+from pathray.run.tracking import rows_of
+from tests.builders.jobs import (
+    alive,
+    descendants,
+    job_command,
+    job_environment,
+    kill_job,
+    run_job_process,
+    wait_for,
+)
+from tests.builders.patches import write_patches, write_tuning
+from tests.builders.run import BUDGET, command, discard, pretrain, undisturbed, weights
+
+pytestmark = [pytest.mark.ray, pytest.mark.integration, pytest.mark.heavy]
+
+
+@pytest.fixture
+def run(tmp_path):
+    yield tmp_path / "run"
+    discard(tmp_path / "run")
+
+
+def tuning(folder: Path, **given) -> str:
+    return write_tuning(
+        folder / "tuning.yaml", write_patches(folder / "patches"), execution="max_pending_jobs: 9", **given
+    )
+
+
+def judged(run: Path) -> list[tuple[int, str]]:
+    rows = rows_of((run / ROWS).read_bytes()) if (run / ROWS).exists() else []
+    return sorted((row["images_seen"], row["status"]) for row in rows)
+
+
+def evaluator() -> list[int]:
+    """Processes below this one that run an evaluation's trial."""
+    found = []
+    for pid in descendants(os.getpid()):
+        try:
+            line = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if line.startswith((b"ray::ImplicitFunc", b"ray::evaluation_trial")):
+            found.append(pid)
+    return found
+
+
+def test_an_evaluator_that_is_killed_is_started_again_and_the_training_does_not_notice(
+    ray_cluster, run, tmp_path, tmp_path_factory
+):
+    whole, killed = undisturbed(tmp_path_factory.getbasetemp()), []
+
+    def kill() -> None:
+        (pid, *_) = wait_for(evaluator, seconds=120, every=0.05)
+        os.kill(pid, signal.SIGKILL)
+        killed.append(pid)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    code = pretrain(run, whole.manifest, "--config", tuning(tmp_path))
+    killer.join()
+    assert code == 0 and killed and not alive(killed)
+    assert judged(run) == [(images, "ok") for images in range(0, BUDGET + 1, 8)]
+    assert weights(run) == weights(whole.folder)
+
+
+def test_a_job_killed_between_evaluations_judges_every_snapshot_once_when_it_goes_on(
+    ray_cluster, run, tmp_path, tmp_path_factory
+):
+    whole = undisturbed(tmp_path_factory.getbasetemp())
+    words = command(run, whole.manifest, "--config", tuning(tmp_path), "tuning.execution.mode=sync")
+    with (tmp_path / "said").open("w") as said:
+        line = job_command("ray_jobs.pretrain_ijepath", *words)
+        job = subprocess.Popen(line, cwd=tmp_path, env=job_environment(), stdout=said, stderr=said)
+        try:
+            wait_for(lambda: len(judged(run)) >= 2 or job.poll() is not None, seconds=240)
+            assert job.poll() is None, (tmp_path / "said").read_text()
+        finally:
+            kill_job(job)
+    before = judged(run)
+    assert 2 <= len(before) < 5
+
+    done = run_job_process(tmp_path, "ray_jobs.pretrain_ijepath", *words, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert judged(run) == [(images, "ok") for images in range(0, BUDGET + 1, 8)]
+    assert weights(run) == weights(whole.folder)

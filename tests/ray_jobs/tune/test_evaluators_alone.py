@@ -1,0 +1,272 @@
+"""Evaluators asked as Tune asks them: two of them on one run, storage that fails, a Tune that breaks. Starts no Ray."""
+
+import json
+import logging
+import shutil
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from pathray.config.load import load_config
+from pathray.errors import UserError
+from pathray.evaluation.results import Results, watched
+from pathray.evaluation.settings import (
+    DatasetConfig,
+    EarlyStoppingConfig,
+    ExecutionConfig,
+    PluginConfig,
+    SelectionConfig,
+    TuningConfig,
+)
+from pathray.nn.vit import ViT, ViTConfig
+from pathray.store.artifact import EncoderArtifact
+from pathray.store.committed import committed_dir
+from pathray.store.storage import Storage, StorageError
+from ray_jobs import evaluate
+from ray_jobs.train import training_jobs
+from ray_jobs.tune import evaluation_runner as evaluators
+from ray_jobs.tune.evaluation_runner import Evaluators, Request, request_of
+from ray_jobs.tune.searchers import FINISHED
+
+KEY = "pathorob/hospitals/ri"
+STOPPING = EarlyStoppingConfig(True, SelectionConfig("pathorob", "hospitals", "ri"), patience_evals=2, min_evals=2)
+
+
+def snapshot(run, index, identity="mine"):
+    meta = {"images_seen": 100 * index, "identity": {"hash": identity}, "tune_index": index}
+    with committed_dir(f"{run}/checkpoints", f"tag-img{100 * index}", meta) as directory:
+        directory.write_bytes("tensors.safetensors", b"t")
+        directory.write_bytes("encoder/artifact.json", b"{}")
+    return directory.path
+
+
+def beside(run, stopping=STOPPING, **execution):
+    """Evaluators that no Tune asks."""
+    plugin = PluginConfig(datasets={"hospitals": DatasetConfig("m.csv")})
+    tuning = TuningConfig(True, execution=ExecutionConfig(**execution), plugins=[plugin], early_stopping=stopping)
+    return Evaluators(str(run), tuning, Request({"CPU": 1.0}, "cpu"), identity="mine", tag="tag")
+
+
+def result(value):
+    return {"judged": json.dumps({"metrics": {KEY: value}, "notes": []}), "evaluator_s": 1.0}
+
+
+def judge_all(found, value=0.5):
+    """Answer what is suggested until there is nothing; the images seen, in order."""
+    done, found._looked = [], 0.0  # it looks at once
+    while isinstance(trial := found.suggest(str(len(done))), dict):
+        found.completed(str(len(done)), result(value), False)
+        done.append(trial["images_seen"])
+        found._looked = 0.0
+    return done
+
+
+def test_an_evaluator_that_waited_for_another_does_not_repeat_what_that_one_did(tmp_path):
+    for index in range(3):
+        snapshot(tmp_path, index)
+    first, second = (beside(tmp_path, max_pending_jobs=9) for _ in range(2))
+    first.claimed = True
+    assert judge_all(first) == [200, 100, 0]
+    assert second.suggest("a") is None, "not its turn"
+    second.claimed = True
+    assert judge_all(second) == []
+    first.claimed = False
+    assert first.suggest("b") is None
+    snapshot(tmp_path, 3)
+    assert judge_all(second) == [300]
+    first.claimed = True
+    assert judge_all(first) == []
+    assert sorted(row["images_seen"] for row in Results(str(tmp_path), "mine").rows) == [0, 100, 200, 300]
+
+
+def test_a_best_snapshot_that_cannot_be_copied_neither_bars_evaluations_nor_the_next_start(
+    tmp_path, monkeypatch, caplog
+):
+    for index in range(4):
+        path = snapshot(tmp_path, index)
+        if index == 3:
+            (tmp_path / "checkpoints" / path.rpartition("/")[2] / "tensors.safetensors").write_bytes(b"x")
+    found = beside(tmp_path, max_pending_jobs=9)
+    found.claimed = True
+    assert judge_all(found, 0.9) == [300, 200, 100, 0]  # 300 is best as long as it is alone
+    assert "damaged" in caplog.text
+    monkeypatch.setattr(Evaluators, "_run", lambda self: None)
+    with beside(tmp_path) as again:
+        assert judge_all(again) == []
+
+
+def test_a_run_that_is_begun_anew_in_its_folder_is_evaluated_anew_and_not_stopped_by_what_was(tmp_path):
+    for index in range(4):
+        snapshot(tmp_path, index)
+    before = beside(tmp_path, max_pending_jobs=9)
+    before.claimed = True
+    assert judge_all(before) == [300, 200, 100, 0] and (tmp_path / "STOP").exists()
+    shutil.rmtree(tmp_path / "checkpoints")
+    (tmp_path / "STOP").unlink()
+    again = beside(tmp_path)
+    again.claimed = True
+    assert judge_all(again) == [] and not (tmp_path / "STOP").exists()
+    snapshot(tmp_path, 0)
+    assert judge_all(again) == [0]
+
+
+def test_an_early_stop_is_asked_for_even_where_the_decision_cannot_be_written(tmp_path, monkeypatch):
+    for index in range(4):
+        snapshot(tmp_path, index)
+    found = beside(tmp_path, max_pending_jobs=9)
+    found.claimed = True
+
+    def full(*_):
+        raise StorageError("cannot write: no space left", file="early_stopping.json")
+
+    monkeypatch.setattr(Results, "settle", full)
+    judge_all(found, 0.5)
+    assert json.loads((tmp_path / "STOP").read_bytes())["reason"] == "early_stopped"
+
+
+def test_draining_ends_where_storage_does_not_answer_and_the_training_keeps_its_outcome(tmp_path, monkeypatch, caplog):
+    snapshot(tmp_path, 1)
+    found = beside(tmp_path)
+    found.claimed, clock = True, [1000.0]
+
+    def fails(*_):
+        raise StorageError("cannot read: 503", file="gs://b/checkpoints")
+
+    monkeypatch.setattr(Results, "snapshots", fails)
+    found.drain()  # nothing is raised
+    monkeypatch.setattr(evaluators, "LOCAL_LOOK_S", 0.0)
+    monkeypatch.setattr(evaluators, "time", SimpleNamespace(monotonic=lambda: clock[0], time=time.time))
+    assert found.suggest("a") is None
+    clock[0] += 30
+    assert found.suggest("a") is None
+    clock[0] += 31
+    assert found.suggest("a") == FINISHED
+    assert "left to the next start" in caplog.text
+
+
+def test_while_the_training_goes_on_storage_that_does_not_answer_is_asked_again(tmp_path, monkeypatch):
+    snapshot(tmp_path, 1)
+    found = beside(tmp_path)
+    found.claimed, answer = True, Results.snapshots
+    monkeypatch.setattr(Results, "snapshots", lambda self: (_ for _ in ()).throw(StorageError("503")))
+    found.troubled = time.monotonic() - 1e6
+    assert found.suggest("a") is None
+    monkeypatch.setattr(Results, "snapshots", answer)
+    found._looked = 0.0
+    assert judge_all(found) == [100] and found.troubled is None
+
+
+def test_a_training_that_waits_is_told_when_nobody_evaluates_any_more(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(evaluators, "RESTART_AFTER_S", 0.0)
+    monkeypatch.setattr(evaluators, "ALIVE_S", 0.01)
+
+    def breaks(self, attempt):
+        raise RuntimeError("Tune is broken")
+
+    monkeypatch.setattr(Evaluators, "_tune", breaks)
+    with caplog.at_level(logging.WARNING), beside(tmp_path) as found:
+        found._thread.join(30)
+        found._pulse.join(30)
+        assert not found.working and not watched(str(tmp_path))
+        found.drain()
+    assert "no evaluations any more" in caplog.text
+
+
+def test_the_sign_of_life_is_gone_when_evaluators_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluators, "ALIVE_S", 0.001)
+    monkeypatch.setattr(Evaluators, "_tune", lambda self, attempt: self.over.wait())
+    for _ in range(20):
+        with beside(tmp_path) as found:
+            assert watched(str(tmp_path))
+        assert not watched(str(tmp_path)) and not found._pulse.is_alive()
+
+
+def test_a_trial_of_a_tune_run_that_broke_is_not_recorded(tmp_path):
+    snapshot(tmp_path, 1)
+    found = beside(tmp_path)
+    found.claimed = True
+    found.suggest("a")
+    found.running.clear()
+    found.completed("a", result(0.5), False)
+    assert found.results.rows == []
+
+
+@pytest.mark.parametrize(
+    ("workers", "each", "gpus", "share"),
+    [(2, 0.8, 2, 0.2), (3, 0.4, 2, 0.6), (1, 0.75, 2, 1.0), (4, 0.25, 1, None), (2, 1.0, 3, 1.0), (3, 0.3, 1, 0.1)],
+)
+def test_an_evaluation_asks_for_no_larger_part_of_a_gpu_than_one_has_left(workers, each, gpus, share):
+    found = request_of(ExecutionConfig(), "cuda", {"GPU": gpus}, workers * each, workers)
+    assert found.resources.get("GPU") == (None if share is None else pytest.approx(share))
+
+
+def test_parts_of_several_gpus_are_not_taken_for_one():
+    with pytest.raises(UserError, match=r"tuning\.execution\.gpus.*0\.2 of 2 GPUs"):
+        request_of(ExecutionConfig(gpus=0.4), "cuda", {"GPU": 2}, 1.6, 2)
+
+
+def test_results_of_another_encoder_are_not_given_for_this_ones(tmp_path):
+    shape = ViTConfig(img_size=(16, 16), patch_size=(8, 8), dim=8, depth=1, heads=1)
+    how = {"preprocessing": {"mean": [0.5] * 3, "std": [0.5] * 3, "size": 16, "mpp": None}, "science": "test"}
+    for name in "ab":
+        EncoderArtifact.save(str(tmp_path / name), ViT(shape), **how, provenance={})
+
+    def subject(name):
+        argv = [f"snapshot={tmp_path / name}", f"output={tmp_path / 'out'}"]
+        return evaluate._subject(load_config(evaluate.EvaluateConfig, argv, configs_dir=evaluate.CONFIGS_DIR).config)
+
+    folder, (given,) = subject("a")
+    encoder = json.loads((tmp_path / "a" / "artifact.json").read_bytes())["sha256"]
+    Results(folder, encoder).record(given, "ok", {}, **{KEY: 0.5})
+    assert subject("a") == (folder, [given])
+    with pytest.raises(UserError, match=r"another encoder.*robustness\.jsonl.*output"):
+        subject("b")
+
+
+def test_a_run_is_over_by_its_evaluations_and_by_the_patience_of_now(tmp_path, monkeypatch):
+    for index in range(4):
+        snapshot(tmp_path, index)
+    found = Results(str(tmp_path), "mine", STOPPING)
+    for there in found.snapshots():
+        found.record(there, "ok", {}, **{KEY: 0.5})  # and killed before anything was settled
+
+    def config(patience):
+        stopping = EarlyStoppingConfig(True, STOPPING.selection, patience_evals=patience, min_evals=2)
+        return SimpleNamespace(
+            output=str(tmp_path),
+            checkpoint=SimpleNamespace(resume="auto"),
+            logging=SimpleNamespace(write_tag="tag"),
+            tuning=SimpleNamespace(enable=True, early_stopping=stopping),
+        )
+
+    assert training_jobs.early_stopped(config(2)) is not None
+    found.settle()
+    assert training_jobs.early_stopped(config(5)) is None
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"tuning: [", b"3", b"tuning: 3", b"tuning: {plugins: 7}"])
+def test_a_damaged_config_of_a_run_is_named(tmp_path, content):
+    (tmp_path / "config_resolved.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=r"config_resolved\.yaml"):
+        evaluate.recorded_tuning(str(tmp_path))
+
+
+def test_a_damaged_note_of_the_mlflow_run_is_named(tmp_path):
+    (tmp_path / "mlflow_run.json").write_bytes(b'{"run_id": "a"}\xff')
+    config = SimpleNamespace(mlflow=True, tracking_uri=None)
+    with pytest.raises(UserError, match=r"damaged.*mlflow_run\.json.*tracking_uri"):
+        evaluate._mlflow(config, Storage.of(str(tmp_path)))
+
+
+def test_the_row_of_an_evaluation_says_which_metric_failed_alone(tmp_path, caplog):
+    snapshot(tmp_path, 0)
+    judged = {"metrics": {KEY: 0.5}, "notes": [], "failed": {"probe/hospitals/linear": "ZeroDivisionError: zero"}}
+    with caplog.at_level(logging.WARNING):
+        one = Evaluators(str(tmp_path), TuningConfig(), Request({"CPU": 1}, "cpu"), identity="mine")
+        (found,) = one.results.snapshots()
+        one.running["trial"] = (found, {"probe": ["linear"]}, time.monotonic())
+        one.completed("trial", {"judged": json.dumps(judged), "evaluator_s": 1.0}, False)
+    (row,) = Results(str(tmp_path), "mine").rows
+    assert (row["status"], row[KEY], row["failed"]) == ("ok", 0.5, judged["failed"])
+    assert "probe/hospitals/linear failed at 0 images" in caplog.text
