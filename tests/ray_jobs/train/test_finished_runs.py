@@ -25,8 +25,8 @@ from ray_jobs.train.trainer import STOP, request_stop
 from tests.builders.expression import write_images
 from tests.builders.run import KEYS
 from tests.builders.zips import write_folder
-from tests.ray_jobs.test_regression_jobs import KEYS as REGRESSION
-from tests.ray_jobs.test_regression_jobs import split
+from tests.ray_jobs.train.test_regression_jobs import KEYS as REGRESSION
+from tests.ray_jobs.train.test_regression_jobs import split
 
 
 def leave(run: Path, tag: str, identity: dict, seen: int, exported: bool = True) -> None:
