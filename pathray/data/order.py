@@ -4,7 +4,7 @@ A *position* is the place of a unit in the endless training sequence; a *row* is
 to the other with keyed permutations, so one integer (the position reached) is the whole data state of a run. Everything
 random about a unit comes from `rng(seed, purpose, position, attempt)`.
 
-Not here: who reads the rows (pathray.data.stream) and what they hold (pathray.data.plan).
+Not here: who reads the rows (pathray.data.share, pathray.data.stream) and what they hold (pathray.data.plan).
 """
 
 from __future__ import annotations
