@@ -13,33 +13,51 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pathray.data.groups import GroupedOrder, slots
 from pathray.data.order import Ints, Order
 from pathray.data.plan import Plan
 from pathray.errors import UserError
+
+Rows = dict[str, npt.NDArray[Any]]  # columns of equal length
 
 
 @dataclass(frozen=True)
 class Lookup:
     """Position → the plan's columns, plus ``position`` and ``row``. What a rank's stream carries to wherever it is
-    read."""
+    read.
+
+    Where positions hold groups, the rows of all groups come one after the other, and ``slot`` is the place of each row
+    in its group: 0 begins the next group.
+    """
 
     plan: Plan
-    order: Order
+    order: Order | GroupedOrder
 
-    def __call__(self, positions: npt.ArrayLike) -> dict[str, npt.NDArray[Any]]:
+    @property
+    def grouped(self) -> bool:
+        """Whether a position holds a group of rows."""
+        return isinstance(self.order, GroupedOrder)
+
+    def __call__(self, positions: npt.ArrayLike) -> Rows:
         index = np.asarray(positions, np.int64)
-        rows = self.order.rows(index)
-        return {"position": index, "row": rows, **self.plan.take(rows)}
+        if isinstance(self.order, GroupedOrder):
+            rows, counts = self.order.members(index)
+            place = {"position": np.repeat(index, counts), "slot": slots(counts)}
+        else:
+            rows, place = self.order.rows(index), {"position": index}
+        return {**place, "row": rows, **self.plan.take(rows)}
 
-    def replacement(self, position: int, attempt: int) -> dict[str, Any]:
-        """The unit that stands in at `position` for the given attempt (≥ 1)."""
-        row = self.order.replacement(position, attempt)
-        return {"position": position, "row": row, **{k: v[0] for k, v in self.plan.take([row]).items()}}
+    def replacement(self, position: int, attempt: int, slot: int | None = None) -> dict[str, Any]:
+        """The unit that stands in at `position` (and `slot`, in a group) for the given attempt (≥ 1)."""
+        row = self.order.replacement(position, attempt, slot or 0)
+        place = {"position": position} if slot is None else {"position": position, "slot": slot}
+        return {**place, "row": row, **{k: v[0] for k, v in self.plan.take([row]).items()}}
 
 
 @dataclass(frozen=True)
 class Share:
-    """What part of the sequence a rank reads: positions `start` … `stop` of global batches of `global_batch` units."""
+    """What part of the sequence a rank reads: positions `start` … `stop` of global batches of `global_batch` positions,
+    in micro-batches of `micro`."""
 
     start: int
     stop: int
@@ -50,7 +68,7 @@ class Share:
 
 
 def check_geometry(global_batch: int, world: int, micro: int) -> None:
-    """UserError unless W·micro divides G."""
+    """UserError unless W·micro divides G (all in positions)."""
     if min(global_batch, world, micro) < 1 or global_batch % (world * micro):
         raise UserError(
             "workers x micro_batch must divide the global batch",
@@ -72,33 +90,50 @@ def rank_positions(start: int, stop: int, global_batch: int, rank: int, world: i
         yield (step * global_batch + rank * share + np.arange(share)).ravel()
 
 
-def share_rows(lookup: Lookup, share: Share, chunk: int = 2048) -> Iterator[dict[str, npt.NDArray[Any]]]:
-    """The plan rows of a rank's share, looked up about `chunk` at a time."""
-    steps = max(1, chunk * share.world // share.global_batch)
-    for positions in rank_positions(share.start, share.stop, share.global_batch, share.rank, share.world, steps):
+def share_rows(lookup: Lookup, share: Share, chunk: int = 2048) -> Iterator[Rows]:
+    """The plan rows of a rank's share, looked up about `chunk` at a time, in whole steps."""
+    for positions in share_positions(share, round(chunk / lookup.order.units_per_position)):
         yield lookup(positions)
+
+
+def share_positions(share: Share, chunk: int) -> Iterator[Ints]:
+    """The positions of a rank's share, about `chunk` at a time, in whole steps."""
+    steps = max(1, chunk * share.world // share.global_batch)
+    return rank_positions(share.start, share.stop, share.global_batch, share.rank, share.world, steps)
 
 
 def rank_rows(
     lookup: Lookup, start: int, stop: int, global_batch: int, rank: int, world: int, micro: int, chunk: int = 2048
-) -> Iterator[dict[str, npt.NDArray[Any]]]:
+) -> Iterator[Rows]:
     """One rank's rows in micro-batches, looked up `chunk` rows at a time: the stream without Ray."""
     check_geometry(global_batch, world, micro)
     for rows in share_rows(lookup, Share(start, stop, global_batch, micro, rank, world), chunk):
-        for i in range(0, len(rows["position"]), micro):
-            yield {name: values[i : i + micro] for name, values in rows.items()}
+        yield from micro_batches(rows, micro)
+
+
+def micro_batches(rows: Rows, micro: int) -> Iterator[Rows]:
+    """Rows cut into batches of `micro` positions each; a group is never cut."""
+    cuts = np.arange(0, len(rows["position"]), micro)
+    if "slot" in rows:
+        cuts = np.flatnonzero(rows["slot"] == 0)[::micro]
+    for first, last in zip(cuts, [*cuts[1:], len(rows["position"])], strict=True):
+        yield {name: values[first:last] for name, values in rows.items()}
 
 
 def asserted(
     batches: Iterable[dict[str, Any]], start: int, global_batch: int, rank: int, world: int, micro: int
 ) -> Iterator[dict[str, Any]]:
-    """Pass batches through, asserting that each holds exactly the positions that this rank owns next."""
+    """Pass batches of rows, or decoded ones, through, asserting that each holds exactly the positions that this rank
+    owns next."""
     share = global_batch // world
     for i, batch in enumerate(batches):
         step, part = divmod(i, share // micro)
         first = start + step * global_batch + rank * share + part * micro
         expected = np.arange(first, first + micro)
-        assert np.array_equal(batch["position"], expected), (rank, i, batch["position"], expected)
+        found = batch["position"]
+        if "slot" in batch and "corrupt" not in batch:  # rows of groups
+            found = found[batch["slot"] == 0]
+        assert np.array_equal(found, expected), (rank, i, found, expected)
         yield batch
 
 

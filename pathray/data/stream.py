@@ -19,7 +19,9 @@ import numpy.typing as npt
 
 from pathray.data.faults import StreamError
 from pathray.data.share import Lookup
-from pathray.data.units import Batch, Unit, UnitReader, assemble, batch_bytes, reporting_faults, units_of
+from pathray.data.stalls import WINDOW, Stalls
+from pathray.data.units import Batch, Unit, UnitReader, assemble, held_bytes, reporting_faults, units_of
+from pathray.errors import UserError
 
 
 def decode(reader: UnitReader, rows: Mapping[str, npt.NDArray[Any]], lookup: Lookup) -> Batch:
@@ -34,13 +36,21 @@ def decode(reader: UnitReader, rows: Mapping[str, npt.NDArray[Any]], lookup: Loo
 @dataclass
 class DecodeSettings:
     """`threads` decode at once; at most `ahead` batches and about `ahead_bytes` wait decoded; a read that takes longer
-    than `timeout_s` is abandoned and its unit replaced (reason ``timeout``)."""
+    than `timeout_s` is abandoned and its unit replaced (reason ``timeout``).
+
+    More than `max_stalled` such reads end the stream: the storage hangs. Each is forgotten when `WINDOW` units
+    (pathray.data.stalls) have been read since.
+    """
 
     threads: int = 2
     ahead: int = 4
     ahead_bytes: int = 1 << 30
     timeout_s: float = 120.0
     max_stalled: int = 16
+
+    def __post_init__(self) -> None:
+        if self.max_stalled < 0:
+            raise UserError("a number of reads must be >= 0", key="data.max_stalled_reads", found=self.max_stalled)
 
 
 def decoded(
@@ -51,10 +61,11 @@ def decoded(
 ) -> Iterator[Batch]:
     """Decode row batches in order with a bounded pool of threads.
 
-    Yields `reader.collate` of the units, plus ``position`` [B] int64, ``corrupt`` (units replaced for a reason that is
-    not benign) and ``faults`` (list of Fault). Backpressure is by batches and by bytes; a stalled read holds up neither
-    memory nor the stream for longer than its timeout. Raises what a reader raised when it is not an UnreadableUnit, and
-    UserError when a unit has no readable replacement or too many reads hang.
+    Yields what `pathray.data.units.assemble` makes of the units: what the reader collates, ``position`` [B] int64,
+    ``corrupt`` and ``faults``; of groups, lists. Each row of a group is a unit of its own to the pool. Backpressure is
+    by batches and by the bytes that they hold; a stalled read holds up neither memory nor the stream for longer than
+    its timeout. Raises what a reader raised when it is not an UnreadableUnit, and UserError when a unit has no readable
+    replacement or too many reads hang.
     """
     pool = _Pool(reader, lookup, settings or DecodeSettings())
     try:
@@ -79,6 +90,7 @@ class _Micro:
     units: list[Unit]
     left: int
     batch: Batch | None = None
+    held: int = 0  # bytes of `batch`
     error: BaseException | None = None
 
 
@@ -91,15 +103,16 @@ class _Pool:
         self.ready = threading.Condition(self.lock)
         self.tasks: deque[tuple[_Micro, Unit, int]] = deque()
         self.work = threading.Condition(self.lock)
-        self.closed, self.stalled, self.batch_bytes = False, 0, 0
+        self.closed, self.stalls, self.largest = False, Stalls(), 0
         for _ in range(max(1, settings.threads)):
             self._spawn()
 
     def has_room(self, waiting: deque[_Micro]) -> bool:
-        count = len(waiting)
-        return count == 0 or (
-            count <= self.settings.ahead and (count + 1) * self.batch_bytes <= self.settings.ahead_bytes
-        )
+        """Whether another batch may be read: one that is not read yet counts as the largest so far."""
+        if not waiting:
+            return True
+        held = sum(micro.held or self.largest for micro in waiting) + self.largest
+        return len(waiting) <= self.settings.ahead and held <= self.settings.ahead_bytes
 
     def submit(self, rows: Mapping[str, npt.NDArray[Any]]) -> _Micro:
         units = units_of(rows)
@@ -117,7 +130,6 @@ class _Pool:
             if micro.error is not None:
                 raise micro.error
         assert micro.batch is not None
-        self.batch_bytes = max(self.batch_bytes, batch_bytes(micro.batch))
         return micro.batch
 
     def close(self) -> None:
@@ -150,12 +162,16 @@ class _Pool:
 
     def _finish(self, micro: _Micro) -> None:
         with self.lock:
+            self.stalls.succeed()
             micro.left -= 1
             last = micro.left == 0
         if last:
             batch = assemble(self.reader, micro.units)
+            held = held_bytes(batch)
             with self.lock:
-                micro.batch = batch
+                micro.batch, micro.held, self.largest = batch, held, max(self.largest, held)
+                for unit in micro.units:
+                    unit.value = None  # the batch has it
                 self.ready.notify_all()
 
     def _abandon_overdue(self, micro: _Micro) -> float:
@@ -168,13 +184,14 @@ class _Pool:
             if left > 0:
                 soonest = min(soonest, left)
                 continue
-            self.stalled += 1
-            if self.stalled > self.settings.max_stalled:
+            stalled = self.stalls.add()
+            if stalled > self.settings.max_stalled:
                 raise StreamError(
                     "too many reads hang: is the storage reachable?",
                     row=int(unit.row["row"]),
                     key="data.read_timeout_s",
-                    found=f"{self.stalled} reads longer than {self.settings.timeout_s} s",
+                    found=f"{stalled} reads longer than {self.settings.timeout_s} s",
+                    expected=f"at most {self.settings.max_stalled} of {WINDOW} (data.max_stalled_reads)",
                 )
             self._replace_stalled(micro, unit)
         return soonest

@@ -31,7 +31,9 @@ class UnitReader(Protocol):
     """Decodes one unit; picklable; safe in several threads at once.
 
     `read` raises UnreadableUnit when the data will not do. Reasons in `benign_reasons` (too little tissue, say) lead to
-    a replacement too, but do not count as corruption.
+    a replacement too, but do not count as corruption. `collate` makes a batch of the units of a micro-batch; where
+    positions hold groups, of the units of one group, which it may stack, pad, pack or leave as lists. There
+    `unit["slot"]` is the unit's place in its group, and `rng` takes it with position and attempt.
     """
 
     benign_reasons: frozenset[str]
@@ -57,13 +59,18 @@ class Unit:
     def position(self) -> int:
         return int(self.row["position"])
 
+    @property
+    def slot(self) -> int | None:
+        """The unit's place in its group; None for a unit that is alone at its position."""
+        return int(self.row["slot"]) if "slot" in self.row else None
+
     def run(self, reader: UnitReader, lookup: Lookup, generation: int, lock: threading.Lock) -> bool:
         """Read the unit or a replacement. False when a timeout took the unit away meanwhile: the result is dropped."""
         position = self.position
         for attempt in range(self.attempt, MAX_REPLACEMENTS):
             if sum(not fault.benign for fault in self.faults) >= MAX_ATTEMPTS:
                 break
-            row = lookup.replacement(position, attempt) if attempt else self.row
+            row = lookup.replacement(position, attempt, self.slot) if attempt else self.row
             with lock:
                 if self.generation != generation:
                     return False
@@ -107,14 +114,45 @@ def units_of(rows: Mapping[str, npt.NDArray[Any]]) -> list[Unit]:
 
 
 def assemble(reader: UnitReader, units: Sequence[Unit]) -> Batch:
-    """The micro-batch of units that have been read, with ``position``, ``corrupt`` and ``faults``."""
-    faults = [f for unit in units for f in unit.faults]
+    """The micro-batch of units that have been read.
+
+    What the reader collates, plus ``position`` `[B]` int64, ``corrupt`` (units replaced for a reason that is not
+    benign) and ``faults``. Of groups: for each name a list with what the reader made of each group, and ``units``, how
+    many there are in all.
+    """
+    if not units or units[0].slot is None:
+        return _collate(reader, units)
+    firsts = [i for i, unit in enumerate(units) if unit.slot == 0]
+    groups = [units[first:last] for first, last in zip(firsts, [*firsts[1:], len(units)], strict=True)]
+    return join_groups([assemble_group(reader, group) for group in groups])
+
+
+def assemble_group(reader: UnitReader, units: Sequence[Unit]) -> Batch:
+    """The units of one group as a batch, with its one ``position`` and the number of its ``units``."""
+    batch = _collate(reader, units)
+    batch["position"] = batch["position"][:1]
+    return {**batch, "units": len(units)}
+
+
+def join_groups(groups: Sequence[Batch]) -> Batch:
+    """Several groups as one micro-batch: a list for each name, nothing padded or stacked."""
+    apart = {name for name in groups[0] if name not in ("position", "corrupt", "faults", "units")}
+    return {
+        **{name: [group[name] for group in groups] for name in groups[0] if name in apart},
+        "position": np.concatenate([group["position"] for group in groups]),
+        "corrupt": sum(group["corrupt"] for group in groups),
+        "faults": [fault for group in groups for fault in group["faults"]],
+        "units": sum(group["units"] for group in groups),
+    }
+
+
+def _collate(reader: UnitReader, units: Sequence[Unit]) -> Batch:
     values = [unit.value for unit in units]
     assert all(v is not None for v in values)
     batch = reader.collate([v for v in values if v is not None])
     batch["position"] = np.array([unit.position for unit in units], np.int64)
     batch["corrupt"] = sum(1 for unit in units if any(not f.benign for f in unit.faults))
-    batch["faults"] = faults
+    batch["faults"] = [f for unit in units for f in unit.faults]
     return batch
 
 
@@ -133,6 +171,10 @@ def reporting_faults(units: Sequence[Unit]) -> Iterator[None]:
         raise
 
 
-def batch_bytes(batch: Batch) -> int:
-    """The bytes of a batch's arrays."""
-    return sum(v.nbytes for v in batch.values() if isinstance(v, np.ndarray))
+def held_bytes(value: Any) -> int:
+    """The bytes that a batch holds: of arrays and tensors, of strings of bytes, in lists and mappings too."""
+    if isinstance(value, Mapping):
+        return sum(held_bytes(v) for v in value.values())
+    if isinstance(value, list | tuple):
+        return sum(held_bytes(v) for v in value)
+    return len(value) if isinstance(value, bytes | bytearray) else int(getattr(value, "nbytes", 0))
