@@ -17,7 +17,8 @@ from adios.settings import SCIENCE, device_of, encoder_of, export, loop_settings
 from pathray.config.load import fingerprint
 from pathray.data.order import Order, uniform_order
 from pathray.data.plan import Plan
-from pathray.data.stream import DecodeSettings, Lookup, decode
+from pathray.data.share import Lookup
+from pathray.data.stream import DecodeSettings, decode
 from pathray.device import Device
 from pathray.store.storage import Storage
 from pathray.train.assembly import Assembly

@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pathray.data.stream import Fault
+from pathray.data.faults import Fault
 from pathray.store.sealed_parquet import of_bytes, to_bytes
 from ray_jobs.shell.progress import Progress
 

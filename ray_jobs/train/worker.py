@@ -240,7 +240,7 @@ class _Worker:
         return found
 
     def _batches(self, start: int) -> Iterator[dict[str, Any]]:
-        from pathray.data.stream import Lookup
+        from pathray.data.share import Lookup
         from ray_jobs.train.rank_stream import Share, stream
 
         parts, settings = self.parts, self.parts.settings

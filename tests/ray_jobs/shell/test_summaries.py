@@ -5,7 +5,7 @@ from PIL import Image
 
 from ijepath.manifest import read_manifest
 from ijepath.profile import Profile
-from pathray.data.stream import Fault
+from pathray.data.faults import Fault
 from pathray.run.tracking import MetricsLog
 from pathray.store.storage import Storage
 from ray_jobs import build_anchors, cut_patches, index_slides

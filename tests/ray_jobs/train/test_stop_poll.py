@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pytest
 
-from pathray.data.stream import Fault
+from pathray.data.faults import Fault
 from pathray.errors import UserError
 from pathray.store.checkpoint import AsyncSaver
 from pathray.store.storage import Storage, StorageError
