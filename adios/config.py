@@ -2,7 +2,7 @@
 
 The keys at the top are those of the published command line. Fields made with `placement` may change when a run is
 resumed; all others are the run's identity. Not here: how layers are merged (pathray.config.load), and where a run
-executes (`scaling` and `runtime`, added by the job).
+executes (`runtime`, added by the job).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from pathray.config.checks import at_least, between, low_high, one_of, positive
 from pathray.config.load import placement
-from pathray.config.sections import CheckpointConfig
+from pathray.config.sections import CheckpointConfig, ScalingConfig
 from pathray.errors import UserError
 from pathray.evaluation.settings import TuningConfig
 from pathray.train.budget import resolve_cadence, whole_steps
@@ -212,6 +212,7 @@ class RunConfig:
     logging: LoggingConfig = placement(default_factory=LoggingConfig)
     tuning: TuningConfig = placement(default_factory=TuningConfig)
     checkpoint: CheckpointConfig = placement(default_factory=CheckpointConfig)
+    scaling: ScalingConfig = placement(default_factory=ScalingConfig)
 
     def __post_init__(self) -> None:
         one_of(self, "", arch=ARCHS, mask_model_type=("vit_unet", "adios"), optimizer_type=("adamw", "sgd"))

@@ -80,7 +80,7 @@ def check_networks(config: RunConfig) -> None:
 
 def device_of(config: RunConfig) -> Device:
     """This process's device, as `scaling.accelerator` of a job's config says."""
-    return Device.of(getattr(getattr(config, "scaling", None), "accelerator", "auto"))
+    return Device.of(config.scaling.accelerator)
 
 
 def encoder_of(recipe: Recipe) -> Encoder:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from ijepath.profile import Profile, name_in_force
 from pathray.config.checks import at_least, between, low_high, one_of, ordered, positive
 from pathray.config.load import MISSING, Group, is_set, placement
-from pathray.config.sections import CheckpointConfig
+from pathray.config.sections import CheckpointConfig, ScalingConfig
 from pathray.errors import UserError
 from pathray.evaluation.settings import TuningConfig
 from pathray.train.budget import resolve_budget, resolve_cadence
@@ -293,6 +293,7 @@ class RunConfig:
     logging: LoggingConfig = placement(default_factory=LoggingConfig)
     tuning: TuningConfig = placement(default_factory=TuningConfig)
     checkpoint: CheckpointConfig = placement(default_factory=CheckpointConfig)
+    scaling: ScalingConfig = placement(default_factory=ScalingConfig)
 
     def __post_init__(self) -> None:
         if self.mask.outside_targets > self.data.targets_per_context:

@@ -78,7 +78,7 @@ def precision(config: RunConfig) -> str:
 
 
 def _on_cpu(config: RunConfig) -> bool:
-    return Device.of(getattr(getattr(config, "scaling", None), "accelerator", "auto")).kind == "cpu"
+    return Device.of(config.scaling.accelerator).kind == "cpu"
 
 
 def _poll_every_steps(config: RunConfig, batch: int) -> int:

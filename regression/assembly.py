@@ -70,7 +70,7 @@ def loop_settings(config: RunConfig, world: int) -> LoopSettings:
     """Settings of the loop. UserError when `world` workers cannot share the global batch."""
     train, batch = config.train, int(config.train.global_batch or 0)
     assert batch > 0 and train.images, "resolve the config"
-    on_cpu = Device.of(getattr(getattr(config, "scaling", None), "accelerator", "auto")).kind == "cpu"
+    on_cpu = Device.of(config.scaling.accelerator).kind == "cpu"
     loop = LoopSettings(
         seed=config.seed,
         global_batch=batch,

@@ -1,7 +1,7 @@
 """The run config of a regression: every key, its default and what makes a value senseless. Plain dataclasses.
 
 Fields made with `placement` may change when a run is resumed; all others are the run's identity. Not here: how layers
-are merged (pathray.config.load), and where a run executes (added by the job).
+are merged (pathray.config.load), and where a run executes (`runtime`, added by the job).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from pathray.config.checks import at_least, between, one_of, positive
 from pathray.config.load import MISSING, placement
-from pathray.config.sections import CheckpointConfig
+from pathray.config.sections import CheckpointConfig, ScalingConfig
 from pathray.errors import UserError
 from pathray.train.budget import resolve_budget, resolve_cadence
 
@@ -187,6 +187,7 @@ class RunConfig:
     eval: EvalConfig = placement(default_factory=EvalConfig)
     logging: LoggingConfig = placement(default_factory=LoggingConfig)
     checkpoint: CheckpointConfig = placement(default_factory=CheckpointConfig)
+    scaling: ScalingConfig = placement(default_factory=ScalingConfig)
 
     def __post_init__(self) -> None:
         if self.loss.kind == "mix" and self.data.target_dim < 2:
