@@ -24,7 +24,7 @@ from ray_jobs.shell.dry_run import check_files, tell
 from ray_jobs.shell.run_summary import write_run_summary
 from ray_jobs.shell.runtime import RuntimeConfig, ray_session
 from ray_jobs.train import training_jobs
-from ray_jobs.train.trainer import Outcome, ScalingConfig, begin, fit
+from ray_jobs.train.trainer import Outcome, begin, fit
 from ray_jobs.train.training_jobs import (
     absolute,
     check_output,
@@ -53,7 +53,6 @@ BUDGET = "total_iterations, total_images"
 class PretrainAdiosConfig(RunConfig):
     """A run config, and where it runs."""
 
-    scaling: ScalingConfig = placement(default_factory=ScalingConfig)
     runtime: RuntimeConfig = placement(default_factory=RuntimeConfig)
 
 

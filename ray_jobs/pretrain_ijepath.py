@@ -27,7 +27,7 @@ from ray_jobs.shell.dry_run import Needs, check_slides, of_catalog, of_index, of
 from ray_jobs.shell.run_summary import write_run_summary
 from ray_jobs.shell.runtime import RuntimeConfig, ray_session
 from ray_jobs.train import training_jobs
-from ray_jobs.train.trainer import Outcome, ScalingConfig, begin, fit
+from ray_jobs.train.trainer import Outcome, begin, fit
 from ray_jobs.train.training_jobs import (
     absolute,
     check_output,
@@ -52,7 +52,6 @@ BUDGET, GLOBAL_BATCH = "optimization.total_images_budget", "optimization.global_
 class PretrainConfig(RunConfig):
     """A run config, and where it runs."""
 
-    scaling: ScalingConfig = placement(default_factory=ScalingConfig)
     runtime: RuntimeConfig = placement(default_factory=RuntimeConfig)
     min_success_fraction: float = placement(1.0)  # of the slides, when the index and the anchors are built here
     max_enlargement: float = placement(MAX_ENLARGEMENT)  # of a slide's finest level, when the anchors are built here

@@ -25,7 +25,7 @@ from ray_jobs.shell.run_summary import write_run_summary
 from ray_jobs.shell.runtime import RuntimeConfig, ray_session
 from ray_jobs.train import training_jobs
 from ray_jobs.train.regression_checks import METRICS, check_rows, is_finished, is_repeated, keep_results, tell_rehearsal
-from ray_jobs.train.trainer import Outcome, ScalingConfig, begin, fit
+from ray_jobs.train.trainer import Outcome, begin, fit
 from ray_jobs.train.training_jobs import (
     absolute,
     check_output,
@@ -49,7 +49,6 @@ log = logging.getLogger(__name__)
 class TrainRegressionConfig(RunConfig):
     """A run config, and where it runs."""
 
-    scaling: ScalingConfig = placement(default_factory=ScalingConfig)
     runtime: RuntimeConfig = placement(default_factory=RuntimeConfig)
 
 

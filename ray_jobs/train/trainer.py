@@ -22,8 +22,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pathray.config.checks import check_accelerator
-from pathray.config.load import placement
+from pathray.config.sections import ScalingConfig
 from pathray.errors import UserError, user_error_in
 from pathray.fingerprint import flatten
 from pathray.run.layout import CHECKPOINTS, EVALUATIONS, METRICS, PROGRESS, RAY, STOP
@@ -36,29 +35,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 WAITING_S = 15.0  # between words of a driver that waits for the last checkpoint
 MLFLOW_EVERY_S = 30.0  # its first connection is seconds of a core, which the workers' start needs
-
-
-@dataclass
-class ScalingConfig:
-    """How a training job is spread: all of it placement."""
-
-    workers: int = placement(1)
-    accelerator: str = placement("auto")
-    cpus_per_worker: float = placement(1.0)
-    gpus_per_worker: float = placement(1.0)
-    resources_per_worker: dict[str, float] = placement(default_factory=dict)
-    threads_per_worker: int = placement(0)
-    tpu_type: str | None = placement(None)  # several TPU hosts: what kind of slice they are, TPU-V5P say
-    tpu_topology: str | None = placement(None)  # and its shape, 2x2x2 say
-    max_failures: int = placement(3)  # restarts of the workers before training has got further than it was
-    preemption_check_steps: int = placement(0)
-    collective_timeout_s: int = placement(1800)
-    autoscaling: bool = placement(False)  # the cluster may grow to what is asked for: do not check it beforehand
-
-    def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise UserError("at least one worker is needed", key="scaling.workers", found=self.workers, expected=">= 1")
-        check_accelerator(self.accelerator, "scaling.accelerator")
 
 
 @dataclass
