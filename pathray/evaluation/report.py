@@ -24,6 +24,7 @@ from pathray.evaluation.report_charts import MEANINGS, SPLIT, SPLITS, Named, dra
 from pathray.evaluation.report_charts import draw_robustness as draw_robustness
 from pathray.evaluation.results import FOLDER, ROWS, read_decision, whole_rows
 from pathray.reports.page import STYLE, figure
+from pathray.run.layout import EVALUATION_REPORT
 from pathray.run.tracking import rows_of
 from pathray.store.storage import Storage
 
@@ -90,8 +91,8 @@ def write_report(run_dir: str) -> str:
         _section("Errors", _errors(rows)),
     ]
     page = PAGE.substitute(title=html.escape(title), style=STYLE, body="".join(sections))
-    store.write_bytes(f"{FOLDER}/report.html", page.encode())
-    return store.join(FOLDER, "report.html")
+    store.write_bytes(EVALUATION_REPORT, page.encode())
+    return store.join(EVALUATION_REPORT)
 
 
 def _rows(store: Storage) -> tuple[list[dict[str, Any]], int]:
