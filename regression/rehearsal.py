@@ -48,7 +48,7 @@ def rehearse(config: RunConfig, plan: Plan) -> Rehearsal:
         config = replace(config, augment=replace(config.augment, geometry=True))
     config = replace(config, train=replace(train, images=BATCHES * batch), logging=replace(config.logging, log_every=1))
     parts = assemble(config, plan, 1)
-    device = Device.of(getattr(getattr(config, "scaling", None), "accelerator", "auto"))
+    device = Device.of(config.scaling.accelerator)
     settings, lookup = parts.settings, Lookup(plan, parts.order)
 
     def batches(start: int) -> Iterator[dict[str, Any]]:
