@@ -1,4 +1,4 @@
-"""An open slide that knows its spacing, for notebooks and scripts. How its bytes are read is the work of `pathray.wsi`."""
+"""An open slide that knows its spacing, for notebooks and scripts. How bytes become pixels is in `pathray.wsi`."""
 
 from __future__ import annotations
 
