@@ -31,6 +31,7 @@ from pathray.evaluation.report_tables import (
 )
 from pathray.evaluation.results import FOLDER, ROWS, read_decision, whole_rows
 from pathray.reports.page import PagePicture, render_page
+from pathray.run.layout import EVALUATION_REPORT
 from pathray.run.tracking import rows_of
 from pathray.store.storage import Storage
 
@@ -87,8 +88,8 @@ def write_report(run_dir: str) -> str:
         "notes": list_notes(rows),
         "errors": list_errors(rows),
     }
-    store.write_bytes(f"{FOLDER}/report.html", render_page("robustness.html.j2", values).encode())
-    return store.join(FOLDER, "report.html")
+    store.write_bytes(EVALUATION_REPORT, render_page("robustness.html.j2", values).encode())
+    return store.join(EVALUATION_REPORT)
 
 
 def _read_rows(store: Storage) -> tuple[list[dict[str, Any]], int]:

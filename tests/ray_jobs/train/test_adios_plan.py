@@ -16,7 +16,7 @@ from pathray.data.plan import Plan
 from pathray.errors import UserError
 from ray_jobs import pretrain_adios
 from tests.builders.zips import write_archive, write_folder
-from tests.ray_jobs.test_pretrain_adios import KEYS
+from tests.ray_jobs.train.test_pretrain_adios import KEYS
 
 
 @pytest.fixture(params=["local", "remote"])
