@@ -271,7 +271,8 @@ def _errors(rows: Sequence[Row]) -> str:
 
 def _failures(row: Row) -> list[tuple[str, str]]:
     """What failed, and why: the whole evaluation, or single metrics of it."""
-    whole = [(str(row.get("status", "")), str(row["error"]))] if row.get("error") else []
+    why = "\n".join(str(row[key]) for key in ("error", "trace") if row.get(key))
+    whole = [(str(row.get("status", "")), why)] if why else []
     parts = row.get("failed")
     return whole + [(f"{k} failed", str(v)) for k, v in parts.items()] if isinstance(parts, dict) else whole
 

@@ -337,30 +337,34 @@ def test_of_evaluators_that_claim_a_run_at_once_one_does(anywhere, before):
 
 
 CLAIMS = """
-import sys, fsspec
+import os, sys, fsspec
 from tests.builders.bucket import BucketFileSystem
 from pathray.evaluation.results import Results
 fsspec.register_implementation("bucket", BucketFileSystem, clobber=True)
-mine = Results(sys.argv[1], None)
 print("ready", flush=True)
-sys.stdin.readline()
-print(mine.claim(sys.argv[2]), flush=True)
-sys.stdin.readline()
+for line in sys.stdin:
+    run, os.environ["BUCKET_WITHOUT_CONDITIONS"] = line.split()
+    if os.environ["BUCKET_WITHOUT_CONDITIONS"] == "no":
+        del os.environ["BUCKET_WITHOUT_CONDITIONS"]
+    print(Results(run, None).claim(sys.argv[1]), flush=True)
 """
 
 
-def test_of_two_processes_that_claim_a_run_at_once_one_does(anywhere):
-    line, environment = [sys.executable, "-c", CLAIMS, anywhere], {**os.environ, "PYTHONPATH": str(ROOT)}
+def test_of_two_processes_that_claim_a_run_at_once_one_does(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "BUCKET_ROOT": str(tmp_path / "bucket")}
     pipe = subprocess.PIPE
-    both = [subprocess.Popen([*line, who], stdin=pipe, stdout=pipe, text=True, env=environment) for who in "ab"]
+    both = [
+        subprocess.Popen([sys.executable, "-c", CLAIMS, who], stdin=pipe, stdout=pipe, text=True, env=environment)
+        for who in "ab"
+    ]
     assert [process.stdout.readline() for process in both] == ["ready\n"] * 2
+    for place in (f"{tmp_path}/run no", "bucket://store/one no", "bucket://store/two yes"):
+        for process in both:
+            process.stdin.write(f"{place}\n")
+            process.stdin.flush()
+        assert sorted(process.stdout.readline().strip() for process in both) == ["False", "True"], place
     for process in both:
-        process.stdin.write("\n")
-        process.stdin.flush()
-    said = [process.stdout.readline().strip() for process in both]
-    for process in both:
-        process.communicate("\n")
-    assert sorted(said) == ["False", "True"]
+        process.communicate()
 
 
 def test_a_run_that_another_evaluates_by_now_is_not_released(tmp_path, monkeypatch):
