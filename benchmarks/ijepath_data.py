@@ -40,7 +40,8 @@ from ijepath.plan import build_plan, strata
 from ijepath.profile import Profile
 from pathray.data.order import stratified_order
 from pathray.data.plan import Plan
-from pathray.data.stream import DecodeSettings, Lookup, decode, decoded, rank_rows
+from pathray.data.share import Lookup, rank_rows
+from pathray.data.stream import DecodeSettings, decode, decoded
 
 SIDE, TILE, FIELD = 8192, 256, 2048
 

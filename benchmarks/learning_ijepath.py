@@ -45,7 +45,8 @@ from ijepath.settings import loop_settings
 from pathray.config.load import load_config
 from pathray.data.order import stratified_order
 from pathray.data.plan import Plan, PlanWriter
-from pathray.data.stream import DecodeSettings, Lookup, decoded, rank_rows
+from pathray.data.share import Lookup, rank_rows
+from pathray.data.stream import DecodeSettings, decoded
 from pathray.device import Device
 from pathray.evaluation.metrics.probe import knn_probe, linear_probe
 from pathray.stats.bootstrap import paired_difference

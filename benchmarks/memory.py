@@ -45,7 +45,8 @@ from ijepath.plan import build_plan, strata  # noqa: E402
 from ijepath.profile import Profile  # noqa: E402
 from pathray.data.order import stratified_order  # noqa: E402
 from pathray.data.plan import Plan  # noqa: E402
-from pathray.data.stream import DecodeSettings, Lookup  # noqa: E402
+from pathray.data.share import Lookup  # noqa: E402
+from pathray.data.stream import DecodeSettings  # noqa: E402
 from ray_jobs.extract.ordered_map import RayMap  # noqa: E402
 from ray_jobs.shell.runtime import RuntimeConfig, ray_session  # noqa: E402
 

@@ -29,7 +29,8 @@ import numpy as np
 import torch
 from scipy import stats
 
-from pathray.data.stream import DecodeSettings, Lookup, decoded, rank_rows
+from pathray.data.share import Lookup, rank_rows
+from pathray.data.stream import DecodeSettings, decoded
 from pathray.device import Device
 from pathray.stats.correlation import bootstrap_correlation, spearman
 from pathray.train.loop import run

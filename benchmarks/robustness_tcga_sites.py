@@ -31,9 +31,9 @@ from ijepath.recipe import IJepathRecipe
 from pathray.config.load import load_config
 from pathray.device import Device
 from pathray.evaluation.datasets import Dataset, open_dataset
+from pathray.evaluation.embedding_chart import draw_embedding
 from pathray.evaluation.plugins import EVALUATORS, Evaluation, evaluate, features_of
 from pathray.evaluation.projection import embed, load_embedding, save_embedding
-from pathray.evaluation.report_charts import draw_embedding
 from pathray.features.images import ImageSettings
 from pathray.store.artifact import EncoderArtifact
 

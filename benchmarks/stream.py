@@ -53,7 +53,8 @@ from reader import KINDS, bare, openslide_read, shrunk, tiffslide_read, write_sl
 
 from pathray.data.order import uniform_order  # noqa: E402
 from pathray.data.plan import Plan, PlanWriter  # noqa: E402
-from pathray.data.stream import DecodeSettings, Lookup  # noqa: E402
+from pathray.data.share import Lookup  # noqa: E402
+from pathray.data.stream import DecodeSettings  # noqa: E402
 from pathray.wsi.handles import HandleCache  # noqa: E402
 from pathray.wsi.regions import read_region  # noqa: E402
 

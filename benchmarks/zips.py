@@ -46,7 +46,8 @@ from adios.index_writer import index_patches  # noqa: E402
 from adios.plan import build_plan  # noqa: E402
 from pathray.data.order import uniform_order  # noqa: E402
 from pathray.data.plan import Plan  # noqa: E402
-from pathray.data.stream import DecodeSettings, Lookup, decoded, rank_rows  # noqa: E402
+from pathray.data.share import Lookup, rank_rows  # noqa: E402
+from pathray.data.stream import DecodeSettings, decoded  # noqa: E402
 from pathray.wsi.tiling import TileSpec  # noqa: E402
 
 PATCH, SIZE, WORLD, MICRO, WARM = 448, 224, 2, 32, 10

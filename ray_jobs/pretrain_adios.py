@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 from adios.config import CONFIGS_DIR, RunConfig, resolve
 from pathray.config.load import Loaded, placement
 from pathray.errors import UserError
+from pathray.run.layout import INDEXES, PLAN
 from ray_jobs.shell.cli import Outputs, job
 from ray_jobs.shell.dry_run import check_files, tell
 from ray_jobs.shell.run_summary import write_run_summary
 from ray_jobs.shell.runtime import RuntimeConfig, ray_session
 from ray_jobs.train import training_jobs
-from ray_jobs.train.trainer import Outcome, ScalingConfig, begin, fit
+from ray_jobs.train.trainer import Outcome, begin, fit
 from ray_jobs.train.training_jobs import (
     absolute,
     check_output,
@@ -52,7 +53,6 @@ BUDGET = "total_iterations, total_images"
 class PretrainAdiosConfig(RunConfig):
     """A run config, and where it runs."""
 
-    scaling: ScalingConfig = placement(default_factory=ScalingConfig)
     runtime: RuntimeConfig = placement(default_factory=RuntimeConfig)
 
 
@@ -90,7 +90,7 @@ def check(config: PretrainAdiosConfig) -> None:
     from adios.assembly import identity_of
     from adios.index import PatchIndex, archives_of
     from adios.settings import check_networks
-    from ray_jobs.train.resume import check_resumable
+    from pathray.run.resume import check_resumable
 
     check_output(config.output)
     if not config.data_path:
@@ -143,8 +143,8 @@ def prepare(config: PretrainAdiosConfig) -> Any:
     if plan is None:
         plan = _built(config, folder)
     if not root.local:
-        publish(folder, root.join("plan"))
-        plan = Plan.open(root.join("plan"))
+        publish(folder, root.join(PLAN))
+        plan = Plan.open(root.join(PLAN))
     log.info("%s patches in %s archives", f"{plan.rows:,}", f"{len(plan.sources):,}")
     return plan
 
@@ -159,7 +159,7 @@ def _begun(config: PretrainAdiosConfig, root: Storage, folder: str) -> Plan | No
     known = recorded(config).get("plan")
     if known is None or "plan" in config.checkpoint.resume_changes:
         return None
-    for place in [folder] if root.local else [folder, root.join("plan")]:
+    for place in [folder] if root.local else [folder, root.join(PLAN)]:
         try:
             plan = Plan.open(place, verify=True)
         except UserError:  # lost, or never on this machine
@@ -199,7 +199,7 @@ def _built(config: PretrainAdiosConfig, folder: str) -> Plan:
     from adios.assembly import identity_of
     from adios.plan import build_plan, identity
     from pathray.data.plan import Plan
-    from ray_jobs.train.resume import check_resumable
+    from pathray.run.resume import check_resumable
 
     data, known, newest = config.data, recorded(config), resumed(config)
     beside = f"{folder}-other" if newest is not None else folder
@@ -225,7 +225,7 @@ def _index(config: PretrainAdiosConfig) -> str:
     path = str(config.data_path)
     if path.endswith(".parquet"):
         return path
-    output = str(Storage.of(str(config.output)).join("indexes", "patches.parquet"))
+    output = str(Storage.of(str(config.output)).join(INDEXES, "patches.parquet"))
     settings = index_patches.IndexPatchesConfig(
         source=path, output=output, max_corrupt_fraction=config.data.max_corrupt_fraction
     )
@@ -237,7 +237,7 @@ def train(config: PretrainAdiosConfig, plan: Any, accelerator: str | None = None
     """Save the resolved config and train to the end of the budget, on what `begin` found."""
     from adios.assembly import assemble, identity_of
     from adios.plan import identity as plan_identity
-    from ray_jobs.train.resume import check_resumable
+    from pathray.run.resume import check_resumable
 
     config = resolve(config, config.scaling.workers, recorded(config).get("global_batch"))
     identity = identity_of(config, plan_identity(plan))

@@ -20,13 +20,14 @@ from ijepath.profile import Profile
 from pathray.config.checks import at_least
 from pathray.config.load import Loaded, placement
 from pathray.errors import UserError
+from pathray.run.layout import INDEXES, PLAN
 from pathray.wsi.spacing import MAX_ENLARGEMENT, too_coarse
 from ray_jobs.shell.cli import Outputs, job
 from ray_jobs.shell.dry_run import Needs, check_slides, of_catalog, of_index, of_manifest, tell
 from ray_jobs.shell.run_summary import write_run_summary
 from ray_jobs.shell.runtime import RuntimeConfig, ray_session
 from ray_jobs.train import training_jobs
-from ray_jobs.train.trainer import Outcome, ScalingConfig, begin, fit
+from ray_jobs.train.trainer import Outcome, begin, fit
 from ray_jobs.train.training_jobs import (
     absolute,
     check_output,
@@ -51,7 +52,6 @@ BUDGET, GLOBAL_BATCH = "optimization.total_images_budget", "optimization.global_
 class PretrainConfig(RunConfig):
     """A run config, and where it runs."""
 
-    scaling: ScalingConfig = placement(default_factory=ScalingConfig)
     runtime: RuntimeConfig = placement(default_factory=RuntimeConfig)
     min_success_fraction: float = placement(1.0)  # of the slides, when the index and the anchors are built here
     max_enlargement: float = placement(MAX_ENLARGEMENT)  # of a slide's finest level, when the anchors are built here
@@ -178,8 +178,8 @@ def prepare(config: PretrainConfig) -> Inputs:
 
     root = Storage.of(str(config.output))
     data, built = config.data, []
-    index = data.slide_metadata_parquet or root.join("indexes", "slide_metadata.parquet")
-    catalog = data.anchor_catalog_manifest or root.join("indexes", "anchor_catalog_manifest.json")
+    index = data.slide_metadata_parquet or root.join(INDEXES, "slide_metadata.parquet")
+    catalog = data.anchor_catalog_manifest or root.join(INDEXES, "anchor_catalog_manifest.json")
     if _index_is_built(config):
         built += _build_index(config, index)
     if data.slide_metadata_parquet or not data.anchor_catalog_manifest:
@@ -193,8 +193,8 @@ def prepare(config: PretrainConfig) -> Inputs:
         built.append("plan")
     plan = Plan.open(folder, verify=True)
     if not root.local:
-        publish(folder, root.join("plan"))
-        plan = Plan.open(root.join("plan"))
+        publish(folder, root.join(PLAN))
+        plan = Plan.open(root.join(PLAN))
     log.info("%s anchors in the plan; built now: %s", f"{plan.rows:,}", ", ".join(built) or "nothing")
     if warning := enlarged(config, plan.sources):
         log.warning("%s", warning)
@@ -304,8 +304,8 @@ def train(config: PretrainConfig, inputs: Inputs, accelerator: str | None = None
     from ijepath.assembly import assemble, identity_of
     from ijepath.diversity import Diversity
     from ijepath.plan import identity as plan_identity
+    from pathray.run.resume import check_resumable
     from pathray.train.budget import passes_note
-    from ray_jobs.train.resume import check_resumable
 
     asked, config = config.optimization.total_images_budget, resolved(config, inputs.plan.rows)
     images, batch = config.optimization.total_images_budget, int(config.optimization.global_batch or 0)
@@ -361,7 +361,7 @@ def _finished(config: PretrainConfig) -> Outputs | None:
     anchors = 1
     if isinstance(config.optimization.total_images_budget, Mapping):
         try:
-            anchors = Plan.open(Storage.of(str(config.output)).join("plan")).rows
+            anchors = Plan.open(Storage.of(str(config.output)).join(PLAN)).rows
         except UserError:  # lost: it is built again
             return None
     done = finished(config, int(resolved(config, anchors).optimization.total_images_budget), BUDGET)
@@ -388,7 +388,7 @@ def _check_resumed(config: PretrainConfig) -> None:
     config = resolved(config, anchors=1)
     if newest is not None:
         from ijepath.assembly import identity_of
-        from ray_jobs.train.resume import check_resumable
+        from pathray.run.resume import check_resumable
 
         changes = config.checkpoint.resume_changes
         check_resumable(newest, identity_of(config, known.get("plan", "")), changes)

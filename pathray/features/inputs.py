@@ -15,7 +15,7 @@ from pathray.errors import MissingFile, UserError
 from pathray.files.csv_rows import check_header, records, separator_of
 from pathray.files.text import read_user_text
 from pathray.store.storage import storage_error
-from pathray.urls import public
+from pathray.urls import holds_secret, public
 from pathray.wsi.backends.formats import UNSUPPORTED
 
 SLIDE_SUFFIXES = (
@@ -82,7 +82,8 @@ def images_of(path: str, *, root: str = "", reserved: tuple[str, ...] = ()) -> L
     """The images of a list: CSV, or TSV by its suffix, with a column ``path``; other columns are carried through.
 
     Relative paths are below `root` or, without one, below the list's own folder. Raises MissingFile, and UserError for
-    a list without that column, with a column twice or of a `reserved` name, with an open cell, or without rows.
+    a list without that column, with a column twice or of a `reserved` name, with an open cell, with an image twice or
+    at a URL that holds a secret, or without rows.
     """
     separator = separator_of(path)
     lines = records(path, read_user_text(path, "list"), separator)
@@ -94,13 +95,14 @@ def images_of(path: str, *, root: str = "", reserved: tuple[str, ...] = ()) -> L
         raise UserError("the list has no such column", file=path, row=at, key="path", found=header, expected="path")
     if clashing := sorted(set(header) & set(reserved) - {"path"}):
         raise UserError("rename this column: the output has one of that name", file=path, key=clashing[0])
-    rows = []
+    rows, seen = [], dict[str, int]()
     for number, cells in lines:
         row = dict(zip_longest(header, (cell.strip() for cell in cells), fillvalue=""))
         if not row["path"] or len(cells) > len(header):
             expected = f"a path, and {len(header)} cells at most"
             message = "a row without a path, or with too many cells"
             raise UserError(message, file=path, row=number, found=separator.join(cells)[:200], expected=expected)
+        _check_path(path, number, row["path"], seen)
         rows.append(row)
     if not rows:
         raise UserError("the list has no images", file=path, found="a header only", expected="a row for each")
@@ -108,6 +110,18 @@ def images_of(path: str, *, root: str = "", reserved: tuple[str, ...] = ()) -> L
     base = root or posixpath.dirname(path if "://" in path else os.path.abspath(path))
     metadata = {c: tuple(row[c] or None for row in rows) for c in header if c != "path"}
     return Listed(names, tuple(_below(base, name) for name in names), metadata)
+
+
+def _check_path(path: str, number: int, image: str, seen: dict[str, int]) -> None:
+    """UserError for an image that the list has already, and for a URL with a login or a signature in it: the path is
+    stored beside the features."""
+    where = {"file": path, "row": number, "key": "path", "found": public(image)}
+    same = image if "://" in image else posixpath.normpath(image)
+    if (first := seen.setdefault(same, number)) != number:
+        raise UserError("the image is in the list twice", **where, expected=f"each image once (also in row {first})")
+    if holds_secret(image):
+        expected = "the URL without it (gs://…, s3://…), and the credentials in the environment"
+        raise UserError("the URL contains a login or a signature, which would be stored", **where, expected=expected)
 
 
 def _files(folder: str) -> list[str]:

@@ -80,8 +80,8 @@ def ensure_features(
 def _compute(
     folder: FeatureFolder, config: RunConfig, scaling: ScalingConfig, what: str, stopped: Callable[[], bool]
 ) -> None:
+    from pathray.reports.progress import Progress
     from ray_jobs.extract.actor_map import ActorMap
-    from ray_jobs.shell.progress import Progress
     from ray_jobs.train.backends import resolve_accelerator
 
     missing = folder.missing()

@@ -16,7 +16,7 @@ import ray.data
 from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
-from pathray.data.stream import Lookup, Share, share_rows
+from pathray.data.share import Lookup, Share, share_rows
 
 
 class RankRows(Datasource):

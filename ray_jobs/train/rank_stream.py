@@ -19,19 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from pathray.data.stream import (
-    Batch,
-    DecodeSettings,
-    Fault,
-    Lookup,
-    Share,
-    UnitReader,
-    asserted,
-    check_geometry,
-    decode,
-    decoded,
-    share_rows,
-)
+from pathray.data.faults import Fault
+from pathray.data.share import Lookup, Share, asserted, check_geometry, share_rows
+from pathray.data.stream import DecodeSettings, decode, decoded
+from pathray.data.units import Batch, UnitReader
 
 FAULTS = "faults_json"
 MICROS_PER_TASK, TASKS_PER_WINDOW = 4, 1000

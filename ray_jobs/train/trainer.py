@@ -22,43 +22,19 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pathray.config.checks import check_accelerator
-from pathray.config.load import placement
+from pathray.config.sections import ScalingConfig
 from pathray.errors import UserError, user_error_in
 from pathray.fingerprint import flatten
+from pathray.run.layout import CHECKPOINTS, EVALUATIONS, METRICS, PROGRESS, RAY, STOP
+from pathray.run.progress import TrainingProgress
 from ray_jobs.shell.cli import Terminated
-from ray_jobs.shell.progress import BEAT, TrainingProgress
 
 if TYPE_CHECKING:
     from pathray.evaluation.settings import TuningConfig
 
 log = logging.getLogger(__name__)
-STOP = "STOP"
 WAITING_S = 15.0  # between words of a driver that waits for the last checkpoint
 MLFLOW_EVERY_S = 30.0  # its first connection is seconds of a core, which the workers' start needs
-
-
-@dataclass
-class ScalingConfig:
-    """How a training job is spread: all of it placement."""
-
-    workers: int = placement(1)
-    accelerator: str = placement("auto")
-    cpus_per_worker: float = placement(1.0)
-    gpus_per_worker: float = placement(1.0)
-    resources_per_worker: dict[str, float] = placement(default_factory=dict)
-    threads_per_worker: int = placement(0)
-    tpu_type: str | None = placement(None)  # several TPU hosts: what kind of slice they are, TPU-V5P say
-    tpu_topology: str | None = placement(None)  # and its shape, 2x2x2 say
-    max_failures: int = placement(3)  # restarts of the workers before training has got further than it was
-    preemption_check_steps: int = placement(0)
-    collective_timeout_s: int = placement(1800)
-    autoscaling: bool = placement(False)  # the cluster may grow to what is asked for: do not check it beforehand
-
-    def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise UserError("at least one worker is needed", key="scaling.workers", found=self.workers, expected=">= 1")
-        check_accelerator(self.accelerator, "scaling.accelerator")
 
 
 @dataclass
@@ -133,7 +109,7 @@ def begin(run_dir: str, scaling: ScalingConfig, decode_tasks: int = 0) -> str:
     store = Storage.of(run_dir)
     store.remove(STOP)
     if store.local:
-        store.remove(BEAT)  # the end of an earlier start is not this one's
+        store.remove(PROGRESS)  # the end of an earlier start is not this one's
         check_shared(store.url, resources)
     return accelerator
 
@@ -143,8 +119,8 @@ def fit(job: TrainJob) -> Outcome:
 
     Raises UserError for what the user can mend (also when a worker found it), and what Ray raised otherwise.
     """
+    from pathray.run import quarantine
     from pathray.store.storage import Storage
-    from ray_jobs.train import quarantine
 
     store = Storage.of(job.run_dir)
     job.run_dir, job.plan_path = store.url, Storage.of(job.plan_path).url  # workers run in another folder
@@ -166,7 +142,7 @@ def fit(job: TrainJob) -> Outcome:
 
 def _merge_anyway(store: Any) -> None:
     """The quarantine report of a run that failed: what is wrong with the report must not hide what ended the run."""
-    from ray_jobs.train import quarantine
+    from pathray.run import quarantine
 
     try:
         quarantine.merge(store)
@@ -233,7 +209,6 @@ def _crashes_in(store: Any) -> int:
 def _newest_of(job: TrainJob, store: Any) -> int:
     """Images seen by the newest checkpoint that this job has written; 0 before the first, or where none can be seen."""
     from pathray.store.committed import list_committed
-    from ray_jobs.train.resume import CHECKPOINTS
 
     try:
         found = list_committed(store.join(CHECKPOINTS))
@@ -321,13 +296,13 @@ def mlflow_fed(job: TrainJob, store: Any) -> Iterator[None]:
             return
         uri = default_uri(store)
     with MlflowFeeder(
-        store.join("metrics.jsonl"),
+        store.join(METRICS),
         uri=uri,
         experiment=job.tracking.experiment,
         run_name=store.url,
         params=mlflow_params(job),
         tags=job.tracking.tags,
-        beside={"robustness.jsonl": "tune/tune_images_seen"} if job.tuning is not None else {},
+        beside={EVALUATIONS: "tune/tune_images_seen"} if job.tuning is not None else {},
         every_s=MLFLOW_EVERY_S,
     ):
         yield
@@ -354,7 +329,7 @@ def _ray_trainer(job: TrainJob, store: Any, number: int = 1) -> Any:
     os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "1" if scaling.preemption_check_steps > 0 else "0"
     run_config = RunConfig(
         name=f"fit-{job.fit_id}" + (f"-{number}" if number > 1 else ""),
-        storage_path=store.path("ray"),
+        storage_path=store.path(RAY),
         storage_filesystem=store.pyarrow_fs(),
         failure_config=FailureConfig(max_failures=scaling.max_failures),
         worker_runtime_env=_worker_runtime_env(scaling),

@@ -17,12 +17,11 @@ from typing import Any
 
 from pathray.errors import UserError
 from pathray.evaluation.early_stopping import EARLY_STOPPED
+from pathray.run.layout import CHECKPOINTS, ENCODER, METRICS, PROGRESS, STOP, fatal_note
+from pathray.run.resume import check_resumable, chosen, naming
 from pathray.store.storage import Storage, StorageError, storage_error
-from ray_jobs.shell.progress import BEAT
-from ray_jobs.train.resume import CHECKPOINTS, check_resumable, chosen, naming
 
 log = logging.getLogger(__name__)
-METRICS, ENCODER, STOP = "metrics.jsonl", "encoder", "STOP"
 BEAT_EVERY_S = 5.0
 SYNC_POLL_S = 1.0
 ENDED = ("budget", EARLY_STOPPED, "early_stop")  # as against interrupted: there is something to export
@@ -41,7 +40,7 @@ def train_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
 
     job = pickle.loads(loop_config["job"])
     store = Storage.of(job.run_dir)
-    note = f"ray/fatal-{job.fit_id}.json"
+    note = fatal_note(job.fit_id)
     if store.exists(note):
         return {"fatal": json.loads(store.read_bytes(note))}
     try:
@@ -201,9 +200,9 @@ class _Worker:
     def _resume(self, state: Any) -> None:
         """Load the checkpoint that rank 0 chose, if there is one; UserError when it belongs to another run."""
         from pathray.data import crashes
+        from pathray.run import quarantine
         from pathray.store import checkpoint
         from pathray.store.committed import read_committed
-        from ray_jobs.train import quarantine
 
         crashes.note_crashes(self.job.run_dir)
         self.device.gather_objects(None)  # every machine has told
@@ -240,7 +239,7 @@ class _Worker:
         return found
 
     def _batches(self, start: int) -> Iterator[dict[str, Any]]:
-        from pathray.data.stream import Lookup
+        from pathray.data.share import Lookup
         from ray_jobs.train.rank_stream import Share, stream
 
         parts, settings = self.parts, self.parts.settings
@@ -269,7 +268,7 @@ class _Worker:
 
     def _write_beat(self, images_seen: int, **more: str) -> None:
         beat = {"images_seen": images_seen, "time": time.time(), **more}
-        self.store.write_bytes(BEAT, json.dumps(beat).encode())
+        self.store.write_bytes(PROGRESS, json.dumps(beat).encode())
 
     def _log_metrics(self, tick: Any, metrics: dict[str, float]) -> None:
         if self.log is not None:
@@ -422,7 +421,7 @@ class _Worker:
     def _write_faults(self, images_seen: int) -> None:
         """This rank's unreadable units since the last save, as a parquet part named by the positions it covers."""
         if self.faults:
-            from ray_jobs.train.quarantine import part_name, to_parquet
+            from pathray.run.quarantine import part_name, to_parquet
 
             end = max(images_seen, 1 + max(f.position for f in self.faults))
             part = to_parquet(self.faults, self.plan.sources)

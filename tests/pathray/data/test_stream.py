@@ -7,18 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from pathray.data.faults import StreamError
 from pathray.data.order import uniform_order
 from pathray.data.plan import Plan, PlanWriter
-from pathray.data.stream import (
-    DecodeSettings,
-    Lookup,
-    StreamError,
-    asserted,
-    check_geometry,
-    decode,
-    decoded,
-    rank_rows,
-)
+from pathray.data.share import Lookup, asserted, check_geometry, rank_rows
+from pathray.data.stream import DecodeSettings, decode, decoded
 from pathray.errors import UnreadableUnit, UserError
 
 

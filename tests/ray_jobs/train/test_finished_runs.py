@@ -12,6 +12,8 @@ from pathray.config.load import fingerprint, load_config
 from pathray.data.plan import Plan
 from pathray.errors import UserError
 from pathray.nn.vit import ViT, vit_config
+from pathray.run.layout import STOP
+from pathray.run.stop import request_stop
 from pathray.store import checkpoint
 from pathray.store.artifact import EncoderArtifact
 from ray_jobs import pretrain_adios, pretrain_ijepath, train_regression
@@ -21,7 +23,6 @@ from ray_jobs.stop import main as stop
 from ray_jobs.train import frozen_features, training_jobs
 from ray_jobs.train.frozen_features import FeaturesStopped
 from ray_jobs.train.regression_checks import is_finished
-from ray_jobs.train.trainer import STOP, request_stop
 from tests.builders.expression import write_images
 from tests.builders.run import KEYS
 from tests.builders.zips import write_folder

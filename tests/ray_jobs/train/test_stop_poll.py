@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pytest
 
-from pathray.data.stream import Fault
+from pathray.data.faults import Fault
 from pathray.errors import UserError
 from pathray.store.checkpoint import AsyncSaver
 from pathray.store.storage import Storage, StorageError
@@ -136,7 +136,7 @@ def test_which_saves_are_snapshots_for_evaluators_and_what_their_numbers_are():
 
 
 def test_a_stop_that_an_evaluator_asked_for_ends_the_run_as_early_stopped(tmp_path):
-    from ray_jobs.train.trainer import request_stop
+    from pathray.run.stop import request_stop
 
     worker = rank(store=Storage.of(tmp_path))
     assert worker._reason("budget", 8) == "budget" and worker._reason("stopped", 8) == "stopped"

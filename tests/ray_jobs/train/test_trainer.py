@@ -13,9 +13,10 @@ import pytest
 
 from pathray.data.order import uniform_order
 from pathray.errors import UserError
+from pathray.run.stop import request_stop
 from pathray.store import checkpoint
 from pathray.store.committed import list_committed
-from ray_jobs.train.trainer import ScalingConfig, Tracking, TrainJob, begin, fit, request_stop
+from ray_jobs.train.trainer import ScalingConfig, Tracking, TrainJob, begin, fit
 from tests.builders.toy_science import ToyConfig, assemble, write_plan
 
 pytestmark = pytest.mark.ray

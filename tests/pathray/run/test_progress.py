@@ -9,9 +9,10 @@ from functools import partial
 import pytest
 import tqdm
 
+from pathray.reports.progress import duration
+from pathray.run.progress import TrainingProgress
 from pathray.run.tracking import MetricsLog
 from pathray.store.storage import Storage, StorageError
-from ray_jobs.shell.progress import TrainingProgress, duration
 from ray_jobs.train.trainer import _fit_in_thread
 
 
@@ -75,7 +76,7 @@ def test_rows_without_a_loss_and_a_loss_that_is_no_number_do_no_harm(tmp_path):
 def test_between_rows_that_are_hours_apart_progress_is_shown_all_the_same(tmp_path, monkeypatch):
     stream, clock = io.StringIO(), [0.0]
     progress = TrainingProgress(Storage.of(tmp_path), 100_000, stream=stream)
-    monkeypatch.setattr("ray_jobs.shell.progress.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("pathray.run.progress.time.monotonic", lambda: clock[0])
     start = time.time()
     for seconds in (0, 60, 500, 700):
         clock[0] = seconds

@@ -12,12 +12,12 @@ from typing import Any
 
 from pathray.errors import UserError
 from pathray.fingerprint import differing
+from pathray.run.layout import CHECKPOINTS
 from pathray.store import checkpoint
 from pathray.store.committed import Committed, read_committed
 from pathray.store.storage import Storage
 
 log = logging.getLogger(__name__)
-CHECKPOINTS = "checkpoints"
 
 
 def chosen(run_dir: str, tag: str, resume: str = "auto", fit_id: str = "") -> Committed | None:

@@ -15,11 +15,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from pathray.data.stream import Fault
+from pathray.data.faults import Fault
+from pathray.reports.progress import Progress
+from pathray.run.layout import QUARANTINE, QUARANTINE_REPORT
 from pathray.store.sealed_parquet import of_bytes, to_bytes
-from ray_jobs.shell.progress import Progress
 
-FOLDER, MERGED = "quarantine", "quarantine.parquet"
 THREADS, TOGETHER = 16, 256  # that fetch parts, and parts fetched before they are joined
 SCHEMA = pa.schema(
     [
@@ -39,7 +39,7 @@ _PART = re.compile(r"part-(\d+)-(\d+)-rank(\d+)\.parquet$")
 
 def part_name(first: int, end: int, rank: int) -> str:
     """Name of a part under the run folder: what `rank` met between positions `first` and `end`."""
-    return f"{FOLDER}/part-{first:014d}-{end:014d}-rank{rank:05d}.parquet"
+    return f"{QUARANTINE}/part-{first:014d}-{end:014d}-rank{rank:05d}.parquet"
 
 
 def to_parquet(faults: Sequence[Fault], sources: pa.Table) -> bytes:
@@ -65,11 +65,11 @@ def merge(store: Any) -> int:
     """
     names = _parts(store)
     if not names:
-        store.remove(MERGED)
+        store.remove(QUARANTINE_REPORT)
         return 0
     table = _all(store, names).sort_by([("position", "ascending"), ("attempt", "ascending")])
-    store.write_bytes(MERGED, to_bytes(table))
-    return table.num_rows - int(sum(table["benign"].to_pylist()))
+    store.write_bytes(QUARANTINE_REPORT, to_bytes(table))
+    return int(table.num_rows - sum(table["benign"].to_pylist()))
 
 
 def _all(store: Any, names: list[str]) -> pa.Table:
@@ -93,6 +93,6 @@ def _all(store: Any, names: list[str]) -> pa.Table:
 
 
 def _parts(store: Any) -> list[str]:
-    if not store.exists(FOLDER):
+    if not store.exists(QUARANTINE):
         return []
-    return sorted(f"{FOLDER}/{name}" for name in store.list(FOLDER) if _PART.search(name))
+    return sorted(f"{QUARANTINE}/{name}" for name in store.list(QUARANTINE) if _PART.search(name))
