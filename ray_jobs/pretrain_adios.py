@@ -19,12 +19,13 @@ from adios.config import CONFIGS_DIR, RunConfig, resolve
 from pathray.config.load import Loaded, placement
 from pathray.errors import UserError
 from pathray.run.layout import INDEXES, PLAN
+from pathray.run.outcome import Outcome
 from ray_jobs.shell.cli import Outputs, job
 from ray_jobs.shell.dry_run import check_files, tell
 from ray_jobs.shell.run_summary import write_run_summary
 from ray_jobs.shell.runtime import RuntimeConfig, ray_session
 from ray_jobs.train import training_jobs
-from ray_jobs.train.trainer import Outcome, begin, fit
+from ray_jobs.train.trainer import begin, fit
 from ray_jobs.train.training_jobs import (
     absolute,
     check_output,
