@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from scipy import stats
 
+from pathray.data.splits import Split
 from pathray.data.stream import DecodeSettings, Lookup, decoded, rank_rows
 from pathray.device import Device
 from pathray.stats.correlation import bootstrap_correlation, spearman
@@ -37,7 +38,6 @@ from pathray.train.state import TrainState
 from regression.assembly import assemble
 from regression.config import RunConfig, resolve
 from regression.plan import build_plan
-from regression.splits import Split
 from regression.table import read_table
 
 

@@ -150,9 +150,9 @@ def plan_of(config: TrainRegressionConfig, scratch: str = "") -> Plan:
     the folder `scratch` instead where one is given: a dry run leaves nothing."""
     from pathray.data.plan import Plan as Opened
     from pathray.data.plan import publish
+    from pathray.data.split_files import read_split
     from pathray.store.storage import Storage, private_cache
     from regression.plan import build_plan
-    from regression.splits import read_split
     from regression.table import read_table
 
     data = config.data
