@@ -64,7 +64,12 @@ def main(loaded: Loaded[PretrainAdiosConfig]) -> Outputs | None:
         return rehearse(config)
     if (ended := early_stopped(config) or _finished(config)) is not None:
         return ended
-    with ray_session(config.runtime, cpus=cpus_of(config), autoscaling=config.scaling.autoscaling):
+    with ray_session(
+        config.runtime,
+        cpus=cpus_of(config),
+        autoscaling=config.scaling.autoscaling,
+        needed=bool(config.scaling.workers),
+    ):
         accelerator = begin(str(config.output), config.scaling, decode_tasks(config))
         outcome = train(config, prepare(config), accelerator)
     log.info("ended (%s) after %s images", outcome.end, f"{outcome.images_seen:,}")
@@ -103,7 +108,7 @@ def check(config: PretrainAdiosConfig) -> None:
         archives_of(config.data_path)
     check_tuning(config)
     newest, known = resumed(config), recorded(config)
-    config = resolve(config, config.scaling.workers, known.get("global_batch"))
+    config = resolve(config, config.scaling.ranks, known.get("global_batch"))
     check_networks(config)
     if newest is not None:
         check_resumable(newest, identity_of(config, known.get("plan", "")), config.checkpoint.resume_changes)
@@ -126,7 +131,7 @@ def _finished(config: PretrainAdiosConfig) -> Outputs | None:
     from pathray.store.storage import Storage
 
     mask_model = Storage.of(str(config.output)).at("mask_model")
-    ready = resolve(config, config.scaling.workers, recorded(config).get("global_batch"))
+    ready = resolve(config, config.scaling.ranks, recorded(config).get("global_batch"))
     if not mask_model.exists() or (done := finished(config, int(ready.total_images or 0), BUDGET)) is None:
         return None
     return Outputs({**done.paths, "mask_model": mask_model.url, **evaluated(config)})
@@ -208,7 +213,7 @@ def _built(config: PretrainAdiosConfig, folder: str) -> Plan:
     if newest is None:
         return plan
     try:
-        ready = resolve(config, config.scaling.workers, known.get("global_batch"))
+        ready = resolve(config, config.scaling.ranks, known.get("global_batch"))
         check_resumable(newest, identity_of(ready, identity(plan)), config.checkpoint.resume_changes)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(beside, folder)
@@ -240,7 +245,7 @@ def train(config: PretrainAdiosConfig, plan: Any, accelerator: str | None = None
     from adios.plan import identity as plan_identity
     from pathray.run.resume import check_resumable
 
-    config = resolve(config, config.scaling.workers, recorded(config).get("global_batch"))
+    config = resolve(config, config.scaling.ranks, recorded(config).get("global_batch"))
     identity = identity_of(config, plan_identity(plan))
     if (newest := resumed(config)) is not None:
         check_resumable(newest, identity, config.checkpoint.resume_changes)

@@ -82,7 +82,9 @@ def main(loaded: Loaded[PretrainConfig]) -> Outputs | None:
     if (ended := early_stopped(config) or _finished(config)) is not None:
         return ended
     scaling = config.scaling
-    with ray_session(config.runtime, cpus=cpus_of(config), autoscaling=scaling.autoscaling):
+    with ray_session(
+        config.runtime, cpus=cpus_of(config), autoscaling=scaling.autoscaling, needed=bool(scaling.workers)
+    ):
         accelerator = begin(str(config.output), scaling, decode_tasks(config))
         inputs = prepare(config)
         outcome = train(config, inputs, accelerator)
@@ -345,7 +347,7 @@ def resolved(config: PretrainConfig, anchors: int) -> PretrainConfig:
     from pathray.train.budget import resolve_budget
 
     known = recorded(config)
-    config = resolve_global_batch(_as_named(config, known), config.scaling.workers, known.get(GLOBAL_BATCH))
+    config = resolve_global_batch(_as_named(config, known), config.scaling.ranks, known.get(GLOBAL_BATCH))
     settings = config.optimization
     batch = int(settings.global_batch or 0)
     images = resolve_budget(settings.total_images_budget, global_batch=batch, epoch_images=anchors, key=BUDGET)
