@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathray.data.plan import Plan
     from pathray.store.committed import Committed
     from pathray.store.storage import Storage
-    from ray_jobs.train.trainer import Tracking, TrainJob
+    from ray_jobs.train.job import Tracking, TrainJob
 
 log = logging.getLogger(__name__)
 LONGER = "a longer budget with checkpoint.resume_changes=[{}] trains on"
@@ -62,6 +62,9 @@ def check_tuning(config: Any) -> None:
     tuning = _tuning(config)
     if tuning is None or not tuning.enable:
         return
+    if config.scaling.workers == 0:
+        expected = "scaling.workers >= 1, or tuning.enable=false"
+        raise UserError("evaluations during training need Ray", key="scaling.workers", found=0, expected=expected)
     from pathray.evaluation.judge import Judge
 
     for note in Judge(tuning.plugins, "").check():
@@ -150,7 +153,8 @@ def tell_tracking(config: Any, run_dir: str, newest: Committed) -> None:
     if not tracking.mlflow or tracking.uri is None or is_local(tracking.uri):
         return
     from pathray.store.storage import Storage
-    from ray_jobs.train.trainer import TrainJob, mlflow_fed
+    from ray_jobs.train.job import TrainJob
+    from ray_jobs.train.mlflow_feed import mlflow_fed
 
     known = newest.meta.get("identity", {})
     identity = {**known.get("values", {}), "identity": known.get("hash")}
@@ -192,7 +196,7 @@ def decode_tasks(config: Any) -> int:
 
 def tracking_of(config: Any) -> Tracking:
     """Where the metrics of a run go, as its `logging` says."""
-    from ray_jobs.train.trainer import Tracking
+    from ray_jobs.train.job import Tracking
 
     settings = config.logging
     tags = {"mlflow.parentRunId": settings.mlflow_parent} if settings.mlflow_parent else {}
@@ -259,7 +263,7 @@ def train_job(
 ) -> TrainJob:
     """What `fit` wants to know of a run with the resolved `config`. `identity` is its fingerprint, `accelerator` what
     `begin` found. A login in `logging.tracking_uri` goes to MLflow alone."""
-    from ray_jobs.train.trainer import TrainJob
+    from ray_jobs.train.job import TrainJob
 
     tracking, tuning = tracking_of(config), _tuning(config)
     log_start(resumed(replace(config, output=run_dir)), run_dir, total_images)

@@ -9,11 +9,14 @@ import pytest
 
 from ijepath.config import CONFIGS_DIR, GROUPS
 from pathray.config.load import fingerprint, load_config
+from pathray.config.sections import ScalingConfig
+from pathray.run.outcome import Outcome
 from pathray.run.tracking import MetricsLog
 from pathray.store.storage import Storage
 from ray_jobs import pretrain_ijepath
 from ray_jobs.train import pretraining
-from ray_jobs.train.trainer import Outcome, ScalingConfig, TrainJob, mlflow_fed, mlflow_params
+from ray_jobs.train.job import TrainJob
+from ray_jobs.train.mlflow_feed import mlflow_fed, mlflow_params
 from regression.config import resolve
 
 
