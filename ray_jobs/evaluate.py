@@ -167,7 +167,7 @@ def _evaluate(config: EvaluateConfig, folder: str, given: list[Any] | None) -> N
 
     from pathray.store.artifact import describe
     from pathray.store.storage import Storage
-    from ray_jobs.train.backends import resolve_accelerator
+    from ray_jobs.train.resources import resolve_accelerator
     from ray_jobs.tune.evaluation_runner import Evaluators, request_of
 
     store = Storage.of(folder)

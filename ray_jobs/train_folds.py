@@ -192,7 +192,7 @@ def train_all(root: Storage, folds: list[Fold], at_a_time: int) -> None:
     each that runs; the first error is raised when all have ended."""
     from pathray.run.layout import STOP
     from pathray.run.stop import request_stop
-    from ray_jobs.train.trainer import stop_on_signals
+    from ray_jobs.train.driver import stop_on_signals
 
     root.remove(STOP)
     waiting, stopping = list(folds), False

@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any
 from pathray.config.load import Loaded, is_set, placement
 from pathray.errors import UserError
 from pathray.run.layout import CHECKPOINTS, ENCODER, STOP
+from pathray.run.outcome import Outcome
 from ray_jobs.shell.cli import Outputs, job
 from ray_jobs.shell.run_summary import write_run_summary
 from ray_jobs.shell.runtime import RuntimeConfig, ray_session
 from ray_jobs.train import training_jobs
 from ray_jobs.train.regression_checks import METRICS, check_rows, is_finished, is_repeated, keep_results, tell_rehearsal
-from ray_jobs.train.trainer import Outcome, begin, fit
+from ray_jobs.train.trainer import begin, fit
 from ray_jobs.train.training_jobs import (
     absolute,
     check_output,
@@ -301,7 +302,7 @@ def judge(run: Run, end: str, kept: dict[str, FeatureFolder]) -> None:
     """The run's results and those of its baselines, in a task with what one worker has: a GPU, if they had one."""
     import ray
 
-    from ray_jobs.train.backends import resolve_accelerator
+    from ray_jobs.train.resources import resolve_accelerator
 
     config, scaling = run.config, run.config.scaling
     kind = resolve_accelerator(scaling.accelerator, scaling.autoscaling)

@@ -166,7 +166,8 @@ def list_errors(rows: Sequence[Row]) -> list[Entry]:
 
 
 def _list_failures(row: Row) -> list[Entry]:
-    whole = [(str(row.get("status", "")), str(row["error"]))] if row.get("error") else []
+    why = "\n".join(str(row[key]) for key in ("error", "trace") if row.get(key))
+    whole = [(str(row.get("status", "")), why)] if why else []
     parts = row.get("failed")
     return whole + [(f"{k} failed", str(v)) for k, v in parts.items()] if isinstance(parts, dict) else whole
 

@@ -17,7 +17,7 @@ from pathray.run.tracking import MetricsLog
 from pathray.store.storage import Storage
 
 if TYPE_CHECKING:
-    from ray_jobs.train.trainer import Outcome
+    from pathray.run.outcome import Outcome
 
 log = logging.getLogger(__name__)
 

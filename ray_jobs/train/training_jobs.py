@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathray.data.plan import Plan
     from pathray.store.committed import Committed
     from pathray.store.storage import Storage
-    from ray_jobs.train.trainer import Tracking, TrainJob
+    from ray_jobs.train.job import Tracking, TrainJob
 
 log = logging.getLogger(__name__)
 LONGER = "a longer budget with checkpoint.resume_changes=[{}] trains on"
@@ -150,7 +150,8 @@ def tell_tracking(config: Any, run_dir: str, newest: Committed) -> None:
     if not tracking.mlflow or tracking.uri is None or is_local(tracking.uri):
         return
     from pathray.store.storage import Storage
-    from ray_jobs.train.trainer import TrainJob, mlflow_fed
+    from ray_jobs.train.job import TrainJob
+    from ray_jobs.train.mlflow_feed import mlflow_fed
 
     known = newest.meta.get("identity", {})
     identity = {**known.get("values", {}), "identity": known.get("hash")}
@@ -192,7 +193,7 @@ def decode_tasks(config: Any) -> int:
 
 def tracking_of(config: Any) -> Tracking:
     """Where the metrics of a run go, as its `logging` says."""
-    from ray_jobs.train.trainer import Tracking
+    from ray_jobs.train.job import Tracking
 
     settings = config.logging
     tags = {"mlflow.parentRunId": settings.mlflow_parent} if settings.mlflow_parent else {}
@@ -259,7 +260,7 @@ def train_job(
 ) -> TrainJob:
     """What `fit` wants to know of a run with the resolved `config`. `identity` is its fingerprint, `accelerator` what
     `begin` found. A login in `logging.tracking_uri` goes to MLflow alone."""
-    from ray_jobs.train.trainer import TrainJob
+    from ray_jobs.train.job import TrainJob
 
     tracking, tuning = tracking_of(config), _tuning(config)
     log_start(resumed(replace(config, output=run_dir)), run_dir, total_images)

@@ -68,7 +68,7 @@ def test_a_missing_column_is_named_with_what_was_found(tmp_path, column):
     [
         ("", "empty"),
         ("slide_id,wsi_path,mask_path\n", "no slides"),
-        ("slide_id,wsi_path,mask_path,organ,organ\na,b,c,d,e\n", "twice"),
+        ("slide_id,wsi_path,mask_path,organ,organ\na,b,c,d,e\n", "duplicate column"),
         ("slide_id,wsi_path,mask_path,\na,b,c,d\n", "no name"),
         ("slide_id,wsi_path,mask_path,status\na,b,c,d\n", "rename"),
         ('slide_id,wsi_path,mask_path\na,"b"x,c\n', "not valid CSV"),

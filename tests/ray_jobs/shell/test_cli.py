@@ -229,7 +229,7 @@ def test_a_job_that_does_not_end_after_a_signal_is_ended(tmp_path, monkeypatch):
 )
 def test_the_second_signal_to_a_training_sets_its_exit_code(tmp_path, first, second, code):
     from pathray.store.storage import Storage
-    from ray_jobs.train.trainer import stop_on_signals
+    from ray_jobs.train.driver import stop_on_signals
 
     def training(loaded):
         with stop_on_signals(Storage.of(tmp_path)):
