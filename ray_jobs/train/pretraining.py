@@ -31,8 +31,8 @@ from ray_jobs.train.training_jobs import (
 
 if TYPE_CHECKING:
     from pathray.data.plan import Plan
+    from pathray.run.outcome import Outcome
     from pathray.store.storage import Storage
-    from ray_jobs.train.trainer import Outcome
 
 log = logging.getLogger(__name__)
 C = TypeVar("C")
