@@ -23,6 +23,7 @@ from pathray.errors import MissingFile, UserError
 from pathray.evaluation.backlog import Record, Snapshot
 from pathray.evaluation.early_stopping import Decision
 from pathray.evaluation.settings import EarlyStoppingConfig
+from pathray.run.layout import CHECKPOINTS, ENCODER, EVALUATION, EVALUATIONS
 from pathray.run.tracking import CHECK, MetricsLog, rows_of
 from pathray.store.checkpoint import latest
 from pathray.store.committed import Committed, committed_dir, list_committed, read_committed, remove_committed
@@ -32,8 +33,8 @@ from pathray.store.storage import Storage, StorageError
 
 log = logging.getLogger(__name__)
 
-ROWS, DECISION, FOLDER = "robustness.jsonl", "early_stopping.json", "robustness"
-CHECKPOINTS, ENCODER, DESCRIPTION = "checkpoints", "encoder", "artifact.json"
+ROWS, DECISION, FOLDER = EVALUATIONS, "early_stopping.json", EVALUATION
+DESCRIPTION = "artifact.json"
 BEST = "best-robustness"
 ALIVE, ALIVE_EVERY_S, ALIVE_FOR_S = f"{FOLDER}/evaluator.json", 10.0, 60.0
 COUNTS = ("best_images", "decided_at_images", "trained_to_images")

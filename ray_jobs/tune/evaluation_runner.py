@@ -27,6 +27,7 @@ from pathray.errors import UserError
 from pathray.evaluation.attempts import Attempts
 from pathray.evaluation.early_stopping import EARLY_STOPPED
 from pathray.evaluation.settings import ExecutionConfig, TuningConfig
+from pathray.run.layout import ENCODER, RAY
 from pathray.store.storage import StorageError
 
 log = logging.getLogger(__name__)
@@ -313,7 +314,7 @@ class Evaluators:
             return None
         self.running[trial_id] = (chosen.next, chosen.due, time.monotonic())
         return {
-            "encoder": f"{chosen.next.path}/encoder" if self.given is None else chosen.next.path,
+            "encoder": f"{chosen.next.path}/{ENCODER}" if self.given is None else chosen.next.path,
             "due": json.dumps(chosen.due),
             "snapshot": _name(chosen.next),
             "images_seen": chosen.next.images_seen,
@@ -410,7 +411,7 @@ class Evaluators:
         """Only while somebody trains: a STOP that nobody reads would end the next start."""
         if self.over.is_set():
             return
-        from ray_jobs.train.trainer import request_stop
+        from pathray.run.stop import request_stop
 
         log.warning("asking the training to stop at its next poll: %s", reason.replace("_", " "))
         self._safely(partial(request_stop, self.run_dir, reason))
@@ -461,7 +462,7 @@ class Evaluators:
             ),
             run_config=tune.RunConfig(
                 name=name,
-                storage_path=store.path("ray"),
+                storage_path=store.path(RAY),
                 storage_filesystem=store.pyarrow_fs(),
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=execution.max_retries),
