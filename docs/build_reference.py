@@ -21,7 +21,8 @@ PACKAGES = ("pathray", "ijepath", "adios", "regression")  # jobs have --help
 
 _TAGS = r"(?:<[^>]*>|\s)*"  # between the words of a type, where pdoc colours it
 _NDARRAY = "numpy . ndarray [ tuple [ typing . Any , ... ] , numpy . dtype [".split()
-_ARRAY = re.compile(_TAGS.join(map(re.escape, _NDARRAY)) + rf"{_TAGS}(?:\w+{_TAGS}\.{_TAGS})?(\w+){_TAGS}\]{_TAGS}\]")
+_KIND = r"(?:\w+ \. )?(\w+) (?:\[ typing \. Any \] )?\] \]".replace(" ", _TAGS)
+_ARRAY = re.compile(_TAGS.join(map(re.escape, _NDARRAY)) + _TAGS + _KIND)
 
 
 def modules() -> list[str]:

@@ -29,6 +29,14 @@ def test_the_public_face_is_shown_with_its_shapes_and_types(script, tmp_path):
     assert links and [link for link in links if not re.match(r"#|[\w/]+\.html", link)] == []
 
 
+def test_a_numpy_type_is_written_in_short_whether_it_is_coloured_or_not(script):
+    plain = "numpy.ndarray[tuple[typing.Any, ...], numpy.dtype[{}]]"
+    coloured = re.sub(r"(\w+|[.\[\],]+)", r'<span class="n">\1</span>', plain.format("numpy.int64"))
+    assert re.sub("<[^>]*>", "", script.readable(f"a {coloured} | None")) == "a ndarray[int64] | None"
+    for kind, short in (("numpy.floating[typing.Any]", "floating"), ("typing.Any", "Any"), ("numpy.bool", "bool")):
+        assert script.readable(f"x: {plain.format(kind)}, y") == f"x: ndarray[{short}], y"
+
+
 def test_every_module_is_told_or_found(script):
     told = script.modules()
     assert {"pathray", "pathray.wsi", "pathray.api", "ijepath"} <= set(told) and len(set(told)) == len(told)
