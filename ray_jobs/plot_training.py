@@ -19,6 +19,7 @@ import pathray
 from pathray.config.load import Loaded
 from pathray.draw.charts import Panel, draw_curves
 from pathray.errors import MissingFile, UserError
+from pathray.run.layout import METRICS
 from ray_jobs.shell.cli import Outputs, job
 from ray_jobs.shell.dry_run import tell
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from pathray.store.storage import Storage
 
 log = logging.getLogger(__name__)
-METRICS = "metrics.jsonl"
 MASKS = 6  # that have curves
 
 PANELS = (

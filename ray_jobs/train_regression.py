@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 from pathray.config.load import Loaded, is_set, placement
 from pathray.errors import UserError
+from pathray.run.layout import CHECKPOINTS, ENCODER, STOP
+from pathray.run.outcome import Outcome
 from ray_jobs.shell.cli import Outputs, job
 from ray_jobs.shell.run_summary import write_run_summary
 from ray_jobs.shell.runtime import RuntimeConfig, ray_session
 from ray_jobs.train import training_jobs
 from ray_jobs.train.regression_checks import METRICS, check_rows, is_finished, is_repeated, keep_results, tell_rehearsal
-from ray_jobs.train.trainer import STOP, Outcome, ScalingConfig, begin, fit
+from ray_jobs.train.trainer import begin, fit
 from ray_jobs.train.training_jobs import (
     absolute,
     check_output,
@@ -48,7 +50,6 @@ log = logging.getLogger(__name__)
 class TrainRegressionConfig(RunConfig):
     """A run config, and where it runs."""
 
-    scaling: ScalingConfig = placement(default_factory=ScalingConfig)
     runtime: RuntimeConfig = placement(default_factory=RuntimeConfig)
 
 
@@ -92,12 +93,12 @@ def validation_metrics(config: TrainRegressionConfig) -> list[str]:
 
 def work_on(run: Run) -> Outputs:
     """Train, judge and leave the results, as far as that has not been done."""
+    from pathray.run.log import run_log
     from pathray.store.storage import Storage
     from ray_jobs.train.frozen_features import FeaturesStopped
-    from ray_jobs.train.run_log import run_log
 
     store, config = Storage.of(run.folder), run.config
-    done = Outputs({"run": run.folder, "model": store.join("encoder"), "metrics": store.join(METRICS)})
+    done = Outputs({"run": run.folder, "model": store.join(ENCODER), "metrics": store.join(METRICS)})
     if is_finished(run):
         return done
     keep_results(run)
@@ -189,8 +190,8 @@ def _built(build: Callable[[], Plan], folder: str) -> Plan:
 def run_of(config: TrainRegressionConfig, plan: Plan) -> Run:
     """The folder to train in: the one named, else that of a run of the same identity that is unfinished, or finished
     and judged in the same way, else a new one. UserError when the folder named holds another run."""
+    from pathray.run.resume import check_resumable, chosen
     from pathray.store.storage import Storage
-    from ray_jobs.train.resume import check_resumable, chosen
     from regression.assembly import identity_of
     from regression.plan import identity as plan_identity
 
@@ -232,12 +233,12 @@ def run_of(config: TrainRegressionConfig, plan: Plan) -> Run:
 
 def runs_in(root: Storage, tag: str) -> list[tuple[str, Committed]]:
     """The runs below `root` that have a checkpoint, by name, and their newest ones."""
-    from ray_jobs.train.resume import chosen
+    from pathray.run.resume import chosen
 
     found = []
     for name in sorted(root.list(), reverse=True):
         try:
-            newest = chosen(root.join(name), tag) if root.exists(f"{name}/checkpoints") else None
+            newest = chosen(root.join(name), tag) if root.exists(f"{name}/{CHECKPOINTS}") else None
         except UserError as e:
             if not root.exists(f"{name}/{METRICS}"):
                 raise  # this may be the run to resume
@@ -301,7 +302,7 @@ def judge(run: Run, end: str, kept: dict[str, FeatureFolder]) -> None:
     """The run's results and those of its baselines, in a task with what one worker has: a GPU, if they had one."""
     import ray
 
-    from ray_jobs.train.backends import resolve_accelerator
+    from ray_jobs.train.resources import resolve_accelerator
 
     config, scaling = run.config, run.config.scaling
     kind = resolve_accelerator(scaling.accelerator, scaling.autoscaling)

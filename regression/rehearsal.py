@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pathray.data.plan import Plan
-from pathray.data.stream import Lookup, decoded, rank_rows
+from pathray.data.share import Lookup, rank_rows
+from pathray.data.stream import decoded
 from pathray.device import Device
 from pathray.errors import UserError
 from pathray.train.loop import run
@@ -47,7 +48,7 @@ def rehearse(config: RunConfig, plan: Plan) -> Rehearsal:
         config = replace(config, augment=replace(config.augment, geometry=True))
     config = replace(config, train=replace(train, images=BATCHES * batch), logging=replace(config.logging, log_every=1))
     parts = assemble(config, plan, 1)
-    device = Device.of(getattr(getattr(config, "scaling", None), "accelerator", "auto"))
+    device = Device.of(config.scaling.accelerator)
     settings, lookup = parts.settings, Lookup(plan, parts.order)
 
     def batches(start: int) -> Iterator[dict[str, Any]]:

@@ -26,8 +26,8 @@ from typing import Any, NoReturn
 
 from pathray.config.load import Group, Loaded, is_set, load_config
 from pathray.errors import UserError, user_error_in
+from pathray.reports.progress import Progress
 from pathray.urls import public_text
-from ray_jobs.shell.progress import Progress
 from ray_jobs.shell.quiet import own_stderr, to_terminal
 
 

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from pathray.config.sections import ScalingConfig
 from pathray.errors import UserError
 from ray_jobs.extract.actors import DIED, looked_at, state_of
-from ray_jobs.train.trainer import ScalingConfig
 
 if TYPE_CHECKING:
     from pathray.data.plan import Plan
@@ -80,9 +80,9 @@ def ensure_features(
 def _compute(
     folder: FeatureFolder, config: RunConfig, scaling: ScalingConfig, what: str, stopped: Callable[[], bool]
 ) -> None:
+    from pathray.reports.progress import Progress
     from ray_jobs.extract.actor_map import ActorMap
-    from ray_jobs.shell.progress import Progress
-    from ray_jobs.train.backends import resolve_accelerator
+    from ray_jobs.train.resources import resolve_accelerator
 
     missing = folder.missing()
     if stopped():

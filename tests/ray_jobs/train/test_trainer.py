@@ -11,11 +11,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from pathray.config.sections import ScalingConfig
 from pathray.data.order import uniform_order
 from pathray.errors import UserError
+from pathray.run.stop import request_stop
 from pathray.store import checkpoint
 from pathray.store.committed import list_committed
-from ray_jobs.train.trainer import ScalingConfig, Tracking, TrainJob, begin, fit, request_stop
+from ray_jobs.train.job import Tracking, TrainJob
+from ray_jobs.train.trainer import begin, fit
 from tests.builders.toy_science import ToyConfig, assemble, write_plan
 
 pytestmark = pytest.mark.ray
@@ -134,6 +137,16 @@ def test_another_number_of_workers_sees_the_same_units_at_the_same_steps(ray_clu
             if line["step"] == step:
                 for p in line["position"]:
                     assert owners.setdefault(p, line["rank"]) == line["rank"], "two ranks share a unit"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_out_of_memory_trains_on_in_smaller_micro_batches(ray_cluster, tmp_path, plan, workers):
+    short = {"micro_batch": 6, "memory_for": 3, "memory_from_step": 3, "memory_rank": workers - 1}
+    outcome = train(tmp_path / "run", plan, workers, save_every=12, max_failures=workers - 1, **short)
+    assert outcome.end == "budget" and positions_by_step(tmp_path / "run") == {
+        s: set(range(12 * s, 12 * s + 12)) for s in range(8)
+    }
+    assert {len(line["position"]) for line in seen(tmp_path / "run") if line["step"] > 3} == {3}
 
 
 @pytest.mark.heavy
