@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
 VENV ?= .venv
 VENV_XLA ?= .venv-xla
 VENV_GPU ?= .venv-gpu
-EXTRAS ?= dev,openslide,fastslide
+EXTRAS ?= dev,openslide,fastslide,oct
 PYTEST_FLAGS ?=
 # Processes of the tests. All that need Ray run in one of them (tests/conftest.py), which has the session's one cluster.
 TEST_PROCESSES ?= 2

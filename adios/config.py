@@ -215,8 +215,8 @@ class RunConfig:
                 expected = f"a multiple of patch_size = {self.patch_size}"
                 raise UserError("an image must be whole patches", key=key, found=size, expected=expected)
         if self.output and self.output_dir and self.output != self.output_dir:
-            found = f"output={self.output} output_dir={self.output_dir}"
-            raise UserError("two output folders", key="output_dir", found=found, expected="one of the two")
+            given = f"output={self.output} output_dir={self.output_dir}"
+            raise UserError("two output folders", key="output_dir", found=given, expected="one of the two")
         self.output = self.output or self.output_dir
 
 

@@ -1,7 +1,7 @@
 """The reader: one plan row → a patch, uint8, resized, with the draws for its augmentation.
 
 Everything random comes from the position. Not here: which row stands at which position (pathray.data.order),
-replacement of what cannot be read (pathray.data.stream), views, crops and normalisation, which happen on the device
+replacement of what cannot be read (pathray.data.units), views, crops and normalisation, which happen on the device
 (adios.augment).
 """
 

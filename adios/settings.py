@@ -75,7 +75,7 @@ def encoder_of(recipe: Recipe) -> Encoder:
     assert isinstance(recipe, AdiosRecipe)
     data = recipe.config.data
     preprocessing = {"mean": list(data.mean), "std": list(data.std), "size": data.image_size, "mpp": data.mpp}
-    return Encoder(recipe.student.vit, preprocessing, SCIENCE, provenance(recipe.config))
+    return Encoder(recipe.student.vit, preprocessing, SCIENCE, from_config.run_provenance(recipe.config))
 
 
 def export(recipe: Recipe, folder: str, facts: dict[str, Any]) -> None:
@@ -85,10 +85,5 @@ def export(recipe: Recipe, folder: str, facts: dict[str, Any]) -> None:
     assert isinstance(recipe, AdiosRecipe)
     encoder_of(recipe).save(folder, facts)
     data, beside = recipe.config.data, Storage.of(folder).url.rstrip("/").rpartition("/")[0]
-    known = {**provenance(recipe.config), **facts}
+    known = {**from_config.run_provenance(recipe.config), **facts}
     artifact.save(f"{beside}/{artifact.FOLDER}", recipe.mask_model, data.mean, data.std, known)
-
-
-def provenance(config: RunConfig) -> dict[str, Any]:
-    """How what is exported came to be: every identity field of the config."""
-    return {"config": fingerprint(config)["values"]}

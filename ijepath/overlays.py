@@ -16,7 +16,7 @@ import numpy.typing as npt
 from ijepath.catalog import Catalog
 from pathray.draw.canvas import CARD, FAINT, INK, MUTED, Canvas, Picture, mixed
 from pathray.wsi.contours import COLOUR as CONTOUR
-from pathray.wsi.contours import outlined
+from pathray.wsi.contours import draw_outline
 from pathray.wsi.kept_masks import computed_mask
 from pathray.wsi.reader import open_mask, open_slide
 from pathray.wsi.thumbnail import thumbnail
@@ -81,7 +81,7 @@ def draw_overlay(overlay: SlideOverlay, profile_name: str, scale: float = 1.0) -
     width, height = size[0] * unit, size[1] * unit
     canvas = Canvas(width + ASIDE + 3 * MARGIN, HEADER + max(height, 430) + MARGIN, scale)
     _header(canvas, overlay)
-    canvas.picture(outlined(picture, tissue), MARGIN, HEADER, width, height)
+    canvas.picture(draw_outline(picture, tissue), MARGIN, HEADER, width, height)
     canvas.rect(MARGIN, HEADER, width, height, outline=FAINT)
     _anchors(canvas, overlay, unit)
     canvas.scale_bar(MARGIN + 8, HEADER + height - 8, mpp0 / unit, 0.25 * width, size=12)

@@ -11,7 +11,6 @@ from typing import Any
 
 from ijepath.config import LOG_EVERY, RunConfig
 from ijepath.index import read_index
-from pathray.config.load import fingerprint
 from pathray.data.plan import Plan
 from pathray.errors import UserError
 from pathray.optim.schedules import Schedule
@@ -143,7 +142,7 @@ def preprocessing(config: RunConfig) -> dict[str, Any]:
 
 def provenance(config: RunConfig) -> dict[str, Any]:
     """How an encoder of this run came to be: the profile's name and every identity field of the config."""
-    return {"profile": config.data.name, "config": fingerprint(config)["values"]}
+    return from_config.run_provenance(config, profile=config.data.name)
 
 
 def _log_every(config: RunConfig, batch: int, total: int) -> int:

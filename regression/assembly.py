@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pathray.config.load import fingerprint
 from pathray.data.order import uniform_order
 from pathray.data.plan import Plan
 from pathray.optim.schedules import Schedule, constant
 from pathray.train import from_config
 from pathray.train.assembly import Assembly
 from pathray.train.budget import log_cadence, resolve_cadence
-from pathray.train.from_config import run_identity, shared_parts
+from pathray.train.from_config import run_identity, run_provenance, shared_parts
 from pathray.train.recipe import Recipe
 from pathray.train.settings import LoopSettings, PhaseOptim
 from pathray.train.supervised import Selection
@@ -92,8 +91,8 @@ def identity_of(config: RunConfig, plan: str) -> dict[str, Any]:
 def export(recipe: Recipe, folder: str, facts: dict[str, Any]) -> None:
     """Write the trained model with its preprocessing, gene names and their scale."""
     assert isinstance(recipe, RegressionRecipe)
-    provenance = {"config": fingerprint(recipe.config)["values"], **facts}
-    artifact.save(folder, recipe.net, recipe.preprocessing, recipe.normaliser, provenance)
+    known = {**run_provenance(recipe.config), **facts}
+    artifact.save(folder, recipe.net, recipe.preprocessing, recipe.normaliser, known)
 
 
 def _lr(config: RunConfig) -> Schedule:

@@ -1,7 +1,7 @@
 """The reader: one plan row → an image, uint8, with its normalised target and the draws for its augmentation.
 
 Everything random comes from the position. Not here: which row stands at which position (pathray.data.order),
-replacement of what cannot be read (pathray.data.stream), normalisation and augmentation of pixels (regression.recipe).
+replacement of what cannot be read (pathray.data.units), normalisation and augmentation of pixels (regression.recipe).
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pathray.data.plan import Plan
-from pathray.data.stream import Lookup, decoded, rank_rows
+from pathray.data.share import Lookup, rank_rows
+from pathray.data.stream import decoded
 from pathray.device import Device
 from pathray.errors import UserError
 from pathray.train.loop import run

@@ -10,7 +10,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import setuptools
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from ray_jobs.__main__ import jobs
@@ -91,6 +93,31 @@ def test_rays_developer_interfaces_stand_in_one_file_each(names, file):
                 if {alias.name for alias in node.names} & set(names):
                     users.add(path.relative_to(ROOT).as_posix())
     assert users <= {file}
+
+
+def distributions_of(requirements: list[str]) -> set[str]:
+    return {canonicalize_name(Requirement(one).name) for one in requirements}
+
+
+def third_party(*packages: str) -> dict[str, set[str]]:
+    """Modules at the top level that the packages import from elsewhere, with the distributions that install them."""
+    names = {name.partition(".")[0] for path in modules(*packages) for name in imported(path)}
+    installed = importlib.metadata.packages_distributions()
+    known = {*sys.stdlib_module_names, *PACKAGES}
+    absent = {"umap": ["umap-learn"]}  # an extra whose module has another name; the others are called what they import
+    return {n: {canonicalize_name(d) for d in installed.get(n) or absent.get(n, [n])} for n in names - known}
+
+
+def test_every_base_dependency_is_imported():
+    used = set.union(*third_party(*PACKAGES).values())
+    assert distributions_of(PROJECT["project"]["dependencies"]) - used == set()
+
+
+def test_every_import_is_a_dependency_or_in_an_extra():
+    extras = PROJECT["project"]["optional-dependencies"]
+    every = [one for group in [PROJECT["project"]["dependencies"], *extras.values()] for one in group]
+    declared = distributions_of([one for one in every if one not in extras["dev"]])
+    assert {name: by for name, by in third_party(*PACKAGES).items() if not by & declared} == {}
 
 
 def test_no_constraint_names_an_index_a_path_or_a_local_build():
@@ -176,8 +203,19 @@ def test_the_runtime_environment_of_submitted_jobs_is_one_that_ray_accepts():
     assert {".venv/", ".git/"} <= set(content["excludes"])
 
 
-def test_shipped_configs_are_packaged():
-    patterns = PROJECT["tool"]["setuptools"]["package-data"]["*"]
-    for package in PACKAGES:
-        for path in (ROOT / package).rglob("*.yaml"):
-            assert "configs" in path.relative_to(ROOT).parts, f"{path} would not be installed ({patterns})"
+def test_the_wheel_holds_the_library_the_sciences_the_jobs_and_their_files():
+    """As setuptools finds them: no package of a common name (tests, demo, core) is installed, and no file is left out
+    of a package's folder."""
+    tool = PROJECT["tool"]["setuptools"]
+    packages = setuptools.find_namespace_packages(str(ROOT), include=tool["packages"]["find"]["include"])
+    assert {name.partition(".")[0] for name in packages} == set(PACKAGES)
+    shipped = {
+        path.relative_to(ROOT)
+        for package in packages
+        for pattern in ["*.py", *tool["package-data"]["*"]]
+        for path in (ROOT / package.replace(".", "/")).glob(pattern)
+    }
+    needed = {".py", ".yaml", ".j2"}  # the others are for readers of the repository
+    files = {path.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob("*")}
+    files = {path for path in files if path.suffix in needed}
+    assert {path.suffix for path in files} == needed and files - shipped == set()

@@ -89,3 +89,8 @@ def run_identity(config: RunSections, science: str, plan: str, **more: str) -> d
     """The fingerprint that a resumed run must share: the config's identity fields, the science, `plan` (the digest of
     which unit is in which row), and what `more` the science knows: what its weights began from, say."""
     return fingerprint({**fingerprint(config)["values"], "science": science, "plan": plan, **more})
+
+
+def run_provenance(config: RunSections, **more: str) -> dict[str, Any]:
+    """How what a run exports came to be: every identity field of its config, and what `more` the science says."""
+    return {"config": fingerprint(config)["values"], **more}

@@ -87,7 +87,9 @@ class RayStarted(Exception):
 @pytest.fixture(params=["ijepath", "adios"])
 def pretraining(request, tmp_path, monkeypatch) -> Pretraining:
     made = Pretraining(request.param, tmp_path)
-    monkeypatch.setattr(made.module, "ray_session", lambda *args, **more: (_ for _ in ()).throw(RayStarted()))
+    monkeypatch.setattr(
+        "ray_jobs.train.pretraining.ray_session", lambda *args, **more: (_ for _ in ()).throw(RayStarted())
+    )
     return made
 
 

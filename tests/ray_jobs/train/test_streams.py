@@ -10,7 +10,8 @@ import pytest
 
 from pathray.data.order import uniform_order
 from pathray.data.plan import Plan, PlanWriter
-from pathray.data.stream import DecodeSettings, Lookup, rank_rows
+from pathray.data.share import Lookup, rank_rows
+from pathray.data.stream import DecodeSettings
 from pathray.errors import UnreadableUnit
 from ray_jobs.train.rank_source import RankRows
 from ray_jobs.train.rank_stream import Share, rows, stream
