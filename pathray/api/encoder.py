@@ -23,7 +23,7 @@ from pathray.features import encoder as encoders
 from pathray.features.bags import Bag, check_finite
 from pathray.features.encoder import EncoderSpec, FeatureEncoder
 from pathray.features.images import ImageJob, ImageSettings, extract_images
-from pathray.features.inference import PixelBatch, encoded
+from pathray.features.inference import PixelBatch, encode_batches
 from pathray.features.slides import SlideJob, SlideSettings, tile_attributes, tile_batches
 from pathray.features.tables import read_table
 from pathray.urls import public
@@ -160,7 +160,7 @@ class Encoder:
     def _encoded(self, batches: Iterator[PixelBatch], count: int, source: str) -> Features:
         """Features of all batches, by row. UserError where they are not finite."""
         features = np.zeros((count, self.dim), np.float32)
-        for rows, values in encoded(batches, {self.spec.name: self.model}, self.model.device):
+        for rows, values in encode_batches(batches, {self.spec.name: self.model}, self.model.device):
             features[rows] = values[self.spec.name]
         check_finite(features, features, public(source))
         return features
