@@ -44,6 +44,12 @@ def test_the_import_contracts_hold():
     assert "0 broken" in run.stdout
 
 
+def test_types_of_every_package_are_checked_strictly():
+    config = PROJECT["tool"]["mypy"]
+    assert sorted(config["files"]) == sorted(PACKAGES) and config["strict"]
+    assert "\t$(BIN)/mypy\n" in (ROOT / "Makefile").read_text(), "without arguments: all of them, in one run"
+
+
 def test_the_import_contracts_cover_every_package():
     config = PROJECT["tool"]["importlinter"]
     assert sorted(config["root_packages"]) == sorted(PACKAGES)

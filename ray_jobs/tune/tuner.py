@@ -17,7 +17,7 @@ import traceback
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import ray
@@ -122,7 +122,7 @@ def _scheduler(sweep: Sweep, settings: TrialSettings) -> Any:
         mutations = {key: list(d.values) if d.kind == "choice" else domain_of(d) for key, d in sweep.space.items()}
         return PopulationBasedTraining(
             time_attr=IMAGES,
-            perturbation_interval=config.pbt.perturbation_images,
+            perturbation_interval=cast(int, config.pbt.perturbation_images),  # the config was checked
             quantile_fraction=config.pbt.quantile,
             hyperparam_mutations=mutations,
             custom_explore_fn=_InsideSpace(sweep.space),

@@ -1,6 +1,5 @@
 """Training through Ray: exact resume, other numbers of workers, kills, stops, errors. On a science of a few numbers."""
 
-import hashlib
 import json
 import shutil
 import signal
@@ -19,6 +18,7 @@ from pathray.store import checkpoint
 from pathray.store.committed import list_committed
 from ray_jobs.train.job import Tracking, TrainJob
 from ray_jobs.train.trainer import begin, fit
+from tests.builders.toy_run import positions_by_step, seen, train_toy, weights
 from tests.builders.toy_science import ToyConfig, assemble, write_plan
 
 pytestmark = pytest.mark.ray
@@ -37,28 +37,6 @@ def train(run, plan, workers=1, max_failures=2, **changes):
     return fit(job)
 
 
-def weights(run):
-    newest = checkpoint.latest(str(run / "checkpoints"), "toy")
-    tensors, meta = checkpoint.load(newest.path)
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode() + tensors[name].numpy().tobytes())
-    return meta["images_seen"], digest.hexdigest()
-
-
-def seen(run):
-    """(step, rank) → positions, of the last time each step was taken."""
-    lines = [json.loads(line) for file in sorted(run.glob("seen-*.jsonl")) for line in file.read_text().splitlines()]
-    return lines
-
-
-def positions_by_step(run):
-    steps: dict[int, set[int]] = {}
-    for line in seen(run):
-        steps.setdefault(line["step"], set()).update(line["position"])
-    return steps
-
-
 @pytest.mark.parametrize("workers", [1, *(pytest.param(n, marks=pytest.mark.heavy) for n in (2, 3))])
 def test_a_stopped_and_resumed_run_ends_bit_equal_to_an_undisturbed_one(ray_cluster, tmp_path, plan, workers):
     whole = train(tmp_path / "whole", plan, workers)
@@ -68,6 +46,9 @@ def test_a_stopped_and_resumed_run_ends_bit_equal_to_an_undisturbed_one(ray_clus
     second = train(tmp_path / "parts", plan, workers)
     assert second.end == "budget"
     assert weights(tmp_path / "whole") == weights(tmp_path / "parts")
+    if workers == 1:
+        train_toy(tmp_path / "alone", plan)
+        assert weights(tmp_path / "alone") == weights(tmp_path / "whole"), "without Ray"
     assert positions_by_step(tmp_path / "whole") == {s: set(range(12 * s, 12 * s + 12)) for s in range(8)}
     rows = [json.loads(x)["images_seen"] for x in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
     assert rows == [12 * i for i in range(1, 9)]
