@@ -17,9 +17,9 @@ from tests.builders.patches import write_patches, write_tuning
 from tests.builders.run import BUDGET, metrics, pretrain, write_cohort
 from tests.builders.slides import write_slide
 from tests.builders.zips import write_folder
-from tests.ray_jobs import test_pretrain_adios, test_regression_jobs
-from tests.ray_jobs.test_evaluators import RI, rows
-from tests.ray_jobs.test_extract_features import extract
+from tests.ray_jobs.extract.test_extract_features import extract
+from tests.ray_jobs.train import test_pretrain_adios, test_regression_jobs
+from tests.ray_jobs.tune.test_evaluators import RI, rows
 
 pytestmark = pytest.mark.ray
 GPU = ("scaling.accelerator=cuda", "scaling.gpus_per_worker=0.5")

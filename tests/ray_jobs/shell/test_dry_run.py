@@ -14,8 +14,8 @@ from ray_jobs.shell.dry_run import Needs, Slide, check_files, check_slides
 from ray_jobs.tune.config import TrainingJob
 from tests.builders.cohort import write_manifest, write_slide
 from tests.builders.inputs import jobs, write_inputs
-from tests.ray_jobs.test_nuclei_benchmark import images as write_nuclei
-from tests.ray_jobs.test_spatial_patches import made as write_spots
+from tests.ray_jobs.slides.test_nuclei_benchmark import images as write_nuclei
+from tests.ray_jobs.slides.test_spatial_patches import made as write_spots
 
 NAMES = [name.rpartition(".")[2] for name in all_jobs()]
 

@@ -11,8 +11,8 @@ import pytest
 
 from pathray.data.faults import Fault
 from pathray.errors import UserError
+from pathray.run import quarantine
 from pathray.store.storage import Storage
-from ray_jobs.train import quarantine
 
 SLIDES = pa.table({"slide_id": [f"s{i}" for i in range(9)]})
 
