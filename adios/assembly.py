@@ -16,7 +16,8 @@ from adios.recipe import AdiosRecipe
 from adios.settings import SCIENCE, encoder_of, export, loop_settings
 from pathray.data.order import Order, uniform_order
 from pathray.data.plan import Plan
-from pathray.data.stream import Lookup, decode
+from pathray.data.share import Lookup
+from pathray.data.stream import decode
 from pathray.device import Device
 from pathray.store.storage import Storage
 from pathray.train.assembly import Assembly

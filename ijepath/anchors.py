@@ -19,7 +19,7 @@ from ijepath.profile import Profile
 from pathray.errors import MissingFile
 from pathray.reports.units import describe
 from pathray.urls import public
-from pathray.wsi.backends.formats import located
+from pathray.wsi.backends.formats import slide_file_of
 from pathray.wsi.kept_masks import kept_mask
 from pathray.wsi.reader import SlideReader, open_mask, open_slide
 from pathray.wsi.spacing import MAX_ENLARGEMENT, choose_level, enlarged_note, too_coarse
@@ -146,7 +146,8 @@ class TissueMap:
         """Tissue share [top, left] of all windows of side `size` with these edges (level-0 pixels)."""
         columns = _at(self.integral, self.edges_x, left + size, 1) - _at(self.integral, self.edges_x, left, 1)
         windows = _at(columns, self.edges_y, top + size, 0) - _at(columns, self.edges_y, top, 0)
-        return np.round(np.clip(windows / float(size) ** 2, 0.0, 1.0), 9)  # so that all tissue is 1, not 1 - 1e-16
+        shares = np.asarray(windows / float(size) ** 2, np.float64)
+        return shares.clip(0.0, 1.0).round(9)  # so that all tissue is 1, not 1 - 1e-16
 
 
 def _at(values: Floats, edges: Floats, where: Ints, axis: int) -> Floats:
@@ -161,7 +162,7 @@ def _at(values: Floats, edges: Floats, where: Ints, axis: int) -> Floats:
 def _tissue(row: dict[str, Any], stride: int) -> TissueMap:
     width, height = row["wsi_level0_width"], row["wsi_level0_height"]
     if not row["mask_path"]:
-        path, mpp0 = located(row["wsi_path"]), row["wsi_level0_spacing_mpp"]
+        path, mpp0 = slide_file_of(row["wsi_path"]), row["wsi_level0_spacing_mpp"]
         mask = kept_mask(path, row["backend"], mpp0, partial(_computed, path, row["backend"], mpp0))
         rows, columns = mask.shape
         return TissueMap.of(mask > 0, np.linspace(0, width, columns + 1), np.linspace(0, height, rows + 1))
@@ -224,7 +225,8 @@ def _sum_cells(tissue: npt.NDArray[np.bool_], factor: int) -> npt.NDArray[np.int
     if factor == 1:
         return tissue.astype(np.int64)
     height, width = (-(-n // factor) for n in tissue.shape)
-    missing = [(0, cells * factor - n) for cells, n in zip((height, width), tissue.shape, strict=True)]
+    missing = [(0, count * factor - n) for count, n in zip((height, width), tissue.shape, strict=True)]
     padded = np.pad(tissue, missing) if any(after for _, after in missing) else tissue
     by_row = padded.view(np.uint8).reshape(height, factor, width * factor).sum(1, dtype=np.uint32)
-    return by_row.reshape(height, width, factor).sum(2, dtype=np.int64)
+    cells: npt.NDArray[np.int64] = by_row.reshape(height, width, factor).sum(2, dtype=np.int64)
+    return cells

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from ijepath.catalog import Catalog
 from pathray.draw.canvas import CARD, FAINT, INK, MUTED, Canvas, Picture, mixed
 from pathray.wsi.contours import COLOUR as CONTOUR
-from pathray.wsi.contours import outlined
+from pathray.wsi.contours import draw_outline
 from pathray.wsi.kept_masks import computed_mask
 from pathray.wsi.reader import open_mask, open_slide
 from pathray.wsi.thumbnail import thumbnail
@@ -81,7 +81,7 @@ def draw_overlay(overlay: SlideOverlay, profile_name: str, scale: float = 1.0) -
     width, height = size[0] * unit, size[1] * unit
     canvas = Canvas(width + ASIDE + 3 * MARGIN, HEADER + max(height, 430) + MARGIN, scale)
     _header(canvas, overlay)
-    canvas.picture(outlined(picture, tissue), MARGIN, HEADER, width, height)
+    canvas.picture(draw_outline(picture, tissue), MARGIN, HEADER, width, height)
     canvas.rect(MARGIN, HEADER, width, height, outline=FAINT)
     _anchors(canvas, overlay, unit)
     canvas.scale_bar(MARGIN + 8, HEADER + height - 8, mpp0 / unit, 0.25 * width, size=12)
@@ -151,10 +151,8 @@ def _aside(
     steps, bar = 48, ASIDE - 36
     for i in range(steps):
         canvas.rect(x + i * bar / steps, y + 20, bar / steps + 0.5, 12, fill=share_colour((i + 0.5) / steps))
-    for value in (0.0, 0.5, 1.0):
-        canvas.text(
-            x + value * bar, y + 36, f"{100 * value:.0f}%", 10, MUTED, anchor=("la", "ma", "ra")[int(2 * value)]
-        )
+    for share, anchor in ((0.0, "la"), (0.5, "ma"), (1.0, "ra")):
+        canvas.text(x + share * bar, y + 36, f"{100 * share:.0f}%", 10, MUTED, anchor=anchor)
     y += 66
     canvas.line([(x, y), (x + 24, y)], CONTOUR, 2.5)
     canvas.text(x + 34, y, "outline of the tissue", 11, MUTED, anchor="lm")

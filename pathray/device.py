@@ -1,10 +1,10 @@
-"""The one file that branches on cpu | cuda | xla: where tensors live, how processes agree, what a step ends with.
+"""The only file that branches on cpu | cuda | xla: placing tensors, communication between processes, ending a step.
 
-CPU and CUDA run one process per device and agree through torch.distributed (gloo, NCCL), which the caller has set up.
-XLA runs one process per host and SPMD over all devices: the batch is sharded over a mesh, so sums inside a step are
-global already and nothing is reduced by hand.
+CPU and CUDA run one process per device and communicate through torch.distributed (gloo, NCCL), which the caller sets
+up. XLA runs one process per host and SPMD over all devices: the batch is sharded over a mesh, so sums inside a step are
+already global and need no explicit reduction.
 
-Not here: what is computed (pathray.nn, recipes), which attention kernel serves a device (pathray.nn.attention).
+Not here: what is computed (pathray.nn, recipes), the choice of attention kernel (pathray.nn.attention).
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Device:
-    """An accelerator kind, this process's torch device, and its place among the processes of the run.
+    """An accelerator kind, this process's torch device, and its rank among the run's processes.
 
-    `rank` and `world_size` count processes: they share the data. `mesh` is the SPMD mesh of XLA.
+    `rank` and `world_size` count the processes that share the data. `mesh` is XLA's SPMD mesh.
     """
 
     kind: str
@@ -45,63 +45,69 @@ class Device:
 
     @classmethod
     def of(cls, accelerator: str = "auto") -> Device:
-        """The device of this process. `auto`: CUDA, else an XLA that PJRT_DEVICE announces, else the CPU.
+        """The device of this process. `auto`: CUDA, else XLA if PJRT_DEVICE is set, else the CPU.
 
-        On CUDA the index is what Ray Train or LOCAL_RANK says. UserError when the accelerator is not there.
+        On CUDA, Ray Train or LOCAL_RANK gives the index. UserError if the accelerator is not available.
         """
         check_accelerator(accelerator, "accelerator")
         kind = _available() if accelerator == "auto" else accelerator
         if kind == "xla":
             return cls(kind, *_open_xla())
         if kind == "cuda" and not torch.cuda.is_available():
-            raise UserError("no CUDA device is visible here", key="accelerator", found="cuda", expected="a GPU, or cpu")
+            raise UserError("no CUDA device is visible", key="accelerator", found="cuda", expected="a GPU, or cpu")
         device = torch.device("cpu")
         if kind == "cuda":
             device = torch.device("cuda", _cuda_index())
             torch.cuda.set_device(device)
             torch.cuda.init()  # type: ignore[no-untyped-call]
-            torch.backends.cudnn.allow_tf32 = False  # PyTorch has it on; float32 is float32 here
+            torch.backends.cudnn.allow_tf32 = False  # on by default in PyTorch; float32 must mean float32
         rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         return cls(kind, device, rank, world)
 
     # --- data -------------------------------------------------------------------------------------------------------
 
     def to_device(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Arrays (also lists of them) as tensors on the device: pinned and without a wait on CUDA, sharded along their
-        first axis on XLA. Anything else (strings, numbers) passes through."""
-        return {name: self._place(name, value) for name, value in batch.items()}
+        """Arrays as tensors on the device: pinned and without a wait on CUDA, sharded along their first axis on XLA.
+
+        Lists and mappings of arrays or tensors (ragged bags, groups of them) stay what they are, at any depth; what is
+        in a list is neither cut nor padded, so on XLA every device of the mesh has the whole of it. Anything else
+        (strings, numbers) passes through.
+        """
+        return {name: self._place(value) for name, value in batch.items()}
 
     def shard(self, tensor: Tensor) -> Tensor:
-        """A CPU tensor `[B, …]` on the device; on XLA split along B over the mesh (over hosts too: each gives its own
-        rows). UserError when B does not divide by this host's devices."""
+        """A CPU tensor `[B, …]` on the device; on XLA split along B over the mesh (each host contributes its own rows).
+        UserError if B is not a multiple of this host's devices."""
         if self.kind != "xla" or tensor.ndim == 0:
             return tensor.to(self.torch_device, non_blocking=True)
         return _shard_xla(tensor, self.mesh, self.torch_device)
 
     def scalar(self, value: float | Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """A scalar on the device that travels as data: no wait on CUDA, no new graph on XLA."""
+        """A scalar on the device, passed as data: no wait on CUDA, no new graph on XLA."""
         return scalar(value, self.torch_device, dtype)
 
     def detached_views(self, views: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Views of larger tensors, to be copied to the host one by one. On XLA each of these copies would be a graph of
-        its own; there they become tensors of their own, all made by the next `mark_step`."""
+        """Views of larger tensors, ready to be copied to the host one by one. On XLA each such copy would need its own
+        graph, so the views become separate tensors, all computed at the next `mark_step`."""
         return {name: view.clone() if self.kind == "xla" else view for name, view in views.items()}
 
-    def _place(self, name: str, value: Any) -> Any:
-        if isinstance(value, list | tuple) and value and all(isinstance(v, np.ndarray) for v in value):
-            return [self._place(name, v) for v in value]
+    def _place(self, value: Any, whole: bool = False) -> Any:
+        if isinstance(value, Mapping):
+            return {name: self._place(v, whole) for name, v in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._place(v, whole=True) for v in value] if any(map(_holds_data, value)) else value
         if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
             value = _tensor(value)
         if not isinstance(value, Tensor):
             return value
-        if self.kind == "cuda":
+        if self.kind == "cuda" and value.device.type == "cpu":
             value = value.pin_memory()
-        return self.shard(value)
+        return value.to(self.torch_device, non_blocking=True) if whole else self.shard(value)
 
     # --- computing --------------------------------------------------------------------------------------------------
 
     def autocast(self, precision: str) -> contextlib.AbstractContextManager[Any]:
-        """`fp32` (nothing is cast), `bf16` or `fp16` for matrix products; reductions stay in float32."""
+        """Autocast context: `fp32` (no casts), or `bf16` or `fp16` for matrix products; reductions stay in float32."""
         if precision not in PRECISIONS:
             expected = " or ".join(PRECISIONS)
             raise UserError("unknown precision", key="precision", found=precision, expected=expected)
@@ -111,12 +117,12 @@ class Device:
         return torch.autocast(self.kind, dtype=dtype)
 
     def seed(self, *parts: int | str) -> None:
-        """Reseed torch's own generators from `parts` (seed, step, rank, micro, phase): dropout and stochastic depth.
+        """Reseed torch's generators from `parts` (seed, step, rank, micro, phase), for dropout and stochastic depth.
 
-        Equal parts, equal draws, in any process: the hash is not Python's.
+        Equal parts give equal draws in any process, since Python's own hash is not used.
         """
         value = stable_seed(*parts)
-        torch.default_generator.manual_seed(value)  # torch.manual_seed looks for every accelerator, a millisecond long
+        torch.default_generator.manual_seed(value)  # torch.manual_seed takes a millisecond to look for accelerators
         if self.kind == "cuda":
             torch.cuda.default_generators[self.torch_device.index].manual_seed(value)
         elif self.kind == "xla":
@@ -125,21 +131,21 @@ class Device:
             torch_xla.manual_seed(value % 2**31)
 
     def deterministic(self) -> None:
-        """Ask CUDA for bit-reproducible kernels, for the whole process; a CPU and XLA are so already."""
+        """Use bit-reproducible CUDA kernels in the whole process; CPU and XLA are always reproducible."""
         if self.kind == "cuda":
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.backends.cudnn.benchmark = False
             torch.use_deterministic_algorithms(True)
 
     def mark_step(self) -> None:
-        """The end of a micro-batch or a step: XLA sends off the graph that it has gathered, others do nothing."""
+        """Mark the end of a micro-batch or step: XLA launches the graph that it has traced, others do nothing."""
         if self.kind == "xla":
             import torch_xla
 
             torch_xla.sync()
 
     def synchronize(self) -> None:
-        """Wait until everything asked for is computed. Never inside a step."""
+        """Wait until all submitted work is done. Never call it inside a step."""
         if self.kind == "cuda":
             torch.cuda.synchronize(self.torch_device)
         elif self.kind == "xla":
@@ -147,7 +153,7 @@ class Device:
 
             torch_xla.sync(wait=True)
 
-    # --- agreeing ---------------------------------------------------------------------------------------------------
+    # --- communicating --------------------------------------------------------------------------------------------
 
     @property
     def reduces(self) -> bool:
@@ -155,14 +161,13 @@ class Device:
         return self.world_size > 1 and self.kind != "xla"
 
     def all_reduce_sum_(self, flat: Tensor, *, wait: bool = True) -> Any:
-        """Sum over ranks, in place; with `wait=False` a handle whose `wait()` ends it. A no-op where one is alone."""
+        """Sum over ranks in place; with `wait=False`, returns a handle with `wait()`. No-op in a single process."""
         if not self.reduces:
             return None
         return dist.all_reduce(flat, async_op=not wait)
 
     def flags(self, values: Iterable[float]) -> Tensor:
-        """This process's few host numbers as a tensor to be summed: as they are where the loop all-reduces, already
-        summed over hosts on XLA."""
+        """A few numbers of this process as a tensor to be summed over ranks; on XLA already summed over hosts."""
         row = torch.tensor(list(values), dtype=torch.float32)
         if self.kind != "xla":
             return row.to(self.torch_device, non_blocking=True)
@@ -173,7 +178,7 @@ class Device:
         return self.shard(rows).sum(0)
 
     def broadcast_object(self, value: T, source: int = 0) -> T:
-        """The value of rank `source`, on every rank."""
+        """The value of rank `source`, returned on every rank."""
         if self.world_size == 1:
             return value
         self._assert_group()
@@ -182,7 +187,7 @@ class Device:
         return box[0]
 
     def gather_objects(self, value: T) -> list[T]:
-        """The values of all ranks, in rank order, on every rank. Waits for the host: on cadence only."""
+        """The values of all ranks, in rank order, returned on every rank. It blocks, so call it rarely."""
         if self.world_size == 1:
             return [value]
         self._assert_group()
@@ -191,7 +196,7 @@ class Device:
         return values
 
     def broadcast_(self, tensors: Iterable[Tensor]) -> None:
-        """Overwrite tensors on the device with rank 0's."""
+        """Overwrite device tensors with those of rank 0."""
         if self.reduces:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
@@ -199,8 +204,9 @@ class Device:
     def gather_sum_grad(self, x: Tensor) -> Tensor:
         """`[B, …]` of every rank → `[W·B, …]` in rank order; its backward **sums** the gradients of all ranks.
 
-        So a loss that compares across ranks has, after the loop's sum over ranks, the gradient of one process with the
-        whole batch (a gather that drops or averages them gives 1/W of it). On XLA `x` is global already.
+        After the loop's sum over ranks, a loss that compares samples across ranks then has the same gradient as one
+        process with the whole batch (a gather that drops or averages gradients gives 1/W of it). On XLA `x` is already
+        global.
         """
         if not self.reduces:
             return x
@@ -213,10 +219,10 @@ class Device:
     def _assert_group(self) -> None:
         assert dist.is_initialized(), "several processes need a torch.distributed group (on XLA hosts: gloo)"
 
-    # --- looking ----------------------------------------------------------------------------------------------------
+    # --- inspecting ---------------------------------------------------------------------------------------------------
 
     def compile_count(self) -> int:
-        """Graphs compiled so far by XLA; 0 elsewhere. Constant after the third step, or something makes new graphs."""
+        """Number of graphs compiled by XLA so far; 0 elsewhere. It should be constant after the third step."""
         if self.kind != "xla":
             return 0
         import torch_xla.debug.metrics as met
@@ -224,7 +230,7 @@ class Device:
         return int(met.counter_value("UncachedCompile") or 0)
 
     def memory(self) -> dict[str, float]:
-        """Memory in GiB: ``memory_gib`` and ``memory_peak_gib`` of the accelerator, or of this process on a CPU."""
+        """Memory in GiB: ``memory_gib`` and ``memory_peak_gib`` of the accelerator; on a CPU this process's peak."""
         gib = float(1 << 30)
         if self.kind == "cuda":
             now, peak = torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
@@ -242,22 +248,22 @@ class Device:
 
 
 def scalar(value: float | Tensor, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
-    """A scalar on `device` that travels as data: no wait on CUDA, no new graph on XLA. For recipes and optimizers.
+    """A scalar on `device`, passed as data: no wait on CUDA, no new graph on XLA. For recipes and optimizers.
 
-    It travels as a row of one: XLA makes a constant of a plain scalar that happens to be 0 or 1, and one input of two
-    that happen to be equal, and each time that is another graph.
+    It is passed as a row of one. XLA turns plain scalars that are 0 or 1 into constants, and two equal scalars into one
+    input, and each of these cases compiles another graph.
     """
     return torch.as_tensor(value, dtype=dtype).reshape(1).to(device, non_blocking=True).reshape(())
 
 
 def stable_seed(*parts: int | str) -> int:
-    """A 63-bit seed of integers and words, equal in every process and on every machine."""
+    """A 63-bit seed computed from integers and words, equal in every process and on every machine."""
     text = "\0".join(f"{type(part).__name__}:{part}" for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
 class _GatherSumGrad(torch.autograd.Function):
-    """All-gather whose backward all-reduces the gradient and keeps this rank's rows."""
+    """All-gather; its backward all-reduces the gradient and keeps this rank's rows."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -274,6 +280,10 @@ class _GatherSumGrad(torch.autograd.Function):
         return summed[first : first + ctx.rows]
 
 
+def _holds_data(value: Any) -> bool:
+    return isinstance(value, np.ndarray | Tensor | Mapping | list | tuple)
+
+
 def _tensor(array: npt.NDArray[Any]) -> Tensor:
     return torch.from_numpy(array if array.flags.writeable and array.flags.c_contiguous else array.copy())
 
@@ -285,7 +295,7 @@ def _available() -> str:
 
 
 def _cuda_index() -> int:
-    """Ray Train announces its device in ACCELERATE_TORCH_DEVICE; torchrun gives LOCAL_RANK."""
+    """The CUDA index: Ray Train sets ACCELERATE_TORCH_DEVICE, torchrun sets LOCAL_RANK."""
     announced = os.environ.get("ACCELERATE_TORCH_DEVICE", "")
     if announced.startswith("cuda:"):
         return int(announced.removeprefix("cuda:"))
@@ -294,14 +304,14 @@ def _cuda_index() -> int:
 
 def _open_xla() -> tuple[torch.device, int, int, Any]:
     """SPMD over all devices of all hosts: (device, host, hosts, mesh)."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # or XLA says with each graph that its partitioner will change
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # hides XLA's warning about its partitioner at every graph
     try:
         import torch_xla
         import torch_xla.distributed.spmd as xs
         import torch_xla.runtime as xr
     except ImportError as e:
         expected = "the environment of constraints-xla.txt"
-        raise UserError(f"torch_xla does not import: {e}", key="accelerator", found="xla", expected=expected) from e
+        raise UserError(f"cannot import torch_xla: {e}", key="accelerator", found="xla", expected=expected) from e
     if not xr.is_spmd():
         xr.use_spmd()
     devices = xr.global_runtime_device_count()
@@ -312,14 +322,14 @@ def _open_xla() -> tuple[torch.device, int, int, Any]:
 
 
 def join_hosts(host: int, hosts: int) -> None:
-    """A gloo group of XLA's hosts, for what they agree on besides the graph; each has the rank that XLA gave it.
+    """Create a gloo group of XLA's hosts for communication outside the graph, with XLA's ranks.
 
-    RANK and WORLD_SIZE are what the launcher gave, whose order may be another: its rank 0 is at MASTER_ADDR. UserError
-    when it started another number of processes than XLA sees (each would then train for itself, as rank 0 of 1).
+    The launcher's RANK may be in a different order: its rank 0 is at MASTER_ADDR. UserError if the launcher started a
+    different number of processes than XLA sees (each would then train alone, as rank 0 of 1).
     """
     started = int(os.environ.get("WORLD_SIZE", hosts))
     if started != hosts:
-        message = "XLA does not see as many hosts as there are workers"
+        message = "the number of workers and the number of hosts that XLA sees differ"
         raise UserError(message, key="scaling.workers", found=started, expected=hosts)
     if hosts > 1 and not dist.is_initialized():
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -338,7 +348,7 @@ def _shard_xla(tensor: Tensor, mesh: Any, device: torch.device) -> Tensor:
     local = xr.addressable_runtime_device_count()
     if tensor.shape[0] % local:
         raise UserError(
-            "the micro-batch of a host must share evenly over its devices",
+            "the micro-batch must divide evenly over the host's devices",
             key="micro_batch",
             found=f"{tensor.shape[0]} over {local} devices",
             expected=f"a multiple of {local}",

@@ -1,21 +1,22 @@
-"""What can go wrong, by whose fault. Not a place for logging or retries.
+"""The exceptions, by cause: the user, the data or our code. Not here: logging, retries.
 
-User's fault: `UserError` (a `ValueError`) or `MissingFile` (also a `FileNotFoundError`); a job prints it without a
-stack trace and exits with 2. Data's fault: `UnreadableUnit`, counted by reason, quarantined and replaced. Our fault:
-an ``assert``.
+A user's mistake is a `UserError` (a `ValueError`) or a `MissingFile` (also a `FileNotFoundError`); a job prints it
+without a stack trace and exits with code 2. Bad data is an `UnreadableUnit`: counted by reason, quarantined, replaced.
+A bug is an ``assert``.
 """
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 
 from pathray.urls import public_text
 
 
 class UserError(ValueError):
-    """Input that the user can mend. The message names the file, the row or key, what was found, what was expected.
+    """Input that the user can correct. The message names the file, the row or key, what was found and what is expected.
 
-    Logins and signatures of URLs are taken out of all texts.
+    Logins and signatures are removed from URLs in all texts.
 
     >>> str(UserError("unknown key", file="run.yaml", key="data.sed", found="data.sed", expected="data.seed"))
     "unknown key (file: run.yaml; key: data.sed; found: 'data.sed'; expected: 'data.seed')"
@@ -46,11 +47,11 @@ class UserError(ValueError):
 
 
 class MissingFile(UserError, FileNotFoundError):
-    """A file or folder that the user named is not there."""
+    """A file or folder that the user specified does not exist."""
 
 
 class UnreadableUnit(Exception):
-    """One unit of data that cannot be decoded: the data's fault, so it is counted and replaced, never fatal by itself.
+    """A unit of data that cannot be decoded. It is counted and replaced, and never fatal by itself.
 
     `reason` is a short machine-readable word (``missing``, ``truncated``, ``decode``, ``timeout`` …).
     """
@@ -64,15 +65,27 @@ class UnreadableUnit(Exception):
 
 
 def user_error_in(error: BaseException | None) -> UserError | None:
-    """The `UserError` inside `error`, however many layers (Ray's task and worker-group errors) wrap it; else None.
+    """The `UserError` inside `error`, through any layers of Ray's task and worker-group errors; None if there is none.
 
-    Ray's own wrapper of a UserError is a UserError too, whose text is the remote trace: its `cause` is what is wanted.
+    Ray's wrapper of a UserError is itself a UserError with the remote trace as its text, so its `cause` is returned.
     """
     for e in _layers(error, set()):
         if isinstance(e, UserError):
             cause = getattr(e, "cause", None)
             return cause if isinstance(cause, UserError) else e
     return None
+
+
+def explain(error: BaseException, *expected: type[BaseException]) -> str:
+    """What a log says of an error that ends nothing: the text of a UserError or one of the `expected` kinds; the whole
+    trace of any other, which is a mistake of ours. Logins and signatures of URLs are taken out.
+
+    >>> explain(OSError("503"), OSError)
+    '503'
+    """
+    if isinstance(error, (UserError, *expected)):
+        return public_text(str(error) or type(error).__name__)
+    return public_text("".join(traceback.format_exception(error)).rstrip())
 
 
 def _layers(error: BaseException | None, seen: set[int]) -> Iterator[BaseException]:

@@ -1,6 +1,7 @@
-"""What of a config is identity (must match on resume) and what is placement (may change); not how configs are loaded.
+"""Splits a config into identity (must match on resume) and placement (may change), and fingerprints each.
 
-A field made with `placement(...)` is placement, and so is everything below it. All other fields are identity.
+A field made with `placement(...)` is placement, with everything below it. All other fields are identity. Not here: how
+configs are loaded (pathray.config.load).
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ def flatten(config: Any) -> dict[str, tuple[Any, bool]]:
 def fingerprint(config: Any, *, placement: bool = False) -> dict[str, Any]:
     """`{"hash": sha256 of the canonical JSON of values, "values": {dotted key: plain value}}`.
 
-    Only identity fields, or only placement ones. Stable over field order, processes and tuple-against-list; 1 and 1.0
-    are the same value. `config` is a dataclass instance or a plain mapping.
+    Covers identity fields, or placement fields with `placement`. It does not depend on field order, the process, or
+    tuple versus list; 1 and 1.0 are equal. `config` is a dataclass instance or a plain mapping.
     """
     values = {key: value for key, (value, is_placement) in flatten(config).items() if is_placement == placement}
     text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
@@ -41,7 +42,7 @@ def fingerprint(config: Any, *, placement: bool = False) -> dict[str, Any]:
 def differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """(key, old, new) for every key that differs between two fingerprints (or two flat dicts), sorted by key.
 
-    A key on one side only appears with `ABSENT` on the other.
+    A key that exists on one side only has the value `ABSENT` on the other.
     """
     old, new = _values(a), _values(b)
     keys = sorted(old.keys() | new.keys())
@@ -73,7 +74,7 @@ def _is_tree(node: Any) -> bool:
 
 
 def _plain(value: Any, key: str) -> Any:
-    """JSON-ready, and equal for what means the same: floats with an integer value become integers."""
+    """The value ready for JSON. Floats with an integer value become integers, so that equal values compare equal."""
     if isinstance(value, Enum):
         return value.name
     if isinstance(value, list | tuple):

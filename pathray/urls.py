@@ -1,7 +1,8 @@
-"""Paths and URLs as texts: which is which, and how one may be logged. No storage is asked (pathray.store.storage).
+"""Paths and URLs as text: telling them apart, and hiding secrets before they are logged.
 
-What is secret is decided here alone: a URL's login and query, and in any text what follows a name such as `password=`,
-`sig=` or `X-Amz-Signature=`. Errors, logs, saved configs, reports and MLflow all ask `public` or `public_text`.
+Only this module decides what is secret: a URL's login and query, and in any text the value after a name such as
+`password=`, `sig=` or `X-Amz-Signature=`. Errors, logs, saved configs, reports and MLflow all use `public` or
+`public_text`. Not here: access to storage (pathray.store.storage).
 """
 
 from __future__ import annotations
@@ -24,6 +25,11 @@ _NAMES = (
 _PAIR = re.compile(rf"(?i)(?<![A-Za-z0-9])({_NAMES})(=|%3D)([^\s&;,'\")\]]+)")
 _BEARER = re.compile(r"(?i)\b(Bearer|Basic)\s+[A-Za-z0-9+/=_.\-]{8,}")
 _BARE_LOGIN = re.compile(r"(?<![\w/.\-])[\w.+\-]+:[^\s/@'\":]+@(?=[A-Za-z][\w\-]*[.:]|\d+\.\d+\.\d+\.\d+|localhost\b)")
+_SECRET = re.compile(
+    r"[?&](sig|[^=&]*(signature|token|credential|secret|password|key))="  # S3, Google, Azure and others
+    r"|^\w[\w+.-]*://[^/@?#]*:(?!\d+/)[^@?#]*@|^https?://[^/?#]*@",
+    re.IGNORECASE,
+)
 HIDDEN = "(redacted)"
 
 
@@ -36,8 +42,17 @@ def local_path(path: str) -> str:
     return path.removeprefix("file://")
 
 
+def holds_secret(path: str) -> bool:
+    """Whether `path` is a URL with a login or a signature in it, which must not be stored.
+
+    >>> holds_secret("https://host/a.svs?sig=x"), holds_secret("gs://bucket/a.svs"), holds_secret("/data/a?sig=x")
+    (True, False, False)
+    """
+    return is_url(path) and _SECRET.search(path) is not None
+
+
 def public(path: str) -> str:
-    """`path` as it may be logged: a URL loses its query (signatures) and user part (credentials)."""
+    """`path` made safe to log: a URL without its query (signatures) and user part (credentials)."""
     if not is_url(path):
         return path
     scheme, rest = _LOGIN.sub(r"\g<scheme>", path).split("?")[0].split("#")[0].split("://", 1)
@@ -46,7 +61,7 @@ def public(path: str) -> str:
 
 
 def public_text(text: str) -> str:
-    """Any text as it may be logged: its URLs made `public`, and values of secret names, wherever they are, hidden.
+    """Any text made safe to log: its URLs made `public` and the values of secret names hidden.
 
     >>> public_text("GET https://anna:pw@host/a.svs?sig=1 failed, url: /a?password=pw&page=2")
     'GET https://host/a.svs failed, url: /a?password=(redacted)&page=2'
@@ -60,7 +75,7 @@ def public_text(text: str) -> str:
 
 
 def public_values(value: Any) -> Any:
-    """`value` (texts, lists and maps of them) with every text that holds a URL made public: for what is saved."""
+    """`value` (text, or lists and maps of text) made safe to save: every text with a URL is made public."""
     if isinstance(value, str):
         return public_text(value) if "://" in value else value
     if isinstance(value, dict):
@@ -71,7 +86,7 @@ def public_values(value: Any) -> Any:
 
 
 def sqlite_uri(path: str) -> str:
-    """The URI of an SQLite file, whatever is in its name: ``?``, ``#``, ``%`` and spaces are quoted.
+    """The URI of an SQLite file; ``?``, ``#``, ``%`` and spaces in its path are quoted.
 
     >>> sqlite_uri("/runs/100%#2?x=1/mlflow.db")
     'sqlite:////runs/100%25%232%3Fx=1/mlflow.db'

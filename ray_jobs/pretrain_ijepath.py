@@ -97,7 +97,8 @@ def shared(config: PretrainConfig, varied: Sequence[str]) -> list[str]:
 def located(config: PretrainConfig) -> PretrainConfig:
     """The config with every path made absolute: a worker runs in another folder than the command."""
     keys = ("slide_manifest_csv", "slide_metadata_parquet", "anchor_catalog_manifest")
-    data = replace(config.data, **{key: absolute(getattr(config.data, key)) for key in keys})
+    paths: dict[str, Any] = {key: absolute(getattr(config.data, key)) for key in keys}
+    data = replace(config.data, **paths)
     done: PretrainConfig = training_jobs.located(config, data=data)
     return done
 

@@ -129,7 +129,7 @@ def _training_order(config: PreviewConfig, folder: str) -> tuple[Any, Any, set[s
     from ijepath.config import resolve_global_batch
     from ijepath.data import AnchorReader, ReaderConfig
     from ijepath.plan import build_plan
-    from pathray.data.stream import Lookup
+    from pathray.data.share import Lookup
 
     config = resolve_global_batch(config, config.scaling.ranks)
     plan = build_plan(config.anchor_catalog, f"{folder}/plan", sampling_stratum_key=config.data.sampling_stratum_key)

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 from pathray.config.load import Loaded, is_set, placement
 from pathray.errors import UserError
-from pathray.run.layout import CHECKPOINTS, ENCODER, STOP
+from pathray.run.layout import CHECKPOINTS, ENCODER, RESULTS, STOP
 from pathray.run.outcome import Outcome
 from ray_jobs.shell.cli import Outputs, job
 from ray_jobs.shell.run_summary import write_run_summary
 from ray_jobs.shell.runtime import RuntimeConfig, ray_session
 from ray_jobs.train import training_jobs
-from ray_jobs.train.regression_checks import METRICS, check_rows, is_finished, is_repeated, keep_results, tell_rehearsal
+from ray_jobs.train.regression_checks import check_rows, is_finished, is_repeated, keep_results, tell_rehearsal
 from ray_jobs.train.trainer import begin, fit
 from ray_jobs.train.training_jobs import (
     absolute,
@@ -98,7 +98,7 @@ def work_on(run: Run) -> Outputs:
     from ray_jobs.train.frozen_features import FeaturesStopped
 
     store, config = Storage.of(run.folder), run.config
-    done = Outputs({"run": run.folder, "model": store.join(ENCODER), "metrics": store.join(METRICS)})
+    done = Outputs({"run": run.folder, "model": store.join(ENCODER), "metrics": store.join(RESULTS)})
     if is_finished(run):
         return done
     keep_results(run)
@@ -129,7 +129,7 @@ def located(config: TrainRegressionConfig) -> TrainRegressionConfig:
     for key in ("table", "split"):
         if not is_set(getattr(config.data, key)):
             raise UserError("what shall be trained on?", key=f"data.{key}", expected=f"data.{key}=FILE")
-    data = replace(config.data, table=absolute(config.data.table), split=absolute(config.data.split))
+    data = replace(config.data, table=str(absolute(config.data.table)), split=str(absolute(config.data.split)))
     model = replace(config.model, artifact=absolute(config.model.artifact), weights=absolute(config.model.weights))
     probes = {name: str(absolute(path)) for name, path in config.eval.probes.items()}
     done: TrainRegressionConfig = training_jobs.located(
@@ -221,11 +221,11 @@ def run_of(config: TrainRegressionConfig, plan: Plan) -> Run:
         return run
     known = runs_in(root, tag) if config.checkpoint.resume == "auto" else []
     for name, newest in known:
-        if not root.exists(f"{name}/{METRICS}") and same(newest):
+        if not root.exists(f"{name}/{RESULTS}") and same(newest):
             log.info("going on with %s", name)
             return of(name, newest)
     for name, newest in known:
-        if root.exists(f"{name}/{METRICS}") and is_repeated(of(name), newest):
+        if root.exists(f"{name}/{RESULTS}") and is_repeated(of(name), newest):
             log.info("logging.run_name=NAME or checkpoint.resume=never begins another run of this config")
             return of(name, newest)
     at = time.time()
@@ -243,7 +243,7 @@ def runs_in(root: Storage, tag: str) -> list[tuple[str, Committed]]:
         try:
             newest = chosen(root.join(name), tag) if root.exists(f"{name}/{CHECKPOINTS}") else None
         except UserError as e:
-            if not root.exists(f"{name}/{METRICS}"):
+            if not root.exists(f"{name}/{RESULTS}"):
                 raise  # this may be the run to resume
             log.warning("skipping the finished run %s: %s", name, e)
             continue

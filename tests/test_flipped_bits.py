@@ -20,8 +20,8 @@ from ijepath.anchors import SlideAnchors
 from ijepath.catalog import Catalog
 from ijepath.catalog_writer import write_catalog
 from ijepath.index import read_index
+from pathray.data.faults import Fault
 from pathray.data.plan import Plan, PlanWriter
-from pathray.data.stream import Fault
 from pathray.errors import UserError
 from pathray.nn.vit import ViT, ViTConfig
 from pathray.run import quarantine

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from pathray.data.plan import Plan
-from pathray.data.stream import Batch, UnitReader
+from pathray.data.units import Batch, UnitReader
 from pathray.errors import UnreadableUnit
 from pathray.store.records import check_seal, parsed, sealed, text
 from pathray.store.storage import Storage, digest_bytes

@@ -17,7 +17,7 @@ import numpy as np
 from pathray.data.splits import SPLITS, GroupedTable, Split, Strings
 from pathray.errors import UserError
 from pathray.files.csv_rows import check_header, records
-from pathray.files.text import decoded, read_user_file
+from pathray.files.text import decode_text, read_user_file
 from pathray.store.storage import Storage, digest_bytes
 
 COLUMNS = ["path", "group_id", "split"]
@@ -65,7 +65,7 @@ def split_rows(path: str) -> tuple[list[tuple[int, list[str]]], dict[str, Any], 
     """(line, [path, group, part]) of a split's rows, what its own comment says of it, and its digest. UserError naming
     the row for what is none."""
     data = read_user_file(path, "split", "CSV in UTF-8")
-    text = decoded(path, data, "split")
+    text = decode_text(path, data, "split")
     rows = [(line, [cell.strip() for cell in cells]) for line, cells in records(path, text, ",")]
     line, header = rows[0] if rows else (1, [])
     check_header(path, line, header, ",", "split")

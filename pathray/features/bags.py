@@ -1,11 +1,11 @@
-"""Bags on disk: the features of one slide's tiles as one H5 file, in the layout that CLAM and TRIDENT read.
+"""Reads and writes bags: the features of one slide's tiles in one H5 file, in the layout of CLAM and TRIDENT.
 
     features [N, D]   float16 or float32
-    coords   [N, 2]   int64, upper left corners (x, y) in level-0 pixels, raster order; what a tile is, as attributes
+    coords   [N, 2]   int64, upper left corners (x, y) in level-0 pixels, raster order; attributes describe the tiles
     attributes of the file: schema_version, fingerprint, provenance (JSON)
 
-A bag appears whole or not at all. Equal inputs give equal bytes. Not here: what is in a slide
-(pathray.features.slides), stores of many bags.
+A bag is published as a whole or not at all. Equal inputs give equal bytes. Not here: extraction from slides
+(pathray.features.slides), collections of bags.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ FEATURE_KEYS = ("features", "feats")
 
 
 class BagWriter:
-    """Writes the bag of one slide row range by row range, with memory for one range, and publishes it when whole.
+    """Writes the bag of one slide in ranges of rows, with memory for one range, and publishes it when complete.
 
-    A context manager: `write` the features of all rows in any order, then leaving the block publishes the file; leaving
-    it with an error leaves nothing. On remote storage the file is made on the local disk and uploaded. Raises
-    StorageError when it cannot be written, UserError for features that are not finite or do not fit `dtype`.
+    A context manager: `write` all rows in any order; leaving the block publishes the file, and leaving it with an error
+    leaves nothing behind. For remote storage the file is written to the local disk and uploaded. Raises StorageError if
+    it cannot be written, UserError for features that are not finite or do not fit `dtype`.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class BagWriter:
             self._stack = stack.pop_all()
 
     def write(self, start: int, features: npt.NDArray[Any]) -> None:
-        """Rows `start` … of the bag, `features` ``[n, D]``; each row is written once."""
+        """Write `features` ``[n, D]`` to the rows from `start` on. Each row must be written once."""
         stop = start + len(features)
         assert self._left[start:stop].all(), "rows written twice"
         with np.errstate(over="ignore"):
@@ -81,7 +81,7 @@ class BagWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None:  # the caller's error, not the output's: it passes as it is
+        if kind is not None:  # the caller's error, not the output's: it propagates unchanged
             self._stack.__exit__(kind, error, trace)
             return
         with clear_errors(self.path), self._stack:
@@ -90,8 +90,8 @@ class BagWriter:
 
 @dataclass(frozen=True)
 class Bag:
-    """`features` ``[N, D]`` as stored, `coords` ``[N, 2]`` int64 or None where the file has none, the attributes of
-    `coords`, and where all this comes from ({} in files of others)."""
+    """`features` ``[N, D]`` as stored; `coords` ``[N, 2]`` int64, or None if the file has none; `tile`, the attributes
+    of `coords`; and the provenance ({} in files from other tools)."""
 
     features: npt.NDArray[Any]
     coords: npt.NDArray[np.int64] | None
@@ -100,12 +100,12 @@ class Bag:
 
 
 def read_bag(path: str) -> Bag:
-    """A bag of ours, of CLAM, of TRIDENT (``features`` ``[N, D]`` or ``[1, N, D]``) or of others (``feats``).
+    """Read a bag of Pathray, CLAM or TRIDENT (``features`` ``[N, D]`` or ``[1, N, D]``), or of other tools (``feats``).
 
-    MissingFile when it is not there. UserError with the reason: no H5, no features, another rank, no rows, coords of
-    another length, values that are not finite, a newer version.
+    Raises MissingFile, and UserError with the reason: not H5, no features, a wrong shape, no rows, coords of another
+    length, NaN or inf, a newer version.
     """
-    with opened(path) as file:
+    with open_h5(path) as file:
         key = next((k for k in FEATURE_KEYS if k in file), None)
         if key is None:
             expected = " or ".join(FEATURE_KEYS)
@@ -131,8 +131,8 @@ def read_bag(path: str) -> Bag:
 
 @dataclass(frozen=True)
 class BagSummary:
-    """What a bag was made of, as it was given to its writer, its rows, the spacing of its tiles and that of the level
-    they were read from (None where it does not say)."""
+    """A bag's fingerprint as given to its writer, its number of rows, and the spacings of its tiles and of the
+    level that was read (None if not recorded)."""
 
     fingerprint: str
     rows: int
@@ -141,9 +141,9 @@ class BagSummary:
 
 
 def read_summary(path: str) -> BagSummary | None:
-    """None when there is no readable bag of ours. Reads no features."""
+    """The summary of a bag written by Pathray; None if there is no readable one. Reads no features."""
     try:
-        with opened(path) as file:
+        with open_h5(path) as file:
             whole = "features" in file and "coords" in file and len(file["features"]) == len(file["coords"])
             if not whole or "fingerprint" not in file.attrs:
                 return None
@@ -155,7 +155,7 @@ def read_summary(path: str) -> BagSummary | None:
 
 
 def check_finite(features: npt.NDArray[Any], stored: npt.NDArray[Any], path: str) -> None:
-    """UserError when features are not finite, or are not any more once `stored`."""
+    """UserError if features are not finite, or are no longer finite when `stored`."""
     if np.isfinite(stored).all():
         return
     if np.isfinite(features).all():
@@ -165,8 +165,8 @@ def check_finite(features: npt.NDArray[Any], stored: npt.NDArray[Any], path: str
 
 
 @contextlib.contextmanager
-def opened(path: str) -> Iterator[Any]:
-    """The H5 file at a path or URL, read-only. MissingFile, or UserError when it is none or of a newer version."""
+def open_h5(path: str) -> Iterator[Any]:
+    """The H5 file at a path or URL, opened read-only. Raises MissingFile, and UserError if it is not H5 or too new."""
     import h5py
 
     folder, _, name = path.rpartition("/")
@@ -175,7 +175,7 @@ def opened(path: str) -> Iterator[Any]:
         try:
             file = stack.enter_context(h5py.File(raw, "r"))
         except (OSError, RuntimeError, io.UnsupportedOperation) as e:
-            raise UserError("this is no H5 file, or a damaged one", file=path, found=str(e)[:200]) from e
+            raise UserError("not an H5 file, or damaged", file=path, found=str(e)[:200]) from e
         version = int(file.attrs.get("schema_version", 0))
         if "fingerprint" in file.attrs and version > SCHEMA_VERSION:
             message = "the bag was written by a newer version"

@@ -1,7 +1,7 @@
-"""An encoder artifact as a function from pixels to features: its own preprocessing, the ViT, pooling.
+"""An encoder artifact as a function from pixels to features: its preprocessing, the ViT, pooling.
 
-`EncoderSpec` knows the description only and is what plans and fingerprints are made of; `FeatureEncoder` holds weights
-on a device. Not here: where pixels come from, where features go.
+`EncoderSpec` holds the description only, for plans and fingerprints; `FeatureEncoder` holds the weights on a device.
+Not here: where pixels come from, where features go.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 POOLINGS = ("mean", "cls", "cls+mean")
 PRECISIONS = ("fp32", "bf16", "fp16")
-UNDERSTOOD = ("mean", "std", "size", "mpp", "layout")  # preprocessing that is done here
+UNDERSTOOD = ("mean", "std", "size", "mpp", "layout")  # the preprocessing that this module implements
 
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """An encoder artifact under a name (the folder its features go to), with its description."""
+    """An encoder artifact with its description and a name (the folder of its features)."""
 
     name: str
     path: str
@@ -33,9 +33,8 @@ class EncoderSpec:
 
     @classmethod
     def of(cls, name: str, path: str) -> EncoderSpec:
-        """Read the description. Raises as `pathray.store.artifact.describe` does, and UserError for an encoder of
-        anything else than RGB images, or one whose preprocessing is not understood here: it is never left out
-        silently."""
+        """Read the description. Raises what `pathray.store.artifact.describe` raises, and UserError for an encoder that
+        is not for RGB images or needs unsupported preprocessing, which is never skipped silently."""
         from pathray.store.artifact import describe
 
         spec = cls(name, path, describe(path))
@@ -44,7 +43,7 @@ class EncoderSpec:
 
     @property
     def size_px(self) -> int:
-        """Side of the images that it was trained on."""
+        """Side of the images that the encoder was trained on, in pixels."""
         size = self.preprocessing["size"]
         return int(size if isinstance(size, int | float) else size[0])
 
@@ -59,7 +58,7 @@ class EncoderSpec:
         return found
 
     def dim(self, pooling: str) -> int:
-        """Numbers in one feature. UserError when the encoder has no class token to pool."""
+        """The length of one feature vector. UserError if the pooling needs a class token that the encoder lacks."""
         vit = self.description["vit"]
         if "cls" in pooling and not vit["cls_token"]:
             raise UserError(
@@ -68,17 +67,18 @@ class EncoderSpec:
         return int(vit["dim"]) * (2 if pooling == "cls+mean" else 1)
 
     def input_px(self, width: int, height: int, *, resize: bool) -> tuple[int, int]:
-        """What an image of that size is brought to, (width, height): itself, or with `resize` the encoder's own size.
+        """The input size (width, height) for an image of this size: unchanged, or with `resize` the encoder's own.
 
-        UserError when it is not whole patches, or not of the aspect of what it would be resized to.
+        UserError if the size is not a multiple of the patch size, or if a non-square image would be resized.
         """
         patch = tuple(self.description["vit"]["patch_size"])
         if resize and width != height:
-            raise UserError("only square images are resized", file=self.path, key="resize", found=f"{width} x {height}")
+            found = f"{width} x {height}"
+            raise UserError("resize needs square images", file=self.path, key="resize", found=found)
         size = (self.size_px, self.size_px) if resize else (width, height)
         if size[1] % patch[0] or size[0] % patch[1]:
             raise UserError(
-                f"{self.name}: the image is not whole patches",
+                f"{self.name}: the image size is not a multiple of the patch size",
                 file=self.path,
                 found=f"{size[0]} x {size[1]} pixels",
                 expected=f"a multiple of {patch[0]}, or resize=true for {self.size_px} pixels",
@@ -86,7 +86,7 @@ class EncoderSpec:
         return size
 
     def identity(self) -> dict[str, Any]:
-        """What its features depend on: weights, architecture, preprocessing. Not its name, place or history."""
+        """Everything that features depend on: weights, architecture, preprocessing. Not the name, path or history."""
         return {k: self.description[k] for k in ("sha256", "architecture", "vit", "preprocessing", "science")}
 
     def _check(self) -> None:
@@ -97,7 +97,7 @@ class EncoderSpec:
             raise UserError("not an encoder of RGB images", file=self.path, found=found, expected="3 channels, NCHW")
         others = {k: v for k, v in given.items() if k not in UNDERSTOOD and v not in (None, False, 0)}
         if others:
-            message = "the encoder expects preprocessing that extraction does not do"
+            message = "the encoder needs preprocessing that extraction does not support"
             raise UserError(message, file=self.path, key="preprocessing", found=others, expected=UNDERSTOOD)
         size = given["size"]
         if not isinstance(size, int | float) and len(set(size)) != 1:
@@ -105,7 +105,7 @@ class EncoderSpec:
 
 
 class FeatureEncoder:
-    """uint8 tiles in, float32 features out. Holds the ViT on a device, in evaluation mode, without gradients."""
+    """Maps uint8 tiles to float32 features. Holds the ViT on a device, in evaluation mode, without gradients."""
 
     def __init__(
         self, vit: ViT, preprocessing: Mapping[str, Any], device: Device, *, pooling: str, precision: str
@@ -122,7 +122,7 @@ class FeatureEncoder:
     def __call__(self, pixels: Tensor) -> Tensor:
         """uint8 ``[B, h, w, 3]`` on the device → float32 ``[B, D]`` on the device.
 
-        In fp32 a row does not depend on the others nor on B to 1e-5; in bf16 and fp16 only to their own rounding.
+        In fp32 a row is independent of B and of the other rows up to 1e-5; in bf16 and fp16 up to their rounding.
         """
         import torch
 
@@ -131,7 +131,7 @@ class FeatureEncoder:
             return self.pooled(self.vit(images).float())
 
     def pooled(self, tokens: Tensor) -> Tensor:
-        """``[B, P+N, D]`` → ``[B, D]`` or, for ``cls+mean``, ``[B, 2D]`` (the class token first). No registers."""
+        """``[B, P+N, D]`` → ``[B, D]`` or, for ``cls+mean``, ``[B, 2D]`` (class token first), without registers."""
         import torch
 
         patches = tokens[:, self.vit.num_prefix :].mean(dim=1)
@@ -143,13 +143,13 @@ class FeatureEncoder:
 def load_encoder(
     spec: EncoderSpec, device: Device, *, pooling: str = "mean", precision: str = "fp32"
 ) -> FeatureEncoder:
-    """The encoder of a spec on `device`. Raises as `EncoderArtifact.load`, and UserError when it was replaced since the
-    spec was read, or has no class token where pooling wants one."""
+    """The encoder of a spec on `device`. Raises what `EncoderArtifact.load` raises, and UserError if the artifact was
+    replaced since the spec was read, or if the pooling needs a class token that it lacks."""
     from pathray.store.artifact import EncoderArtifact
 
     vit, description = EncoderArtifact.load(spec.path)
     if description["sha256"] != spec.description["sha256"]:
         found, expected = description["sha256"], spec.description["sha256"]
-        raise UserError("the encoder was replaced meanwhile", file=spec.path, found=found, expected=expected)
+        raise UserError("the encoder was replaced during the run", file=spec.path, found=found, expected=expected)
     spec.dim(pooling)
     return FeatureEncoder(vit, spec.preprocessing, device, pooling=pooling, precision=precision)

@@ -1,4 +1,4 @@
-"""What features depend on, as one digest: equal identities, equal features, so that finished work can be skipped."""
+"""A digest of everything that features depend on. Equal digests mean equal features, so finished work is skipped."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pathray.store.storage import digest_bytes
 if TYPE_CHECKING:
     from pathray.features.encoder import EncoderSpec
 
-EXTRACTION_VERSION = 1  # raised when equal inputs would give other features than before
+EXTRACTION_VERSION = 1  # raise it when equal inputs give different features than before
 
 
 def fingerprint(identity: Mapping[str, Any]) -> str:
-    """sha256 of the canonical JSON of `identity`, the version of extraction included."""
+    """sha256 of the canonical JSON of `identity` and the extraction version."""
     text = json.dumps({"extraction_version": EXTRACTION_VERSION, **identity}, sort_keys=True, allow_nan=False)
     return digest_bytes(text.encode())
 
 
 def identity_of(source: Mapping[str, Any], spec: EncoderSpec, settings: Any, *more: str) -> dict[str, Any]:
-    """All that features depend on: what `source` says they are of, the settings (`more` of them) and the encoder."""
+    """Everything that features depend on: their source, the settings (with `more` of them) and the encoder."""
     how = ("resize", "pooling", "precision", "dtype", *more)
     return {**source, "settings": {name: getattr(settings, name) for name in how}, "encoder": spec.identity()}

@@ -1,8 +1,8 @@
-"""Many image files → tables of features, part by part. No Ray. Not here: which images there are
-(pathray.features.inputs).
+"""Extracts features of many image files into tables, part by part, without Ray.
 
-A part is a run of images of one list. Its images may be of several sizes; each is taken as it is, or resized to the
-encoder's own size. Memory is bounded by a part's features and a few batches of pixels.
+A part is a range of images of one list. Images may differ in size; each is used as it is, or resized to the encoder's
+own size. Memory is bounded by a part's features and a few batches of pixels. Not here: listing images
+(pathray.features.inputs).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathray.errors import UnreadableUnit, UserError
 from pathray.features.bags import check_finite
 from pathray.features.encoder import EncoderSpec
 from pathray.features.identity import fingerprint, identity_of
-from pathray.features.inference import PixelBatch, Size, ahead, encoded
+from pathray.features.inference import PixelBatch, Size, encode_batches, read_ahead
 from pathray.features.tables import FEATURES, feature_column, feature_type, write_table
 from pathray.files.images import ImageError, open_image, rgb_of
 from pathray.urls import public
@@ -37,7 +37,7 @@ Pixels = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class ImageSettings:
-    """How images become features. The upper part decides what the features are, the lower only how they get there."""
+    """How images become features. The first four fields determine the features, the others only how they are made."""
 
     resize: bool = False
     pooling: str = "mean"
@@ -52,8 +52,8 @@ class ImageSettings:
 
 @dataclass(frozen=True)
 class ImageJob:
-    """A part of a list of images: their `names` (as the user wrote them), `paths`, `states` (what changes when a file
-    does), `metadata` columns; `tables` maps the encoders asked for to the parts' paths."""
+    """A part of a list of images: `names` as the user wrote them, `paths`, file `states` (which change with the files)
+    and `metadata` columns. `tables` maps the requested encoders to the paths of the part's tables."""
 
     names: tuple[str, ...]
     paths: tuple[str, ...]
@@ -64,14 +64,14 @@ class ImageJob:
 
 @dataclass(frozen=True)
 class ImageOutcome:
-    """`errors` by the number of the image in its part; images without one are in the tables, if `written`."""
+    """`errors` by image number within the part; images without an error are in the tables, if `written`."""
 
     errors: Mapping[int, str]
     written: bool = True
 
 
 def part_fingerprint(job: ImageJob, spec: EncoderSpec, settings: ImageSettings) -> str:
-    """Of all that a part's content depends on."""
+    """The fingerprint of everything that a part's content depends on."""
     images = [list(pair) for pair in zip(job.names, job.states, strict=True)]
     metadata = {name: list(values) for name, values in job.metadata.items()}
     return fingerprint(identity_of({"images": images, "metadata": metadata}, spec, settings))
@@ -84,13 +84,13 @@ def extract_images(
     settings: ImageSettings,
     device: Device,
 ) -> ImageOutcome:
-    """Write the tables of one part. Images that cannot be read or encoded become `errors`; raises StorageError for the
-    output and EncodingError."""
+    """Write the tables of one part. Images that cannot be read or stored become `errors`. Raises StorageError for the
+    output, and EncodingError."""
     errors: dict[int, str] = {}
     wanted = {name: specs[name] for name, _ in job.tables}
     shapes = np.zeros((len(job.paths), 2), np.int64)
     features = {n: np.zeros((len(job.paths), s.dim(settings.pooling)), settings.dtype) for n, s in wanted.items()}
-    for rows, found in encoded(_batches(job, wanted, settings, shapes, errors), encoders, device):
+    for rows, found in encode_batches(_batches(job, wanted, settings, shapes, errors), encoders, device):
         for name, values in found.items():
             _store(features[name], rows, values, job, errors)
     kept = np.array([i for i in range(len(job.paths)) if i not in errors], np.int64)
@@ -104,8 +104,8 @@ def extract_images(
 
 
 def read_image(path: str) -> Pixels:
-    """An image file (path or URL) as uint8 ``[h, w, 3]``; transparent parts are white, grey is repeated, orientation
-    tags are not applied. Raises MissingFile, UserError, UnreadableUnit (``decode``)."""
+    """An image file (path or URL) as uint8 ``[h, w, 3]``; transparent parts become white, grey is repeated, orientation
+    tags are ignored. Raises MissingFile, UserError, UnreadableUnit (``decode``)."""
     source = open_source(path)
     try:
         data = source.read_many([(0, source.size)])[0]
@@ -125,7 +125,7 @@ def _batches(
     shapes: npt.NDArray[np.int64],
     errors: dict[int, str],
 ) -> Iterator[PixelBatch]:
-    """Batches of images of one size; at most four batches' worth wait for others. Fills `shapes` and `errors`."""
+    """Batches of images of equal size; at most four batches' worth of images are held. Fills `shapes` and `errors`."""
 
     def read(i: int) -> tuple[Pixels | None, str]:
         try:
@@ -137,7 +137,7 @@ def _batches(
         return pixels, ""
 
     waiting: dict[Size, list[tuple[int, Pixels]]] = {}
-    results = ahead(
+    results = read_ahead(
         read,
         range(len(job.paths)),
         threads=settings.read_threads,
@@ -186,7 +186,7 @@ def _store(
 def _table(
     job: ImageJob, kept: npt.NDArray[np.int64], shapes: npt.NDArray[np.int64], features: npt.NDArray[Any]
 ) -> pa.Table:
-    """The images `kept`, in their order."""
+    """A table of the images `kept`, in order."""
     columns = {"path": pa.array([job.names[i] for i in kept], pa.string())}
     columns |= {"width": pa.array(shapes[kept, 0], pa.int32()), "height": pa.array(shapes[kept, 1], pa.int32())}
     columns |= {name: pa.array([values[i] for i in kept], pa.string()) for name, values in job.metadata.items()}

@@ -1,6 +1,6 @@
-"""Batches of pixels through several encoders: read ahead in threads, uploaded once, results in the order of the input.
+"""Runs batches of pixels through several encoders: read ahead in threads, uploaded once, returned in input order.
 
-Memory is bounded by a few batches whatever the length of the stream. Not here: what is read, where features go.
+Memory is bounded by a few batches for any length of input. Not here: what is read, where features go.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ R = TypeVar("R")
 
 
 class EncodingError(Exception):
-    """An encoder failed on pixels that were read well: not the data's fault, so no slide is to be blamed for it."""
+    """An encoder failed on valid pixels. This is not the data's fault, so no slide is reported as damaged."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return EncodingError, self.args
@@ -38,14 +38,14 @@ class EncodingError(Exception):
 
 @dataclass(frozen=True)
 class PixelBatch:
-    """Images ``[B, h, w, 3]`` uint8 by size, the size that each encoder takes, and their `rows` ``[B]``."""
+    """Images ``[B, h, w, 3]`` uint8 by size, the input size of each encoder, and the images' `rows` ``[B]``."""
 
     rows: npt.NDArray[np.int64]
     pixels: Mapping[Size, npt.NDArray[np.uint8]]
     sizes: Mapping[str, Size]
 
 
-def encoded(
+def encode_batches(
     batches: Iterable[PixelBatch], encoders: Mapping[str, FeatureEncoder], device: Device
 ) -> Iterator[tuple[npt.NDArray[np.int64], dict[str, npt.NDArray[np.float32]]]]:
     """(rows, features ``[B, D]`` by encoder) of every batch, in order; one is computed while the last is fetched."""
@@ -70,7 +70,7 @@ def _submit(batch: PixelBatch, encoders: Mapping[str, FeatureEncoder], device: D
 def _fetch(features: dict[str, Tensor]) -> dict[str, npt.NDArray[np.float32]]:
     try:
         return {name: values.cpu().numpy() for name, values in features.items()}
-    except Exception as e:  # on CUDA what went wrong shows here
+    except Exception as e:  # on CUDA, errors appear here
         raise _explained(e) from e
 
 
@@ -79,7 +79,7 @@ def _explained(e: Exception) -> EncodingError:
     return EncodingError(f"encoding failed: {type(e).__name__}: {e}{advice}")
 
 
-def ahead(
+def read_ahead(
     read: Callable[[T], R],
     items: Iterable[T],
     *,
@@ -88,10 +88,10 @@ def ahead(
     per_thread: int = 2,
     name: Callable[[T], str] = str,
 ) -> Iterator[R]:
-    """`read` of every item in order, in `threads` threads, at most `per_thread` items a thread ahead of the consumer.
+    """The results of `read` for all items, in order, read by `threads` threads at most `per_thread` items each ahead.
 
-    Raises what `read` raises, and UnreadableUnit (``timeout``, naming the item) for one that takes longer than
-    `timeout_s` after its turn has come; its thread is left behind.
+    Raises what `read` raises, and UnreadableUnit (``timeout``, naming the item) if the consumer waits longer than
+    `timeout_s` for an item; the item's thread is then abandoned.
     """
     pool = ThreadPoolExecutor(threads, thread_name_prefix="pathray-read")
     source, waiting = iter(items), deque[tuple[T, Future[R]]]()

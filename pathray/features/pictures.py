@@ -1,7 +1,7 @@
-"""What a person checks after an extraction: a thumbnail with tissue and tiles, and both as GeoJSON for QuPath.
+"""Pictures for checking an extraction: a thumbnail with tissue and tiles, and both as GeoJSON for QuPath.
 
-Of a slide, not of an encoder. A picture carries a digest of what it was made of, so that one that is current is not
-made again; it is written after the GeoJSON. Not here: the bags (pathray.features.slides).
+There is one per slide, for all encoders. A picture contains a digest of its inputs, so that a current one is not made
+again; it is written after the GeoJSON. Not here: the bags (pathray.features.slides).
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from pathray.errors import MissingFile, UserError
 from pathray.features.publish import replacing
 from pathray.fingerprint import fingerprint
 from pathray.store.storage import Storage, write_atomic
-from pathray.wsi.contours import COLOUR, tissue_polygons, without_glare
+from pathray.wsi.contours import COLOUR, dim_glass, tissue_polygons
 from pathray.wsi.geojson import GeoJsonWriter
 from pathray.wsi.reader import SlideReader
 from pathray.wsi.thumbnail import thumbnail
 from pathray.wsi.tiling import Tiles, TileSpec
 
-VERSION = 1  # of the pictures; raised when they change
-THUMBNAILS, QUPATH = "thumbnails", "qupath"  # folders below the output
-SIDE, FOOTER, NARROWEST = 1280, 62, 560  # layout units, which are pixels
-TILE_COLOUR, FADED = (0, 110, 60), (0, 110, 60, 55)  # green: on no stain
-WIDE, FINE = 40.0, 5.0  # pixels of a tile: below, its lines are thinner; it is tinted, lines would hide what is there
-HEAD = 512  # bytes of a picture that hold its digest
+VERSION = 1  # raise it when the pictures change
+THUMBNAILS, QUPATH = "thumbnails", "qupath"  # subfolders of the output
+SIDE, FOOTER, NARROWEST = 1280, 62, 560  # in pixels
+TILE_COLOUR, FADED = (0, 110, 60), (0, 110, 60, 55)  # green, a colour that no stain has
+WIDE, FINE = 40.0, 5.0  # tile side in pixels: below WIDE lines are thinner, below FINE tiles are tinted instead
+HEAD = 512  # the digest is within this many bytes
 _DIGEST = re.compile(rb"pathray\x00([0-9a-f]{64})")
 
 
 @dataclass(frozen=True)
 class PicturePaths:
-    """Where the pictures of a slide go: paths or URLs, and the digest of what they are made of."""
+    """The paths or URLs of a slide's pictures, and the digest of their inputs."""
 
     png: str
     geojson: str
@@ -44,21 +44,21 @@ class PicturePaths:
 
     @classmethod
     def of(cls, output: str, slide_id: str, slide: dict[str, Any], tiles: TileSpec) -> PicturePaths:
-        """`slide`: what changes when the slide's pictures do."""
+        """`slide`: everything about the slide that its pictures depend on."""
         store = Storage.of(output)
         made_of = {"slide": slide, "tiles": asdict(tiles), "version": VERSION}
         digest = str(fingerprint(made_of)["hash"])
         return cls(store.join(THUMBNAILS, f"{slide_id}.png"), store.join(QUPATH, f"{slide_id}.geojson"), digest)
 
     def current(self) -> bool:
-        """Whether the pictures are there and made of just this."""
+        """Whether the pictures exist and were made from the same inputs."""
         folder, _, name = self.png.rpartition("/")
         try:
             with Storage.of(folder).open(name) as file:
                 found = _DIGEST.search(file.read(HEAD))
         except MissingFile:
             return False
-        except UserError:  # unreadable: made anew, which tells what is wrong
+        except UserError:  # unreadable: writing it again reports what is wrong
             return False
         return found is not None and found[1].decode() == self.digest
 
@@ -72,7 +72,7 @@ def write_pictures(
     mpp0: float,
     spec: TileSpec,
 ) -> None:
-    """Write both files. Raises what reading the slide raises, StorageError for those of the output."""
+    """Write both files. Raises what reading the slide raises, and StorageError for the output."""
     picture = draw_tiles(title, reader, tissue, tiles, mpp0, spec)
     write_geojson(paths.geojson, tissue, tiles, reader.level_shapes[0])
     write_atomic(paths.png, _png(picture, paths.digest))
@@ -81,8 +81,8 @@ def write_pictures(
 def draw_tiles(
     title: str, reader: SlideReader, tissue: npt.NDArray[Any], tiles: Tiles, mpp0: float, spec: TileSpec
 ) -> Picture:
-    """The slide at most SIDE pixels wide and high, with the outline of its tissue and its tiles, and what they are."""
-    picture = without_glare(thumbnail(reader, SIDE), tissue)
+    """The slide, at most SIDE pixels wide and high, with the outline of its tissue, its tiles and a legend."""
+    picture = dim_glass(thumbnail(reader, SIDE), tissue)
     height, width = picture.shape[:2]
     unit = width / reader.level_shapes[0][0]
     canvas = Canvas(max(width, NARROWEST), height + FOOTER)
@@ -108,7 +108,7 @@ def draw_tiles(
 
 
 def write_geojson(path: str, tissue: npt.NDArray[Any], tiles: Tiles, size: tuple[int, int]) -> None:
-    """Tissue as annotations and tiles as QuPath's tiles, in level-0 pixels. A tile's name is its row in the bag."""
+    """Write tissue as annotations and tiles as QuPath tiles, in level-0 pixels. A tile's name is its row in the bag."""
     with replacing(path) as partial, GeoJsonWriter(partial) as out:
         for number, (ring, holes) in enumerate(tissue_polygons(tissue, *size), start=1):
             about: dict[str, Any] = {"name": f"tissue {number}", "classification": "Tissue", "colour": COLOUR}
@@ -120,7 +120,7 @@ def write_geojson(path: str, tissue: npt.NDArray[Any], tiles: Tiles, size: tuple
 
 
 def _fitting(canvas: Canvas, title: str, size: float) -> str:
-    """A title, cut in its middle where it is wider than the picture."""
+    """The title, shortened in the middle if it is wider than the picture."""
     if canvas.text_width(title, size, bold=True) <= canvas.width - 20:
         return title
     half = len(title) // 2

@@ -1,6 +1,6 @@
-"""Files too large for memory that appear whole or not at all, on local and remote storage.
+"""Publishes files that are too large for memory, completely or not at all, on local and remote storage.
 
-For small files `Storage.write_bytes` does the same. Not here: directories that are committed (pathray.store.committed).
+Not here: small files (`Storage.write_bytes`), committed directories (pathray.store.committed).
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from pathlib import Path
 from pathray.errors import MissingFile
 from pathray.store.storage import Storage, StorageError, fsync, storage_error
 
-ABANDONED_S = 86400.0  # a partial file of another machine, untouched for so long, is nobody's
+ABANDONED_S = 86400.0  # a partial file of another machine is abandoned after this time
 _PARTIAL = re.compile(r"\..+-(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}\.partial(\.\d+\.part)?")
 
 
 @contextlib.contextmanager
 def replacing(path: str) -> Iterator[Path]:
-    """A local file to write, which takes the place of `path` (local or URL) when the block ends without an error.
+    """A local file to write, which replaces `path` (local or URL) when the block ends without an error.
 
-    Readers see the old file or the new one. StorageError when it cannot be put there. A process that is killed leaves a
+    Readers see either the old file or the new one. StorageError if it cannot be published. A killed process leaves a
     hidden partial file, which `sweep` removes.
     """
     folder, _, name = path.rpartition("/")
@@ -52,7 +52,8 @@ def replacing(path: str) -> Iterator[Path]:
 
 
 def sweep(folder: str) -> list[str]:
-    """Remove the partial files in a local folder whose process is gone, or, from other machines, that are a day old."""
+    """Remove partial files from a local folder: those whose process is gone, and those of other machines after a
+    day."""
     store = Storage.of(folder)
     if not store.local or not os.path.isdir(store.root):
         return []
@@ -68,7 +69,7 @@ def sweep(folder: str) -> list[str]:
 
 @contextlib.contextmanager
 def clear_errors(path: str) -> Iterator[None]:
-    """What a full disk or a missing permission raises while `path` is written, as a StorageError that names it."""
+    """Turn errors while `path` is written (a full disk, a missing permission) into a StorageError that names it."""
     try:
         yield
     except (MissingFile, StorageError):
@@ -90,6 +91,6 @@ def _abandoned(host: str, pid: int, entry: os.DirEntry[str]) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return True
-    except PermissionError:  # somebody else's, and alive
+    except PermissionError:  # another user's process, still alive
         return False
     return False

@@ -1,7 +1,7 @@
-"""One slide → one bag per encoder: tissue, tiles, pixels read once, features streamed to disk. No Ray.
+"""Extracts one slide into one bag per encoder: pixels are read once, features are streamed to disk. Without Ray.
 
-Memory does not grow with the slide: tiles are read a few batches ahead and written as they are encoded. Not here: which
-slides there are, what happens to one that fails (ray_jobs.extract_features).
+Memory does not grow with the slide: tiles are read a few batches ahead and written as soon as they are encoded. Not
+here: which slides to extract, what to do about failures (ray_jobs.extract_features).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathray.errors import UserError
 from pathray.features.bags import BagWriter
 from pathray.features.encoder import EncoderSpec
 from pathray.features.identity import fingerprint, identity_of
-from pathray.features.inference import PixelBatch, Size, ahead, encoded
+from pathray.features.inference import PixelBatch, Size, encode_batches, read_ahead
 from pathray.features.pictures import PicturePaths, write_pictures
 from pathray.features.tables import bag_to_parquet
 from pathray.reports.units import describe
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
     from pathray.device import Device
     from pathray.features.encoder import FeatureEncoder
 
-OPENING = 10  # times as long as one tile may a slide take to be opened, and its tissue to be found
+OPENING = 10  # opening a slide and finding its tissue may each take this many times the timeout of a tile
 
 
 @dataclass(frozen=True)
 class SlideSettings:
-    """How slides become bags. The upper half decides what is in a bag, the lower half only how it gets there."""
+    """How slides become bags. Fields down to `dtype` determine a bag's content, the others only how it is made."""
 
     tiles: TileSpec
     spacing_tolerance: float = 0.05
@@ -50,8 +50,8 @@ class SlideSettings:
     precision: str = "fp32"
     dtype: str = "float32"
 
-    max_enlargement: float = MAX_ENLARGEMENT  # of the finest level; a slide that needs more is refused
-    parquet: bool = False  # a table beside each bag
+    max_enlargement: float = MAX_ENLARGEMENT  # of the finest level; a slide that needs more is rejected
+    parquet: bool = False  # also write a table next to each bag
     batch_size: int = 64
     read_threads: int = 2
     read_timeout_s: float = 120.0
@@ -61,10 +61,10 @@ class SlideSettings:
 
 @dataclass(frozen=True)
 class SlideJob:
-    """A slide and what is to be made of it: `bags` maps the encoders asked for to the bags' paths.
+    """A slide to extract. `bags` maps the requested encoders to the bags' paths.
 
-    `mpp` overrides the header, `fallback_mpp` stands in where it says nothing. `state` and `mask_state` change when the
-    files do.
+    `mpp` overrides the header; `fallback_mpp` is used if the header has no spacing. `state` and `mask_state` change
+    with the files.
     """
 
     slide_id: str
@@ -80,7 +80,7 @@ class SlideJob:
 
 @dataclass(frozen=True)
 class SlideOutcome:
-    """A line of the report. `status` is ok, skipped (no bag was asked for), empty (no tile holds enough tissue) or
+    """A line of the report. `status` is ok, skipped (no bag was requested), empty (no tile has enough tissue) or
     failed."""
 
     status: str
@@ -94,12 +94,12 @@ class SlideOutcome:
 
 
 def slide_identity(job: SlideJob) -> dict[str, Any]:
-    """Which slide it is, in which state: what its tiles depend on."""
+    """The slide and the state of its files: everything that its tiles depend on."""
     return {name: getattr(job, name) for name in ("slide_id", "state", "mask_state", "mpp", "fallback_mpp")}
 
 
 def bag_identity(job: SlideJob, spec: EncoderSpec, settings: SlideSettings) -> dict[str, Any]:
-    """All that a bag's content depends on: equal identities, equal features. What its fingerprint is made of."""
+    """Everything that a bag's content depends on, from which its fingerprint is computed."""
     source = {"slide": slide_identity(job), "tiles": asdict(settings.tiles)}
     return identity_of(source, spec, settings, "spacing_tolerance")
 
@@ -115,8 +115,8 @@ def extract_slide(
     settings: SlideSettings,
     device: Device,
 ) -> SlideOutcome:
-    """Write the bags of `job`, then its pictures. Raises what the slide's files raise, StorageError for those of the
-    output, and EncodingError; then none of the bags that were begun is there."""
+    """Write the bags of `job`, then its pictures. Raises what reading the slide raises, StorageError for the output,
+    and EncodingError; an unfinished bag is never left behind."""
     started = time.monotonic()
     with ended_after(OPENING * settings.read_timeout_s):
         reader = open_slide(job.wsi_path, backend=settings.backend, cache_bytes=settings.cache_bytes)
@@ -152,22 +152,22 @@ def _with_pictures(
     tissue: npt.NDArray[Any],
     tiles: Tiles,
 ) -> SlideOutcome:
-    """The outcome once the pictures are written, if any are asked for. That the slide cannot be drawn is noted only:
-    its features are there."""
+    """The outcome after writing the pictures, if requested. Failing to draw the slide is only noted in the outcome,
+    because its features are complete."""
     if job.pictures is None or outcome.mpp0 is None:
         return outcome
     try:
         write_pictures(job.pictures, job.slide_id, reader, tissue, tiles, outcome.mpp0, settings.tiles)
     except (AssertionError, StorageError):
         raise
-    except Exception as e:  # every decoder raises its own kinds
+    except Exception as e:  # each decoder has its own exceptions
         note = f"no thumbnail: {describe(e)}"
         return replace(outcome, error=f"{outcome.error}; {note}" if outcome.error else note)
     return outcome
 
 
 def spacing(job: SlideJob, reader: SlideReader) -> tuple[float, str]:
-    """µm per level-0 pixel and who says so: manifest, header, tags or config. UserError when nobody does."""
+    """µm per level-0 pixel and its source: manifest, header, tags or config. UserError if no source has it."""
     if job.mpp is not None:
         return job.mpp, "manifest"
     if reader.mpp is not None:
@@ -201,13 +201,13 @@ def _write_bags(
                 tiles.coords,
                 specs[name].dim(settings.pooling),
                 dtype=settings.dtype,
-                tile=_tile_attributes(job, specs[name], settings, reader, tiles, mpp0),
+                tile=tile_attributes(job, specs[name], settings, reader, tiles, mpp0),
                 provenance={**identity, "source": _source(job, found), "encoder_name": name, "pathray": _version()},
                 fingerprint=fingerprint(identity),
             )
             bags[name] = stack.enter_context(bag)
         batches = tile_batches(reader, tiles, mpp0, settings, sizes)
-        for rows, features in encoded(batches, encoders, device):
+        for rows, features in encode_batches(batches, encoders, device):
             for name, bag in bags.items():
                 bag.write(int(rows[0]), features[name])
 
@@ -215,7 +215,7 @@ def _write_bags(
 def tile_batches(
     reader: SlideReader, tiles: Tiles, mpp0: float, settings: SlideSettings, sizes: Mapping[str, Size]
 ) -> Iterator[PixelBatch]:
-    """The tiles' pixels in raster order, each read once and brought to the size that each encoder takes."""
+    """The tiles' pixels in raster order, each read once and resized to each encoder's input size."""
     spec, centres = settings.tiles, tiles.centres()
 
     def read(first: int) -> PixelBatch:
@@ -227,7 +227,7 @@ def tile_batches(
         return PixelBatch(np.arange(first, first + len(part)), pixels, sizes)
 
     starts = range(0, len(tiles), settings.batch_size)
-    return ahead(
+    return read_ahead(
         read,
         starts,
         threads=settings.read_threads,
@@ -236,10 +236,10 @@ def tile_batches(
     )
 
 
-def _tile_attributes(
+def tile_attributes(
     job: SlideJob, spec: EncoderSpec, settings: SlideSettings, reader: SlideReader, tiles: Tiles, mpp0: float
 ) -> dict[str, Any]:
-    """What a tile is. The names down to `target_magnification` are TRIDENT's."""
+    """The attributes that describe the tiles. The names down to `target_magnification` are TRIDENT's."""
     import json
 
     width, height = reader.level_shapes[0]

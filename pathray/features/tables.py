@@ -1,7 +1,7 @@
-"""Features as parquet tables: one row per image or tile, beside whatever else is known of it.
+"""Reads and writes features as parquet tables: one row per image or tile, with its other columns.
 
-Column ``features`` is a fixed-size list of float16 or float32; the file's metadata holds the fingerprint, where the
-features come from, and which images are missing. Not here: bags in H5 (pathray.features.bags).
+Column ``features`` is a fixed-size list of float16 or float32. The file's metadata holds the fingerprint, the
+provenance and the missing images. Not here: bags in H5 (pathray.features.bags).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ROWS_AT_A_TIME = 1 << 14
 
 @dataclass(frozen=True)
 class FeatureTable:
-    """`features` ``[N, D]``, every other column by name, and the metadata that was written with them."""
+    """`features` ``[N, D]``, all other columns by name, and the metadata written with them."""
 
     features: npt.NDArray[Any]
     columns: dict[str, list[Any]]
@@ -45,14 +45,14 @@ def feature_type(dim: int, dtype: str) -> pa.DataType:
 
 
 def write_table(path: str, table: pa.Table, meta: Mapping[str, Any]) -> None:
-    """Publish a small table, whole or not at all. Equal tables give equal bytes."""
+    """Publish a small table, completely or not at all. Equal tables give equal bytes."""
     buffer = io.BytesIO()
     pq.write_table(table.replace_schema_metadata(_packed(meta)), buffer, compression="zstd")
     write_atomic(path, buffer.getvalue())
 
 
 def merge_tables(parts: Sequence[str], path: str, meta: Mapping[str, Any]) -> int:
-    """Put tables of one schema behind each other, one in memory at a time; the number of rows."""
+    """Concatenate tables of equal schema, one in memory at a time; returns the number of rows."""
     rows = 0
     with replacing(path) as partial:
         writer: pq.ParquetWriter | None = None
@@ -70,7 +70,7 @@ def merge_tables(parts: Sequence[str], path: str, meta: Mapping[str, Any]) -> in
 
 
 def read_table(path: str) -> FeatureTable:
-    """MissingFile when it is not there; UserError when it is no feature table or of a newer version."""
+    """Read a feature table. Raises MissingFile, and UserError if it is not a feature table or too new."""
     table = _read(path)
     column = table[FEATURES].combine_chunks()
     dim = column.type.list_size
@@ -80,7 +80,7 @@ def read_table(path: str) -> FeatureTable:
 
 
 def read_meta(path: str) -> dict[str, Any] | None:
-    """The metadata of a table; None when there is no readable one. Reads no rows."""
+    """The metadata of a table; None if it cannot be read. Reads no rows."""
     folder, _, name = path.rpartition("/")
     store = Storage.of(folder or ".")
     try:
@@ -91,11 +91,11 @@ def read_meta(path: str) -> dict[str, Any] | None:
 
 
 def bag_to_parquet(path: str) -> str:
-    """Write the bag at `path` (an .h5) as a table with columns x, y, features beside it; its path."""
-    from pathray.features.bags import opened
+    """Write the bag at `path` (an .h5) as a table with columns x, y, features next to it; returns the table's path."""
+    from pathray.features.bags import open_h5
 
     target = path.removesuffix(".h5") + ".parquet"
-    with opened(path) as bag, replacing(target) as partial:
+    with open_h5(path) as bag, replacing(target) as partial:
         features, coords = bag["features"], bag["coords"]
         schema = pa.schema(
             [("x", pa.int64()), ("y", pa.int64()), (FEATURES, feature_type(features.shape[1], features.dtype.str))],
@@ -119,9 +119,9 @@ def _read(path: str) -> pa.Table:
     try:
         table = pq.read_table(io.BytesIO(data))
     except pa.ArrowInvalid as e:
-        raise UserError("this is no parquet file, or a damaged one", file=path, found=str(e)[:200]) from e
+        raise UserError("not a parquet file, or damaged", file=path, found=str(e)[:200]) from e
     if FEATURES not in table.column_names or not pa.types.is_fixed_size_list(table.schema.field(FEATURES).type):
-        raise UserError("this is no table of features", file=path, found=table.column_names, expected=FEATURES)
+        raise UserError("not a feature table", file=path, found=table.column_names, expected=FEATURES)
     _unpacked(table.schema, path)
     return table
 

@@ -1,7 +1,7 @@
-"""Plain image files, opened in one place: which formats by content, how large, how transparency becomes colour.
+"""Opens plain image files: the allowed formats and sizes, and how transparency and palettes become pixels.
 
-Pillow knows formats that start other programs (PostScript) or hardly anybody tests; their names say nothing, since what
-decides is the content. Not here: slides (pathray.wsi.reader), where the bytes come from.
+Pillow also opens formats that start other programs (PostScript) or are rarely tested, and it decides by content, not by
+file name. So the formats are listed here. Not here: slides (pathray.wsi.reader), where the bytes come from.
 """
 
 from __future__ import annotations
@@ -13,39 +13,49 @@ import numpy as np
 import numpy.typing as npt
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")
-MODES = ("RGB", "RGBA", "L", "LA", "P", "PA", "1", "CMYK", "YCbCr")  # 8 bits; others would lose most of their range
+MODES = (
+    "RGB",
+    "RGBA",
+    "L",
+    "LA",
+    "P",
+    "PA",
+    "1",
+    "CMYK",
+    "YCbCr",
+)  # 8-bit modes: others would lose range
 LOSSY = ("JPEG", "WEBP", "JPEG2000")
-MAX_PIXELS = 1 << 28  # decoded whole
-BLACK = 8  # greys below it are black
+MAX_PIXELS = 1 << 28  # the limit for decoding a whole image
+BLACK = 8  # greys below this are black
 
 
 class ImageError(ValueError):
-    """What is no image here, or one that cannot be decoded; the message says why."""
+    """The data are not a supported image or cannot be decoded; the message says why."""
 
 
 def open_image(data: bytes | memoryview, formats: tuple[str, ...] = FORMATS) -> Any:
-    """The Pillow image of `data`, its pixels not decoded yet. ImageError for other formats and for too many pixels."""
+    """The Pillow image of `data`, with pixels not decoded yet. ImageError for other formats and too many pixels."""
     from PIL import Image
 
     if Image.MAX_IMAGE_PIXELS is not None and Image.MAX_IMAGE_PIXELS < MAX_PIXELS:
-        Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # raised for the process, never lowered: others open images, too
+        Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # only ever raised, since other code in the process opens images too
     try:
         image = Image.open(io.BytesIO(data), formats=formats)
-    except Exception as e:  # plug-ins raise many kinds on damaged heads
-        found = "no image of a known format" if type(e).__name__ == "UnidentifiedImageError" else f"{e}"
-        raise ImageError(f"{found}; read are {', '.join(formats)}") from e
+    except Exception as e:  # plug-ins raise many types for damaged headers
+        found = "unknown image format" if type(e).__name__ == "UnidentifiedImageError" else f"{e}"
+        raise ImageError(f"{found}; expected one of {', '.join(formats)}") from e
     if image.size[0] * image.size[1] > MAX_PIXELS:
-        raise ImageError(f"{image.size[0]} x {image.size[1]} pixels, at most {MAX_PIXELS:,} are decoded whole")
+        raise ImageError(f"image too large: {image.size[0]} x {image.size[1]} pixels, at most {MAX_PIXELS:,} in all")
     return image
 
 
 def rgb_of(image: Any) -> npt.NDArray[np.uint8]:
-    """uint8 ``[h, w, 3]``: transparent parts are white, grey is repeated, orientation tags are not applied.
+    """The pixels, uint8 ``[h, w, 3]``: transparent parts become white, grey is repeated, orientation tags are ignored.
 
     ImageError for pixels of more than 8 bits and for data that cannot be decoded.
     """
     if image.mode not in MODES:
-        raise ImageError(f"pixels of mode {image.mode}, expected 8-bit colours")
+        raise ImageError(f"unsupported pixel mode {image.mode}, expected 8-bit colours")
     try:
         if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
             return np.asarray(image.convert("RGB"))
@@ -57,10 +67,10 @@ def rgb_of(image: Any) -> npt.NDArray[np.uint8]:
 
 
 def mask_of(image: Any) -> npt.NDArray[np.uint8]:
-    """uint8 ``[h, w]`` of a mask, 0 where there is nothing: its largest colour channel, whatever its alpha.
+    """The mask's values, uint8 ``[h, w]``, 0 for background: the largest colour channel, ignoring alpha.
 
-    Palettes of greys count by colour, those of colours by index (label maps). Half-tones that a lossy codec leaves
-    around edges are nothing. ImageError as in `rgb_of`, and for a palette whose colours contradict its order.
+    Grey palettes count by colour, colour palettes by index (label maps). Halftones that a lossy codec leaves at edges
+    become background. ImageError as in `rgb_of`, and for an ambiguous palette.
     """
     try:
         values = np.asarray(image)
@@ -79,8 +89,8 @@ def mask_of(image: Any) -> npt.NDArray[np.uint8]:
 
 
 def palette_values(colours: npt.NDArray[np.uint8], used: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """What each of the 256 indices of a mask means: its grey where all `used` colours ``[n, 3]`` are greys, else the
-    index itself. ImageError where index 0 has a colour and another index is black: either could be the ground."""
+    """The mask value of each of the 256 palette indices: its grey level if all `used` colours ``[n, 3]`` are grey, else
+    the index itself. ImageError if index 0 has a colour and another index is black: either could be the background."""
     table = np.zeros((256, 3), np.uint8)
     table[: len(colours)] = colours[:256]
     shown = table[used]
@@ -92,12 +102,12 @@ def palette_values(colours: npt.NDArray[np.uint8], used: npt.NDArray[Any]) -> np
     dark = {int(i) for i, colour in zip(used, shown, strict=True) if colour.max() < BLACK}
     if 0 in used and 0 not in dark and dark:
         raise ImageError(
-            f"a mask of indexed colours in which index 0 is {tuple(table[0].tolist())} and index {min(dark)} is black: "
-            "either could be the background; save it as grey, 0 for background"
+            f"ambiguous mask palette: index 0 is {tuple(table[0].tolist())} and index {min(dark)} is black, "
+            "so either could be the background; save the mask as grey with 0 for background"
         )
     return np.arange(256).astype(np.uint8)
 
 
 def without_halftones(values: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """A black and white mask from a lossy file without the ringing along its edges; other values as they are."""
+    """A black and white mask without the ringing that a lossy codec leaves at edges; other masks are unchanged."""
     return np.where(values >= 128, values, 0).astype(np.uint8) if values.size and values.max() >= 128 else values

@@ -1,8 +1,8 @@
-"""Tables as people have them: CSV, TSV (also .gz) or parquet, with every fault named by row and column.
+"""Reads users' tables: CSV, TSV (also .gz) or parquet. Every error names the row and column.
 
-All cells of a CSV are text, whatever they look like: 007 stays 007, and 0x10 is no number. Comment lines (#) on top are
-skipped, blank lines too; rows keep the numbers of their lines. Not here: the dialect (pathray.files.csv_rows), which
-columns there must be.
+All CSV cells are text, whatever they look like: 007 stays 007, and 0x10 is not a number. Comment lines (#) at the top
+and blank lines are skipped; rows keep their line numbers. Not here: the CSV dialect (pathray.files.csv_rows), which
+columns are required.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pathray.files.csv_rows import (
     records,
     separator_of,
 )
-from pathray.files.text import decoded, read_user_file
+from pathray.files.text import decode_text, read_user_file
 
 Floats = npt.NDArray[np.float64]
 SHOWN = 8
@@ -37,8 +37,8 @@ SHOWN = 8
 
 @dataclass(frozen=True)
 class Sheet:
-    """The columns by name, stripped of blanks around it; `lines` `[N]` are the line of each row in a CSV, or the rows
-    of a parquet table from 0."""
+    """A table with stripped column names. `lines` `[N]` holds the line of each row in a CSV, or the row number (from 0)
+    in a parquet table."""
 
     file: str
     table: pa.Table
@@ -49,18 +49,18 @@ class Sheet:
         return list(self.table.column_names)
 
     def need(self, *names: str) -> None:
-        """UserError for the first column that is not there."""
+        """UserError for the first missing column."""
         for name in names:
             if name not in self.names:
                 found = self.names[:SHOWN]
                 raise UserError("the table has no such column", file=self.file, key=name, found=found, expected=name)
 
     def only(self, rows: Sequence[int]) -> Sheet:
-        """Some of the rows."""
+        """The given rows only."""
         return Sheet(self.file, self.table.take(list(rows)), [self.lines[i] for i in rows])
 
     def texts(self, name: str, may_be_empty: bool = False) -> list[str]:
-        """The cells `[N]` as text without blanks around them. UserError for an empty one, and for lists and bytes."""
+        """The cells `[N]` as stripped text. UserError for empty cells, lists and bytes."""
         import pyarrow.compute as pc
 
         try:
@@ -73,7 +73,7 @@ class Sheet:
         return [str(cell) for cell in cells]
 
     def numbers(self, name: str, message: str = "not a number", expected: str = "a number") -> Floats:
-        """The cells `[N]` as numbers. UserError for the first that is not a finite one."""
+        """The cells `[N]` as numbers. UserError for the first cell that is not a finite number."""
         values = _numbers(self.table[name])
         if (bad := np.flatnonzero(~np.isfinite(values))).size:
             cell = self.table[name][int(bad[0])].as_py()
@@ -83,7 +83,7 @@ class Sheet:
         return values
 
     def refused(self, message: str, i: int, name: str, expected: str) -> UserError:
-        """The error for a cell, which it shows."""
+        """A UserError that shows the cell in row `i` of column `name`."""
         cell = self.table[name][i].as_py()
         empty = cell is None or (isinstance(cell, str) and not cell.strip())
         found = "an empty cell" if empty else cell if isinstance(cell, int | float) else str(cell)[:80]
@@ -91,8 +91,8 @@ class Sheet:
 
 
 def read_sheet(path: str, what: str = "table") -> Sheet:
-    """The table at a path or URL. MissingFile; UserError for what cannot be read as one, naming the row: another
-    separator, a row of another length, a column twice, no rows."""
+    """The table at a path or URL. Raises MissingFile, and UserError (with the row) for an unreadable table: a wrong
+    separator, rows of different lengths, a duplicate column, no rows."""
     data = read_user_file(path, what, "CSV, TSV or parquet")
     plain = path.lower().removesuffix(".gz")
     if plain != path.lower():
@@ -105,14 +105,14 @@ def read_sheet(path: str, what: str = "table") -> Sheet:
     else:
         sheet = _of_text(path, data, what, separator_of(path))
     if sheet.table.num_rows == 0:
-        raise UserError(f"the {what} has no rows", file=path, found="a header only", expected="one row or more")
+        raise UserError(f"the {what} has no rows", file=path, found="a header only", expected="at least one row")
     return sheet
 
 
 def _of_text(path: str, data: bytes, what: str, separator: str) -> Sheet:
     from pyarrow import csv as reader
 
-    text = decoded(path, data, what)
+    text = decode_text(path, data, what)
     if "\n" not in text and "\r" in text:
         text = text.replace("\r", "\n")
         data = text.encode()
@@ -121,7 +121,7 @@ def _of_text(path: str, data: bytes, what: str, separator: str) -> Sheet:
     check_header(path, line, header, separator, what)
     check_comment(path, text, line, header, separator)
     if next(rows, None) is None:
-        raise UserError(f"the {what} has no rows", file=path, found="a header only", expected="one row or more")
+        raise UserError(f"the {what} has no rows", file=path, found="a header only", expected="at least one row")
     above, names = line + sum(cell.count("\n") for cell in header), [str(k) for k in range(len(header))]
     whole = min(len(data) + 1, (1 << 31) - 1)  # a line of 15,000 genes is long
     read = reader.ReadOptions(column_names=names, skip_rows=above, block_size=whole)
@@ -133,7 +133,7 @@ def _of_text(path: str, data: bytes, what: str, separator: str) -> Sheet:
         check_lengths(path, text, separator)
         raise UserError(f"the {what} cannot be read", file=path, found=str(e)[:200], expected="CSV or TSV") from e
     lines: Sequence[int] = range(above + 1, above + 1 + table.num_rows)
-    if text.count("\n") + (not text.endswith("\n")) != above + table.num_rows:  # blank lines, or breaks inside of cells
+    if text.count("\n") + (not text.endswith("\n")) != above + table.num_rows:  # blank lines, or breaks inside cells
         lines = [number for number, _ in records(path, text, separator)][1:]
     return Sheet(path, table.rename_columns([name.strip() for name in header]), lines)
 
@@ -151,7 +151,7 @@ def _of_parquet(path: str, data: bytes, what: str) -> Sheet:
 
 
 def _numbers(column: Any) -> Floats:
-    """NaN for what is no number; of texts only plain decimal ones are: 1_000, 0x10 and 1,5 are not."""
+    """The cells as numbers, NaN for others. Text counts in plain decimal notation only: not 1_000, 0x10 or 1,5."""
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_decimal(kind):
         return np.asarray(column.cast(pa.float64(), safe=False).to_numpy(), np.float64)

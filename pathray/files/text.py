@@ -1,6 +1,6 @@
-"""Whole small files that a user names: read at once, or refused with what is there instead.
+"""Reads a user's small files as a whole, or reports what was found instead.
 
-Not here: what the text means (pathray.files.sheet for tables), files of our own (pathray.store.storage), slides
+Not here: what the text means (pathray.files.sheet for tables), internal files (pathray.store.storage), slides
 (pathray.wsi.backends.source).
 """
 
@@ -20,8 +20,8 @@ MAGIC = {
 
 
 def read_user_file(path: str, what: str, expected: str) -> bytes:
-    """The bytes at a path or URL. MissingFile ("no such `what`"); UserError for a folder and for a pipe, which would be
-    waited for; StorageError where it cannot be read."""
+    """The bytes at a path or URL. Raises MissingFile ("no such `what`"), UserError for a folder or a pipe (reading it
+    would block), and StorageError if it cannot be read."""
     folder, slash, name = path.rpartition("/")
     try:
         return Storage.of(folder or slash or ".").read_bytes(name)
@@ -32,16 +32,16 @@ def read_user_file(path: str, what: str, expected: str) -> bytes:
             raise
         raise UserError(e.message, file=public(path), found=e.where["found"], expected=expected) from e
     except ValueError as e:  # a zero byte in the name
-        raise UserError("not a path", file=repr(path), found=str(e), expected=expected) from e
+        raise UserError("invalid path", file=repr(path), found=str(e), expected=expected) from e
 
 
 def read_user_text(path: str, what: str, expected: str = "CSV in UTF-8") -> str:
-    """The text at a path or URL, without a byte-order mark; UserError naming the row for what is no UTF-8."""
-    return decoded(path, read_user_file(path, what, expected), what)
+    """The text at a path or URL, without a byte-order mark. UserError, naming the row, if it is not UTF-8."""
+    return decode_text(path, read_user_file(path, what, expected), what)
 
 
-def decoded(path: str, data: bytes, what: str) -> str:
-    """UTF-8 as text; UserError naming the row, and what the file seems to be instead."""
+def decode_text(path: str, data: bytes, what: str) -> str:
+    """UTF-8 data as text. UserError, naming the row and the likely file type, if it is not UTF-8."""
     kind = next((name for magic, name in MAGIC.items() if data.startswith(magic)), None)
     try:
         if kind is not None:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from pathray.data.plan import Plan
-from pathray.data.stream import Lookup, Share, decoded, rank_rows
+from pathray.data.share import Lookup, Share, rank_rows
+from pathray.data.stream import decoded
 from pathray.train.assembly import Assembly
 
 Batches = Callable[[Assembly, Plan, Share], Iterator[dict[str, Any]]]

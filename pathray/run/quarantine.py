@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pathray.data.stream import Fault
+from pathray.data.faults import Fault
 from pathray.reports.progress import Progress
 from pathray.run.layout import QUARANTINE, QUARANTINE_REPORT
 from pathray.store.sealed_parquet import of_bytes, to_bytes

@@ -14,7 +14,7 @@ from typing import Any
 
 from pathray.data import crashes
 from pathray.data.plan import Plan
-from pathray.data.stream import Share
+from pathray.data.share import Share
 from pathray.device import Device
 from pathray.errors import UserError
 from pathray.evaluation.early_stopping import EARLY_STOPPED

@@ -1,4 +1,7 @@
-"""The outline of tissue: as polygons in level-0 pixels, and drawn on a picture of the slide. Not where tissue is."""
+"""The outline of tissue, as polygons in level-0 pixels or drawn on a picture of the slide.
+
+Not here: how tissue is found (pathray.wsi.tissue).
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,9 @@ import numpy.typing as npt
 
 from pathray.wsi.resize import resize
 
-COLOUR = (232, 66, 12)  # not on a stain
-MAX_SIDE = 2048  # cells of a mask that is traced
-GLASS = 0.93  # brightness of what is no tissue
+COLOUR = (232, 66, 12)  # a colour that no stain has
+MAX_SIDE = 2048  # of a mask that is traced, in cells
+GLASS = 0.93  # brightness factor of the background
 
 Floats = npt.NDArray[np.float64]
 Pixels = npt.NDArray[np.uint8]
@@ -20,9 +23,11 @@ Polygon = tuple[Floats, list[Floats]]  # the outer ring [n, 2] and the holes, cl
 
 
 def tissue_polygons(tissue: npt.NDArray[Any], width: int, height: int) -> list[Polygon]:
-    """The outlines of a mask ``[h, w]`` (> 0 is tissue) of a slide of `width` × `height` level-0 pixels, the largest
-    first. They run along the edges of the mask's cells, with corners cut off; a mask with more than MAX_SIDE cells
-    along a side is reduced first."""
+    """The outlines of the tissue in a mask ``[h, w]`` (> 0 is tissue), in level-0 pixels, the largest first.
+
+    The slide has `width` × `height` level-0 pixels. Outlines follow the edges of the mask's cells, with corners cut
+    off. A mask with more than MAX_SIDE cells along a side is reduced first.
+    """
     from contourpy import FillType, contour_generator
 
     inside = _reduced(tissue)
@@ -39,23 +44,23 @@ def tissue_polygons(tissue: npt.NDArray[Any], width: int, height: int) -> list[P
 
 
 def area(ring: Floats) -> float:
-    """Of a closed ring, in square pixels."""
+    """The area of a closed ring, in square pixels."""
     (x, y), (nx, ny) = ring[:-1].T, ring[1:].T
     return float(abs(np.sum(x * ny - nx * y)) / 2)
 
 
-def without_glare(picture: Pixels, tissue: npt.NDArray[Any]) -> Pixels:
-    """A picture ``[h, w, 3]`` of the whole slide, what is no tissue a little greyer."""
+def dim_glass(picture: Pixels, tissue: npt.NDArray[Any]) -> Pixels:
+    """A picture ``[h, w, 3]`` of the whole slide with its background darkened a little."""
     out = picture.astype(np.float32)
     out[~_stretched(tissue, picture)] *= GLASS
     return out.astype(np.uint8)
 
 
-def outlined(picture: Pixels, tissue: npt.NDArray[Any], colour: Sequence[int] = COLOUR) -> Pixels:
-    """`without_glare`, the outline of the tissue drawn on it."""
+def draw_outline(picture: Pixels, tissue: npt.NDArray[Any], colour: Sequence[int] = COLOUR) -> Pixels:
+    """The picture with its background dimmed and the outline of the tissue drawn on it."""
     from scipy.ndimage import binary_dilation, binary_erosion
 
-    inside, out = _stretched(tissue, picture), without_glare(picture, tissue)
+    inside, out = _stretched(tissue, picture), dim_glass(picture, tissue)
     out[binary_dilation(inside & ~binary_erosion(inside, border_value=1), iterations=1)] = colour
     return out
 

@@ -1,6 +1,6 @@
-"""Regions as GeoJSON for QuPath, written one by one: a slide's 10⁵ tiles never stand in memory together.
+"""Regions as GeoJSON for QuPath, written one by one, so that a slide's 10⁵ tiles are never in memory together.
 
-Coordinates are level-0 pixels, y downwards, as QuPath has them. No masks are traced here.
+Coordinates are level-0 pixels, y downwards, as in QuPath. Not here: tracing masks (pathray.wsi.contours).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Colour = tuple[int, int, int]
 
 
 class GeoJsonWriter:
-    """A FeatureCollection in the file `path`; the file is there only when the block ended without an error.
+    """Writes a FeatureCollection to the file `path`. The file appears only if the block ends without an error.
 
     >>> with GeoJsonWriter("anchors.geojson") as out:
     ...     out.box(0, 0, 512, 512, name="anchor 7", classification="Context", colour=(200, 0, 0))
@@ -70,8 +70,8 @@ class GeoJsonWriter:
         measurements: Mapping[str, float] | None = None,
         object_type: str | None = None,
     ) -> None:
-        """Any geometry; `object_type`: of this one alone. ValueError for coordinates or measurements that are not
-        finite (JSON has none)."""
+        """Write any geometry; `object_type` applies to this feature only. ValueError if coordinates or measurements
+        are not finite, which JSON cannot express."""
         properties: dict[str, object] = {"objectType": object_type or self.object_type}
         if name is not None:
             properties["name"] = name

@@ -1,6 +1,6 @@
-"""Open slides, kept per process: a bounded number of handles over one bounded store of decoded tiles.
+"""A cache of open slides per process: a bounded number of handles that share one bounded cache of decoded tiles.
 
-Not for masks, and not a pool of threads. A handle that falls out is closed when its last read ends, never under it.
+An evicted handle is closed when its last read ends, never during a read. Not here: masks, thread pools.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def _sizes(state: str) -> list[str]:
-    """The sizes in what `file_state` says of a file or of a folder's files, without their times."""
+    """The sizes in a `file_state` string, without the modification times."""
     return [part.partition(":")[0] for part in state.split(" ")]
 
 
@@ -29,13 +29,15 @@ class _Open:
     def __init__(self) -> None:
         self.pid, self.lock = os.getpid(), threading.Lock()
         self.readers: OrderedDict[str, SlideReader] = OrderedDict()
-        self.states: dict[str, str] = {}  # of local files when they were first opened here
+        self.states: dict[str, str] = {}  # state of each local file when it was first opened here
 
 
 class HandleCache:
-    """The `max_open` slides used last, `cache_bytes` of tiles in all. Safe in threads; empty after a fork or a pickle.
+    """Keeps the `max_open` most recently used slides open, with at most `cache_bytes` of tiles in total.
 
-    Libraries behind other backends keep caches of their own: their slides share `cache_bytes` out among `max_open`.
+    Safe in threads; empty after a fork or unpickling.
+
+    Other backends' libraries have their own caches: each slide gets `cache_bytes` / `max_open`.
     """
 
     def __init__(self, max_open: int = 32, cache_bytes: int = 256 << 20, backend: str = "auto") -> None:
@@ -45,13 +47,15 @@ class HandleCache:
         self._open = _Open()
 
     def get(self, path: str, indexed: str = "") -> SlideReader:
-        """The reader of `path`, opened when it is not open. Raises what `open_slide` raises, and UnreadableUnit
-        (``changed``) for a file that was replaced: a local one that is not the one that was opened first, or one of
-        another state than the index has in `indexed` (pathray.store.storage.file_state; of local files only the size,
-        since a copy on another machine has another time).
+        """The reader of `path`; opens it if necessary.
 
-        Opening happens outside the lock, so that a stalled file system holds up only who asks for that slide; two
-        threads that open one slide at once both succeed and one handle stays.
+        Raises what `open_slide` raises, and UnreadableUnit (``changed``) if the file was replaced: a local file since
+        it was first opened here, or any file whose state differs from the index's `indexed`
+        (pathray.store.storage.file_state). For local files only the size is compared with the index, because a copy
+        on another machine has another modification time.
+
+        Slides are opened outside the lock, so a stalled file system delays only the callers of that slide. If two
+        threads open one slide at once, both succeed and one handle is kept.
         """
         here = self._here()
         with here.lock:
@@ -70,28 +74,28 @@ class HandleCache:
 
     def _check_unchanged(self, here: _Open, path: str, indexed: str) -> None:
         if is_url(path) and not indexed:
-            return  # a state costs a request for each opening
+            return  # asking for the state would cost one request per opening
         now = file_state(path)
         same = now == indexed if is_url(path) else _sizes(now) == _sizes(indexed)
         if indexed and not same:
-            detail = f"the file differs from the one that was indexed: {indexed}, now {now}"
+            detail = f"the file changed since it was indexed: was {indexed}, now {now}"
             raise UnreadableUnit("changed", public(path), detail)
         if is_url(path):
             return
         with here.lock:
             if indexed and now != indexed and path not in here.states:
                 log.warning(
-                    "%s: its modification time differs from the index; is it a copy, or a different slide?", path
+                    "%s: the modification time differs from the index; check that it is a copy of the same slide", path
                 )
             first = here.states.setdefault(path, now)
         if now != first:
-            raise UnreadableUnit("changed", path, f"the file was replaced while it was in use: {first}, now {now}")
+            raise UnreadableUnit("changed", path, f"the file was replaced during the run: was {first}, now {now}")
 
     def __len__(self) -> int:
         return len(self._here().readers)
 
     def close(self) -> None:
-        """Let go of every handle and tile."""
+        """Release every handle and tile."""
         self._open, self.tiles = _Open(), TileCache(self.cache_bytes)
 
     def _here(self) -> _Open:

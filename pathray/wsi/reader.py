@@ -1,7 +1,7 @@
-"""Opening slides and masks: which backend serves a file. The pixels are read in `tiff`, `libraries` and `image`.
+"""Opens slides and masks with the backend that can read them.
 
-`open_slide` tries the direct tile path first, then the installed libraries in a fixed order, and says which one it took
-(`backend`), so that an index can record it.
+`open_slide` tries the direct TIFF reader first, then the installed libraries in a fixed order. `backend` tells which
+one it chose, so that an index can record it. Not here: reading pixels (`tiff`, `libraries`, `image`).
 """
 
 from __future__ import annotations
@@ -47,13 +47,14 @@ class SlideReader(Protocol):
 
     @property
     def spacing_note(self) -> str:
-        """Why a spacing was not believed, or which other source contradicts it; "" where all is well."""
+        """Why a spacing was rejected, or which other source contradicts it; "" if there is nothing to report."""
         ...
 
     def read_level(self, level: int, x: int, y: int, width: int, height: int) -> npt.NDArray[np.uint8]:
-        """The box (x, y, width, height) in the pixels of `level` → uint8 ``[h, w, 3]`` (a mask: ``[h, w]``).
+        """The box (x, y, width, height), in pixels of `level`, as uint8 ``[h, w, 3]`` (a mask: ``[h, w]``).
 
-        The box may lie partly or wholly outside: outside is white, and 0 for a mask. The array is the caller's.
+        The box may be partly or completely outside the slide, where pixels are white (0 in a mask). The caller owns
+        the array.
         Raises UnreadableUnit (reason missing | truncated | decode | timeout | io) naming level and tile.
         """
         ...
@@ -64,19 +65,19 @@ class SlideReader(Protocol):
 def open_slide(path: str, *, backend: str = "auto", cache_bytes: int = 64 << 20) -> SlideReader:
     """Open a slide file, an MRXS or DICOM folder, or a URL.
 
-    Raises MissingFile; UserError for a format that no installed backend reads (named, with what to do) and for an
-    unknown `backend`; UnreadableUnit (``truncated`` | ``decode``) for a slide that is damaged.
+    Raises MissingFile; UserError for a format that no installed backend reads (with the format and what to do) and for
+    an unknown `backend`; UnreadableUnit (``truncated`` | ``decode``) for a damaged slide.
     """
     return open_with(path, TileCache(cache_bytes), backend=backend)
 
 
 def open_with(path: str, cache: TileCache, *, backend: str = "auto", library_bytes: int | None = None) -> SlideReader:
-    """`open_slide` with a tile cache that several readers share; a library's own cache gets `library_bytes`."""
+    """`open_slide` with a tile cache shared by several readers; a library's own cache gets `library_bytes`."""
     if backend not in BACKENDS:
         raise UserError("unknown slide backend", key="backend", found=backend, expected=f"one of {BACKENDS}")
-    path, refused, fills = formats.located(path), list[str](), False
+    path, refused, fills = formats.slide_file_of(path), list[str](), False
     try:
-        # Also asked where a library is wanted: what a file is, and that it is damaged, no library overrules
+        # Also tried when a library is requested: this check alone decides whether a file is a slide and is intact
         direct = TiffReader.open(path, cache)
         if backend in ("auto", "tiff"):
             return direct
@@ -95,12 +96,12 @@ def open_with(path: str, cache: TileCache, *, backend: str = "auto", library_byt
             refused.append(f"{library.name}: not installed")
             continue
         if fills and library.fills:
-            refused.append(f"{library.name}: would fill tiles that it cannot read")
+            refused.append(f"{library.name}: returns blank tiles where it cannot read")
             continue
         try:
             if library.can_open(path):
                 return LibraryReader(path, library, cache.capacity if library_bytes is None else library_bytes)
-            refused.append(f"{library.name}: not its format")
+            refused.append(f"{library.name}: format not supported")
         except Exception as e:  # every library raises its own kinds
             refused.append(f"{library.name}: {type(e).__name__}: {str(e)[:200]}")
     raise UserError(
@@ -114,9 +115,9 @@ def open_with(path: str, cache: TileCache, *, backend: str = "auto", library_byt
 def open_mask(path: str, *, cache_bytes: int = 64 << 20) -> SlideReader:
     """Open a mask: a TIFF (pyramid or one large level, tiled or not) or an image (PNG, JPEG …), local or a URL.
 
-    `read_level` returns grey ``[h, w]``: 0 is background, anything else tissue. Colours are reduced to their largest
-    channel, types wider than 8 bits to 0 and 1; a TIFF's photometric interpretation does not turn a mask round.
-    Raises as `open_slide` does.
+    `read_level` returns grey ``[h, w]``: 0 is background, any other value tissue. Colours are reduced to their largest
+    channel, types wider than 8 bits to 0 and 1. A TIFF's photometric interpretation does not invert a mask. Raises
+    what `open_slide` raises.
     """
     try:
         return TiffReader.open(path, TileCache(cache_bytes), mask=True)

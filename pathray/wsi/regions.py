@@ -1,4 +1,6 @@
-"""A region by centre, size and spacing. Which level serves it and how it is resampled; not where regions should lie.
+"""Reads a region given by its centre, size and spacing: chooses the level and resamples its pixels.
+
+Not here: where regions are placed.
 
 The geometry, with ⌊·⌉ rounding halves up (⌊v⌉ = floor(v + ½), everywhere here):
     size0 = ⌊size_px · mpp / mpp0⌉            extent in level-0 pixels
@@ -24,12 +26,12 @@ __all__ = ["Region", "level_box", "read_region", "read_regions", "resize"]
 
 Box = tuple[int, int, int, int]
 Pixels = npt.NDArray[np.uint8]
-GROUP_PIXELS = 1 << 24  # of a level, read together before they are resized
+GROUP_PIXELS = 1 << 24  # level pixels that are read together before resizing
 
 
 @dataclass(frozen=True)
 class Region:
-    """`pixels` ``[h, w, 3]`` (masks ``[h, w]``) at the requested spacing; `level` was read, at `source_mpp`."""
+    """`pixels` ``[h, w, 3]`` (masks ``[h, w]``) at the requested spacing, read from `level` at `source_mpp`."""
 
     pixels: Pixels
     level: int
@@ -51,10 +53,10 @@ def read_region(
     mpp0: float,
     tolerance: float = 0.05,
 ) -> Region:
-    """The region of `size_px` (one side, or width and height) pixels of `mpp` around a centre in level-0 pixels.
+    """The region of `size_px` pixels (one side, or width and height) at `mpp`, centred at a point in level-0 pixels.
 
-    Area interpolation down, linear up; nearest for masks (readers that return ``[h, w]``). Outside the slide is white,
-    outside a mask 0. Raises what `SlideReader.read_level` raises.
+    Area interpolation when shrinking, linear when enlarging, nearest for masks (readers that return ``[h, w]``).
+    Outside the slide pixels are white (0 in a mask). Raises what `SlideReader.read_level` raises.
     """
     width, height = (size_px, size_px) if isinstance(size_px, int) else size_px
     choice = choose_level(level_mpps(reader, mpp0), mpp, tolerance)
@@ -71,7 +73,7 @@ def read_regions(
     mpp0: float,
     tolerance: float = 0.05,
 ) -> list[Region]:
-    """`read_region` at several centres; each tile that any of them shows is fetched and decoded once."""
+    """`read_region` at several centres; a tile that several regions share is fetched and decoded once."""
     width, height = (size_px, size_px) if isinstance(size_px, int) else size_px
     choice = choose_level(level_mpps(reader, mpp0), mpp, tolerance)
     down = axis_downsamples(reader)[choice.level]
@@ -80,8 +82,8 @@ def read_regions(
 
 
 def _crops(reader: SlideReader, level: int, boxes: Sequence[Box]) -> Iterator[Pixels]:
-    """Pixels of the boxes, a group at a time: coarse regions of a slide without coarse levels are large before they
-    are resized, and all of them together may not fit memory."""
+    """Pixels of the boxes, read in groups: without coarse levels, coarse regions are large before resizing, and all of
+    them together may not fit into memory."""
     if not isinstance(reader, _ReadsBoxes):
         yield from (reader.read_level(level, *box) for box in boxes)
         return
@@ -108,7 +110,7 @@ def _side(center: float, size: int, scale: float, downsample: float) -> tuple[in
 
 
 def rounded(value: float) -> int:
-    """To the nearest whole number, halves up."""
+    """The nearest integer; halves are rounded up."""
     return math.floor(value + 0.5)
 
 

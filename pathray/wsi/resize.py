@@ -1,9 +1,9 @@
-"""Resampling of uint8 images: area down, linear up, nearest for masks. Pixel centres at half integers; no cropping.
+"""Resamples uint8 images: area when shrinking, linear when enlarging, nearest for masks.
 
-Both axes are banded matrices (an output pixel depends on a few neighbours), multiplied block by block, so that
-fractional areas are weighted exactly and at the speed of a matrix product. Reductions by powers of two go through
-Pillow's `reduce`, which is faster, and exact for these only (others come out one too low at times).
-Results are rounded halves up. All of it lets go of the interpreter lock.
+Pixel centres are at half integers. Each axis is a banded matrix (an output pixel depends on a few neighbours) that is
+multiplied block by block: fractional areas are weighted exactly, at the speed of a matrix product. Reductions by powers
+of two use Pillow's `reduce`, which is faster but exact for these only (others are sometimes one too low). Halves are
+rounded up. Everything here releases the interpreter lock. Not here: cropping.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ ROWS, COLUMNS = 16, 4  # output pixels per block: the matrices stay narrow
 def resize(image: npt.NDArray[Any], width: int, height: int, *, mask: bool = False) -> Pixels:
     """``[h, w]`` or ``[h, w, c]`` uint8 → ``[height, width(, c)]``.
 
-    Along an axis that shrinks, an output pixel is the mean of the input that it covers, fractions of pixels included;
-    along one that grows, linear interpolation between pixel centres; with `mask`, the input pixel that the output
-    pixel's centre lies in. The image itself, not a copy, when it has that size already.
+    Along a shrinking axis, an output pixel is the mean of the input that it covers, including fractions of pixels.
+    Along a growing axis, pixels are interpolated linearly between pixel centres. With `mask`, an output pixel is the
+    input pixel that contains its centre. Returns the image itself, not a copy, if it already has that size.
     """
     h, w = image.shape[:2]
     assert min(h, w, width, height) > 0, (image.shape, width, height)
@@ -63,7 +63,7 @@ def _banded(image: Pixels, width: int, height: int) -> Pixels:
 
 
 class _Band(NamedTuple):
-    """`weights` ``[(hi − lo)·c, (last − first)·c]`` make output pixels first … last of input pixels lo … hi."""
+    """`weights` ``[(hi − lo)·c, (last − first)·c]`` map input pixels lo … hi to output pixels first … last."""
 
     first: int
     last: int
@@ -87,8 +87,8 @@ def _bands(size: int, out: int, block: int, channels: int) -> tuple[_Band, ...]:
 
 
 def _area(size: int, out: int, first: int, last: int) -> npt.NDArray[np.float64]:
-    """Overlaps of the output pixels [i·r, (i+1)·r) with the input pixels, r = size / out, divided by r; in integers
-    (units of 1/out input pixels), so that edges that coincide do so exactly."""
+    """Overlaps of the output pixels [i·r, (i+1)·r) with the input pixels, r = size / out, divided by r. Computed in
+    integers (units of 1/out input pixels), so that coinciding edges coincide exactly."""
     i, x = np.arange(first, last)[:, None], np.arange(size)
     overlap = np.minimum((x + 1) * out, (i + 1) * size) - np.maximum(x * out, i * size)
     weights: npt.NDArray[np.float64] = np.maximum(overlap, 0) / size

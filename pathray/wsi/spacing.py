@@ -1,4 +1,4 @@
-"""Which level serves a requested spacing. Spacings are µm per pixel (mpp)."""
+"""Chooses the slide level for a requested spacing. Spacings are µm per pixel (mpp)."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Shaped(Levelled, Protocol):
 
 @dataclass(frozen=True)
 class LevelChoice:
-    """`scale` is requested / level mpp: above 1 the level's pixels are averaged, below 1 interpolated. `warned`: every
-    level is coarser than what was asked for, by more than the tolerance."""
+    """`scale` is requested / level mpp: above 1 the level's pixels are averaged, below 1 interpolated. `warned` is true
+    if every level is coarser than requested by more than the tolerance."""
 
     level: int
     level_mpp: float
@@ -31,15 +31,15 @@ class LevelChoice:
 
 
 def level_mpps(reader: Levelled, mpp0: float) -> tuple[float, ...]:
-    """Spacing of each level, from that of level 0."""
+    """The spacing of each level, computed from that of level 0."""
     return tuple(mpp0 * down for down in reader.level_downsamples)
 
 
 def axis_downsamples(reader: Shaped) -> tuple[tuple[float, float], ...]:
     """Downsample of each level in x and in y.
 
-    One number serves both axes unless it misplaces the far edge of a side by more than half a pixel of the level: the
-    sides of a strip-shaped slide are rounded by very different shares.
+    Both axes share one number unless it misplaces the far edge by more than half a pixel of the level. This happens
+    for strip-shaped slides, whose two sides are rounded very differently.
     """
     w0, h0 = reader.level_shapes[0]
     found = []
@@ -51,7 +51,8 @@ def axis_downsamples(reader: Shaped) -> tuple[tuple[float, float], ...]:
 
 def choose_level(level_mpps: Sequence[float], mpp: float, tolerance: float) -> LevelChoice:
     """The level to read for `mpp`: the nearest one if its relative error |level − mpp| / mpp is at most `tolerance`
-    (the finer of two equally near), else the coarsest finer one, else, warned, the finest."""
+    (the finer of two equally near ones); otherwise the coarsest level that is finer; otherwise the finest, with
+    `warned` set."""
     assert len(level_mpps) > 0 and mpp > 0, (level_mpps, mpp)
     order = sorted(range(len(level_mpps)), key=lambda i: level_mpps[i])
     nearest = min(order, key=lambda i: abs(level_mpps[i] - mpp))
@@ -64,12 +65,13 @@ def choose_level(level_mpps: Sequence[float], mpp: float, tolerance: float) -> L
 
 
 def enlargement(level_mpps: Sequence[float], mpp: float) -> float:
-    """How many times the finest level must be enlarged to show `mpp`; at most 1 where the slide holds that much."""
+    """The factor by which the finest level must be enlarged to reach `mpp`; at most 1 if the slide is fine enough."""
     return min(level_mpps) / mpp
 
 
 def too_coarse(level_mpps: Sequence[float], mpp: float, most: float) -> str:
-    """Why a slide must not be read at `mpp`: its finest level would be enlarged more than `most` times; else ""."""
+    """The reason why a slide must not be read at `mpp` (its finest level would be enlarged more than `most` times), or
+    ""."""
     times = enlargement(level_mpps, mpp)
     if times <= most * (1 + 1e-9):
         return ""
@@ -80,19 +82,17 @@ def too_coarse(level_mpps: Sequence[float], mpp: float, most: float) -> str:
 
 
 def enlarged_note(choice: LevelChoice, of: str = "the tiles'") -> str:
-    """A warning of pixels that are enlarged, if only a little; "" where they are not. `of`: whose spacing was asked."""
+    """A warning that pixels are enlarged, even slightly; "" if they are not. `of`: whose spacing was requested."""
     if not choice.warned:
         return ""
     return f"enlarged: the finest level has {choice.level_mpp:.3f} µm per pixel, {1 / choice.scale:.1f} times {of}"
 
 
 def reused_note(level_mpps: Sequence[float], mpp: float, most: float) -> str:
-    """A warning of finished work that would be refused today: made before the rule, or with a larger max_enlargement;
-    "" where it would not."""
+    """A warning that finished work would be refused today, because it predates the rule or used a larger
+    max_enlargement; "" if it would not."""
     coarse = too_coarse(level_mpps, mpp, most)
-    return (
-        f"made before this rule or with another max_enlargement: {coarse}; remove it to leave it out" if coarse else ""
-    )
+    return f"made before this rule or with another max_enlargement: {coarse}; delete it to exclude it" if coarse else ""
 
 
 def _choice(level_mpps: Sequence[float], level: int, mpp: float, warned: bool) -> LevelChoice:

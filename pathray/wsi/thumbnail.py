@@ -1,4 +1,4 @@
-"""A whole slide at a low resolution, read strip by strip so that memory does not grow with the slide."""
+"""Reads a whole slide at low resolution, strip by strip, so that memory does not grow with the slide."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Readable(Protocol):
 
 
 def thumbnail(reader: Readable, max_px: int = 1024) -> npt.NDArray[np.uint8]:
-    """The slide ``[h, w, 3]`` (a mask: ``[h, w]``) with its longer side `max_px`, or its own where that is less."""
+    """The slide ``[h, w, 3]`` (a mask: ``[h, w]``) with a longer side of at most `max_px`; never enlarged."""
     width, height = reader.level_shapes[0]
     scale = min(1.0, max_px / max(width, height))
     return whole(reader, max(1, int(width * scale + 0.5)), max(1, int(height * scale + 0.5)))
@@ -29,8 +29,8 @@ def thumbnail(reader: Readable, max_px: int = 1024) -> npt.NDArray[np.uint8]:
 def whole(reader: Readable, width: int, height: int) -> npt.NDArray[np.uint8]:
     """The slide at `width` × `height`, from the coarsest level that is not smaller.
 
-    Each strip of output rows is made from the level rows that it covers, cut at whole rows: against resampling the
-    level in one piece an edge may differ by half a level row.
+    Each strip of output rows is made from the whole level rows that it covers. Compared with resampling the level in
+    one piece, a strip's edge may shift by half a level row.
     """
     fits = [i for i, (w, h) in enumerate(reader.level_shapes) if w >= width and h >= height]
     level = max(fits, key=lambda i: -reader.level_shapes[i][0]) if fits else 0

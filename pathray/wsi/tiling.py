@@ -1,7 +1,7 @@
-"""From tissue to tiles: a regular grid over a slide at a stated spacing, kept where a tile holds enough tissue.
+"""Tiles of a slide: a regular grid at a given spacing, keeping the tiles that contain enough tissue.
 
-Pure arithmetic on a mask; only `tissue_of` reads. Coordinates are the tiles' upper left corners in level-0 pixels,
-in raster order. Not here: a tile's pixels (pathray.wsi.regions), anchors for training.
+Pure arithmetic on a mask; only `tissue_of` reads files. Coordinates are the tiles' upper left corners in level-0
+pixels, in raster order. Not here: a tile's pixels (pathray.wsi.regions), anchors for training.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pathray.wsi.reader import SlideReader, open_mask
 from pathray.wsi.regions import rounded
 from pathray.wsi.thumbnail import whole
 
-CELLS_PER_TILE = 16  # samples of a given mask along one side of a tile
-MAX_CELLS = 1 << 24  # of a mask in memory
+CELLS_PER_TILE = 16  # mask samples along one side of a tile
+MAX_CELLS = 1 << 24  # largest mask in memory
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -27,9 +27,9 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class TileSpec:
-    """Which tiles are cut: `size_px` pixels of `mpp` µm, neighbours sharing `overlap_px` of them.
+    """The tiling: tiles of `size_px` pixels at `mpp`; neighbours overlap by `overlap_px`.
 
-    `edges`: tiles that reach beyond the slide's right and lower edge are kept as well (outside is white and no tissue).
+    `edges`: also keep tiles that extend beyond the slide's right and lower edges (outside is white, without tissue).
     """
 
     size_px: int
@@ -40,15 +40,18 @@ class TileSpec:
 
     def __post_init__(self) -> None:
         if self.size_px < 1:
-            raise UserError("a tile has at least one pixel", key="tile_px", found=self.size_px, expected=">= 1")
+            raise UserError("tile_px must be >= 1", key="tile_px", found=self.size_px, expected=">= 1")
         if not 0 < self.mpp < float("inf"):
-            raise UserError("not a spacing", key="mpp", found=self.mpp, expected="micrometres per pixel, > 0")
+            raise UserError("mpp must be > 0", key="mpp", found=self.mpp, expected="micrometres per pixel, > 0")
         if not 0 <= self.overlap_px < self.size_px:
             expected = f"0 to {self.size_px - 1}, less than a tile"
-            raise UserError("tiles cannot overlap so far", key="overlap_px", found=self.overlap_px, expected=expected)
+            raise UserError(
+                "the overlap must be smaller than a tile", key="overlap_px", found=self.overlap_px, expected=expected
+            )
         if not 0 <= self.min_tissue_fraction <= 1:
             found = self.min_tissue_fraction
-            raise UserError("not a fraction", key="min_tissue_fraction", found=found, expected="0 to 1")
+            message = "min_tissue_fraction must be between 0 and 1"
+            raise UserError(message, key="min_tissue_fraction", found=found, expected="0 to 1")
 
     @property
     def size_um(self) -> float:
@@ -59,14 +62,14 @@ class TileSpec:
         return max(1, rounded(self.size_px * self.mpp / mpp0))
 
     def step_level0(self, mpp0: float) -> int:
-        """Distance of neighbouring tiles in level-0 pixels: whole pixels, so that tiles without overlap just touch."""
+        """Distance between neighbouring tiles in whole level-0 pixels, so that tiles without overlap just touch."""
         return max(1, rounded((self.size_px - self.overlap_px) * self.mpp / mpp0))
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """`coords` ``[N, 2]`` int64: upper left corners (x, y) in level-0 pixels, raster order; `tissue` ``[N]`` float32:
-    the share of tissue in each; `size` a tile's side in level-0 pixels."""
+    """`coords` ``[N, 2]`` int64 are the upper left corners (x, y) in level-0 pixels, in raster order. `tissue` ``[N]``
+    float32 is the tissue fraction of each tile, `size` a tile's side in level-0 pixels."""
 
     coords: Ints
     tissue: npt.NDArray[np.float32]
@@ -76,22 +79,22 @@ class Tiles:
         return int(self.coords.shape[0])
 
     def centres(self) -> list[tuple[float, float]]:
-        """What `read_regions` takes to read exactly these tiles."""
+        """The tiles' centres, as `read_regions` takes them."""
         return [(float(x), float(y)) for x, y in (self.coords + self.size // 2).tolist()]
 
 
 def tile_grid(length: int, size: int, step: int, *, edges: bool = False) -> Ints:
-    """Edges 0, step, 2·step … of the tiles that lie inside `length`, one that just fits included; with `edges` also of
-    those that begin inside it and show something that no earlier tile does."""
+    """Start positions 0, step, 2·step … of the tiles that fit into `length`. With `edges`, also of the tiles that start
+    inside and show something that no earlier tile shows."""
     stop = max(1, length - size + step) if edges else length - size + 1
     return np.arange(0, max(0, stop), step, dtype=np.int64)
 
 
 def tiles_of(mask: npt.NDArray[Any], width: int, height: int, mpp0: float, spec: TileSpec) -> Tiles:
-    """The tiles of a slide of `width` × `height` level-0 pixels of `mpp0` µm.
+    """The tiles of a slide with `width` × `height` level-0 pixels of `mpp0` µm.
 
-    `mask` ``[h, w]`` (> 0 is tissue) is stretched over the whole slide; within one of its cells tissue counts as spread
-    evenly, so a tile's share is exact area arithmetic whatever the mask's resolution.
+    `mask` ``[h, w]`` (> 0 is tissue) is stretched over the whole slide. Tissue counts as spread evenly within a mask
+    cell, so a tile's tissue fraction is exact area arithmetic at any mask resolution.
     """
     size, step = spec.size_level0(mpp0), spec.step_level0(mpp0)
     left = tile_grid(width, size, step, edges=spec.edges)
@@ -103,19 +106,21 @@ def tiles_of(mask: npt.NDArray[Any], width: int, height: int, mpp0: float, spec:
 
 
 def tissue_share(mask: npt.NDArray[Any], width: int, height: int, left: Ints, top: Ints, size: int) -> Floats:
-    """Tissue share ``[len(top), len(left)]`` of every square of side `size` with these edges; outside is none."""
+    """Tissue fraction ``[len(top), len(left)]`` of every square of side `size` at these positions; there is none
+    outside the slide."""
     h, w = mask.shape
     integral = np.zeros((h + 1, w + 1), np.int64 if mask.size > 1 << 31 else np.int32)
     np.cumsum(np.cumsum(mask > 0, axis=0, dtype=integral.dtype), axis=1, out=integral[1:, 1:])
     columns = _at(integral, (left + size) * (w / width), 1) - _at(integral, left * (w / width), 1)
     cells = _at(columns, (top + size) * (h / height), 0) - _at(columns, top * (h / height), 0)
     area = float(size) ** 2 * (w / width) * (h / height)
-    share: Floats = np.round(np.clip(cells / area, 0.0, 1.0), 9)  # so that all tissue is 1, not 1 − 1e-16
+    share: Floats = np.round(np.clip(cells / area, 0.0, 1.0), 9)  # so that a full tile is 1, not 1 − 1e-16
     return share
 
 
 def _at(integral: npt.NDArray[Any], where: Floats, axis: int) -> Floats:
-    """An integral along one axis at fractional cells: linear between the cells' edges, which even cells make exact."""
+    """An integral along one axis at fractional cells. Linear interpolation between cell edges is exact because tissue
+    is even within a cell."""
     where = np.clip(where, 0.0, integral.shape[axis] - 1.0)
     cell = np.minimum(where.astype(np.int64), integral.shape[axis] - 2)
     part = (where - cell)[:, None] if axis == 0 else where - cell
@@ -125,10 +130,10 @@ def _at(integral: npt.NDArray[Any], where: Floats, axis: int) -> Floats:
 
 
 def tissue_of(reader: SlideReader, mpp0: float, mask_path: str, spec: TileSpec) -> npt.NDArray[np.uint8]:
-    """The slide's tissue ``[h, w]`` fine enough for `spec`: its mask file, or one computed when there is none.
+    """The slide's tissue mask ``[h, w]``, fine enough for `spec`: from its mask file, or computed if it has none.
 
-    Given masks are sampled at their coarsest level that is fine enough, in strips: a mask at full resolution never
-    stands in memory. Raises what opening and reading slides and masks raises.
+    Mask files are sampled in strips from the coarsest level that is fine enough, so a full-resolution mask is never in
+    memory. Raises what opening and reading slides and masks raises.
     """
     if not mask_path:
         return (computed_mask(reader, mpp0) > 0).astype(np.uint8)
@@ -141,7 +146,7 @@ def tissue_of(reader: SlideReader, mpp0: float, mask_path: str, spec: TileSpec) 
 
 
 def _cells(slide: tuple[int, int], mask: tuple[int, int], size: int) -> tuple[int, int]:
-    """Columns and rows to sample a mask at: as many as tiles need, at most as many as it and the memory have."""
+    """Columns and rows of mask samples: as many as the tiles need, limited by the mask's size and by memory."""
     scale = min(CELLS_PER_TILE / size, (MAX_CELLS / (slide[0] * slide[1])) ** 0.5)
     width, height = (max(1, min(m, round(s * scale))) for s, m in zip(slide, mask, strict=True))
     return width, height

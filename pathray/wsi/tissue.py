@@ -1,7 +1,7 @@
-"""Where the tissue is, when nobody drew a mask: chroma of a low-resolution image, Otsu's threshold, morphology.
+"""Finds the tissue of a slide without a mask: chroma at low resolution, Otsu's threshold, morphology.
 
-For H&E and other coloured stains on a pale ground. Not a quality control: folds, blood and pen of tissue-like colour
-stay in; black borders and shadows, and slides without any stain, stay out.
+For H&E and other coloured stains on a pale background. This is not quality control: folds, blood and pen marks of
+tissue-like colour are included; black borders, shadows and unstained slides are not.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from pathray.wsi.thumbnail import whole
 Mask = npt.NDArray[np.uint8]
 
 SMOOTH_UM = 12.0  # standard deviation of the smoothing before the threshold
-CLOSE_UM = 24.0  # gaps up to this wide belong to the tissue
-HOLE_UM = 80.0  # so do lumina up to a disc of this diameter
-SPECK_UM = 120.0  # specks below a disc of this diameter are dust
+CLOSE_UM = 24.0  # gaps up to this width count as tissue
+HOLE_UM = 80.0  # lumina up to a disc of this diameter count as tissue
+SPECK_UM = 120.0  # specks smaller than a disc of this diameter are dust
 MASK_MPP = 8.0  # of computed masks
-VERSION = 2  # to be raised with every change that gives other masks: those kept on disk are of one version
-MIN_CHROMA, MAX_CHROMA = 8.0, 40.0  # grey levels between which Otsu's threshold is believed
-BLACK = 40  # what is darker in all channels is a border, not tissue
+VERSION = 2  # raise it with every change of the masks: cached masks are kept per version
+MIN_CHROMA, MAX_CHROMA = 8.0, 40.0  # grey levels; Otsu's threshold is clipped to this range
+BLACK = 40  # pixels darker than this in all channels are border, not tissue
 HILL_BINS, HILL_SHARE, HILL_AREA = (
     11,
     2 / 3,
     0.01,
-)  # of a faint stain: grey levels, share of what is faint, of the image
+)  # of a faint stain: width in grey levels, share of the faint pixels, share of the image
 
 
 def tissue_mask(reader: SlideReader, mpp0: float, *, mask_mpp: float = MASK_MPP) -> Mask:
-    """0/1 ``[h, w]`` at `mask_mpp` (µm per pixel), made from the coarsest level that serves it.
+    """The 0/1 tissue mask ``[h, w]`` at `mask_mpp` (µm per pixel), made from the coarsest level that is fine enough.
 
-    Saturation is taken as chroma, max − min of the channels: unlike HSV's it does not blow up noise in dark pixels.
-    Memory: strips of a level and about 40 bytes per mask pixel.
+    Saturation is measured as chroma, max − min of the channels. Unlike HSV saturation, it does not amplify noise in
+    dark pixels. Memory: strips of a level and about 40 bytes per mask pixel.
     """
     width, height = reader.level_shapes[0]
     scale = min(1.0, mpp0 / mask_mpp)
@@ -43,7 +43,7 @@ def tissue_mask(reader: SlideReader, mpp0: float, *, mask_mpp: float = MASK_MPP)
 
 
 def mask_of(image: npt.NDArray[np.uint8], mpp: float) -> Mask:
-    """0/1 ``[h, w]`` of an RGB image ``[h, w, 3]`` with pixels of `mpp` µm."""
+    """The 0/1 tissue mask ``[h, w]`` of an RGB image ``[h, w, 3]`` with pixels of `mpp` µm."""
     brightest = image.max(axis=2)
     chroma = (brightest - image.min(axis=2)).astype(np.float32)
     chroma[brightest < BLACK] = 0
@@ -53,26 +53,26 @@ def mask_of(image: npt.NDArray[np.uint8], mpp: float) -> Mask:
     blue = image[:, :, 2].astype(np.float32) - image[:, :, :2].min(axis=2)
     ndimage.gaussian_filter(blue, SMOOTH_UM / mpp, output=blue)
     bluish = blue >= chroma / 2
-    if (weak := faint(chroma, bluish, strong)) is not None:
+    if (weak := faint_threshold(chroma, bluish, strong)) is not None:
         found |= bluish & (chroma > weak)
     return _cleaned(found, mpp)
 
 
 def threshold(chroma: npt.NDArray[np.float32]) -> float:
-    """Otsu's threshold, kept within [MIN_CHROMA, MAX_CHROMA] above the ground's own tint (its lower decile): on an
-    empty or a full slide the histogram has one hill and Otsu would cut through it."""
+    """Otsu's threshold, clipped to [MIN_CHROMA, MAX_CHROMA] above the background's own tint (the lower decile). On an
+    empty or a full slide the histogram has one peak, and Otsu alone would cut through it."""
     ground = float(np.percentile(chroma, 10)) if chroma.size else 0.0
     ground = min(ground, MIN_CHROMA)
     return float(np.clip(otsu(chroma), ground + MIN_CHROMA, ground + MAX_CHROMA))
 
 
-def faint(chroma: npt.NDArray[np.float32], bluish: npt.NDArray[np.bool_], strong: float) -> float | None:
-    """The threshold of a faint stain beside a strong one, whose threshold alone would lose it; None where there is no
-    such stain.
+def faint_threshold(chroma: npt.NDArray[np.float32], bluish: npt.NDArray[np.bool_], strong: float) -> float | None:
+    """The threshold of a faint stain next to a strong one, which the strong stain's threshold would miss; None if there
+    is no faint stain.
 
-    A stain is a hill among the pixels between ground and `strong`: most of them lie within HILL_BINS grey levels,
-    clearly more than of the even slope that the rims of strongly stained tissue give, and they make up HILL_AREA of the
-    image. Only pixels that are `bluish`, as eosin and haematoxylin are and a yellowed ground is not.
+    A faint stain is a peak in the histogram between background and `strong`: most of these pixels fall within HILL_BINS
+    grey levels, clearly more than on the even slope caused by the rims of strongly stained tissue, and they cover at
+    least HILL_AREA of the image. Only `bluish` pixels count, like eosin and haematoxylin, unlike a yellowed background.
     """
     low = min(float(np.percentile(chroma, 10)), MIN_CHROMA) + MIN_CHROMA if chroma.size else 0.0
     first, last = int(np.ceil(low)), int(strong)
@@ -88,7 +88,7 @@ def faint(chroma: npt.NDArray[np.float32], bluish: npt.NDArray[np.bool_], strong
 
 
 def otsu(values: npt.NDArray[np.float32]) -> float:
-    """The threshold in 0 … 255 that maximises the variance between the classes, w0·w1·(m1−m0)² (Otsu 1979, eq. 14)."""
+    """The threshold in 0 … 255 that maximises the between-class variance w0·w1·(m1−m0)² (Otsu 1979, eq. 14)."""
     counts = np.histogram(values, bins=256, range=(0, 256))[0].astype(np.float64)
     below, level = np.cumsum(counts), np.arange(256) + 0.5
     above, moment = counts.sum() - below, np.cumsum(counts * level)
@@ -100,7 +100,7 @@ def otsu(values: npt.NDArray[np.float32]) -> float:
 
 
 def _cleaned(mask: npt.NDArray[np.bool_], mpp: float) -> Mask:
-    """Narrow gaps closed, small lumina filled, dust removed."""
+    """The mask with narrow gaps closed, small lumina filled and dust removed."""
     radius = int(CLOSE_UM / 2 / mpp + 0.5)
     if radius > 0:
         padded = np.pad(mask, radius)
@@ -112,7 +112,7 @@ def _cleaned(mask: npt.NDArray[np.bool_], mpp: float) -> Mask:
 
 
 def _dilated(mask: npt.NDArray[np.bool_], radius: int) -> npt.NDArray[np.bool_]:
-    """By a disc, through the distance transform where it is large."""
+    """The mask dilated by a disc; large discs use the distance transform."""
     if radius > 8:
         return np.asarray(ndimage.distance_transform_edt(~mask) <= radius)
     y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1]
@@ -124,7 +124,7 @@ def _disc_pixels(diameter_um: float, mpp: float) -> float:
 
 
 def _without_small(mask: npt.NDArray[np.bool_], pixels: float) -> npt.NDArray[np.bool_]:
-    """Without connected components of fewer than `pixels` pixels."""
+    """The mask without connected components of fewer than `pixels` pixels."""
     labels, count = ndimage.label(mask)
     if count == 0:
         return mask

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from pathray.run.outcome import RETRY, Outcome
@@ -18,7 +19,7 @@ def fit_in_process(job: TrainJob, store: Any) -> Outcome:
     """Train in a thread of this process to the end. UserError for what the user can mend."""
     settings = job.run_settings()
     while True:
-        outcome: Outcome = run_in_thread(lambda s=settings: _train(job, s), store, job.total_images, job.name)
+        outcome: Outcome = run_in_thread(partial(_train, job, settings), store, job.total_images, job.name)
         if outcome.end != RETRY:
             return outcome
         gc.collect()  # what the attempt held

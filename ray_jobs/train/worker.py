@@ -20,7 +20,7 @@ from pathray.store.storage import Storage, StorageError
 
 if TYPE_CHECKING:
     from pathray.data.plan import Plan
-    from pathray.data.stream import Share
+    from pathray.data.share import Share
     from pathray.run.outcome import RunSettings
     from pathray.train.assembly import Assembly
     from ray_jobs.train.job import TrainJob
@@ -78,7 +78,7 @@ def _settings(job: TrainJob) -> RunSettings:
 
 def ray_batches(parts: Assembly, plan: Plan, share: Share) -> Iterator[dict[str, Any]]:
     """This rank's decoded micro-batches, through a Ray Data stream of its own."""
-    from pathray.data.stream import Lookup
+    from pathray.data.share import Lookup
     from ray_jobs.train.rank_stream import stream
 
     return stream(

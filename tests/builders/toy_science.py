@@ -96,7 +96,7 @@ class ToyRecipe:
             "step": progress.step,
             "rank": rank,
             "position": micro["position"].tolist(),
-            "row": micro["row"].tolist(),
+            "row": [row.tolist() for row in micro["row"]],
         }
         with (Path(config.run) / f"seen-{os.getpid()}.jsonl").open("a") as f:
             f.write(json.dumps(lines) + "\n")

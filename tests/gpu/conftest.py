@@ -18,7 +18,7 @@ from tests.builders import small
 @pytest.fixture(scope="session", autouse=True)
 def gpu() -> Device:
     if not torch.cuda.is_available():
-        pytest.skip("no CUDA device is visible here")
+        pytest.skip("no CUDA device is visible")
     return Device.of("cuda")
 
 

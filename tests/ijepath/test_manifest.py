@@ -68,7 +68,7 @@ def test_a_missing_column_is_named_with_what_was_found(tmp_path, column):
     [
         ("", "empty"),
         ("slide_id,wsi_path,mask_path\n", "no slides"),
-        ("slide_id,wsi_path,mask_path,organ,organ\na,b,c,d,e\n", "twice"),
+        ("slide_id,wsi_path,mask_path,organ,organ\na,b,c,d,e\n", "duplicate column"),
         ("slide_id,wsi_path,mask_path,\na,b,c,d\n", "no name"),
         ("slide_id,wsi_path,mask_path,status\na,b,c,d\n", "rename"),
         ('slide_id,wsi_path,mask_path\na,"b"x,c\n', "not valid CSV"),
@@ -96,7 +96,8 @@ def test_a_manifest_of_another_encoding_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("a,c.svs,", "duplicate slide_id: 'a' in row 3 stood in row 2"),
+        ("a,c.svs,", "duplicate slide_id: 'a' in row 3 is already in row 2"),
+        ("A,c.svs,", "duplicate slide_id: 'A' in row 3 is already in row 2, spelt 'a'"),
         ("b,,", "row 3 has no wsi_path"),
         (",c.svs,", "row 3 has no slide_id"),
         ("b,c.svs", "row 3 has 2 cells, the header 4"),

@@ -151,7 +151,7 @@ def test_a_gene_that_is_silent_is_refused_for_training_and_taken_for_an_evaluati
 def test_a_table_with_a_column_twice_is_refused_by_name(tmp_path, header):
     path = tmp_path / "t.csv"
     path.write_text(f"{header}\na.png,p,1.0,2.0\nb.png,q,2.5,3.0\n")
-    with pytest.raises(UserError, match="a column is there twice") as e:
+    with pytest.raises(UserError, match="duplicate column") as e:
         read_table(str(path), check_files=False)
     assert e.value.where["key"] in header and e.value.where["file"] == str(path)
 

@@ -176,7 +176,7 @@ def test_bfloat16_trains_close_to_float32_and_keeps_float32_weights(xla):
 
 def test_a_micro_batch_that_the_devices_cannot_share_is_refused(xla):
     settings = tiny.settings(micro_batch=2)
-    with pytest.raises(UserError, match="share evenly") as error:
+    with pytest.raises(UserError, match="divide evenly") as error:
         run_tiny(xla, settings, tiny.Tiny())
     assert error.value.where["key"] == "micro_batch"
 

@@ -1,7 +1,7 @@
-"""One compressed tile or strip of a TIFF page → its pixels. Pure functions that let go of the interpreter lock.
+"""Decodes one compressed tile or strip of a TIFF page. Pure functions that release the interpreter lock.
 
-Damage is found here: libjpeg and OpenJPEG fill what is missing with grey and say nothing, so the end of the data is
-checked. Where the bytes come from and where the pixels go is not known here.
+Truncated data are detected here: libjpeg and OpenJPEG silently fill missing parts with grey, so the end of the data is
+checked. Not here: where the bytes come from, where the pixels go.
 """
 
 from __future__ import annotations
@@ -14,32 +14,32 @@ import numpy as np
 import numpy.typing as npt
 
 Pixels = npt.NDArray[Any]
-# (data, segment index, rows) -> [height, width, samples], of which only the first `rows` rows are asked for
+# (data, segment index, rows) -> [height, width, samples]; only the first `rows` rows are needed
 Decoder = Callable[[bytes, int, int], Pixels]
 
 JPEG, JPEG_2000 = {6, 7}, {33003, 33004, 33005, 34712}
 _EOI = b"\xff\xd9"
 
 
-# Codecs that store numbers and know nothing of colours: what they mean is the photometric interpretation's to say
+# Codecs that store plain numbers: the photometric interpretation defines their colours
 _PLAIN = {1, 5, 8, 32773, 32946, 34712, 34925, 34926, 50000}
 _APERIO_YCBCR = 33003  # JPEG 2000 of YCbCr, whatever the photometric interpretation says
 _YCBCR = 6
 
 
 class Truncated(ValueError):
-    """The data of a tile end too early."""
+    """A tile's data end too early."""
 
 
 class WrongSize(ValueError):
-    """The data of a tile say that they are an image of another size than the tile's."""
+    """A tile's data declare an image of another size than the tile."""
 
 
 def decoder(page: Any) -> Decoder:
-    """The decoder of a tifffile page; needs the file no longer once made. ValueError for an unknown compression.
+    """The decoder of a tifffile page, which no longer needs the open file. ValueError for an unknown compression.
 
-    Pixels are RGB or grey: YCbCr numbers are converted, whichever codec holds them. What a tile's own header claims is
-    compared with the tile before anything is decoded (WrongSize).
+    Pixels are RGB or grey; YCbCr values are converted for every codec. The size in a tile's own header is compared with
+    the tile before decoding (WrongSize).
     """
     compression = int(page.compression)
     sized = _sized(page)
@@ -57,7 +57,7 @@ def decoder(page: Any) -> Decoder:
 
 
 def to_rgb(page: Any) -> Callable[[Pixels], Pixels] | None:
-    """From the numbers of a page to RGB, None where they are RGB already. ValueError for YCbCr that is not served."""
+    """The conversion of a page's values to RGB; None if they are RGB. ValueError for unsupported YCbCr."""
     compression = int(page.compression)
     stored = int(page.photometric) == _YCBCR and compression in _PLAIN
     if page.samplesperpixel != 3 or page.planarconfig != 1 or not (stored or compression == _APERIO_YCBCR):
@@ -73,13 +73,13 @@ def to_rgb(page: Any) -> Callable[[Pixels], Pixels] | None:
 
 
 def _ratios(value: Any, count: int) -> list[float]:
-    """`count` numbers, which tifffile gives as they are or as numerators and denominators in turn."""
+    """`count` numbers, which tifffile returns either directly or as alternating numerators and denominators."""
     flat = [float(v) for v in np.asarray(value).ravel()]
     return flat if len(flat) == count else [a / b for a, b in zip(flat[::2], flat[1::2], strict=True)]
 
 
 def ycbcr_to_rgb(pixels: Pixels, red: float = 0.299, green: float = 0.587, blue: float = 0.114) -> Pixels:
-    """uint8 YCbCr ``[h, w, 3]`` of full range → RGB, with the luma coefficients given (TIFF 6.0, section 21)."""
+    """Full-range uint8 YCbCr ``[h, w, 3]`` → RGB, with the given luma coefficients (TIFF 6.0, section 21)."""
     y, cb, cr = (pixels[:, :, i].astype(np.float32) - shift for i, shift in enumerate((0, 128, 128)))
     r, b = y + (2 - 2 * red) * cr, y + (2 - 2 * blue) * cb
     g = (y - red * r - blue * b) / green
@@ -87,7 +87,7 @@ def ycbcr_to_rgb(pixels: Pixels, red: float = 0.299, green: float = 0.587, blue:
 
 
 def _sized(page: Any) -> Callable[[Decoder], Decoder]:
-    """Puts a check of what a tile claims to be before its decoder."""
+    """Wraps a decoder with a check of the size that a tile's data declare."""
     width = page.tilewidth if page.is_tiled else page.imagewidth
     height = page.tilelength if page.is_tiled else min(page.rowsperstrip, page.imagelength)
     across, down = -(-page.imagewidth // width), -(-page.imagelength // height)
@@ -110,7 +110,7 @@ def _sized(page: Any) -> Callable[[Decoder], Decoder]:
 
 
 def claimed_size(data: bytes, compression: int) -> tuple[int, int] | None:
-    """(width, height) that a tile's JPEG, JPEG 2000, PNG or WebP data claim; None where they do not say."""
+    """(width, height) declared in a tile's JPEG, JPEG 2000, PNG or WebP data; None if there is none."""
     if compression in JPEG:
         return _jpeg_size(data)
     if compression in JPEG_2000 and (at := data.find(b"\xff\x4f\xff\x51", 0, 1 << 16)) >= 0 and len(data) >= at + 24:
@@ -155,22 +155,22 @@ def _jpeg(page: Any) -> Decoder:
     tables, decode = page.jpegtables, imagecodecs.jpeg8_decode
 
     def jpeg(data: bytes, index: int, rows: int) -> Pixels:
-        wanted = shortened(data, rows)
+        wanted = truncate_jpeg(data, rows)
         pixels: Pixels = decode(wanted, tables=tables, colorspace=colours[0], outcolorspace=colours[1])
         if data[-2:] != _EOI and _EOI not in data[-64:]:
             check_jpeg_without_end(data, lambda d: decode(d, tables=tables))
         if wanted is not data:
-            pixels = pixels[:rows]  # the further rows lack the chroma below them
+            pixels = pixels[:rows]  # further rows lack the chroma of the rows below them
         return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
     return jpeg
 
 
-def shortened(data: bytes, rows: int) -> bytes:
-    """JPEG data that decode to the first `rows` rows only (a few more may come), or `data` where that saves little.
+def truncate_jpeg(data: bytes, rows: int) -> bytes:
+    """JPEG data that decode to the first `rows` rows (or a few more); `data` itself if that saves little.
 
-    A sequential JPEG stores its rows from top to bottom, so that a smaller height in its frame header ends the work
-    early. Chroma is interpolated between neighbouring rows: four more are decoded, and the first `rows` stay exact.
+    A sequential JPEG stores its rows from top to bottom, so a smaller height in its frame header ends decoding early.
+    Chroma is interpolated between neighbouring rows, so four more rows are decoded to keep the first `rows` exact.
     """
     at, size = 2, len(data)
     frame = components = 0
@@ -188,10 +188,10 @@ def shortened(data: bytes, rows: int) -> bytes:
 
 
 def check_jpeg_without_end(data: bytes, decode: Callable[[bytes], Pixels]) -> None:
-    """Truncated when the entropy-coded data of a JPEG without an end marker do not fill its image.
+    """Raise Truncated if the data of a JPEG without an end marker do not fill its image.
 
-    Some writers leave the marker out. Data that are complete decode to the same pixels whatever bytes follow them;
-    data that are not take the bytes that follow for coefficients.
+    Some writers omit the marker. Complete data decode to the same pixels whatever bytes follow; incomplete data
+    interpret the following bytes as coefficients.
     """
     plain = decode(data + _EOI)
     for filler in (b"\x00", b"\x55"):
@@ -200,7 +200,7 @@ def check_jpeg_without_end(data: bytes, decode: Callable[[bytes], Pixels]) -> No
 
 
 def check_jpeg2000(data: bytes) -> None:
-    """Truncated when a tile-part of a JPEG 2000 codestream is longer than what is there (its length is in its head)."""
+    """Raise Truncated if a tile-part of a JPEG 2000 codestream is longer than the data (its header has its length)."""
     at = data.find(b"\xff\x90", 2, 1 << 16)
     while 0 <= at <= len(data) - 12 and data[at : at + 2] == b"\xff\x90":
         length = struct.unpack(">I", data[at + 6 : at + 10])[0]

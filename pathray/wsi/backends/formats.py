@@ -1,4 +1,4 @@
-"""Names of slide formats: what a path holds, and which nobody here can read. Opens no slide."""
+"""Slide formats by file name: which file to open for a path, and which formats are not supported. Opens no slide."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ UNSUPPORTED = {
 }
 
 
-def located(path: str) -> str:
-    """The file to open for `path`: an MRXS or DICOM folder is replaced by the file that names the slide.
+def slide_file_of(path: str) -> str:
+    """The file to open for `path`; for an MRXS or DICOM folder, the file that represents the slide.
 
-    Raises MissingFile, and UserError naming a format that nobody here reads or a folder that holds no slide.
+    Raises MissingFile, and UserError for an unsupported format or a folder without a slide.
     """
     suffix = os.path.splitext(path.split("?")[0])[1].lower()
     if suffix in UNSUPPORTED:
         raise UserError(
-            f"{UNSUPPORTED[suffix]} slides cannot be read",
+            f"unsupported slide format: {UNSUPPORTED[suffix]}",
             file=public(path),
             found=suffix,
             expected=f"an open format: {CONVERT}",
@@ -52,9 +52,9 @@ def located(path: str) -> str:
 
 def _in_folder(folder: str) -> str:
     names = sorted(os.listdir(folder))
-    beside = folder.rstrip("/") + ".mrxs"
-    if os.path.isfile(beside) and any(name.lower() == "slidedat.ini" for name in names):
-        return beside
+    mrxs = folder.rstrip("/") + ".mrxs"
+    if os.path.isfile(mrxs) and any(name.lower() == "slidedat.ini" for name in names):
+        return mrxs
     for suffix in (".mrxs", ".dcm"):
         found = [name for name in names if name.lower().endswith(suffix)]
         if suffix == ".dcm" and found:
@@ -70,8 +70,8 @@ def _in_folder(folder: str) -> str:
 
 
 def _check_one_series(folder: str, names: list[str]) -> None:
-    """UserError where the DICOM instances of a folder are of several series: of several slides, of which one would be
-    opened and the others never named."""
+    """UserError if the DICOM instances of a folder belong to several series, that is to several slides: only one would
+    be opened and the others silently ignored."""
     import pydicom
 
     series = dict[str, str]()
@@ -81,12 +81,12 @@ def _check_one_series(folder: str, names: list[str]) -> None:
                 os.path.join(folder, name), stop_before_pixels=True, specific_tags=["SeriesInstanceUID"]
             )
         except (OSError, ValueError, pydicom.errors.InvalidDicomError):
-            continue  # who opens the slide says what is wrong with it
+            continue  # opening the slide reports what is wrong with it
         series.setdefault(str(found.get("SeriesInstanceUID", "")), name)
     if len(series) > 1:
         shown = "; ".join(f"{name} of {uid}" for uid, name in list(series.items())[:5])
         raise UserError(
-            "a folder of several DICOM series",
+            "the folder contains several DICOM series",
             file=folder,
             key="SeriesInstanceUID",
             found=f"{len(series)} series: {shown}",

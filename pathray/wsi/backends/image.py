@@ -1,4 +1,4 @@
-"""Masks that are plain images (PNG, JPEG, BMP …): one level, decoded whole when first read. Not for slides."""
+"""Masks stored as plain images (PNG, JPEG, BMP …): one level, decoded as a whole on first read. Not for slides."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathray.wsi.backends.source import open_source
 
 
 class ImageMask:
-    """A grey mask ``[h, w]``, 0 outside. The size is read at once, the pixels when they are first asked for."""
+    """A grey mask ``[h, w]``, 0 outside. The size is read when opened, the pixels on the first read."""
 
     backend, mpp, mpp_source, spacing_note = "image", None, None, ""
 
@@ -27,7 +27,7 @@ class ImageMask:
         self._pixels: npt.NDArray[np.uint8] | None = None
 
     def read_level(self, level: int, x: int, y: int, width: int, height: int) -> npt.NDArray[np.uint8]:
-        """[height, width] of the only level."""
+        """The pixels ``[height, width]`` of a box of the only level."""
         assert level == 0, level
         if self._pixels is None:
             self._pixels = self._decoded()

@@ -1,8 +1,8 @@
-"""Other libraries behind the slide protocol: OpenSlide, fastslide and tiffslide, for what the direct path cannot serve.
+"""OpenSlide, fastslide and tiffslide as slide readers, for formats that the direct TIFF reader does not support.
 
-Handles belong to one process (a forked handle shares its file offset and returns wrong tiles), tiffslide's also to one
-thread. Pixels are the library's own; OpenSlide addresses levels in level-0 pixels, so that on a level whose downsample
-is not a whole number its origin is the nearest such pixel.
+Each process has its own handles (a forked handle shares its file offset and returns wrong tiles); tiffslide's are also
+per thread. Pixels are returned as the library reads them. OpenSlide addresses levels in level-0 pixels, so on a level
+with a fractional downsample the origin is the nearest level-0 pixel.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ import numpy.typing as npt
 
 from pathray.errors import UnreadableUnit, UserError
 from pathray.urls import is_url, public
-from pathray.wsi.backends.header import Spacing, believable
+from pathray.wsi.backends.header import Spacing, check_spacing
 
 Pixels = npt.NDArray[np.uint8]
 
 
 class Library(Protocol):
-    """One library: whether it can open a path, how it does, and what its handle says and reads."""
+    """One slide library: whether it can open a path, and how to open, describe and read a slide."""
 
     name: str
     by_thread: bool
-    fills: bool  # unreadable tiles come back as a constant, without an error
+    fills: bool  # returns unreadable tiles as a constant, without an error
 
     def can_open(self, path: str) -> bool: ...
 
@@ -90,7 +90,7 @@ class FastSlideLibrary:
         return not is_url(path) and bool(fastslide.is_supported(path))
 
     def open(self, path: str, cache_bytes: int) -> Any:
-        """UserError in a child of a process that used the library: its threads are gone there and a read would hang."""
+        """UserError in a forked child of a process that used the library: its threads are gone and reads would hang."""
         import fastslide
 
         if self._pid not in (None, os.getpid()):
@@ -124,7 +124,7 @@ class TiffSlideLibrary:
     name, by_thread, fills = "tiffslide", True, False
 
     def can_open(self, path: str) -> bool:
-        return True  # it says so itself, by what it raises
+        return True  # opening raises if it cannot
 
     def open(self, path: str, cache_bytes: int) -> Any:
         import tiffslide
@@ -146,7 +146,7 @@ class TiffSlideLibrary:
 
     def read(self, slide: Any, level: int, x: int, y: int, width: int, height: int) -> Pixels:
         (w0, h0), (w, h) = slide.level_dimensions[0], slide.level_dimensions[level]
-        at = (-(-x * w0 // w), -(-y * h0 // h))  # the first level-0 pixel that the library maps onto (x, y)
+        at = (-(-x * w0 // w), -(-y * h0 // h))  # the first level-0 pixel that the library maps to (x, y)
         return _rgb8(np.asarray(slide.read_region(at, level, (width, height), as_array=True)))
 
 
@@ -154,7 +154,7 @@ LIBRARIES: tuple[Library, ...] = (OpenSlideLibrary(), FastSlideLibrary(), TiffSl
 
 
 class LibraryReader:
-    """A `SlideReader` over one library. What its open raises comes through to the caller of the constructor."""
+    """A `SlideReader` over one library. The constructor raises what the library's open raises."""
 
     def __init__(self, path: str, library: Library, cache_bytes: int) -> None:
         self.path, self.backend, self._library, self._cache_bytes = path, library.name, library, cache_bytes
@@ -177,7 +177,7 @@ class LibraryReader:
         except UserError:
             raise
         except Exception as e:  # every library raises its own kinds
-            self._drop()  # OpenSlide's handle is of no use after an error
+            self._drop()  # an OpenSlide handle is unusable after an error
             detail = f"level {level}, box ({x}, {y}, {width}, {height}): {type(e).__name__}: {e}"
             raise UnreadableUnit("decode", public(self.path), detail) from e
         if inside.shape[:2] == (height, width):
@@ -190,7 +190,7 @@ class LibraryReader:
         self._drop()
 
     def _handle(self) -> Any:
-        """This process's handle (this thread's, where the library needs one each)."""
+        """This process's handle (this thread's, if the library needs one per thread)."""
         if self._pid != os.getpid():
             self._pid, self._shared, self._own = os.getpid(), None, threading.local()
         slide = getattr(self._own, "slide", None) if self._library.by_thread else self._shared
@@ -203,7 +203,7 @@ class LibraryReader:
         return slide
 
     def _drop(self) -> None:
-        """Let go of the handle; it is closed when the last read that uses it ends."""
+        """Release the handle; it is closed when the last read that uses it ends."""
         self._shared, self._own = None, threading.local()
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
@@ -212,13 +212,13 @@ class LibraryReader:
 
 def _spacing(x: object, y: object, source: str) -> Spacing:
     try:
-        return believable(float(x), float(y), source)  # type: ignore[arg-type]
+        return check_spacing(float(x), float(y), source)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return Spacing()
 
 
 def _on_white(rgba: npt.NDArray[np.uint8]) -> Pixels:
-    """RGBA over a white ground."""
+    """RGBA composited on a white background."""
     alpha = rgba[:, :, 3]
     if alpha.min() == 255:
         return np.ascontiguousarray(rgba[:, :, :3])

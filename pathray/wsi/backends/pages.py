@@ -1,7 +1,8 @@
-"""Which pages of a TIFF are the levels of its scan, and which files hold no slide of 8-bit colours. Reads no pixels.
+"""Finds the pages of a TIFF that are its scan's levels, and rejects files that are not 8-bit colour slides.
 
-A level is the largest tiled page, one of its sub-IFDs, or another page that is marked or named as a reduced copy of it.
-Labels, macro photographs, thumbnails and second images are not levels, however close their aspect.
+A level is the largest tiled page, one of its sub-IFDs, or another page that is marked or named as its reduced copy.
+Labels, macro photographs, thumbnails and second images are not levels, even with a similar aspect ratio. Reads no
+pixels.
 """
 
 from __future__ import annotations
@@ -16,29 +17,29 @@ import numpy as np
 
 from pathray.wsi.backends.header import aperio_associated, aperio_size, description, ome_images, ome_xml
 
-ALPHA = (0, 1, 2)  # ExtraSamples of one fourth sample: not said, associated, unassociated alpha
+ALPHA = (0, 1, 2)  # ExtraSamples of a fourth sample: unspecified, associated alpha, unassociated alpha
 MAX_TAGS = 4096
 
 
 class NotServed(Exception):
-    """The direct path does not serve this TIFF, because of how its tiles are stored; the message says why."""
+    """The direct TIFF reader does not support how this file stores its tiles; the message says why."""
 
 
 class OwnGrid(NotServed):
-    """Tiles of a vendor's own grid, which the vendor's libraries know."""
+    """Tiles on a vendor-specific grid, which the vendor's libraries can read."""
 
 
 class WrongKind(NotServed):
-    """What the file *is* cannot be a slide of 8-bit colours, whichever library opens it; the message says why."""
+    """The file is not an 8-bit colour slide, whichever library opens it; the message says why."""
 
 
 def levels_of(tiff: Any, mask: bool) -> list[Any]:
     """The pages of the pyramid, finest first.
 
-    Raises NotServed, WrongKind, and ValueError for a file that has lost its full-resolution page.
+    Raises NotServed, WrongKind, and ValueError for a file whose full-resolution page is missing.
     """
     if not len(tiff.pages):
-        raise ValueError("no image file directory where the header points to")
+        raise ValueError("no image file directory at the position given in the header")
     if str(tiff.pages[0].software).startswith("MedScan"):
         raise NotServed("Trestle's tiles overlap")
     top = [page for page in tiff.pages if is_image(page) and not _is_associated(page)]
@@ -48,7 +49,7 @@ def levels_of(tiff: Any, mask: bool) -> list[Any]:
         raise NotServed("an SVS without tiles")
     candidates = tiled or pages
     if not candidates:
-        raise NotServed("no page is an image")
+        raise NotServed("no page contains an image")
     base = max(candidates, key=lambda page: page.imagewidth * page.imagelength)  # the first of several
     if not mask:
         refuse_unless_rgb8(base, candidates)
@@ -61,7 +62,7 @@ def is_image(page: Any) -> bool:
 
 
 def _is_associated(page: Any) -> bool:
-    """A label, macro photograph or mask, as the page itself says. (8: Aperio's flag for a macro; 4: a mask.)"""
+    """Whether the page is marked as a label, macro photograph or mask (flag 8: Aperio's macro; 4: a mask)."""
     return bool(int(page.subfiletype) & ~3) or aperio_associated(description(page))
 
 
@@ -76,13 +77,13 @@ def refuse_unless_rgb8(page: Any, others: Sequence[Any]) -> None:
     if samples - len(extra) not in (1, 3) or any(kind not in ALPHA for kind in extra) or len(extra) > 1:
         raise WrongKind(f"{samples} samples per pixel, not RGB")
     if samples == 1 and any(other.shape == page.shape for other in others if other is not page):
-        raise WrongKind("channels or focal planes in pages of their own")
+        raise WrongKind("channels or focal planes are stored as separate pages")
     if extra:
         raise NotServed("an alpha channel")
 
 
 def _refuse_without_level0(base: Any, tiff: Any) -> None:
-    """ValueError where the largest page is a reduced copy: the page that it was made from is gone."""
+    """ValueError if the largest page is a reduced copy: the full-resolution page is missing."""
     size, reduced = aperio_size(description(base)) if tiff.is_svs else (None, False)
     own = (base.imagewidth, base.imagelength)
     if reduced or (int(base.subfiletype) & 1 and base in list(tiff.pages)):
@@ -103,7 +104,7 @@ def _reductions(tiff: Any, base: Any, candidates: Sequence[Any]) -> list[Any]:
 
 
 def _pages_of_image(tiff: Any, base: Any, candidates: Sequence[Any]) -> Sequence[Any]:
-    """The candidates without pages that the OME header gives to other images than the scan's."""
+    """The candidates without pages that the OME header assigns to other images than the scan."""
     if (xml := ome_xml(tiff)) is None:
         return candidates
     try:
@@ -118,8 +119,8 @@ def _pages_of_image(tiff: Any, base: Any, candidates: Sequence[Any]) -> Sequence
 
 
 def _is_reduction(page: Any, base: Any, nested: bool) -> bool:
-    """Whether `page` shows what `base` shows, smaller: the same samples, an aspect equal up to the rounding of its
-    sides, and marked as a reduced copy, named as one (Aperio), or smaller by a whole factor on the same tiles."""
+    """Whether `page` is a reduced copy of `base`: same samples, same aspect ratio up to rounding, and either marked or
+    named (Aperio) as a reduced copy, or smaller by an integer factor with the same tiles."""
     w, h = page.imagewidth, page.imagelength
     if w >= base.imagewidth or h >= base.imagelength or int(page.subfiletype) not in (0, 1):
         return False
@@ -136,8 +137,8 @@ def _is_named(page: Any) -> bool:
 
 
 def _is_whole_factor(page: Any, base: Any) -> bool:
-    """Unmarked pages are levels only where both sides are those of the base divided by one whole number, and tiles and
-    codec are the base's: no other image has that by chance."""
+    """Whether an unmarked page is a level: both sides are the base's divided by one integer, with the same tiles and
+    codec. No other image matches this by chance."""
     factor = max(1, round(base.imagewidth / page.imagewidth))
     sizes = ((base.imagewidth, page.imagewidth), (base.imagelength, page.imagelength))
     whole = factor > 1 and all(size in (full // factor, -(-full // factor)) for full, size in sizes)
@@ -146,9 +147,9 @@ def _is_whole_factor(page: Any, base: Any) -> bool:
 
 
 def check_chain(file: BinaryIO) -> None:
-    """ValueError where the chain of pages does not end as it should: a page, so a level or the scan itself, is lost.
+    """ValueError if the chain of pages is broken: a page, that is a level or the scan itself, is lost.
 
-    tifffile ends such a chain with a line in the log, and what is left would pass for the whole slide.
+    tifffile only logs a broken chain, and the remaining pages would pass for the whole slide.
     """
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
@@ -159,12 +160,12 @@ def check_chain(file: BinaryIO) -> None:
     at, seen = struct.unpack_from(pointer, head, 8 if big else 4)[0], set[int]()
     while at:
         if at in seen or at >= size:
-            raise ValueError(f"the chain of pages is cut after page {len(seen)}: the next is said to be at byte {at:,}")
+            raise ValueError(f"the chain of pages is broken after page {len(seen)}: the next one is at byte {at:,}")
         seen.add(at)
         file.seek(at)
         tags = _number(file, count)
         if not 0 < tags <= MAX_TAGS or at + tags * entry > size:
-            raise ValueError(f"the chain of pages is cut: page {len(seen)}, at byte {at:,}, has {tags:,} tags")
+            raise ValueError(f"the chain of pages is broken: page {len(seen)}, at byte {at:,}, has {tags:,} tags")
         file.seek(tags * entry, os.SEEK_CUR)
         at = _number(file, pointer)
 

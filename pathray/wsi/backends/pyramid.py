@@ -1,7 +1,7 @@
-"""The structure of a tiled TIFF slide or mask, parsed once: which pages are levels, where their tiles lie, the spacing.
+"""Parses the structure of a tiled TIFF slide or mask once: levels, positions of their tiles in the file, spacing.
 
-Reads no pixels. Raises NotServed where the file is a TIFF that this path does not serve (formats whose tiles overlap or
-are padded, an alpha channel …), with the reason, so that another backend can be tried, and WrongKind where none may be.
+Reads no pixels. Raises NotServed, with the reason, for a TIFF that needs another backend (overlapping or padded tiles,
+an alpha channel …), and WrongKind for a file that no backend may open as a slide.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from pathray.wsi.backends.decode import Decoder, decoder, to_rgb
 from pathray.wsi.backends.header import Spacing, description, spacing_of
 from pathray.wsi.backends.pages import NotServed, OwnGrid, check_chain, levels_of
 
-MAX_SEGMENT_BYTES = 64 << 20  # a strip or tile decoded whole for every read may not be larger
+MAX_SEGMENT_BYTES = 64 << 20  # largest strip or tile, since it is decoded whole for every read
 VIRTUAL_STRIP_BYTES = 256 << 10
-# tile grids that are not simply the image: overlaps, padding, several scanned areas, one JPEG per level
+# formats whose tile grid is not simply the image: overlaps, padding, several scanned areas, one JPEG per level
 _OWN_GRID = ("is_bif", "is_ndpi", "is_scn", "is_philips", "is_lsm", "is_stk", "is_fluoview", "is_eer")
 
 
 @dataclass(frozen=True)
 class Level:
-    """One level: its size and grid in pixels, and per tile its place in the file (row by row; plane by plane)."""
+    """One level: its size and tile grid in pixels, and each tile's position in the file (by plane, row, column)."""
 
     width: int
     height: int
     tile_width: int
     tile_height: int
     samples: int
-    planes: int  # 1: samples interleaved; 3: one grid of tiles per sample
-    white: int  # the value that is white where 0 is; 0 where values rise with brightness
+    planes: int  # 1: interleaved samples; 3: one tile grid per sample
+    white: int  # the largest value if 0 is white, which inverts pixels; 0 if values rise with brightness
     offsets: npt.NDArray[np.int64]
     counts: npt.NDArray[np.int64]
     decode: Decoder
     compression: int = 1
-    meaning: npt.NDArray[np.uint8] | None = None  # of a mask's palette indices
+    meaning: npt.NDArray[np.uint8] | None = None  # value of each palette index of a mask
 
     @property
     def across(self) -> int:
@@ -66,7 +66,7 @@ def parse(file: BinaryIO, *, mask: bool = False) -> Pyramid:
     with tifffile.TiffFile(file) as tiff:
         own = [name for name in _OWN_GRID if getattr(tiff, name, False)]
         if own:
-            raise OwnGrid(f"{own[0][3:].upper()} has a tile grid of its own")
+            raise OwnGrid(f"{own[0][3:].upper()} uses a vendor-specific tile grid")
         check_chain(file)
         pages = levels_of(tiff, mask)
         levels = tuple(_level(page, mask) for page in pages)
@@ -98,16 +98,16 @@ def _level(page: Any, mask: bool) -> Level:
         _meaning(page) if mask else None,
     )
     if offsets.size < level.across * level.down * planes or counts.size < offsets.size:
-        raise ValueError(f"{offsets.size} tiles in the file's table, {level.across * level.down * planes} in the grid")
+        raise ValueError(f"the file lists {offsets.size} tiles, expected {level.across * level.down * planes}")
     return level
 
 
 def _meaning(page: Any) -> npt.NDArray[np.uint8] | None:
-    """What the indices of a palette mean in a mask; NotServed where its colours contradict its order."""
+    """The mask value of each palette index; NotServed if the palette is ambiguous."""
     if int(page.photometric) != 3 or page.colormap is None or page.dtype != np.uint8:
         return None
     colours = (np.asarray(page.colormap).T >> 8).astype(np.uint8)
-    last = int(np.flatnonzero(colours.any(axis=1)).max(initial=0))  # palettes are filled up with black
+    last = int(np.flatnonzero(colours.any(axis=1)).max(initial=0))  # palettes are padded with black
     try:
         return palette_values(colours, np.arange(last + 1))
     except ImageError as e:
@@ -119,7 +119,7 @@ def _is_one_block(offsets: npt.NDArray[np.int64], counts: npt.NDArray[np.int64])
 
 
 def _virtual_strips(page: Any, start: int, samples: int, white: int) -> Level:
-    """Uncompressed rows in one block, cut into strips of a size worth reading: a mask saved as one huge strip."""
+    """Uncompressed rows in one block (a mask saved as one huge strip), split into strips of a useful size."""
     if page.bitspersample % 8 if isinstance(page.bitspersample, int) else True:
         raise NotServed(f"uncompressed rows of {page.bitspersample} bits per sample")
     dtype = page.dtype.newbyteorder(page.parent.byteorder)

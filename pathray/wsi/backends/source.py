@@ -1,6 +1,6 @@
-"""Bytes of a slide file at given offsets: local files by positioned reads, URLs by range requests.
+"""Reads bytes of a slide file at given offsets: positioned reads for local files, range requests for URLs.
 
-No offset is shared, so a source serves several threads at once and survives a fork. Nothing is cached or decoded here.
+No file offset is shared, so a source is safe in several threads and after a fork. Not here: caching, decoding.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ PARSE_BLOCK = 1 << 18  # bytes fetched at a time while the structure of a remote
 
 
 class ByteSource(Protocol):
-    """Positioned reads of one file. `ranges` are (offset, size); a range past the end of the file comes back short."""
+    """Positioned reads of one file. `ranges` are (offset, size); a range beyond the end of the file is cut short."""
 
     size: int
 
@@ -29,19 +29,20 @@ class ByteSource(Protocol):
 
 
 def open_source(path: str) -> ByteSource:
-    """MissingFile when there is nothing at `path`; UserError when it may not be read or its scheme is unknown."""
+    """Open a path or URL. MissingFile if it does not exist; UserError if it is not readable or its scheme is
+    unknown."""
     return RemoteFile(path) if is_url(path) else LocalFile(local_path(path))
 
 
 class LocalFile:
-    """`os.pread` on a descriptor of its own, closed when nobody uses the source any more."""
+    """`os.pread` on its own descriptor, closed when the source is no longer used."""
 
     def __init__(self, path: str) -> None:
         self.path, self._fd = path, -1
         try:
             check_regular(path)
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except FileNotFoundError:  # so is a MissingFile
+        except FileNotFoundError:  # includes MissingFile
             raise MissingFile("no such file", file=path) from None
         except OSError as e:
             raise UserError(f"the file cannot be opened: {e.strerror}", file=path) from e
@@ -66,9 +67,9 @@ class LocalFile:
 
 
 class RemoteFile:
-    """Range requests through fsspec, all ranges of one call at once where the file system can.
+    """Range requests through fsspec; all ranges of one call at once if the file system supports it.
 
-    What a file system raised is not chained to our errors: its text may hold a signed URL.
+    Errors are not chained to the file system's exceptions, whose text may contain a signed URL.
     """
 
     def __init__(self, url: str) -> None:
@@ -91,7 +92,7 @@ class RemoteFile:
             found = self._fs.cat_ranges([self._path] * len(ranges), starts, ends, on_error="raise")
             return cast("list[bytes]", found)
         except FileNotFoundError:
-            raise UnreadableUnit("missing", public(self.url), "the object is gone") from None
+            raise UnreadableUnit("missing", public(self.url), "the object no longer exists") from None
         except TimeoutError as e:
             raise UnreadableUnit("timeout", public(self.url), type(e).__name__) from None
         except Exception as e:
@@ -101,7 +102,7 @@ class RemoteFile:
         return cast(BinaryIO, self._fs.open(self._path, "rb", block_size=PARSE_BLOCK, cache_type="blockcache"))
 
     def close(self) -> None:
-        """Nothing is held open between requests."""
+        """Does nothing: nothing is open between requests."""
 
     def _file_system(self) -> None:
         import fsspec

@@ -1,7 +1,7 @@
-"""The direct tile path: positioned reads of single tiles, decoded one by one and put together. No library in between.
+"""The direct TIFF reader: reads, decodes and assembles single tiles without a slide library.
 
-Pixels equal those of tiffslide and OpenSlide. Serves what `pathray.wsi.backends.pyramid` parses; other files go to
-other backends.
+Pixels equal those of tiffslide and OpenSlide. It supports what `pathray.wsi.backends.pyramid` parses; other files are
+left to other backends.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _tokens = itertools.count()
 class TiffReader:
     """A slide (``[h, w, 3]``, outside white) or, with ``mask=True``, a mask (``[h, w]``, outside 0).
 
-    Safe in several threads and after a fork: reads are positioned and the tile cache belongs to the process.
+    Safe in several threads and after a fork: reads are positioned, and the tile cache is per process.
     """
 
     backend = "tiff"
@@ -51,7 +51,7 @@ class TiffReader:
 
     @classmethod
     def open(cls, path: str, cache: TileCache, *, mask: bool = False) -> TiffReader:
-        """NotServed where the file is no TIFF or none for this path, UnreadableUnit where it is a damaged one."""
+        """Raises NotServed for a file that is not a TIFF or not a supported one, UnreadableUnit for a damaged one."""
         source = open_source(path)
         try:
             return cls(path, source, _parsed(path, source, mask), cache, mask=mask)
@@ -69,7 +69,7 @@ class TiffReader:
         return self._assemble(at, box, self._tiles(level, at, _covered(at, box)))
 
     def read_boxes(self, level: int, boxes: Sequence[Box]) -> list[npt.NDArray[np.uint8]]:
-        """Several boxes of one level; a tile that several of them show is fetched and decoded once."""
+        """Pixels of several boxes of one level; a tile that several boxes share is fetched and decoded once."""
         at, wanted = self._levels[level], dict[int, int]()
         for box in boxes:
             for index, rows in _covered(at, box).items():
@@ -79,7 +79,7 @@ class TiffReader:
 
     @property
     def is_jpeg2000(self) -> bool:
-        """Whether any level holds JPEG 2000, whose missing tiles some libraries fill without a word."""
+        """Whether any level is JPEG 2000, whose missing tiles some libraries fill silently."""
         return any(level.compression in JPEG_2000 for level in self._levels)
 
     def close(self) -> None:
@@ -87,7 +87,7 @@ class TiffReader:
         self._source.close()
 
     def _whole_tile(self, level: int, at: Level, box: Box) -> npt.NDArray[np.uint8] | None:
-        """A box that is one tile, neither kept nor copied: such a tile is seldom asked for again. None at the edges."""
+        """A box that is exactly one tile, without caching or copying since it is rarely read again. None at edges."""
         x, y, width, height = box
         if x < 0 or y < 0 or x + width > at.width or y + height > at.height:
             return None
@@ -98,7 +98,7 @@ class TiffReader:
         return tile if tile.flags.writeable and tile.flags.c_contiguous else tile.copy()
 
     def _tiles(self, level: int, at: Level, wanted: dict[int, int]) -> dict[int, npt.NDArray[np.uint8]]:
-        """Decoded tiles by index, with at least as many rows as wanted; sparse ones are left out."""
+        """Decoded tiles by index, with at least the wanted rows; sparse tiles are left out."""
         tiles, missing = dict[int, npt.NDArray[np.uint8]](), []
         for index, rows in wanted.items():
             tile = self._cache.get((self._token, level, index))
@@ -121,7 +121,7 @@ class TiffReader:
         return tiles
 
     def _from_finer(self, level: int, at: Level, index: int) -> npt.NDArray[np.uint8]:
-        """A tile that an Aperio scanner left out of a lower level, made from the next finer one, as OpenSlide does."""
+        """A tile that an Aperio scanner omitted from a lower level, made from the next finer level as in OpenSlide."""
         row, column = divmod(index, at.across)
         left, top = column * at.tile_width, row * at.tile_height
         width, height = min(at.tile_width, at.width - left), min(at.tile_height, at.height - top)
@@ -133,7 +133,7 @@ class TiffReader:
         return tile
 
     def _worthwhile_rows(self, at: Level, rows: int) -> int:
-        """Decode only the rows wanted, unless the rest of such tiles turned out to be wanted soon after."""
+        """The rows to decode: only those wanted, unless the rest of partly decoded tiles was often needed later."""
         if rows == at.tile_height or 4 * self._decoded_again > self._decoded_partly + 16:
             return at.tile_height
         self._decoded_partly += 1
@@ -146,16 +146,16 @@ class TiffReader:
         return self._source.read_many([(int(at.offsets[i]), int(at.counts[i])) for i in segments])
 
     def _decode(self, level: int, at: Level, index: int, rows: int, data: Sequence[bytes]) -> npt.NDArray[np.uint8]:
-        """The tile ``[rows or more, w, 3]`` (a mask: ``[rows or more, w]``) from the data of its planes."""
+        """The tile ``[≥ rows, w, 3]`` (a mask: ``[≥ rows, w]``) from the data of its planes."""
         planes = []
         for segment, piece in zip(self._segments(at, index), data, strict=True):
             if len(piece) < at.counts[segment]:
-                raise self._unreadable("truncated", level, at, index, "the file ends before the tile does")
+                raise self._unreadable("truncated", level, at, index, "the file ends within the tile")
             try:
                 planes.append(at.decode(piece, segment, rows))
             except Truncated as e:
                 raise self._unreadable("truncated", level, at, index, str(e)) from e
-            except Exception as e:  # every codec raises its own kind
+            except Exception as e:  # each codec has its own exceptions
                 raise self._unreadable("decode", level, at, index, f"{type(e).__name__}: {e}") from e
         pixels = planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
         down, across = divmod(index, at.across)
@@ -212,18 +212,18 @@ def _parsed(path: str, source: ByteSource, mask: bool) -> Pyramid:
             return parse(file, mask=mask)
     except (NotServed, UnreadableUnit):
         raise
-    except Exception as e:  # tifffile raises many kinds on damaged files
+    except Exception as e:  # tifffile raises many types for damaged files
         raise UnreadableUnit("decode", public(path), f"damaged TIFF structure: {type(e).__name__}: {e}") from e
 
 
 def downsamples(shapes: Sequence[tuple[int, int]]) -> tuple[float, ...]:
-    """Of each level against the first: the mean of the two sides' ratios, as OpenSlide has it."""
+    """The downsample of each level relative to the first: the mean of the two sides' ratios, as in OpenSlide."""
     w0, h0 = shapes[0]
     return tuple((w0 / w + h0 / h) / 2 for w, h in shapes)
 
 
 def _covered(at: Level, box: Box) -> dict[int, int]:
-    """The tiles that a box touches, row by row: index → how many of the tile's first rows it needs."""
+    """The tiles that a box touches, row by row: index → number of the tile's first rows that it needs."""
     x, y, width, height = box
     x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + width, at.width), min(y + height, at.height)
     if x0 >= x1 or y0 >= y1:
@@ -241,12 +241,12 @@ def _as_rgb(pixels: npt.NDArray[Any], white: int) -> npt.NDArray[np.uint8]:
 
 
 def _as_mask(pixels: npt.NDArray[Any], at: Level) -> npt.NDArray[np.uint8]:
-    """[h, w, samples] of any type → [h, w] uint8; values that do not fit uint8 become 0 or 1.
+    """[h, w, samples] of any type → [h, w] uint8; values of other types become 0 or 1.
 
-    The stored numbers count, whatever the photometric interpretation: bilevel masks written from Python say "0 is
-    white" and mean 1 for tissue.
+    The stored numbers are used whatever the photometric interpretation says: bilevel masks written from Python declare
+    "0 is white" but use 1 for tissue.
     """
-    colours = 3 if pixels.shape[2] >= 3 else 1  # what follows them is alpha, which says nothing of tissue
+    colours = 3 if pixels.shape[2] >= 3 else 1  # further channels are alpha, which does not mark tissue
     flat = pixels[:, :, 0] if colours == 1 else pixels[:, :, :3].max(axis=2)
     if flat.dtype != np.uint8:
         return (flat > 0).astype(np.uint8)

@@ -1,6 +1,6 @@
-"""Decoded tiles, kept up to a number of bytes; the least recently used go first. Not a cache of files or handles.
+"""An LRU cache of decoded tiles with a limit in bytes. Not a cache of files or handles.
 
-A cache may be shared by many readers and threads. The lock covers dictionary operations only, never a read or a decode.
+Many readers and threads may share a cache. The lock covers dictionary operations only, never reading or decoding.
 After a fork the child starts with an empty cache and a new lock.
 """
 
@@ -18,7 +18,7 @@ Tile = npt.NDArray[Any]
 
 
 class _State:
-    """What belongs to one process."""
+    """The state of one process."""
 
     def __init__(self) -> None:
         self.pid, self.lock, self.nbytes = os.getpid(), threading.Lock(), 0
@@ -26,7 +26,7 @@ class _State:
 
 
 class TileCache:
-    """LRU of at most `capacity` bytes of tiles; tiles in it are not to be written to."""
+    """An LRU cache of at most `capacity` bytes of tiles. Cached tiles must not be modified."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
@@ -45,7 +45,7 @@ class TileCache:
         return tile
 
     def put(self, key: Key, tile: Tile) -> None:
-        """Keep `tile` in place of what was there, unless it alone is larger than half the cache."""
+        """Cache `tile`, replacing an older one, unless it is larger than half the cache."""
         size = tile.nbytes
         if size > self.capacity // 2:
             return

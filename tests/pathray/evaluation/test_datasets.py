@@ -50,7 +50,7 @@ def test_an_esca_patch_id_with_a_dot_is_no_file_name(tmp_path):
         (OWN.replace("label", "lable"), r"no such column.*m\.csv.*key: label.*lable"),
         (OWN.replace("north", ""), r"empty cell.*m\.csv.*row: 2.*medical_center"),
         (OWN.replace("OOD", "out"), r"no such subset.*row: 3.*subset.*'out'.*ID \| OOD"),
-        (OWN + "c.png,t,north\n", r"another number of cells.*row: 4.*3 cells"),
+        (OWN + "c.png,t,north\n", r"different number of cells.*row: 4.*3 cells"),
         (OWN + "a.png,t,north,s1,ID\n", r"listed twice.*row: 4.*row 2"),
         (OWN + "c.png,t,south,s1,ID\n", r"s1 has more than one.*row: 4.*medical_center.*south.*north as in row 2"),
         (OWN + "c.png,t,north,s1,OOD\n", r"s1 has more than one.*row: 4.*subset"),
@@ -59,7 +59,7 @@ def test_an_esca_patch_id_with_a_dot_is_no_file_name(tmp_path):
         ("# mine\n\n" + OWN + "a.png,t,north,s1,ID\n", r"listed twice.*row: 6.*row 4"),
         (OWN.replace(",", ";"), r"one column only: wrong separator.*semicolon"),
         (OWN.splitlines()[0], r"no rows"),
-        (OWN.replace("subset", "label"), r"column is there twice.*label"),
+        (OWN.replace("subset", "label"), r"duplicate column.*label"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, text, message):

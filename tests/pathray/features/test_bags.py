@@ -151,7 +151,7 @@ def test_what_is_no_bag_is_refused_with_the_reason(tmp_path, content, said):
     with pytest.raises(UserError, match=said):
         read_bag(str(tmp_path / "t.h5"))
     (tmp_path / "t.h5").write_bytes(b"not H5 at all")
-    with pytest.raises(UserError, match="no H5 file"):
+    with pytest.raises(UserError, match="not an H5 file"):
         read_bag(str(tmp_path / "t.h5"))
     with pytest.raises(MissingFile):
         read_bag(str(tmp_path / "u.h5"))

@@ -86,7 +86,7 @@ def test_images_that_cannot_be_read_are_left_out_and_named(tmp_path, encoders):
     os.unlink(paths[2])
     found = extract_images(job(paths, tmp_path), *encoders, ImageSettings(), CPU)
     assert sorted(found.errors) == [1, 2, 4]
-    assert "decode" in found.errors[1] and "no such file" in found.errors[2] and "whole patches" in found.errors[4]
+    assert "decode" in found.errors[1] and "no such file" in found.errors[2] and "patch size" in found.errors[4]
     table = read_table(str(tmp_path / "a.parquet"))
     assert table.columns["path"] == ["000.png", "003.png"] and [i for i, _ in table.meta["failed"]] == [1, 2, 4]
     np.testing.assert_allclose(table.features, plain_features(str(tmp_path / "a"), [images[0], images[3]]), atol=1e-5)
@@ -95,7 +95,7 @@ def test_images_that_cannot_be_read_are_left_out_and_named(tmp_path, encoders):
 def test_resizing_makes_any_square_image_fit(tmp_path, encoders):
     paths, images = write_images(tmp_path / "i", [(64, 64), (32, 32), (64, 32)])
     found = extract_images(job(paths, tmp_path, "a"), *encoders, ImageSettings(resize=True), CPU)
-    assert list(found.errors) == [2] and "only square" in found.errors[2]
+    assert list(found.errors) == [2] and "square images" in found.errors[2]
     halved = np.floor(images[0].reshape(32, 2, 32, 2, 3).mean((1, 3)) + 0.5).astype(np.uint8)
     expected = plain_features(str(tmp_path / "a"), [halved, images[1]])
     np.testing.assert_allclose(read_table(str(tmp_path / "a.parquet")).features, expected, atol=1e-5)
@@ -170,7 +170,7 @@ def test_what_is_no_feature_table_is_refused(tmp_path):
 
     pq.write_table(pa.table({"x": [1]}), tmp_path / "t.parquet")
     (tmp_path / "u.parquet").write_bytes(b"text")
-    for name, said in (("t", "no table of features"), ("u", "no parquet")):
+    for name, said in (("t", "not a feature table"), ("u", "not a parquet")):
         with pytest.raises(UserError, match=said):
             read_table(str(tmp_path / f"{name}.parquet"))
         assert read_meta(str(tmp_path / f"{name}.parquet")) is None

@@ -6,7 +6,7 @@ import pytest
 
 from pathray.device import Device
 from pathray.errors import UnreadableUnit
-from pathray.features.inference import EncodingError, PixelBatch, ahead, encoded
+from pathray.features.inference import EncodingError, PixelBatch, encode_batches, read_ahead
 
 CPU = Device.of("cpu")
 
@@ -16,12 +16,12 @@ def test_results_come_in_order_whatever_is_read_first():
         time.sleep(0.02 if i % 3 == 0 else 0)
         return i * i
 
-    assert list(ahead(read, range(30), threads=3, timeout_s=10)) == [i * i for i in range(30)]
+    assert list(read_ahead(read, range(30), threads=3, timeout_s=10)) == [i * i for i in range(30)]
 
 
 def test_reading_stays_a_few_items_ahead_of_the_consumer():
     taken = []
-    results = ahead(lambda i: i, (taken.append(i) or i for i in range(1000)), threads=2, timeout_s=10)
+    results = read_ahead(lambda i: i, (taken.append(i) or i for i in range(1000)), threads=2, timeout_s=10)
     assert next(results) == 0 and len(taken) <= 5
     assert [next(results) for _ in range(3)] == [1, 2, 3] and len(taken) <= 8
     results.close()
@@ -37,7 +37,7 @@ def test_what_a_read_raises_is_raised_and_nothing_is_read_after_it():
             raise UnreadableUnit("decode", "a.svs", "tile 3")
         return i
 
-    results = ahead(read, range(100), threads=1, timeout_s=10)
+    results = read_ahead(read, range(100), threads=1, timeout_s=10)
     assert [next(results) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(UnreadableUnit, match="tile 3"):
         next(results)
@@ -55,7 +55,7 @@ def test_a_read_that_hangs_is_named_and_does_not_hold_up_the_rest():
 
     started = time.monotonic()
     with pytest.raises(UnreadableUnit, match=r"timeout: item 1: no data in 0\.2 s"):
-        list(ahead(read, range(4), threads=2, timeout_s=0.2, name=lambda i: f"item {i}"))
+        list(read_ahead(read, range(4), threads=2, timeout_s=0.2, name=lambda i: f"item {i}"))
     assert time.monotonic() - started < 10
     release.set()
 
@@ -68,7 +68,7 @@ def batches(count):
 
 def test_each_encoder_gets_the_size_that_is_its_own_and_results_keep_their_rows():
     encoders = {"a": lambda x: x.float().sum((1, 2)), "b": lambda x: x.float().mean((1, 2))}
-    found = list(encoded(batches(3), encoders, CPU))
+    found = list(encode_batches(batches(3), encoders, CPU))
     assert [rows.tolist() for rows, _ in found] == [[0, 1], [2, 3], [4, 5]]
     for i, (_, features) in enumerate(found):
         np.testing.assert_array_equal(features["a"], np.full((2, 3), 16.0 * i))
@@ -83,7 +83,7 @@ def test_at_most_two_batches_are_alive():
             pulled.append(i)
             yield batch
 
-    results = encoded(counted(), {"a": lambda x: x.float(), "b": lambda x: x.float()}, CPU)
+    results = encode_batches(counted(), {"a": lambda x: x.float(), "b": lambda x: x.float()}, CPU)
     next(results)
     assert pulled == [0, 1]
 
@@ -93,4 +93,4 @@ def test_an_encoder_that_fails_is_not_taken_for_bad_data():
         raise RuntimeError("CUDA out of memory. Tried to allocate")
 
     with pytest.raises(EncodingError, match=r"out of memory.*lower batch_size"):
-        list(encoded(batches(1), {"a": broken, "b": broken}, CPU))
+        list(encode_batches(batches(1), {"a": broken, "b": broken}, CPU))

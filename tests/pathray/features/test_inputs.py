@@ -62,8 +62,8 @@ def test_a_list_carries_its_other_columns_and_resolves_paths(tmp_path, name, tab
     ("text", "said"),
     [
         ("file,organ\na.png,skin\n", "key: path"),
-        ("path,x,x\na.png,1,2\n", "column is there twice"),
-        ("path,features\na.png,1\n", "rename this column"),
+        ("path,x,x\na.png,1,2\n", "duplicate column"),
+        ("path,features\na.png,1\n", "reserved name"),
         ("path\n", "no images"),
         ("path,x\na.png,1\n,2\n", "row: 3"),
         ("path\na.png,1\n", "row: 2"),
@@ -71,6 +71,8 @@ def test_a_list_carries_its_other_columns_and_resolves_paths(tmp_path, name, tab
         ("path;organ\na.png;skin\n", "one column only: wrong separator.*semicolon"),
         ("# mine\n\npath,x\na.png,1,2\n", "row: 4"),
         ("", "the list is empty"),
+        ("path\na.png\nb.png\n./a.png\n", "twice.*row: 4.*also in row 2"),
+        ("path\nhttps://host/a.png?sig=s3c\n", "a login or a signature.*row: 2"),
     ],
 )
 def test_a_list_that_will_not_do_is_refused_with_the_place(tmp_path, text, said):
@@ -97,7 +99,7 @@ def test_files_that_are_no_slides_are_counted_and_named(tmp_path, caplog):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     assert [slide_id for slide_id, _ in slides_in(str(tmp_path))] == ["a", "b"]
-    assert "3 files are not slides" in caplog.text
+    assert "3 files skipped because they are not slides" in caplog.text
     assert (
         all(name in caplog.text for name in ("notes.txt", "scan.qptiff", "photo.jpg")) and "Slidedat" not in caplog.text
     )

@@ -42,9 +42,9 @@ def test_formats_that_start_programs_are_not_images_whatever_their_name(tmp_path
     (bin_folder / "gs").chmod(0o755)
     monkeypatch.setenv("PATH", f"{bin_folder}:{os.environ['PATH']}")
     (tmp_path / "a.png").write_bytes(content)
-    with pytest.raises(UnreadableUnit, match="known format"):
+    with pytest.raises(UnreadableUnit, match="unknown image format"):
         read_image(str(tmp_path / "a.png"))
-    with pytest.raises(UserError, match="known format"):
+    with pytest.raises(UserError, match="unknown image format"):
         open_mask(str(tmp_path / "a.png"))
     assert not called.exists()
 
@@ -55,14 +55,14 @@ def test_large_images_are_bounded_by_our_own_number_of_pixels(tmp_path):
     side = int(MAX_PIXELS**0.5) + 1
     content = io.BytesIO()
     Image.new("1", (side, side)).save(content, "PNG")
-    with pytest.raises(ImageError, match="are decoded whole"):
+    with pytest.raises(ImageError, match="image too large"):
         open_image(content.getvalue())
 
 
 def test_the_bound_of_other_code_that_opens_images_is_never_lowered(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     monkeypatch.setattr(image_files, "MAX_PIXELS", 1000)
-    with pytest.raises(ImageError, match="are decoded whole"):
+    with pytest.raises(ImageError, match="image too large"):
         content = io.BytesIO()
         Image.new("1", (90, 90)).save(content, "PNG")
         open_image(content.getvalue())

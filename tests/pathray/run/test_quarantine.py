@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pathray.data.stream import Fault
+from pathray.data.faults import Fault
 from pathray.errors import UserError
 from pathray.run import quarantine
 from pathray.store.storage import Storage

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pytest
 
-from pathray.data.stream import Fault
+from pathray.data.faults import Fault
 from pathray.errors import UserError
 from pathray.evaluation import results
 from pathray.run import evaluations, saves, session, tick_log

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pathray.wsi.contours import COLOUR, MAX_SIDE, area, outlined, tissue_polygons
+from pathray.wsi.contours import COLOUR, MAX_SIDE, area, draw_outline, tissue_polygons
 
 
 def test_a_square_of_cells_is_a_square_in_level0_pixels_with_its_corners_cut():
@@ -41,6 +41,6 @@ def test_a_large_mask_is_traced_at_a_bounded_size():
 def test_the_outline_is_drawn_on_the_edge_and_the_tissue_keeps_its_colours():
     mask = np.zeros((20, 20), np.uint8)
     mask[5:15, 5:15] = 1
-    drawn = outlined(np.full((200, 200, 3), 200, np.uint8), mask)
+    drawn = draw_outline(np.full((200, 200, 3), 200, np.uint8), mask)
     assert (drawn[100, 100] == 200).all() and (drawn[10, 10] < 200).all()
     assert any((drawn[100, x] == COLOUR).all() for x in range(45, 55))

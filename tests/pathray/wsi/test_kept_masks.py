@@ -8,13 +8,13 @@ import pytest
 
 import pathray.wsi.kept_masks as module
 from pathray.errors import UnreadableUnit
-from pathray.wsi.kept_masks import kept_mask, packed, unpacked
+from pathray.wsi.kept_masks import kept_mask, pack_mask, unpack_mask
 
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("PATHRAY_CACHE_DIR", str(tmp_path / "cache"))
-    module._tell.cache_clear()
+    module._warn_once.cache_clear()
     return tmp_path / "cache"
 
 
@@ -40,7 +40,7 @@ class Computed:
 @pytest.mark.parametrize("shape", [(1, 1), (8, 16), (37, 53), (3, 1001)])
 def test_a_packed_mask_comes_back_bit_for_bit(shape):
     mask = Computed(*shape).mask
-    back = unpacked(packed(mask))
+    back = unpack_mask(pack_mask(mask))
     assert back.dtype == np.uint8 and np.array_equal(back, mask)
 
 
@@ -76,7 +76,7 @@ def test_a_damaged_entry_is_computed_again_and_replaced(cache, slide, damage):
             "cut": data[:middle],
             "flipped": data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :],
             "other": b"no mask at all",
-            "shape": packed(compute.mask[:-5])[:20] + data[20:],
+            "shape": pack_mask(compute.mask[:-5])[:20] + data[20:],
         }[damage]
     )
     assert np.array_equal(kept_mask(slide, "tiff", 0.25, compute), compute.mask) and compute.count == 2
@@ -92,7 +92,7 @@ def test_a_cache_that_cannot_be_used_is_told_once_and_costs_no_mask(cache, slide
             assert np.array_equal(kept_mask(slide, "tiff", mpp, compute), compute.mask)
     assert compute.count == 3 and cache.is_file()
     told = [r.message for r in caplog.records]
-    assert len(told) == len(set(told)) and 1 <= len(told) <= 2 and "computed again" in told[0]
+    assert len(told) == len(set(told)) and 1 <= len(told) <= 2 and "recomputed" in told[0]
 
 
 def test_nothing_is_kept_of_a_slide_that_cannot_be_read(cache, slide):

@@ -53,22 +53,22 @@ def test_a_folder_without_a_slide_says_what_it_holds(tmp_path):
 
 
 def test_an_mrxs_folder_leads_to_the_file_beside_it(tmp_path):
-    from pathray.wsi.backends.formats import located
+    from pathray.wsi.backends.formats import slide_file_of
 
     (tmp_path / "case7").mkdir()
     (tmp_path / "case7" / "Slidedat.ini").write_text("")
     (tmp_path / "case7.mrxs").write_bytes(b"\xff\xd8")
-    assert located(str(tmp_path / "case7")) == str(tmp_path / "case7.mrxs")
-    assert located(str(tmp_path / "case7") + "/") == str(tmp_path / "case7.mrxs")
-    assert located(str(tmp_path)) == str(tmp_path / "case7.mrxs")
+    assert slide_file_of(str(tmp_path / "case7")) == str(tmp_path / "case7.mrxs")
+    assert slide_file_of(str(tmp_path / "case7") + "/") == str(tmp_path / "case7.mrxs")
+    assert slide_file_of(str(tmp_path)) == str(tmp_path / "case7.mrxs")
 
 
 def test_a_dicom_folder_leads_to_an_instance(tmp_path):
-    from pathray.wsi.backends.formats import located
+    from pathray.wsi.backends.formats import slide_file_of
 
     for name in ("b.dcm", "a.dcm"):
         (tmp_path / name).write_bytes(b"")
-    assert located(str(tmp_path)) == str(tmp_path / "a.dcm")
+    assert slide_file_of(str(tmp_path)) == str(tmp_path / "a.dcm")
 
 
 @pytest.mark.parametrize("backend", ["auto", "openslide", "fastslide"])

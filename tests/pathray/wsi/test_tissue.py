@@ -3,7 +3,7 @@ import pytest
 
 from pathray.wsi.reader import open_slide
 from pathray.wsi.thumbnail import thumbnail, whole
-from pathray.wsi.tissue import faint, mask_of, otsu, threshold, tissue_mask
+from pathray.wsi.tissue import faint_threshold, mask_of, otsu, threshold, tissue_mask
 from tests.builders.slides import REAL, tissue_image, write_slide
 
 
@@ -159,4 +159,4 @@ def test_the_rim_of_a_strongly_stained_section_is_no_faint_stain():
     inside = np.clip((90 - np.hypot(x - 150, y - 150)) / 40, 0, 1)[..., None]  # fades out over 40 pixels
     image = (243 * (1 - inside) + np.array((222, 140, 190)) * inside).astype(np.uint8)
     chroma = (image.max(axis=2) - image.min(axis=2)).astype(np.float32)
-    assert faint(chroma, np.ones(chroma.shape, bool), threshold(chroma)) is None
+    assert faint_threshold(chroma, np.ones(chroma.shape, bool), threshold(chroma)) is None

@@ -5,7 +5,7 @@ from PIL import Image
 
 from ijepath.manifest import read_manifest
 from ijepath.profile import Profile
-from pathray.data.stream import Fault
+from pathray.data.faults import Fault
 from pathray.run import quarantine
 from pathray.run.outcome import Outcome
 from pathray.run.tracking import MetricsLog

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pathray.data.stream import Fault
+from pathray.data.faults import Fault
 from pathray.run import quarantine
 from pathray.store import checkpoint
 from pathray.store.storage import Storage

@@ -2,7 +2,7 @@ import imagecodecs
 import numpy as np
 import pytest
 
-from pathray.wsi.backends.decode import Truncated, check_jpeg2000, check_jpeg_without_end, shortened
+from pathray.wsi.backends.decode import Truncated, check_jpeg2000, check_jpeg_without_end, truncate_jpeg
 from tests.builders.slides import tissue_image
 
 
@@ -17,7 +17,7 @@ def test_a_shortened_jpeg_gives_exactly_the_first_rows(subsampling):
     data = jpeg(subsampling=subsampling)
     full = imagecodecs.jpeg8_decode(data)
     for rows in [*range(1, 70), 100, 127, 128, 129, 200, 211, 212, 255, 256]:
-        part = imagecodecs.jpeg8_decode(shortened(data, rows))
+        part = imagecodecs.jpeg8_decode(truncate_jpeg(data, rows))
         assert part.shape[0] >= rows
         np.testing.assert_array_equal(part[:rows], full[:rows], str(rows))
 
@@ -29,12 +29,12 @@ def test_progressive_jpegs_are_decoded_whole():
 
     file = io.BytesIO()
     Image.fromarray(tissue_image(128, 128)).save(file, "JPEG", progressive=True)
-    assert shortened(file.getvalue(), 10) == file.getvalue()
+    assert truncate_jpeg(file.getvalue(), 10) == file.getvalue()
 
 
 def test_bytes_that_are_no_jpeg_are_passed_on():
     for data in (b"", b"\xff\xd8", bytes(100), b"\xff\xd8\xff\xda\x00\x08", jpeg()[:30]):
-        assert shortened(data, 3) == data
+        assert truncate_jpeg(data, 3) == data
 
 
 def test_a_jpeg_that_only_lacks_its_end_marker_is_complete():

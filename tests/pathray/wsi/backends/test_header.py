@@ -6,7 +6,7 @@ import tifffile
 
 from ijepath.index import index_slide
 from ijepath.manifest import ManifestRow
-from pathray.wsi.backends.header import ANISOTROPY, believable
+from pathray.wsi.backends.header import ANISOTROPY, check_spacing
 from pathray.wsi.reader import open_slide
 
 IMAGE = np.full((256, 256, 3), 200, np.uint8)
@@ -61,7 +61,7 @@ def test_ome_sizes_are_read_as_xml(tmp_path, header, tags):
     ("header", "said"),
     [
         (ome(axes("1.0", "pixel")), "'pixel'"),
-        (ome(axes("0.25", "reference frame")), "no length"),
+        (ome(axes("0.25", "reference frame")), "not a unit of length"),
         (ome(""), "no PhysicalSizeX"),
         (ome(axes("abc", "µm")), "'abc'"),
         (ome(axes("0.25", "µm"), size=999), "no image"),
@@ -108,14 +108,14 @@ def test_tags_that_no_microscope_writes_are_told_and_mpp_is_asked_for(tmp_path, 
 @pytest.mark.parametrize("mpp", [0.05, 0.11, 0.1725, 0.2528, 0.5, 1.0, 2.0, 10.0, 20.0])
 def test_what_microscopes_give_is_believed(mpp):
     for source in ("header", "tags"):
-        assert believable(mpp, mpp, source).mpp == mpp
+        assert check_spacing(mpp, mpp, source).mpp == mpp
 
 
 def test_sides_of_pixels_may_differ_by_two_hundredths_and_the_mean_serves_both():
-    assert believable(0.25, 0.2549, "header").mpp == pytest.approx(0.25245)
-    assert believable(0.25, 0.25 * ANISOTROPY + 1e-6, "header").mpp is None
+    assert check_spacing(0.25, 0.2549, "header").mpp == pytest.approx(0.25245)
+    assert check_spacing(0.25, 0.25 * ANISOTROPY + 1e-6, "header").mpp is None
     assert all(
-        believable(*xy, "tags").mpp is None for xy in ((0, 0.5), (-1, -1), (float("nan"), 0.5), (float("inf"),) * 2)
+        check_spacing(*xy, "tags").mpp is None for xy in ((0, 0.5), (-1, -1), (float("nan"), 0.5), (float("inf"),) * 2)
     )
 
 
@@ -137,6 +137,6 @@ def test_sources_that_contradict_each_other_are_flagged_in_the_index(tmp_path, t
 
 
 def test_a_vendor_s_header_may_be_coarser_than_tags_and_is_flagged():
-    found = believable(28.97, 28.97, "header")
+    found = check_spacing(28.97, 28.97, "header")
     assert found.mpp == 28.97 and "coarser" in found.note
-    assert believable(28.97, 28.97, "tags").mpp is None and believable(120, 120, "header").mpp is None
+    assert check_spacing(28.97, 28.97, "tags").mpp is None and check_spacing(120, 120, "header").mpp is None
