@@ -23,7 +23,7 @@ help:
 	@echo "make test                           lint, types and tests (make test-heavy: those that take minutes)"
 	@echo "make test-xla                       the XLA tests on the CPU, in an environment of their own (9 GB)"
 	@echo "make test-gpu                       what needs an NVIDIA GPU, in an environment of its own"
-	@echo "make lint                           ruff, mypy over the library, import contracts"
+	@echo "make lint                           ruff, mypy over all packages, import contracts"
 	@echo "make docs                           a reference of every module from its docstrings, in build/docs"
 	@echo "make clean                          remove environments, caches and the demo's output"
 
@@ -50,7 +50,7 @@ test-gpu: $(VENV_GPU)/.installed
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy pathray
+	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 docs: $(VENV)/.installed

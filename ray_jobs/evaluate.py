@@ -146,7 +146,8 @@ def recorded_tuning(run_dir: str) -> TuningConfig:
     if not store.exists(name):
         raise MissingFile("the run's config is not here", file=store.join(name), key="watch", expected=expected)
     try:
-        section = OmegaConf.create(store.read_bytes(name).decode()).get("tuning") or {}
+        found: Any = OmegaConf.create(store.read_bytes(name).decode())
+        section = found.get("tuning") or {}
         plugins = section.get("plugins")
     except (ValueError, AttributeError, AssertionError, OmegaConfBaseException, YAMLError) as e:
         said = " ".join(str(e).split())[:200]
@@ -198,7 +199,7 @@ def _ended(config: EvaluateConfig, store: Any, evaluators: Any) -> bool:
         seen = describe(store.join(ENCODER))["provenance"].get("images_seen", 0)
         if seen >= max((s.images_seen for s in evaluators.results.snapshots()), default=0):
             return True
-    return time.monotonic() - evaluators.new_at >= 60 * config.idle_minutes
+    return bool(time.monotonic() - evaluators.new_at >= 60 * config.idle_minutes)
 
 
 def _beats(store: Any) -> bool:

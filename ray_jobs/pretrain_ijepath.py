@@ -97,7 +97,8 @@ def shared(config: PretrainConfig, varied: Sequence[str]) -> list[str]:
 def located(config: PretrainConfig) -> PretrainConfig:
     """The config with every path made absolute: a worker runs in another folder than the command."""
     keys = ("slide_manifest_csv", "slide_metadata_parquet", "anchor_catalog_manifest")
-    data = replace(config.data, **{key: absolute(getattr(config.data, key)) for key in keys})
+    paths: dict[str, Any] = {key: absolute(getattr(config.data, key)) for key in keys}
+    data = replace(config.data, **paths)
     done: PretrainConfig = training_jobs.located(config, data=data)
     return done
 
@@ -303,7 +304,7 @@ def resolved(config: PretrainConfig, anchors: int) -> PretrainConfig:
     from pathray.train.budget import resolve_budget
 
     known = recorded(config)
-    config = resolve_global_batch(_as_named(config, known), config.scaling.workers, known.get(GLOBAL_BATCH))
+    config = resolve_global_batch(_as_named(config, known), config.scaling.ranks, known.get(GLOBAL_BATCH))
     settings = config.optimization
     batch = int(settings.global_batch or 0)
     images = resolve_budget(settings.total_images_budget, global_batch=batch, epoch_images=anchors, key=BUDGET)

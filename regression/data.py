@@ -61,7 +61,7 @@ class FeatureReader:
         self, features: npt.NDArray[np.float32], paths: Sequence[str], targets: npt.NDArray[np.float32]
     ) -> None:
         self.features, self.paths, self.targets = features, list(paths), targets
-        self.lost = ~np.isfinite(features).all(axis=1)
+        self.lost: npt.NDArray[np.bool_] = np.asarray(~np.isfinite(features).all(axis=1))
 
     @classmethod
     def of(cls, plan: Plan, features: npt.NDArray[np.float32]) -> FeatureReader:

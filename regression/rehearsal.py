@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from pathray.data.plan import Plan
 from pathray.data.share import Lookup, rank_rows
@@ -24,6 +24,7 @@ from regression.config import RunConfig
 from regression.evaluate import metrics, predict
 from regression.features import uses_cache
 from regression.plan import rows_of, targets
+from regression.recipe import RegressionRecipe
 
 BATCHES = 2
 
@@ -66,6 +67,6 @@ def rehearse(config: RunConfig, plan: Plan) -> Rehearsal:
     rows = rows_of(plan, "val")[: BATCHES * config.eval.batch_size]
     found: dict[str, float] = {}
     if rows.size >= 2:
-        predicted = predict(parts.recipe, plan, rows, device, config.eval.batch_size)
+        predicted = predict(cast(RegressionRecipe, parts.recipe), plan, rows, device, config.eval.batch_size)
         found = metrics(predicted, targets(plan)[rows], config.eval)
     return Rehearsal(losses, BATCHES * batch / seconds, found)

@@ -191,7 +191,7 @@ def decoder(name: str) -> Callable[[], list[Check]]:
 
 
 def dicom_readers() -> list[Check]:
-    from pydicom.pixels import get_decoder
+    from pydicom.pixels.decoders.base import get_decoder
     from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit, JPEGLosslessSV1, RLELossless
 
     kinds = {"JPEG": JPEGBaseline8Bit, "JPEG lossless": JPEGLosslessSV1, "JPEG 2000": JPEG2000Lossless}

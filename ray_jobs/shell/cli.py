@@ -170,7 +170,7 @@ def _signals_raise(received: list[int]) -> Iterator[None]:
         yield
         return
     over, retold = threading.Event(), threading.Event()
-    raised = {number: kind for kind, _, number in SIGNALS}
+    raised: dict[int, type[KeyboardInterrupt]] = {number: kind for kind, _, number in SIGNALS}
 
     def handle(signum: int, frame: object) -> None:
         first = not received or retold.is_set()

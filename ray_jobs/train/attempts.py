@@ -90,7 +90,7 @@ def ray_trainer(job: TrainJob, store: Any, number: int = 1) -> Any:
         storage_path=store.path(RAY),
         storage_filesystem=store.pyarrow_fs(),
         failure_config=FailureConfig(max_failures=scaling.max_failures),
-        worker_runtime_env=worker_runtime_env(scaling),
+        worker_runtime_env=worker_runtime_env(scaling),  # type: ignore[call-arg]  # types are those of another RunConfig
     )
     return DataParallelTrainer(
         train_worker,

@@ -33,7 +33,7 @@ class _XlaBackend(Backend):
 
     share_cuda_visible_devices = False
 
-    def on_start(self, worker_group: Any, backend_config: XlaConfig) -> None:
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
         environment = {"PJRT_DEVICE": backend_config.pjrt_device, "WORLD_SIZE": str(len(worker_group))}
         if backend_config.virtual_devices:
             environment["CPU_NUM_DEVICES"] = str(backend_config.virtual_devices)

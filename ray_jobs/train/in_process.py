@@ -5,9 +5,9 @@ from __future__ import annotations
 import gc
 import logging
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from pathray.errors import UserError
 from pathray.run.outcome import RETRY, Outcome
 from ray_jobs.train.driver import run_in_thread
 from ray_jobs.train.job import TrainJob
@@ -19,7 +19,7 @@ def fit_in_process(job: TrainJob, store: Any) -> Outcome:
     """Train in a thread of this process to the end. UserError for what the user can mend."""
     settings = job.run_settings()
     while True:
-        outcome: Outcome = run_in_thread(lambda s=settings: _train(job, s), store, job.total_images, job.name)
+        outcome: Outcome = run_in_thread(partial(_train, job, settings), store, job.total_images, job.name)
         if outcome.end != RETRY:
             return outcome
         gc.collect()  # what the attempt held
@@ -41,11 +41,3 @@ def _train(job: TrainJob, settings: Any) -> Outcome:
 def threads_of(scaling: Any) -> int:
     """The threads that a training process computes with."""
     return int(scaling.threads_per_worker or max(1, int(scaling.cpus_per_worker)))
-
-
-def check_in_process(tuning: Any) -> None:
-    """UserError for what needs Ray next to the training."""
-    if tuning is not None and tuning.enable:
-        message = "evaluations next to the training run on Ray"
-        expected = "scaling.workers >= 1, or tuning.enable=false"
-        raise UserError(message, key="scaling.workers", found=0, expected=expected)

@@ -31,8 +31,8 @@ from ray_jobs.train.training_jobs import (
 
 if TYPE_CHECKING:
     from pathray.data.plan import Plan
+    from pathray.run.outcome import Outcome
     from pathray.store.storage import Storage
-    from ray_jobs.train.trainer import Outcome
 
 log = logging.getLogger(__name__)
 C = TypeVar("C")
@@ -69,8 +69,11 @@ def pretrain(job: Pretraining[Any], loaded: Loaded[Any]) -> Outputs | None:
         return job.rehearse(config)
     if (ended := early_stopped(config) or job.finished(config)) is not None:
         return ended
-    with ray_session(config.runtime, cpus=cpus_of(config), autoscaling=config.scaling.autoscaling):
-        accelerator = begin(str(config.output), config.scaling, decode_tasks(config))
+    scaling = config.scaling
+    with ray_session(
+        config.runtime, cpus=cpus_of(config), autoscaling=scaling.autoscaling, needed=bool(scaling.workers)
+    ):
+        accelerator = begin(str(config.output), scaling, decode_tasks(config))
         outcome = train(job, config, job.prepare(config), accelerator)
     log.info("ended (%s) after %s images", outcome.end, f"{outcome.images_seen:,}")
     paths: dict[str, object] = {"run": config.output, "checkpoint": outcome.checkpoint}

@@ -28,7 +28,7 @@ class RankRows(Datasource):
     def __init__(
         self, lookup: Lookup | None, share: Share, chunk: int = 2048, steps_per_task: int | None = None
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._lookup = ray.put(lookup) if lookup is not None and lookup.order.nbytes > LARGE else lookup
         self._share, self._chunk, self._steps_per_task = share, chunk, steps_per_task
 
@@ -59,7 +59,9 @@ class RankRows(Datasource):
 
 def read(source: RankRows, *, blocks: int, cpus: float) -> ray.data.Dataset:
     """The dataset of a source: blocks in order, no progress bars, no limit to how long a consumer may pause."""
-    dataset = ray.data.read_datasource(source, override_num_blocks=blocks, ray_remote_args={"num_cpus": cpus})
+    dataset: ray.data.Dataset = ray.data.read_datasource(
+        source, override_num_blocks=blocks, ray_remote_args={"num_cpus": cpus}
+    )
     context = dataset.context
     context.enable_progress_bars = False
     context.target_max_block_size = 1 << 20  # latency and memory only: the order does not depend on it

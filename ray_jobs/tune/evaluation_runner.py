@@ -210,7 +210,8 @@ class Evaluators:
         from pathray.evaluation.report import write_report
 
         self._reported = time.monotonic()
-        return self._safely(partial(write_report, self.run_dir))
+        page: str | None = self._safely(partial(write_report, self.run_dir))
+        return page
 
     # --- asked by Tune ----------------------------------------------------------------------------------------------
 

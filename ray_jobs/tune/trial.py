@@ -48,7 +48,7 @@ class TrialSettings:
 
 
 class SweepTrial(tune.Trainable):  # type: ignore[misc]
-    def setup(self, config: dict[str, Any], settings: TrialSettings) -> None:
+    def setup(self, config: dict[str, Any], settings: TrialSettings) -> None:  # type: ignore[override]
         from ray_jobs.shell.runtime import know_workers
 
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")

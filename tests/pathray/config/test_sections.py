@@ -30,7 +30,7 @@ class OwnConfig:
         (lambda: OwnData(stream_batch_size=0), "data.stream_batch_size"),
         (lambda: OwnData(read_timeout_s=0), "data.read_timeout_s"),
         (lambda: LoggingConfig(write_tag="a/b"), "logging.write_tag"),
-        (lambda: ScalingConfig(workers=0), "scaling.workers"),
+        (lambda: ScalingConfig(workers=-1), "scaling.workers"),
         (lambda: ScalingConfig(accelerator="abacus"), "scaling.accelerator"),
         (lambda: StepConfig(grad_sync="ring").check_steps("train"), "train.grad_sync"),
         (lambda: StepConfig(max_bad_steps=0).check_steps("train"), "train.max_bad_steps"),

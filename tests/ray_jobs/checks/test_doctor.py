@@ -93,7 +93,7 @@ def test_decoders_of_an_extra_that_are_missing_are_a_warning_with_the_command(mo
     class Decoder:
         is_available = False
 
-    monkeypatch.setattr("pydicom.pixels.get_decoder", lambda uid: Decoder())
+    monkeypatch.setattr("pydicom.pixels.decoders.base.get_decoder", lambda uid: Decoder())
     (check,) = node_checks.dicom_readers()
     assert check.status == WARN and "JPEG lossless" in check.found and "pip install 'pathray[oct]'" in check.advice
 
