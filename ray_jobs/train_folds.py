@@ -73,7 +73,7 @@ def main(loaded: Loaded[TrainFoldsConfig]) -> Outputs | None:
     try:
         if left:
             at_a_time, scaling = min(config.parallel, len(left)), config.scaling
-            cpus = at_a_time * (scaling.workers * scaling.cpus_per_worker + 0.5)
+            cpus = at_a_time * (scaling.ranks * scaling.cpus_per_worker + 0.5)
             with ray_session(config.runtime, cpus=cpus, autoscaling=scaling.autoscaling, needed=bool(scaling.workers)):
                 train_all(root, [fold.below(parent) for fold in left], at_a_time, train_one)
         if waiting := unfinished(root, names):

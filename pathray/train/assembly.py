@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from pathray.data.groups import GroupedOrder
 from pathray.data.order import Order
 from pathray.data.stream import DecodeSettings
 from pathray.data.units import UnitReader
@@ -40,7 +41,7 @@ class Assembly:
     tag: str
     recipe: Recipe
     settings: LoopSettings
-    order: Order
+    order: Order | GroupedOrder
     reader: UnitReader
     identity: dict[str, Any]
     placement: dict[str, Any]
