@@ -21,9 +21,10 @@ from ijepath.profile import CATALOG_FIELDS, Profile
 from pathray.config.load import MISSING, Loaded, placement
 from pathray.errors import UserError
 from pathray.reports.progress import Progress
-from ray_jobs.pretrain_ijepath import PretrainConfig, too_coarse_slides
+from ray_jobs.pretrain_ijepath import PretrainConfig
 from ray_jobs.shell.cli import Outputs, job
 from ray_jobs.shell.dry_run import check_slides, of_catalog, tell
+from ray_jobs.train.ijepath_inputs import too_coarse_slides
 
 if TYPE_CHECKING:
     from ijepath.catalog import Catalog

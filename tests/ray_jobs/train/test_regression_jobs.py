@@ -17,6 +17,7 @@ from pathray.store import checkpoint
 from pathray.store.storage import Storage
 from ray_jobs import aggregate_results, evaluate_regression, make_splits, train_folds, train_regression
 from ray_jobs.shell.cli import run_job
+from ray_jobs.train import regression_runs
 from regression import artifact
 from regression import plan as plan_module
 from regression.config import CONFIGS_DIR
@@ -230,7 +231,7 @@ def test_runs_that_begin_within_a_second_have_folders_of_their_own(data, tmp_pat
     still = SimpleNamespace(
         time=lambda: 1e9, localtime=time.localtime, strftime=lambda form, at=now: time.strftime(form, at)
     )
-    monkeypatch.setattr(train_regression, "time", still)
+    monkeypatch.setattr(regression_runs, "time", still)
     first = begun(data, tmp_path)
     assert begun(data, tmp_path, "loss.kind=huber").folder != first.folder
     assert len(runs(tmp_path)) == 2
