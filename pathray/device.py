@@ -92,12 +92,12 @@ class Device:
         return {name: view.clone() if self.kind == "xla" else view for name, view in views.items()}
 
     def _place(self, value: Any, whole: bool = False) -> Any:
-        if isinstance(value, Mapping):
-            return {name: self._place(v, whole) for name, v in value.items()}
-        if isinstance(value, list | tuple):
-            return [self._place(v, whole=True) for v in value] if any(map(_holds_data, value)) else value
         if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
             value = _tensor(value)
+        elif isinstance(value, list | tuple):
+            return [self._place(v, whole=True) for v in value] if any(map(_holds_data, value)) else value
+        elif isinstance(value, Mapping):
+            return {name: self._place(v, whole) for name, v in value.items()}
         if not isinstance(value, Tensor):
             return value
         if self.kind == "cuda" and value.device.type == "cpu":

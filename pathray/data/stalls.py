@@ -20,6 +20,6 @@ class Stalls:
         self._slow_at.append(self._read)
         return len(self._slow_at)
 
-    def succeed(self) -> None:
-        """Note that a unit has been read."""
-        self._read += 1
+    def succeed(self, units: int) -> None:
+        """Note that so many units have been read."""
+        self._read += units

@@ -157,13 +157,13 @@ class _Pool:
 
     def _finish(self, micro: _Micro) -> None:
         with self.lock:
-            self.stalls.succeed()
             micro.left -= 1
             last = micro.left == 0
         if last:
             batch = assemble(self.reader, micro.units)
             held = held_bytes(batch)
             with self.lock:
+                self.stalls.succeed(len(micro.units))
                 micro.batch, micro.held, self.largest = batch, held, max(self.largest, held)
                 for unit in micro.units:
                     unit.value = None  # the batch has it
