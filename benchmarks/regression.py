@@ -30,6 +30,7 @@ import torch
 from scipy import stats
 
 from pathray.data.share import Lookup, rank_rows
+from pathray.data.splits import Split
 from pathray.data.stream import DecodeSettings, decoded
 from pathray.device import Device
 from pathray.stats.correlation import bootstrap_correlation, spearman
@@ -38,7 +39,6 @@ from pathray.train.state import TrainState
 from regression.assembly import assemble
 from regression.config import RunConfig, resolve
 from regression.plan import build_plan
-from regression.splits import Split
 from regression.table import read_table
 
 

@@ -43,12 +43,12 @@ class EvaluateRegressionConfig:
 
 
 def main(loaded: Loaded[EvaluateRegressionConfig]) -> Outputs | None:
+    from pathray.data.split_files import read_split
     from pathray.device import Device
     from pathray.store.storage import Storage
     from regression import artifact
     from regression.plan import build_plan, rows_of
     from regression.report import METRICS, PER_GENE, judge, metrics_text, recipe_of
-    from regression.splits import read_split
     from regression.table import read_table
 
     config = loaded.config

@@ -85,7 +85,7 @@ def check(config: PretrainAdiosConfig) -> None:
 
 def resolved(config: PretrainAdiosConfig, patches: int = 0) -> PretrainAdiosConfig:
     """The config with the global batch fixed (that of the run it resumes, if it does) and the budget in images."""
-    return resolve(config, config.scaling.workers, recorded(config).get("global_batch"))
+    return resolve(config, config.scaling.ranks, recorded(config).get("global_batch"))
 
 
 def rehearse(config: PretrainAdiosConfig) -> None:

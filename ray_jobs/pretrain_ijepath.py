@@ -304,7 +304,7 @@ def resolved(config: PretrainConfig, anchors: int) -> PretrainConfig:
     from pathray.train.budget import resolve_budget
 
     known = recorded(config)
-    config = resolve_global_batch(_as_named(config, known), config.scaling.workers, known.get(GLOBAL_BATCH))
+    config = resolve_global_batch(_as_named(config, known), config.scaling.ranks, known.get(GLOBAL_BATCH))
     settings = config.optimization
     batch = int(settings.global_batch or 0)
     images = resolve_budget(settings.total_images_budget, global_batch=batch, epoch_images=anchors, key=BUDGET)

@@ -131,7 +131,7 @@ def _training_order(config: PreviewConfig, folder: str) -> tuple[Any, Any, set[s
     from ijepath.plan import build_plan
     from pathray.data.share import Lookup
 
-    config = resolve_global_batch(config, config.scaling.workers)
+    config = resolve_global_batch(config, config.scaling.ranks)
     plan = build_plan(config.anchor_catalog, f"{folder}/plan", sampling_stratum_key=config.data.sampling_stratum_key)
     refused = set(too_coarse_slides(config, plan.sources))
     sources = {name: plan.sources[name].to_pylist() for name in plan.sources.column_names}

@@ -103,7 +103,10 @@ def work_on(run: Run) -> Outputs:
         return done
     keep_results(run)
     save_config(config, run.folder)  # before the features of baselines: `ray_jobs.stop` knows the run by it
-    session = ray_session(config.runtime, cpus=cpus_of(config), autoscaling=config.scaling.autoscaling)
+    scaling = config.scaling
+    session = ray_session(
+        config.runtime, cpus=cpus_of(config), autoscaling=scaling.autoscaling, needed=bool(scaling.workers)
+    )
     with run_log(store), session:
         accelerator = begin(run.folder, config.scaling, decode_tasks(config))  # a STOP holds from here on
         try:
@@ -151,9 +154,9 @@ def plan_of(config: TrainRegressionConfig, scratch: str = "") -> Plan:
     the folder `scratch` instead where one is given: a dry run leaves nothing."""
     from pathray.data.plan import Plan as Opened
     from pathray.data.plan import publish
+    from pathray.data.split_files import read_split
     from pathray.store.storage import Storage, private_cache
     from regression.plan import build_plan
-    from regression.splits import read_split
     from regression.table import read_table
 
     data = config.data
@@ -196,7 +199,7 @@ def run_of(config: TrainRegressionConfig, plan: Plan) -> Run:
     from regression.plan import identity as plan_identity
 
     root, tag = Storage.of(str(config.output)), config.logging.write_tag
-    workers = config.scaling.workers
+    workers = config.scaling.ranks
 
     def of(name: str, newest: Committed | None = None) -> Run:
         values = newest.meta["identity"]["values"] if newest is not None else {}
@@ -257,7 +260,7 @@ def train(run: Run, accelerator: str | None = None) -> Outcome:
     config, batch = run.config, run.config.train
     log.info(
         "an update sees %d images = %d x %d x %d workers; %d rows train",
-        int(batch.global_batch or 0), batch.batch_size, batch.grad_accum_steps, config.scaling.workers, run.plan.rows,
+        int(batch.global_batch or 0), batch.batch_size, batch.grad_accum_steps, config.scaling.ranks, run.plan.rows,
     )  # fmt: skip
     job = train_job(
         config, run.plan, assemble, run.identity, run_dir=run.folder, total_images=int(batch.images or 0),
@@ -299,13 +302,17 @@ def is_asked_to_stop(run: Run) -> Callable[[], bool]:
 
 
 def judge(run: Run, end: str, kept: dict[str, FeatureFolder]) -> None:
-    """The run's results and those of its baselines, in a task with what one worker has: a GPU, if they had one."""
-    import ray
-
+    """The run's results and those of its baselines, in a task with what one worker has: a GPU, if they had one. In this
+    process where there are no workers."""
     from ray_jobs.train.resources import resolve_accelerator
 
     config, scaling = run.config, run.config.scaling
     kind = resolve_accelerator(scaling.accelerator, scaling.autoscaling)
+    if scaling.workers == 0:
+        _judge(run.folder, run.plan.origin, config, end, kept, "cuda" if kind == "cuda" else "cpu")
+        return
+    import ray
+
     gpus = float(scaling.gpus_per_worker) if kind == "cuda" else 0.0
     task = ray.remote(num_cpus=scaling.cpus_per_worker, num_gpus=gpus)(_judge)
     ray.get(task.remote(run.folder, run.plan.origin, config, end, kept, "cuda" if gpus else "cpu"))

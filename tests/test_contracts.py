@@ -144,6 +144,54 @@ def test_every_module_says_what_it_is_for():
     assert [p for p in silent if p.name != "__init__.py"] == []
 
 
+TRACED = {
+    "exception",
+    "format_exc",
+    "format_exception",
+    "explain",
+}  # they take the trace along, or know when a text will do
+LOGS_TEXT_ONLY = {
+    "pathray/store/storage.py": 1,  # what is tried again; the last one is raised with its trace
+}
+
+
+def logs_without_trace(tree: ast.AST) -> list[int]:
+    """Lines of log calls that say of any exception whatever only its text: it may be a mistake of ours, and the text of
+    an AssertionError is empty."""
+    found = []
+    for handler in (node for node in ast.walk(tree) if isinstance(node, ast.ExceptHandler)):
+        caught = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
+        if not any(kind is None or ast.unparse(kind) in ("Exception", "BaseException") for kind in caught):
+            continue
+        calls = [node for node in ast.walk(handler) if isinstance(node, ast.Call)]
+        traced = {ast.unparse(call.func).rpartition(".")[2] for call in calls} & TRACED
+        for call in calls:
+            if ast.unparse(call.func).startswith("log.") and not traced:
+                found += [] if "exc_info" in {keyword.arg for keyword in call.keywords} else [call.lineno]
+    return found
+
+
+def test_no_unexpected_exception_is_logged_without_its_trace():
+    found = {p.relative_to(ROOT).as_posix(): logs_without_trace(ast.parse(p.read_text())) for p in modules(*PACKAGES)}
+    assert {name: len(lines) for name, lines in found.items() if lines} == LOGS_TEXT_ONLY, found
+
+
+@pytest.mark.parametrize(
+    ("handler", "bad"),
+    [
+        ("except Exception as e:\n    log.warning('no: %s', e)", True),
+        ("except:\n    log.error('no')", True),
+        ("except (KeyError, BaseException) as e:\n    if e:\n        log.debug(str(e))", True),
+        ("except Exception as e:\n    log.warning('no: %s', explain(e))", False),
+        ("except Exception as e:\n    log.warning('no', exc_info=not isinstance(e, UserError))", False),
+        ("except Exception:\n    log.error('no:\\n%s', traceback.format_exc())", False),
+        ("except OSError as e:\n    log.warning('no: %s', e)", False),
+    ],
+)
+def test_a_log_without_its_trace_is_caught(handler, bad):
+    assert bool(logs_without_trace(ast.parse(f"try:\n    act()\n{handler}"))) == bad
+
+
 def test_python_m_ray_jobs_lists_every_job_with_its_description():
     run = run_job_process(ROOT, "ray_jobs")
     assert run.returncode == 0, run.stderr

@@ -26,9 +26,11 @@ class DecodeConfig:
     ahead: int = placement(4)
     ahead_mb: int = placement(1024)
     read_timeout_s: float = placement(60.0)
+    max_stalled_reads: int = placement(16)  # so many of the newest 1,024 reads may take longer than that
 
     def __post_init__(self) -> None:
         positive(self, "data", "threads", "ahead", "ahead_mb", "read_timeout_s")
+        at_least(self, "data", 0, "max_stalled_reads")
         between(self, "data", 0, 1, "max_corrupt_fraction")
         one_of(self, "data", decode_on=("worker", "cluster"))
 
@@ -89,7 +91,7 @@ class CheckpointConfig:
 class ScalingConfig:
     """How a training job is spread: all of it placement."""
 
-    workers: int = placement(1)
+    workers: int = placement(1)  # 0: in the job's own process, without Ray
     accelerator: str = placement("auto")
     cpus_per_worker: float = placement(1.0)
     gpus_per_worker: float = placement(1.0)
@@ -103,9 +105,14 @@ class ScalingConfig:
     autoscaling: bool = placement(False)  # the cluster may grow to what is asked for: do not check it beforehand
 
     def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise UserError("at least one worker is needed", key="scaling.workers", found=self.workers, expected=">= 1")
+        if self.workers < 0:
+            raise UserError("workers must be >= 0", key="scaling.workers", found=self.workers, expected=">= 0")
         check_accelerator(self.accelerator, "scaling.accelerator")
+
+    @property
+    def ranks(self) -> int:
+        """How many processes train: the job's own where there are no workers."""
+        return max(1, self.workers)
 
 
 class RunSections(Protocol):

@@ -7,7 +7,7 @@ that ended a process twice, and every unit of a slide that did so three times, i
 reason ``crashed_decoder``: replaced as any other, and in the same way on every later start.
 
 Processes that are killed from outside leave no note: their units are not to blame. Not here: reads that hang
-(pathray.data.stream); who is started again (ray_jobs.train.trainer).
+(pathray.data.stream); who is started again (ray_jobs.train.attempts).
 """
 
 from __future__ import annotations

@@ -124,26 +124,24 @@ def assemble(reader: UnitReader, units: Sequence[Unit]) -> Batch:
         return _collate(reader, units)
     firsts = [i for i, unit in enumerate(units) if unit.slot == 0]
     groups = [units[first:last] for first, last in zip(firsts, [*firsts[1:], len(units)], strict=True)]
-    return join_groups([assemble_group(reader, group) for group in groups])
+    return join_groups([_group(reader, group) for group in groups])
 
 
-def assemble_group(reader: UnitReader, units: Sequence[Unit]) -> Batch:
-    """The units of one group as a batch, with its one ``position`` and the number of its ``units``."""
+def join_groups(batches: Sequence[Batch]) -> Batch:
+    """Micro-batches of groups as one: their lists one after the other, nothing padded or stacked."""
+    joined: Batch = {"position": np.concatenate([batch["position"] for batch in batches])}
+    for name in [n for n in batches[0] if n != "position"]:
+        first, *others = (batch[name] for batch in batches)
+        joined[name] = sum(others, first)  # lists or counts
+    return joined
+
+
+def _group(reader: UnitReader, units: Sequence[Unit]) -> Batch:
+    """The micro-batch of one group: a list of one for each name, and its one ``position``."""
     batch = _collate(reader, units)
-    batch["position"] = batch["position"][:1]
-    return {**batch, "units": len(units)}
-
-
-def join_groups(groups: Sequence[Batch]) -> Batch:
-    """Several groups as one micro-batch: a list for each name, nothing padded or stacked."""
-    apart = {name for name in groups[0] if name not in ("position", "corrupt", "faults", "units")}
-    return {
-        **{name: [group[name] for group in groups] for name in groups[0] if name in apart},
-        "position": np.concatenate([group["position"] for group in groups]),
-        "corrupt": sum(group["corrupt"] for group in groups),
-        "faults": [fault for group in groups for fault in group["faults"]],
-        "units": sum(group["units"] for group in groups),
-    }
+    counts = {"corrupt": batch.pop("corrupt"), "faults": batch.pop("faults"), "units": len(units)}
+    position = batch.pop("position")[:1]
+    return {**{name: [value] for name, value in batch.items()}, **counts, "position": position}
 
 
 def _collate(reader: UnitReader, units: Sequence[Unit]) -> Batch:

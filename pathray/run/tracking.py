@@ -30,7 +30,7 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from pathray.errors import MissingFile
+from pathray.errors import MissingFile, explain
 from pathray.fingerprint import flatten
 from pathray.store.storage import Storage, StorageError, storage_error
 from pathray.urls import public, public_text, sqlite_uri
@@ -321,7 +321,8 @@ class MlflowFeeder:
                 self._failing = False
             except Exception as e:  # the job must not end for its bookkeeping
                 if not self._failing:
-                    log.warning("MLflow could not be fed; retrying, without further warnings: %s", public_text(str(e)))
+                    said = explain(e, *mlflow_errors())
+                    log.warning("MLflow could not be fed; retrying, without further warnings: %s", said)
                 self._failing = True
         try:
             self.feed()
@@ -329,8 +330,8 @@ class MlflowFeeder:
                 self._connect().set_terminated(self.run_id, self._status)
         except Exception as e:
             log.warning(
-                "MLflow could not be fed to the end: %s; metrics.jsonl has everything; the next start sends the rest",
-                public_text(str(e)),
+                "MLflow could not be fed to the end; metrics.jsonl has everything; the next start sends the rest: %s",
+                explain(e, *mlflow_errors()),
             )
 
     @contextlib.contextmanager
@@ -434,6 +435,15 @@ def default_uri(store: Storage) -> str:
 def is_local(uri: str) -> bool:
     """Whether an MLflow is a file or folder of this machine, which answers, if slowly."""
     return "://" not in uri or uri.startswith(("sqlite:", "file:"))
+
+
+def mlflow_errors() -> tuple[type[Exception], ...]:
+    """What MLflow raises when a server or its database does not take something."""
+    try:
+        from mlflow.exceptions import MlflowException
+    except ImportError:
+        return OSError, ImportError
+    return OSError, MlflowException
 
 
 def client_of(uri: str) -> Any:

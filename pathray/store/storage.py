@@ -281,7 +281,8 @@ class Storage:
                     error = storage_error(e, self.join(name), writing=writing)
                     error.passing = passing
                     raise error from e
-                log.warning("%s: %s; trying again", public(self.join(name)), public_text(str(e)))
+                said = public_text(str(e)) or type(e).__name__
+                log.warning("%s: %s; trying again", public(self.join(name)), said)
                 time.sleep(FIRST_WAIT_S * 2 ** (attempt - 1))
         raise AssertionError
 

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ray_jobs.shell.runtime import is_ray_running
+
 ATTEMPTS = 2  # an item that kills its process is tried so often
 
 
@@ -21,7 +23,8 @@ class ActorMap:
 
     `build()` runs once in each actor and returns the function for the items. What the function raises is raised here
     and ends the map. An item whose process dies (killed for memory, a crash inside a decoder, a lost node) is tried
-    again in a new actor, then comes last, as (number, None); the others go on.
+    again in a new actor, then comes last, as (number, None); the others go on. Without a running Ray the items are
+    worked on in this process.
     """
 
     actors: int
@@ -32,6 +35,9 @@ class ActorMap:
         self, build: Callable[[], Callable[[Any], Any]], items: Sequence[Any]
     ) -> Iterator[tuple[int, Any | None]]:
         if not items:
+            return
+        if not is_ray_running():
+            yield from enumerate(map(build(), items))
             return
         left = set(range(len(items)))
         rows = self._dataset(build, items).iter_rows()

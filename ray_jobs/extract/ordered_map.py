@@ -15,6 +15,7 @@ from itertools import islice
 from typing import Any
 
 from pathray.data.watchdog import ended_after
+from ray_jobs.shell.runtime import is_ray_running
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ class RayMap:
     `function` raises is raised here as it is. A process that dies (killed for memory, a crash inside a decoder, a lost
     node), or is longer than `timeout_s` at one item, which ends it even inside a library that holds the interpreter,
     is made up for: its items are tried again one by one, and one that does the same alone becomes
-    `lost(item, ItemLost)`.
+    `lost(item, ItemLost)`. Without a running Ray the items are worked on in this process, one after the other.
     """
 
     lost: Callable[[Any, Exception], Any]
@@ -45,6 +46,9 @@ class RayMap:
     timeout_s: float = TIMEOUT_S
 
     def __call__(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        if not is_ray_running():
+            yield from map(function, items)
+            return
         import ray
 
         window = self.window or max(4, 2 * int(ray.cluster_resources().get("CPU", 1) / self.num_cpus))

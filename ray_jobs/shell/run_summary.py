@@ -73,13 +73,18 @@ def _is_told(name: str, value: Any) -> bool:
 
 def _settings(store: Storage) -> dict[str, object]:
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     try:
         config = OmegaConf.create(store.read_bytes(CONFIG).decode())
     except MissingFile:
         return {}
-    except Exception as e:  # a summary is no reason to end with an error
+    except (OSError, ValueError, OmegaConfBaseException, YAMLError) as e:
         log.warning("%s cannot be read: %s", store.join(CONFIG), " ".join(str(e).split())[:200])
+        return {}
+    except Exception:  # a summary is no reason to end with an error
+        log.warning("%s cannot be read", store.join(CONFIG), exc_info=True)
         return {}
     found = {key: OmegaConf.select(config, key) for key in SETTINGS}
     return {key: value for key, value in found.items() if value is not None}

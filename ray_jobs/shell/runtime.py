@@ -11,6 +11,7 @@ import math
 import os
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -55,14 +56,17 @@ class Session:
 
 @contextmanager
 def ray_session(
-    config: RuntimeConfig, *, cpus: float = 1.0, gpus: float = 0.0, autoscaling: bool = False
+    config: RuntimeConfig, *, cpus: float = 1.0, gpus: float = 0.0, autoscaling: bool = False, needed: bool = True
 ) -> Iterator[Session]:
-    """Ray, running, with at least `cpus` and `gpus`; shuts down only what it started.
+    """Ray, running, with at least `cpus` and `gpus`; shuts down only what it started. Not `needed`: no Ray at all.
 
     Attaches to `config.address` or RAY_ADDRESS (which job submission sets); otherwise starts an embedded Ray. Raises
     `UserError` when there are too few CPUs or GPUs (not with `autoscaling`) or no cluster answers at the address.
     """
     _set_environment()
+    if not needed:
+        yield Session(False, {})
+        return
     import ray
 
     if ray.is_initialized():
@@ -89,6 +93,11 @@ def ray_session(
             if ray.is_initialized():
                 ray.shutdown()
         _of_workers.clear()
+
+
+def is_ray_running() -> bool:
+    """Whether this process has started or joined a Ray; does not import it."""
+    return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
 
 
 def _quiet() -> AbstractContextManager[None]:

@@ -93,7 +93,7 @@ def _compute(
     kind = kind if kind == "cuda" else "cpu"  # an XLA device would be one more compiled program for one pass
     gpus = float(scaling.gpus_per_worker) if kind == "cuda" else 0.0
     work = Work(config, folder, kind, scaling.threads_per_worker or max(1, int(scaling.cpus_per_worker)))
-    pool = ActorMap(scaling.workers, float(scaling.cpus_per_worker), gpus)
+    pool = ActorMap(scaling.ranks, float(scaling.cpus_per_worker), gpus)
     with Progress(sum(len(folder.paths_of(part)) for part in missing), f"features {what}", "images") as progress:
         for number, done in pool(work, missing):
             if done is None:

@@ -8,7 +8,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from pathray.errors import UserError
 from pathray.run.outcome import RETRY, Outcome
 from ray_jobs.train.driver import run_in_thread
 from ray_jobs.train.job import TrainJob
@@ -42,11 +41,3 @@ def _train(job: TrainJob, settings: Any) -> Outcome:
 def threads_of(scaling: Any) -> int:
     """The threads that a training process computes with."""
     return int(scaling.threads_per_worker or max(1, int(scaling.cpus_per_worker)))
-
-
-def check_in_process(tuning: Any) -> None:
-    """UserError for what needs Ray next to the training."""
-    if tuning is not None and tuning.enable:
-        message = "evaluations next to the training run on Ray"
-        expected = "scaling.workers >= 1, or tuning.enable=false"
-        raise UserError(message, key="scaling.workers", found=0, expected=expected)

@@ -69,8 +69,11 @@ def pretrain(job: Pretraining[Any], loaded: Loaded[Any]) -> Outputs | None:
         return job.rehearse(config)
     if (ended := early_stopped(config) or job.finished(config)) is not None:
         return ended
-    with ray_session(config.runtime, cpus=cpus_of(config), autoscaling=config.scaling.autoscaling):
-        accelerator = begin(str(config.output), config.scaling, decode_tasks(config))
+    scaling = config.scaling
+    with ray_session(
+        config.runtime, cpus=cpus_of(config), autoscaling=scaling.autoscaling, needed=bool(scaling.workers)
+    ):
+        accelerator = begin(str(config.output), scaling, decode_tasks(config))
         outcome = train(job, config, job.prepare(config), accelerator)
     log.info("ended (%s) after %s images", outcome.end, f"{outcome.images_seen:,}")
     paths: dict[str, object] = {"run": config.output, "checkpoint": outcome.checkpoint}

@@ -4,14 +4,9 @@ itself: a job that trains in its own process asks here, too."""
 from __future__ import annotations
 
 import os
-import sys
 
 from pathray.errors import UserError
-
-
-def is_ray_running() -> bool:
-    """Whether this process has started or joined a Ray."""
-    return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
+from ray_jobs.shell.runtime import is_ray_running
 
 
 def resolve_accelerator(accelerator: str, autoscaling: bool = False) -> str:

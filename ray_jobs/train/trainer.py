@@ -74,9 +74,8 @@ def fit(job: TrainJob) -> Outcome:
 
 
 def _fit_in_process(job: TrainJob, store: Any) -> Outcome:
-    from ray_jobs.train.in_process import check_in_process, fit_in_process
+    from ray_jobs.train.in_process import fit_in_process
 
-    check_in_process(job.tuning)
     return fit_in_process(job, store)
 
 

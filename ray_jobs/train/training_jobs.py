@@ -62,6 +62,9 @@ def check_tuning(config: Any) -> None:
     tuning = _tuning(config)
     if tuning is None or not tuning.enable:
         return
+    if config.scaling.workers == 0:
+        expected = "scaling.workers >= 1, or tuning.enable=false"
+        raise UserError("evaluations during training need Ray", key="scaling.workers", found=0, expected=expected)
     from pathray.evaluation.judge import Judge
 
     for note in Judge(tuning.plugins, "").check():

@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import unquote
 
-from pathray.run.tracking import RUN_FILE, SILENT_S, client_of, default_uri, is_local, redact, within
+from pathray.errors import explain
+from pathray.run.tracking import RUN_FILE, SILENT_S, client_of, default_uri, is_local, mlflow_errors, redact, within
 from pathray.search.leaderboard import Entry
 from pathray.search.objective import Objective
 from pathray.store.storage import Storage
-from pathray.urls import public, public_text
+from pathray.urls import public
 
 log = logging.getLogger(__name__)
 PARENT = "logging.mlflow_parent"
@@ -35,7 +36,7 @@ class Parent:
         try:
             self.run_id = self._bounded(lambda: self._known() or self._new(logging_config.experiment))
         except Exception as e:  # the sweep must not end for its bookkeeping
-            log.warning("MLflow has no run for the sweep: %s", public_text(str(e)))
+            log.warning("MLflow has no run for the sweep: %s", explain(e, *mlflow_errors()))
 
     def words(self) -> list[str]:
         """What makes a trial's run a child."""
@@ -50,7 +51,7 @@ class Parent:
         try:
             self._bounded(lambda: self._tell_best(best, objective, facts, status))
         except Exception as e:
-            log.warning("MLflow does not have the sweep's result: %s", public_text(str(e)))
+            log.warning("MLflow does not have the sweep's result: %s", explain(e, *mlflow_errors()))
 
     def _tell_best(self, best: Entry | None, objective: Objective, facts: Mapping[str, Any], status: str) -> None:
         client = self._client()
@@ -73,7 +74,7 @@ class Parent:
         try:
             self._bounded(lambda: self._tell_folds(metrics, status))
         except Exception as e:
-            log.warning("MLflow does not have the folds' result: %s", public_text(str(e)))
+            log.warning("MLflow does not have the folds' result: %s", explain(e, *mlflow_errors()))
 
     def _tell_folds(self, metrics: Mapping[str, float], status: str) -> None:
         client = self._client()

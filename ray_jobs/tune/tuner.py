@@ -25,7 +25,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
-from pathray.errors import user_error_in
+from pathray.errors import explain, user_error_in
 from pathray.search.leaderboard import FAILED, FINISHED, STOPPED, UNFINISHED
 from pathray.search.objective import IMAGES, Objective
 from pathray.search.space import Dimension
@@ -207,7 +207,7 @@ class Watch(tune.Callback):  # type: ignore[misc]
             write_statuses(store, [self._status(trial) for trial in trials])
             write_board(store, self.sweep)
         except Exception as e:  # no reason to end the trials; at the end it is written again, and raised
-            log.warning("the leaderboard cannot be written at present: %s", e)
+            log.warning("the leaderboard could not be written; retrying: %s", explain(e))
 
     def _status(self, trial: Any) -> Status:
         last, most = _last(trial), self.sweep.config.asha.max_images
