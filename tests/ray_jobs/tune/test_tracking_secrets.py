@@ -34,6 +34,8 @@ class ToyConfig:
 
 
 def test_a_login_in_the_tracking_address_is_not_saved_with_the_run(tmp_path, monkeypatch):
+    import ijepath.assembly  # noqa: F401  (before the digest below is another one, which it would keep)
+
     jobs = []
     monkeypatch.setattr(pretraining, "fit", jobs.append)
     import_module("ijepath.assembly")  # before the patch, or it keeps what is patched
