@@ -215,7 +215,7 @@ class _Worker:
             with naming(path):
                 state.load(*checkpoint.load(path))
             if found.meta.get("fit_id") != self.job.fit_id:
-                state.health.judge_anew(state.images_seen)  # whoever starts a run again has seen to its data
+                state.health.reset_marks(state.images_seen)  # whoever starts a run again has seen to its data
         self.faults_since, self.fresh = state.images_seen, path is None
         if self.log is not None:
             self.log.cut_back(state.images_seen)
