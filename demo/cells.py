@@ -1,6 +1,6 @@
-"""Which cells stand where: nuclei, goblet vacuoles and red blood cells as point sets with size and direction.
+"""Places cells: nuclei, goblet vacuoles and red blood cells as points with size and direction.
 
-Placement only, by random packing over the anatomy; demo.stamps draws them.
+Cells are packed randomly over the anatomy. Not here: drawing them (demo.stamps).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass
 class Cells:
-    """Ellipses: one array `[N]` per property. Lengths in µm, angles in radians (long axis against the y axis)."""
+    """Ellipses: one array `[N]` per property. Lengths in µm, angles in radians (from the y axis to the long axis)."""
 
     y: Floats
     x: Floats
@@ -27,7 +27,7 @@ class Cells:
     angle: Floats
     stain: Floats  # haematoxylin of a nucleus; eosin of a red blood cell; unused for a vacuole
     clumps: Floats  # contrast of the chromatin
-    rim: Floats  # how much darker the membrane is than the inside
+    rim: Floats  # extra darkness of the membrane
     nucleolus: Floats  # 0 or 1
     seed: npt.NDArray[np.uint32]
 
@@ -72,13 +72,13 @@ def _cells(
 
 
 def _packed(rng: np.random.Generator, density: Field, distance: float) -> npt.NDArray[np.float64]:
-    """Points at least `distance` µm apart, `density` tried per µm²."""
+    """Points at least `distance` µm apart, from `density` candidates per µm²."""
     points = scatter(rng, density * np.float32(STEP**2), STEP)
     return points[thin_out(points, distance, rng)]
 
 
 def _normal_angle(distance: Field, points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Direction in which `distance` grows at the points, as an angle against the y axis."""
+    """The direction of increasing `distance` at the points, as an angle from the y axis."""
     dy, dx = np.gradient(distance)
     return np.arctan2(sample(dx, points, STEP), sample(dy, points, STEP))
 
@@ -122,7 +122,7 @@ def stromal_nuclei(anatomy: Anatomy, rng: np.random.Generator) -> Cells:
 
 
 def lymphocytes(anatomy: Anatomy, rng: np.random.Generator) -> Cells:
-    """Small dark round nuclei: scattered through the stroma in clouds, packed in follicles, paler in their centres."""
+    """Small, dark, round nuclei: in clouds in the stroma, packed in follicles, and paler in follicle centres."""
     n = anatomy.tissue.shape
     cloud = np.exp(1.1 * smooth_noise(rng, n, 45) - 0.6)
     front = 1 + 5 * np.exp(-np.square(anatomy.tumour / 70))
@@ -152,7 +152,7 @@ def vacuoles(anatomy: Anatomy, rng: np.random.Generator) -> Cells:
 
 
 def red_cells(anatomy: Anatomy, rng: np.random.Generator) -> Cells:
-    """Erythrocytes in vessels (more in some than in others) and a few astray."""
+    """Erythrocytes in vessels, in varying density, and a few outside."""
     filled = np.clip(0.8 + 0.7 * smooth_noise(rng, anatomy.vessel.shape, 90), 0.02, 1)
     density = (anatomy.vessel > 1.5) * 0.06 * filled + (anatomy.stroma > 8) * 6e-6
     points = _packed(rng, density.astype(np.float32), 5.2)
