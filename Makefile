@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
 VENV ?= .venv
 VENV_XLA ?= .venv-xla
 VENV_GPU ?= .venv-gpu
-EXTRAS ?= dev,openslide,fastslide
+EXTRAS ?= dev,openslide,fastslide,oct
 PYTEST_FLAGS ?=
 # Processes of the tests. All that need Ray run in one of them (tests/conftest.py), which has the session's one cluster.
 TEST_PROCESSES ?= 2
@@ -23,7 +23,7 @@ help:
 	@echo "make test                           lint, types and tests (make test-heavy: those that take minutes)"
 	@echo "make test-xla                       the XLA tests on the CPU, in an environment of their own (9 GB)"
 	@echo "make test-gpu                       what needs an NVIDIA GPU, in an environment of its own"
-	@echo "make lint                           ruff, mypy over the library, import contracts"
+	@echo "make lint                           ruff, mypy over all packages, import contracts"
 	@echo "make clean                          remove environments, caches and the demo's output"
 
 demo: $(VENV)/.installed
@@ -49,7 +49,7 @@ test-gpu: $(VENV_GPU)/.installed
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy pathray
+	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 $(VENV)/.installed: pyproject.toml constraints.txt

@@ -1,16 +1,14 @@
 """A trained mask model for whoever looks at its masks: weights, architecture, normalisation, in one folder.
 
-``weights.safetensors`` and ``mask_model.json`` (written last). A checkpoint of a run holds the same network beside all
-else, and `load` takes either: so every checkpoint can be judged. The student is an encoder artifact
-(pathray.store.artifact).
+An artifact of the kind `MASK_MODEL` (pathray.store.artifact_kind), described by ``mask_model.json``. A checkpoint of a
+run holds the same network beside all else, and `load` takes either: so every checkpoint can be judged. The student is
+an encoder artifact (pathray.store.artifact).
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,18 +17,23 @@ from torch import Tensor, nn
 from adios.mask_models import MaskModel, MaskModelConfig
 from pathray.errors import UserError
 from pathray.nn.stain import constant
-from pathray.store.artifact import read_description, read_weights
-from pathray.store.checkpoint import check_tensors, cpu_copy
+from pathray.store.artifact_kind import ArtifactKind
+from pathray.store.checkpoint import check_tensors
 from pathray.store.checkpoint import load as load_checkpoint
 from pathray.store.committed import COMMITTED
-from pathray.store.records import sealed, text
-from pathray.store.storage import Storage, digest_of
+from pathray.store.storage import Storage
 
-SCHEMA_VERSION = 1
-WEIGHTS, DESCRIPTION = "weights.safetensors", "mask_model.json"
-KEYS = frozenset(("schema_version", "model", "mean", "std", "sha256", "provenance"))
+DESCRIPTION = "mask_model.json"
+KEYS = frozenset(("model", "mean", "std"))
 FOLDER = "mask_model"  # of a run
 PREFIX = "model.mask_model."  # of its tensors in a checkpoint
+
+
+def _build(description: Mapping[str, Any]) -> MaskModel:
+    return MaskModel(MaskModelConfig(**description["model"]))
+
+
+MASK_MODEL: ArtifactKind[MaskModel] = ArtifactKind("mask model", DESCRIPTION, KEYS, _build)
 
 
 class TrainedMaskModel(nn.Module):
@@ -70,26 +73,8 @@ def save(
     folder: str, model: MaskModel, mean: Sequence[float], std: Sequence[float], provenance: Mapping[str, Any]
 ) -> None:
     """Write into `folder` (path or URL), replacing what is there."""
-    from safetensors.torch import save_file
-
-    store = Storage.of(folder)
-    store.remove(DESCRIPTION)  # a half-replaced artifact is no artifact
-    with tempfile.TemporaryDirectory(prefix="pathray-") as temporary:
-        weights = Path(temporary) / WEIGHTS
-        save_file(cpu_copy(model.state_dict()), weights)
-        digest = digest_of(weights)
-        store.put(weights, WEIGHTS)
-    description = sealed(
-        {
-            "schema_version": SCHEMA_VERSION,
-            "model": asdict(model.config),
-            "mean": list(mean),
-            "std": list(std),
-            "sha256": digest,
-            "provenance": dict(provenance),
-        }
-    )
-    store.write_bytes(DESCRIPTION, text(description))
+    own = {"model": asdict(model.config), "mean": list(mean), "std": list(std)}
+    MASK_MODEL.save(folder, model, own, provenance)
 
 
 def load(folder: str) -> TrainedMaskModel:
@@ -101,10 +86,9 @@ def load(folder: str) -> TrainedMaskModel:
     store = Storage.of(folder)
     if not store.exists(DESCRIPTION) and store.exists(COMMITTED):
         return _of_checkpoint(folder)
-    description = read_description(folder, DESCRIPTION, "mask model", SCHEMA_VERSION, KEYS)
-    tensors = read_weights(store, description["sha256"])
-    config = MaskModelConfig(**description["model"])
-    return _trained(config, tensors, description["mean"], description["std"], description["provenance"], folder)
+    model, description = MASK_MODEL.load(folder)
+    trained = TrainedMaskModel(model, description["mean"], description["std"], description["provenance"])
+    return trained.eval()
 
 
 def config_in(values: Mapping[str, Any]) -> MaskModelConfig:
@@ -128,19 +112,8 @@ def _of_checkpoint(folder: str) -> TrainedMaskModel:
         raise UserError("a checkpoint without a mask model", file=folder, found=meta.get("science"), expected="adios")
     values = meta["identity"]["values"]
     facts = {key: meta[key] for key in ("images_seen", "step")}
-    return _trained(config_in(values), own, values["data.mean"], values["data.std"], facts, folder)
-
-
-def _trained(
-    config: MaskModelConfig,
-    tensors: Mapping[str, Tensor],
-    mean: Sequence[float],
-    std: Sequence[float],
-    facts: Mapping[str, Any],
-    source: str,
-) -> TrainedMaskModel:
-    model = MaskModel(config)
-    check_tensors(tensors, model.state_dict(), source=source)
-    model.load_state_dict(tensors)
-    trained = TrainedMaskModel(model, mean, std, facts)
+    model = MaskModel(config_in(values))
+    check_tensors(own, model.state_dict(), source=folder)
+    model.load_state_dict(own)
+    trained = TrainedMaskModel(model, values["data.mean"], values["data.std"], facts)
     return trained.requires_grad_(False).eval()

@@ -13,14 +13,15 @@ from adios.data import PatchReader
 from adios.pictures import MaskPictures
 from adios.plan import identity as plan_identity
 from adios.recipe import AdiosRecipe
-from adios.settings import SCIENCE, device_of, encoder_of, export, loop_settings
-from pathray.config.load import fingerprint
+from adios.settings import SCIENCE, encoder_of, export, loop_settings
 from pathray.data.order import Order, uniform_order
 from pathray.data.plan import Plan
-from pathray.data.stream import DecodeSettings, Lookup, decode
+from pathray.data.share import Lookup
+from pathray.data.stream import decode
 from pathray.device import Device
 from pathray.store.storage import Storage
 from pathray.train.assembly import Assembly
+from pathray.train.from_config import device_of, run_identity, shared_parts
 
 
 def assemble(config: RunConfig, plan: Plan, world: int) -> Assembly:
@@ -33,23 +34,16 @@ def assemble(config: RunConfig, plan: Plan, world: int) -> Assembly:
     )
     return Assembly(
         science=SCIENCE,
-        tag=config.logging.write_tag,
         recipe=recipe,
         settings=loop_settings(config, world),
         order=order,
         reader=reader,
         identity=identity_of(config, plan_identity(plan)),
-        placement=fingerprint(config, placement=True),
         export=export,
-        decode_on=data.decode_on,
-        decode=DecodeSettings(data.threads, data.ahead, data.ahead_mb << 20, data.read_timeout_s),
-        decode_tasks=data.threads,
-        chunk=data.stream_batch_size,
-        latest_minutes=config.checkpoint.latest_minutes,
-        keep_last_n=config.checkpoint.keep_last_n,
         watch=pictures(config, recipe, partial(shown, reader, Lookup(plan, order)), device),
         encoder=encoder_of,
         tuning=config.tuning if config.tuning.enable else None,
+        **shared_parts(config, data.stream_batch_size),
     )
 
 
@@ -62,7 +56,7 @@ def order_of(config: RunConfig, plan: Plan) -> Order:
 def identity_of(config: RunConfig, plan: str) -> dict[str, Any]:
     """The fingerprint that a resumed run must share: the config's identity fields and which patches stand where, `plan`
     being the digest that adios.plan.identity gives."""
-    return fingerprint({**fingerprint(config)["values"], "science": SCIENCE, "plan": plan})
+    return run_identity(config, SCIENCE, plan)
 
 
 def shown(reader: PatchReader, lookup: Lookup, count: int) -> Any:

@@ -82,7 +82,8 @@ def resampled(images: Tensor, theta: Tensor, size: int) -> Tensor:
 
     upper = torch.lerp(pixels(y0, x0), pixels(y0, x1), right)
     lower = torch.lerp(pixels(y1, x0), pixels(y1, x1), right)
-    return torch.lerp(upper, lower, below).unflatten(2, (size, size))
+    out: Tensor = torch.lerp(upper, lower, below).unflatten(2, (size, size))
+    return out
 
 
 def _neighbours(at: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:

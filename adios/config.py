@@ -2,7 +2,7 @@
 
 The keys at the top are those of the published command line. Fields made with `placement` may change when a run is
 resumed; all others are the run's identity. Not here: how layers are merged (pathray.config.load), and where a run
-executes (`scaling` and `runtime`, added by the job).
+executes (`runtime`, added by the job).
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pathray.config import sections
 from pathray.config.checks import at_least, between, low_high, one_of, positive
 from pathray.config.load import placement
-from pathray.config.sections import CheckpointConfig
+from pathray.config.sections import CheckpointConfig, ScalingConfig, StepConfig, StreamConfig
 from pathray.errors import UserError
 from pathray.evaluation.settings import TuningConfig
 from pathray.train.budget import resolve_cadence, whole_steps
+from pathray.train.global_batch import choose_global_batch
 
 CONFIGS_DIR = Path(__file__).parent / "configs"
 ARCHS = ("vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge")
@@ -24,7 +26,7 @@ WARMUP = 10_000  # iterations
 
 
 @dataclass
-class DataConfig:
+class DataConfig(StreamConfig):
     """Which patches are read, and how."""
 
     patch_px: int = 448  # side of the patches that are used; the archives' others are left
@@ -34,21 +36,12 @@ class DataConfig:
     mpp: float | None = placement(None)  # of resized patches, for whoever extracts features; None: not known
     archives_root: str | None = placement(None)  # where the archives are, when not where they were indexed
     archive_window: int = 0  # > 0: shuffle within windows of that many patches of few archives, for remote storage
-    max_corrupt_fraction: float = placement(0.05)
-    stream_batch_size: int = placement(2048)
-    decode_on: str = placement("worker")
-    threads: int = placement(2)
-    ahead: int = placement(4)
-    ahead_mb: int = placement(1024)
-    read_timeout_s: float = placement(60.0)
     max_open_archives: int = placement(64)
 
     def __post_init__(self) -> None:
-        positive(self, "data", "patch_px", "image_size", "stream_batch_size", "threads", "ahead", "ahead_mb")
-        positive(self, "data", "read_timeout_s", "max_open_archives", "mpp")
+        super().__post_init__()
+        positive(self, "data", "patch_px", "image_size", "max_open_archives", "mpp")
         at_least(self, "data", 0, "archive_window")
-        between(self, "data", 0, 1, "max_corrupt_fraction")
-        one_of(self, "data", decode_on=("worker", "cluster"))
         for key in ("mean", "std"):
             values = getattr(self, key)
             if len(values) != 3 or (key == "std" and min(values) <= 0):
@@ -122,7 +115,7 @@ class CropConfig:
 
 
 @dataclass
-class OptimizationConfig:
+class OptimizationConfig(StepConfig):
     """What the published command line leaves to the code."""
 
     warmup_iterations: int | None = None  # from 0, linear; None: 10,000, at most a tenth of the run
@@ -135,16 +128,13 @@ class OptimizationConfig:
     lars_clip: str = "ratio"  # f = min(r, 10) | larc: min(r / lr, 1)
     clip_grad: float | None = 1.0
     precision: str = "bf16"  # on accelerators: fp32 | bf16 | fp16; a CPU computes in float32
-    max_bad_steps: int = placement(10)
-    grad_sync: str = placement("flat")
-    deterministic: bool = placement(False)
 
     def __post_init__(self) -> None:
         at_least(self, "optimization", 0, "final_lr", "weight_decay")
-        positive(self, "optimization", "mask_lr_ratio", "lars_trust", "clip_grad", "max_bad_steps")
+        positive(self, "optimization", "mask_lr_ratio", "lars_trust", "clip_grad")
         between(self, "optimization", 0, 0.999, "momentum")
         one_of(self, "optimization", lars_clip=("ratio", "larc"), precision=("fp32", "bf16", "fp16"))
-        one_of(self, "optimization", grad_sync=("flat", "overlap"))
+        self.check_steps("optimization")
         if self.warmup_iterations is not None:
             at_least(self, "optimization", 0, "warmup_iterations")
         if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
@@ -155,20 +145,16 @@ LOG_EVERY = {"iterations": 50}
 
 
 @dataclass
-class LoggingConfig:
+class LoggingConfig(sections.LoggingConfig):
     write_tag: str = "adios"
-    log_every: Any = None  # images or {iterations: n}; None: a fiftieth of the budget, at most 50 iterations
-    mlflow: bool = True
-    tracking_uri: str | None = None  # None: SQLite beside the run's other outputs
     experiment: str = "adios"
-    mlflow_parent: str | None = None
+    log_every: Any = None  # images or {iterations: n}; None: a fiftieth of the budget, at most 50 iterations
 
     def __post_init__(self) -> None:
         key = "logging.log_every"
         if self.log_every is not None and resolve_cadence(self.log_every, global_batch=1, key=key) == 0:
             raise UserError("log_every must be > 0", key=key, found=self.log_every, expected="> 0, or null")
-        if not self.write_tag or "/" in self.write_tag:
-            raise UserError("a tag is part of a file name", key="logging.write_tag", found=self.write_tag)
+        super().__post_init__()
 
 
 @dataclass
@@ -212,6 +198,7 @@ class RunConfig:
     logging: LoggingConfig = placement(default_factory=LoggingConfig)
     tuning: TuningConfig = placement(default_factory=TuningConfig)
     checkpoint: CheckpointConfig = placement(default_factory=CheckpointConfig)
+    scaling: ScalingConfig = placement(default_factory=ScalingConfig)
 
     def __post_init__(self) -> None:
         one_of(self, "", arch=ARCHS, mask_model_type=("vit_unet", "adios"), optimizer_type=("adamw", "sgd"))
@@ -228,8 +215,8 @@ class RunConfig:
                 expected = f"a multiple of patch_size = {self.patch_size}"
                 raise UserError("an image must be whole patches", key=key, found=size, expected=expected)
         if self.output and self.output_dir and self.output != self.output_dir:
-            found = f"output={self.output} output_dir={self.output_dir}"
-            raise UserError("two output folders", key="output_dir", found=found, expected="one of the two")
+            given = f"output={self.output} output_dir={self.output_dir}"
+            raise UserError("two output folders", key="output_dir", found=given, expected="one of the two")
         self.output = self.output or self.output_dir
 
 
@@ -250,15 +237,11 @@ def warmup_steps(config: RunConfig) -> int:
 
 
 def resolve(config: C, workers: int, before: int | None = None) -> C:
-    """`config` with `global_batch` and the budget (in images and in iterations) filled in.
-
-    An explicit `global_batch` wins; else `before`, that of the run which is resumed, so that the same command goes on
-    with other workers; else batch_size_per_gpu x workers. UserError when the workers cannot share it.
-    """
-    batch = config.global_batch or before or config.batch_size_per_gpu * workers
-    if batch % workers:
-        found, expected = f"global_batch {batch}, workers {workers}", f"a multiple of {workers}"
-        raise UserError("the workers must divide the global batch", key="global_batch", found=found, expected=expected)
+    """`config` with `global_batch` and the budget (in images and in iterations) filled in; `before` is the batch of the
+    run which is resumed. UserError when the workers cannot share it."""
+    batch = choose_global_batch(
+        config.global_batch, before, config.batch_size_per_gpu * workers, workers, key="global_batch"
+    )
     if batch < 2:
         message = "an image is contrasted with the others of its batch"
         raise UserError(message, key="global_batch", found=batch, expected="at least 2")

@@ -1,7 +1,7 @@
 """The reader: one plan row → a patch, uint8, resized, with the draws for its augmentation.
 
 Everything random comes from the position. Not here: which row stands at which position (pathray.data.order),
-replacement of what cannot be read (pathray.data.stream), views, crops and normalisation, which happen on the device
+replacement of what cannot be read (pathray.data.units), views, crops and normalisation, which happen on the device
 (adios.augment).
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -61,8 +61,8 @@ class PatchReader:
             raise UnreadableUnit("missing", public(path)) from e
         except UserError as e:
             raise UnreadableUnit("io", public(path), str(e)) from e
-        numbers = (int(unit[name]) for name in ("offset", "compressed", "bytes", "crc"))
-        member = read_member(archive, path, *numbers, member_limit(self.patch_size))
+        offset, compressed, size, crc = (int(unit[name]) for name in ("offset", "compressed", "bytes", "crc"))
+        member = read_member(archive, path, offset, compressed, size, crc, member_limit(self.patch_size))
         try:
             pixels = decoded(member.content, self.patch_size)
         except Undecodable as e:
@@ -104,7 +104,7 @@ def decoded(data: bytes | memoryview, size: int) -> Pixels:
     import imagecodecs
 
     try:
-        pixels = imagecodecs.png_decode(data)
+        pixels: Pixels = imagecodecs.png_decode(cast(bytes, data))  # a view of bytes is as good to it
     except Exception as e:  # the codec's own kinds
         raise Undecodable("decode", f"{type(e).__name__}: {e}") from e
     return pixels if pixels.shape[2] == 3 else _on_white(pixels)
@@ -113,7 +113,8 @@ def decoded(data: bytes | memoryview, size: int) -> Pixels:
 def _by_pillow(data: bytes | memoryview, size: int) -> Pixels:
     try:
         with open_image(data, FORMATS) as image:
-            _check(*image.size, size)
+            width, height = image.size
+            _check(width, height, size)
             return rgb_of(image)
     except ImageError as e:
         raise Undecodable("decode", str(e)) from e

@@ -80,7 +80,8 @@ class MaskModel(nn.Module):
         whatever is whole patches.
         """
         logits = self(images)
-        return (logits if logits.dtype == torch.float64 else logits.float()).softmax(dim=1)
+        masks: Tensor = (logits if logits.dtype == torch.float64 else logits.float()).softmax(dim=1)
+        return masks
 
 
 def build_mask_model(config: MaskModelConfig, seed: int) -> MaskModel:
@@ -183,7 +184,8 @@ class ViTUNet(nn.Module):
     def _plane(self, tokens: Tensor, images: Tensor) -> Tensor:
         """`[B, N, D]` -> `[B, D, H/16, W/16]`, after the ViT's last norm."""
         normed: Tensor = self.vit.norm(tokens)
-        return normed.transpose(1, 2).unflatten(2, self.vit.grid(images.shape[2:]))
+        plane: Tensor = normed.transpose(1, 2).unflatten(2, self.vit.grid(images.shape[2:]))
+        return plane
 
 
 def _conv(before: int, after: int) -> nn.Module:

@@ -55,8 +55,10 @@ class Choice:
     def marked(self, masks: Floats) -> Bools:
         """Pixels `[H, W]` of masks `[N, H, W]`."""
         if self.rule == "argmax":
-            return masks.argmax(axis=0) == self.channel
-        return masks[self.channel] > 0.5
+            marked: Bools = masks.argmax(axis=0) == self.channel
+        else:
+            marked = masks[self.channel] > 0.5
+        return marked
 
 
 @dataclass(frozen=True)
@@ -112,9 +114,9 @@ def _names(store: Storage) -> list[tuple[str, str]]:
         fit = [mask for mask in masks if mask.lower().endswith(MASK_ENDINGS)]
         fit = [name] if name in fit else fit
         if len(fit) != 1:
-            found, file = ", ".join(masks) or None, store.join(TRUTH, f"{stem}.png")
+            there, file = ", ".join(masks) or None, store.join(TRUTH, f"{stem}.png")
             expected = f"one mask of its name, {', '.join(MASK_ENDINGS)} (JPEG would change labels)"
-            raise MissingFile("an image without its nuclei", file=file, found=found, expected=expected)
+            raise MissingFile("an image without its nuclei", file=file, found=there, expected=expected)
         out.append((name, fit[0]))
     return out
 

@@ -14,7 +14,7 @@ from adios.nuclei import Choice, Pair, dice
 from adios.segmentation import Bools, dark_in_red
 from pathray.draw.canvas import ACCENTS, INK, MUTED, Canvas, Picture
 from pathray.draw.charts import plain_axes
-from pathray.evaluation.report_charts import text
+from pathray.draw.figures import plain_text
 
 Row = Mapping[str, Any]
 PANELS = (("dice", "Dice"), ("iou", "IoU"), ("pq", "PQ of objects"))
@@ -139,7 +139,7 @@ def _example(canvas: Canvas, example: Example, y: float, high: float) -> None:
         x = MARGIN + i * (COLUMN + GAP)
         canvas.picture(picture, x, y, image.shape[1] * scale, image.shape[0] * scale)
         words = {
-            0: text(example.pair.name, 30),
+            0: plain_text(example.pair.name, 30),
             3: f"Dice {dice(marked, nuclei):.2f}",
             4: f"Dice {dice(otsu, nuclei):.2f}",
         }

@@ -56,7 +56,10 @@ class _Refused(Exception):
     """An instruction that may not be carried out; its text names what was asked for."""
 
 
-class _Restricted(pickle._Unpickler):  # type: ignore[misc,name-defined]
+_Interpreter: Any = pickle._Unpickler  # type: ignore[attr-defined]  # the one in Python, which has no types
+
+
+class _Restricted(_Interpreter):  # type: ignore[misc]
     dispatch: dict[int, Callable[[Any], None]]
 
     def __init__(self, file: io.BytesIO) -> None:

@@ -11,45 +11,35 @@ from adios import artifact
 from adios.config import LOG_EVERY, RunConfig, warmup_steps
 from adios.student import student_config
 from pathray.config.load import fingerprint
-from pathray.device import Device
-from pathray.evaluation.settings import poll_every_steps
 from pathray.optim.schedules import Schedule, constant
 from pathray.store.artifact import Encoder
 from pathray.store.storage import Storage
-from pathray.train.budget import log_cadence, resolve_cadence
+from pathray.train import from_config
+from pathray.train.budget import log_cadence
 from pathray.train.recipe import Recipe
 from pathray.train.settings import LoopSettings, PhaseOptim
 
 SCIENCE = "adios"
-POLL_EVERY_STEPS = 10  # of an accelerator, which the host would wait for; a CPU's counters are at hand
-RECENT_WINDOWS = 16  # one unreadable archive is much of one window of few archives, and little of so many
 
 
 def loop_settings(config: RunConfig, world: int) -> LoopSettings:
     """Settings of the loop; each of `world` workers takes its share of a step at once."""
-    settings, batch = config.optimization, int(config.global_batch or 0)
-    assert batch > 0 and config.total_images, "resolve the config"
-    tuning, cpu = config.tuning, device_of(config).kind == "cpu"
-    snapshots = tuning.tune_every if tuning.enable else {"iterations": config.save_freq}
-    polls = poll_every_steps(tuning, batch) if tuning.enable else POLL_EVERY_STEPS
-    return LoopSettings(
+    settings, batch, total = config.optimization, int(config.global_batch or 0), int(config.total_images or 0)
+    assert batch > 0 and total > 0, "resolve the config"
+    return from_config.loop_settings(
+        config,
+        settings,
+        world,
         seed=config.seed,
         global_batch=batch,
         micro_batch=batch // world,
-        total_images=config.total_images,
+        total_images=total,
         optim={"student": phase_optim(config, 1.0), "mask": phase_optim(config, settings.mask_lr_ratio)},
-        precision="fp32" if cpu else settings.precision,
-        log_every=log_cadence(
-            config.logging.log_every, most=LOG_EVERY, global_batch=batch, total_images=config.total_images
-        ),
-        save_every=resolve_cadence(config.checkpoint.latest_every or 0, global_batch=batch),
-        snapshot_every=resolve_cadence(snapshots, global_batch=batch),
-        poll_every_steps=1 if cpu else polls,
-        max_bad_steps=settings.max_bad_steps,
-        max_corrupt_fraction=config.data.max_corrupt_fraction,
-        judge_recent=max(LoopSettings.judge_recent, RECENT_WINDOWS * config.data.archive_window),
-        grad_sync=settings.grad_sync,
-        deterministic=settings.deterministic,
+        precision=settings.precision,
+        log_every=log_cadence(config.logging.log_every, most=LOG_EVERY, global_batch=batch, total_images=total),
+        snapshots={"iterations": config.save_freq},
+        tuning=config.tuning,
+        window=config.data.archive_window,
     )
 
 
@@ -78,11 +68,6 @@ def check_networks(config: RunConfig) -> None:
     warmup_steps(config)
 
 
-def device_of(config: RunConfig) -> Device:
-    """This process's device, as `scaling.accelerator` of a job's config says."""
-    return Device.of(getattr(getattr(config, "scaling", None), "accelerator", "auto"))
-
-
 def encoder_of(recipe: Recipe) -> Encoder:
     """The student without its head, with what its inputs must look like and where it comes from."""
     from adios.recipe import AdiosRecipe
@@ -90,7 +75,7 @@ def encoder_of(recipe: Recipe) -> Encoder:
     assert isinstance(recipe, AdiosRecipe)
     data = recipe.config.data
     preprocessing = {"mean": list(data.mean), "std": list(data.std), "size": data.image_size, "mpp": data.mpp}
-    return Encoder(recipe.student.vit, preprocessing, SCIENCE, provenance(recipe.config))
+    return Encoder(recipe.student.vit, preprocessing, SCIENCE, from_config.run_provenance(recipe.config))
 
 
 def export(recipe: Recipe, folder: str, facts: dict[str, Any]) -> None:
@@ -100,10 +85,5 @@ def export(recipe: Recipe, folder: str, facts: dict[str, Any]) -> None:
     assert isinstance(recipe, AdiosRecipe)
     encoder_of(recipe).save(folder, facts)
     data, beside = recipe.config.data, Storage.of(folder).url.rstrip("/").rpartition("/")[0]
-    known = {**provenance(recipe.config), **facts}
+    known = {**from_config.run_provenance(recipe.config), **facts}
     artifact.save(f"{beside}/{artifact.FOLDER}", recipe.mask_model, data.mean, data.std, known)
-
-
-def provenance(config: RunConfig) -> dict[str, Any]:
-    """How what is exported came to be: every identity field of the config."""
-    return {"config": fingerprint(config)["values"]}

@@ -2,8 +2,8 @@
 
     python benchmarks/coarse.py [side=24000]
 
-Each region covers 2,048 x 2,048 level-0 pixels; all of them at once would be 800 MB before they are resized. Prints the
-peak above what the process held before the read, and the bound of 200 MB.
+Each region covers 2,048 x 2,048 level-0 pixels; all of them at once would take 800 MB before they are resized. Prints
+the peak above what the process held before the read, and the bound of 200 MB.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def write_flat(path: Path, side: int) -> None:
 
 
 def peak_mb() -> float:
-    """The most that this process has held so far."""
+    """Peak memory of this process in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

@@ -1,12 +1,12 @@
-"""What evaluations beside a training cost it: the time that it stands still, and what sharing the cores takes.
+"""What evaluations cost the training they run with: the time that it pauses, and the share of the cores that they take.
 
     python benchmarks/evaluators.py [--images 1024] [--every 256] [--work FOLDER]
 
-Three trainings of the demo's config (two workers, vit_tiny) on the demo's cohort, each in a process of its own with a
-fresh output: without evaluations, with them beside the training, and with an evaluator that is slower than the cadence
-(every 64 images), where the queue must stay bounded and the newest be judged. Printed: the blocked time inside snapshot
-calls as a share of the training's time (bar 1%), training throughput with and without (a ratio taken in one run; on two
-cores the evaluator takes its share of them), lag, queue depth and dropped evaluations. Two free cores: about 8 minutes.
+Runs the demo's config (two workers, vit_tiny) on the demo's cohort three times, each in its own process with a fresh
+output: without evaluations; with evaluations; with an evaluator that is slower than the cadence (every 64 images).
+In the third the queue must stay bounded, and the newest snapshot must be judged. Prints the time inside snapshot calls
+as a share of the training's time (bar 1%), training throughput with and without evaluations (a ratio of one run; on
+two cores the evaluator takes its share of them), lag, queue depth and dropped evaluations. Two free cores: 8 minutes.
 """
 
 from __future__ import annotations

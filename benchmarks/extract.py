@@ -1,11 +1,11 @@
-"""What extraction adds to its encoder, and against a plain loop over tiffslide, in one process.
+"""What extraction adds to its encoder, and how it compares with a plain loop over tiffslide, in one process.
 
     python benchmarks/extract.py                                  # a generated slide, vit_tiny, the CPU
     python benchmarks/extract.py --slide x.svs --model vit_large --precision bf16 --batch 256 --threads 8   # a GPU box
 
 Prints tiles/s, best of `--rounds`, of (1) the encoder alone on pixels in memory, (2) `extract_slide` from file to bag,
-(3) a plain loop (tiffslide at level 0, one read a tile, no resampling; the same encoder, the same batches), and of (2)
-and (3) with an encoder that costs nothing, which is the speed of the data path. Ratios of one run; no Ray.
+(3) a plain loop (tiffslide at level 0, one read per tile, no resampling; the same encoder and batches). It repeats (2)
+and (3) with an encoder that costs nothing, which gives the speed of the data path. Ratios of one run; no Ray.
 """
 
 from __future__ import annotations

@@ -1,18 +1,18 @@
-"""Speed of I-JEPATH's data path: samples a second, against a torch DataLoader over tiffslide, in one run.
+"""Speed of I-JEPATH's data path: samples per second, against a torch DataLoader over tiffslide, in one run.
 
     python benchmarks/ijepath_data.py                                     # generated slides, mode=load
     python benchmarks/ijepath_data.py masks=none slides=24 tissue_cache_mb=2
-    python benchmarks/ijepath_data.py mode=load manifest=slides.csv       # the user's own
+    python benchmarks/ijepath_data.py mode=load manifest=slides.csv       # your own slides
     python benchmarks/ijepath_data.py mode=index manifest=slides.csv
     python benchmarks/ijepath_data.py mode=train manifest=slides.csv model=vit_tiny batch=2
 
-A sample is a 512² context at 1.0 mpp and four 256² targets at 0.5 mpp, boxes and tokens drawn, collated, uint8.
-Generated slides are like the specification's: 8192² at 0.5 mpp, JPEG quality 85 in tiles of 256², levels of 0.5 and 1.0
-mpp, a mask of 4 mpp. `load` decodes in `processes` processes with one thread each; rounds alternate with the
-DataLoader's (as many workers), the best of each counts, since other load only ever slows. With `masks=none` the masks
-are computed, of round sections on glass, and the DataLoader has no turn: 24 masks of 512² are to 2 MB what those of 24
-slides of 100,000 x 80,000 at 0.25 mpp are to 64 MB. `index` times the slide index and the anchors, `train` steps of
-forward, backward, AdamW and EMA without any reading. Two cores, about two minutes. Bar for `load`: 150 samples/s.
+A sample is a 512² context at 1.0 mpp and four 256² targets at 0.5 mpp: boxes and tokens drawn, collated, uint8.
+Generated slides are those of the specification: 8192² at 0.5 mpp, JPEG quality 85 in tiles of 256², levels of 0.5 and
+1.0 mpp, a mask of 4 mpp. `load` decodes in `processes` processes with one thread each. Its rounds alternate with the
+DataLoader's (the same number of workers); the best of each counts, since other load only slows. With `masks=none` the
+masks are computed, of round sections on glass, and the DataLoader is left out: 24 masks of 512² fill 2 MB as those of
+24 slides of 100,000 x 80,000 at 0.25 mpp fill 64 MB. `index` times the slide index and the anchors. `train` times
+steps of forward, backward, AdamW and EMA without any reading. Two cores: two minutes. Bar of `load`: 150 samples/s.
 """
 
 from __future__ import annotations
@@ -40,14 +40,15 @@ from ijepath.plan import build_plan, strata
 from ijepath.profile import Profile
 from pathray.data.order import stratified_order
 from pathray.data.plan import Plan
-from pathray.data.stream import DecodeSettings, Lookup, decode, decoded, rank_rows
+from pathray.data.share import Lookup, rank_rows
+from pathray.data.stream import DecodeSettings, decode, decoded
 
 SIDE, TILE, FIELD = 8192, 256, 2048
 
 
 @dataclass
 class Settings:
-    """Of the benchmark."""
+    """Settings of the benchmark."""
 
     mode: str = "load"  # load | index | train
     manifest: str | None = None  # None: generated slides
@@ -101,7 +102,7 @@ def index(manifest: str, folder: str, settings: Settings) -> Plan:
 
 
 def load(plan: Plan, settings: Settings) -> None:
-    """Samples a second of the reader in processes and of the DataLoader, in turns."""
+    """Samples per second of the reader in processes and of the DataLoader, in turns."""
     config = run_config(settings)
     lookup = Lookup(plan, stratified_order(strata(plan), 0))
     reader = AnchorReader(ReaderConfig.of(config), plan.sources.to_pydict())
@@ -119,7 +120,7 @@ def load(plan: Plan, settings: Settings) -> None:
 
 
 def processor_time(lookup: Lookup, reader: AnchorReader, settings: Settings) -> None:
-    """Milliseconds of one core per sample, in this process: what load on the machine changes least."""
+    """Milliseconds of one core per sample, in this process: the figure that other load changes least."""
     positions = list(range(10**6, 10**6 + 96))
 
     def ours(position: int) -> None:
@@ -147,7 +148,7 @@ def run_config(settings: Settings) -> RunConfig:
 
 
 def in_processes(lookup: Lookup, reader: AnchorReader, settings: Settings, turn: int) -> float:
-    """Samples a second of `processes` processes, from the moment when all of them have delivered a first batch."""
+    """Samples per second of `processes` processes, from the moment when all have delivered a first batch."""
     context = multiprocessing.get_context("spawn")
     barrier, times = context.Barrier(settings.processes + 1), context.Queue()
     arguments = (lookup, reader, settings, turn, barrier, times)
@@ -217,7 +218,7 @@ def data_loader(lookup: Lookup, reader: AnchorReader, settings: Settings, turn: 
 
 
 def train(settings: Settings) -> None:
-    """Seconds a step on fixed random pixels: what the computation alone takes."""
+    """Seconds per step on fixed random pixels: the computation alone."""
     import torch
 
     from ijepath.recipe import IJepathRecipe

@@ -1,4 +1,4 @@
-"""Speed of the slide index and of the anchor search, on slides like the specification's or on the user's own manifest.
+"""Speed of the slide index and of the anchor search, on generated slides or on your own manifest.
 
     python benchmarks/index_anchors.py                      # makes its slides in a temporary folder
     python benchmarks/index_anchors.py --manifest slides.csv
@@ -113,7 +113,7 @@ def blob(rng: np.random.Generator, side: int) -> np.ndarray[Any, Any]:
 
 
 def write_slide(path: Path, rng: np.random.Generator) -> None:
-    """A pyramid of 8192² and 4096² in 256² JPEG tiles of quality 85, thirty-two tiles in turn."""
+    """A pyramid of 8192² and 4096² in 256² JPEG tiles of quality 85; thirty-two tiles repeat."""
     import imagecodecs
     import tifffile
 

@@ -1,4 +1,4 @@
-"""What must hold of a run's folder after a kill, and what two runs that end alike have in common. Kills nothing."""
+"""Checks of a run's folder after a kill, and the results that two equal runs have in common. Kills nothing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def problems_in(run: Path, step: int) -> list[str]:
 
 
 def half_checkpoints(run: Path) -> list[str]:
-    """Files of committed checkpoints that are missing, cut short or other than when they were committed."""
+    """Files of committed checkpoints that are missing, cut short or changed since the commit."""
     found = list_committed(str(run / CHECKPOINTS)) if (run / CHECKPOINTS).exists() else []
     return [problem for one in found for problem in _damage(one)]
 
@@ -51,7 +51,7 @@ def uncommitted(run: Path) -> set[str]:
 
 
 def rows_of(run: Path) -> list[dict[str, Any]]:
-    """The whole rows of metrics.jsonl that steps have written. ValueError for a row that is no JSON."""
+    """The complete rows of metrics.jsonl that steps have written. ValueError for a row that is not JSON."""
     if not (run / METRICS).exists():
         return []
     whole, _, _ = (run / METRICS).read_bytes().rpartition(b"\n")
@@ -59,7 +59,7 @@ def rows_of(run: Path) -> list[dict[str, Any]]:
 
 
 def newest_row(run: Path) -> dict[str, Any] | None:
-    """The last whole row of metrics.jsonl, without reading the others."""
+    """The last complete row of metrics.jsonl, without reading the others."""
     try:
         with (run / METRICS).open("rb") as f:
             f.seek(max(0, f.seek(0, os.SEEK_END) - 8192))
@@ -116,7 +116,7 @@ def result_of(run: Path) -> dict[str, Any]:
 
 
 def figures(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a row of metrics, what does not depend on time or on when the run was started."""
+    """The values of a metrics row that do not depend on time or on when the run was started."""
     return {k: v for k, v in row.items() if k in ("images_seen", "step", "lr") or k.startswith(("loss", "grad_norm"))}
 
 
@@ -134,5 +134,5 @@ def digest_of_tensors(folder: Path) -> str:
 
 
 def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
-    """Names of what differs or is on one side only."""
+    """Names of results that differ or exist on one side only."""
     return [name for name in {**expected, **found} if expected.get(name) != found.get(name)]

@@ -75,7 +75,7 @@ def is_agent(line: str) -> bool:
 
 
 class Job:
-    """One start of a command, in a session of its own: all its processes are in it, also when their parent is dead."""
+    """One start of a command, in its own session: all its processes are in it, even when their parent is dead."""
 
     def __init__(self, command: Sequence[str], said: Path, ray_folder: str) -> None:
         paths = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH")) if p)
@@ -118,7 +118,7 @@ class Job:
         self.process.wait()
 
     def wait(self, seconds: float) -> int | None:
-        """The driver's exit code; None when it still runs after so long."""
+        """The driver's exit code; None when it still runs after the time given."""
         try:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -135,7 +135,7 @@ class Job:
             time.sleep(0.05)
 
     def words(self) -> str:
-        """What it has printed."""
+        """The output of the job so far."""
         with self.said.open("rb") as said:
             said.seek(self.begin)
             return said.read().decode(errors="replace")
@@ -155,7 +155,7 @@ class Kill:
 
 @dataclass
 class Strike:
-    """What became of a kill. `restarted`: the command had to be given again. `next_step_s`: from the kill to the next
+    """The result of a kill. `restarted`: the command had to be given again. `next_step_s`: from the kill to the next
     step's row; None where none followed."""
 
     kill: Kill
@@ -206,7 +206,7 @@ class Run:
         return int(row["images_seen"])
 
     def end_job(self, name: str) -> None:
-        """The current start is over: nothing of it may be left, but Ray's agents for a while."""
+        """End the current start: nothing of it may be left, except Ray's agents for a while."""
         assert self.job is not None
         for line in self.job.left(LEFT_S, agents=False):
             self.problem(f"{name}: still running {LEFT_S:.0f} s later: {line[:100]}")
@@ -214,7 +214,7 @@ class Run:
         self.job = None
 
     def sweep(self, wait: bool = False) -> None:
-        """Starts that are over: what is left of them for too long is wrong, and is killed."""
+        """Check starts that are over: a process left for too long is an error, and is killed."""
         for job, since in list(self.over.items()):
             if job.left() and time.monotonic() - since < AGENTS_S and not wait:
                 continue
@@ -224,7 +224,7 @@ class Run:
             del self.over[job]
 
     def stepped(self, at: float) -> None:
-        """A step after the kills that wait for one: their lines are complete."""
+        """Complete the lines of the kills that waited for a next step."""
         if self.waiting:
             for text in checks.metrics_problems(self.folder, BATCH):
                 self.problem(f"after kill {self.waiting[-1].kill.number}: {text}")

@@ -1,14 +1,15 @@
-"""Kill small pretraining runs at random moments; compare what they end with, bit for bit, with an undisturbed run.
+"""Kill small pretraining runs at random moments, and compare their results with an undisturbed run, bit for bit.
 
     python benchmarks/kills.py [kills=30] [science=ijepath|adios|both] [seed=0] [minutes=60] [workers=1] [folder=PATH]
 
-Every run is the real job in processes of its own, on generated slides or patches, some of which are damaged. A kill is
-SIGKILL for the driver, a training worker, the raylet or all processes at once, at a drawn number of images; for all at
-once when a checkpoint is being written; or for the driver or all during start-up. The same command then starts again.
-Prints a line per kill and a table. Exit code 1 when a result differs, a half checkpoint counts, a row of metrics is
-doubled, missing or out of order, the quarantine report cannot be read, a process is left, or a run ends otherwise than
-it should. After `minutes` per science no further kill starts, and the run continues to its end. Linux only. Takes 30 to
-60 seconds per kill on two cores. Ends only processes of the sessions that it started.
+Every run is the real job in its own processes, on generated slides or patches, some of which are damaged. A kill is
+SIGKILL for the driver, a training worker, the raylet or all processes at once, at a drawn number of images. It may
+also hit all processes while a checkpoint is being written, or the driver or all during start-up. The same command then
+starts again. Prints a line per kill and a table. Exit code 1 when a result differs, a half checkpoint counts, a row of
+metrics is doubled, missing or out of order, or the quarantine report is unreadable. The same holds when a process is
+left, or a run ends in another way than it should. After `minutes` per science no further kill starts, and the run
+continues to its end. Linux only. Takes 30 to 60 seconds per kill on two cores. Ends only processes of the sessions
+that it started.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ ENDS = {"raylet": 2}  # exit codes of the driver; of those it is killed by, -9
 
 
 def draw(kills: int, seed: int, steps: int) -> list[Kill]:
-    """Kills of all kinds, equally often as far as possible, in random order, each in a window of `steps` of its own."""
+    """Kills of all kinds, as equally often as possible, in random order, each in its own window of `steps`."""
     rng = random.Random(seed)
     kinds: list[str] = []
     while len(kinds) < kills:
@@ -82,7 +83,7 @@ def strike(run: Run, kill: Kill) -> Strike | None:
 
 
 def after(run: Run, struck: Strike) -> None:
-    """What must hold when a kill has had its effect; the run's job is over then, unless only a worker was killed."""
+    """Check what must hold after a kill. The run's job is over then, unless only a worker was killed."""
     job, name = run.start(), f"kill {struck.kill.number} ({struck.kill.kind})"
     if struck.restarted:
         code, expected = job.wait(END_S), ENDS.get(struck.kill.kind, -signal.SIGKILL)
@@ -128,7 +129,7 @@ def kill_and_finish(run: Run, kills: Sequence[Kill], seconds: float) -> None:
 
 
 def undisturbed(command: list[str], folder: Path, ray_folder: str) -> float:
-    """Run the command to its end; its seconds."""
+    """Run the command to its end; return its seconds."""
     began, job = time.monotonic(), Job(command, folder.with_suffix(".txt"), ray_folder)
     try:
         if job.process.wait():
@@ -153,7 +154,7 @@ def table(run: Run) -> list[str]:
 
 
 def attempt(science: str, folder: Path, options: dict[str, str], ray_folder: str) -> bool:
-    """One science's undisturbed run and its killed one; whether all is right."""
+    """Run one science undisturbed and with kills; return whether all is right."""
     each = STEPS_PER_KILL[science]
     kills = draw(int(options["kills"]), int(options["seed"]), each)
     steps = each * (len(kills) + 2)

@@ -3,15 +3,16 @@
     python benchmarks/learning_adios.py                     # three seeds of `--config demo`, an hour on two free cores
     python benchmarks/learning_adios.py seeds=1 total_iterations=100      # any key of ray_jobs.pretrain_adios
 
-A data set is cut by the jobs themselves: patches of 448 pixels at 0.25 mpp (112 µm) of the slides `wsi/*.svs`, of
-`patches/tcga_sites` and of the training part of `patches/crc5`, whose spacing is taken to be 0.5 mpp; zipped, indexed,
-and trained on through Ray. Every seed is a run in `output`, which is gone on with when the benchmark was interrupted.
+The jobs themselves make the data set: patches of 448 pixels at 0.25 mpp (112 µm), zipped and indexed. They come from
+the slides `wsi/*.svs`, from `patches/tcga_sites` and from the training part of `patches/crc5`, whose spacing is assumed
+to be 0.5 mpp. Every seed is a run in `output`, which resumes after an interruption.
 
-The probe is trained on crc5's training part and tested on its test part (5 classes, 450 and 150 images, 64 pixels as in
-training), on the student's class token and on the mean of its patch tokens; beside it the same network as initialised,
-and colour means and deviations alone. No test image is seen before. Printed: accuracies per seed, the paired difference
-pretrained − random with its 95% t interval over seeds, the last statistics of the masks, and for each seed the nuclei
-benchmark over its checkpoints on `nuclei/dsb2018_brightfield`. Look at `run_<seed>/visualizations/masks`.
+The probe uses the student's class token, and the mean of its patch tokens, at 64 pixels as in training. It is trained
+on crc5's training part and tested on its test part (5 classes, 450 and 150 images). Baselines are the same network as
+initialised, and colour means and deviations alone. No test image is seen before. Prints accuracies per seed and the
+paired difference pretrained − random with its 95% t interval over seeds. Then come the last statistics of the masks,
+and the nuclei benchmark over each seed's checkpoints on `nuclei/dsb2018_brightfield`. Look at
+`run_<seed>/visualizations/masks`.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ POOLINGS = ("cls", "mean")
 
 @dataclass
 class Settings:
-    """Of the benchmark; every other key is one of ray_jobs.pretrain_adios."""
+    """Settings of the benchmark; every other key is one of ray_jobs.pretrain_adios."""
 
     data_dir: str = "../shared/data"
     output: str = "outputs/learning_adios"
@@ -74,7 +75,7 @@ def main() -> None:
 
 
 def cut(root: Path, folder: Path) -> Path:
-    """The index of the zipped patches in `folder`; finished archives are left."""
+    """Cut and index the zipped patches in `folder`; finished archives are skipped. Returns the index."""
     folder.mkdir(parents=True, exist_ok=True)
     slides, index, zips = folder / "slides.csv", folder / "patches.parquet", folder / "zips"
     rows = [
@@ -101,7 +102,7 @@ def cut(root: Path, folder: Path) -> Path:
 def one_seed(
     seed: int, keys: Sequence[str], index: Path, root: Path, output: Path, patches: Patches, settings: Settings
 ) -> dict[str, Any]:
-    """Pretrain through Ray, probe the student as it began and as it ended, judge the mask model of every checkpoint."""
+    """Pretrain through Ray, probe the first and the last student, judge the mask model of every checkpoint."""
     run = output / f"run_{seed}"
     argv = ("--config", "demo", *keys, f"seed={seed}")
     scaling = ("scaling.accelerator=cpu", f"scaling.threads_per_worker={settings.threads}")
@@ -177,7 +178,7 @@ def report(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def command(name: str, *argv: str) -> None:
-    """A job, as a user types it; the benchmark ends where the job does."""
+    """Run a job as a user types it; the benchmark ends when it fails."""
     print("$ python -m ray_jobs." + " ".join([name, *argv]), flush=True)
     subprocess.run([sys.executable, "-m", f"ray_jobs.{name}", *argv], cwd=REPOSITORY, check=True)
 

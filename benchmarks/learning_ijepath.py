@@ -1,4 +1,4 @@
-"""Does I-JEPATH learn? Linear probe and kNN on H&E patches: random weights against pretrained ones, seed by seed.
+"""Does I-JEPATH learn? Linear probe and kNN on H&E patches: random against pretrained weights, seed by seed.
 
     python benchmarks/learning_ijepath.py                       # three seeds, about 20 minutes in all on two free cores
     python benchmarks/learning_ijepath.py images=24000          # 20 minutes a seed
@@ -6,10 +6,10 @@
 
 Pretrains vit_tiny at a small geometry (96 px contexts at 1.0 mpp, 64 px targets at 0.5 mpp, patches of 8) on the real
 slides `wsi/*.svs` and on patches: `patches/tcga_sites` and the training part of `patches/crc5` (its test part is never
-seen). The probe is trained on crc5's training part and tested on its test part (5 classes, 450 and 150 images), on the
-mean of the teacher's patch tokens. Colour means and deviations alone are the floor. Printed: accuracy per seed, the
-paired difference pretrained − random with its 95% t interval over seeds, loss and collapse signals. Same seeds, same
-order, same machine: same figures.
+seen). The probe uses the mean of the teacher's patch tokens. It is trained on crc5's training part and tested on its
+test part (5 classes, 450 and 150 images). Colour means and deviations alone are the baseline. Prints accuracy per seed,
+the paired difference pretrained − random with its 95% t interval over seeds, loss and collapse signals. The same seeds
+on the same machine give the same figures.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ from ijepath.settings import loop_settings
 from pathray.config.load import load_config
 from pathray.data.order import stratified_order
 from pathray.data.plan import Plan, PlanWriter
-from pathray.data.stream import DecodeSettings, Lookup, decoded, rank_rows
+from pathray.data.share import Lookup, rank_rows
+from pathray.data.stream import DecodeSettings, decoded
 from pathray.device import Device
 from pathray.evaluation.metrics.probe import knn_probe, linear_probe
 from pathray.stats.bootstrap import paired_difference
@@ -64,7 +65,7 @@ GEOMETRY = (
 
 @dataclass
 class Settings:
-    """Of the benchmark; every other key is one of the run config."""
+    """Settings of the benchmark; every other key is one of the run config."""
 
     data_dir: str = "../shared/data"
     seeds: int = 3
@@ -77,7 +78,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Patches:
-    """Labelled evaluation images `[N, 224, 224, 3]` uint8 and which of them are for testing."""
+    """Labelled evaluation images `[N, 224, 224, 3]` uint8, and which of them are for testing."""
 
     images: np.ndarray
     labels: np.ndarray

@@ -1,9 +1,9 @@
-"""What the loop itself costs: a recipe that computes next to nothing, against the barest torch loop over it.
+"""Cost of the loop itself: a recipe that computes next to nothing, against a bare torch loop over it.
 
     python -m benchmarks.loop_overhead [steps]
 
-Prints milliseconds a step (median of five rounds, the two sides in turn) and their ratio, with the log and poll
-cadences on; on CUDA also how often the host waited for the device outside of them, which should be never.
+Prints milliseconds per step (median of five rounds, the two sides in turn) and their ratio, with the log and poll
+cadences on. On CUDA it also prints how often the host waited for the device outside of them, which should be never.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ROUNDS, LOG_STEPS, MICRO, WIDTH = 5, 10, 8, 64
 
 
 class Nothing:
-    """A layer of 64 weights: what is left is the loop."""
+    """A layer of 64 weights, so that the loop's own time remains."""
 
     def __init__(self) -> None:
         layer = nn.Linear(WIDTH, 1)
@@ -60,7 +60,7 @@ def batches(start: int, stop: int) -> Iterator[dict[str, Any]]:
 
 
 def loop_ms(device: Device, settings: LoopSettings) -> float:
-    """Milliseconds a step of `pathray.train.loop.run`."""
+    """Milliseconds per step of `pathray.train.loop.run`."""
     began = time.perf_counter()
     for _ in run(Nothing(), lambda start: batches(start, settings.total_images), settings, device=device):
         continue
@@ -69,7 +69,7 @@ def loop_ms(device: Device, settings: LoopSettings) -> float:
 
 
 def bare_ms(device: Device, settings: LoopSettings) -> float:
-    """Milliseconds a step of forward, backward and torch's own AdamW, and nothing else."""
+    """Milliseconds per step of forward, backward and torch's own AdamW, and nothing else."""
     layer = nn.Linear(WIDTH, 1).to(device.torch_device)
     adam = torch.optim.AdamW(layer.parameters(), lr=1e-3, foreach=True)
     stream, per_step = batches(0, settings.total_images), settings.global_batch // MICRO

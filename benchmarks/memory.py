@@ -1,16 +1,16 @@
-"""Whether driver and workers stay flat: 10,000 I-JEPATH samples over 1,000 slides, and the index of 1,000 slides.
+"""Whether memory of driver and workers stays flat: 10,000 I-JEPATH samples over 1,000 slides, and their index.
 
     python benchmarks/memory.py [--parts index stream] [--slides 1000] [--samples 10000] [--decode-on worker]
 
 Two cores, about two minutes. The slides are hard links to a few generated ones (1024² at 0.5 mpp, JPEG; every second
-one without a mask): for the caches of handles, tiles and tissue, which are made small, they are 1,000 files. `index`
-indexes them over Ray as the job does; `stream` takes contexts of 128 µm through `ray_jobs.train.rank_stream` and the
+one without a mask). For the caches of handles, tiles and tissue, which are made small, they are 1,000 files. `index`
+indexes them over Ray as the job does. `stream` takes contexts of 128 µm through `ray_jobs.train.rank_stream` and the
 training reader in one Ray Train worker, without training. At ten equally spaced points it prints, for driver and
 worker, resident megabytes (without the object store's shared pages), open files and threads, and the bytes of decoded
 tiles.
 
-Bars, over the second half: less than 5 MB per 1,000 samples (or slides) by least squares; open files constant, but for
-the few of reads that are under way at that moment. Exit code 1 where one fails. Linux only: it reads /proc.
+Bars, over the second half: less than 5 MB per 1,000 samples (or slides) by least squares; a constant number of open
+files, except for the few reads in progress at that moment. Exit code 1 where one fails. Linux only: it reads /proc.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ from ijepath.plan import build_plan, strata  # noqa: E402
 from ijepath.profile import Profile  # noqa: E402
 from pathray.data.order import stratified_order  # noqa: E402
 from pathray.data.plan import Plan  # noqa: E402
-from pathray.data.stream import DecodeSettings, Lookup  # noqa: E402
+from pathray.data.share import Lookup  # noqa: E402
+from pathray.data.stream import DecodeSettings  # noqa: E402
 from ray_jobs.extract.ordered_map import RayMap  # noqa: E402
 from ray_jobs.shell.runtime import RuntimeConfig, ray_session  # noqa: E402
 
@@ -55,7 +56,7 @@ BAR_MB, UNDER_WAY = 5.0, 12  # two threads may each hold slides and masks that f
 
 @dataclass(frozen=True)
 class Usage:
-    """What one process holds."""
+    """Memory, files and threads of one process."""
 
     mb: float
     files: int
@@ -94,7 +95,7 @@ def main() -> int:
 
 
 def generate(folder: Path, slides: int) -> None:
-    """`slides` files, hard links of FILES, and their manifest; every second one has a mask of its own."""
+    """Write `slides` files, hard links of FILES, and their manifest; every second one has its own mask."""
     import tifffile
 
     tissue = np.zeros((SIDE // 8, SIDE // 8), np.uint8)
@@ -111,7 +112,7 @@ def generate(folder: Path, slides: int) -> None:
 
 
 def index(folder: Path) -> tuple[list[Row], list[Point]]:
-    """The slides' rows, indexed in Ray tasks, and what the driver and the tasks' processes held meanwhile."""
+    """Index the slides in Ray tasks; return their rows, and the usage of the driver and of the tasks' processes."""
     manifest = read_manifest(str(folder / "slides.csv"))
     rows: list[Row] = []
     points: list[Point] = []
@@ -125,7 +126,7 @@ def index(folder: Path) -> tuple[list[Row], list[Point]]:
 
 
 def largest_task() -> Usage:
-    """Of the processes that run this Ray's tasks: the most of everything that any of them holds."""
+    """The largest usage of any process that runs this Ray's tasks, value by value."""
     found = [Usage.of(pid) for pid in task_processes(os.getpid())]
     return Usage(*(max(values) for values in zip(*(asdict(one).values() for one in found), strict=True)))
 
@@ -154,7 +155,7 @@ def write_plan(folder: Path, rows: Sequence[Row]) -> None:
 
 
 def stream(folder: Path, options: argparse.Namespace) -> list[Point]:
-    """Takes the samples in a Ray Train worker of one rank, which looks at itself and at this process."""
+    """Take the samples in a Ray Train worker of one rank, which measures itself and this process."""
     from ray.train import RunConfig as TrainRun
     from ray.train import ScalingConfig
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
@@ -197,7 +198,7 @@ def anchor_reader(plan: Plan) -> AnchorReader:
 
 
 def report(part: str, unit: str, points: Sequence[Point]) -> bool:
-    """Prints the points and the verdict on their second half; whether it holds the bars."""
+    """Print the points and the verdict on their second half; return whether they meet the bars."""
     print(f"\n{part:8} " + "   ".join(f"{name:>8}: MB  files threads  tiles MB" for name in points[0][1]))
     for count, held in points:
         columns = (f"{u.mb:12.1f} {u.files:6d} {u.threads:7d} {u.tiles_mb:9.1f}" for u in held.values())

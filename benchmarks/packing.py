@@ -7,7 +7,7 @@
 registers), width 384, 4 blocks, two CPU threads, float32; bfloat16 on a GPU. `packed` is what pathray.nn does: one
 sequence, attention within segments. `loop` runs one sequence at a time, `padded` all in one batch padded to the longest
 with the padding masked, `block mask` the packed sequence under one dense mask. All four agree to 1e-4, or the benchmark
-stops. The best of the rounds counts, since other load only ever slows; on a busy machine look at the CPU time with
+stops. The best of the rounds counts, since other load only slows. On a busy machine look at the CPU time with
 `--threads 1`. Two free cores: 1.5 minutes. Bars: 2.2 x a loop, 1.6 x padding.
 """
 

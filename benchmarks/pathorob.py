@@ -1,14 +1,14 @@
-"""Robustness metrics: seconds, memory and the ratio to doing the same one by one, of one run.
+"""Robustness metrics: seconds, memory, and the ratio to naive versions, of one run.
 
     OMP_NUM_THREADS=2 python benchmarks/pathorob.py
     python benchmarks/pathorob.py --only ri --large
 
-Features with classes, centres and slides in them: 4,012 x 384 (17 slides of 59 patches in each of four cells) and, with
+The features carry classes, centres and slides: 4,012 x 384 (17 slides of 59 patches in each of four cells) and, with
 `--large`, 22,402 x 1,024. Naive versions: for the index every distance in float64 and a full sort; for the drop one
 scikit-learn fit per split, repetition and strength (3 of 24 paths are timed); for the score scikit-learn's KMeans and
 silhouette (K = 2, 9, 16, 23, 30 are timed, the rest interpolated). Bars on two free cores: index 0.7 s, drop 0.8 s for
-24 fits (each over 15 strengths), score 6 s; the large index 20 s and 2 GiB. CPU seconds are printed as other load on
-the machine only ever slows the wall clock. One minute.
+24 fits (each over 15 strengths), score 6 s; the large index 20 s and 2 GiB. CPU seconds are printed too, because other
+load slows the wall clock. One minute.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""The slide reader against fastslide, tiffslide and OpenSlide: regions a second, as ratios of one run.
+"""The slide reader against fastslide, tiffslide and OpenSlide: regions per second, as ratios of one run.
 
     python benchmarks/reader.py [--side 8192] [--seconds 0.3] [--rounds 12] [--slide FILE]
 
 Two cores, about 2 minutes. 256² regions at random places of a generated slide (JPEG q85, 4:2:0, tiles of 256²):
 `aligned` to the tile grid, `unaligned`, `halved` (512² averaged to 256²) and `resampled` (333² to 256², area), all
 of level 0, with one and with two threads. Every backend reads the same places, in turns, without a tile cache
-(OpenSlide keeps its own of 32 MB); the best of the rounds counts, since other load only ever slows. The second line
-of each pair is processor time a region: the one to trust on a busy machine, where a library with threads of its own
-gets more than its share. "bare" is a positioned read and a decode of one tile in a loop, without anything around it:
-what the codec allows. Backends that are not installed are left out.
+(OpenSlide keeps its own of 32 MB). The best of the rounds counts, since other load only slows. The second line of each
+pair is processor time per region. Trust that one on a busy machine, where a library with its own threads gets more
+than its share. "bare" is a positioned read and a decode of one tile in a loop, with nothing around it: the limit that
+the codec sets. Backends that are not installed are left out.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def openslide_read(path: str, side: int) -> Read:
 
 
 def shrunk(read: Read, side: int) -> Read:
-    """As it is done with a library: read at level 0, shrink with Pillow."""
+    """The usual way with a library: read at level 0, shrink with Pillow."""
     from PIL import Image
 
     if side == 256:
@@ -138,7 +138,7 @@ def bare(path: str) -> Read:
 
 
 def places(kind: str, side: int, count: int = 4096) -> np.ndarray:
-    """The same corners for everybody, ``[count, 2]``."""
+    """The same corners for all backends, ``[count, 2]``."""
     rng, size = np.random.default_rng(7), KINDS[kind]
     if kind == "aligned":
         return rng.integers(0, side // 256, (count, 2)) * 256
@@ -146,7 +146,7 @@ def places(kind: str, side: int, count: int = 4096) -> np.ndarray:
 
 
 def measure(read: Read, at: list[tuple[int, int]], threads: int, seconds: float) -> tuple[float, float]:
-    """Regions a second of `threads` threads that go on for `seconds`, and processor milliseconds a region."""
+    """Regions per second of `threads` threads over `seconds`, and processor milliseconds per region."""
     done, stop = [0] * threads, time.perf_counter() + seconds
 
     def work(thread: int) -> None:
@@ -195,7 +195,7 @@ def main() -> None:
 
 
 def line(speeds: dict[str, float], unit: str, digits: int) -> str:
-    """One cell per backend: its figure (speed, or its inverse in `ms`) and how many times as fast ours is."""
+    """One cell per backend: its figure (speed, or its inverse in `ms`) and how many times faster ours is."""
     ours, cells = speeds["pathray"], []
     for name in ("pathray", "fastslide", "tiffslide", "openslide", "bare"):
         if name not in speeds:

@@ -1,12 +1,12 @@
-"""Gene-wise correlations against a loop over scipy, their cluster bootstrap, and what a training waits for its images.
+"""Gene-wise correlations against a loop over scipy, their cluster bootstrap, and how long a training waits for images.
 
     OMP_NUM_THREADS=1 python benchmarks/regression.py
     OMP_NUM_THREADS=1 python benchmarks/regression.py --data ../shared/data
 
-Spearman of 20,000 rows x 250 genes (predictions continuous, targets with ties, as log counts have), the best of three
-rounds; and 2,000 resamples of 1,193 rows x 50 genes, in 6 clusters and with every row its own. One core, 15 seconds.
-With `--data`: ResNet-18 on the 224-pixel patches of `regression/her2st`, batches of 16, the images read by one thread
-beside a training on one: the share of a step that it waits for data. Two free cores, a minute.
+Spearman of 20,000 rows x 250 genes (predictions continuous, targets with ties, like log counts), the best of three
+rounds; and 2,000 resamples of 1,193 rows x 50 genes, in 6 clusters and with one cluster per row. One core, 15 seconds.
+With `--data`: ResNet-18 on the 224-pixel patches of `regression/her2st`, batches of 16. One thread reads the images
+and one trains; the share of a step that waits for data is printed. Two free cores, a minute.
 Bars: 3 x the loop; a bootstrap under 2 seconds; waits under 5% of a step.
 """
 
@@ -29,7 +29,9 @@ import numpy as np
 import torch
 from scipy import stats
 
-from pathray.data.stream import DecodeSettings, Lookup, decoded, rank_rows
+from pathray.data.share import Lookup, rank_rows
+from pathray.data.splits import Split
+from pathray.data.stream import DecodeSettings, decoded
 from pathray.device import Device
 from pathray.stats.correlation import bootstrap_correlation, spearman
 from pathray.train.loop import run
@@ -37,7 +39,6 @@ from pathray.train.state import TrainState
 from regression.assembly import assemble
 from regression.config import RunConfig, resolve
 from regression.plan import build_plan
-from regression.splits import Split
 from regression.table import read_table
 
 
@@ -67,7 +68,7 @@ def scipy_loop(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
 
 
 def best(run: Callable[[], Any], rounds: int = 3) -> tuple[float, Any]:
-    """Seconds of the fastest round, and what it gave."""
+    """Seconds of the fastest round, and its result."""
     seconds, found = float("inf"), None
     for _ in range(rounds):
         began = time.perf_counter()
@@ -77,7 +78,7 @@ def best(run: Callable[[], Any], rounds: int = 3) -> tuple[float, Any]:
 
 
 def data_wait(her2st: Path, batch: int = 16, steps: int = 12, warm: int = 2) -> None:
-    """Print how long a step is and which share of it waits for data, after `warm` steps."""
+    """Print the duration of a step and the share that waits for data, after `warm` steps."""
     torch.set_num_threads(1)
     images = sorted(str(path.resolve()) for path in (her2st / "patches").iterdir())[: batch * (steps + warm)]
     config = RunConfig()

@@ -1,16 +1,16 @@
-"""Image → gene expression on real breast sections: the trained model beside ridge on colours and on frozen encoders.
+"""Image → gene expression on real breast sections: the trained model against ridge on colours and on frozen encoders.
 
     python benchmarks/regression_her2st.py ../shared/data --output outputs/her2st
 
 1,193 spots of six HER2+ sections, two patients (B4 of one, C2 … C6 of the other), 50 genes as log1p CP10k. Both cross-
-validations go through `ray_jobs.train_folds`, as a user's would: leave one section out and leave one patient out.
-Nothing validates: a fold trains on all that it does not test, for ten passes, and the last state counts.
-(`--validate`: each section validates the fold before it; the section B4, of another patient, then chooses a state of
-the first pass.) Beside the trained ResNet-18, which begins from random weights: ridge on twelve colour features, on
-the ResNet-18 as it began, and on a vit_tiny as initialised (`random`) and after `--pretrain` images of I-JEPATH
-(`ijepath`) on other slides and patches, none of them of this set. Printed and written: the tables of both, per gene
-too, and figures. The 50 genes are those of the set's own table, chosen over all its sections, as the floors' were.
-Half an hour on two free cores. Keys of train_folds may follow.
+validations use `ray_jobs.train_folds`, as a user would: leave one section out and leave one patient out. There is no
+validation: a fold trains on everything that it does not test, for ten passes, and the last state counts.
+(`--validate`: each section validates the fold before it. The section B4, of another patient, then chooses a state of
+the first pass.) The trained ResNet-18 starts from random weights. It is compared with ridge on twelve colour features,
+on the ResNet-18 as it began, and on a vit_tiny as initialised (`random`) and pretrained (`ijepath`). The latter has
+seen `--pretrain` images of I-JEPATH on other slides and patches, none of them of this set. Prints and writes the
+tables of both, also per gene, and figures. The 50 genes are those of the set's own table, chosen over all its
+sections, as for the baselines. Half an hour on two free cores. Keys of train_folds may follow.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def write_table(her2st: Path, path: Path, group: str) -> tuple[Path, list[str]]:
 
 
 def encoders(data: Path, output: Path, images: int) -> dict[str, str]:
-    """Artifacts of a vit_tiny as initialised and as pretrained; those that are there already stay."""
+    """Artifacts of a vit_tiny as initialised and as pretrained; existing ones are kept."""
     found = {name: output / "encoders" / name for name in ("random", "ijepath")}
     if not all((folder / "artifact.json").exists() for folder in found.values()):
         argv = (*GEOMETRY, f"optimization.total_images_budget={images}", "training.log_every=400", "data.seed=0")

@@ -1,13 +1,13 @@
-"""What robustness evaluation says on real patches of many hospitals: a random encoder beside a pretrained one.
+"""Robustness evaluation on real patches of many hospitals: a random encoder against a pretrained one.
 
     python benchmarks/robustness_tcga_sites.py ../shared/data/patches/tcga_sites --pretrain 1600
     python benchmarks/robustness_tcga_sites.py ../shared/data/patches/tcga_sites --encoder RUN/encoder --output pictures
 
-396 H&E patches of 8 organs, 44 slides, 32 tissue source sites. The class is the organ; the centre is once the
-preparation (FFPE or frozen) and once the site. A random vit_tiny is judged beside the artifact of `--encoder`, or
-beside itself after `--pretrain` images of I-JEPATH the way of benchmarks/learning_ijepath.py (which sees these patches,
-too, but no label). Patches are halved to 1.0 mpp, the spacing of its contexts. Printed: every metric with its interval,
-and the notes that say what 44 slides cannot carry; written: the embedding pictures. Four minutes on two free cores.
+396 H&E patches of 8 organs, 44 slides, 32 tissue source sites. The class is the organ. The centre is once the
+preparation (FFPE or frozen) and once the site. A random vit_tiny is compared with the artifact of `--encoder`, or with
+itself after `--pretrain` images of I-JEPATH, trained as in benchmarks/learning_ijepath.py. (That training sees these
+patches, but no label.) Patches are halved to 1.0 mpp, the spacing of its contexts. Prints every metric with its
+interval, and notes on what 44 slides are too few for; writes the embedding pictures. Four minutes on two free cores.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from ijepath.recipe import IJepathRecipe
 from pathray.config.load import load_config
 from pathray.device import Device
 from pathray.evaluation.datasets import Dataset, open_dataset
+from pathray.evaluation.embedding_chart import draw_embedding
 from pathray.evaluation.plugins import EVALUATORS, Evaluation, evaluate, features_of
 from pathray.evaluation.projection import embed, load_embedding, save_embedding
-from pathray.evaluation.report_charts import draw_embedding
 from pathray.features.images import ImageSettings
 from pathray.store.artifact import EncoderArtifact
 

@@ -1,13 +1,13 @@
-"""Small runs of every science; compare what they end with, bit for bit, with what another checkout gives.
+"""Small runs of every science: compare their results with those of another checkout, bit for bit.
 
     python benchmarks/same_results.py save=before.json tree=OTHER_CHECKOUT
     python benchmarks/same_results.py expect=before.json [tree=.] [begin=OTHER_CHECKOUT]
 
 For a change of structure, which must not change a result. Each science trains through Ray with one worker, with two
-workers, and with one worker that is stopped halfway and resumed; then anchors and features are made with the
-encoders. `tree` is the checkout whose code runs. With `begin`, the first half of each stopped run is of that checkout,
-and `tree` resumes it. The inputs are generated once, in `folder`, which both checkouts must be given. Prints a line
-per result; exit code 1 when one differs. Four minutes on two cores.
+workers, and with one worker that is stopped halfway and resumed. Then anchors and features are made with the encoders.
+`tree` is the checkout whose code runs. With `begin`, that checkout trains the first half of each stopped run, and
+`tree` resumes it. The inputs are generated once, in `folder`; both calls must use the same one. Prints a line per
+result; exit code 1 when one differs. Four minutes on two cores.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ REGRESSION = (
 
 
 def inputs(folder: Path, tree: Tree) -> dict[str, list[str]]:
-    """The words of each science's training job; what they name is written unless it is there."""
+    """The words of each science's training job. Writes the inputs that they name, unless they exist."""
     made = folder / "words.json"
     if not made.exists():
         from tests.builders.expression import write_images
@@ -72,7 +72,7 @@ class Tree:
         )
 
     def job(self, module: str, *words: str) -> None:
-        """Run a job to its end. SystemExit with what it printed when it fails."""
+        """Run a job to its end. SystemExit with its output when it fails."""
         process = self.start(module, *words)
         said, _ = process.communicate()
         if process.returncode:
@@ -135,7 +135,7 @@ def digest(value: Any) -> str:
 
 
 def digest_of_tables(folder: Path) -> str:
-    """Of the columns of all anchor tables below a folder."""
+    """Digest of the columns of all anchor tables below a folder."""
     import pyarrow.parquet as pq
 
     tables = [p for p in sorted(folder.rglob("*.parquet")) if p.name != "slide_metadata.parquet"]
@@ -144,7 +144,7 @@ def digest_of_tables(folder: Path) -> str:
 
 
 def digest_of_bags(folder: Path) -> str:
-    """Of the features and coordinates of all bags below a folder."""
+    """Digest of the features and coordinates of all bags below a folder."""
     import h5py
 
     found = hashlib.sha256()

@@ -1,10 +1,10 @@
-"""From the command to the first finished step of a pretraining job: how long, and where the time goes.
+"""Time from the command to the first finished step of a pretraining job, and where it goes.
 
     python benchmarks/startup.py                # makes a slide in a temporary folder; three starts, the best is printed
 
-One worker, the smoke config, MLflow on; every start is a new output folder, so that the slide index, the anchors and
-the plan are made, too. The job is the real one in a process of its own; its stages leave the time in a file. The phases
-follow each other, so they add up to the whole.
+One worker, the smoke config, MLflow on. Every start has a new output folder, so the slide index, the anchors and the
+plan are made too. The job is the real one in its own process; its stages write their times to a file. The phases
+follow each other, so they add up to the total.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PHASES = {  # mark -> the phase that ends with it
 
 
 def mark(name: str) -> None:
-    """Leave the time, once per name."""
+    """Record the time, once per name."""
     path = os.environ.get(MARKS)
     if path and name not in read(path):
         with open(path, "a") as f:
@@ -79,7 +79,7 @@ def slide(folder: Path) -> Path:
 
 
 def start(output: Path, manifest: Path, keys: list[str]) -> dict[str, float]:
-    """One run of 64 images; the times at which its stages were over."""
+    """Run 64 images; return the times at which the stages ended."""
     marks = str(output) + ".marks"
     words = [
         *("--config", "smoke", f"data.slide_manifest_csv={manifest}", f"output={output}"),

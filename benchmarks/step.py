@@ -9,11 +9,11 @@ The geometry is the default profile's: contexts of 512² px whose encoder sees w
 crops of 256² px, a predictor of depth 6. A step is the recipe's loss, forward and backward. On a CPU it alternates with
 two versions of the same mathematics written out here, with the same weights, whose loss and gradients must agree:
 `full matrix` builds every N x N attention matrix over the visible tokens; `masked` runs all tokens of the context and
-masks the hidden ones. The best of the rounds counts, since other load only ever slows; on a
-busy machine look at the CPU time with `--threads 1`. Two free cores: 1.5 minutes.
+masks the hidden ones. The best of the rounds counts, since other load only slows. On a busy machine look at the CPU
+time with `--threads 1`. Two free cores: 1.5 minutes.
 
 Model FLOPs are those of the matrix products of the mathematics (forward, and twice that backward; the teacher forward
-only), counted by formula and checked against PyTorch's counter; recomputation and element-wise work do not count.
+only), counted by formula and checked against PyTorch's counter. Recomputation and element-wise work do not count.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def run_config(name: str, batch: int) -> RunConfig:
 
 
 def micro_batch(config: RunConfig, count: int, device: Device) -> dict[str, Any]:
-    """What the reader hands over, with random pixels: boxes, visible and predicted tokens by the run's own rules."""
+    """A batch like the reader's, with random pixels: boxes, visible and predicted tokens by the run's own rules."""
     geometry = kinds(config)[0].geometry
     counts = token_counts(geometry, config.mask, config.data.align_targets_to_patch_grid)
     rows = []
@@ -264,7 +264,7 @@ def check_agreement(recipe: IJepathRecipe, versions: dict[str, Callable[[], Tens
 
 
 def step_flops(config: RunConfig, recipe: IJepathRecipe, batch: int) -> float:
-    """Of one step, forward and backward, all contexts of the batch."""
+    """FLOPs of one step, forward and backward, all contexts of the batch."""
     teacher, student, predictor = forward_flops(config, recipe)
     return batch * (teacher + 3 * student + 3 * predictor)
 
@@ -303,7 +303,7 @@ def check_flops(config: RunConfig, recipe: IJepathRecipe, micro: dict[str, Tenso
 
 
 class NullRecipe:
-    """Two weights and next to no arithmetic: what is left is the loop's own time."""
+    """Two weights and next to no arithmetic, so that the loop's own time remains."""
 
     def __init__(self) -> None:
         self.modules = torch.nn.ModuleDict({"net": torch.nn.Linear(1, 1)})

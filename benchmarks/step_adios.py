@@ -1,14 +1,14 @@
-"""Speed of whole ADIOS steps, both phases, without Ray and without reading: images/s, and what packing gives in them.
+"""Speed of whole ADIOS steps, both phases, without Ray and without reading: images/s, and the gain from packing.
 
     python benchmarks/step_adios.py --device cuda                          # vit_base, vit_unet, 224², 64 images, bf16
     python benchmarks/step_adios.py --device cuda --models vit_small,vit_large --batch 32
     python benchmarks/step_adios.py                                        # a CPU: vit_tiny, the U-Net, 96², 8 images
 
-The product's loop and recipe (augmentation on the device, two networks, two optimizers), fed from memory, nothing
-dropped from networks (stochastic depth draws by batch, which differs between the two). `packed` is what trains: whole
-views and crops in one sequence. `by size` runs the student once per size of image, each a batch of its own. Losses
-and gradient norms of both phases agree in the first step, or the benchmark stops. Rounds alternate; the best of each
-counts, since other load only ever slows, and the worst stands beside it. Two free cores: two minutes.
+The product's loop and recipe (augmentation on the device, two networks, two optimizers), fed from memory, without
+stochastic depth (its draws are per batch, which differs between the two sides). `packed` is what trains: whole views
+and crops in one sequence. `by size` runs the student once per image size, each as its own batch. Losses and gradient
+norms of both phases agree in the first step, or the benchmark stops. Rounds alternate. The best of each counts, since
+other load only slows, and the worst is printed next to it. Two free cores: two minutes.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def check_agreement(found: dict[str, float], expected: dict[str, float], toleran
 
 
 def timed(ticks: Iterator[Tick], device: Device, steps: int) -> float:
-    """Seconds of a step, the mean of `steps`."""
+    """Seconds per step, the mean over `steps`."""
     device.synchronize()
     began = time.perf_counter()
     for _ in range(steps):

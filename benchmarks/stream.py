@@ -1,16 +1,17 @@
-"""Tiles a second into two Ray Train workers, against torch's DataLoader over tiffslide and over OpenSlide.
+"""Tiles per second into two Ray Train workers, against torch's DataLoader over tiffslide and over OpenSlide.
 
     python benchmarks/stream.py [--seconds 1] [--rounds 9] [--kinds aligned] [--threads 1]
 
 Two cores, about 2 minutes. Regions of 256² at random places of several generated slides (benchmarks/reader.py: 8192²
 at 0.5 mpp, JPEG q85): `aligned` to the tile grid, `unaligned`, and `resampled` (333² of level 0 averaged to 256²).
-Ours is `ray_jobs.train.rank_stream.stream` in the two workers of one Ray Train run, which only count; the DataLoaders
-have two workers and the same places, batch size and (no) tile cache, and hand out tensors; `bare` is a positioned read
+Ours is `ray_jobs.train.rank_stream.stream` in the two workers of one Ray Train run, which only count. The DataLoaders
+have two workers and the same places, batch size and (no) tile cache, and hand out tensors. `bare` is a positioned read
 and a decode in a loop, in two processes, with nothing around it.
 
-All of them stay open and take turns: at each turn the first batches, decoded while others were measured, are thrown
-away, so start-up and queues do not count. Ratios are medians over the rounds of what was measured side by side, for
-tiles a second and, the one to trust on a busy machine, for tiles a second of processor time of all processes together.
+All of them stay open and take turns. At each turn the first batches, decoded while others were measured, are thrown
+away, so start-up and queues do not count. Ratios are medians over the rounds of what was measured side by side. They
+are printed for tiles per second, and for tiles per second of processor time of all processes together: trust the
+second on a busy machine.
 Bars: aligned 2.5 x tiffslide, 4 x OpenSlide and 0.75 of bare; unaligned 1.5 and resampled 1.6 x the faster library.
 """
 
@@ -52,7 +53,8 @@ from reader import KINDS, bare, openslide_read, shrunk, tiffslide_read, write_sl
 
 from pathray.data.order import uniform_order  # noqa: E402
 from pathray.data.plan import Plan, PlanWriter  # noqa: E402
-from pathray.data.stream import DecodeSettings, Lookup  # noqa: E402
+from pathray.data.share import Lookup  # noqa: E402
+from pathray.data.stream import DecodeSettings  # noqa: E402
 from pathray.wsi.handles import HandleCache  # noqa: E402
 from pathray.wsi.regions import read_region  # noqa: E402
 
@@ -105,7 +107,7 @@ class Tiles:
 
 
 def rate(batches: Iterator[Any], seconds: float, count: Callable[[Any], int] = len) -> tuple[float, int]:
-    """Items a second once the batches that were ready have been thrown away; items with these."""
+    """Items per second after the batches that were ready are thrown away; the item count includes these."""
     ready = sum(count(batch) for batch in islice(batches, WARM))
     start, done = time.perf_counter(), 0
     while time.perf_counter() - start < seconds:
@@ -157,7 +159,7 @@ def bare_loop(lookup: Lookup, paths: list[str], rank: int, pipe: Any) -> None:
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """Opens the stream of a kind when its first turn comes and measures it at each, until there is no kind left."""
+    """Open the stream of a kind at its first turn and measure it at each turn, until no kind is left."""
     import ray.train
 
     from ray_jobs.train.rank_stream import Share, stream
@@ -181,7 +183,7 @@ def train_worker(config: dict[str, Any]) -> None:
 
 
 class RayTrain:
-    """A Ray Train run in the background whose workers measure a kind when told so."""
+    """A Ray Train run in the background whose workers measure a kind on request."""
 
     def __init__(self, folder: Path, paths: list[str], options: argparse.Namespace) -> None:
         import ray
@@ -263,7 +265,7 @@ def open_lookup(path: Path) -> Lookup:
 
 
 def processor_seconds() -> float:
-    """Of this process and all below it so far (Ray's own among them)."""
+    """Processor seconds so far of this process and all below it, Ray's own included."""
     parents, spent = dict[int, int](), dict[int, int]()
     for file in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -279,7 +281,7 @@ def processor_seconds() -> float:
 
 
 def measure(turns: dict[str, Turn], options: argparse.Namespace) -> dict[str, list[tuple[float, float]]]:
-    """Name → per round (tiles a second, tiles a second of processor time)."""
+    """Name → per round (tiles per second, tiles per second of processor time)."""
     measured: dict[str, list[tuple[float, float]]] = {name: [] for name in turns}
     for turn in turns.values():  # opens what is not open yet
         turn(options.seconds / 4)

@@ -1,11 +1,11 @@
-"""How many graphs XLA compiles for I-JEPATH, after which step the last of them, and what the first steps cost.
+"""How many graphs XLA compiles for I-JEPATH, after which step the last one comes, and the cost of the first steps.
 
     PJRT_DEVICE=CPU CPU_NUM_DEVICES=4 python benchmarks/xla_compiles.py               # virtual devices of a CPU
     PJRT_DEVICE=TPU python benchmarks/xla_compiles.py --model vit_small --micro 64 --full --precision bf16
 
-The loop without Ray and without reading (random pixels), every step logged, saved (to the host only) after every second
-one. Run it in the environment of constraints-xla.txt. The count should stand still from the third step on; one that
-grows means that a shape or a number that changes has found its way into a graph.
+The loop without Ray and without reading (random pixels): every step is logged, and every second one saved (to the host
+only). Run it in the environment of constraints-xla.txt. The count should stay constant from the third step on. If it
+grows, a changing shape or number has entered a graph.
 """
 
 from __future__ import annotations

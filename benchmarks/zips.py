@@ -1,16 +1,16 @@
-"""Patches a second out of zip archives, 448² PNG → 224² pixels, against torch's DataLoader over zipfile and Pillow.
+"""Patches per second out of zip archives, 448² PNG → 224² pixels, against torch's DataLoader over zipfile and Pillow.
 
     python benchmarks/zips.py [--seconds 2] [--rounds 5] [--slides FOLDER] [--ray]
 
 The archives are cut at the start from the sample slides (or from those in FOLDER, or generated ones). `pathray` is
-adios.data.PatchReader through pathray.data.stream with two threads, `DataLoader` two processes that keep their archives
-open, read a member, decode it and resize it by Pillow's BICUBIC. With `--ray` two Ray Train workers of one thread each
-come first, through ray_jobs.train.rank_stream. In order and shuffled alike everywhere; all hand out uint8 batches of
-32.
+adios.data.PatchReader through pathray.data.stream with two threads. `DataLoader` is two processes that keep their
+archives open, read a member, decode it and resize it by Pillow's BICUBIC. With `--ray` two Ray Train workers of one
+thread each come first, through ray_jobs.train.rank_stream. Each is measured in order and shuffled; all hand out uint8
+batches of 32.
 
-Both stay open and take turns; at each turn the first batches, which were ready, are thrown away. The ratio is the
-median over rounds of what was measured side by side, of patches a second and of patches a second of processor time.
-Two cores, under a minute (two with `--ray`). Bar: 1.3 x the DataLoader.
+Both stay open and take turns. At each turn the first batches, which were ready, are thrown away. The ratio is the
+median over rounds of what was measured side by side, of patches per second and of patches per second of processor
+time. Two cores, under a minute (two with `--ray`). Bar: 1.3 x the DataLoader.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ from adios.index_writer import index_patches  # noqa: E402
 from adios.plan import build_plan  # noqa: E402
 from pathray.data.order import uniform_order  # noqa: E402
 from pathray.data.plan import Plan  # noqa: E402
-from pathray.data.stream import DecodeSettings, Lookup, decoded, rank_rows  # noqa: E402
+from pathray.data.share import Lookup, rank_rows  # noqa: E402
+from pathray.data.stream import DecodeSettings, decoded  # noqa: E402
 from pathray.wsi.tiling import TileSpec  # noqa: E402
 
 PATCH, SIZE, WORLD, MICRO, WARM = 448, 224, 2, 32, 10
@@ -72,7 +73,7 @@ def main() -> None:
 
 
 def archives(folder: Path, slides: Path) -> Plan:
-    """Cut, indexed and planned."""
+    """Cut archives, index them, and return their plan."""
     from pathray.wsi.reader import open_slide
 
     paths = sorted(slides.glob("*.svs")) or [generated(folder)]
@@ -138,7 +139,7 @@ def data_loader(plan: Plan) -> Iterator[Any]:
 
 
 def processor_time(plan: Plan) -> None:
-    """Milliseconds of one core a patch, one after the other in this process; the pictures must be the same."""
+    """Milliseconds of one core per patch, one after the other in this process; the pictures must be equal."""
     lookup, reader, members = lookup_of(plan), PatchReader.of(plan, 0), Members(plan)
     units = lookup(np.arange(80))
     ways = {
@@ -156,7 +157,7 @@ def processor_time(plan: Plan) -> None:
 
 
 def rate(batches: Iterator[Any], seconds: float) -> tuple[float, int]:
-    """Patches a second once the batches that were ready have been thrown away; patches with these."""
+    """Patches per second after the batches that were ready are thrown away; the patch count includes these."""
     ready = sum(len(batch) for batch in islice(batches, WARM))
     start, done = time.perf_counter(), 0
     while time.perf_counter() - start < seconds:
@@ -182,7 +183,7 @@ def in_turns(plan: Plan, seconds: float, rounds: int) -> None:
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """Measures one rank's stream for `seconds`."""
+    """Measure one rank's stream for `seconds`."""
     import ray.train
 
     from ray_jobs.train.rank_stream import Share, stream

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import html
 import json
 import os
 import shlex
@@ -16,7 +15,7 @@ from urllib.parse import quote
 
 from pathray.evaluation.results import whole_rows
 from pathray.files.images import open_image
-from pathray.reports.page import STYLE, figure
+from pathray.reports.page import PagePicture, render_page
 from pathray.run.tracking import rows_of
 
 TIMES = "times.json"
@@ -26,7 +25,7 @@ DOTS = (
     "One picture per slide. A dot is the centre of an anchor: a place that training reads a context at. Its colour is "
     "the share of tissue in the context, from yellow (little) to dark blue (all); the dashed frame is the size of one."
 )
-FILES = "The links hold while this page stays in its folder. A click enlarges a picture, another makes it small again."
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,20 @@ class Shown:
 
     path: Path
     caption: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page. grid: small pictures next to each other, not one below the other."""
+
+    title: str
+    pictures: list[PagePicture]
+    grid: bool = False
+    lead: str = ""
+
+    @property
+    def id(self) -> str:
+        return self.title.lower().replace(" ", "-")
 
 
 @dataclass
@@ -184,16 +197,16 @@ def write_page(output: Path, facts: Facts) -> Path:
         _section("Close up", [Shown(p, CLOSE) for p in sorted(pictures.glob("zoom4_*.png"))[:1]]),
         _section("Tissue and anchors", _overlays(pictures / "overlays"), grid=True, lead=DOTS),
     ]
-    there = [("figures", "In figures"), *((i, i.replace("-", " ").capitalize()) for i, _ in sections if i)]
-    nav = "".join(f'<a href="#{i}">{html.escape(title)}</a>' for i, title in [*there, ("files", "Files")])
-    rows = "".join(f"<dt>{html.escape(a)}</dt><dd>{html.escape(b)}</dd>" for a, b in figures(facts))
-    files = "".join(f"<dt>{html.escape(a)}</dt><dd>{_linked(page, b)}</dd>" for a, b in facts.files.items())
-    if facts.mlflow:
-        files += f"<dt>MLflow</dt><dd><code>{html.escape(facts.mlflow)}</code></dd>"
-    body = f'<nav aria-label="Sections">{nav}</nav><section id="figures"><h2>In figures</h2><dl>{rows}</dl></section>'
-    body += "".join(section for _, section in sections)
-    body += f'<section id="files"><h2>Files</h2><p class="muted">{FILES}</p><dl>{files}</dl></section>'
-    page.write_text(PAGE.replace("STYLE", STYLE).replace("BODY", body), encoding="utf-8")
+    shown = [section for section in sections if section.pictures]
+    titles = [(section.id, section.id.replace("-", " ").capitalize()) for section in shown]
+    values = {
+        "links": [("figures", "In figures"), *titles, ("files", "Files")],
+        "figures": figures(facts),
+        "sections": shown,
+        "files": [(name, _link(page, path), str(path)) for name, path in facts.files.items()],
+        "mlflow": facts.mlflow,
+    }
+    page.write_text(render_page("demo.html.j2", values, TEMPLATES), encoding="utf-8")
     return page
 
 
@@ -228,24 +241,20 @@ def _name(path: Path) -> str:
     return path.stem.removeprefix("preview_").removeprefix("zoom4_")
 
 
-def _section(title: str, pictures: list[Shown], *, grid: bool = False, lead: str = "") -> tuple[str, str]:
-    """(id, section) of the pictures that are there; empty where none is."""
-    shown = [picture for picture in pictures if picture.path.is_file()]
-    if not shown:
-        return "", ""
-    items = "".join(figure(_embedded(p.path, WIDE), f"{title}. {p.caption}", p.caption, chart=not grid) for p in shown)
-    kind, name = ' class="grid"' if grid else "", title.lower().replace(" ", "-")
-    said = f"<p>{lead}</p>" if lead else ""
-    return name, f'<section id="{name}"><h2>{html.escape(title)}</h2>{said}<div{kind}>{items}</div></section>'
+def _section(title: str, pictures: list[Shown], *, grid: bool = False, lead: str = "") -> Section:
+    """The pictures that are there, as a part of the page; a section of none is not shown."""
+    items = [
+        PagePicture(_embed(p.path, WIDE), f"{title}. {p.caption}", p.caption) for p in pictures if p.path.is_file()
+    ]
+    return Section(title, items, grid, lead)
 
 
-def _linked(page: Path, path: Path) -> str:
+def _link(page: Path, path: Path) -> str:
     """A file's path as a link that holds while page and file stay in one folder."""
-    target = quote(Path(os.path.relpath(path, page.parent)).as_posix()) + ("/" if path.is_dir() else "")
-    return f'<a href="{html.escape(target)}"><code>{html.escape(str(path))}</code></a>'
+    return quote(Path(os.path.relpath(path, page.parent)).as_posix()) + ("/" if path.is_dir() else "")
 
 
-def _embedded(path: Path, width: int) -> str:
+def _embed(path: Path, width: int) -> str:
     """A data URI: GIFs as they are, everything else as JPEG of at most `width`."""
     from PIL import Image
 
@@ -258,17 +267,3 @@ def _embedded(path: Path, width: int) -> str:
     out = BytesIO()
     picture.save(out, "JPEG", quality=88, subsampling=0)
     return "data:image/jpeg;base64," + b64encode(out.getvalue()).decode()
-
-
-PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Pathray: I-JEPATH demo</title>
-<style>STYLE</style>
-<h1>I-JEPATH on a small cohort</h1>
-<p class="lead">A student sees tissue at low resolution with holes in it, and learns to predict the features that a
-slowly moving teacher computes from the same places in high resolution. No labels, no pixels reconstructed. This page
-holds one short run from slides to encoder; it shows that everything works, not what a long training can learn.
-A click enlarges a picture.</p>
-BODY
-</html>
-"""

@@ -146,7 +146,8 @@ class TissueMap:
         """Tissue share [top, left] of all windows of side `size` with these edges (level-0 pixels)."""
         columns = _at(self.integral, self.edges_x, left + size, 1) - _at(self.integral, self.edges_x, left, 1)
         windows = _at(columns, self.edges_y, top + size, 0) - _at(columns, self.edges_y, top, 0)
-        return np.round(np.clip(windows / float(size) ** 2, 0.0, 1.0), 9)  # so that all tissue is 1, not 1 - 1e-16
+        shares = np.asarray(windows / float(size) ** 2, np.float64)
+        return shares.clip(0.0, 1.0).round(9)  # so that all tissue is 1, not 1 - 1e-16
 
 
 def _at(values: Floats, edges: Floats, where: Ints, axis: int) -> Floats:
@@ -224,7 +225,8 @@ def _sum_cells(tissue: npt.NDArray[np.bool_], factor: int) -> npt.NDArray[np.int
     if factor == 1:
         return tissue.astype(np.int64)
     height, width = (-(-n // factor) for n in tissue.shape)
-    missing = [(0, cells * factor - n) for cells, n in zip((height, width), tissue.shape, strict=True)]
+    missing = [(0, count * factor - n) for count, n in zip((height, width), tissue.shape, strict=True)]
     padded = np.pad(tissue, missing) if any(after for _, after in missing) else tissue
     by_row = padded.view(np.uint8).reshape(height, factor, width * factor).sum(1, dtype=np.uint32)
-    return by_row.reshape(height, width, factor).sum(2, dtype=np.int64)
+    cells: npt.NDArray[np.int64] = by_row.reshape(height, width, factor).sum(2, dtype=np.int64)
+    return cells

@@ -9,15 +9,12 @@ from ijepath.data import AnchorReader, ReaderConfig
 from ijepath.plan import identity as plan_identity
 from ijepath.plan import strata
 from ijepath.recipe import IJepathRecipe
-from ijepath.settings import encoder_of, export_encoder, loop_settings, site_numbers
-from pathray.config.load import fingerprint
+from ijepath.settings import SCIENCE, encoder_of, export_encoder, loop_settings, site_numbers
 from pathray.data.order import Order, stratified_order, uniform_order
 from pathray.data.plan import Plan
-from pathray.data.stream import DecodeSettings
 from pathray.train.assembly import Assembly
+from pathray.train.from_config import run_identity, shared_parts
 from pathray.train.perf import PerformanceWatch
-
-SCIENCE = "ijepath"
 
 
 def assemble(config: RunConfig, plan: Plan, world: int) -> Assembly:
@@ -29,26 +26,18 @@ def assemble(config: RunConfig, plan: Plan, world: int) -> Assembly:
     sources = {name: plan.sources[name].to_pylist() for name in plan.sources.column_names}
     if sites is not None:
         sources["site"] = sites.numbers
-    data = config.data
     return Assembly(
         science=SCIENCE,
-        tag=config.logging.write_tag,
         recipe=IJepathRecipe(config, sites=sites.count if sites is not None else 0),
         settings=loop_settings(config, world),
         order=order_of(config, plan),
         reader=AnchorReader(ReaderConfig.of(config), sources),
         identity=identity_of(config, plan_identity(plan)),
-        placement=fingerprint(config, placement=True),
         export=export_encoder,
-        decode_on=data.decode_on,
-        decode=DecodeSettings(data.threads, data.ahead, data.ahead_mb << 20, data.read_timeout_s),
-        decode_tasks=data.threads,
-        chunk=data.anchor_stream_batch_size,
-        latest_minutes=config.checkpoint.latest_minutes,
-        keep_last_n=config.checkpoint.keep_last_n,
         watch=performance_watch(config),
         encoder=encoder_of,
         tuning=config.tuning if config.tuning.enable else None,
+        **shared_parts(config, config.data.anchor_stream_batch_size),
     )
 
 
@@ -78,4 +67,4 @@ def order_of(config: RunConfig, plan: Plan) -> Order:
 def identity_of(config: RunConfig, plan: str) -> dict[str, Any]:
     """The fingerprint that a resumed run must share: the config's identity fields and which anchors stand where, `plan`
     being the digest that ijepath.plan.identity gives."""
-    return fingerprint({**fingerprint(config)["values"], "science": SCIENCE, "plan": plan})
+    return run_identity(config, SCIENCE, plan)

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ijepath.profile import Profile, name_in_force
+from pathray.config import sections
 from pathray.config.checks import at_least, between, low_high, one_of, ordered, positive
 from pathray.config.load import MISSING, Group, is_set, placement
-from pathray.config.sections import CheckpointConfig
+from pathray.config.sections import CheckpointConfig, DecodeConfig, ScalingConfig, StepConfig
 from pathray.errors import UserError
 from pathray.evaluation.settings import TuningConfig
 from pathray.train.budget import resolve_budget, resolve_cadence
+from pathray.train.global_batch import choose_global_batch
 
 CONFIGS_DIR = Path(__file__).parent / "configs"
 GROUPS = (Group("profile", "data", name_in_force),)
@@ -29,7 +31,7 @@ CONTEXT_MASKS = ("all", "block", "random")
 
 
 @dataclass
-class DataConfig(Profile):
+class DataConfig(DecodeConfig, Profile):
     """What is read, and how often. The geometry's keys are those of the profile."""
 
     slide_manifest_csv: str | None = placement(None)
@@ -48,14 +50,9 @@ class DataConfig(Profile):
     max_target_overlap: float = 0.25  # of one target's area
     mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
     std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
-    max_corrupt_fraction: float = placement(0.05)
     low_anchor_pass_warning_threshold: float = placement(1.0)
     high_anchor_pass_warning_threshold: float = placement(5.0)
     anchor_stream_batch_size: int = placement(2048)
-    decode_on: str = placement("worker")
-    threads: int = placement(2)
-    ahead: int = placement(4)
-    ahead_mb: int = placement(1024)
     read_timeout_s: float = placement(120.0)
     max_open_slides: int = placement(32)
     tile_cache_mb: int = placement(256)
@@ -63,13 +60,11 @@ class DataConfig(Profile):
 
     def __post_init__(self) -> None:
         self.validate()
+        super().__post_init__()
         one_of(self, "data", sampling_strategy=STRATEGIES, insufficient_target_policy=POLICIES)
-        one_of(self, "data", decode_on=("worker", "cluster"))
-        fractions = ("min_target_tissue_fraction", "target_tissue_floor", "max_target_overlap", "max_corrupt_fraction")
-        between(self, "data", 0, 1, *fractions)
-        positive(self, "data", "batch_size_per_gpu", "anchor_stream_batch_size", "threads", "ahead", "ahead_mb")
-        positive(self, "data", "read_timeout_s", "max_open_slides", "tile_cache_mb", "tissue_cache_mb")
-        positive(self, "data", "target_tissue_step")
+        between(self, "data", 0, 1, "min_target_tissue_fraction", "target_tissue_floor", "max_target_overlap")
+        positive(self, "data", "batch_size_per_gpu", "anchor_stream_batch_size", "target_tissue_step")
+        positive(self, "data", "max_open_slides", "tile_cache_mb", "tissue_cache_mb")
         at_least(self, "data", 0, "slide_window", "low_anchor_pass_warning_threshold")
         ordered(self, "data", "low_anchor_pass_warning_threshold", "high_anchor_pass_warning_threshold")
         ordered(self, "data", "target_tissue_floor", "min_target_tissue_fraction")
@@ -201,7 +196,7 @@ class SiteConfig:
 
 
 @dataclass
-class OptimizationConfig:
+class OptimizationConfig(StepConfig):
     """The budget in images, the optimizer, the schedules over steps = ceil(budget / global batch)."""
 
     total_images_budget: Any = MISSING  # images, or {epochs: n} (passes over the anchors), or {iterations: n}
@@ -216,9 +211,6 @@ class OptimizationConfig:
     final_weight_decay: float = 0.1
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     clip_grad: float | None = None
-    max_bad_steps: int = placement(10)  # steps in a row with NaN or Inf
-    grad_sync: str = placement("flat")  # overlap: faster on many GPUs, exact to rounding only
-    deterministic: bool = placement(False)  # reproducible kernels on a GPU, slower: bit-equal on resume there, too
 
     def __post_init__(self) -> None:
         low, high = self.ema if len(self.ema) == 2 else (1.0, 0.0)
@@ -229,8 +221,7 @@ class OptimizationConfig:
             raise UserError("AdamW has two betas in [0, 1)", key="optimization.betas", found=self.betas)
         at_least(self, "optimization", 0, "lr", "start_lr", "final_lr", "weight_decay", "final_weight_decay")
         between(self, "optimization", 0, 0.99, "warmup")
-        one_of(self, "optimization", grad_sync=("flat", "overlap"))
-        positive(self, "optimization", "max_bad_steps")
+        self.check_steps("optimization")
         positive(self, "optimization", "global_batch", "micro_batch", "clip_grad")
         if is_set(self.total_images_budget):
             value, key = self.total_images_budget, "optimization.total_images_budget"
@@ -261,20 +252,16 @@ class PerformanceDebug:
 
 
 @dataclass
-class LoggingConfig:
+class LoggingConfig(sections.LoggingConfig):
     write_tag: str = "ijepath"
-    step_log_every_images: Any = 0  # images, or a fraction of the budget between 0 and 1; 0: off
-    mlflow: bool = True
-    tracking_uri: str | None = None  # None: SQLite beside the run's other outputs
     experiment: str = "ijepath"
-    mlflow_parent: str | None = None  # id of the MLflow run that this one is a part of: a sweep's
+    step_log_every_images: Any = 0  # images, or a fraction of the budget between 0 and 1; 0: off
     performance_debug: PerformanceDebug = field(default_factory=PerformanceDebug)
 
     def __post_init__(self) -> None:
         key = "logging.step_log_every_images"
         resolve_cadence(self.step_log_every_images, global_batch=1, total_images=1, fractions=True, key=key)
-        if not self.write_tag or "/" in self.write_tag:
-            raise UserError("a tag is part of a file name", key="logging.write_tag", found=self.write_tag)
+        super().__post_init__()
 
 
 @dataclass
@@ -293,6 +280,7 @@ class RunConfig:
     logging: LoggingConfig = placement(default_factory=LoggingConfig)
     tuning: TuningConfig = placement(default_factory=TuningConfig)
     checkpoint: CheckpointConfig = placement(default_factory=CheckpointConfig)
+    scaling: ScalingConfig = placement(default_factory=ScalingConfig)
 
     def __post_init__(self) -> None:
         if self.mask.outside_targets > self.data.targets_per_context:
@@ -307,25 +295,17 @@ C = TypeVar("C", bound=RunConfig)
 
 
 def resolve_global_batch(config: C, workers: int, before: int | None = None) -> C:
-    """`config` with `optimization.global_batch` filled in, which is part of the run's identity.
-
-    An explicit value wins; else `before` (that of the checkpoint which is resumed) — so the same command resumes on
-    another number of workers —; else `data.batch_size_per_gpu` x workers. UserError when `workers` or the micro-batch
-    cannot share it evenly.
-    """
+    """`config` with `optimization.global_batch` filled in, which is part of the run's identity; `before` is that of the
+    checkpoint which is resumed. UserError when `workers` or the micro-batch cannot share it evenly."""
     settings = config.optimization
-    batch = settings.global_batch or before or config.data.batch_size_per_gpu * workers
-    if batch % workers:
-        key, found = "optimization.global_batch", f"global_batch {batch}, workers {workers}"
-        raise UserError(
-            "the workers must divide the global batch", key=key, found=found, expected=f"a multiple of {workers}"
-        )
+    batch = choose_global_batch(
+        settings.global_batch,
+        before,
+        config.data.batch_size_per_gpu * workers,
+        workers,
+        key="optimization.global_batch",
+        micro=settings.micro_batch,
+        micro_key="optimization.micro_batch",
+    )
     micro = settings.micro_batch or batch // workers
-    if batch % (workers * micro):
-        raise UserError(
-            "workers x micro_batch must divide the global batch",
-            key="optimization.micro_batch",
-            found=f"global_batch {batch}, workers {workers}, micro_batch {micro}",
-            expected=f"micro_batch one of {[d for d in range(1, batch + 1) if batch % (d * workers) == 0]}",
-        )
     return replace(config, optimization=replace(settings, global_batch=batch, micro_batch=micro))

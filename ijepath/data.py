@@ -2,7 +2,7 @@
 
 An AnchorReader is picklable and safe in several threads; its handles and caches belong to the process and are bounded.
 Not here: which row stands at which position (pathray.data.order), replacement of what cannot be read
-(pathray.data.stream), and normalisation and augmentation, which happen on the device (ijepath.augment).
+(pathray.data.units), and normalisation and augmentation, which happen on the device (ijepath.augment).
 """
 
 from __future__ import annotations

@@ -8,20 +8,14 @@ from __future__ import annotations
 
 import os
 import posixpath
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from pathray.errors import UserError
-from pathray.files.csv_rows import check_header, plain_number, records
+from pathray.files.csv_rows import check_header, plain_number, records, spelling
 from pathray.files.text import read_user_text
-from pathray.urls import is_url, public
+from pathray.urls import holds_secret, public
 
-SECRET = re.compile(
-    r"[?&](sig|[^=&]*(signature|token|credential|secret|password|key))="  # S3, Google, Azure and others
-    r"|^\w[\w+.-]*://[^/@?#]*:(?!\d+/)[^@?#]*@|^https?://[^/?#]*@",
-    re.IGNORECASE,
-)
 REQUIRED = ("slide_id", "wsi_path", "mask_path")
 
 
@@ -67,7 +61,7 @@ def read_manifest(path: str, *, reserved: Sequence[str] = ()) -> Manifest:
     check_header(path, line, header, ",", "manifest")
     _check_header(header, path, reserved)
     metadata_columns = tuple(c for c in header if c not in REQUIRED)
-    seen: dict[str, int] = {}
+    seen: dict[str, tuple[int, str]] = {}
     rows = []
     for number, cells in numbered:
         if any(cell.strip() for cell in cells):
@@ -82,7 +76,7 @@ def _refuse_secrets(path: str, rows: tuple[ManifestRow, ...]) -> None:
     """UserError for a URL with a login or a signature in it: it would stand in index, catalog, plan and bags."""
     for row in rows:
         for column, cell in {"wsi_path": row.wsi_path, "mask_path": row.mask_path, **row.metadata}.items():
-            if cell and is_url(cell) and SECRET.search(cell):
+            if cell and holds_secret(cell):
                 raise UserError(
                     "the URL contains a login or a signature, which the index would store",
                     file=public(path),
@@ -125,7 +119,7 @@ def _check_header(header: list[str], path: str, reserved: Sequence[str]) -> None
         raise UserError(message, file=path, key=clashing[0], found=clashing)
 
 
-def _row(number: int, cells: list[str], header: list[str], path: str, seen: dict[str, int]) -> ManifestRow:
+def _row(number: int, cells: list[str], header: list[str], path: str, seen: dict[str, tuple[int, str]]) -> ManifestRow:
     folder = folder_of(path)
     named = dict(zip(header, cells, strict=False))
     slide_id = named.get("slide_id", "")
@@ -137,9 +131,10 @@ def _row(number: int, cells: list[str], header: list[str], path: str, seen: dict
         error = f"row {number} has no slide_id"
     elif not named["wsi_path"]:
         error = f"row {number} has no wsi_path"
-    elif slide_id in seen:
-        error = f"duplicate slide_id: {slide_id!r} in row {number} stood in row {seen[slide_id]} before"
-    seen.setdefault(slide_id, number)
+    elif (first := seen.get(spelling(slide_id))) is not None:
+        error = f"duplicate slide_id: {slide_id!r} in row {number} is already in row {first[0]}"
+        error += f", spelt {first[1]!r}" if first[1] != slide_id else ""
+    seen.setdefault(spelling(slide_id), (number, slide_id))
     wsi_path, mask_path = (resolve(named.get(c, ""), folder) for c in ("wsi_path", "mask_path"))
     return ManifestRow(number, slide_id, wsi_path, mask_path, mpp, metadata, error)
 

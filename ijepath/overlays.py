@@ -151,10 +151,8 @@ def _aside(
     steps, bar = 48, ASIDE - 36
     for i in range(steps):
         canvas.rect(x + i * bar / steps, y + 20, bar / steps + 0.5, 12, fill=share_colour((i + 0.5) / steps))
-    for value in (0.0, 0.5, 1.0):
-        canvas.text(
-            x + value * bar, y + 36, f"{100 * value:.0f}%", 10, MUTED, anchor=("la", "ma", "ra")[int(2 * value)]
-        )
+    for share, anchor in ((0.0, "la"), (0.5, "ma"), (1.0, "ra")):
+        canvas.text(x + share * bar, y + 36, f"{100 * share:.0f}%", 10, MUTED, anchor=anchor)
     y += 66
     canvas.line([(x, y), (x + 24, y)], CONTOUR, 2.5)
     canvas.text(x + 34, y, "outline of the tissue", 11, MUTED, anchor="lm")

@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from ijepath.data import AnchorReader, Pixels, Place, locate
 from ijepath.geometry import Boxes, Geometry
-from pathray.data.stream import Lookup, decode
+from pathray.data.share import Lookup
+from pathray.data.stream import decode
 from pathray.wsi.thumbnail import thumbnail
 
 THUMBNAIL_PX = 1400

@@ -11,20 +11,17 @@ from typing import Any
 
 from ijepath.config import LOG_EVERY, RunConfig
 from ijepath.index import read_index
-from pathray.config.load import fingerprint
 from pathray.data.plan import Plan
-from pathray.device import Device
 from pathray.errors import UserError
-from pathray.evaluation.settings import poll_every_steps
 from pathray.optim.schedules import Schedule
 from pathray.store.artifact import Encoder
 from pathray.store.storage import Storage
+from pathray.train import from_config
 from pathray.train.budget import log_cadence, resolve_cadence
 from pathray.train.recipe import Recipe
 from pathray.train.settings import LoopSettings, PhaseOptim
 
-POLL_EVERY_STEPS = 10  # of an accelerator, which the host would wait for; a CPU's counters are at hand
-RECENT_WINDOWS = 16  # one unreadable slide is much of one window of few slides, and little of so many
+SCIENCE = "ijepath"
 
 
 def loop_settings(config: RunConfig, world: int) -> LoopSettings:
@@ -35,27 +32,21 @@ def loop_settings(config: RunConfig, world: int) -> LoopSettings:
     """
     settings, batch = config.optimization, int(config.optimization.global_batch or 0)
     assert batch > 0 and settings.micro_batch and isinstance(settings.total_images_budget, int), "resolve the config"
-    total = settings.total_images_budget
-    snapshots = _every(config.tuning.tune_every if config.tuning.enable else config.training.save_every, batch)
-    loop = LoopSettings(
+    return from_config.loop_settings(
+        config,
+        settings,
+        world,
         seed=config.data.seed,
         global_batch=batch,
         micro_batch=settings.micro_batch,
-        total_images=-(-total // batch) * batch,
+        total_images=settings.total_images_budget,
         optim={"model": phase_optim(config)},
-        precision=precision(config),
-        log_every=_log_every(config, batch, total),
-        save_every=_every(config.checkpoint.latest_every or 0, batch),
-        snapshot_every=snapshots,
-        poll_every_steps=_poll_every_steps(config, batch),
-        max_bad_steps=settings.max_bad_steps,
-        max_corrupt_fraction=config.data.max_corrupt_fraction,
-        judge_recent=max(LoopSettings.judge_recent, RECENT_WINDOWS * config.data.slide_window),
-        grad_sync=settings.grad_sync,
-        deterministic=settings.deterministic,
+        precision="bf16" if config.model.use_bfloat16 else "fp32",
+        log_every=_log_every(config, batch, settings.total_images_budget),
+        snapshots=config.training.save_every,
+        tuning=config.tuning,
+        window=config.data.slide_window,
     )
-    loop.micros_per_step(world)
-    return loop
 
 
 def phase_optim(config: RunConfig) -> PhaseOptim:
@@ -70,21 +61,6 @@ def phase_optim(config: RunConfig) -> PhaseOptim:
         betas=(settings.betas[0], settings.betas[1]),
         clip=settings.clip_grad,
     )
-
-
-def precision(config: RunConfig) -> str:
-    """bf16 where `model.use_bfloat16` and the device is an accelerator; a CPU is faster and exact in fp32."""
-    return "bf16" if config.model.use_bfloat16 and not _on_cpu(config) else "fp32"
-
-
-def _on_cpu(config: RunConfig) -> bool:
-    return Device.of(getattr(getattr(config, "scaling", None), "accelerator", "auto")).kind == "cpu"
-
-
-def _poll_every_steps(config: RunConfig, batch: int) -> int:
-    if _on_cpu(config):
-        return 1
-    return poll_every_steps(config.tuning, batch) if config.tuning.enable else POLL_EVERY_STEPS
 
 
 @dataclass(frozen=True)
@@ -139,7 +115,7 @@ def encoder_of(recipe: Recipe) -> Encoder:
     from ijepath.recipe import IJepathRecipe
 
     assert isinstance(recipe, IJepathRecipe)
-    return Encoder(recipe.encoder, preprocessing(recipe.config), "ijepath", provenance(recipe.config))
+    return Encoder(recipe.encoder, preprocessing(recipe.config), SCIENCE, provenance(recipe.config))
 
 
 def export_encoder(recipe: Recipe, folder: str, facts: dict[str, Any]) -> None:
@@ -166,18 +142,14 @@ def preprocessing(config: RunConfig) -> dict[str, Any]:
 
 def provenance(config: RunConfig) -> dict[str, Any]:
     """How an encoder of this run came to be: the profile's name and every identity field of the config."""
-    return {"profile": config.data.name, "config": fingerprint(config)["values"]}
-
-
-def _every(images: int, batch: int) -> int:
-    return resolve_cadence(images, global_batch=batch)
+    return from_config.run_provenance(config, profile=config.data.name)
 
 
 def _log_every(config: RunConfig, batch: int, total: int) -> int:
-    logging = config.logging
+    logging, debug = config.logging, config.logging.performance_debug
     wanted = [
         log_cadence(config.training.log_every, most=LOG_EVERY, global_batch=batch, total_images=total),
         resolve_cadence(logging.step_log_every_images, global_batch=batch, total_images=total, fractions=True),
-        _every(logging.performance_debug.log_every_images, batch) if logging.performance_debug.enable else 0,
+        resolve_cadence(debug.log_every_images, global_batch=batch) if debug.enable else 0,
     ]
     return min(every for every in wanted if every > 0)

@@ -67,9 +67,13 @@ class Device:
     # --- data -------------------------------------------------------------------------------------------------------
 
     def to_device(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Arrays (also lists of arrays) as tensors on the device: pinned and asynchronous on CUDA, sharded along the
-        first axis on XLA. Other values (strings, numbers) are unchanged."""
-        return {name: self._place(name, value) for name, value in batch.items()}
+        """Arrays as tensors on the device: pinned and without a wait on CUDA, sharded along their first axis on XLA.
+
+        Lists and mappings of arrays or tensors (ragged bags, groups of them) stay what they are, at any depth; what is
+        in a list is neither cut nor padded, so on XLA every device of the mesh has the whole of it. Anything else
+        (strings, numbers) passes through.
+        """
+        return {name: self._place(value) for name, value in batch.items()}
 
     def shard(self, tensor: Tensor) -> Tensor:
         """A CPU tensor `[B, …]` on the device; on XLA split along B over the mesh (each host contributes its own rows).
@@ -87,16 +91,18 @@ class Device:
         graph, so the views become separate tensors, all computed at the next `mark_step`."""
         return {name: view.clone() if self.kind == "xla" else view for name, view in views.items()}
 
-    def _place(self, name: str, value: Any) -> Any:
-        if isinstance(value, list | tuple) and value and all(isinstance(v, np.ndarray) for v in value):
-            return [self._place(name, v) for v in value]
+    def _place(self, value: Any, whole: bool = False) -> Any:
+        if isinstance(value, Mapping):
+            return {name: self._place(v, whole) for name, v in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._place(v, whole=True) for v in value] if any(map(_holds_data, value)) else value
         if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
             value = _tensor(value)
         if not isinstance(value, Tensor):
             return value
-        if self.kind == "cuda":
+        if self.kind == "cuda" and value.device.type == "cpu":
             value = value.pin_memory()
-        return self.shard(value)
+        return value.to(self.torch_device, non_blocking=True) if whole else self.shard(value)
 
     # --- computing --------------------------------------------------------------------------------------------------
 
@@ -272,6 +278,10 @@ class _GatherSumGrad(torch.autograd.Function):
         dist.all_reduce(summed)
         first = dist.get_rank() * ctx.rows
         return summed[first : first + ctx.rows]
+
+
+def _holds_data(value: Any) -> bool:
+    return isinstance(value, np.ndarray | Tensor | Mapping | list | tuple)
 
 
 def _tensor(array: npt.NDArray[Any]) -> Tensor:

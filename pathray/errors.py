@@ -7,6 +7,7 @@ A bug is an ``assert``.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 
 from pathray.urls import public_text
@@ -73,6 +74,18 @@ def user_error_in(error: BaseException | None) -> UserError | None:
             cause = getattr(e, "cause", None)
             return cause if isinstance(cause, UserError) else e
     return None
+
+
+def explain(error: BaseException, *expected: type[BaseException]) -> str:
+    """What a log says of an error that ends nothing: the text of a UserError or one of the `expected` kinds; the whole
+    trace of any other, which is a mistake of ours. Logins and signatures of URLs are taken out.
+
+    >>> explain(OSError("503"), OSError)
+    '503'
+    """
+    if isinstance(error, (UserError, *expected)):
+        return public_text(str(error) or type(error).__name__)
+    return public_text("".join(traceback.format_exception(error)).rstrip())
 
 
 def _layers(error: BaseException | None, seen: set[int]) -> Iterator[BaseException]:

@@ -25,6 +25,11 @@ _NAMES = (
 _PAIR = re.compile(rf"(?i)(?<![A-Za-z0-9])({_NAMES})(=|%3D)([^\s&;,'\")\]]+)")
 _BEARER = re.compile(r"(?i)\b(Bearer|Basic)\s+[A-Za-z0-9+/=_.\-]{8,}")
 _BARE_LOGIN = re.compile(r"(?<![\w/.\-])[\w.+\-]+:[^\s/@'\":]+@(?=[A-Za-z][\w\-]*[.:]|\d+\.\d+\.\d+\.\d+|localhost\b)")
+_SECRET = re.compile(
+    r"[?&](sig|[^=&]*(signature|token|credential|secret|password|key))="  # S3, Google, Azure and others
+    r"|^\w[\w+.-]*://[^/@?#]*:(?!\d+/)[^@?#]*@|^https?://[^/?#]*@",
+    re.IGNORECASE,
+)
 HIDDEN = "(redacted)"
 
 
@@ -35,6 +40,15 @@ def is_url(path: str) -> bool:
 def local_path(path: str) -> str:
     """`path` without a leading ``file://``."""
     return path.removeprefix("file://")
+
+
+def holds_secret(path: str) -> bool:
+    """Whether `path` is a URL with a login or a signature in it, which must not be stored.
+
+    >>> holds_secret("https://host/a.svs?sig=x"), holds_secret("gs://bucket/a.svs"), holds_secret("/data/a?sig=x")
+    (True, False, False)
+    """
+    return is_url(path) and _SECRET.search(path) is not None
 
 
 def public(path: str) -> str:

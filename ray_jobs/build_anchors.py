@@ -25,12 +25,12 @@ from ijepath.manifest import folder_of
 from ijepath.profile import Profile, name_in_force
 from pathray.config.load import MISSING, Group, Loaded, is_set, placement
 from pathray.errors import UserError
+from pathray.reports.progress import Progress
 from pathray.reports.summary import Summary, counts, write_summary
 from pathray.reports.units import check_success, write_report
 from pathray.wsi.spacing import MAX_ENLARGEMENT
 from ray_jobs.extract.ordered_map import TIMEOUT_S, RayMap
 from ray_jobs.shell.cli import Outputs, job
-from ray_jobs.shell.progress import Progress
 from ray_jobs.shell.runtime import RuntimeConfig, ray_session
 
 log = logging.getLogger(__name__)

@@ -23,10 +23,10 @@ import adios
 from pathray.config.checks import at_least, positive
 from pathray.config.load import MISSING, Loaded, is_set, placement
 from pathray.errors import UserError
+from pathray.reports.progress import Progress
 from pathray.wsi.spacing import MAX_ENLARGEMENT
 from ray_jobs.extract.ordered_map import TIMEOUT_S, RayMap
 from ray_jobs.shell.cli import Outputs, job
-from ray_jobs.shell.progress import Progress
 from ray_jobs.shell.runtime import RuntimeConfig, ray_session
 
 if TYPE_CHECKING:

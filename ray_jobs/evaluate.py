@@ -23,9 +23,9 @@ import pathray
 from pathray.config.load import Loaded
 from pathray.errors import MissingFile, UserError
 from pathray.evaluation.settings import TuningConfig
+from pathray.run.layout import CHECKPOINTS, CONFIG, ENCODER, EVALUATION_REPORT, PROGRESS
 from ray_jobs.shell.cli import Outputs, job
 from ray_jobs.shell.dry_run import check_files, tell
-from ray_jobs.shell.progress import BEAT
 from ray_jobs.shell.runtime import RuntimeConfig, ray_session
 
 log = logging.getLogger(__name__)
@@ -101,12 +101,12 @@ def _subject(config: EvaluateConfig) -> tuple[str, list[Any] | None]:
 
     if config.watch is not None:
         store = Storage.of(config.watch)
-        if not any(map(store.exists, ("config_resolved.yaml", "checkpoints"))):
+        if not any(map(store.exists, (CONFIG, CHECKPOINTS))):
             expected = "the output folder of a started training job"
             raise MissingFile("no run found", file=store.url, key="watch", expected=expected)
         return store.url, None
     encoder = Storage.of(str(config.snapshot))
-    inside = encoder.at("encoder")
+    inside = encoder.at(ENCODER)
     found = inside if not encoder.exists("artifact.json") and inside.exists("artifact.json") else encoder
     description = describe(found.url)
     _check_own(str(config.output), description["sha256"])
@@ -143,12 +143,13 @@ def recorded_tuning(run_dir: str) -> TuningConfig:
 
     from pathray.store.storage import Storage
 
-    store, name = Storage.of(run_dir), "config_resolved.yaml"
+    store, name = Storage.of(run_dir), CONFIG
     expected = "your own tuning.plugins (--config …)"
     if not store.exists(name):
         raise MissingFile("the run's config does not exist", file=store.join(name), key="watch", expected=expected)
     try:
-        section = OmegaConf.create(store.read_bytes(name).decode()).get("tuning") or {}
+        found: Any = OmegaConf.create(store.read_bytes(name).decode())
+        section = found.get("tuning") or {}
         plugins = section.get("plugins")
     except (ValueError, AttributeError, AssertionError, OmegaConfBaseException, YAMLError) as e:
         said = " ".join(str(e).split())[:200]
@@ -169,7 +170,7 @@ def _evaluate(config: EvaluateConfig, folder: str, given: list[Any] | None) -> N
 
     from pathray.store.artifact import describe
     from pathray.store.storage import Storage
-    from ray_jobs.train.backends import resolve_accelerator
+    from ray_jobs.train.resources import resolve_accelerator
     from ray_jobs.tune.evaluation_runner import Evaluators, request_of
 
     store = Storage.of(folder)
@@ -197,16 +198,16 @@ def _ended(config: EvaluateConfig, store: Any, evaluators: Any) -> bool:
     if store.exists("encoder/artifact.json"):
         from pathray.store.artifact import describe
 
-        seen = describe(store.join("encoder"))["provenance"].get("images_seen", 0)
+        seen = describe(store.join(ENCODER))["provenance"].get("images_seen", 0)
         if seen >= max((s.images_seen for s in evaluators.results.snapshots()), default=0):
             return True
-    return time.monotonic() - evaluators.new_at >= 60 * config.idle_minutes
+    return bool(time.monotonic() - evaluators.new_at >= 60 * config.idle_minutes)
 
 
 def _beats(store: Any) -> bool:
     """Whether the run's trainer wrote its heartbeat within the last minute (on a local or shared disk only)."""
     try:
-        beat = json.loads(store.read_bytes(BEAT))
+        beat = json.loads(store.read_bytes(PROGRESS))
         return "end" not in beat and bool(time.time() - beat["time"] < FRESH_S)
     except (MissingFile, ValueError, KeyError, TypeError):
         return False
@@ -246,7 +247,7 @@ def _outputs(folder: str) -> Outputs:
     if not rows:
         expected = "snapshots named …-img…, with an encoder in them"
         raise UserError(
-            "there is no snapshot to evaluate", file=store.join("checkpoints"), found="none", expected=expected
+            "there is no snapshot to evaluate", file=store.join(CHECKPOINTS), found="none", expected=expected
         )
     if not judged:
         raise UserError(f"no evaluation succeeded: {rows[-1].get('error', '')}", file=store.join(ROWS))
@@ -259,7 +260,7 @@ def _outputs(folder: str) -> Outputs:
             log.info("%s", note)
         for what, why in row.get("failed", {}).items():
             log.warning("%s failed: %s", what, why)
-    return Outputs({"robustness": store.join(ROWS), "report": store.join("robustness", "report.html")})
+    return Outputs({"robustness": store.join(ROWS), "report": store.join(EVALUATION_REPORT)})
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from pathlib import Path
 import pathray
 from pathray.config.load import MISSING, Loaded
 from pathray.errors import UserError
+from pathray.run.layout import CHECKPOINTS, CONFIG
 from ray_jobs.shell.cli import Outputs, job
 from ray_jobs.shell.dry_run import tell
 from regression.config import EvalConfig
@@ -42,12 +43,12 @@ class EvaluateRegressionConfig:
 
 
 def main(loaded: Loaded[EvaluateRegressionConfig]) -> Outputs | None:
+    from pathray.data.split_files import read_split
     from pathray.device import Device
     from pathray.store.storage import Storage
     from regression import artifact
     from regression.plan import build_plan, rows_of
     from regression.report import METRICS, PER_GENE, judge, metrics_text, recipe_of
-    from regression.splits import read_split
     from regression.table import read_table
 
     config = loaded.config
@@ -57,7 +58,7 @@ def main(loaded: Loaded[EvaluateRegressionConfig]) -> Outputs | None:
     if (count := int((split.of == config.part).sum())) < 2:
         raise UserError("too few rows to evaluate", file=config.split, key="part", found=count, expected="two or more")
     store = Storage.of(config.output)
-    if store.exists("checkpoints") or store.exists("config_resolved.yaml"):
+    if store.exists(CHECKPOINTS) or store.exists(CONFIG):
         raise UserError("the output contains a training run", file=store.url, key="output", expected="another folder")
     if loaded.dry_run:
         return tell((count, f"rows of {config.part}"))

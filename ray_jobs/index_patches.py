@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 import adios
 from pathray.config.load import MISSING, Loaded, placement
 from pathray.errors import UserError
+from pathray.reports.progress import Progress
 from ray_jobs.extract.ordered_map import TIMEOUT_S, RayMap
 from ray_jobs.shell.cli import Outputs, job
 from ray_jobs.shell.dry_run import check_files, tell
-from ray_jobs.shell.progress import Progress
 from ray_jobs.shell.runtime import RuntimeConfig, ray_session
 
 if TYPE_CHECKING:

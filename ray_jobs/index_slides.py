@@ -29,12 +29,12 @@ from ijepath.index import (
 from ijepath.manifest import Manifest, ManifestRow, folder_of, read_manifest
 from pathray.config.load import MISSING, Loaded, is_set, placement
 from pathray.errors import MissingFile, UserError
+from pathray.reports.progress import Progress
 from pathray.reports.summary import Summary, counts, write_summary
 from pathray.reports.units import check_success, write_report
 from ray_jobs.extract.ordered_map import TIMEOUT_S, RayMap
 from ray_jobs.shell.cli import Outputs, job
 from ray_jobs.shell.dry_run import Needs, check_slides, of_manifest, tell
-from ray_jobs.shell.progress import Progress
 from ray_jobs.shell.runtime import RuntimeConfig, ray_session
 
 log = logging.getLogger(__name__)

@@ -43,8 +43,9 @@ class MakeSplitsConfig:
 
 
 def main(loaded: Loaded[MakeSplitsConfig]) -> Outputs | None:
+    from pathray.data.split_files import write_split
+    from pathray.data.splits import SPLITS, folds, holdout
     from pathray.store.storage import Storage
-    from regression.splits import SPLITS, folds, holdout, write_split
     from regression.table import read_table
 
     config = loaded.config

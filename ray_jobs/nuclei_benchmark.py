@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pathray
 from pathray.config.load import MISSING, Loaded, placement
 from pathray.errors import MissingFile, UserError
+from pathray.run.layout import CHECKPOINTS
 from ray_jobs.shell.cli import Outputs, job
 from ray_jobs.shell.dry_run import tell
 
@@ -56,8 +57,8 @@ def main(loaded: Loaded[NucleiConfig]) -> Outputs | None:
     from adios.nuclei import floors, read_pairs, split
     from adios.nuclei_figures import draw_examples, draw_results
     from adios.segmentation import summary
+    from pathray.reports.progress import Progress
     from pathray.store.storage import Storage
-    from ray_jobs.shell.progress import Progress
 
     config = loaded.config
     pairs = read_pairs(config.data)
@@ -145,7 +146,7 @@ def mask_models(run: str) -> list[str]:
     if store.exists(DESCRIPTION) or store.exists(COMMITTED):
         return [store.url]
     by_images: dict[int, str] = {}
-    for checkpoint in list_committed(store.join("checkpoints")):
+    for checkpoint in list_committed(store.join(CHECKPOINTS)):
         if checkpoint.meta.get("science") == "adios":
             by_images.setdefault(int(checkpoint.meta["images_seen"]), checkpoint.path)
     found = [path for _, path in sorted(by_images.items())]

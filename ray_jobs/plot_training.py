@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,7 @@ import pathray
 from pathray.config.load import Loaded
 from pathray.draw.charts import Panel, draw_curves
 from pathray.errors import MissingFile, UserError
+from pathray.run.layout import CHECKPOINTS, METRICS
 from ray_jobs.shell.cli import Outputs, job
 from ray_jobs.shell.dry_run import tell
 
@@ -26,52 +29,7 @@ if TYPE_CHECKING:
     from pathray.store.storage import Storage
 
 log = logging.getLogger(__name__)
-METRICS = "metrics.jsonl"
-MASKS = 6  # that have curves
-
-PANELS = (
-    Panel("Loss", (("loss", "mean"),), band=("loss_min", "loss_max")),
-    Panel("Validation", (("val/spearman", "Spearman ρ"), ("val/pearson", "Pearson r"))),
-    Panel("Student: contrast", (("loss_whole", "whole views"), ("loss_crops", "crops"))),
-    Panel("Mask model", (("loss/mask", "loss"), ("loss_adversarial", "student's contrast"))),
-    Panel("Masks: penalty", (("sparsity_penalty", "penalty"),)),
-    Panel(
-        "Masks: mean activation", tuple((f"mask_mean/{n}", f"mask {n + 1}") for n in range(MASKS)), "share of the image"
-    ),
-    Panel(
-        "Masks: shape",
-        (("mask_spread", "spread"), ("mask_entropy", "entropy"), ("mask_overlap", "overlap")),
-        from_zero=True,
-    ),
-    Panel("Temperature", (("temperature", "temperature"),), from_zero=True, smooth=False),
-    Panel("Collapse: RankMe", (("feature_rankme", "student features"),), "effective dimensions", from_zero=True),
-    Panel("Collapse: deviation", (("feature_std", "student features"),), from_zero=True),
-    Panel(
-        "Collapse: RankMe of the targets",
-        (("target_rankme", "teacher features"),),
-        "effective dimensions",
-        from_zero=True,
-    ),
-    Panel(
-        "Collapse: feature deviation",
-        (
-            ("target_std", "targets, per batch"),
-            ("target_feature_std", "targets, newest"),
-            ("prediction_std", "predictions"),
-        ),
-        from_zero=True,
-    ),
-    Panel("Teacher behind student", (("teacher_student_drift", "drift"),), "relative distance"),
-    Panel("Learning rate", (("lr", "learning rate"), ("lr/mask", "mask model")), from_zero=True, smooth=False),
-    Panel(
-        "Tokens",
-        (("context_keep_tokens", "context, seen"), ("target_predict_tokens", "per target, predicted")),
-        from_zero=True,
-        smooth=False,
-    ),
-    Panel("Gradient norm", (("grad_norm", "before clipping"), ("grad_norm/mask", "mask model"))),
-    Panel("Speed", (("images_per_s", "images/s"),), "images/s", from_zero=True),
-)
+SCIENCES = ("ijepath", "regression", "adios")
 
 
 @dataclass
@@ -83,6 +41,8 @@ class PlotConfig:
     scale: float = 1.5  # 1 is 1600 px wide
 
     def __post_init__(self) -> None:
+        if os.path.isfile(self.run):
+            raise UserError("a run is a folder", key="run", found=self.run, expected="the output of a training")
         if not self.output:
             self.output = os.path.join(self.run or os.path.dirname(self.logs), "curves.png")
         if not 0.1 <= self.scale <= 8:
@@ -108,8 +68,31 @@ def main(loaded: Loaded[PlotConfig]) -> Outputs | None:
     if loaded.dry_run:
         return tell((len(rows), "rows of metrics"))
     title = config.title or os.path.basename(config.run.rstrip("/"))
-    write(config.output, draw_curves(rows, PANELS, title, scale=config.scale))
+    write(config.output, draw_curves(rows, panels_of(store), title, scale=config.scale))
     return Outputs({"curves": config.output, **film(store, config.output)})
+
+
+def panels_of(store: Storage) -> Sequence[Panel]:
+    """What the science of a run draws; what any science does where no checkpoint says yet which it is, since panels
+    without figures are left out."""
+    if (science := science_of(store)) is not None:
+        own: Sequence[Panel] = import_module(f"{science}.curves").CURVES
+        return own
+    every = [panel for science in SCIENCES for panel in import_module(f"{science}.curves").CURVES]
+    return list({panel.title: panel for panel in every}.values())
+
+
+def science_of(store: Storage) -> str | None:
+    """The package of the science that trained in a run's folder, as its newest checkpoint names it."""
+    from pathray.store.committed import list_committed
+
+    try:
+        found = list_committed(store.join(CHECKPOINTS))
+        names = [committed.meta["identity"]["values"]["science"] for committed in found]
+    except (UserError, KeyError, TypeError) as e:
+        log.warning("no checkpoint of the run says which science it is of: %s", e)
+        return None
+    return names[-1] if names and names[-1] in SCIENCES else None
 
 
 def from_logs(config: PlotConfig, dry_run: bool) -> Outputs | None:

@@ -18,26 +18,21 @@ from typing import TYPE_CHECKING, Any
 from adios.config import CONFIGS_DIR, RunConfig, resolve
 from pathray.config.load import Loaded, placement
 from pathray.errors import UserError
+from pathray.run.layout import INDEXES, PLAN
 from ray_jobs.shell.cli import Outputs, job
 from ray_jobs.shell.dry_run import check_files, tell
-from ray_jobs.shell.run_summary import write_run_summary
-from ray_jobs.shell.runtime import RuntimeConfig, ray_session
+from ray_jobs.shell.runtime import RuntimeConfig
 from ray_jobs.train import training_jobs
-from ray_jobs.train.trainer import Outcome, ScalingConfig, begin, fit
+from ray_jobs.train.pretraining import Pretraining, check_same_run, pretrain, share_plan
 from ray_jobs.train.training_jobs import (
     absolute,
     check_output,
     check_tuning,
-    cpus_of,
-    decode_tasks,
-    early_stopped,
     evaluated,
     finished,
     plan_folder,
     recorded,
     resumed,
-    save_config,
-    train_job,
 )
 
 if TYPE_CHECKING:
@@ -52,27 +47,11 @@ BUDGET = "total_iterations, total_images"
 class PretrainAdiosConfig(RunConfig):
     """A run config, and where it runs."""
 
-    scaling: ScalingConfig = placement(default_factory=ScalingConfig)
     runtime: RuntimeConfig = placement(default_factory=RuntimeConfig)
 
 
 def main(loaded: Loaded[PretrainAdiosConfig]) -> Outputs | None:
-    config = located(loaded.config)
-    check(config)
-    if loaded.dry_run:
-        return rehearse(config)
-    if (ended := early_stopped(config) or _finished(config)) is not None:
-        return ended
-    with ray_session(config.runtime, cpus=cpus_of(config), autoscaling=config.scaling.autoscaling):
-        accelerator = begin(str(config.output), config.scaling, decode_tasks(config))
-        outcome = train(config, prepare(config), accelerator)
-    log.info("ended (%s) after %s images", outcome.end, f"{outcome.images_seen:,}")
-    paths: dict[str, object] = {"run": config.output, "checkpoint": outcome.checkpoint}
-    if outcome.artifact:
-        beside = outcome.artifact.rpartition("/")[0]
-        paths |= {"encoder": outcome.artifact, "mask_model": f"{beside}/mask_model"}
-    write_run_summary(str(config.output), outcome, paths)
-    return Outputs(paths | evaluated(config))
+    return pretrain(JOB, loaded)
 
 
 def located(config: PretrainAdiosConfig) -> PretrainAdiosConfig:
@@ -87,10 +66,8 @@ def located(config: PretrainAdiosConfig) -> PretrainAdiosConfig:
 def check(config: PretrainAdiosConfig) -> None:
     """UserError, before Ray is started, for what can be told of the config, of the folder of archives and of the run
     that is gone on with."""
-    from adios.assembly import identity_of
     from adios.index import PatchIndex, archives_of
     from adios.settings import check_networks
-    from ray_jobs.train.resume import check_resumable
 
     check_output(config.output)
     if not config.data_path:
@@ -101,11 +78,14 @@ def check(config: PretrainAdiosConfig) -> None:
     else:
         archives_of(config.data_path)
     check_tuning(config)
-    newest, known = resumed(config), recorded(config)
-    config = resolve(config, config.scaling.workers, known.get("global_batch"))
+    config = resolved(config)
     check_networks(config)
-    if newest is not None:
-        check_resumable(newest, identity_of(config, known.get("plan", "")), config.checkpoint.resume_changes)
+    check_same_run("adios", config)
+
+
+def resolved(config: PretrainAdiosConfig, patches: int = 0) -> PretrainAdiosConfig:
+    """The config with the global batch fixed (that of the run it resumes, if it does) and the budget in images."""
+    return resolve(config, config.scaling.ranks, recorded(config).get("global_batch"))
 
 
 def rehearse(config: PretrainAdiosConfig) -> None:
@@ -125,7 +105,7 @@ def _finished(config: PretrainAdiosConfig) -> Outputs | None:
     from pathray.store.storage import Storage
 
     mask_model = Storage.of(str(config.output)).at("mask_model")
-    ready = resolve(config, config.scaling.workers, recorded(config).get("global_batch"))
+    ready = resolved(config)
     if not mask_model.exists() or (done := finished(config, int(ready.total_images or 0), BUDGET)) is None:
         return None
     return Outputs({**done.paths, "mask_model": mask_model.url, **evaluated(config)})
@@ -134,7 +114,6 @@ def _finished(config: PretrainAdiosConfig) -> Outputs | None:
 def prepare(config: PretrainAdiosConfig) -> Any:
     """The plan: that of the run which is gone on with, else of the patches that there are now, indexed where they have
     not been. UserError, with the run's own plan left as it is, when the run was begun with others."""
-    from pathray.data.plan import Plan, publish
     from pathray.store.storage import Storage
 
     root = Storage.of(str(config.output))
@@ -142,9 +121,7 @@ def prepare(config: PretrainAdiosConfig) -> Any:
     plan = _begun(config, root, folder)
     if plan is None:
         plan = _built(config, folder)
-    if not root.local:
-        publish(folder, root.join("plan"))
-        plan = Plan.open(root.join("plan"))
+    plan = share_plan(plan, folder, root)
     log.info("%s patches in %s archives", f"{plan.rows:,}", f"{len(plan.sources):,}")
     return plan
 
@@ -159,7 +136,7 @@ def _begun(config: PretrainAdiosConfig, root: Storage, folder: str) -> Plan | No
     known = recorded(config).get("plan")
     if known is None or "plan" in config.checkpoint.resume_changes:
         return None
-    for place in [folder] if root.local else [folder, root.join("plan")]:
+    for place in [folder] if root.local else [folder, root.join(PLAN)]:
         try:
             plan = Plan.open(place, verify=True)
         except UserError:  # lost, or never on this machine
@@ -196,19 +173,16 @@ def _archives(config: PretrainAdiosConfig) -> tuple[str, set[str]]:
 def _built(config: PretrainAdiosConfig, folder: str) -> Plan:
     """A plan of the patches that there are now. It takes its place in `folder` only when the run, if one is gone on
     with, may have it."""
-    from adios.assembly import identity_of
     from adios.plan import build_plan, identity
     from pathray.data.plan import Plan
-    from ray_jobs.train.resume import check_resumable
 
-    data, known, newest = config.data, recorded(config), resumed(config)
-    beside = f"{folder}-other" if newest is not None else folder
+    data, is_new = config.data, resumed(config) is None
+    beside = folder if is_new else f"{folder}-other"
     plan = build_plan(_index(config), beside, patch_size=data.patch_px, root=data.archives_root or "")
-    if newest is None:
+    if is_new:
         return plan
     try:
-        ready = resolve(config, config.scaling.workers, known.get("global_batch"))
-        check_resumable(newest, identity_of(ready, identity(plan)), config.checkpoint.resume_changes)
+        check_same_run("adios", resolved(config), identity(plan))
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(beside, folder)
     finally:
@@ -225,7 +199,7 @@ def _index(config: PretrainAdiosConfig) -> str:
     path = str(config.data_path)
     if path.endswith(".parquet"):
         return path
-    output = str(Storage.of(str(config.output)).join("indexes", "patches.parquet"))
+    output = str(Storage.of(str(config.output)).join(INDEXES, "patches.parquet"))
     settings = index_patches.IndexPatchesConfig(
         source=path, output=output, max_corrupt_fraction=config.data.max_corrupt_fraction
     )
@@ -233,31 +207,25 @@ def _index(config: PretrainAdiosConfig) -> str:
     return output
 
 
-def train(config: PretrainAdiosConfig, plan: Any, accelerator: str | None = None) -> Outcome:
-    """Save the resolved config and train to the end of the budget, on what `begin` found."""
-    from adios.assembly import assemble, identity_of
-    from adios.plan import identity as plan_identity
-    from ray_jobs.train.resume import check_resumable
-
-    config = resolve(config, config.scaling.workers, recorded(config).get("global_batch"))
-    identity = identity_of(config, plan_identity(plan))
-    if (newest := resumed(config)) is not None:
-        check_resumable(newest, identity, config.checkpoint.resume_changes)
-    total, passes = int(config.total_images or 0), int(config.total_images or 0) / plan.rows
+def announce(asked: PretrainAdiosConfig, config: PretrainAdiosConfig, plan: Plan) -> dict[str, float]:
+    """Log the budget; it and the number of patches as metrics."""
+    passes = int(config.total_images or 0) / plan.rows
     log.info("%s iterations of %s images: %.2f passes", config.total_iterations, config.global_batch, passes)
-    save_config(config, str(config.output))
-    job = train_job(
-        config,
-        plan,
-        assemble,
-        identity,
-        run_dir=str(config.output),
-        total_images=total,
-        accelerator=accelerator,
-        start_metrics={"patch_count": float(plan.rows), "patch_passes_total": passes},
-    )
-    return fit(job)
+    return {"patch_count": float(plan.rows), "patch_passes_total": passes}
 
+
+JOB = Pretraining(
+    science="adios",
+    locate=located,
+    check=check,
+    rehearse=rehearse,
+    finished=_finished,
+    prepare=prepare,
+    resolve=resolved,
+    total_images=lambda config: int(config.total_images or 0),
+    announce=announce,
+    exports=("mask_model",),
+)
 
 if __name__ == "__main__":
     job(main, PretrainAdiosConfig, CONFIGS_DIR)

@@ -13,35 +13,33 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ijepath.config import CONFIGS_DIR, GROUPS, RunConfig, resolve_global_batch
 from ijepath.profile import Profile
 from pathray.config.checks import at_least
 from pathray.config.load import Loaded, placement
 from pathray.errors import UserError
+from pathray.run.layout import INDEXES, PLAN
 from pathray.wsi.spacing import MAX_ENLARGEMENT, too_coarse
 from ray_jobs.shell.cli import Outputs, job
 from ray_jobs.shell.dry_run import Needs, check_slides, of_catalog, of_index, of_manifest, tell
-from ray_jobs.shell.run_summary import write_run_summary
-from ray_jobs.shell.runtime import RuntimeConfig, ray_session
+from ray_jobs.shell.runtime import RuntimeConfig
 from ray_jobs.train import training_jobs
-from ray_jobs.train.trainer import Outcome, ScalingConfig, begin, fit
+from ray_jobs.train.pretraining import Pretraining, check_same_run, pretrain, share_plan
 from ray_jobs.train.training_jobs import (
     absolute,
     check_output,
     check_tuning,
-    cpus_of,
-    decode_tasks,
-    early_stopped,
     evaluated,
     finished,
     plan_folder,
     recorded,
     resumed,
-    save_config,
-    train_job,
 )
+
+if TYPE_CHECKING:
+    from pathray.data.plan import Plan
 
 log = logging.getLogger(__name__)
 BUDGET, GLOBAL_BATCH = "optimization.total_images_budget", "optimization.global_batch"
@@ -51,7 +49,6 @@ BUDGET, GLOBAL_BATCH = "optimization.total_images_budget", "optimization.global_
 class PretrainConfig(RunConfig):
     """A run config, and where it runs."""
 
-    scaling: ScalingConfig = placement(default_factory=ScalingConfig)
     runtime: RuntimeConfig = placement(default_factory=RuntimeConfig)
     min_success_fraction: float = placement(1.0)  # of the slides, when the index and the anchors are built here
     max_enlargement: float = placement(MAX_ENLARGEMENT)  # of a slide's finest level, when the anchors are built here
@@ -72,25 +69,7 @@ class Inputs:
 
 
 def main(loaded: Loaded[PretrainConfig]) -> Outputs | None:
-    config = located(loaded.config)
-    _check(config)
-    _check_inputs(config)
-    _check_resumed(config)
-    if loaded.dry_run:
-        return rehearse(config)
-    if (ended := early_stopped(config) or _finished(config)) is not None:
-        return ended
-    scaling = config.scaling
-    with ray_session(config.runtime, cpus=cpus_of(config), autoscaling=scaling.autoscaling):
-        accelerator = begin(str(config.output), scaling, decode_tasks(config))
-        inputs = prepare(config)
-        outcome = train(config, inputs, accelerator)
-    log.info("ended (%s) after %s images", outcome.end, f"{outcome.images_seen:,}")
-    paths: dict[str, object] = {"run": config.output, "checkpoint": outcome.checkpoint}
-    if outcome.artifact:
-        paths["encoder"] = outcome.artifact
-    write_run_summary(str(config.output), outcome, paths)
-    return Outputs(paths | evaluated(config))
+    return pretrain(JOB, loaded)
 
 
 def shared(config: PretrainConfig, varied: Sequence[str]) -> list[str]:
@@ -118,17 +97,21 @@ def shared(config: PretrainConfig, varied: Sequence[str]) -> list[str]:
 def located(config: PretrainConfig) -> PretrainConfig:
     """The config with every path made absolute: a worker runs in another folder than the command."""
     keys = ("slide_manifest_csv", "slide_metadata_parquet", "anchor_catalog_manifest")
-    data = replace(config.data, **{key: absolute(getattr(config.data, key)) for key in keys})
+    paths: dict[str, Any] = {key: absolute(getattr(config.data, key)) for key in keys}
+    data = replace(config.data, **paths)
     done: PretrainConfig = training_jobs.located(config, data=data)
     return done
 
 
-def _check(config: PretrainConfig) -> None:
+def check(config: PretrainConfig) -> None:
+    """UserError for what cannot be trained on, or is another run's, before slides are looked at and Ray is started."""
     check_output(config.output)
     data = config.data
     if not (data.slide_manifest_csv or data.slide_metadata_parquet or data.anchor_catalog_manifest):
         expected = "data.slide_manifest_csv=slides.csv, or data.anchor_catalog_manifest=anchor_catalog_manifest.json"
         raise UserError("nothing to train on", key="data.slide_manifest_csv", expected=expected)
+    _check_inputs(config)
+    _check_resumed(config)
 
 
 def _check_inputs(config: PretrainConfig) -> None:
@@ -173,13 +156,13 @@ def _index_is_built(config: PretrainConfig) -> bool:
 def prepare(config: PretrainConfig) -> Inputs:
     """Index, anchor catalog and plan, each built on the running Ray when it is missing or stale."""
     from ijepath import plan as plans
-    from pathray.data.plan import Plan, publish
+    from pathray.data.plan import Plan
     from pathray.store.storage import Storage
 
     root = Storage.of(str(config.output))
     data, built = config.data, []
-    index = data.slide_metadata_parquet or root.join("indexes", "slide_metadata.parquet")
-    catalog = data.anchor_catalog_manifest or root.join("indexes", "anchor_catalog_manifest.json")
+    index = data.slide_metadata_parquet or root.join(INDEXES, "slide_metadata.parquet")
+    catalog = data.anchor_catalog_manifest or root.join(INDEXES, "anchor_catalog_manifest.json")
     if _index_is_built(config):
         built += _build_index(config, index)
     if data.slide_metadata_parquet or not data.anchor_catalog_manifest:
@@ -191,10 +174,7 @@ def prepare(config: PretrainConfig) -> Inputs:
             catalog, folder, sampling_stratum_key=data.sampling_stratum_key, batch_size=data.anchor_stream_batch_size
         )
         built.append("plan")
-    plan = Plan.open(folder, verify=True)
-    if not root.local:
-        publish(folder, root.join("plan"))
-        plan = Plan.open(root.join("plan"))
+    plan = share_plan(Plan.open(folder, verify=True), folder, root)
     log.info("%s anchors in the plan; built now: %s", f"{plan.rows:,}", ", ".join(built) or "nothing")
     if warning := enlarged(config, plan.sources):
         log.warning("%s", warning)
@@ -299,44 +279,24 @@ def enlarged(config: PretrainConfig, sources: Any) -> str:
     )
 
 
-def train(config: PretrainConfig, inputs: Inputs, accelerator: str | None = None) -> Outcome:
-    """Log the diversity budget, save the resolved config and train to the end of the budget, on what `begin` found."""
-    from ijepath.assembly import assemble, identity_of
+def announce(asked: PretrainConfig, config: PretrainConfig, plan: Plan) -> dict[str, float]:
+    """Log the diversity budget, and advice before a run begins; the budget as metrics."""
     from ijepath.diversity import Diversity
-    from ijepath.plan import identity as plan_identity
     from pathray.train.budget import passes_note
-    from ray_jobs.train.resume import check_resumable
 
-    asked, config = config.optimization.total_images_budget, resolved(config, inputs.plan.rows)
-    images, batch = config.optimization.total_images_budget, int(config.optimization.global_batch or 0)
-    if note := passes_note(asked, images=images, global_batch=batch, epoch_images=inputs.plan.rows):
+    data, images = config.data, int(config.optimization.total_images_budget)
+    batch = int(config.optimization.global_batch or 0)
+    budget_asked = asked.optimization.total_images_budget
+    if note := passes_note(budget_asked, images=images, global_batch=batch, epoch_images=plan.rows):
         log.warning("%s (optimization.global_batch, data.batch_size_per_gpu x scaling.workers)", note)
-    identity = identity_of(config, plan_identity(inputs.plan))
-    if (newest := resumed(config)) is not None:
-        check_resumable(newest, identity, config.checkpoint.resume_changes)
-    data = config.data
     budget = Diversity(
-        inputs.plan.rows,
-        config.optimization.total_images_budget,
-        data.low_anchor_pass_warning_threshold,
-        data.high_anchor_pass_warning_threshold,
+        plan.rows, images, data.low_anchor_pass_warning_threshold, data.high_anchor_pass_warning_threshold
     )
     for line in budget.lines():
         log.info(line)
-    if newest is None and (advice := remote_advice(config, inputs.plan.sources)):
+    if resumed(config) is None and (advice := remote_advice(config, plan.sources)):
         log.warning("%s", advice)
-    save_config(config, str(config.output))
-    job = train_job(
-        config,
-        inputs.plan,
-        assemble,
-        identity,
-        run_dir=str(config.output),
-        total_images=int(config.optimization.total_images_budget),
-        accelerator=accelerator,
-        start_metrics=budget.metrics(),
-    )
-    return fit(job)
+    return budget.metrics()
 
 
 def resolved(config: PretrainConfig, anchors: int) -> PretrainConfig:
@@ -344,7 +304,7 @@ def resolved(config: PretrainConfig, anchors: int) -> PretrainConfig:
     from pathray.train.budget import resolve_budget
 
     known = recorded(config)
-    config = resolve_global_batch(_as_named(config, known), config.scaling.workers, known.get(GLOBAL_BATCH))
+    config = resolve_global_batch(_as_named(config, known), config.scaling.ranks, known.get(GLOBAL_BATCH))
     settings = config.optimization
     batch = int(settings.global_batch or 0)
     images = resolve_budget(settings.total_images_budget, global_batch=batch, epoch_images=anchors, key=BUDGET)
@@ -361,7 +321,7 @@ def _finished(config: PretrainConfig) -> Outputs | None:
     anchors = 1
     if isinstance(config.optimization.total_images_budget, Mapping):
         try:
-            anchors = Plan.open(Storage.of(str(config.output)).join("plan")).rows
+            anchors = Plan.open(Storage.of(str(config.output)).join(PLAN)).rows
         except UserError:  # lost: it is built again
             return None
     done = finished(config, int(resolved(config, anchors).optimization.total_images_budget), BUDGET)
@@ -381,18 +341,23 @@ def _as_named(config: PretrainConfig, known: Mapping[str, Any]) -> PretrainConfi
 def _check_resumed(config: PretrainConfig) -> None:
     """UserError, before anything is built, when the workers cannot share the global batch, or when the output folder
     (or `checkpoint.resume`) holds another run. What only the plan can tell is checked when there is one."""
-    newest, known = resumed(config), recorded(config)
-    budget = config.optimization.total_images_budget
+    known, budget = recorded(config), config.optimization.total_images_budget
     if BUDGET in known and isinstance(budget, Mapping) and "epochs" in budget:  # of anchors that nobody has counted
         config = replace(config, optimization=replace(config.optimization, total_images_budget=known[BUDGET]))
-    config = resolved(config, anchors=1)
-    if newest is not None:
-        from ijepath.assembly import identity_of
-        from ray_jobs.train.resume import check_resumable
+    check_same_run("ijepath", resolved(config, anchors=1))
 
-        changes = config.checkpoint.resume_changes
-        check_resumable(newest, identity_of(config, known.get("plan", "")), changes)
 
+JOB = Pretraining(
+    science="ijepath",
+    locate=located,
+    check=check,
+    rehearse=rehearse,
+    finished=_finished,
+    prepare=lambda config: prepare(config).plan,
+    resolve=resolved,
+    total_images=lambda config: int(config.optimization.total_images_budget),
+    announce=announce,
+)
 
 if __name__ == "__main__":
     job(main, PretrainConfig, CONFIGS_DIR, GROUPS)

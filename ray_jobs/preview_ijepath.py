@@ -20,10 +20,10 @@ from ijepath.config import CONFIGS_DIR, GROUPS, OptimizationConfig
 from ijepath.profile import CATALOG_FIELDS, Profile
 from pathray.config.load import MISSING, Loaded, placement
 from pathray.errors import UserError
+from pathray.reports.progress import Progress
 from ray_jobs.pretrain_ijepath import PretrainConfig, too_coarse_slides
 from ray_jobs.shell.cli import Outputs, job
 from ray_jobs.shell.dry_run import check_slides, of_catalog, tell
-from ray_jobs.shell.progress import Progress
 
 if TYPE_CHECKING:
     from ijepath.catalog import Catalog
@@ -133,9 +133,9 @@ def _training_order(config: PreviewConfig, folder: str) -> tuple[Any, Any, set[s
     from ijepath.config import resolve_global_batch
     from ijepath.data import AnchorReader, ReaderConfig
     from ijepath.plan import build_plan
-    from pathray.data.stream import Lookup
+    from pathray.data.share import Lookup
 
-    config = resolve_global_batch(config, config.scaling.workers)
+    config = resolve_global_batch(config, config.scaling.ranks)
     plan = build_plan(config.anchor_catalog, f"{folder}/plan", sampling_stratum_key=config.data.sampling_stratum_key)
     refused = set(too_coarse_slides(config, plan.sources))
     sources = {name: plan.sources[name].to_pylist() for name in plan.sources.column_names}

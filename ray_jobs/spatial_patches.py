@@ -119,8 +119,8 @@ def choose_genes(config: SpatialPatchesConfig, spots: Spots, counts: Counts) -> 
     """The genes in the config, or those that vary most over the training groups."""
     import numpy as np
 
+    from pathray.data.split_files import groups_that_train
     from regression.spatial import log1p_cp10k, select_genes
-    from regression.splits import groups_that_train
 
     if config.genes is not None:
         if missing := [gene for gene in config.genes if gene not in counts.genes]:

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 import pathray
 from pathray.config.load import MISSING, Loaded
 from pathray.errors import MissingFile
+from pathray.run.layout import CHECKPOINTS, CONFIG, METRICS, PROGRESS, STOP
+from pathray.run.stop import request_stop
 from ray_jobs.shell.cli import Outputs, job
 from ray_jobs.shell.dry_run import tell
-from ray_jobs.train.trainer import STOP, request_stop
 
 if TYPE_CHECKING:
     from pathray.store.storage import Storage
@@ -38,7 +39,7 @@ def main(loaded: Loaded[StopConfig]) -> Outputs | None:
     from pathray.store.storage import Storage
 
     store = Storage.of(loaded.config.run)
-    if not any(map(store.exists, ("config_resolved.yaml", "checkpoints", "metrics.jsonl", "sweep.yaml"))):
+    if not any(map(store.exists, (CONFIG, CHECKPOINTS, METRICS, "sweep.yaml"))):
         expected = "the output folder of a training job that has begun"
         raise MissingFile("no run is here", file=store.url, key="run", expected=expected)
     beat = _end(store)
@@ -54,10 +55,8 @@ def main(loaded: Loaded[StopConfig]) -> Outputs | None:
 
 def _end(store: Storage) -> dict[str, Any] | None:
     """The last sign of life of a run, if it says that the run has ended; a later start writes others."""
-    from ray_jobs.shell.progress import BEAT
-
     try:
-        beat = json.loads(store.read_bytes(BEAT))
+        beat = json.loads(store.read_bytes(PROGRESS))
     except (MissingFile, json.JSONDecodeError):
         return None
     return beat if isinstance(beat, dict) and {"end", "images_seen"} <= beat.keys() else None

@@ -68,8 +68,9 @@ def _cpus(sweep: Sweep) -> float:
 
 def run(sweep: Sweep) -> Outputs:
     """Run all trials on the running Ray until they end or the sweep is stopped."""
+    from pathray.run.layout import STOP
     from pathray.store.storage import Storage
-    from ray_jobs.train.trainer import STOP, stop_on_signals
+    from ray_jobs.train.driver import stop_on_signals
     from ray_jobs.tune.board import BEST, BOARD, PICTURE, read_statuses, write_board
     from ray_jobs.tune.mlflow import Parent
     from ray_jobs.tune.tuner import tuner_of

@@ -190,7 +190,9 @@ def folds_of(config: TrainFoldsConfig) -> list[Fold]:
 def train_all(root: Storage, folds: list[Fold], at_a_time: int) -> None:
     """All folds, `at_a_time` of them together, on the running Ray. A STOP of the whole, which a signal writes, goes to
     each that runs; the first error is raised when all have ended."""
-    from ray_jobs.train.trainer import STOP, request_stop, stop_on_signals
+    from pathray.run.layout import STOP
+    from pathray.run.stop import request_stop
+    from ray_jobs.train.driver import stop_on_signals
 
     root.remove(STOP)
     waiting, stopping = list(folds), False

@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 from pathray.config.load import Loaded, is_set, placement
 from pathray.errors import UserError
+from pathray.run.layout import CHECKPOINTS, ENCODER, RESULTS, STOP
+from pathray.run.outcome import Outcome
 from ray_jobs.shell.cli import Outputs, job
 from ray_jobs.shell.run_summary import write_run_summary
 from ray_jobs.shell.runtime import RuntimeConfig, ray_session
 from ray_jobs.train import training_jobs
-from ray_jobs.train.regression_checks import METRICS, check_rows, is_finished, is_repeated, keep_results, tell_rehearsal
-from ray_jobs.train.trainer import STOP, Outcome, ScalingConfig, begin, fit
+from ray_jobs.train.regression_checks import check_rows, is_finished, is_repeated, keep_results, tell_rehearsal
+from ray_jobs.train.trainer import begin, fit
 from ray_jobs.train.training_jobs import (
     absolute,
     check_output,
@@ -48,7 +50,6 @@ log = logging.getLogger(__name__)
 class TrainRegressionConfig(RunConfig):
     """A run config, and where it runs."""
 
-    scaling: ScalingConfig = placement(default_factory=ScalingConfig)
     runtime: RuntimeConfig = placement(default_factory=RuntimeConfig)
 
 
@@ -92,17 +93,20 @@ def validation_metrics(config: TrainRegressionConfig) -> list[str]:
 
 def work_on(run: Run) -> Outputs:
     """Train, judge and leave the results, as far as that has not been done."""
+    from pathray.run.log import run_log
     from pathray.store.storage import Storage
     from ray_jobs.train.frozen_features import FeaturesStopped
-    from ray_jobs.train.run_log import run_log
 
     store, config = Storage.of(run.folder), run.config
-    done = Outputs({"run": run.folder, "model": store.join("encoder"), "metrics": store.join(METRICS)})
+    done = Outputs({"run": run.folder, "model": store.join(ENCODER), "metrics": store.join(RESULTS)})
     if is_finished(run):
         return done
     keep_results(run)
     save_config(config, run.folder)  # before the features of baselines: `ray_jobs.stop` knows the run by it
-    session = ray_session(config.runtime, cpus=cpus_of(config), autoscaling=config.scaling.autoscaling)
+    scaling = config.scaling
+    session = ray_session(
+        config.runtime, cpus=cpus_of(config), autoscaling=scaling.autoscaling, needed=bool(scaling.workers)
+    )
     with run_log(store), session:
         accelerator = begin(run.folder, config.scaling, decode_tasks(config))  # a STOP holds from here on
         try:
@@ -125,7 +129,7 @@ def located(config: TrainRegressionConfig) -> TrainRegressionConfig:
     for key in ("table", "split"):
         if not is_set(getattr(config.data, key)):
             raise UserError("what shall be trained on?", key=f"data.{key}", expected=f"data.{key}=FILE")
-    data = replace(config.data, table=absolute(config.data.table), split=absolute(config.data.split))
+    data = replace(config.data, table=str(absolute(config.data.table)), split=str(absolute(config.data.split)))
     model = replace(config.model, artifact=absolute(config.model.artifact), weights=absolute(config.model.weights))
     probes = {name: str(absolute(path)) for name, path in config.eval.probes.items()}
     done: TrainRegressionConfig = training_jobs.located(
@@ -150,9 +154,9 @@ def plan_of(config: TrainRegressionConfig, scratch: str = "") -> Plan:
     the folder `scratch` instead where one is given: a dry run leaves nothing."""
     from pathray.data.plan import Plan as Opened
     from pathray.data.plan import publish
+    from pathray.data.split_files import read_split
     from pathray.store.storage import Storage, private_cache
     from regression.plan import build_plan
-    from regression.splits import read_split
     from regression.table import read_table
 
     data = config.data
@@ -189,13 +193,13 @@ def _built(build: Callable[[], Plan], folder: str) -> Plan:
 def run_of(config: TrainRegressionConfig, plan: Plan) -> Run:
     """The folder to train in: the one named, else that of a run of the same identity that is unfinished, or finished
     and judged in the same way, else a new one. UserError when the folder named holds another run."""
+    from pathray.run.resume import check_resumable, chosen
     from pathray.store.storage import Storage
-    from ray_jobs.train.resume import check_resumable, chosen
     from regression.assembly import identity_of
     from regression.plan import identity as plan_identity
 
     root, tag = Storage.of(str(config.output)), config.logging.write_tag
-    workers = config.scaling.workers
+    workers = config.scaling.ranks
 
     def of(name: str, newest: Committed | None = None) -> Run:
         values = newest.meta["identity"]["values"] if newest is not None else {}
@@ -217,11 +221,11 @@ def run_of(config: TrainRegressionConfig, plan: Plan) -> Run:
         return run
     known = runs_in(root, tag) if config.checkpoint.resume == "auto" else []
     for name, newest in known:
-        if not root.exists(f"{name}/{METRICS}") and same(newest):
+        if not root.exists(f"{name}/{RESULTS}") and same(newest):
             log.info("going on with %s", name)
             return of(name, newest)
     for name, newest in known:
-        if root.exists(f"{name}/{METRICS}") and is_repeated(of(name), newest):
+        if root.exists(f"{name}/{RESULTS}") and is_repeated(of(name), newest):
             log.info("logging.run_name=NAME or checkpoint.resume=never begins another run of this config")
             return of(name, newest)
     at = time.time()
@@ -232,14 +236,14 @@ def run_of(config: TrainRegressionConfig, plan: Plan) -> Run:
 
 def runs_in(root: Storage, tag: str) -> list[tuple[str, Committed]]:
     """The runs below `root` that have a checkpoint, by name, and their newest ones."""
-    from ray_jobs.train.resume import chosen
+    from pathray.run.resume import chosen
 
     found = []
     for name in sorted(root.list(), reverse=True):
         try:
-            newest = chosen(root.join(name), tag) if root.exists(f"{name}/checkpoints") else None
+            newest = chosen(root.join(name), tag) if root.exists(f"{name}/{CHECKPOINTS}") else None
         except UserError as e:
-            if not root.exists(f"{name}/{METRICS}"):
+            if not root.exists(f"{name}/{RESULTS}"):
                 raise  # this may be the run to resume
             log.warning("skipping the finished run %s: %s", name, e)
             continue
@@ -256,7 +260,7 @@ def train(run: Run, accelerator: str | None = None) -> Outcome:
     config, batch = run.config, run.config.train
     log.info(
         "an update sees %d images = %d x %d x %d workers; %d rows train",
-        int(batch.global_batch or 0), batch.batch_size, batch.grad_accum_steps, config.scaling.workers, run.plan.rows,
+        int(batch.global_batch or 0), batch.batch_size, batch.grad_accum_steps, config.scaling.ranks, run.plan.rows,
     )  # fmt: skip
     job = train_job(
         config, run.plan, assemble, run.identity, run_dir=run.folder, total_images=int(batch.images or 0),
@@ -298,13 +302,17 @@ def is_asked_to_stop(run: Run) -> Callable[[], bool]:
 
 
 def judge(run: Run, end: str, kept: dict[str, FeatureFolder]) -> None:
-    """The run's results and those of its baselines, in a task with what one worker has: a GPU, if they had one."""
-    import ray
-
-    from ray_jobs.train.backends import resolve_accelerator
+    """The run's results and those of its baselines, in a task with what one worker has: a GPU, if they had one. In this
+    process where there are no workers."""
+    from ray_jobs.train.resources import resolve_accelerator
 
     config, scaling = run.config, run.config.scaling
     kind = resolve_accelerator(scaling.accelerator, scaling.autoscaling)
+    if scaling.workers == 0:
+        _judge(run.folder, run.plan.origin, config, end, kept, "cuda" if kind == "cuda" else "cpu")
+        return
+    import ray
+
     gpus = float(scaling.gpus_per_worker) if kind == "cuda" else 0.0
     task = ray.remote(num_cpus=scaling.cpus_per_worker, num_gpus=gpus)(_judge)
     ray.get(task.remote(run.folder, run.plan.origin, config, end, kept, "cuda" if gpus else "cpu"))

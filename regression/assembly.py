@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pathray.config.load import fingerprint
 from pathray.data.order import uniform_order
 from pathray.data.plan import Plan
-from pathray.data.stream import DecodeSettings
-from pathray.device import Device
 from pathray.optim.schedules import Schedule, constant
+from pathray.train import from_config
 from pathray.train.assembly import Assembly
 from pathray.train.budget import log_cadence, resolve_cadence
+from pathray.train.from_config import run_identity, run_provenance, shared_parts
 from pathray.train.recipe import Recipe
 from pathray.train.settings import LoopSettings, PhaseOptim
 from pathray.train.supervised import Selection
@@ -29,7 +28,6 @@ from regression.plan import normaliser, rows_of
 from regression.recipe import RegressionRecipe
 
 SCIENCE = "regression"
-POLL_EVERY_STEPS = 10  # of an accelerator, which the host would wait for; a CPU's counters are at hand
 
 
 def assemble(config: RunConfig, plan: Plan, world: int) -> Assembly:
@@ -39,22 +37,15 @@ def assemble(config: RunConfig, plan: Plan, world: int) -> Assembly:
     kept = kept_features(config, plan)
     return Assembly(
         science=SCIENCE,
-        tag=config.logging.write_tag,
         recipe=RegressionRecipe(config, normaliser(plan), features=kept),
         settings=loop_settings(config, world),
         order=uniform_order(plan.rows, config.seed),  # an epoch is a pass: every training row once
         reader=ImageReader.of(plan, config.seed, data.image_size) if kept is None else FeatureReader.of(plan, kept),
         identity=identity_of(config, plan_identity(plan)),
-        placement=fingerprint(config, placement=True),
         export=export,
-        decode_on=data.decode_on,
-        decode=DecodeSettings(data.threads, data.ahead, data.ahead_mb << 20, data.read_timeout_s),
-        decode_tasks=data.threads,
-        chunk=data.stream_batch_size,
-        latest_minutes=config.checkpoint.latest_minutes,
-        keep_last_n=config.checkpoint.keep_last_n,
         selection=selection(config, plan.rows) if rows_of(plan, "val").size >= 2 else None,
         validate=lambda state: validator(plan, config.eval, state.device)(state),
+        **shared_parts(config, data.stream_batch_size),
     )
 
 
@@ -68,26 +59,20 @@ def kept_features(config: RunConfig, plan: Plan) -> npt.NDArray[np.float32] | No
 
 def loop_settings(config: RunConfig, world: int) -> LoopSettings:
     """Settings of the loop. UserError when `world` workers cannot share the global batch."""
-    train, batch = config.train, int(config.train.global_batch or 0)
-    assert batch > 0 and train.images, "resolve the config"
-    on_cpu = Device.of(getattr(getattr(config, "scaling", None), "accelerator", "auto")).kind == "cpu"
-    loop = LoopSettings(
+    train, batch, total = config.train, int(config.train.global_batch or 0), int(config.train.images or 0)
+    assert batch > 0 and total > 0, "resolve the config"
+    return from_config.loop_settings(
+        config,
+        train,
+        world,
         seed=config.seed,
         global_batch=batch,
         micro_batch=train.batch_size,
-        total_images=-(-train.images // batch) * batch,
+        total_images=total,
         optim={"model": PhaseOptim(lr=_lr(config), weight_decay=constant(train.weight_decay), clip=train.clip_grad)},
-        precision="fp32" if on_cpu or train.amp == "none" else train.amp,
-        log_every=log_cadence(config.logging.log_every, most=LOG_EVERY, global_batch=batch, total_images=train.images),
-        save_every=resolve_cadence(config.checkpoint.latest_every or 0, global_batch=batch),
-        poll_every_steps=1 if on_cpu else POLL_EVERY_STEPS,
-        max_bad_steps=train.max_bad_steps,
-        max_corrupt_fraction=config.data.max_corrupt_fraction,
-        grad_sync=train.grad_sync,
-        deterministic=train.deterministic,
+        precision="fp32" if train.amp == "none" else train.amp,
+        log_every=log_cadence(config.logging.log_every, most=LOG_EVERY, global_batch=batch, total_images=total),
     )
-    loop.micros_per_step(world)
-    return loop
 
 
 def selection(config: RunConfig, rows: int) -> Selection:
@@ -100,15 +85,14 @@ def selection(config: RunConfig, rows: int) -> Selection:
 def identity_of(config: RunConfig, plan: str) -> dict[str, Any]:
     """The fingerprint that a resumed run must share: identity fields, the plan's digest, and what the weights began
     from."""
-    values = {**fingerprint(config)["values"], "science": SCIENCE, "plan": plan, "initial": initial_digest(config)}
-    return fingerprint(values)
+    return run_identity(config, SCIENCE, plan, initial=initial_digest(config))
 
 
 def export(recipe: Recipe, folder: str, facts: dict[str, Any]) -> None:
     """Write the trained model with its preprocessing, gene names and their scale."""
     assert isinstance(recipe, RegressionRecipe)
-    provenance = {"config": fingerprint(recipe.config)["values"], **facts}
-    artifact.save(folder, recipe.net, recipe.preprocessing, recipe.normaliser, provenance)
+    known = {**run_provenance(recipe.config), **facts}
+    artifact.save(folder, recipe.net, recipe.preprocessing, recipe.normaliser, known)
 
 
 def _lr(config: RunConfig) -> Schedule:

@@ -1,7 +1,7 @@
 """The run config of a regression: every key, its default and what makes a value senseless. Plain dataclasses.
 
 Fields made with `placement` may change when a run is resumed; all others are the run's identity. Not here: how layers
-are merged (pathray.config.load), and where a run executes (added by the job).
+are merged (pathray.config.load), and where a run executes (`runtime`, added by the job).
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pathray.config import sections
 from pathray.config.checks import at_least, between, one_of, positive
 from pathray.config.load import MISSING, placement
-from pathray.config.sections import CheckpointConfig
+from pathray.config.sections import CheckpointConfig, ScalingConfig, StepConfig, StreamConfig
 from pathray.errors import UserError
 from pathray.train.budget import resolve_budget, resolve_cadence
+from pathray.train.global_batch import choose_global_batch
 
 CONFIGS_DIR = Path(__file__).parent / "configs"
 RESNETS = ("resnet18", "resnet50")
@@ -23,7 +25,7 @@ METRICS = ("spearman", "pearson")
 
 
 @dataclass
-class DataConfig:
+class DataConfig(StreamConfig):
     """The table, its split, and how images are read."""
 
     table: str = placement(MISSING)  # CSV or parquet: path, group_id, targets
@@ -34,19 +36,11 @@ class DataConfig:
     image_size: int = 224  # square images of another size are resized
     mean: list[float] | None = None  # per colour, of values in 0…1; None: what the backbone expects
     std: list[float] | None = None
-    max_corrupt_fraction: float = placement(0.05)
-    stream_batch_size: int = placement(2048)
-    decode_on: str = placement("worker")
-    threads: int = placement(2)
-    ahead: int = placement(4)
     ahead_mb: int = placement(512)
-    read_timeout_s: float = placement(60.0)
 
     def __post_init__(self) -> None:
-        positive(self, "data", "target_dim", "image_size", "stream_batch_size", "threads", "ahead", "ahead_mb")
-        positive(self, "data", "read_timeout_s")
-        between(self, "data", 0, 1, "max_corrupt_fraction")
-        one_of(self, "data", decode_on=("worker", "cluster"))
+        super().__post_init__()
+        positive(self, "data", "target_dim", "image_size")
         for key in ("mean", "std"):
             values = getattr(self, key)
             if values is not None and (len(values) != 3 or (key == "std" and min(values) <= 0)):
@@ -104,7 +98,7 @@ class LossConfig:
 
 
 @dataclass
-class TrainConfig:
+class TrainConfig(StepConfig):
     """Batch, budget, optimizer. An update sees batch_size x grad_accum_steps x workers images."""
 
     batch_size: int = placement(4)  # images of a worker at a time
@@ -118,17 +112,14 @@ class TrainConfig:
     warmup: float = 0.0  # fraction of the steps, for cosine
     clip_grad: float | None = None
     amp: str = "bf16"  # on accelerators: none | bf16 | fp16; a CPU computes in float32
-    max_bad_steps: int = placement(10)
-    grad_sync: str = placement("flat")
-    deterministic: bool = placement(False)
 
     def __post_init__(self) -> None:
         positive(self, "train", "batch_size", "grad_accum_steps", "global_batch", "epochs", "images", "lr")
-        positive(self, "train", "clip_grad", "max_bad_steps")
+        positive(self, "train", "clip_grad")
         at_least(self, "train", 0, "weight_decay")
         between(self, "train", 0, 0.99, "warmup")
         one_of(self, "train", scheduler=("cosine", "step", "none"), amp=("none", "bf16", "fp16"))
-        one_of(self, "train", grad_sync=("flat", "overlap"))
+        self.check_steps("train")
 
 
 @dataclass
@@ -157,20 +148,17 @@ LOG_EVERY = 256  # images
 
 
 @dataclass
-class LoggingConfig:
+class LoggingConfig(sections.LoggingConfig):
     run_name: str | None = None  # None: <backbone>__bs<batch>x<accum>x<world>__lr<lr>__seed<seed>__<timestamp>
     write_tag: str = "regression"
-    log_every: int | None = None  # images; None: a fiftieth of the budget, at most 256 images
-    mlflow: bool = True
-    tracking_uri: str | None = None
     experiment: str = "regression"
-    mlflow_parent: str | None = None
+    log_every: int | None = None  # images; None: a fiftieth of the budget, at most 256 images
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         positive(self, "logging", "log_every")
-        for key in ("write_tag", "run_name"):
-            if (name := getattr(self, key)) is not None and (not name or "/" in name):
-                raise UserError("a name is part of a path", key=f"logging.{key}", found=name)
+        if (name := self.run_name) is not None and (not name or "/" in name):
+            raise UserError("a name is part of a path", key="logging.run_name", found=name)
 
 
 @dataclass
@@ -187,6 +175,7 @@ class RunConfig:
     eval: EvalConfig = placement(default_factory=EvalConfig)
     logging: LoggingConfig = placement(default_factory=LoggingConfig)
     checkpoint: CheckpointConfig = placement(default_factory=CheckpointConfig)
+    scaling: ScalingConfig = placement(default_factory=ScalingConfig)
 
     def __post_init__(self) -> None:
         if self.loss.kind == "mix" and self.data.target_dim < 2:
@@ -201,21 +190,18 @@ C = TypeVar("C", bound=RunConfig)
 
 
 def resolve(config: C, workers: int, rows: int, before: int | None = None) -> C:
-    """`config` with the global batch and the budget (in images) filled in; `rows` is the number of training rows.
-
-    An explicit `train.global_batch` wins, else `before`, that of the run which is resumed, else batch_size x
-    grad_accum_steps x workers. UserError when workers x batch_size do not divide it.
-    """
+    """`config` with the global batch and the budget (in images) filled in; `rows` is the number of training rows,
+    `before` the batch of the run which is resumed. UserError when workers x batch_size do not divide it."""
     train = config.train
-    batch = train.global_batch or before or train.batch_size * train.grad_accum_steps * workers
-    if batch % (workers * train.batch_size):
-        fitting = [d for d in range(1, batch + 1) if batch % (d * workers) == 0]
-        raise UserError(
-            "workers x batch_size must divide the global batch",
-            key="train.batch_size",
-            found=f"global batch {batch}, workers {workers}, batch_size {train.batch_size}",
-            expected=f"batch_size one of {fitting}" if fitting else f"workers that divide {batch}",
-        )
+    batch = choose_global_batch(
+        train.global_batch,
+        before,
+        train.batch_size * train.grad_accum_steps * workers,
+        workers,
+        key="train.global_batch",
+        micro=train.batch_size,
+        micro_key="train.batch_size",
+    )
     budget = train.images or {"epochs": train.epochs}
     images = resolve_budget(budget, global_batch=batch, epoch_images=rows, key="train.epochs")
     accum = batch // (workers * train.batch_size)

@@ -84,8 +84,8 @@ def read_folds(root: Storage, names: Sequence[str]) -> tuple[Folds, pa.Table]:
             raise UserError(
                 "baselines are not the same in all folds", file=root.url, found=len(each), expected=expected
             )
-    values = {method: {kind: np.stack(each) for kind, each in of.items()} for method, of in found.items()}
-    folds = Folds(tuple(names), tuple(held), tuple(rows), genes, values, undefined)
+    stacked = {method: {kind: np.stack(each) for kind, each in of.items()} for method, of in found.items()}
+    folds = Folds(tuple(names), tuple(held), tuple(rows), genes, stacked, undefined)
     return folds, pa.concat_tables(tables)
 
 

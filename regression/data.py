@@ -1,7 +1,7 @@
 """The reader: one plan row → an image, uint8, with its normalised target and the draws for its augmentation.
 
 Everything random comes from the position. Not here: which row stands at which position (pathray.data.order),
-replacement of what cannot be read (pathray.data.stream), normalisation and augmentation of pixels (regression.recipe).
+replacement of what cannot be read (pathray.data.units), normalisation and augmentation of pixels (regression.recipe).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class FeatureReader:
         self, features: npt.NDArray[np.float32], paths: Sequence[str], targets: npt.NDArray[np.float32]
     ) -> None:
         self.features, self.paths, self.targets = features, list(paths), targets
-        self.lost = ~np.isfinite(features).all(axis=1)
+        self.lost: npt.NDArray[np.bool_] = np.asarray(~np.isfinite(features).all(axis=1))
 
     @classmethod
     def of(cls, plan: Plan, features: npt.NDArray[np.float32]) -> FeatureReader:

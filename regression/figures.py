@@ -17,8 +17,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pathray.draw.canvas import ACCENTS, FAINT, INK, MUTED, length_label, round_length
+from pathray.draw.figures import plain_text
 from pathray.errors import UserError
-from pathray.evaluation.report_charts import text
 from pathray.stats.correlation import Method, correlation
 from pathray.wsi.thumbnail import thumbnail
 from regression.evaluate import Evaluation
@@ -77,7 +77,7 @@ def draw_genes(judged: Evaluation, told: list[tuple[str, int]], part: str) -> by
         colour = [ACCENTS[named.index(g)] if len(named) <= GROUPS else ACCENTS[0] for g in judged.groups[rows].tolist()]
         axes.scatter(x[rows], y[rows], s=size, c=colour, alpha=0.6, linewidths=0, zorder=2)
         axes.set(xlim=ends, ylim=ends, aspect="equal")
-        _titled(axes, f"{text(judged.genes[gene], 28)}  ({place})", _correlations(judged, gene))
+        _titled(axes, f"{plain_text(judged.genes[gene], 28)}  ({place})", _correlations(judged, gene))
         axes.set_xlabel(_axis("measured", judged.unit), fontsize=9, color=MUTED)
         axes.set_ylabel("predicted" if i else _axis("predicted", judged.unit), fontsize=9, color=MUTED)
         _plain(axes)
@@ -86,8 +86,8 @@ def draw_genes(judged: Evaluation, told: list[tuple[str, int]], part: str) -> by
 
         dots = [Line2D([], [], color=ACCENTS[i], marker="o", linestyle="", markersize=6) for i in range(len(named))]
         figure.legend(
-            dots, [text(name, 20) for name in named], loc="upper right", ncols=len(named), fontsize=9, frameon=False,
-            labelcolor=INK, handletextpad=0.1, columnspacing=1.2, bbox_to_anchor=(0.995, 0.985),
+            dots, [plain_text(name, 20) for name in named], loc="upper right", ncols=len(named), fontsize=9,
+            frameon=False, labelcolor=INK, handletextpad=0.1, columnspacing=1.2, bbox_to_anchor=(0.995, 0.985),
         )  # fmt: skip
     figure.tight_layout(rect=(0, 0, 1, 0.875), w_pad=2.0)
     return _png(figure)
@@ -117,7 +117,7 @@ def draw_per_gene(per_gene: pa.Table, method: Method, part: str) -> bytes:
     axes.set_ylabel(METHODS[method], fontsize=9, color=MUTED)
     _plain(axes)
     if value.size <= NAMED_GENES:
-        axes.set_xticks(at, [text(name, 16) for name in names], rotation=90, fontsize=8)
+        axes.set_xticks(at, [plain_text(name, 16) for name in names], rotation=90, fontsize=8)
     else:
         axes.set_xlabel("genes, the best first", fontsize=9, color=MUTED)
     return _png(figure)
@@ -164,7 +164,7 @@ def draw_map(judged: Evaluation, section: Section, gene: int, part: str) -> byte
     if rows.size > 1:
         r = {m: correlation(predicted[:, None], measured[:, None], m) for m in METHODS}  # type: ignore[type-var]
         own += "; " + ", ".join(f"{METHODS[m]} {_value(c.values[0], c.undefined[0])}" for m, c in r.items())
-    title = f"{text(judged.genes[gene], 28)} in section {text(section.name, 28)}, {part}"
+    title = f"{plain_text(judged.genes[gene], 28)} in section {plain_text(section.name, 28)}, {part}"
     width, height = 4.7 * len(panels) + 1.1, high + 1.1
     figure = _figure(width, height, title, own)
     scale = Normalize(float(min(measured.min(), predicted.min())), float(max(measured.max(), predicted.max())))

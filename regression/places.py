@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -47,5 +48,6 @@ def places_in(sources: pa.Table) -> Places | None:
     """What a plan's sources say; None where its table had no coordinates."""
     if not {"x", "y"} <= set(sources.column_names):
         return None
-    numbers = {name: np.asarray(sources[name].to_numpy(), np.float64) for name in NUMBERS}
-    return Places(**numbers, **{name: np.array(sources[name].to_pylist(), np.str_) for name in TEXTS})
+    columns: dict[str, Any] = {name: np.asarray(sources[name].to_numpy(), np.float64) for name in NUMBERS}
+    columns |= {name: np.array(sources[name].to_pylist(), np.str_) for name in TEXTS}
+    return Places(**columns)

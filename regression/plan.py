@@ -14,8 +14,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pathray.data.plan import Plan, PlanWriter
+from pathray.data.splits import Split
 from regression.normalise import Normaliser
-from regression.splits import Split
 from regression.table import Table
 
 

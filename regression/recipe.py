@@ -6,6 +6,7 @@ Ray.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import numpy as np
@@ -101,6 +102,11 @@ def augmented(images: Tensor, draws: Tensor, config: AugmentConfig) -> Tensor:
 def turned(images: Tensor, draws: Tensor) -> Tensor:
     """One of the eight flips and quarter turns of a square, by three uniforms `[B, 3]`; no wait for the device."""
     wanted = (draws < 0.5)[:, :, None, None, None]
-    for i, other in enumerate((lambda x: x.flip(-1), lambda x: x.flip(-2), lambda x: x.transpose(-1, -2))):
-        images = torch.where(wanted[:, i], other(images), images)
+    turns: tuple[Callable[[Tensor], Tensor], ...] = (
+        lambda x: x.flip(-1),
+        lambda x: x.flip(-2),
+        lambda x: x.transpose(-1, -2),
+    )
+    for i, turn in enumerate(turns):
+        images = torch.where(wanted[:, i], turn(images), images)
     return images

@@ -10,10 +10,11 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from pathray.data.plan import Plan
-from pathray.data.stream import Lookup, decoded, rank_rows
+from pathray.data.share import Lookup, rank_rows
+from pathray.data.stream import decoded
 from pathray.device import Device
 from pathray.errors import UserError
 from pathray.train.loop import run
@@ -23,6 +24,7 @@ from regression.config import RunConfig
 from regression.evaluate import metrics, predict
 from regression.features import uses_cache
 from regression.plan import rows_of, targets
+from regression.recipe import RegressionRecipe
 
 BATCHES = 2
 
@@ -47,7 +49,7 @@ def rehearse(config: RunConfig, plan: Plan) -> Rehearsal:
         config = replace(config, augment=replace(config.augment, geometry=True))
     config = replace(config, train=replace(train, images=BATCHES * batch), logging=replace(config.logging, log_every=1))
     parts = assemble(config, plan, 1)
-    device = Device.of(getattr(getattr(config, "scaling", None), "accelerator", "auto"))
+    device = Device.of(config.scaling.accelerator)
     settings, lookup = parts.settings, Lookup(plan, parts.order)
 
     def batches(start: int) -> Iterator[dict[str, Any]]:
@@ -65,6 +67,6 @@ def rehearse(config: RunConfig, plan: Plan) -> Rehearsal:
     rows = rows_of(plan, "val")[: BATCHES * config.eval.batch_size]
     found: dict[str, float] = {}
     if rows.size >= 2:
-        predicted = predict(parts.recipe, plan, rows, device, config.eval.batch_size)
+        predicted = predict(cast(RegressionRecipe, parts.recipe), plan, rows, device, config.eval.batch_size)
         found = metrics(predicted, targets(plan)[rows], config.eval)
     return Rehearsal(losses, BATCHES * batch / seconds, found)

@@ -14,6 +14,7 @@ import pyarrow as pa
 from pathray.data.plan import Plan
 from pathray.device import Device
 from pathray.errors import UserError
+from pathray.run import layout
 from pathray.run.tracking import MetricsLog
 from pathray.stats.correlation import CorrelationIntervals, Method
 from pathray.store.records import SEAL, check_seal, sealed
@@ -26,7 +27,7 @@ from regression.figures import figures
 from regression.plan import rows_of
 from regression.recipe import RegressionRecipe
 
-METRICS, PREDICTIONS, PER_GENE = "metrics.json", "predictions.parquet", "per_gene.csv"
+METRICS, PREDICTIONS, PER_GENE = layout.RESULTS, "predictions.parquet", "per_gene.csv"
 BASELINES = "baselines.parquet"
 COMPARED = ("colour", "initial")  # baselines that have a column in the table over runs
 SHOWN = ("best", "last", "test")  # of a run's metrics, each with both correlations
@@ -57,7 +58,7 @@ def write_results(
     them.
     """
     store = Storage.of(folder)
-    trained = artifact.load(store.join("encoder"))
+    trained = artifact.load(store.join(layout.ENCODER))
     seen = trained.description["provenance"].get("images_seen")
     found: dict[str, Any] = {"run_name": folder.rpartition("/")[2], "end": end, "images_seen": seen}
     parts = [part for part in ("val", "test") if rows_of(plan, part).size >= 2]
@@ -75,7 +76,7 @@ def write_results(
 
 def last_validation(store: Storage) -> dict[str, Any]:
     """Metrics of the last validation in a run's metrics.jsonl, and at which image it was; empty without one."""
-    for row in reversed(MetricsLog(store.join("metrics.jsonl")).read()):
+    for row in reversed(MetricsLog(store.join(layout.METRICS)).read()):
         if found := {key.removeprefix("val/"): value for key, value in row.items() if key.startswith("val/")}:
             return {**found, "images_seen": row["images_seen"]}
     return {}

@@ -3,7 +3,7 @@
     counts c of a spot with n in all → y = ln(1 + 10⁴ c / n)        (log1p CP10k)
 
 Spots and counts are joined by id, one to one, or refused. Genes are chosen on training groups only. Not here: what a
-table must hold to be trained on (regression.table) and who trains (regression.splits).
+table must hold to be trained on (regression.table) and who trains (pathray.data.splits).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 CSV or parquet with the columns `path`, `group_id` and one column per target: y0 … y{K−1}, or named genes. Paths are
 relative to the table. It may say where the images lie in their sections (regression.places) and, in a column `unit`,
-what the targets are in. Not here: which rows train (regression.splits) and what is in the images (regression.data).
+what the targets are in. Not here: which rows train (pathray.data.splits) and what is in the images (regression.data).
 """
 
 from __future__ import annotations

@@ -10,7 +10,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import setuptools
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from ray_jobs.__main__ import jobs
@@ -40,6 +42,12 @@ def test_the_import_contracts_hold():
     run = subprocess.run([str(linter), "--no-cache"], cwd=ROOT, env=job_environment(), capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     assert "0 broken" in run.stdout
+
+
+def test_types_of_every_package_are_checked_strictly():
+    config = PROJECT["tool"]["mypy"]
+    assert sorted(config["files"]) == sorted(PACKAGES) and config["strict"]
+    assert "\t$(BIN)/mypy\n" in (ROOT / "Makefile").read_text(), "without arguments: all of them, in one run"
 
 
 def test_the_import_contracts_cover_every_package():
@@ -93,6 +101,31 @@ def test_rays_developer_interfaces_stand_in_one_file_each(names, file):
     assert users <= {file}
 
 
+def distributions_of(requirements: list[str]) -> set[str]:
+    return {canonicalize_name(Requirement(one).name) for one in requirements}
+
+
+def third_party(*packages: str) -> dict[str, set[str]]:
+    """Modules at the top level that the packages import from elsewhere, with the distributions that install them."""
+    names = {name.partition(".")[0] for path in modules(*packages) for name in imported(path)}
+    installed = importlib.metadata.packages_distributions()
+    known = {*sys.stdlib_module_names, *PACKAGES}
+    absent = {"umap": ["umap-learn"]}  # an extra whose module has another name; the others are called what they import
+    return {n: {canonicalize_name(d) for d in installed.get(n) or absent.get(n, [n])} for n in names - known}
+
+
+def test_every_base_dependency_is_imported():
+    used = set.union(*third_party(*PACKAGES).values())
+    assert distributions_of(PROJECT["project"]["dependencies"]) - used == set()
+
+
+def test_every_import_is_a_dependency_or_in_an_extra():
+    extras = PROJECT["project"]["optional-dependencies"]
+    every = [one for group in [PROJECT["project"]["dependencies"], *extras.values()] for one in group]
+    declared = distributions_of([one for one in every if one not in extras["dev"]])
+    assert {name: by for name, by in third_party(*PACKAGES).items() if not by & declared} == {}
+
+
 def test_no_constraint_names_an_index_a_path_or_a_local_build():
     for name in ("constraints.txt", "constraints-xla.txt"):
         lines = [line for line in (ROOT / name).read_text().splitlines() if not line.startswith("#")]
@@ -109,6 +142,54 @@ def test_torchvision_and_timm_are_not_used():
 def test_every_module_says_what_it_is_for():
     silent = [p.relative_to(ROOT) for p in modules(*PACKAGES) if not ast.get_docstring(ast.parse(p.read_text()))]
     assert [p for p in silent if p.name != "__init__.py"] == []
+
+
+TRACED = {
+    "exception",
+    "format_exc",
+    "format_exception",
+    "explain",
+}  # they take the trace along, or know when a text will do
+LOGS_TEXT_ONLY = {
+    "pathray/store/storage.py": 1,  # what is tried again; the last one is raised with its trace
+}
+
+
+def logs_without_trace(tree: ast.AST) -> list[int]:
+    """Lines of log calls that say of any exception whatever only its text: it may be a mistake of ours, and the text of
+    an AssertionError is empty."""
+    found = []
+    for handler in (node for node in ast.walk(tree) if isinstance(node, ast.ExceptHandler)):
+        caught = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
+        if not any(kind is None or ast.unparse(kind) in ("Exception", "BaseException") for kind in caught):
+            continue
+        calls = [node for node in ast.walk(handler) if isinstance(node, ast.Call)]
+        traced = {ast.unparse(call.func).rpartition(".")[2] for call in calls} & TRACED
+        for call in calls:
+            if ast.unparse(call.func).startswith("log.") and not traced:
+                found += [] if "exc_info" in {keyword.arg for keyword in call.keywords} else [call.lineno]
+    return found
+
+
+def test_no_unexpected_exception_is_logged_without_its_trace():
+    found = {p.relative_to(ROOT).as_posix(): logs_without_trace(ast.parse(p.read_text())) for p in modules(*PACKAGES)}
+    assert {name: len(lines) for name, lines in found.items() if lines} == LOGS_TEXT_ONLY, found
+
+
+@pytest.mark.parametrize(
+    ("handler", "bad"),
+    [
+        ("except Exception as e:\n    log.warning('no: %s', e)", True),
+        ("except:\n    log.error('no')", True),
+        ("except (KeyError, BaseException) as e:\n    if e:\n        log.debug(str(e))", True),
+        ("except Exception as e:\n    log.warning('no: %s', explain(e))", False),
+        ("except Exception as e:\n    log.warning('no', exc_info=not isinstance(e, UserError))", False),
+        ("except Exception:\n    log.error('no:\\n%s', traceback.format_exc())", False),
+        ("except OSError as e:\n    log.warning('no: %s', e)", False),
+    ],
+)
+def test_a_log_without_its_trace_is_caught(handler, bad):
+    assert bool(logs_without_trace(ast.parse(f"try:\n    act()\n{handler}"))) == bad
 
 
 def test_python_m_ray_jobs_lists_every_job_with_its_description():
@@ -176,8 +257,19 @@ def test_the_runtime_environment_of_submitted_jobs_is_one_that_ray_accepts():
     assert {".venv/", ".git/"} <= set(content["excludes"])
 
 
-def test_shipped_configs_are_packaged():
-    patterns = PROJECT["tool"]["setuptools"]["package-data"]["*"]
-    for package in PACKAGES:
-        for path in (ROOT / package).rglob("*.yaml"):
-            assert "configs" in path.relative_to(ROOT).parts, f"{path} would not be installed ({patterns})"
+def test_the_wheel_holds_the_library_the_sciences_the_jobs_and_their_files():
+    """As setuptools finds them: no package of a common name (tests, demo, core) is installed, and no file is left out
+    of a package's folder."""
+    tool = PROJECT["tool"]["setuptools"]
+    packages = setuptools.find_namespace_packages(str(ROOT), include=tool["packages"]["find"]["include"])
+    assert {name.partition(".")[0] for name in packages} == set(PACKAGES)
+    shipped = {
+        path.relative_to(ROOT)
+        for package in packages
+        for pattern in ["*.py", *tool["package-data"]["*"]]
+        for path in (ROOT / package.replace(".", "/")).glob(pattern)
+    }
+    needed = {".py", ".yaml", ".j2"}  # the others are for readers of the repository
+    files = {path.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob("*")}
+    files = {path for path in files if path.suffix in needed}
+    assert {path.suffix for path in files} == needed and files - shipped == set()

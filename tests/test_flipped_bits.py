@@ -20,16 +20,16 @@ from ijepath.anchors import SlideAnchors
 from ijepath.catalog import Catalog
 from ijepath.catalog_writer import write_catalog
 from ijepath.index import read_index
+from pathray.data.faults import Fault
 from pathray.data.plan import Plan, PlanWriter
-from pathray.data.stream import Fault
 from pathray.errors import UserError
 from pathray.nn.vit import ViT, ViTConfig
+from pathray.run import quarantine
 from pathray.run.tracking import MetricsLog
 from pathray.store import checkpoint
 from pathray.store.artifact import EncoderArtifact
 from pathray.store.committed import COMMITTED
 from pathray.store.storage import Storage
-from ray_jobs.train import quarantine
 from regression import artifact as regressions
 from regression.cross_validation import _test_rows
 from regression.evaluate import write_parquet

@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from pathray.data.plan import Plan
 from pathray.device import Device
 from pathray.nn.vit import PRESETS
+from pathray.run.resume import check_resumable
 from pathray.store import checkpoint
 from pathray.store.committed import read_committed
 from pathray.train.state import TrainState
-from ray_jobs.train.resume import check_resumable
 from tests.builders import golden
 
 

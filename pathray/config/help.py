@@ -39,7 +39,10 @@ def _section_lines(section: Any, prefix: str, is_placement: bool) -> list[str]:
     comments = field_comments(section)
     by_name = {f.name: f for f in dataclasses.fields(section)}
     lines: list[str] = []
-    for name, hint in fields_of(section).items():
+    hints = fields_of(section)
+    # what a nested section inherits is common to many: its own keys come first
+    for name in sorted(hints, key=_inherited(section).__contains__) if prefix else hints:
+        hint = hints[name]
         free = is_placement or bool(by_name[name].metadata.get("placement"))
         if is_section(hint):
             lines += _section_lines(without_none(hint), f"{prefix}{name}.", free)
@@ -47,6 +50,11 @@ def _section_lines(section: Any, prefix: str, is_placement: bool) -> list[str]:
         line = f"  {'*' if free else ' '} {prefix}{name}: {type_text(hint)}{_default(by_name[name])}"
         lines.append(f"{line}   # {comments[name]}" if name in comments else line)
     return lines
+
+
+def _inherited(section: Any) -> set[str]:
+    bases = [base for base in section.__bases__ if dataclasses.is_dataclass(base)]
+    return {f.name for base in bases for f in dataclasses.fields(base)}
 
 
 def _default(f: dataclasses.Field[Any]) -> str:

@@ -1,10 +1,75 @@
-"""The `checkpoint` section that the run configs of all sciences share. Only the schema; imports no torch."""
+"""Sections that the run configs of all sciences share, as they are or to inherit from. Only the schema; no torch.
+
+A science keeps its own keys, and its own defaults where they differ, in a subclass. What is made of the sections is
+in pathray.train.from_config. Not here: evaluations beside a training (pathray.evaluation.settings).
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from pathray.config.checks import at_least, positive
+from pathray.config.checks import at_least, between, check_accelerator, one_of, positive
+from pathray.errors import UserError
+from pathray.fingerprint import placement
+
+GRAD_SYNC = ("flat", "overlap")
+
+
+@dataclass
+class DecodeConfig:
+    """How units are read and decoded ahead of the training: a part of every science's `data`."""
+
+    max_corrupt_fraction: float = placement(0.05)
+    decode_on: str = placement("worker")
+    threads: int = placement(2)
+    ahead: int = placement(4)
+    ahead_mb: int = placement(1024)
+    read_timeout_s: float = placement(60.0)
+
+    def __post_init__(self) -> None:
+        positive(self, "data", "threads", "ahead", "ahead_mb", "read_timeout_s")
+        between(self, "data", 0, 1, "max_corrupt_fraction")
+        one_of(self, "data", decode_on=("worker", "cluster"))
+
+
+@dataclass
+class StreamConfig(DecodeConfig):
+    """The same, and how many rows of the plan travel together, by the name that most sciences give that key."""
+
+    stream_batch_size: int = placement(2048)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, "data", "stream_batch_size")
+
+
+@dataclass
+class StepConfig:
+    """How the loop takes its steps: a part of every science's section of the optimizer."""
+
+    max_bad_steps: int = placement(10)  # steps in a row with NaN or Inf
+    grad_sync: str = placement("flat")  # overlap: faster on many GPUs, exact to rounding only
+    deterministic: bool = placement(False)  # reproducible kernels on a GPU, slower: bit-equal on resume there, too
+
+    def check_steps(self, section: str) -> None:
+        positive(self, section, "max_bad_steps")
+        one_of(self, section, grad_sync=GRAD_SYNC)
+
+
+@dataclass
+class LoggingConfig:
+    """Where a run's metrics go, and what its files are called after."""
+
+    write_tag: str = "run"
+    mlflow: bool = True
+    tracking_uri: str | None = None  # None: SQLite beside the run's other outputs
+    experiment: str = "pathray"
+    mlflow_parent: str | None = None  # id of the MLflow run that this one is a part of: a sweep's
+
+    def __post_init__(self) -> None:
+        if not self.write_tag or "/" in self.write_tag:
+            raise UserError("a tag is part of a file name", key="logging.write_tag", found=self.write_tag)
 
 
 @dataclass
@@ -18,3 +83,46 @@ class CheckpointConfig:
     def __post_init__(self) -> None:
         positive(self, "checkpoint", "keep_last_n", "latest_every")
         at_least(self, "checkpoint", 0, "latest_minutes")
+
+
+@dataclass
+class ScalingConfig:
+    """How a training job is spread: all of it placement."""
+
+    workers: int = placement(1)  # 0: in the job's own process, without Ray
+    accelerator: str = placement("auto")
+    cpus_per_worker: float = placement(1.0)
+    gpus_per_worker: float = placement(1.0)
+    resources_per_worker: dict[str, float] = placement(default_factory=dict)
+    threads_per_worker: int = placement(0)
+    tpu_type: str | None = placement(None)  # several TPU hosts: what kind of slice they are, TPU-V5P say
+    tpu_topology: str | None = placement(None)  # and its shape, 2x2x2 say
+    max_failures: int = placement(3)  # restarts of the workers before training has got further than it was
+    preemption_check_steps: int = placement(0)
+    collective_timeout_s: int = placement(1800)
+    autoscaling: bool = placement(False)  # the cluster may grow to what is asked for: do not check it beforehand
+
+    def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise UserError("workers must be >= 0", key="scaling.workers", found=self.workers, expected=">= 0")
+        check_accelerator(self.accelerator, "scaling.accelerator")
+
+    @property
+    def ranks(self) -> int:
+        """How many processes train: the job's own where there are no workers."""
+        return max(1, self.workers)
+
+
+class RunSections(Protocol):
+    """A run config with these sections: what the library makes of any science's."""
+
+    @property
+    def output(self) -> str | None: ...
+    @property
+    def data(self) -> DecodeConfig: ...
+    @property
+    def logging(self) -> LoggingConfig: ...
+    @property
+    def checkpoint(self) -> CheckpointConfig: ...
+    @property
+    def scaling(self) -> ScalingConfig: ...

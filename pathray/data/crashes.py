@@ -7,7 +7,7 @@ that ended a process twice, and every unit of a slide that did so three times, i
 reason ``crashed_decoder``: replaced as any other, and in the same way on every later start.
 
 Processes that are killed from outside leave no note: their units are not to blame. Not here: reads that hang
-(pathray.data.stream); who is started again (ray_jobs.train.trainer).
+(pathray.data.stream); who is started again (ray_jobs.train.attempts).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from pathray.data.plan import Plan
-from pathray.data.stream import Batch, UnitReader
+from pathray.data.units import Batch, UnitReader
 from pathray.errors import UnreadableUnit
 from pathray.store.records import check_seal, parsed, sealed, text
 from pathray.store.storage import Storage, digest_bytes

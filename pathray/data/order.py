@@ -4,7 +4,8 @@ A *position* is the place of a unit in the endless training sequence; a *row* is
 to the other with keyed permutations, so one integer (the position reached) is the whole data state of a run. Everything
 random about a unit comes from `rng(seed, purpose, position, attempt)`.
 
-Not here: who reads the rows (pathray.data.stream) and what they hold (pathray.data.plan).
+Not here: positions that hold several rows (pathray.data.groups), who reads the rows (pathray.data.share,
+pathray.data.stream) and what they hold (pathray.data.plan).
 """
 
 from __future__ import annotations
@@ -26,18 +27,20 @@ MAX_CYCLE = 1 << 16
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-def rng(seed: int, purpose: str, position: int, attempt: int = 0) -> np.random.Generator:
+def rng(seed: int, purpose: str, position: int, attempt: int = 0, slot: int = 0) -> np.random.Generator:
     """The generator of one unit for one purpose (``"boxes"``, ``"augment"`` …): equal arguments, equal draws, anywhere.
 
-    `purpose` is hashed with crc32, which, unlike `hash`, is not salted per process.
+    `slot` is the unit's place in its group, where positions hold groups. `purpose` is hashed with crc32, which, unlike
+    `hash`, is not salted per process.
     """
     entropy = (int(seed) & 0xFFFFFFFFFFFFFFFF, zlib.crc32(purpose.encode()), int(position), int(attempt))
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
+    place = (int(slot),) if slot else ()  # a unit that is alone draws as before there were groups
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy + place)))
 
 
 def unit_seeds(seed: int, purpose: str, positions: npt.ArrayLike) -> Ints:
     """One non-negative int64 seed per position `[N]`, vectorised: for device-side augmentation that draws by itself."""
-    key = _key(seed, zlib.crc32(purpose.encode()))
+    key = key_of(seed, zlib.crc32(purpose.encode()))
     return (_mix(np.asarray(positions, np.uint64) * _GOLDEN + key) >> np.uint64(1)).astype(np.int64)
 
 
@@ -80,8 +83,8 @@ def _mix(z: Words) -> Words:
         return z ^ (z >> np.uint64(31))
 
 
-def _key(*words: int | Ints | Words) -> Words:
-    """One uint64 key out of several words, element-wise."""
+def key_of(*words: int | Ints | Words) -> Words:
+    """One uint64 key out of several words, element-wise: for `permute`."""
     with np.errstate(over="ignore"):
         state = np.zeros(1, np.uint64)
         for word in words:
@@ -126,15 +129,16 @@ class Order:
         start = np.array([s.start for s in self.strata], np.int64)[stratum]
         turn, index = draw // n, draw % n
         if self.window <= 0:
-            return start + permute(index, n, _key(self.seed, 1, stratum, turn))
+            return start + permute(index, n, key_of(self.seed, 1, stratum, turn))
         rows = np.empty(index.shape, np.int64)
         for s, t in sorted({(int(a), int(b)) for a, b in zip(stratum, turn, strict=True)}):
             here = (stratum == s) & (turn == t)
             rows[here] = self._windowed(s, t, index[here])
         return rows
 
-    def replacement(self, position: int, attempt: int) -> int:
+    def replacement(self, position: int, attempt: int, slot: int = 0) -> int:
         """The row that stands in for an unreadable one: another of the same stratum, by (seed, position, attempt)."""
+        assert slot == 0, "a row is alone at its position"
         stratum, _ = self._draws(np.array([position], np.int64))
         s = self.strata[int(stratum[0])]
         return s.start + int(rng(self.seed, "replacement", position, attempt).integers(s.rows))
@@ -149,13 +153,23 @@ class Order:
         counts = np.bincount(self.slots, minlength=len(self.strata))
         return {s.name: float(c) / self.slots.size for s, c in zip(self.strata, counts, strict=True)}
 
+    @property
+    def units_per_position(self) -> float:
+        """One: a position holds a row."""
+        return 1.0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays, which travel wherever the order does."""
+        return self.slots.nbytes + self.ordinals.nbytes + (0 if self.segments is None else self.segments.nbytes)
+
     def _draws(self, positions: Ints) -> tuple[Ints, Ints]:
         assert positions.size == 0 or positions.min() >= 0, "a position is never negative"
         length = self.slots.size
         if length == 1:
             return np.zeros(positions.shape, np.int64), positions
         cycle, place = positions // length, positions % length
-        slot = permute(place, length, _key(self.seed, 2, cycle))
+        slot = permute(place, length, key_of(self.seed, 2, cycle))
         stratum = self.slots[slot]
         per_cycle = np.bincount(self.slots, minlength=len(self.strata))
         return stratum, cycle * per_cycle[stratum] + self.ordinals[slot]
@@ -165,15 +179,15 @@ class Order:
         s = self.strata[stratum]
         starts = self.segments[(self.segments >= s.start) & (self.segments < s.start + s.rows)]
         sizes = np.diff(np.append(starts, s.start + s.rows))
-        shuffled = permute(np.arange(starts.size), int(starts.size), _key(self.seed, 3, stratum, turn))
+        shuffled = permute(np.arange(starts.size), int(starts.size), key_of(self.seed, 3, stratum, turn))
         ends = np.cumsum(sizes[shuffled])
         window = index // self.window
         length = np.minimum(self.window, s.rows - window * self.window)
-        walk = window * self.window + permute(index % self.window, length, _key(self.seed, 4, stratum, turn, window))
+        walk = window * self.window + permute(index % self.window, length, key_of(self.seed, 4, stratum, turn, window))
         place = np.searchsorted(ends, walk, side="right")
         slide = shuffled[place]
         inside = walk - (ends[place] - sizes[slide])
-        rows: Ints = starts[slide] + permute(inside, sizes[slide], _key(self.seed, 5, turn, starts[slide]))
+        rows: Ints = starts[slide] + permute(inside, sizes[slide], key_of(self.seed, 5, turn, starts[slide]))
         return rows
 
 

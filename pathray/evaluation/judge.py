@@ -21,6 +21,7 @@ from pathray.evaluation.datasets import Dataset, Unfit, open_dataset
 from pathray.evaluation.plugins import evaluate, features_of
 from pathray.evaluation.settings import DatasetConfig, PluginConfig
 from pathray.reports.units import describe
+from pathray.run.layout import EVALUATION
 from pathray.store.storage import Storage, StorageError
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-EMBEDDINGS = "robustness/embeddings"
+EMBEDDINGS = f"{EVALUATION}/embeddings"
 Key = tuple[Any, ...]
 
 

@@ -1,7 +1,7 @@
 """Features as a picture: every patch a point in two dimensions, by PCA or UMAP, kept per evaluation in a small table.
 
 A table stands in ``<dataset>-img<images seen>.parquet``: columns x, y, label, center, slide_id, subset, a row per image
-of the dataset. Not here: the drawing (pathray.evaluation.report_charts).
+of the dataset. Not here: the drawing (pathray.evaluation.embedding_chart).
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _sum(table: pa.Table) -> str:
     return f"{zlib.crc32(repr(table.to_pydict()).encode()):08x}"
 
 
-def saved(folder: str) -> list[tuple[str, int]]:
+def list_embeddings(folder: str) -> list[tuple[str, int]]:
     """(dataset, images seen) of the embeddings in a folder, in that order; none where there is no folder."""
     found = (NAME.fullmatch(name) for name in Storage.of(folder).list())
     return sorted((unquote(match[1]), int(match[2])) for match in found if match)
@@ -127,7 +127,7 @@ def load_embedding(folder: str, dataset: str, images_seen: int) -> Saved:
 
 def load_embeddings(folder: str) -> list[Saved]:
     """All of a folder, by dataset and images seen; none where there is no folder."""
-    return [load_embedding(folder, dataset, images) for dataset, images in saved(folder)]
+    return [load_embedding(folder, dataset, images) for dataset, images in list_embeddings(folder)]
 
 
 def _pca(unit: Doubles) -> Embedding:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
-import socket
 import time
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
+from operator import eq
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,18 @@ from pathray.errors import MissingFile, UserError
 from pathray.evaluation.backlog import Record, Snapshot
 from pathray.evaluation.early_stopping import Decision
 from pathray.evaluation.settings import EarlyStoppingConfig
+from pathray.run.layout import CHECKPOINTS, ENCODER, EVALUATION, EVALUATIONS
 from pathray.run.tracking import CHECK, MetricsLog, rows_of
 from pathray.store.checkpoint import latest
 from pathray.store.committed import Committed, committed_dir, list_committed, read_committed, remove_committed
+from pathray.store.exclusive import SETTLE_S, content, create, discard, swap
+from pathray.store.liveness import is_gone, this_process
 from pathray.store.storage import Storage, StorageError
 
 log = logging.getLogger(__name__)
 
-ROWS, DECISION, FOLDER = "robustness.jsonl", "early_stopping.json", "robustness"
-CHECKPOINTS, ENCODER, DESCRIPTION = "checkpoints", "encoder", "artifact.json"
+ROWS, DECISION, FOLDER = EVALUATIONS, "early_stopping.json", EVALUATION
+DESCRIPTION = "artifact.json"
 BEST = "best-robustness"
 ALIVE, ALIVE_EVERY_S, ALIVE_FOR_S = f"{FOLDER}/evaluator.json", 10.0, 60.0
 COUNTS = ("best_images", "decided_at_images", "trained_to_images")
@@ -46,6 +49,7 @@ class Results:
         self.store, self.identity = Storage.of(run_dir), identity
         self.stopping = stopping if stopping is not None and stopping.enable else None
         self._listed: dict[str, Snapshot | None] = {}
+        self._who = ""
         self.reload()
 
     def reload(self) -> None:
@@ -210,17 +214,27 @@ class Results:
 
     def claim(self, who: str) -> bool:
         """Say that `who` evaluates this run; False while another does, or may: it gave a sign of life less than a
-        minute ago, and is not known to be dead."""
-        other = _alive(self.store)
-        if other is not None and other["who"] != who and not _dead(other):
+        minute ago, and is not known to be dead. Of several that claim at once, one does."""
+        data = content(self.store, ALIVE)
+        other = _sign_in(data)
+        own = other is not None and other["who"] == who
+        if other is not None and not own and not _dead(other):
             return False
-        if other is None or other["who"] != who or time.time() - other["time"] >= ALIVE_EVERY_S:
-            sign = {"who": who, "time": time.time(), "host": socket.gethostname(), "pid": os.getpid()}
-            self.store.write_bytes(ALIVE, json.dumps(sign).encode())
-        return True
+        if other is not None and own and time.time() - other["time"] < ALIVE_EVERY_S:
+            return True
+        self._who = who
+        sign = json.dumps({"who": who, "time": time.time(), **this_process()}).encode()
+        if data is None:
+            return create(self.store, ALIVE, sign)
+        return swap(self.store, ALIVE, partial(eq, data), sign, 0.0 if own else SETTLE_S)
 
     def release(self) -> None:
-        self.store.remove(ALIVE)
+        """Let others evaluate, if it is still us who do."""
+        discard(self.store, ALIVE, self._is_own)
+
+    def _is_own(self, data: bytes | None) -> bool:
+        sign = _sign_in(data)
+        return sign is not None and sign["who"] == self._who
 
 
 def copy_committed(source: str, parent: str, name: str, meta: Mapping[str, Any]) -> Committed:
@@ -290,9 +304,14 @@ def watched(run_dir: str) -> bool:
 
 
 def _alive(store: Storage) -> dict[str, Any] | None:
+    return _sign_in(content(store, ALIVE))
+
+
+def _sign_in(data: bytes | None) -> dict[str, Any] | None:
+    """An evaluator's sign of life; None where there is none, or it is damaged."""
     try:
-        found: Any = json.loads(store.read_bytes(ALIVE))
-    except (MissingFile, ValueError):
+        found: Any = None if data is None else json.loads(data)
+    except ValueError:
         return None
     if not isinstance(found, dict) or not isinstance(found.get("time"), int | float):
         return None
@@ -301,17 +320,7 @@ def _alive(store: Storage) -> dict[str, Any] | None:
 
 def _dead(other: Mapping[str, Any]) -> bool:
     """Whether an evaluator has been silent for long, or is a process of this machine that is no more."""
-    if time.time() - other["time"] >= ALIVE_FOR_S:
-        return True
-    if other.get("host") != socket.gethostname() or other.get("pid") == os.getpid():
-        return False
-    try:
-        os.kill(other["pid"], 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
+    return time.time() - other["time"] >= ALIVE_FOR_S or bool(is_gone(other))
 
 
 def _identity(found: Committed) -> str:

@@ -15,7 +15,7 @@ from pathray.errors import MissingFile, UserError
 from pathray.files.csv_rows import check_header, records, separator_of
 from pathray.files.text import read_user_text
 from pathray.store.storage import storage_error
-from pathray.urls import public
+from pathray.urls import holds_secret, public
 from pathray.wsi.backends.formats import UNSUPPORTED
 
 SLIDE_SUFFIXES = (
@@ -83,7 +83,8 @@ def images_of(path: str, *, root: str = "", reserved: tuple[str, ...] = ()) -> L
     """The images of a list (CSV, or TSV by its suffix) with a column ``path``; other columns are carried along.
 
     Relative paths are relative to `root` or, without one, to the list's folder. Raises MissingFile, and UserError for a
-    list without a ``path`` column, with a duplicate or `reserved` column name, with an empty path, or without rows.
+    list without a ``path`` column, with a duplicate or `reserved` column name, with an empty path, with an image twice
+    or at a URL that holds a secret, or without rows.
     """
     separator = separator_of(path)
     lines = records(path, read_user_text(path, "list"), separator)
@@ -96,13 +97,14 @@ def images_of(path: str, *, root: str = "", reserved: tuple[str, ...] = ()) -> L
     if clashing := sorted(set(header) & set(reserved) - {"path"}):
         message = "the list has a column with a reserved name: rename it"
         raise UserError(message, file=path, key=clashing[0], found=clashing[0], expected="another name")
-    rows = []
+    rows, seen = [], dict[str, int]()
     for number, cells in lines:
         row = dict(zip_longest(header, (cell.strip() for cell in cells), fillvalue=""))
         if not row["path"] or len(cells) > len(header):
             expected = f"a path, and at most {len(header)} cells"
             message = "the row has no path, or too many cells"
             raise UserError(message, file=path, row=number, found=separator.join(cells)[:200], expected=expected)
+        _check_path(path, number, row["path"], seen)
         rows.append(row)
     if not rows:
         raise UserError("the list has no images", file=path, found="a header only", expected="one row per image")
@@ -110,6 +112,18 @@ def images_of(path: str, *, root: str = "", reserved: tuple[str, ...] = ()) -> L
     base = root or posixpath.dirname(path if "://" in path else os.path.abspath(path))
     metadata = {c: tuple(row[c] or None for row in rows) for c in header if c != "path"}
     return Listed(names, tuple(_below(base, name) for name in names), metadata)
+
+
+def _check_path(path: str, number: int, image: str, seen: dict[str, int]) -> None:
+    """UserError for an image that the list has already, and for a URL with a login or a signature in it: the path is
+    stored beside the features."""
+    where = {"file": path, "row": number, "key": "path", "found": public(image)}
+    same = image if "://" in image else posixpath.normpath(image)
+    if (first := seen.setdefault(same, number)) != number:
+        raise UserError("the image is in the list twice", **where, expected=f"each image once (also in row {first})")
+    if holds_secret(image):
+        expected = "the URL without it (gs://…, s3://…), and the credentials in the environment"
+        raise UserError("the URL contains a login or a signature, which would be stored", **where, expected=expected)
 
 
 def _files(folder: str) -> list[str]:

@@ -201,7 +201,7 @@ def _write_bags(
                 tiles.coords,
                 specs[name].dim(settings.pooling),
                 dtype=settings.dtype,
-                tile=_tile_attributes(job, specs[name], settings, reader, tiles, mpp0),
+                tile=tile_attributes(job, specs[name], settings, reader, tiles, mpp0),
                 provenance={**identity, "source": _source(job, found), "encoder_name": name, "pathray": _version()},
                 fingerprint=fingerprint(identity),
             )
@@ -236,7 +236,7 @@ def tile_batches(
     )
 
 
-def _tile_attributes(
+def tile_attributes(
     job: SlideJob, spec: EncoderSpec, settings: SlideSettings, reader: SlideReader, tiles: Tiles, mpp0: float
 ) -> dict[str, Any]:
     """The attributes that describe the tiles. The names down to `target_magnification` are TRIDENT's."""

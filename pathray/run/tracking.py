@@ -30,9 +30,9 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from pathray.errors import MissingFile
+from pathray.errors import MissingFile, explain
 from pathray.fingerprint import flatten
-from pathray.store.storage import Storage
+from pathray.store.storage import Storage, StorageError, storage_error
 from pathray.urls import public, public_text, sqlite_uri
 
 log = logging.getLogger(__name__)
@@ -58,28 +58,46 @@ class MetricsLog:
     most every `flush_every_s` seconds and on `flush`, which belongs before a checkpoint, and on `close`.
     """
 
-    def __init__(self, path: str, *, flush_every_s: float = REMOTE_FLUSH_S) -> None:
+    def __init__(self, path: str, *, flush_every_s: float = REMOTE_FLUSH_S, retries: bool = True) -> None:
         folder, _, self._name = path.rpartition("/")
-        self._store = Storage.of(folder or ".")
+        store = Storage.of(folder or ".")
+        self._store = store if retries else store.without_retries()
         self._flush_every_s, self._flushed = flush_every_s, 0.0
         self._remote: bytes | None = None
         self._dirty = self._mended = False
 
+    @property
+    def local(self) -> bool:
+        return self._store.local
+
     def append(self, row: Mapping[str, Any]) -> None:
         """Add one row of numbers, words and None; `time` (epoch seconds) is added. `images_seen` is required."""
-        assert isinstance(row.get("images_seen"), int), row
-        line = _checked(to_line({**row, TIME: round(time.time(), 3)}))
-        if self._store.local:
-            self._mend()
-            path = self._store.path(self._name)
+        self.append_line(line_of(row))
+        if self.due():
+            self.flush()
+
+    def append_line(self, line: bytes) -> None:
+        """Add a row as `line_of` gives it: on disk when this returns, in memory until `flush` for an object store.
+
+        After a StorageError the same line may be given again: it is there once.
+        """
+        if not self._store.local:
+            self._remote, self._dirty = self._content() + line, True
+            return
+        path = self._store.path(self._name)
+        try:
+            if self._mend().endswith(line):
+                return
             os.makedirs(os.path.dirname(path), exist_ok=True)
             with open(path, "ab") as f:
                 f.write(line)
-            return
-        self._remote = self._content() + line
-        self._dirty = True
-        if time.monotonic() - self._flushed >= self._flush_every_s:
-            self.flush()
+        except OSError as e:
+            self._mended = False  # a part of the line, or all of it, may be there
+            raise e if isinstance(e, StorageError) else storage_error(e, path, writing=True) from e
+
+    def due(self) -> bool:
+        """Whether rows wait in memory, and the last upload is long enough ago for another."""
+        return self._dirty and time.monotonic() - self._flushed >= self._flush_every_s
 
     def cut_back(self, images_seen: int) -> int:
         """Drop the rows beyond `images_seen` and a half-written last one, atomically; returns how many were dropped."""
@@ -104,15 +122,17 @@ class MetricsLog:
         left out."""
         return rows_of(self._content())
 
-    def _mend(self) -> None:
-        """A predecessor may have died inside a row: new rows must not be glued to its rest."""
+    def _mend(self) -> bytes:
+        """A predecessor may have died inside a row: new rows must not be glued to its rest. Gives the whole rows that
+        are there, when it has looked."""
         if self._mended:
-            return
-        self._mended = True
+            return b""
         content = self._content()
         whole = content[: content.rfind(b"\n") + 1]
         if len(whole) < len(content):
             self._store.write_bytes(self._name, whole)
+        self._mended = True
+        return whole
 
     def _content(self) -> bytes:
         if not self._store.local and self._remote is not None:
@@ -126,6 +146,12 @@ class MetricsLog:
 def rows_of(content: bytes) -> list[dict[str, Any]]:
     """The whole rows in the bytes of a metrics.jsonl."""
     return [row for line in content.splitlines(keepends=True) if (row := _parse(line)) is not None]
+
+
+def line_of(row: Mapping[str, Any]) -> bytes:
+    """The line of a row in metrics.jsonl: with the time it has, or now, and a checksum."""
+    assert isinstance(row.get("images_seen"), int), row
+    return _checked(to_line({**row, TIME: round(time.time(), 3)}))
 
 
 def to_line(row: Mapping[str, Any]) -> bytes:
@@ -295,7 +321,8 @@ class MlflowFeeder:
                 self._failing = False
             except Exception as e:  # the job must not end for its bookkeeping
                 if not self._failing:
-                    log.warning("MLflow could not be fed; retrying, without further warnings: %s", public_text(str(e)))
+                    said = explain(e, *mlflow_errors())
+                    log.warning("MLflow could not be fed; retrying, without further warnings: %s", said)
                 self._failing = True
         try:
             self.feed()
@@ -303,8 +330,8 @@ class MlflowFeeder:
                 self._connect().set_terminated(self.run_id, self._status)
         except Exception as e:
             log.warning(
-                "MLflow could not be fed to the end: %s; metrics.jsonl has everything; the next start sends the rest",
-                public_text(str(e)),
+                "MLflow could not be fed to the end; metrics.jsonl has everything; the next start sends the rest: %s",
+                explain(e, *mlflow_errors()),
             )
 
     @contextlib.contextmanager
@@ -408,6 +435,15 @@ def default_uri(store: Storage) -> str:
 def is_local(uri: str) -> bool:
     """Whether an MLflow is a file or folder of this machine, which answers, if slowly."""
     return "://" not in uri or uri.startswith(("sqlite:", "file:"))
+
+
+def mlflow_errors() -> tuple[type[Exception], ...]:
+    """What MLflow raises when a server or its database does not take something."""
+    try:
+        from mlflow.exceptions import MlflowException
+    except ImportError:
+        return OSError, ImportError
+    return OSError, MlflowException
 
 
 def client_of(uri: str) -> Any:

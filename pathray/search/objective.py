@@ -13,6 +13,7 @@ from typing import Any
 
 from pathray.errors import UserError
 from pathray.evaluation.early_stopping import EarlyStopping
+from pathray.run.layout import EVALUATIONS, METRICS
 
 IMAGES = "images_seen"
 VALIDATION = "val/"  # prefix of the training's own validation metrics
@@ -45,7 +46,7 @@ class Objective:
     @property
     def source(self) -> str:
         """The file in a run's folder whose rows contain the metric."""
-        return "robustness.jsonl" if self.is_evaluators else "metrics.jsonl"
+        return EVALUATIONS if self.is_evaluators else METRICS
 
     @property
     def is_evaluators(self) -> bool:

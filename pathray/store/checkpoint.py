@@ -12,8 +12,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -37,7 +38,9 @@ log = logging.getLogger(__name__)
 SCHEMA_VERSION = 1
 TENSORS = "tensors.safetensors"
 NAMED_AT_MOST = 8
+OUTAGE_S, FIRST_PAUSE_S, LONGEST_PAUSE_S = 600.0, 1.0, 60.0
 
+T = TypeVar("T")
 Also = Callable[[CommittedWriter, dict[str, Tensor]], None]
 
 
@@ -47,7 +50,7 @@ def save(parent: str, name: str, tensors: Mapping[str, Tensor], meta: Mapping[st
     The tensors are copied to the CPU first. StorageError when it cannot be written: then nothing counts, and what was
     there before is untouched.
     """
-    return _write(parent, name, cpu_copy(tensors), dict(meta))
+    return read_committed(_write(parent, name, cpu_copy(tensors), dict(meta)))
 
 
 def load(path: str, *, verify: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -134,31 +137,62 @@ def cpu_copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 class AsyncSaver:
     """Saves in the background from a copy taken at once, one at a time; an error is raised once, at the next `check`,
-    `save` or `close`."""
+    `save` or `close`.
 
-    def __init__(self) -> None:
+    Storage that is away is tried again for `outage_s` seconds, with growing pauses from `first_pause_s` on, while
+    training goes on. What no later try can mend (a full disk) is an error at once.
+    """
+
+    def __init__(self, *, outage_s: float = OUTAGE_S, first_pause_s: float = FIRST_PAUSE_S) -> None:
+        self._outage_s, self._first_pause_s = outage_s, first_pause_s
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self.last: Committed | None = None
 
     def save(
-        self, parent: str, name: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], also: Also | None = None
+        self,
+        parent: str,
+        name: str,
+        tensors: Mapping[str, Tensor],
+        meta: Mapping[str, Any],
+        also: Also | None = None,
+        before_commit: Callable[[], object] | None = None,
     ) -> None:
         """Copy the tensors now, write them while training goes on. Waits for a save that is still being written.
 
-        also(directory, copies) writes further files into the directory before it is committed.
+        also(directory, copies) writes further files into the directory before it is committed. before_commit() comes
+        last, in the background, too: what has to be on storage before the checkpoint counts, and whether this process
+        may still write; what it raises ends the save.
         """
         self.wait()
         copies, own = cpu_copy(tensors), dict(meta)
 
         def write() -> None:
             try:
-                self.last = _write(parent, name, copies, own, also)
+                path = self._through_outages(lambda: _write(parent, name, copies, own, also, before_commit))
+                self.last = self._through_outages(lambda: read_committed(path))
             except BaseException as e:  # raised by the next wait()
                 self._error = e
 
         self._thread = threading.Thread(target=write, name="pathray-save")
         self._thread.start()
+
+    def _through_outages(self, action: Callable[[], T]) -> T:
+        """`action()`, tried again while storage is away."""
+        until, pause = time.monotonic() + self._outage_s, self._first_pause_s
+        while True:
+            try:
+                return action()
+            except StorageError as e:
+                left = until - time.monotonic()
+                if not e.passing or left <= 0:
+                    raise
+                pause = min(pause, left)
+                log.warning(
+                    "the checkpoint could not be saved; retrying in %.0f s while training goes on: %s", pause, e
+                )
+                time.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE_S)
 
     def check(self) -> None:
         """Raise what a save that has ended met; never waits: does nothing while one is being written."""
@@ -188,8 +222,14 @@ class AsyncSaver:
 
 
 def _write(
-    parent: str, name: str, tensors: dict[str, Tensor], meta: dict[str, Any], also: Also | None = None
-) -> Committed:
+    parent: str,
+    name: str,
+    tensors: dict[str, Tensor],
+    meta: dict[str, Any],
+    also: Also | None = None,
+    before_commit: Callable[[], object] | None = None,
+) -> str:
+    """The path of the checkpoint, committed."""
     from safetensors.torch import save_file
 
     assert isinstance(meta.get("images_seen"), int), "a checkpoint says how many images it has seen"
@@ -198,8 +238,9 @@ def _write(
             save_file(tensors, path)
         if also is not None:
             also(directory, tensors)
-    committed = read_committed(directory.path)
-    return committed
+        if before_commit is not None:
+            before_commit()
+    return directory.path
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pathray.errors import MissingFile, UserError
+from pathray.errors import MissingFile, UserError, explain
 from pathray.store.records import check_seal, parsed, sealed, text
 from pathray.store.storage import Storage, StorageError, digest_bytes, digest_of, fsync, storage_error
 
@@ -138,7 +138,7 @@ def committed_dir(parent: str, name: str, meta: dict[str, Any] | None = None) ->
         try:
             remove_committed(storage.url)
         except Exception as e:  # the original error matters more
-            log.warning("could not clean up %s: %s", storage.url, e)
+            log.warning("could not clean up %s: %s", storage.url, explain(e))
         raise
 
 

@@ -20,7 +20,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -33,6 +33,7 @@ T = TypeVar("T")
 
 ATTEMPTS, FIRST_WAIT_S = 5, 0.5
 FINAL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.ENAMETOOLONG))
+REFUSED = "Forbidden"  # start of gcsfs's message for a missing permission, which has no errno
 ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError)
 PROBE_BYTES = 1 << 16  # more than fits into a full file system
 CACHE_ENV = "PATHRAY_CACHE_DIR"
@@ -41,7 +42,12 @@ CACHED = re.compile(r"\.?[0-9a-f]{24}-.+")
 
 
 class StorageError(UserError, OSError):
-    """Storage cannot be written or read: full, forbidden, or still failing after retries. The message has the path."""
+    """Storage cannot be written or read: full, forbidden, or still failing after retries. The message has the path.
+
+    `passing`: the cause may be temporary (an unreachable bucket), unlike a full disk or a missing permission.
+    """
+
+    passing = False
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,7 @@ class Storage:
     fs: Any
     root: str
     prefix: str = ""
+    attempts: int = field(default=ATTEMPTS, compare=False)
 
     @classmethod
     def of(cls, url: str | os.PathLike[str]) -> Storage:
@@ -87,7 +94,11 @@ class Storage:
 
     def at(self, *parts: str) -> Storage:
         """A subfolder."""
-        return Storage(self.fs, self.path(*parts), self.prefix)
+        return replace(self, root=self.path(*parts))
+
+    def without_retries(self) -> Storage:
+        """The same folder, for a thread with its own retries: each operation is tried once and logs nothing."""
+        return replace(self, attempts=1)
 
     def exists(self, name: str = "") -> bool:
         self._refresh()
@@ -154,6 +165,18 @@ class Storage:
         self._retried(action, name, writing=True)
 
     write_atomic = write_bytes
+
+    def create_bytes(self, name: str, data: bytes) -> None:
+        """Create a whole file in an object store. FileExistsError if it exists; stores without conditional writes only
+        check before writing."""
+        try:
+            self._retried(lambda: self.fs.pipe_file(self.path(name), data, mode="create"), name, writing=True)
+        except StorageError as e:
+            if isinstance(e.__cause__, FileExistsError):
+                raise e.__cause__ from None
+            if not isinstance(e.__cause__, TypeError | NotImplementedError):
+                raise
+            self.write_bytes(name, data)
 
     def put(self, source: Path, name: str) -> None:
         """Upload a local file: readers see the old file or the new one."""
@@ -246,21 +269,25 @@ class Storage:
 
         A full disk, a missing permission and a missing file are not retried. Raises StorageError.
         """
-        for attempt in range(1, ATTEMPTS + 1):
+        for attempt in range(1, self.attempts + 1):
             try:
                 return action()
             except Exception as e:  # object stores raise more than OSError
                 if isinstance(e, (*ABSENT, UserError)) and not writing:
                     raise
-                if isinstance(e, ABSENT) or not self._may_pass(e) or attempt == ATTEMPTS:
-                    raise storage_error(e, self.join(name), writing=writing) from e
-                log.warning("%s: %s; retrying", public(self.join(name)), public_text(str(e)))
+                passing = self._may_pass(e) and not isinstance(e, ABSENT)
+                if not passing or attempt == self.attempts:
+                    error = storage_error(e, self.join(name), writing=writing)
+                    error.passing = passing
+                    raise error from e
+                said = public_text(str(e)) or type(e).__name__
+                log.warning("%s: %s; retrying", public(self.join(name)), said)
                 time.sleep(FIRST_WAIT_S * 2 ** (attempt - 1))
         raise AssertionError
 
     def _may_pass(self, e: Exception) -> bool:
         if isinstance(e, OSError):
-            return e.errno not in FINAL
+            return e.errno not in FINAL and not isinstance(e, PermissionError) and not str(e).startswith(REFUSED)
         return not self.local and not isinstance(e, TypeError | AttributeError | AssertionError | NotImplementedError)
 
 
@@ -400,6 +427,7 @@ def storage_error(e: Exception, path: str, *, writing: bool) -> StorageError:
     what = os.strerror(number) if isinstance(number, int) else str(e) or type(e).__name__
     error = StorageError(f"cannot {'write' if writing else 'read'}: {what}", file=path)
     error.errno = number
+    error.passing = isinstance(number, int) and number not in FINAL and not isinstance(e, ABSENT)
     return error
 
 

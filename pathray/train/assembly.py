@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from pathray.data.order import Order
-from pathray.data.stream import DecodeSettings, UnitReader
+from pathray.data.stream import DecodeSettings
+from pathray.data.units import UnitReader
 from pathray.evaluation.settings import TuningConfig
 from pathray.store.artifact import Encoder
 from pathray.train.loop import Tick

@@ -27,7 +27,7 @@ CHANCE = 4.0  # standard deviations by which a recent share must exceed the limi
 
 
 class Mark(NamedTuple):
-    """The units seen, and replaced as unreadable, up to some step."""
+    """The units (each unit of a group counts) seen, and replaced as unreadable, up to some step."""
 
     seen: int = 0
     corrupt: int = 0
@@ -36,7 +36,8 @@ class Mark(NamedTuple):
 @dataclass(frozen=True)
 class Report:
     """The counters as read by the host. `bad` counts skipped steps, `last_bad` is the newest of them (or -1), `corrupt`
-    counts replaced units of the whole run, `saves` counts checkpoint requests since this process started."""
+    counts replaced units of the whole run, `saves` counts checkpoint requests since this process started, `units`
+    counts units seen if positions hold groups."""
 
     bad: int
     longest: int
@@ -44,6 +45,7 @@ class Report:
     corrupt: int
     stop: bool
     saves: int = 0
+    units: int | None = None
 
 
 class Health:
@@ -59,10 +61,11 @@ class Health:
         self.known = 0  # bad steps reported so far
         self.saves = 0  # save requests handled so far
         self.since = self.recent = Mark()
+        self.units: Tensor | None = None  # units seen, `[1]`; None if a position is one unit
 
-    def update(self, step: Tensor, ok: Tensor, corrupt: Tensor, asked: Tensor) -> None:
-        """Count one step: `step` is its number, `ok` 1 or 0; `corrupt` (replaced units) and `asked` `[2]` (requests to
-        stop and to save) are sums over ranks."""
+    def update(self, step: Tensor, ok: Tensor, corrupt: Tensor, asked: Tensor, units: Tensor | None = None) -> None:
+        """Count one step: `step` is its number, `ok` 1 or 0. Sums over ranks are `corrupt` (replaced units), `asked`
+        `[2]` (requests to stop and to save) and `units` `[1]` (`[0]` unless positions hold groups)."""
         total, row, longest, last, broken = self.counts.unbind()
         bad = 1 - ok.to(torch.int64)
         row = (row + bad) * bad
@@ -70,11 +73,16 @@ class Health:
         corrupted = broken + corrupt.round().to(torch.int64)
         self.counts = torch.stack([total + bad, row, torch.maximum(longest, row), last, corrupted])
         self.asked = self.asked + asked.to(self.asked.dtype)
+        if units is not None and units.numel():
+            more = units.round().to(torch.int64)
+            self.units = more if self.units is None else self.units + more
 
     def read(self) -> Report:
         """Read the counters, waiting for the device."""
-        bad, _, longest, last, corrupt, stop, saves = torch.cat([self.counts, self.asked.to(torch.int64)]).tolist()
-        return Report(bad, longest, last, corrupt, stop > 0, saves)
+        units = [] if self.units is None else [self.units]
+        counts = torch.cat([self.counts, self.asked.to(torch.int64), *units]).tolist()
+        bad, _, longest, last, corrupt, stop, saves, *seen = counts
+        return Report(bad, longest, last, corrupt, stop > 0, saves, *seen)
 
     def take_save_request(self, report: Report) -> bool:
         """Whether a checkpoint was requested since the last call."""
@@ -95,15 +103,16 @@ class Health:
 
     def check(self, report: Report, settings: LoopSettings, *, step: int, seen: int) -> None:
         """TrainingStopped if too many steps in a row were bad, or too many units unreadable: of all units since the
-        mark, or, by more than chance, of the last `judge_recent`."""
+        mark, or, by more than chance, of the last `judge_recent`. `seen` counts positions."""
         if report.longest >= settings.max_bad_steps:
             raise _too_many_bad(report, settings)
-        bound, now = settings.max_corrupt_fraction, Mark(seen, report.corrupt)
-        units, corrupt = seen - self.since.seen, report.corrupt - self.since.corrupt
-        enough = min(settings.judge_corrupt_from, settings.total_images - self.since.seen)
-        if corrupt > bound * units and (units >= enough or bound == 0):
+        bound = settings.max_corrupt_fraction
+        now = Mark(seen if report.units is None else report.units, report.corrupt)
+        units, corrupt = now.seen - self.since.seen, now.corrupt - self.since.corrupt
+        enough = units >= settings.judge_corrupt_from or seen >= settings.total_images
+        if corrupt > bound * units and (enough or bound == 0):
             raise _too_many_corrupt(f"{corrupt} of {units} units", corrupt / units, step, bound)
-        units, corrupt = seen - self.recent.seen, report.corrupt - self.recent.corrupt
+        units, corrupt = now.seen - self.recent.seen, now.corrupt - self.recent.corrupt
         if units < settings.judge_recent:
             return
         self.recent = now
@@ -111,15 +120,16 @@ class Health:
             raise _too_many_corrupt(f"{corrupt} of the last {units} units", corrupt / units, step, bound)
 
     def reset_marks(self, seen: int) -> None:
-        """Check unreadable units from now on as if the run began after `seen` units."""
-        self.since = self.recent = Mark(seen, int(self.counts[4]))
+        """Check unreadable units from now on as if the run began after `seen` positions."""
+        self.since = self.recent = Mark(seen if self.units is None else int(self.units), int(self.counts[4]))
 
     def tensors(self) -> dict[str, Tensor]:
         return {"counts": self.counts}
 
     def marks(self) -> dict[str, list[int]]:
-        """The marks as plain data for the checkpoint's meta."""
-        return {"since": list(self.since), "recent": list(self.recent)}
+        """The marks as plain data for the checkpoint's meta, with the number of units if positions hold groups."""
+        units = {} if self.units is None else {"units": self.units.tolist()}
+        return {"since": list(self.since), "recent": list(self.recent), **units}
 
     def load(self, tensors: Mapping[str, Tensor], marks: Mapping[str, Any]) -> None:
         """Restore `tensors` and `marks`; without marks (older checkpoints) units count from the start of the run."""
@@ -127,6 +137,7 @@ class Health:
         self.counts[2] = self.counts[1]  # a past streak that did not end the run no longer counts
         self.known = int(self.counts[0])
         self.since, self.recent = (Mark(*marks.get(name, (0, 0))) for name in ("since", "recent"))
+        self.units = torch.tensor(marks["units"]).to(self.counts.device) if "units" in marks else None
 
 
 def _too_many_bad(report: Report, settings: LoopSettings) -> TrainingStopped:

@@ -31,6 +31,7 @@ from pathray.train.window import Window
 
 __all__ = ["Batches", "LoopSettings", "PhaseOptim", "Tick", "TrainState", "TrainingStopped", "run"]
 
+COUNTS = ("corrupt", "units")  # of a batch: for the loop, not for the recipe
 Batches = Callable[[int], Iterator[dict[str, Any]]]
 
 
@@ -70,6 +71,8 @@ def run(
 
     batches(start) yields this rank's micro-batches from position `start` on, in order: arrays plus ``position``
     `[micro]` int64, which is asserted, and optionally ``corrupt``, how many units in it stand in for unreadable ones.
+    Where a position holds a group (pathray.data.groups), ``units`` says how many units there are in all; budgets and
+    cadences count positions, unreadable units are judged by the share of units.
     stop() is asked on rank 0 on the poll cadence; the answer reaches all ranks with the gradients, and the run ends at
     that step with a tick whose `end` is ``stopped``. save() asks likewise for a checkpoint, for cadences in time: the
     step's tick has `save` on every rank. Both should answer at once: they are in the way of the step.
@@ -98,6 +101,7 @@ class _Loop:
         self.window = Window(device)
         self.rates: dict[str, float] = {}
         self.corrupt, self.asked, self.wait_s = 0, [False] * len(wishes), 0.0
+        self.units: int | None = None  # of this rank's groups in a step; None where a position is one unit
         if settings.deterministic:
             device.deterministic()
 
@@ -137,7 +141,7 @@ class _Loop:
             fine = fine * ok
         self.statistics.end(fine)
         step = self.device.scalar(progress.step, torch.int64)
-        state.health.update(step, fine, corrupt=totals[2], asked=totals[3:])
+        state.health.update(step, fine, corrupt=totals[2], asked=totals[3:5], units=totals[5:])
         self.recipe.after_step(progress)
         self.device.mark_step()
         state.images_seen += settings.global_batch
@@ -147,7 +151,7 @@ class _Loop:
         """This rank's micro-batches of the step, prepared on the device; their positions are asserted."""
         settings, share = self.settings, self.micros * self.settings.micro_batch
         first = progress.images_seen + self.device.rank * share
-        self.corrupt, self.wait_s = 0, 0.0
+        self.corrupt, self.units, self.wait_s = 0, None, 0.0
         for i in range(self.micros):
             began = time.perf_counter()
             batch = next(stream, None)
@@ -156,15 +160,17 @@ class _Loop:
             expected = np.arange(first + i * settings.micro_batch, first + (i + 1) * settings.micro_batch)
             assert np.array_equal(batch["position"], expected), (progress.step, i, batch["position"], expected)
             self.corrupt += int(batch.get("corrupt", 0))
+            if "units" in batch:
+                self.units = (self.units or 0) + int(batch["units"])
             self.device.seed(settings.seed, progress.step, self.device.rank, i, "prepare")
-            placed = self.device.to_device({k: v for k, v in batch.items() if k != "corrupt"})
+            placed = self.device.to_device({k: v for k, v in batch.items() if k not in COUNTS})
             with torch.no_grad():
                 micro = self.recipe.prepare(placed, progress)
             yield micro
 
     def _phase(self, phase: str, micros: Iterable[Micro], progress: Progress) -> tuple[Tensor, Tensor]:
         """Accumulate and sum over ranks, then update. Whether the phase was good (1 or 0), and the sums over ranks of
-        loss, weight, units replaced, and the wishes to stop and to save."""
+        loss, weight, units replaced, the wishes to stop and to save, and, of groups, units."""
         settings, sync, scale = self.settings, self.syncs[phase], self.state.scales[phase]
         sync.begin()
         sums: Tensor | None = None
@@ -181,7 +187,8 @@ class _Loop:
             self.window.micro(loss.metrics, loss.weight)
             self.device.mark_step()
         assert sums is not None
-        flags = self.device.flags([self.corrupt, *self.asked]).to(sums.dtype)
+        units = [] if self.units is None else [self.units]
+        flags = self.device.flags([self.corrupt, *self.asked, *units]).to(sums.dtype)
         gradient, totals = sync.reduce(torch.cat([sums, flags]))
         return self._update(phase, gradient, totals, progress), totals
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from pathray.data.stream import check_geometry
+from pathray.data.share import check_geometry
 from pathray.device import PRECISIONS
 from pathray.errors import UserError
 from pathray.optim.adamw import AdamW

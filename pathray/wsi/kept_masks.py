@@ -16,7 +16,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from pathray.errors import UserError
+from pathray.errors import UserError, explain
 from pathray.store.storage import cached, digest_bytes, file_state, private_cache
 from pathray.wsi import tissue
 from pathray.wsi.reader import SlideReader
@@ -66,7 +66,7 @@ def _name(path: str, backend: str, mpp0: float) -> str:
     try:
         state = file_state(path)
     except Exception as e:  # each file system has its own exceptions
-        log.debug("could not read a slide's state: %s", type(e).__name__)  # the message may contain a signed URL
+        log.debug("could not read a slide's state: %s", explain(e))
         return ""
     known = "\0".join([path, state, backend, repr(float(mpp0)), repr(MASK_MPP), str(VERSION)])
     return f"{digest_bytes(known.encode())[:24]}-mask"

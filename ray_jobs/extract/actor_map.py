@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ray_jobs.shell.runtime import is_ray_running
+
 ATTEMPTS = 2  # for an item that kills its process
 
 
@@ -20,7 +22,8 @@ class ActorMap:
 
     `build()` runs once in each actor and returns the function for the items. An exception of the function is raised
     here and ends the map. If a process dies (out of memory, a crash inside a decoder, a lost node), its item is retried
-    in a new actor, then returned last as (number, None); the other items continue.
+    in a new actor, then returned last as (number, None); the other items continue. Without a running Ray, items are
+    processed here.
     """
 
     actors: int
@@ -31,6 +34,9 @@ class ActorMap:
         self, build: Callable[[], Callable[[Any], Any]], items: Sequence[Any]
     ) -> Iterator[tuple[int, Any | None]]:
         if not items:
+            return
+        if not is_ray_running():
+            yield from enumerate(map(build(), items))
             return
         left = set(range(len(items)))
         rows = self._dataset(build, items).iter_rows()

@@ -16,12 +16,12 @@ from pathray.features.images import ImageJob, ImageOutcome, ImageSettings, extra
 from pathray.features.inputs import Listed, images_in, images_of
 from pathray.features.publish import sweep
 from pathray.features.tables import merge_tables, read_meta
+from pathray.reports.progress import Progress
 from pathray.reports.summary import Summary, write_summary
 from pathray.reports.units import check_success, write_report
 from pathray.store.storage import Storage
 from ray_jobs.extract.actors import ABSENT, DIED, map_in_threads, over_actors, state_of
 from ray_jobs.shell.dry_run import tell
-from ray_jobs.shell.progress import Progress
 
 if TYPE_CHECKING:
     from pathray.features.encoder import EncoderSpec

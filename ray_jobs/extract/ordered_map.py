@@ -15,6 +15,7 @@ from itertools import islice
 from typing import Any
 
 from pathray.data.watchdog import ended_after
+from ray_jobs.shell.runtime import is_ray_running
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ class RayMap:
     At most `window` tasks are in flight (default: twice the cluster's CPUs, at least 4). Exceptions of `function` are
     raised here unchanged. If a process dies (out of memory, a crash inside a decoder, a lost node) or is ended because
     one item took longer than `timeout_s`, its items are retried one by one; an item that fails again becomes
-    `lost(item, ItemLost)`.
+    `lost(item, ItemLost)`. Without a running Ray, items are processed here one after the other.
     """
 
     lost: Callable[[Any, Exception], Any]
@@ -44,6 +45,9 @@ class RayMap:
     timeout_s: float = TIMEOUT_S
 
     def __call__(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        if not is_ray_running():
+            yield from map(function, items)
+            return
         import ray
 
         window = self.window or max(4, 2 * int(ray.cluster_resources().get("CPU", 1) / self.num_cpus))

@@ -25,6 +25,7 @@ from pathray.features.slides import (
     extract_slide,
     slide_identity,
 )
+from pathray.reports.progress import Progress
 from pathray.reports.summary import Picture, Summary, counts, write_summary
 from pathray.reports.units import check_success, describe, write_report
 from pathray.store.storage import Storage, file_state
@@ -33,7 +34,6 @@ from pathray.wsi.spacing import reused_note
 from pathray.wsi.tiling import TileSpec
 from ray_jobs.extract.actors import DIED, Row, map_in_threads, over_actors
 from ray_jobs.shell.dry_run import Needs, Slide, check_slides, tell
-from ray_jobs.shell.progress import Progress
 
 if TYPE_CHECKING:
     from pathray.features.encoder import EncoderSpec

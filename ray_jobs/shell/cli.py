@@ -26,8 +26,8 @@ from typing import Any, NoReturn
 
 from pathray.config.load import Group, Loaded, is_set, load_config
 from pathray.errors import UserError, user_error_in
+from pathray.reports.progress import Progress
 from pathray.urls import public_text
-from ray_jobs.shell.progress import Progress
 from ray_jobs.shell.quiet import own_stderr, to_terminal
 
 
@@ -170,7 +170,7 @@ def _signals_raise(received: list[int]) -> Iterator[None]:
         yield
         return
     over, retold = threading.Event(), threading.Event()
-    raised = {number: kind for kind, _, number in SIGNALS}
+    raised: dict[int, type[KeyboardInterrupt]] = {number: kind for kind, _, number in SIGNALS}
 
     def handle(signum: int, frame: object) -> None:
         first = not received or retold.is_set()

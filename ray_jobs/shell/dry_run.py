@@ -134,5 +134,5 @@ def check_files(paths: Sequence[str], source: str, key: str) -> int:
     if lost:
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
         found = f"no {public(lost[0])}{more}"
-        raise MissingFile("listed files do not exist", file=source, key=key, found=found)
+        raise MissingFile("some of the listed files do not exist", file=source, key=key, found=found)
     return len(paths)

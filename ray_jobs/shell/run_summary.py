@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from pathray.errors import MissingFile, UserError
 from pathray.reports.summary import Picture, Summary, write_summary
+from pathray.run.layout import CONFIG, EVALUATION_REPORT, EVALUATIONS, FIGURES, METRICS, QUARANTINE_REPORT, RESULTS
 from pathray.run.tracking import MetricsLog
 from pathray.store.storage import Storage
 
 if TYPE_CHECKING:
-    from ray_jobs.train.trainer import Outcome
+    from pathray.run.outcome import Outcome
 
 log = logging.getLogger(__name__)
 
@@ -33,14 +34,14 @@ SETTINGS = (
     *("optimization.global_batch", "global_batch", "train.global_batch"),
     *("optimization.total_images_budget", "total_images", "train.images", "optimization.lr", "lr", "train.lr"),
 )
-FIGURES = ("loss", "loss_student", "loss_mask", "images_per_s", "target_rankme")  # and what validation found
+CURVES = ("loss", "loss_student", "loss_mask", "images_per_s", "target_rankme")  # and what validation found
 FILES = {
-    "metrics": "metrics.jsonl",
-    "resolved config": "config_resolved.yaml",
-    "results": "metrics.json",
-    "evaluations": "robustness.jsonl",
-    "report of the evaluations": "robustness/report.html",
-    "unreadable units": "quarantine.parquet",
+    "metrics": METRICS,
+    "resolved config": CONFIG,
+    "results": RESULTS,
+    "evaluations": EVALUATIONS,
+    "report of the evaluations": EVALUATION_REPORT,
+    "unreadable units": QUARANTINE_REPORT,
 }
 
 
@@ -48,37 +49,42 @@ def write_run_summary(run_dir: str, outcome: Outcome, files: Mapping[str, object
     """Write the section "Training"; `files` are the job's outputs by name."""
     store = Storage.of(run_dir)
     facts: dict[str, object] = {"ended": ENDS.get(outcome.end, outcome.end), "images seen": outcome.images_seen}
-    for row in MetricsLog(store.join("metrics.jsonl")).read():
+    for row in MetricsLog(store.join(METRICS)).read():
         facts |= {name: value for name, value in row.items() if _is_told(name, value)}
     facts["unreadable units"] = outcome.unreadable
     left = {name: str(path) for name, path in files.items() if path and name not in ("run", "report", "robustness")}
     left |= {name: store.join(path) for name, path in FILES.items() if store.exists(path)}
-    figures = [name for name in store.list("figures") if name.endswith(".png")]
+    figures = [name for name in store.list(FIGURES) if name.endswith(".png")]
     summary = Summary(
         "Training",
         facts,
         _settings(store),
         failed=_unreadable(store),
         files=left,
-        pictures=[Picture(store.join("figures", name), name.removesuffix(".png")) for name in figures],
+        pictures=[Picture(store.join(FIGURES, name), name.removesuffix(".png")) for name in figures],
     )
     write_summary(store.url, summary)
 
 
 def _is_told(name: str, value: Any) -> bool:
-    told = name in FIGURES or name.startswith(("val/", "tune/pathorob"))
+    told = name in CURVES or name.startswith(("val/", "tune/pathorob"))
     return told and isinstance(value, int | float) and math.isfinite(value)
 
 
 def _settings(store: Storage) -> dict[str, object]:
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     try:
-        config = OmegaConf.create(store.read_bytes("config_resolved.yaml").decode())
+        config = OmegaConf.create(store.read_bytes(CONFIG).decode())
     except MissingFile:
         return {}
-    except Exception as e:  # a summary is no reason to end with an error
-        log.warning("%s cannot be read: %s", store.join("config_resolved.yaml"), " ".join(str(e).split())[:200])
+    except (OSError, ValueError, OmegaConfBaseException, YAMLError) as e:
+        log.warning("%s cannot be read: %s", store.join(CONFIG), " ".join(str(e).split())[:200])
+        return {}
+    except Exception:  # a summary is no reason to end with an error
+        log.warning("%s cannot be read", store.join(CONFIG), exc_info=True)
         return {}
     found = {key: OmegaConf.select(config, key) for key in SETTINGS}
     return {key: value for key, value in found.items() if value is not None}
@@ -88,7 +94,7 @@ def _unreadable(store: Storage) -> list[tuple[str, str]]:
     """The units that could not be read, by slide or archive, and why."""
     from pathray.store.sealed_parquet import of_bytes
 
-    name = "quarantine.parquet"
+    name = QUARANTINE_REPORT
     try:
         table = of_bytes(store.read_bytes(name), store.join(name), "quarantine report")
     except MissingFile:

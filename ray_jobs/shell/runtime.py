@@ -11,6 +11,7 @@ import math
 import os
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -58,14 +59,17 @@ class Session:
 
 @contextmanager
 def ray_session(
-    config: RuntimeConfig, *, cpus: float = 1.0, gpus: float = 0.0, autoscaling: bool = False
+    config: RuntimeConfig, *, cpus: float = 1.0, gpus: float = 0.0, autoscaling: bool = False, needed: bool = True
 ) -> Iterator[Session]:
-    """A running Ray with at least `cpus` and `gpus`; shuts down only what it started.
+    """A running Ray with at least `cpus` and `gpus`, or none if not `needed`; shuts down only what it started.
 
     Joins the cluster at `config.address` or RAY_ADDRESS (set by job submission), or else starts an embedded Ray. Raises
     `UserError` for too few CPUs or GPUs (not with `autoscaling`), or if no cluster answers at the address.
     """
     _set_environment()
+    if not needed:
+        yield Session(False, {})
+        return
     import ray
 
     if ray.is_initialized():
@@ -92,6 +96,11 @@ def ray_session(
             if ray.is_initialized():
                 ray.shutdown()
         _of_workers.clear()
+
+
+def is_ray_running() -> bool:
+    """Whether this process has started or joined a Ray; does not import it."""
+    return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
 
 
 def _quiet() -> AbstractContextManager[None]:

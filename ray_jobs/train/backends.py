@@ -33,7 +33,7 @@ class _XlaBackend(Backend):
 
     share_cuda_visible_devices = False
 
-    def on_start(self, worker_group: Any, backend_config: XlaConfig) -> None:
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
         environment = {"PJRT_DEVICE": backend_config.pjrt_device, "WORLD_SIZE": str(len(worker_group))}
         if backend_config.virtual_devices:
             environment["CPU_NUM_DEVICES"] = str(backend_config.virtual_devices)
@@ -64,26 +64,6 @@ def _meeting_point() -> dict[str, str]:
         return {"MASTER_ADDR": ray.util.get_node_ip_address(), "MASTER_PORT": str(s.getsockname()[1])}
 
 
-def resolve_accelerator(accelerator: str, autoscaling: bool = False) -> str:
-    """``auto`` → what the cluster has: ``cuda`` with a GPU, ``xla`` with a TPU, otherwise ``cpu``.
-
-    UserError for ``auto`` on a cluster that has none yet but may grow: it would train on CPUs beside GPUs to come.
-    """
-    if accelerator != "auto":
-        return accelerator
-    import ray
-
-    resources = ray.cluster_resources()
-    if resources.get("GPU", 0) >= 1:
-        return "cuda"
-    if resources.get("TPU", 0) >= 1:
-        return "xla"
-    if autoscaling:
-        message = "a cluster that scales up does not show yet what it will have: name the accelerator"
-        raise UserError(message, key="scaling.accelerator", found="auto", expected="cpu, cuda or xla")
-    return "cpu"
-
-
 def backend_config(accelerator: str, timeout_s: int, workers: int) -> BackendConfig:
     """The backend of a resolved accelerator.
 
@@ -98,48 +78,6 @@ def backend_config(accelerator: str, timeout_s: int, workers: int) -> BackendCon
     from ray.train.torch import TorchConfig
 
     return TorchConfig(backend="nccl" if accelerator == "cuda" else "gloo", timeout_s=timeout_s)
-
-
-def worker_resources(accelerator: str, cpus: float, gpus: float, extra: dict[str, float]) -> dict[str, float]:
-    """Ray resources of one training worker."""
-    resources = {"CPU": cpus, **extra}
-    if accelerator == "cuda":
-        resources["GPU"] = gpus
-    if accelerator == "xla" and os.environ.get("PJRT_DEVICE") != "CPU":
-        resources.setdefault("TPU", 4.0)
-    return resources
-
-
-STREAM_CPUS = 0.5  # rows that travel to workers which decode them
-
-
-def stream_cpus(decode_tasks: int) -> float:
-    """CPUs beside the workers' own that their streams need at least: where tasks decode, those of one such task."""
-    return 1.0 if decode_tasks else STREAM_CPUS
-
-
-def check_resources(
-    workers: int,
-    resources: dict[str, float],
-    available: dict[str, float],
-    autoscaling: bool,
-    decode_tasks: int = 0,
-) -> None:
-    """UserError when the cluster can never hold the workers and their streams, instead of waiting for ever.
-
-    `decode_tasks` is how many tasks of a worker's stream decode for it, 0 where it decodes itself.
-    """
-    if autoscaling:
-        return
-    for name, amount in resources.items():
-        needed = amount * workers + (stream_cpus(decode_tasks) if name == "CPU" else 0.0)
-        if needed > available.get(name, 0.0) + 1e-9:
-            raise UserError(
-                f"the cluster has too little {name} for {workers} workers and the stream that feeds them",
-                key="scaling.workers",
-                found=f"{name}: {available.get(name, 0.0):g}",
-                expected=f"{name}: {needed:g}",
-            )
 
 
 def scaling_config(

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from pathray.config.sections import ScalingConfig
 from pathray.errors import UserError
 from ray_jobs.extract.actors import DIED, map_in_threads, state_of
-from ray_jobs.train.trainer import ScalingConfig
 
 if TYPE_CHECKING:
     from pathray.data.plan import Plan
@@ -80,9 +80,9 @@ def ensure_features(
 def _compute(
     folder: FeatureFolder, config: RunConfig, scaling: ScalingConfig, what: str, stopped: Callable[[], bool]
 ) -> None:
+    from pathray.reports.progress import Progress
     from ray_jobs.extract.actor_map import ActorMap
-    from ray_jobs.shell.progress import Progress
-    from ray_jobs.train.backends import resolve_accelerator
+    from ray_jobs.train.resources import resolve_accelerator
 
     missing = folder.missing()
     if stopped():
@@ -93,7 +93,7 @@ def _compute(
     kind = kind if kind == "cuda" else "cpu"  # an XLA device would be one more compiled program for one pass
     gpus = float(scaling.gpus_per_worker) if kind == "cuda" else 0.0
     work = Work(config, folder, kind, scaling.threads_per_worker or max(1, int(scaling.cpus_per_worker)))
-    pool = ActorMap(scaling.workers, float(scaling.cpus_per_worker), gpus)
+    pool = ActorMap(scaling.ranks, float(scaling.cpus_per_worker), gpus)
     with Progress(sum(len(folder.paths_of(part)) for part in missing), f"features {what}", "images") as progress:
         for number, done in pool(work, missing):
             if done is None:

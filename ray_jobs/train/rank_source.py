@@ -16,15 +16,21 @@ import ray.data
 from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
-from pathray.data.stream import Lookup, Share, share_rows
+from pathray.data.share import Lookup, Share, share_positions, share_rows
+
+LARGE = 1 << 20  # bytes of an order that is not sent along with every read task
 
 
 class RankRows(Datasource):
-    """The plan rows of one rank: one ordered read task, or one for every `steps_per_task` steps."""
+    """The plan rows of one rank, or without a `lookup` its positions: one ordered read task, or one for every
+    `steps_per_task` steps."""
 
-    def __init__(self, lookup: Lookup, share: Share, chunk: int = 2048, steps_per_task: int | None = None) -> None:
-        super().__init__()
-        self._lookup, self._share, self._chunk, self._steps_per_task = lookup, share, chunk, steps_per_task
+    def __init__(
+        self, lookup: Lookup | None, share: Share, chunk: int = 2048, steps_per_task: int | None = None
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._lookup = ray.put(lookup) if lookup is not None and lookup.order.nbytes > LARGE else lookup
+        self._share, self._chunk, self._steps_per_task = share, chunk, steps_per_task
 
     def estimate_inmemory_data_size(self) -> int | None:
         return None
@@ -42,15 +48,20 @@ class RankRows(Datasource):
         lookup, chunk = self._lookup, self._chunk
 
         def read() -> Iterator[pa.Table]:
-            for rows in share_rows(lookup, share, chunk):
-                yield pa.table(rows)
+            own: Lookup | None = ray.get(lookup) if isinstance(lookup, ray.ObjectRef) else lookup
+            if own is None:
+                yield from (pa.table({"position": positions}) for positions in share_positions(share, chunk))
+            else:
+                yield from (pa.table(rows) for rows in share_rows(own, share, chunk))
 
         return ReadTask(read, BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None))
 
 
 def read(source: RankRows, *, blocks: int, cpus: float) -> ray.data.Dataset:
     """The dataset of a source: blocks in order, no progress bars, no limit to how long a consumer may pause."""
-    dataset = ray.data.read_datasource(source, override_num_blocks=blocks, ray_remote_args={"num_cpus": cpus})
+    dataset: ray.data.Dataset = ray.data.read_datasource(
+        source, override_num_blocks=blocks, ray_remote_args={"num_cpus": cpus}
+    )
     context = dataset.context
     context.enable_progress_bars = False
     context.target_max_block_size = 1 << 20  # latency and memory only: the order does not depend on it

@@ -4,6 +4,10 @@
 `"cluster"` decodes in Ray Data tasks, so that CPU nodes work for accelerators (without the read timeout: a hanging task
 is Ray's to retry). Both give the same units at the same positions.
 
+Where positions hold groups (pathray.data.groups), the rows of a group travel one after the other with their position
+and slot; to the tasks of a cluster only positions travel, so that each decodes whole groups, and a group comes back as
+bytes, so that what the reader makes of it may be ragged.
+
 Not `streaming_split`: it drops the last rows of a pass and its state cannot be saved; and no decoding in `collate_fn`,
 whose reorder buffer is unbounded.
 """
@@ -11,7 +15,8 @@ whose reorder buffer is unbounded.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+import pickle
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -19,28 +24,20 @@ from typing import Any
 
 import numpy as np
 
-from pathray.data.stream import (
-    Batch,
-    DecodeSettings,
-    Fault,
-    Lookup,
-    Share,
-    UnitReader,
-    asserted,
-    check_geometry,
-    decode,
-    decoded,
-    share_rows,
-)
+from pathray.data.faults import Fault
+from pathray.data.share import Lookup, Share, asserted, check_geometry, micro_batches, share_rows
+from pathray.data.stream import DecodeSettings, decode, decoded
+from pathray.data.units import Batch, UnitReader, join_groups
 
-FAULTS = "faults_json"
+FAULTS, GROUP = "faults_json", "group_pickle"
 MICROS_PER_TASK, TASKS_PER_WINDOW = 4, 1000
 WINDOW_ROWS = 1 << 17  # of one rank: some megabytes, and minutes of training
 
 
 def rows(lookup: Lookup, share: Share, *, chunk: int = 2048) -> Iterator[dict[str, Any]]:
     """This rank's plan rows in micro-batches, in order, each batch's positions asserted."""
-    micros = _cut(_windows(lookup, share, chunk), share.micro)
+    windows = _windows(lookup, share, chunk)
+    micros = (batch for window in windows for batch in micro_batches(window, share.micro))
     return asserted(micros, share.start, share.global_batch, share.rank, share.world, share.micro)
 
 
@@ -51,7 +48,7 @@ def _windows(lookup: Lookup, share: Share, chunk: int) -> Iterator[dict[str, Any
     decoding threads more than half of their speed (docs/decisions.md). The first window is small and looked up here:
     training begins while Ray Data starts.
     """
-    first, *parts = _parts(share, chunk)
+    first, *parts = _parts(share, chunk, lookup.order.units_per_position)
     with _ahead() as executor:
         coming = [executor.submit(_window, lookup, part, chunk) for part in parts[:1]]
         yield from share_rows(lookup, first, chunk)
@@ -61,9 +58,10 @@ def _windows(lookup: Lookup, share: Share, chunk: int) -> Iterator[dict[str, Any
             yield window
 
 
-def _parts(share: Share, chunk: int) -> list[Share]:
-    """`share` cut at step boundaries: `chunk` of the rank's rows first, then WINDOW_ROWS at a time."""
-    own, parts = share.global_batch // share.world, list[Share]()
+def _parts(share: Share, chunk: int, rows: float) -> list[Share]:
+    """`share` cut at step boundaries: `chunk` of the rank's rows first, then WINDOW_ROWS at a time; a position holds
+    `rows` of them on average."""
+    own, parts = round(share.global_batch // share.world * rows), list[Share]()
     first, size = share.start, chunk
     while first < share.stop:
         stop = min(share.stop, first + max(1, size // own) * share.global_batch)
@@ -86,12 +84,6 @@ def _window(lookup: Lookup, share: Share, chunk: int) -> dict[str, Any]:
     from ray_jobs.train.rank_source import fetched  # the import takes a second, which the first step need not wait for
 
     return fetched(lookup, share, chunk)
-
-
-def _cut(batches: Iterable[dict[str, Any]], micro: int) -> Iterator[dict[str, Any]]:
-    for batch in batches:
-        for first in range(0, len(batch["position"]), micro):
-            yield {name: values[first : first + micro] for name, values in batch.items()}
 
 
 def stream(
@@ -139,22 +131,38 @@ class _DecodeTask:
         return batch
 
 
+class _DecodeGroups(_DecodeTask):
+    """Decodes the groups at some positions in a Ray Data task, each into one value of bytes."""
+
+    def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
+        groups = micro_batches(self.lookup(rows["position"]), 1)
+        packed = [pickle.dumps(decode(self.reader, group, self.lookup), pickle.HIGHEST_PROTOCOL) for group in groups]
+        return {"position": rows["position"], GROUP: np.array(packed, dtype=object)}
+
+
+def _unpacked(batch: Batch) -> Batch:
+    """A micro-batch as tasks send it → as `decode` gives it."""
+    if GROUP in batch:
+        return join_groups([pickle.loads(group) for group in batch[GROUP]])
+    batch["faults"] = [Fault(**f) for text in batch.pop(FAULTS) for f in json.loads(text)]
+    batch["corrupt"] = len({f.position for f in batch["faults"] if not f.benign})
+    return batch
+
+
 def _decoded_in_tasks(lookup: Lookup, reader: UnitReader, share: Share, tasks: int, chunk: int) -> Iterator[Batch]:
     """Reads and decodes in tasks of a few micro-batches; the tasks of a window are planned at once, then the next's."""
     from ray_jobs.train.rank_source import RankRows, read
 
     steps = max(1, MICROS_PER_TASK * share.micro * share.world // share.global_batch)
     window = steps * TASKS_PER_WINDOW * share.global_batch
-    decode_task = _DecodeTask(lookup, reader).__call__
+    decode_task = (_DecodeGroups if lookup.grouped else _DecodeTask)(lookup, reader).__call__
     for first in range(share.start, share.stop, window):
         part = replace(share, start=first, stop=min(first + window, share.stop))
         count = -(-(part.stop - part.start) // (steps * share.global_batch))
-        source = RankRows(lookup, part, chunk, steps)
+        source = RankRows(None if lookup.grouped else lookup, part, chunk, steps)
         dataset = read(source, blocks=count, cpus=1)
         dataset = dataset.map_batches(
             decode_task, batch_size=share.micro, batch_format="numpy", num_cpus=1, concurrency=min(tasks, count)
         )
         for batch in dataset.iterator().iter_batches(batch_size=share.micro, prefetch_batches=2, batch_format="numpy"):
-            batch["faults"] = [Fault(**f) for text in batch.pop(FAULTS) for f in json.loads(text)]
-            batch["corrupt"] = len({f.position for f in batch["faults"] if not f.benign})
-            yield batch
+            yield _unpacked(batch)

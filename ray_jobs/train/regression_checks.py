@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pathray.errors import UserError
+from pathray.run.layout import RESULTS as METRICS
 from pathray.store.records import check_seal
 from ray_jobs.shell.dry_run import tell
 from ray_jobs.train.training_jobs import LONGER, tell_tracking
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from regression.config import RunConfig
 
 log = logging.getLogger(__name__)
-METRICS = "metrics.json"
 MIN_VALIDATION = 2  # rows: fewer have no correlation
 
 

@@ -17,13 +17,14 @@ from omegaconf import OmegaConf
 
 from pathray.config.load import is_set
 from pathray.errors import UserError
+from pathray.run.layout import CHECKPOINTS, CONFIG, ENCODER, EVALUATION_REPORT, PLAN
 from ray_jobs.shell.cli import Outputs
 
 if TYPE_CHECKING:
     from pathray.data.plan import Plan
     from pathray.store.committed import Committed
     from pathray.store.storage import Storage
-    from ray_jobs.train.trainer import Tracking, TrainJob
+    from ray_jobs.train.job import Tracking, TrainJob
 
 log = logging.getLogger(__name__)
 LONGER = "a longer budget with checkpoint.resume_changes=[{}] trains on"
@@ -61,6 +62,9 @@ def check_tuning(config: Any) -> None:
     tuning = _tuning(config)
     if tuning is None or not tuning.enable:
         return
+    if config.scaling.workers == 0:
+        expected = "scaling.workers >= 1, or tuning.enable=false"
+        raise UserError("evaluations during training need Ray", key="scaling.workers", found=0, expected=expected)
     from pathray.evaluation.judge import Judge
 
     for note in Judge(tuning.plugins, "").check():
@@ -72,9 +76,9 @@ def resumed(config: Any) -> Committed | None:
     from pathray.store.storage import Storage
 
     store, resume = Storage.of(str(config.output)), config.checkpoint.resume
-    if resume in ("auto", "never") and not store.exists("checkpoints"):
+    if resume in ("auto", "never") and not store.exists(CHECKPOINTS):
         return None  # told without importing torch
-    from ray_jobs.train.resume import chosen
+    from pathray.run.resume import chosen
 
     return chosen(store.url, config.logging.write_tag, resume)
 
@@ -116,14 +120,14 @@ def finished(config: Any, total_images: int, budget_keys: str) -> Outputs | None
     seen = f"{int(newest.meta['images_seen']):,}"
     log.info("this run is finished (%s images): %s; %s", seen, store.url, LONGER.format(budget_keys))
     tell_tracking(config, store.url, newest)
-    return Outputs({"run": config.output, "checkpoint": newest.path, "encoder": store.join("encoder")})
+    return Outputs({"run": config.output, "checkpoint": newest.path, "encoder": store.join(ENCODER)})
 
 
 def _is_exported(store: Storage, newest: Committed) -> bool:
     from pathray.store.artifact import describe
 
     try:
-        facts = describe(store.join("encoder"))["provenance"]
+        facts = describe(store.join(ENCODER))["provenance"]
     except UserError:  # none, or a damaged one: it is exported again
         return False
     identity = newest.meta.get("identity", {}).get("hash")
@@ -149,7 +153,8 @@ def tell_tracking(config: Any, run_dir: str, newest: Committed) -> None:
     if not tracking.mlflow or tracking.uri is None or is_local(tracking.uri):
         return
     from pathray.store.storage import Storage
-    from ray_jobs.train.trainer import TrainJob, mlflow_fed
+    from ray_jobs.train.job import TrainJob
+    from ray_jobs.train.mlflow_feed import mlflow_fed
 
     known = newest.meta.get("identity", {})
     identity = {**known.get("values", {}), "identity": known.get("hash")}
@@ -171,9 +176,9 @@ def evaluated(config: Any) -> dict[str, object]:
 
     store = Storage.of(str(config.output))
     paths: dict[str, object] = {"robustness": store.join(ROWS)} if store.exists(ROWS) else {}
-    if store.exists("robustness/report.html"):
-        paths["report"] = store.join("robustness", "report.html")
-    best = list_committed(store.join("checkpoints"), BEST)
+    if store.exists(EVALUATION_REPORT):
+        paths["report"] = store.join(EVALUATION_REPORT)
+    best = list_committed(store.join(CHECKPOINTS), BEST)
     return paths | ({"best": best[-1].path} if best else {})
 
 
@@ -191,7 +196,7 @@ def decode_tasks(config: Any) -> int:
 
 def tracking_of(config: Any) -> Tracking:
     """Where the metrics of a run go, as its `logging` says."""
-    from ray_jobs.train.trainer import Tracking
+    from ray_jobs.train.job import Tracking
 
     settings = config.logging
     tags = {"mlflow.parentRunId": settings.mlflow_parent} if settings.mlflow_parent else {}
@@ -201,7 +206,7 @@ def tracking_of(config: Any) -> Tracking:
 def plan_folder(root: Any) -> str:
     """Where the plan is built: in the output folder, or on the local disk when that is remote."""
     if root.local:
-        return str(root.join("plan"))
+        return str(root.join(PLAN))
     from pathray.store.storage import private_cache
 
     digest = hashlib.sha256(root.url.encode()).hexdigest()[:24]
@@ -224,7 +229,7 @@ def save_config(config: Any, run_dir: str) -> None:
 
     plain = OmegaConf.to_container(OmegaConf.structured(without_login(config)), enum_to_str=True)
     resolved = OmegaConf.to_yaml(OmegaConf.create(public_values(plain)))
-    Storage.of(run_dir).write_bytes("config_resolved.yaml", resolved.encode())
+    Storage.of(run_dir).write_bytes(CONFIG, resolved.encode())
 
 
 def log_start(checkpoint: Committed | None, run_dir: str, total_images: int) -> None:
@@ -258,7 +263,7 @@ def train_job(
 ) -> TrainJob:
     """What `fit` wants to know of a run with the resolved `config`. `identity` is its fingerprint, `accelerator` what
     `begin` found. A login in `logging.tracking_uri` goes to MLflow alone."""
-    from ray_jobs.train.trainer import TrainJob
+    from ray_jobs.train.job import TrainJob
 
     tracking, tuning = tracking_of(config), _tuning(config)
     log_start(resumed(replace(config, output=run_dir)), run_dir, total_images)

@@ -59,7 +59,7 @@ def entries_of(store: Storage, objective: Objective) -> list[Entry]:
             for _, values, run in sorted(folders.get(status.trial, []), key=lambda entry: entry[0])
         ]
         error = status.error["message"] if status.error else ""
-        found.append(entry_of(status.trial, status.status, runs or [(status.values, [], 0)], objective, error))
+        found.append(entry_of(status.trial, status.status, runs or [(dict(status.values), [], 0)], objective, error))
     return found
 
 

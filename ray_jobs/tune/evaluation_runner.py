@@ -16,15 +16,19 @@ import logging
 import os
 import threading
 import time
+import traceback
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from pathray.errors import UserError
+from pathray.evaluation.attempts import Attempts
 from pathray.evaluation.early_stopping import EARLY_STOPPED
 from pathray.evaluation.settings import ExecutionConfig, TuningConfig
+from pathray.run.layout import ENCODER, RAY
+from pathray.store.storage import StorageError
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +101,20 @@ def free_gpus(gpus: float, taken: float, workers: int) -> float:
     return max(1 - together * each if full else 0.0, 1 - rest * each if rest else 0.0) if untouched > -1e-9 else 0.0
 
 
+@dataclass(frozen=True)
+class _Finished:
+    """An evaluation that has come to an end, well or not, and what its process said."""
+
+    snapshot: Any
+    due: dict[str, list[str]]
+    took_s: float
+    result: Mapping[str, Any]
+
+    @property
+    def images(self) -> int:
+        return int(self.snapshot.images_seen)
+
+
 class Evaluators:
     """Evaluations of the run in `run_dir` (an absolute path or a URL). `identity`: its identity's hash, None for
     whatever run is there. `owner`: this process trains the run, so it also removes snapshots.
@@ -124,6 +142,7 @@ class Evaluators:
         self.limited, self.given = limited, snapshots
         self.key = uuid.uuid4().hex[:8]
         self.running: dict[str, tuple[Any, dict[str, list[str]], float]] = {}
+        self.unrecorded: list[_Finished] = []
         self.over, self.abandoned = threading.Event(), threading.Event()
         self.failure: UserError | None = None
         self.claimed = self.current = False
@@ -160,6 +179,8 @@ class Evaluators:
         WATCHES.pop(self.key, None)
         if self._pulse is not None:
             self._pulse.join(timeout=30.0)  # it would claim again what is released
+        for snapshot, _, _ in self.running.values():
+            self._safely(Attempts(self.results.store, _name(snapshot)).forgive)
         self._release()
 
     @property
@@ -189,7 +210,8 @@ class Evaluators:
         from pathray.evaluation.report import write_report
 
         self._reported = time.monotonic()
-        return self._safely(partial(write_report, self.run_dir))
+        page: str | None = self._safely(partial(write_report, self.run_dir))
+        return page
 
     # --- asked by Tune ----------------------------------------------------------------------------------------------
 
@@ -205,6 +227,7 @@ class Evaluators:
         over = self.over.is_set()  # before looking: what is committed by now is found
         try:
             self._catch_up()
+            self._record_finished()
             found = self._next(trial_id, look=over and not self.running)
         except Exception as e:
             return FINISHED if self._given_up(e, over) else None
@@ -221,10 +244,31 @@ class Evaluators:
         result = result or {}
         if self.abandoned.is_set() and (error or "judged" not in result):
             return  # left to the next start
-        try:
-            self._note(snapshot, due, began, result)
-        except Exception as e:
-            log.warning("the evaluation at %s images could not be recorded: %s", f"{snapshot.images_seen:,}", e)
+        self.judged += 1
+        self.unrecorded.append(_Finished(snapshot, due, time.monotonic() - began, result))
+        self._safely(self._record_finished)  # what storage does not take now is recorded at the next look
+
+    def _record_finished(self) -> None:
+        """Record what has come to an end. StorageError while storage is away: it is then kept for the next time."""
+        while self.unrecorded:
+            done = self.unrecorded[0]
+            self.results.reload()  # another evaluator may have been first
+            if not self._has_row(done.snapshot):
+                try:
+                    self._note(done)
+                except StorageError:
+                    if not self._has_row(done.snapshot):
+                        raise
+                except Exception as e:  # an evaluator's result that is no row: without one it would be tried for ever
+                    log.warning("the evaluation at %s images is damaged", f"{done.images:,}", exc_info=True)
+                    if not self._has_row(done.snapshot):
+                        why = {"error": f"{type(e).__name__}: {e}", "trace": traceback.format_exc()}
+                        self._note(replace(done, result=why))
+            self.unrecorded.pop(0)
+            self._safely(Attempts(self.results.store, _name(done.snapshot)).clear)
+
+    def _has_row(self, snapshot: Any) -> bool:
+        return any(row["images_seen"] == snapshot.images_seen for row in self.results.rows)
 
     def _catch_up(self) -> None:
         """At the start, and whenever the run becomes ours: what others recorded until then counts."""
@@ -239,8 +283,9 @@ class Evaluators:
 
     def _given_up(self, error: Exception, over: bool) -> bool:
         """Log it; whether the end of the job has waited for long enough for storage that does not answer."""
-        log.warning("snapshots cannot be looked at present: %s", error)
-        self.troubled = self.troubled or time.monotonic()
+        if self.troubled is None:
+            log.warning("snapshots could not be read; retrying: %s", error, exc_info=not isinstance(error, UserError))
+            self.troubled = time.monotonic()
         if over and time.monotonic() - self.troubled >= GIVE_UP_S:
             log.error("what is not evaluated yet is left to the next start")
             return True
@@ -254,7 +299,7 @@ class Evaluators:
         if not look and time.monotonic() - self._looked < every:
             return None
         self._looked, self._seen = time.monotonic(), self._snapshots()
-        running = [Record(s.images_seen, s.index, "running", due) for s, due, _ in self.running.values()]
+        running = [Record(s.images_seen, s.index, "running", due) for s, due in self._in_work()]
         limit = self.tuning.execution.max_pending_jobs if self.limited else None
         chosen = decide(self._seen, self.results.records(), running, self.cadences, limit)
         if chosen.drop and self.tuning.execution.fail_on_backlog:
@@ -270,8 +315,9 @@ class Evaluators:
             return None
         self.running[trial_id] = (chosen.next, chosen.due, time.monotonic())
         return {
-            "encoder": f"{chosen.next.path}/encoder" if self.given is None else chosen.next.path,
+            "encoder": f"{chosen.next.path}/{ENCODER}" if self.given is None else chosen.next.path,
             "due": json.dumps(chosen.due),
+            "snapshot": _name(chosen.next),
             "images_seen": chosen.next.images_seen,
             "neighbours": json.dumps(self.results.neighbours()),
         }
@@ -284,15 +330,19 @@ class Evaluators:
         return found
 
     def _waiting(self) -> list[Any]:
-        done = {r.images_seen for r in self.results.records()} | {s.images_seen for s, _, _ in self.running.values()}
+        done = {r.images_seen for r in self.results.records()} | {s.images_seen for s, _ in self._in_work()}
         return [s for s in self._snapshots() if s.images_seen not in done]
+
+    def _in_work(self) -> list[tuple[Any, dict[str, list[str]]]]:
+        """Snapshots that have no row yet and are not waiting either, with the metrics that are due on them."""
+        ended = [(done.snapshot, done.due) for done in self.unrecorded]
+        return [*((snapshot, due) for snapshot, due, _ in self.running.values()), *ended]
 
     # --- results ----------------------------------------------------------------------------------------------------
 
-    def _note(self, snapshot: Any, due: dict[str, list[str]], began: float, result: dict[str, Any]) -> None:
-        images, took = snapshot.images_seen, time.monotonic() - began
-        row: dict[str, Any] = {"tune/evaluator_s": result.get("evaluator_s", took), "tune/trial_s": took}
-        self.judged += 1
+    def _note(self, done: _Finished) -> None:
+        snapshot, due, result, images = done.snapshot, done.due, done.result, done.images
+        row: dict[str, Any] = {"tune/evaluator_s": result.get("evaluator_s", done.took_s), "tune/trial_s": done.took_s}
         if "judged" in result:
             judged = json.loads(result["judged"])
             failed = judged.get("failed") or {}
@@ -301,9 +351,9 @@ class Evaluators:
             for what, why in failed.items():
                 log.warning("%s failed at %s images, the other metrics are there: %s", what, f"{images:,}", why)
         else:
-            why = result.get("error") or "the evaluator's process died"
-            self._record(snapshot, "failed", due, {**row, "error": why})
-            log.warning("the evaluation at %s images failed: %s\n%s", f"{images:,}", why, result.get("trace", ""))
+            why, trace = result.get("error") or "the evaluator's process died", result.get("trace", "")
+            self._record(snapshot, "failed", due, {**row, "error": why, **({"trace": trace} if trace else {})})
+            log.warning("the evaluation at %s images failed: %s\n%s", f"{images:,}", why, trace)
         decision = self.results.decision()
         self._safely(self.results.settle)
         self._tell(snapshot, decision)
@@ -362,7 +412,7 @@ class Evaluators:
         """Only while somebody trains: a STOP that nobody reads would end the next start."""
         if self.over.is_set():
             return
-        from ray_jobs.train.trainer import request_stop
+        from pathray.run.stop import request_stop
 
         log.warning("asking the training to stop at its next poll: %s", reason.replace("_", " "))
         self._safely(partial(request_stop, self.run_dir, reason))
@@ -377,7 +427,7 @@ class Evaluators:
                 return
             except Exception as e:
                 self.running.clear()
-                log.warning("evaluations are interrupted: %s: %s", type(e).__name__, e)
+                log.warning("evaluations are interrupted: %s", type(e).__name__, exc_info=True)
                 if self.over.wait(RESTART_AFTER_S) and self.abandoned.is_set():
                     return
         log.error("no evaluations any more; python -m ray_jobs.evaluate watch=%s resumes them", self.run_dir)
@@ -413,7 +463,7 @@ class Evaluators:
             ),
             run_config=tune.RunConfig(
                 name=name,
-                storage_path=store.path("ray"),
+                storage_path=store.path(RAY),
                 storage_filesystem=store.pyarrow_fs(),
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=execution.max_retries),
@@ -441,8 +491,12 @@ class Evaluators:
         try:
             return action()
         except Exception as e:
-            log.warning("%s", e)
+            log.warning("%s", e or type(e).__name__, exc_info=not isinstance(e, UserError))
             return None
+
+
+def _name(snapshot: Any) -> str:
+    return str(snapshot.path.rpartition("/")[2])
 
 
 def _folder(trial: Any) -> str:

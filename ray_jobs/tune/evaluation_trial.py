@@ -10,11 +10,15 @@ import logging
 import time
 import traceback
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pathray.evaluation.settings import PluginConfig
 
+if TYPE_CHECKING:
+    from pathray.evaluation.attempts import Attempts
+
 log = logging.getLogger(__name__)
+OUTAGE_S, FIRST_PAUSE_S, LONGEST_PAUSE_S = 600.0, 2.0, 60.0
 _judges: dict[str, Any] = {}  # of this process: datasets stay open from one snapshot to the next
 
 
@@ -34,24 +38,48 @@ def evaluation_trial(config: dict[str, Any], spec: TrialSpec) -> None:
     ``judged``; ``error`` instead for an evaluation that failed for good."""
     from ray import tune
 
-    tune.report(attempted(config, spec))
+    from pathray.evaluation.attempts import Attempts
+    from pathray.store.storage import Storage
+
+    tune.report(attempted(config, spec, Attempts(Storage.of(spec.run_dir), config["snapshot"])))
 
 
-def attempted(config: dict[str, Any], spec: TrialSpec) -> dict[str, Any]:
-    """`judged`, tried again after an error that is not the user's; what the last attempt met goes into ``error``."""
+def attempted(config: dict[str, Any], spec: TrialSpec, attempts: Attempts | None = None) -> dict[str, Any]:
+    """`judged`, tried again after an error that is not the user's; what the last attempt met goes into ``error`` and
+    ``trace``. `attempts`: those of earlier starts, which count too."""
     from pathray.errors import UserError
+    from pathray.evaluation.attempts import Attempts
     from pathray.store.storage import StorageError
 
-    error = ""
-    for attempt in range(1 + spec.retries):
+    attempts = attempts or Attempts()
+    while not attempts.are_spent(spec.retries):
+        attempts.begin()
         try:
-            return judged(config, spec)
+            return through_outages(config, spec)
         except Exception as e:
             if isinstance(e, UserError) and not isinstance(e, StorageError):  # it would be met again
                 return {"error": str(e), "trace": ""}
-            error, trace = f"{type(e).__name__}: {e}", traceback.format_exc()
-            log.warning("evaluation of %s, attempt %d: %s", config["encoder"], attempt + 1, error)
+            error = f"{type(e).__name__}: {e}"
+            attempts.fail(error, traceback.format_exc())
+            log.warning("an evaluation of %s failed: %s", config["encoder"], error, exc_info=True)
+    error, trace = attempts.last()
     return {"error": error, "trace": trace}
+
+
+def through_outages(config: dict[str, Any], spec: TrialSpec) -> dict[str, Any]:
+    """`judged`, begun again while storage is away: that is no mistake of the evaluator's."""
+    from pathray.store.storage import StorageError
+
+    until, pause = time.monotonic() + OUTAGE_S, FIRST_PAUSE_S
+    while True:
+        try:
+            return judged(config, spec)
+        except StorageError as e:
+            if not e.passing or time.monotonic() >= until:
+                raise
+            log.warning("the evaluation of %s waits %.0f s for storage: %s", config["encoder"], pause, e)
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE_S)
 
 
 def judged(config: dict[str, Any], spec: TrialSpec) -> dict[str, Any]:

@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import unquote
 
-from pathray.run.tracking import RUN_FILE, SILENT_S, client_of, default_uri, is_local, redact, within
+from pathray.errors import explain
+from pathray.run.tracking import RUN_FILE, SILENT_S, client_of, default_uri, is_local, mlflow_errors, redact, within
 from pathray.search.leaderboard import Entry
 from pathray.search.objective import Objective
 from pathray.store.storage import Storage
-from pathray.urls import public, public_text
+from pathray.urls import public
 
 log = logging.getLogger(__name__)
 PARENT = "logging.mlflow_parent"
@@ -35,7 +36,7 @@ class Parent:
         try:
             self.run_id = self._bounded(lambda: self._known() or self._new(logging_config.experiment))
         except Exception as e:  # a tracking failure must not end the sweep
-            log.warning("could not create the sweep's MLflow run: %s", public_text(str(e)))
+            log.warning("could not create the sweep's MLflow run: %s", explain(e, *mlflow_errors()))
 
     def words(self) -> list[str]:
         """The `key=value` words that make a trial's run a child."""
@@ -50,7 +51,7 @@ class Parent:
         try:
             self._bounded(lambda: self._log_best(best, objective, facts, status))
         except Exception as e:
-            log.warning("could not log the sweep's result to MLflow: %s", public_text(str(e)))
+            log.warning("could not log the sweep's result to MLflow: %s", explain(e, *mlflow_errors()))
 
     def _log_best(self, best: Entry | None, objective: Objective, facts: Mapping[str, Any], status: str) -> None:
         client = self._client()
@@ -73,7 +74,7 @@ class Parent:
         try:
             self._bounded(lambda: self._log_folds(metrics, status))
         except Exception as e:
-            log.warning("could not log the folds' result to MLflow: %s", public_text(str(e)))
+            log.warning("could not log the folds' result to MLflow: %s", explain(e, *mlflow_errors()))
 
     def _log_folds(self, metrics: Mapping[str, float], status: str) -> None:
         client = self._client()

@@ -18,14 +18,15 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from pathray.errors import UserError
+from pathray.run.layout import CONFIG, METRICS
+from pathray.run.stop import request_stop
 from pathray.run.tracking import rows_of
 from pathray.search.objective import IMAGES, Objective, Point
 from pathray.store.storage import Storage, private_cache
-from ray_jobs.train.trainer import request_stop
 from ray_jobs.tune.config import TrainingJob
 
 log = logging.getLogger(__name__)
-TRIAL, RESOLVED = "trial.json", "config_resolved.yaml"
+TRIAL = "trial.json"
 BUDGETS = ("optimization.total_images_budget", "train.images", "total_images")  # keys of the budget in resolved configs
 
 
@@ -73,8 +74,8 @@ class TrialRun:
     @property
     def budget(self) -> int:
         """The run's budget in images; 0 until the run has written its config."""
-        if self._budget == 0 and self.store.exists(RESOLVED):
-            config = OmegaConf.create(self.store.read_bytes(RESOLVED).decode())
+        if self._budget == 0 and self.store.exists(CONFIG):
+            config = OmegaConf.create(self.store.read_bytes(CONFIG).decode())
             found = (OmegaConf.select(config, key) for key in BUDGETS)
             self._budget = next((budget for budget in found if isinstance(budget, int)), 0)
         return self._budget
@@ -94,7 +95,7 @@ def history_of(store: Storage, objective: Objective) -> list[Point]:
 
 def images_of(store: Storage) -> int:
     """The images seen by the run in the folder, from its metrics."""
-    return max((int(row.get(IMAGES, 0)) for row in _rows(store, "metrics.jsonl")), default=0)
+    return max((int(row.get(IMAGES, 0)) for row in _rows(store, METRICS)), default=0)
 
 
 def metrics_of(store: Storage, objective: Objective) -> list[str]:

@@ -19,11 +19,11 @@ from typing import Any
 from ray import tune
 
 from pathray.errors import MissingFile
+from pathray.run.layout import CHECKPOINTS, STOP
 from pathray.search.objective import IMAGES, Objective, Point
 from pathray.search.space import word
 from pathray.store.committed import Committed, list_committed
 from pathray.store.storage import Storage
-from ray_jobs.train.trainer import STOP
 from ray_jobs.tune.config import CHANGES, SAVE_EVERY, TrainingJob
 from ray_jobs.tune.sweep_run import TrialRun, no_objective
 
@@ -48,7 +48,7 @@ class TrialSettings:
 
 
 class SweepTrial(tune.Trainable):  # type: ignore[misc]
-    def setup(self, config: dict[str, Any], settings: TrialSettings) -> None:
+    def setup(self, config: dict[str, Any], settings: TrialSettings) -> None:  # type: ignore[override]
         from ray_jobs.shell.runtime import set_worker_environment
 
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
@@ -153,7 +153,7 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]
         """The run's own snapshots, or the donor's if it has none yet."""
         from pathray.store.committed import read_committed
 
-        found = list_committed(self.sweep.join(self.folder, "checkpoints"))
+        found = list_committed(self.sweep.join(self.folder, CHECKPOINTS))
         tagged = self.settings.job.has(SAVE_EVERY)  # otherwise all checkpoints are kept, see sweep.py
         own = [c for c in found if ("-img" in c.name if tagged else "-best" not in c.name)]
         return own or ([read_committed(self.donor)] if self.donor else [])

@@ -17,7 +17,7 @@ import traceback
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import ray
@@ -25,7 +25,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
-from pathray.errors import user_error_in
+from pathray.errors import explain, user_error_in
 from pathray.search.leaderboard import FAILED, FINISHED, STOPPED, UNFINISHED
 from pathray.search.objective import IMAGES, Objective
 from pathray.search.space import Dimension
@@ -122,7 +122,7 @@ def _scheduler(sweep: Sweep, settings: TrialSettings) -> Any:
         mutations = {key: list(d.values) if d.kind == "choice" else domain_of(d) for key, d in sweep.space.items()}
         return PopulationBasedTraining(
             time_attr=IMAGES,
-            perturbation_interval=config.pbt.perturbation_images,
+            perturbation_interval=cast(int, config.pbt.perturbation_images),  # the config was checked
             quantile_fraction=config.pbt.quantile,
             hyperparam_mutations=mutations,
             custom_explore_fn=_InsideSpace(sweep.space),
@@ -207,7 +207,7 @@ class Watch(tune.Callback):  # type: ignore[misc]
             write_statuses(store, [self._status(trial) for trial in trials])
             write_board(store, self.sweep)
         except Exception as e:  # trials continue; the final write raises
-            log.warning("could not write the leaderboard; retrying: %s", e)
+            log.warning("could not write the leaderboard; retrying: %s", explain(e))
 
     def _status(self, trial: Any) -> Status:
         last, most = _last(trial), self.sweep.config.asha.max_images

@@ -14,7 +14,8 @@ from adios.index_writer import index_patches
 from adios.pictures import MaskPictures
 from adios.plan import build_plan
 from adios.recipe import AdiosRecipe
-from pathray.data.stream import Lookup, decoded, rank_rows
+from pathray.data.share import Lookup, rank_rows
+from pathray.data.stream import decoded
 from pathray.device import Device
 from pathray.features.encoder import EncoderSpec, load_encoder
 from pathray.store import checkpoint

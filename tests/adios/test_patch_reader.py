@@ -16,7 +16,8 @@ from adios.index import archives_of
 from adios.index_writer import index_patches
 from adios.plan import build_plan
 from pathray.data.order import rng, uniform_order
-from pathray.data.stream import DecodeSettings, Lookup, rank_rows
+from pathray.data.share import Lookup, rank_rows
+from pathray.data.stream import DecodeSettings
 from pathray.data.stream import decoded as stream
 from pathray.errors import UnreadableUnit, UserError
 from tests.builders.zips import SIZE, encoded, patch_name, picture, write_folder, write_zip

@@ -17,7 +17,7 @@ from ijepath.manifest import read_manifest
 from ijepath.plan import build_plan
 from ijepath.profile import Profile
 from pathray.data.plan import Plan
-from pathray.data.stream import Lookup
+from pathray.data.share import Lookup
 
 
 @dataclass

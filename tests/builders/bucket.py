@@ -3,6 +3,8 @@
 ``bucket://…`` lies under BUCKET_ROOT, one file per object. `make_known` leads every process whose PYTHONPATH holds
 its folder to it through fsspec's entry points, as an installed gcsfs or s3fs is found. The second object whose key
 matches the pattern BUCKET_HANGS, where it is set, is never finished, and a file `hangs` beside the objects says so.
+While a file `away` lies beside the objects, nothing can be reached. An object may be made on condition that there is
+none, as in GCS and S3, unless BUCKET_WITHOUT_CONDITIONS is set.
 """
 
 from __future__ import annotations
@@ -33,6 +35,18 @@ def make_known(folder: Path) -> Path:
 
 class BucketFileSystem(AbstractFileSystem):
     protocol, cachable = "bucket", False
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **more: Any) -> None:
+        key = self._strip_protocol(path)
+        if mode != "create" or "BUCKET_WITHOUT_CONDITIONS" in os.environ:
+            super().pipe_file(key, value, mode)
+            return
+        partial = _reachable() / f".{uuid.uuid4().hex}"
+        partial.write_bytes(value)
+        try:
+            os.link(partial, _file(key))
+        finally:
+            partial.unlink()
 
     def ls(self, path: str, detail: bool = True, **more: Any) -> list[Any]:
         path = self._strip_protocol(path)
@@ -72,10 +86,11 @@ class BucketFileSystem(AbstractFileSystem):
 
     def _open(self, path: str, mode: str = "rb", **more: Any) -> Any:
         assert mode in ("rb", "wb"), f"an object store has no {mode}"
+        _reachable()
         return open(_file(path), "rb") if mode == "rb" else _Upload(path)
 
     def _keys(self) -> list[str]:
-        return [unquote(p.name) for p in _root().glob("[!.]*")]
+        return [unquote(p.name) for p in _reachable().glob("[!.]*")]
 
     def _about(self, key: str) -> dict[str, Any]:
         stat = _file(key).stat()
@@ -95,10 +110,21 @@ class _Upload(io.BytesIO):
             if fnmatch(self.key, pattern) and any(fnmatch(unquote(p.name), pattern) for p in _root().iterdir()):
                 (_root().parent / "hangs").touch()
                 time.sleep(3600)
-            partial = _root() / f".{uuid.uuid4().hex}"
+            partial = _reachable() / f".{uuid.uuid4().hex}"
             partial.write_bytes(self.getvalue())
             os.replace(partial, _file(self.key))
         super().close()
+
+
+def away() -> Path:
+    """While this file is there, the bucket is out of reach."""
+    return _root().parent / "away"
+
+
+def _reachable() -> Path:
+    if away().exists():
+        raise OSError("503: the service is unavailable")
+    return _root()
 
 
 def _root() -> Path:
@@ -108,4 +134,4 @@ def _root() -> Path:
 
 
 def _file(key: str) -> Path:
-    return _root() / quote(key, safe="")
+    return _reachable() / quote(key, safe="")

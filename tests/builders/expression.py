@@ -8,11 +8,11 @@ import numpy as np
 from PIL import Image
 
 from pathray.data.plan import Plan
+from pathray.data.splits import Split, holdout
 from pathray.nn.vit import ViT, vit_config
 from pathray.store.artifact import EncoderArtifact
 from regression.config import RunConfig
 from regression.plan import build_plan
-from regression.splits import Split, holdout
 from regression.table import Table, read_table
 
 

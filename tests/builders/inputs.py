@@ -9,11 +9,12 @@ from adios import artifact as mask_models
 from adios.index import archives_of
 from adios.index_writer import index_patches
 from adios.mask_models import MaskModelConfig, build_mask_model
+from pathray.data.split_files import write_split
+from pathray.data.splits import folds, holdout
 from pathray.run.tracking import MetricsLog
 from regression import artifact
 from regression.normalise import Normaliser
 from regression.recipe import RegressionRecipe
-from regression.splits import folds, holdout, write_split
 from regression.table import read_table
 from tests.builders.encoders import write_encoder
 from tests.builders.expression import run_config, write_images

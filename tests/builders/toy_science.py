@@ -53,6 +53,9 @@ class ToyConfig:
     validate_every: int = placement(0)  # images
     patience: int | None = placement(None)
     best_at: int = placement(0)  # the images at which validation is best
+    memory_for: int = placement(-1)  # units of a micro-batch that memory is enough for; -1: for any
+    memory_from_step: int = placement(0)  # and from when on it is short
+    memory_rank: int = placement(0)  # of which rank
 
 
 class ToyReader:
@@ -93,7 +96,7 @@ class ToyRecipe:
             "step": progress.step,
             "rank": rank,
             "position": micro["position"].tolist(),
-            "row": micro["row"].tolist(),
+            "row": [row.tolist() for row in micro["row"]],
         }
         with (Path(config.run) / f"seen-{os.getpid()}.jsonl").open("a") as f:
             f.write(json.dumps(lines) + "\n")
@@ -104,6 +107,9 @@ class ToyRecipe:
             os.kill(os.getpid(), signal.SIGKILL)
         if rank == 0 and progress.step == config.stop_at_step:
             (Path(config.run) / "STOP").touch()
+        short = 0 <= config.memory_for < len(micro["position"]) and progress.step >= config.memory_from_step
+        if short and rank == config.memory_rank:
+            raise torch.OutOfMemoryError("CUDA out of memory")
         return micro
 
     def loss(self, phase, micro, progress):

@@ -17,7 +17,8 @@ import pyarrow as pa
 import torch
 
 from pathray.data.plan import Plan, PlanWriter
-from pathray.data.stream import DecodeSettings, Lookup, decoded, rank_rows
+from pathray.data.share import Lookup, rank_rows
+from pathray.data.stream import DecodeSettings, decoded
 from pathray.device import Device
 from pathray.nn.vit import PRESETS
 from pathray.store import checkpoint

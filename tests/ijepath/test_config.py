@@ -24,7 +24,18 @@ def test_the_shipped_defaults_file_equals_the_schema():
     assert dataclasses.asdict(shipped) == dataclasses.asdict(load(BUDGET))
     keys = OmegaConf.to_container(OmegaConf.load(CONFIGS_DIR / "defaults.yaml"))
     assert list(keys) == [f.name for f in dataclasses.fields(RunConfig)]
-    for section in ("data", "model", "mask", "scales", "augment", "site", "optimization", "checkpoint", "tuning"):
+    for section in (
+        "data",
+        "model",
+        "mask",
+        "scales",
+        "augment",
+        "site",
+        "optimization",
+        "checkpoint",
+        "tuning",
+        "scaling",
+    ):
         assert set(keys[section]) == {f.name for f in dataclasses.fields(getattr(shipped, section))}
 
 

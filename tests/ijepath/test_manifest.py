@@ -96,7 +96,8 @@ def test_a_manifest_of_another_encoding_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("a,c.svs,", "duplicate slide_id: 'a' in row 3 stood in row 2"),
+        ("a,c.svs,", "duplicate slide_id: 'a' in row 3 is already in row 2"),
+        ("A,c.svs,", "duplicate slide_id: 'A' in row 3 is already in row 2, spelt 'a'"),
         ("b,,", "row 3 has no wsi_path"),
         (",c.svs,", "row 3 has no slide_id"),
         ("b,c.svs", "row 3 has 2 cells, the header 4"),

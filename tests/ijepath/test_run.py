@@ -12,7 +12,8 @@ from ijepath.config import CONFIGS_DIR, GROUPS, RunConfig, resolve_global_batch
 from ijepath.profile import Profile
 from pathray.config.load import load_config
 from pathray.data.plan import Plan
-from pathray.data.stream import Lookup, decoded, rank_rows
+from pathray.data.share import Lookup, rank_rows
+from pathray.data.stream import decoded
 from pathray.device import Device
 from pathray.nn.vit import PRESETS
 from pathray.train.loop import TrainState, run

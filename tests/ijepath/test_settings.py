@@ -7,7 +7,7 @@ import pytest
 
 from ijepath.config import CONFIGS_DIR, GROUPS, AugmentConfig, RunConfig, resolve_global_batch
 from ijepath.index import SlideIndex, write_index
-from ijepath.settings import loop_settings, precision, preprocessing, provenance, site_numbers
+from ijepath.settings import loop_settings, preprocessing, provenance, site_numbers
 from pathray.config.load import fingerprint, load_config
 from pathray.errors import UserError
 from pathray.train.settings import LoopSettings
@@ -92,11 +92,13 @@ def test_schedules_start_peak_and_end_where_the_config_says():
 
 def test_a_cpu_computes_in_float32_whatever_the_config_hopes_for(monkeypatch):
     config = load("optimization.total_images_budget=100")
-    monkeypatch.setattr("ijepath.settings.Device.of", lambda accelerator: type("D", (), {"kind": "cpu"}))
-    assert precision(config) == "fp32"
-    monkeypatch.setattr("ijepath.settings.Device.of", lambda accelerator: type("D", (), {"kind": "cuda"}))
-    assert precision(config) == "bf16"
-    assert precision(load("optimization.total_images_budget=100", "model.use_bfloat16=false")) == "fp32"
+    plain = load("optimization.total_images_budget=100", "model.use_bfloat16=false")
+    found = {}
+    for kind in ("cpu", "cuda"):
+        device = type("D", (), {"kind": kind})
+        monkeypatch.setattr("pathray.train.from_config.Device.of", lambda accelerator, device=device: device)
+        found[kind] = [loop_settings(each, 2).precision for each in (config, plain)]
+    assert found == {"cpu": ["fp32", "fp32"], "cuda": ["bf16", "fp32"]}
 
 
 def test_an_artifact_says_what_its_encoder_expects_and_where_it_comes_from():

@@ -49,6 +49,24 @@ def test_arrays_become_tensors_and_the_rest_passes() -> None:
     assert (placed["name"], placed["n"], placed["s"]) == ("n", 3, ["a"])
 
 
+def test_ragged_groups_are_placed_as_they_are_however_deep() -> None:
+    bags = [[np.full((n, 4), n, np.float32) for n in group] for group in ((3, 1, 5), (2,))]
+    batch = {"bags": bags, "more": [{"t": torch.arange(n), "name": "a"} for n in (2, 7)], "pair": (np.ones(2), "b")}
+    placed = CPU.to_device(batch)
+    assert [[tuple(bag.shape) for bag in group] for group in placed["bags"]] == [[(3, 4), (1, 4), (5, 4)], [(2, 4)]]
+    assert all(isinstance(bag, torch.Tensor) and (bag == len(bag)).all() for group in placed["bags"] for bag in group)
+    assert [(m["t"].tolist(), m["name"]) for m in placed["more"]] == [([0, 1], "a"), (list(range(7)), "a")]
+    assert placed["pair"][0].tolist() == [1, 1] and placed["pair"][1] == "b"
+
+
+def test_what_is_in_a_list_is_not_split_over_the_devices_of_a_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device("cpu", torch.device("cpu"))
+    cut = []
+    monkeypatch.setattr(Device, "shard", lambda self, tensor: cut.append(tuple(tensor.shape)) or tensor)
+    device.to_device({"x": np.ones((4, 2)), "d": {"y": np.ones(6)}, "bags": [np.ones((3, 2)), {"z": np.ones(5)}]})
+    assert cut == [(4, 2), (6,)]
+
+
 def test_a_seed_is_the_same_in_every_process_and_release() -> None:
     """A constant: Python's hash is salted per process, and another value would change every resumed run."""
     assert stable_seed(1, 2, 3, 4, "student") == 5681208078528819307

@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from pathray.errors import MissingFile, UnreadableUnit, UserError, user_error_in
+from pathray.errors import MissingFile, UnreadableUnit, UserError, explain, user_error_in
 
 
 def test_the_message_names_what_is_known_and_leaves_out_the_rest():
@@ -55,3 +55,16 @@ def test_a_ring_of_causes_ends():
     a, b = RuntimeError("a"), RuntimeError("b")
     a.__cause__, b.__cause__ = b, a
     assert user_error_in(a) is None
+
+
+def test_an_unexpected_error_is_explained_by_its_trace_and_an_expected_one_by_its_text():
+    def mistake():
+        raise AssertionError
+
+    with pytest.raises(AssertionError) as info:
+        mistake()
+    assert "in mistake" in explain(info.value) and explain(info.value).endswith("AssertionError")
+    assert explain(info.value, AssertionError) == "AssertionError", "never nothing"
+    assert explain(UserError("bad", key="k")) == "bad (key: k)"
+    assert explain(OSError("https://host/a?X-Goog-Signature=deadbeef"), OSError) == "https://host/a"
+    assert "deadbeef" not in explain(ValueError("https://host/a?X-Goog-Signature=deadbeef"))

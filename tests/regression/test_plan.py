@@ -7,13 +7,14 @@ import pytest
 from PIL import Image
 
 from pathray.data.order import uniform_order
-from pathray.data.stream import DecodeSettings, Lookup, decoded, rank_rows
+from pathray.data.share import Lookup, rank_rows
+from pathray.data.splits import Split
+from pathray.data.stream import DecodeSettings, decoded
 from pathray.errors import UnreadableUnit
 from regression.data import ImageReader
 from regression.evaluate import Evaluation
 from regression.places import Places
 from regression.plan import build_plan, identity, normaliser, rows_of, targets
-from regression.splits import Split
 from regression.table import Table
 from tests.builders.expression import made
 

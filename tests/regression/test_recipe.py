@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from pathray.data.stream import DecodeSettings, Lookup, decoded, rank_rows
+from pathray.data.share import Lookup, rank_rows
+from pathray.data.stream import DecodeSettings, decoded
 from pathray.device import Device
 from pathray.errors import UserError
 from pathray.nn.resnet import IMAGENET_MEAN, ResNet

@@ -8,6 +8,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
+from pathray.data.splits import Split
 from pathray.device import Device
 from pathray.errors import UserError
 from pathray.run.tracking import MetricsLog
@@ -27,7 +28,6 @@ from regression.report import (
     results_table,
     write_results,
 )
-from regression.splits import Split
 from tests.builders.expression import made, run_config
 
 

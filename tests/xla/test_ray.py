@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from pathray.config.sections import ScalingConfig
 from pathray.store import checkpoint
 from pathray.store.artifact import EncoderArtifact
-from ray_jobs.train.trainer import ScalingConfig, Tracking, TrainJob, fit
+from ray_jobs.train.job import Tracking, TrainJob
+from ray_jobs.train.trainer import fit
 from tests.builders import small
 
 pytestmark = pytest.mark.ray

@@ -8,6 +8,7 @@ then 50 k-means of that K, averaged; the mean over the pairs. Best is 1, worst â
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -18,7 +19,7 @@ import numpy.typing as npt
 
 from pathray.evaluation.datasets import Unfit
 from pathray.evaluation.metrics.clustering_interval import Clustered, score_interval
-from pathray.evaluation.metrics.kmeans import Points, best_of, in_threads, kmeans, starts
+from pathray.evaluation.metrics.kmeans import Points, cluster, map_in_threads, reduce_features
 from pathray.evaluation.metrics.robustness_index import normalised
 from pathray.stats.bootstrap import Interval
 
@@ -135,23 +136,25 @@ def _of_pair(
     seed: int,
 ) -> tuple[PairScore, npt.NDArray[Any]]:
     """The pair's score, and the clusters of its trials `[trials, rows]`."""
-    points = Points(unit)
-    k = _clusters(unit, points, [k for k in ks if k < len(unit)], seed)
-    begin = np.concatenate([starts(len(unit), k, TRIAL_INITS, seed + t) for t in range(trials)])
-    found = best_of(*kmeans(points, begin), trials)
+    from sklearn.exceptions import ConvergenceWarning
+
+    points = reduce_features(unit)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # of copies: fewer distinct points than clusters
+        k = _choose_k(unit, points, [k for k in ks if k < len(unit)], seed)
+        found = map_in_threads(lambda trial: cluster(points, k, TRIAL_INITS, seed + trial), range(trials))
     by_class = float(np.mean([adjusted_rand(labels, clusters) for clusters in found]))
     by_center = float(np.mean([adjusted_rand(centers, clusters) for clusters in found]))
     classes, sites = ((str(a), str(b)) for a, b in pair)
-    return PairScore(classes, sites, k, by_class - by_center, by_class, by_center), np.asarray(found)
+    return PairScore(classes, sites, k, by_class - by_center, by_class, by_center), np.stack(found)
 
 
-def _clusters(unit: Doubles, points: Points, ks: Sequence[int], seed: int) -> int:
+def _choose_k(unit: Doubles, points: Points, ks: Sequence[int], seed: int) -> int:
     """The number of clusters of the best silhouette, the smallest of equals."""
 
-    def quality(k: int) -> float:
-        labels = best_of(*kmeans(points, starts(len(unit), k, SELECTION_INITS, seed)), 1)[0]
-        return silhouette(unit, labels.astype(np.int64))
+    def measure(k: int) -> float:
+        return silhouette(unit, cluster(points, k, SELECTION_INITS, seed).astype(np.int64))
 
     largest_first = sorted(ks, reverse=True)  # so that no thread is left with the longest
-    scores = dict(zip(largest_first, in_threads(quality, largest_first), strict=True))
+    scores = dict(zip(largest_first, map_in_threads(measure, largest_first), strict=True))
     return max(ks, key=lambda k: (scores[k], -k))

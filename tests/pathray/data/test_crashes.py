@@ -15,7 +15,8 @@ from pathray.data import crashes
 from pathray.data.crashes import Excluded, Guarded, Journal, excluded, note_crashes, noted
 from pathray.data.order import uniform_order
 from pathray.data.plan import Plan, PlanWriter
-from pathray.data.stream import DecodeSettings, Lookup, decoded
+from pathray.data.share import Lookup
+from pathray.data.stream import DecodeSettings, decoded
 from pathray.errors import UnreadableUnit, UserError
 from tests.builders.jobs import ROOT
 

@@ -7,18 +7,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from pathray.data.faults import StreamError
 from pathray.data.order import uniform_order
 from pathray.data.plan import Plan, PlanWriter
-from pathray.data.stream import (
-    DecodeSettings,
-    Lookup,
-    StreamError,
-    asserted,
-    check_geometry,
-    decode,
-    decoded,
-    rank_rows,
-)
+from pathray.data.share import Lookup, asserted, check_geometry, rank_rows
+from pathray.data.stalls import WINDOW, Stalls
+from pathray.data.stream import DecodeSettings, decode, decoded
 from pathray.errors import UnreadableUnit, UserError
 
 
@@ -163,6 +157,33 @@ def test_storage_that_hangs_for_every_read_ends_with_a_clear_error(lookup):
     reader = Reader(slow={x: 5 for x in range(100)})
     with pytest.raises(UserError, match="reads hang"):
         list(decoded(rank_rows(lookup, 0, 48, 12, 0, 1, 12), reader, lookup, settings))
+
+
+def test_reads_that_were_slow_are_forgotten_as_others_succeed(lookup, monkeypatch):
+    """Two reads of each pass hang: more than the bound in all, never more than it among the newest."""
+    monkeypatch.setattr("pathray.data.stalls.WINDOW", 40)
+    settings = DecodeSettings(threads=2, timeout_s=0.4, max_stalled=3)
+    reader = Reader(slow={0: 3, 50: 3})
+    batches = list(decoded(rank_rows(lookup, 0, 300, 12, 0, 1, 12), reader, lookup, settings))
+    assert [f.reason for batch in batches for f in batch["faults"]] == ["timeout"] * 6
+    monkeypatch.setattr("pathray.data.stalls.WINDOW", 10**6)
+    with pytest.raises(StreamError, match=r"reads hang.*4 reads longer than 0.4 s.*at most 3 of"):
+        list(decoded(rank_rows(lookup, 0, 300, 12, 0, 1, 12), reader, lookup, settings))
+
+
+def test_a_slow_read_counts_until_a_window_of_units_has_been_read():
+    stalls = Stalls()
+    assert [stalls.add() for _ in range(3)] == [1, 2, 3], "nothing is read in between: the storage hangs"
+    for _ in range(WINDOW - 1):
+        stalls.succeed()
+    assert stalls.add() == 4
+    stalls.succeed()
+    assert stalls.add() == 2
+
+
+def test_a_bound_of_slow_reads_is_a_number_of_them():
+    with pytest.raises(UserError, match=r"max_stalled_reads"):
+        DecodeSettings(max_stalled=-1)
 
 
 def test_decoded_batches_wait_only_up_to_the_bound(lookup):

@@ -10,7 +10,14 @@ import pytest
 
 from pathray.errors import MissingFile, UserError
 from pathray.evaluation.datasets import open_dataset
-from pathray.evaluation.projection import Embedding, embed, load_embedding, load_embeddings, save_embedding, saved
+from pathray.evaluation.projection import (
+    Embedding,
+    embed,
+    list_embeddings,
+    load_embedding,
+    load_embeddings,
+    save_embedding,
+)
 from tests.builders.evaluation import cohort
 
 
@@ -116,8 +123,8 @@ def test_embeddings_are_listed_in_order_and_other_files_are_not(tmp_path):
     embedding = embed(data.x)
     for name, images in (("b", 30), ("a", 2_000), ("a", 100)):
         save_embedding(str(tmp_path), open_dataset(name, data.write(tmp_path / "m.csv")), embedding, images)
-    assert saved(str(tmp_path)) == [("a", 100), ("a", 2_000), ("b", 30)]
-    assert saved(str(tmp_path / "absent")) == [] and load_embeddings(str(tmp_path / "absent")) == []
+    assert list_embeddings(str(tmp_path)) == [("a", 100), ("a", 2_000), ("b", 30)]
+    assert list_embeddings(str(tmp_path / "absent")) == [] and load_embeddings(str(tmp_path / "absent")) == []
 
 
 def test_points_of_other_images_are_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from base64 import b64decode
@@ -12,11 +13,13 @@ import pytest
 from PIL import Image
 
 from pathray.errors import MissingFile, UserError
-from pathray.evaluation import report_charts
+from pathray.evaluation import embedding_chart, report_charts
 from pathray.evaluation.datasets import open_dataset
+from pathray.evaluation.embedding_chart import draw_embedding
+from pathray.evaluation.metric_names import list_metrics
 from pathray.evaluation.projection import Embedding, embed, load_embedding, save_embedding
-from pathray.evaluation.report import draw_robustness, write_report
-from pathray.evaluation.report_charts import draw_embedding, named
+from pathray.evaluation.report import write_report
+from pathray.evaluation.report_charts import draw_robustness
 from pathray.run.tracking import to_line
 from pathray.store.storage import Storage
 from tests.builders.evaluation import cohort
@@ -48,7 +51,8 @@ def write(run, rows, tail=b""):
 def figures(monkeypatch):
     """The figures that are drawn, instead of their PNGs."""
     found = []
-    monkeypatch.setattr(report_charts, "_png", lambda figure: found.append(figure) or b"png")
+    for module in (report_charts, embedding_chart):
+        monkeypatch.setattr(module, "to_png", lambda figure: found.append(figure) or b"png")
     return found
 
 
@@ -179,8 +183,8 @@ def test_a_run_without_evaluations_is_named(tmp_path):
         write_report(str(tmp_path / "run"))
 
 
-def test_what_others_wrote_is_text_and_no_markup(tmp_path):
-    evil = "<script>alert(1)</script>$x^$&"
+@pytest.mark.parametrize("evil", ["<script>alert(1)</script>$x^$&", "<img onerror=alert(1)>", "{{ title }}</pre>"])
+def test_what_others_wrote_is_text_and_no_markup(tmp_path, evil):
     rows = [row(0, "failed", f"Traceback {evil}", [f"note {evil}"], **{f"pathorob/{evil}/ri": 0.5})]
     rows[0]["status"] = "failed"
     run = write(tmp_path / "<b>run", rows)
@@ -190,7 +194,8 @@ def test_what_others_wrote_is_text_and_no_markup(tmp_path):
     dataset = open_dataset(evil, data.write(tmp_path / "m.csv"))
     save_embedding(f"{run}/robustness/embeddings", dataset, embed(data.x), 0)
     text = open(write_report(run)).read()
-    assert "<script" not in text and "<b>run" not in text and text.count("&lt;script&gt;") >= 5
+    assert "<script" not in text and "<b>run" not in text and "<img onerror" not in text
+    assert text.count("</pre>") == text.count("<pre>") and html.unescape(text).count(evil) >= 5
 
 
 def test_rows_of_failures_alone_still_make_a_page(tmp_path):
@@ -258,7 +263,7 @@ def test_more_groups_than_can_be_told_apart_are_others(figures):
 
 def test_the_tunings_own_figures_and_ends_of_intervals_are_no_metrics():
     rows = [{"images_seen": 0, "tune/a/b": 1, "p/d/x": 1, "p/d/x_low": 0, "p/d/x_high": 2, "p/d/too_low": 1, "loss": 1}]
-    assert [n.full for n in named(rows)] == ["p/d/too_low", "p/d/x"]
+    assert [n.full for n in list_metrics(rows)] == ["p/d/too_low", "p/d/x"]
 
 
 def test_the_report_says_what_its_rows_and_columns_mean(tmp_path):
@@ -298,7 +303,7 @@ def test_a_dataset_has_one_colour_in_every_panel_and_none_is_that_of_a_failure(f
         colours |= {line.get_color() for where in ("in", "out-of") for line in
                     shown[f"{dataset}: accuracy, {where}-domain"].lines}  # fmt: skip
         assert len(colours) == 1 and report_charts.FAILED not in colours
-    assert report_charts.FAILED not in {*report_charts.GROUPS, *report_charts.ACCENTS}
+    assert report_charts.FAILED not in {*embedding_chart.GROUPS, *report_charts.ACCENTS}
 
 
 def test_a_centre_never_has_the_colour_of_a_class(figures, tmp_path):
@@ -339,5 +344,5 @@ def test_pictures_say_what_is_seen_and_can_be_enlarged(tmp_path):
 
 
 def test_the_first_groups_of_an_embedding_have_no_colour_of_a_datasets_line():
-    assert not {*report_charts.GROUPS[:6]} & {*report_charts.ACCENTS}
-    assert len({*report_charts.GROUPS}) == 12
+    assert not {*embedding_chart.GROUPS[:6]} & {*report_charts.ACCENTS}
+    assert len({*embedding_chart.GROUPS}) == 12

@@ -2,9 +2,14 @@
 
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
+import threading
 import time
 
+import fsspec
 import pytest
 import torch
 
@@ -16,6 +21,8 @@ from pathray.run.tracking import MetricsLog
 from pathray.store.checkpoint import TENSORS, save
 from pathray.store.committed import committed_dir, list_committed, remove_committed
 from pathray.store.storage import StorageError
+from tests.builders.bucket import BucketFileSystem
+from tests.builders.jobs import ROOT
 
 KEY = "pathorob/hospitals/ri"
 STOPPING = EarlyStoppingConfig(True, SelectionConfig("pathorob", "hospitals", "ri"), patience_evals=2, min_evals=2)
@@ -287,8 +294,6 @@ def test_a_run_has_one_evaluator_at_a_time(tmp_path, monkeypatch):
 
 
 def test_the_evaluator_of_a_killed_process_of_this_machine_is_followed_at_once(tmp_path):
-    import subprocess
-
     process = subprocess.Popen(["true"])
     process.wait()
     opened(tmp_path).claim("dead")
@@ -297,6 +302,81 @@ def test_the_evaluator_of_a_killed_process_of_this_machine_is_followed_at_once(t
     assert opened(tmp_path).claim("next")
     (tmp_path / results.ALIVE).write_text(json.dumps({**sign, "who": "far", "pid": process.pid, "host": "elsewhere"}))
     assert not opened(tmp_path).claim("next"), "of another machine only silence is a sign"
+
+
+@pytest.fixture(params=["local", "bucket", "bucket without conditions"])
+def anywhere(request, tmp_path, monkeypatch):
+    """A run folder that does not exist yet."""
+    monkeypatch.setenv("BUCKET_ROOT", str(tmp_path / "bucket"))
+    fsspec.register_implementation("bucket", BucketFileSystem, clobber=True)
+    if request.param == "bucket without conditions":
+        monkeypatch.setenv("BUCKET_WITHOUT_CONDITIONS", "1")
+    return str(tmp_path / "run") if request.param == "local" else "bucket://store/run"
+
+
+@pytest.mark.parametrize("before", ["nobody", "a dead one", "a damaged sign"])
+def test_of_evaluators_that_claim_a_run_at_once_one_does(anywhere, before):
+    store = opened(anywhere).store
+    if before != "nobody":
+        old = {"who": "old", "time": time.time() - 2 * results.ALIVE_FOR_S, "host": "elsewhere", "pid": 1}
+        store.write_bytes(results.ALIVE, json.dumps(old).encode() if before == "a dead one" else b"{")
+    together, claimed = threading.Barrier(8), []
+
+    def claim(who):
+        mine = opened(anywhere)
+        together.wait()
+        if mine.claim(who):
+            claimed.append(who)
+
+    threads = [threading.Thread(target=claim, args=(f"e{n}",)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert claimed == [json.loads(store.read_bytes(results.ALIVE))["who"]]
+
+
+CLAIMS = """
+import os, sys, fsspec
+from tests.builders.bucket import BucketFileSystem
+from pathray.evaluation.results import Results
+fsspec.register_implementation("bucket", BucketFileSystem, clobber=True)
+print("ready", flush=True)
+for line in sys.stdin:
+    run, os.environ["BUCKET_WITHOUT_CONDITIONS"] = line.split()
+    if os.environ["BUCKET_WITHOUT_CONDITIONS"] == "no":
+        del os.environ["BUCKET_WITHOUT_CONDITIONS"]
+    print(Results(run, None).claim(sys.argv[1]), flush=True)
+"""
+
+
+def test_of_two_processes_that_claim_a_run_at_once_one_does(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "BUCKET_ROOT": str(tmp_path / "bucket")}
+    pipe = subprocess.PIPE
+    both = [
+        subprocess.Popen([sys.executable, "-c", CLAIMS, who], stdin=pipe, stdout=pipe, text=True, env=environment)
+        for who in "ab"
+    ]
+    assert [process.stdout.readline() for process in both] == ["ready\n"] * 2
+    for place in (f"{tmp_path}/run no", "bucket://store/one no", "bucket://store/two yes"):
+        for process in both:
+            process.stdin.write(f"{place}\n")
+            process.stdin.flush()
+        assert sorted(process.stdout.readline().strip() for process in both) == ["False", "True"], place
+    for process in both:
+        process.communicate()
+
+
+def test_a_run_that_another_evaluates_by_now_is_not_released(tmp_path, monkeypatch):
+    first, second = opened(tmp_path), opened(tmp_path)
+    assert first.claim("one")
+    clock = time.time()
+    monkeypatch.setattr(results.time, "time", lambda: clock + results.ALIVE_FOR_S + 1)
+    assert second.claim("two")
+    first.release()
+    assert not first.claim("one") and watched(str(tmp_path))
+    second.release()
+    assert first.claim("one")
 
 
 def test_a_damaged_decision_is_named(tmp_path):

@@ -71,6 +71,8 @@ def test_a_list_carries_its_other_columns_and_resolves_paths(tmp_path, name, tab
         ("path;organ\na.png;skin\n", "one column only: wrong separator.*semicolon"),
         ("# mine\n\npath,x\na.png,1,2\n", "row: 4"),
         ("", "the list is empty"),
+        ("path\na.png\nb.png\n./a.png\n", "twice.*row: 4.*also in row 2"),
+        ("path\nhttps://host/a.png?sig=s3c\n", "a login or a signature.*row: 2"),
     ],
 )
 def test_a_list_that_will_not_do_is_refused_with_the_place(tmp_path, text, said):

@@ -12,6 +12,7 @@ import torch
 from pathray.errors import MissingFile, UserError
 from pathray.nn.vit import ViT, ViTConfig
 from pathray.store.artifact import DESCRIPTION, WEIGHTS, EncoderArtifact, describe
+from pathray.store.records import sealed
 from pathray.store.storage import Storage
 from tests.builders.storage import FaultyFileSystem
 
@@ -106,7 +107,7 @@ def test_what_is_no_description_is_refused(folder: str, content: bytes) -> None:
 
 
 def test_a_newer_version_is_refused(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pathray.store.artifact.SCHEMA_VERSION", 7)
+    monkeypatch.setattr("pathray.store.artifact_kind.SCHEMA_VERSION", 7)
     save(folder, tiny())
     monkeypatch.undo()
     with pytest.raises(UserError, match="newer version .*found: 7"):
@@ -126,3 +127,16 @@ def test_a_plain_file_is_no_encoder(tmp_path) -> None:
     (tmp_path / "encoder").write_text("none")
     with pytest.raises(MissingFile, match="no encoder here.*artifact.json"):
         EncoderArtifact.load(str(tmp_path / "encoder"))
+
+
+def test_a_description_that_builds_no_network_is_refused_by_its_file(folder: str) -> None:
+    save(folder, tiny())
+    store = Storage.of(folder)
+    for change, named in (({"architecture": "cnn"}, "another architecture"), ({"vit": {"width": 3}}, "cannot be used")):
+        description = json.loads(store.read_bytes(DESCRIPTION)) | change
+        del description["digest"]
+        store.write_bytes(DESCRIPTION, json.dumps(sealed(description)).encode())
+        with pytest.raises(UserError, match=named) as error:
+            EncoderArtifact.load(folder)
+        assert str(error.value.where["file"]).endswith(f"encoder/{DESCRIPTION}")
+        save(folder, tiny())

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import torch
 
@@ -27,6 +28,8 @@ from pathray.store.committed import COMMITTED, list_committed, read_committed
 from pathray.store.storage import Storage, StorageError, digest_of
 from pathray.train.loop import run
 from pathray.train.state import TrainState
+from tests.builders.bucket import BucketFileSystem, away
+from tests.builders.jobs import wait_for
 from tests.builders.ranks import two_phase_settings
 from tests.builders.recipes import TwoPhases, stream
 from tests.builders.storage import FaultyFileSystem, full
@@ -182,6 +185,84 @@ def test_an_error_in_the_background_comes_at_the_next_save_or_close() -> None:
     saver.close()
     newest = checkpoint.latest("faulty://bucket/run", "t")
     assert newest is not None and newest.meta["images_seen"] == 2
+
+
+@pytest.fixture
+def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An object store that is away while its file `away` is there."""
+    monkeypatch.setattr(pathray.store.storage, "FIRST_WAIT_S", 0.001)
+    monkeypatch.setenv("BUCKET_ROOT", str(tmp_path / "bucket"))
+    monkeypatch.setenv("PATHRAY_CACHE_DIR", str(tmp_path / "cache"))
+    fsspec.register_implementation("bucket", BucketFileSystem, clobber=True)
+    return "bucket://store/run"
+
+
+@pytest.mark.parametrize("when", ["before", "at the commit"])
+def test_a_save_outlasts_an_outage_while_training_goes_on(
+    bucket: str, when: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint.save(bucket, "t-latest", {"x": torch.zeros(3)}, {"images_seen": 1})
+    live, commits = some_tensors(), list[int]()
+    wanted = {name: t.clone() for name, t in live.items()}
+
+    def leave() -> None:
+        commits.append(1)
+        if len(commits) == 1 and when == "at the commit":
+            away().touch()
+
+    if when == "before":
+        away().touch()
+    with checkpoint.AsyncSaver(first_pause_s=0.02) as saver:
+        saver.save(bucket, "t-latest", live, {"images_seen": 2}, before_commit=leave)
+        live["weights"].zero_()
+        wait_for(lambda: "could not be saved; retrying" in caplog.text, seconds=30)
+        saver.check()  # no error: it is still being tried
+        assert saver.last is None
+        away().unlink()
+    newest = checkpoint.latest(bucket, "t")
+    assert newest == saver.last and newest is not None and newest.meta["images_seen"] == 2
+    loaded, _ = checkpoint.load(newest.path)
+    assert all(torch.equal(loaded[name], t) and loaded[name].dtype == t.dtype for name, t in wanted.items())
+    assert [c.meta["images_seen"] for c in list_committed(bucket)] == [1, 2], "nothing half-written counts"
+
+
+def test_a_save_that_comes_due_in_an_outage_waits_for_the_one_before(bucket: str) -> None:
+    away().touch()
+    back = threading.Timer(0.3, away().unlink)
+    with checkpoint.AsyncSaver(first_pause_s=0.01) as saver:
+        saver.save(bucket, "t-latest", {"x": torch.ones(3)}, {"images_seen": 1})
+        back.start()
+        saver.save(bucket, "t-latest", {"x": torch.ones(3)}, {"images_seen": 2})
+    assert [c.meta["images_seen"] for c in list_committed(bucket)] == [1, 2]
+
+
+def test_an_outage_longer_than_its_bound_is_an_error(bucket: str) -> None:
+    away().touch()
+    saver = checkpoint.AsyncSaver(outage_s=0.2, first_pause_s=0.01)
+    saver.save(bucket, "t-latest", some_tensors(), {"images_seen": 1})
+    with pytest.raises(StorageError, match="503"):
+        saver.close()
+
+
+def test_what_no_later_try_can_mend_is_not_tried_again() -> None:
+    FaultyFileSystem.reset(full)
+    saver = checkpoint.AsyncSaver(first_pause_s=3600.0)
+    saver.save("faulty://bucket/run", "t-latest", some_tensors(), {"images_seen": 1})
+    with pytest.raises(StorageError, match="No space left on device"):
+        saver.close()
+    assert sum(operation == "write" for operation, _ in FaultyFileSystem.calls) == 1
+
+
+def test_what_has_to_be_there_before_a_checkpoint_comes_before_its_commit(parent: str) -> None:
+    def refuse() -> None:
+        assert list_committed(parent) == []
+        raise UserError("another start has taken over this run")
+
+    saver = checkpoint.AsyncSaver()
+    saver.save(parent, "t-latest", some_tensors(), {"images_seen": 1}, before_commit=refuse)
+    with pytest.raises(UserError, match="another start"):
+        saver.close()
+    assert list_committed(parent) == []
 
 
 def test_a_disk_full_while_saving_leaves_the_previous_checkpoint_as_the_newest() -> None:

@@ -210,6 +210,47 @@ def test_a_full_disk_is_not_tried_again() -> None:
     assert isinstance(e.value, UserError) and isinstance(e.value, OSError)
 
 
+@pytest.mark.parametrize(
+    ("error", "passing", "calls"),
+    [
+        (OSError("503 backend error"), True, 5),
+        (ValueError("whatever a client raises"), True, 5),
+        (OSError(errno.ESTALE, os.strerror(errno.ESTALE)), True, 5),
+        (OSError("Forbidden: bucket/a.txt\nno storage.objects.create access"), False, 1),
+        (PermissionError("Access Denied"), False, 1),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), False, 1),
+        (FileNotFoundError("no such bucket"), False, 1),
+    ],
+)
+def test_an_error_says_whether_it_may_pass(
+    error: Exception, passing: bool, calls: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(pathray.store.storage, "FIRST_WAIT_S", 0.0)
+    FaultyFileSystem.reset(lambda operation, path: error)
+    store = Storage.of("faulty://bucket")
+    with pytest.raises(StorageError) as e:
+        store.write_bytes("a.txt", b"x")
+    assert e.value.passing == passing and len(FaultyFileSystem.calls) == calls
+    FaultyFileSystem.calls.clear()
+    caplog.clear()
+    with pytest.raises(StorageError) as e:
+        store.without_retries().at("sub").write_bytes("a.txt", b"x")
+    assert e.value.passing == passing and len(FaultyFileSystem.calls) == 1 and caplog.text == ""
+
+
+def test_an_object_is_made_only_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    FaultyFileSystem.reset()
+    store = Storage.of("faulty://bucket")
+    store.create_bytes("a.txt", b"first")
+    with pytest.raises(FileExistsError):
+        store.create_bytes("a.txt", b"second")
+    assert store.read_bytes("a.txt") == b"first"
+    plain = FaultyFileSystem.pipe_file
+    monkeypatch.setattr(FaultyFileSystem, "pipe_file", lambda self, path, value: plain(self, path, value))
+    store.create_bytes("b.txt", b"by a client that knows no conditions")
+    assert store.read_bytes("b.txt") == b"by a client that knows no conditions"
+
+
 def test_a_failed_local_write_leaves_the_old_file_and_no_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Storage.of(tmp_path)
     store.write_bytes("a.txt", b"old")

@@ -89,6 +89,15 @@ def test_every_codec_of_real_slides_decodes_here():
     assert statuses(node_checks.dicom_readers()) == [OK]
 
 
+def test_decoders_of_an_extra_that_are_missing_are_a_warning_with_the_command(monkeypatch):
+    class Decoder:
+        is_available = False
+
+    monkeypatch.setattr("pydicom.pixels.decoders.base.get_decoder", lambda uid: Decoder())
+    (check,) = node_checks.dicom_readers()
+    assert check.status == WARN and "JPEG lossless" in check.found and "pip install 'pathray[oct]'" in check.advice
+
+
 def test_a_codec_that_loses_pixels_is_found(monkeypatch):
     import imagecodecs
 

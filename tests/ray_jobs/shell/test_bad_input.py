@@ -73,7 +73,7 @@ def leave_checkpoint(output: Path, *argv: str) -> str:
         (["optimization.total_images_budget=many"], ["optimization.total_images_budget", "'many'"]),
         (["optimization.total_images_budget=0"], ["optimization.total_images_budget", "0", "> 0"]),
         (["logging.step_log_every_images=10%"], ["logging.step_log_every_images", "'10%'", "0.1"]),
-        (["scaling.workers=0"], ["scaling.workers", "0", ">= 1"]),
+        (["scaling.workers=-1"], ["scaling.workers", "-1", ">= 0"]),
         (["scaling.workers=3"], ["optimization.global_batch", "global_batch 4, workers 3", "a multiple of 3"]),
         (["optimization.micro_batch=3"], ["optimization.micro_batch", "micro_batch 3", "[1, 2, 4]"]),
         (["data.target_fov_um=120"], ["target_fov_um", "footprint 120 px", "96 px"]),

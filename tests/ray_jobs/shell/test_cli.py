@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from pathray.reports.progress import Progress
 from ray_jobs.shell.cli import Outputs, Terminated, run_job
-from ray_jobs.shell.progress import Progress
 from tests.builders.jobs import job_command, job_environment, run_job_process, write_toy_job
 
 
@@ -110,7 +110,7 @@ def test_progress_off_a_terminal_is_a_line_for_every_tenth():
 
 def test_progress_says_how_fast_parts_are_done_and_how_long_it_will_take(monkeypatch):
     stream, now = io.StringIO(), [100.0]
-    monkeypatch.setattr("ray_jobs.shell.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("pathray.reports.progress.time.monotonic", lambda: now[0])
     with Progress(4, "extract", "slides", stream, parts="tiles") as progress:
         for tiles in (1500, 500, 0, 1000):
             now[0] += 60.0
@@ -125,7 +125,7 @@ def test_progress_says_how_fast_parts_are_done_and_how_long_it_will_take(monkeyp
 
 def test_slow_progress_has_a_line_at_least_every_ten_minutes(monkeypatch):
     stream, now = io.StringIO(), [0.0]
-    monkeypatch.setattr("ray_jobs.shell.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("pathray.reports.progress.time.monotonic", lambda: now[0])
     with Progress(1000, "index", "slides", stream) as progress:
         for _ in range(9):
             now[0] += 250.0
@@ -229,7 +229,7 @@ def test_a_job_that_does_not_end_after_a_signal_is_ended(tmp_path, monkeypatch):
 )
 def test_the_second_signal_to_a_training_sets_its_exit_code(tmp_path, first, second, code):
     from pathray.store.storage import Storage
-    from ray_jobs.train.trainer import stop_on_signals
+    from ray_jobs.train.driver import stop_on_signals
 
     def training(loaded):
         with stop_on_signals(Storage.of(tmp_path)):

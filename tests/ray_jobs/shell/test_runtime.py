@@ -14,7 +14,8 @@ from tests.builders.jobs import ROOT, job_environment
 EMBEDDED = """
 import os, signal, sys
 from ray_jobs.shell.runtime import RuntimeConfig, ray_session, worker_environment
-from ray_jobs.train.trainer import ScalingConfig, _worker_runtime_env
+from pathray.config.sections import ScalingConfig
+from ray_jobs.train.attempts import worker_runtime_env
 mine = lambda *a: None
 signal.signal(signal.SIGTERM, mine)
 with ray_session(RuntimeConfig(address="local", omp_threads=3, object_store_mb=100), cpus=5) as session:
@@ -23,8 +24,8 @@ with ray_session(RuntimeConfig(address="local", omp_threads=3, object_store_mb=1
     print(session.embedded, session.resources["CPU"] >= 7, ray.get(task.remote()))
     print(signal.getsignal(signal.SIGTERM) is mine)
     print(worker_environment()["OMP_NUM_THREADS"], "OMP_NUM_THREADS" in os.environ)
-    print(_worker_runtime_env(ScalingConfig(threads_per_worker=3)))
-    print(_worker_runtime_env(ScalingConfig(threads_per_worker=2))["env_vars"]["OMP_NUM_THREADS"])
+    print(worker_runtime_env(ScalingConfig(threads_per_worker=3)))
+    print(worker_runtime_env(ScalingConfig(threads_per_worker=2))["env_vars"]["OMP_NUM_THREADS"])
     with ray_session(RuntimeConfig()) as inner:
         print(inner.embedded)
     print(ray.is_initialized())

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import pytest
 
+from pathray.reports.progress import Progress
 from ray_jobs.shell.cli import GRACE_S, run_job
-from ray_jobs.shell.progress import Progress
 from tests.builders.cohort import write_manifest, write_slide
 from tests.builders.hanging_server import hanging_server
 from tests.builders.jobs import job_command, job_environment

@@ -5,15 +5,15 @@ from PIL import Image
 
 from ijepath.manifest import read_manifest
 from ijepath.profile import Profile
-from pathray.data.stream import Fault
+from pathray.data.faults import Fault
+from pathray.run import quarantine
+from pathray.run.outcome import Outcome
 from pathray.run.tracking import MetricsLog
 from pathray.store.storage import Storage
 from ray_jobs import build_anchors, cut_patches, index_slides
 from ray_jobs.shell.run_summary import write_run_summary
-from ray_jobs.train import quarantine
-from ray_jobs.train.trainer import Outcome
 from tests.builders.cohort import write_manifest, write_slide
-from tests.ray_jobs.train.test_quarantine import SLIDES
+from tests.pathray.run.test_quarantine import SLIDES
 
 SMALL = Profile(context_mpp=1.0, target_mpp=0.5, context_fov_um=64.0, target_fov_um=16.0, profile_id="small")
 

@@ -14,7 +14,8 @@ from adios import index_writer
 from adios.data import PatchReader
 from adios.plan import build_plan
 from pathray.data.order import uniform_order
-from pathray.data.stream import DecodeSettings, Lookup, Share
+from pathray.data.share import Lookup, Share
+from pathray.data.stream import DecodeSettings
 from ray_jobs import cut_patches, index_patches, index_slides
 from ray_jobs.extract.ordered_map import RayMap
 from ray_jobs.shell.cli import run_job

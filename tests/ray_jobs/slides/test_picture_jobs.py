@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from PIL import Image
 from adios.visualise import write_masks
 from ijepath.config import CONFIGS_DIR, GROUPS
 from pathray.run.tracking import MetricsLog
+from pathray.store.committed import committed_dir
+from pathray.store.storage import Storage
 from ray_jobs import plot_training, preview_ijepath
 from ray_jobs.shell.cli import run_job
 from tests.builders.anchor_catalog import Built, painted_catalog
@@ -84,9 +87,30 @@ def test_a_run_without_metrics_is_named(tmp_path: Path, capsys: pytest.CaptureFi
     assert "metrics.jsonl" in capsys.readouterr().err
 
 
-def test_every_panel_of_the_curves_has_its_own_metrics() -> None:
-    names = [metric for panel in plot_training.PANELS for metric, _ in panel.series]
-    assert len(names) == len(set(names)) and {"loss", "target_rankme", "lr", "images_per_s"} <= set(names)
+@pytest.mark.parametrize("science", plot_training.SCIENCES)
+def test_every_panel_of_a_sciences_curves_has_its_own_metrics(science: str) -> None:
+    panels = import_module(f"{science}.curves").CURVES
+    names = [metric for panel in panels for metric, _ in panel.series]
+    assert len(names) == len(set(names)) and {"loss", "lr", "grad_norm", "images_per_s"} <= set(names)
+    assert len({panel.title for panel in panels}) == len(panels)
+
+
+def test_curves_are_those_of_the_science_that_the_newest_checkpoint_names(tmp_path: Path) -> None:
+    from adios.curves import CURVES
+
+    store = Storage.of(str(tmp_path))
+    titles = [panel.title for panel in plot_training.panels_of(store)]
+    assert {"Validation", "Tokens", "Mask model"} < set(titles), "nobody knows yet: what any science draws"
+    meta = {"images_seen": 8, "identity": {"hash": "x", "values": {"science": "adios"}}}
+    with committed_dir(store.join("checkpoints"), "mine-latest", meta) as directory:
+        directory.write_bytes("tensors", b"")
+    assert plot_training.panels_of(store) == CURVES
+
+
+def test_a_file_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "metrics.jsonl").write_text("{}")
+    assert plot(f"run={tmp_path}/metrics.jsonl") == 2
+    assert "key: run;" in capsys.readouterr().err
 
 
 def test_text_logs_are_drawn_in_the_order_in_which_they_were_written(tmp_path: Path) -> None:

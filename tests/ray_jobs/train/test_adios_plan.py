@@ -15,6 +15,7 @@ from pathray.config.load import load_config
 from pathray.data.plan import Plan
 from pathray.errors import UserError
 from ray_jobs import pretrain_adios
+from ray_jobs.train import pretraining
 from tests.builders.zips import write_archive, write_folder
 from tests.ray_jobs.train.test_pretrain_adios import KEYS
 
@@ -28,7 +29,8 @@ def run(request, tmp_path, monkeypatch):
     monkeypatch.setenv("PATHRAY_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(pretrain_adios, "plan_folder", lambda root: str(tmp_path / "built"))
     state = SimpleNamespace(newest=None, output=output, built=tmp_path / "built", remote=request.param == "remote")
-    monkeypatch.setattr(pretrain_adios, "resumed", lambda config: state.newest)
+    for module in (pretrain_adios, pretraining):
+        monkeypatch.setattr(module, "resumed", lambda config: state.newest)
     monkeypatch.setattr(
         pretrain_adios, "recorded", lambda config: state.newest.meta["identity"]["values"] if state.newest else {}
     )

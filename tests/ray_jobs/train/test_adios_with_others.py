@@ -47,7 +47,7 @@ class Trained(NamedTuple):
 @pytest.fixture(scope="module")
 def trained(ray_cluster, tmp_path_factory):
     """The tiny run with evaluations every 8 of its 16 images, on labelled patches of two centres."""
-    from ray_jobs import pretrain_adios
+    from ray_jobs.train import pretraining
 
     base, outcomes, printed = tmp_path_factory.mktemp("adios_with_others"), [], io.StringIO()
     write_folder(base / "zips", archives=2, patches=6)
@@ -55,9 +55,9 @@ def trained(ray_cluster, tmp_path_factory):
     tuning = write_tuning(
         base / "tuning.yaml", str(manifest), execution="max_pending_jobs: 9, keep_last_n_snapshots: 9"
     )
-    fit = pretrain_adios.fit
+    fit = pretraining.fit
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
-        patch.setattr(pretrain_adios, "fit", lambda job: outcomes.append(fit(job)) or outcomes[-1])
+        patch.setattr(pretraining, "fit", lambda job: outcomes.append(fit(job)) or outcomes[-1])
         assert pretrain(base / "run", base / "zips", "--config", tuning, *INPUTS, "save_freq=3", "viz_freq=0") == 0
     (outcome,) = outcomes
     return Trained(base / "run", str(base / "run" / "encoder"), manifest, outcome, printed.getvalue())

@@ -12,14 +12,8 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from pathray.errors import UserError
 from ray_jobs.train import backends
-from ray_jobs.train.backends import (
-    XlaConfig,
-    backend_config,
-    check_resources,
-    resolve_accelerator,
-    scaling_config,
-    worker_resources,
-)
+from ray_jobs.train.backends import XlaConfig, backend_config, scaling_config
+from ray_jobs.train.resources import check_resources, resolve_accelerator, worker_resources
 
 
 @pytest.fixture(autouse=True)
@@ -229,13 +223,15 @@ def test_the_developer_api_is_touched_in_one_file_only():
 def test_rays_controller_gets_the_job_packed_and_imports_no_science_for_it(monkeypatch, tmp_path):
     import pickle
 
+    from pathray.config.sections import ScalingConfig
     from pathray.store.storage import Storage
-    from ray_jobs.train.trainer import ScalingConfig, TrainJob, _ray_trainer
+    from ray_jobs.train.attempts import ray_trainer
+    from ray_jobs.train.job import TrainJob
 
     given = {}
     name = "ray.train.v2.api.data_parallel_trainer.DataParallelTrainer"
     monkeypatch.setattr(name, lambda function, **keys: given.update(keys))
     job = TrainJob(print, {"lr": 1.0}, "plan", str(tmp_path), ScalingConfig(), accelerator="cpu")
-    _ray_trainer(job, Storage.of(tmp_path))
+    ray_trainer(job, Storage.of(tmp_path))
     packed = given["train_loop_config"]["job"]
     assert isinstance(packed, bytes) and pickle.loads(packed) == job

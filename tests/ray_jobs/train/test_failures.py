@@ -3,11 +3,12 @@
 import pytest
 import torch
 
+from pathray.config.sections import ScalingConfig
 from pathray.errors import UserError
 from pathray.store.checkpoint import save
 from pathray.store.storage import Storage
-from ray_jobs.train import trainer
-from ray_jobs.train.trainer import ScalingConfig, TrainJob
+from ray_jobs.train import attempts
+from ray_jobs.train.job import TrainJob
 
 
 @pytest.fixture
@@ -26,21 +27,22 @@ def fits(monkeypatch, tmp_path):
         for images in older:
             write(images, "another job's")
 
-        def fit(number, store, total, name):
+        def fit(job, store, number):
             names.append(number)
             end = left.pop(0)
             if isinstance(end, BaseException):
                 raise end
             if end == "done":
                 return {"end": "budget"}
+            if isinstance(end, dict):
+                return end
             if end:
                 write(end, job.fit_id)
             raise WorkerGroupError("a worker died", {})
 
-        monkeypatch.setattr(trainer, "_ray_trainer", lambda job, store, number: number)
-        monkeypatch.setattr(trainer, "_fit_in_thread", fit)
+        monkeypatch.setattr(attempts, "_fit", fit)
         try:
-            return trainer._fit_while_it_advances(job, Storage.of(str(tmp_path))), names
+            return attempts.fit_while_it_advances(job, Storage.of(str(tmp_path))), names
         except WorkerGroupError:
             return None, names
 
@@ -77,3 +79,8 @@ def test_what_the_user_can_mend_is_not_tried_again(fits):
 
 def test_checkpoints_of_earlier_jobs_are_no_progress(fits):
     assert fits(None, older=(8,)) == (None, [1])
+
+
+def test_an_attempt_that_ran_out_of_memory_is_followed_by_one_with_smaller_micro_batches(fits):
+    again = {"end": "retry", "changes": {"micro_batch": 2}}
+    assert fits(again, "done", max_failures=0) == ({"end": "budget"}, [1, 2])

@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pathray.data.stream import Fault
+from pathray.data.faults import Fault
+from pathray.run import quarantine
 from pathray.store import checkpoint
 from pathray.store.storage import Storage
-from ray_jobs.train import quarantine
 from tests.builders.cohort import write_manifest, write_mask
 from tests.builders.hanging_server import hanging_server
 from tests.builders.jobs import alive, descendants, job_command, job_environment, wait_for

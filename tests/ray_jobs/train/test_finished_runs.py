@@ -12,6 +12,8 @@ from pathray.config.load import fingerprint, load_config
 from pathray.data.plan import Plan
 from pathray.errors import UserError
 from pathray.nn.vit import ViT, vit_config
+from pathray.run.layout import STOP
+from pathray.run.stop import request_stop
 from pathray.store import checkpoint
 from pathray.store.artifact import EncoderArtifact
 from ray_jobs import pretrain_adios, pretrain_ijepath, train_regression
@@ -21,7 +23,6 @@ from ray_jobs.stop import main as stop
 from ray_jobs.train import frozen_features, training_jobs
 from ray_jobs.train.frozen_features import FeaturesStopped
 from ray_jobs.train.regression_checks import is_finished
-from ray_jobs.train.trainer import STOP, request_stop
 from tests.builders.expression import write_images
 from tests.builders.run import KEYS
 from tests.builders.zips import write_folder
@@ -86,7 +87,9 @@ class RayStarted(Exception):
 @pytest.fixture(params=["ijepath", "adios"])
 def pretraining(request, tmp_path, monkeypatch) -> Pretraining:
     made = Pretraining(request.param, tmp_path)
-    monkeypatch.setattr(made.module, "ray_session", lambda *args, **more: (_ for _ in ()).throw(RayStarted()))
+    monkeypatch.setattr(
+        "ray_jobs.train.pretraining.ray_session", lambda *args, **more: (_ for _ in ()).throw(RayStarted())
+    )
     return made
 
 
@@ -147,7 +150,7 @@ def test_anchors_in_a_budget_of_passes_are_those_of_the_runs_plan(tmp_path, monk
 @pytest.mark.parametrize(("uri", "told"), [(None, 0), ("sqlite:///a.db", 0), ("https://mlflow.example", 1)])
 def test_a_server_that_was_away_is_told_the_rest_of_a_finished_run(uri, told, tmp_path, monkeypatch):
     jobs = []
-    monkeypatch.setattr("ray_jobs.train.trainer.mlflow_fed", lambda job, store: jobs.append(job) or nullcontext())
+    monkeypatch.setattr("ray_jobs.train.mlflow_feed.mlflow_fed", lambda job, store: jobs.append(job) or nullcontext())
     made = Pretraining("ijepath", tmp_path)
     made.words += ["logging.mlflow=true", *([f"logging.tracking_uri={uri}"] if uri else [])]
     newest = SimpleNamespace(meta={"identity": {"hash": "x", "values": {"plan": "p"}}})
@@ -262,7 +265,7 @@ def test_a_stop_that_comes_while_features_are_computed_ends_the_run(table, tmp_p
     monkeypatch.setattr(train_regression, "begin", lambda *args: asked.append("begin") or "cpu")
     monkeypatch.setattr(train_regression, "fit", lambda job: pytest.fail("it was asked to stop"))
     monkeypatch.setattr("ray_jobs.extract.actor_map.ActorMap", lambda *args: parts)
-    monkeypatch.setattr("ray_jobs.train.backends.resolve_accelerator", lambda *args: "cpu")
+    monkeypatch.setattr("ray_jobs.train.resources.resolve_accelerator", lambda *args: "cpu")
     monkeypatch.setattr("regression.features.FeatureFolder.missing", lambda self: [0, 0, 0])
     outputs = train_regression.work_on(run)
     assert asked == ["begin", "part 0"] and outputs.paths == {"run": run.folder}

@@ -49,9 +49,9 @@ REFUSED = [
 
 @pytest.mark.parametrize(("argv", "key", "expected"), REFUSED, ids=[r[1] for r in REFUSED])
 def test_what_cannot_be_trained_is_said_before_ray_starts(argv, key, expected, tmp_path, capsys, monkeypatch):
-    from ray_jobs import pretrain_adios
+    from ray_jobs.train import pretraining
 
-    monkeypatch.setattr(pretrain_adios, "ray_session", lambda *args, **kwargs: pytest.fail("Ray was started"))
+    monkeypatch.setattr(pretraining, "ray_session", lambda *args, **kwargs: pytest.fail("Ray was started"))
     write_folder(tmp_path / "zips")
     assert pretrain(tmp_path / "run", tmp_path / "zips", *argv) == 2
     said = capsys.readouterr().err.splitlines()[-1]

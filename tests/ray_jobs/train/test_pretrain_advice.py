@@ -6,8 +6,9 @@ import pytest
 from ijepath.config import CONFIGS_DIR, GROUPS
 from pathray.config.load import fingerprint, load_config
 from pathray.errors import UserError
-from ray_jobs import pretrain_ijepath
-from ray_jobs.pretrain_ijepath import PretrainConfig, _check_inputs, cpus_of, enlarged, remote_advice, resolved
+from ray_jobs.pretrain_ijepath import JOB, PretrainConfig, _check_inputs, enlarged, remote_advice, resolved
+from ray_jobs.train import pretraining
+from ray_jobs.train.training_jobs import cpus_of
 
 
 def config(*words):
@@ -66,11 +67,11 @@ def test_more_passes_over_the_anchors_than_were_asked_for_are_told(tmp_path, mon
 
     catalog = index_and_catalog(tmp_path, write_cohort(tmp_path / "cohort", slides=1))
     plan = build_plan(catalog, str(tmp_path / "plan"))
-    monkeypatch.setattr(pretrain_ijepath, "train_job", lambda *args, **more: None)
-    monkeypatch.setattr(pretrain_ijepath, "fit", lambda job: None)
+    monkeypatch.setattr(pretraining, "train_job", lambda *args, **more: None)
+    monkeypatch.setattr(pretraining, "fit", lambda job: None)
     own = ("optimization.total_images_budget={epochs: 1}", f"output={tmp_path}/run")
     for batch, told in ((4, False), (2 * plan.rows, True)):
         words = (*KEYS, *own, f"optimization.global_batch={batch}")
         run = load_config(PretrainConfig, words, configs_dir=CONFIGS_DIR, groups=GROUPS).config
-        pretrain_ijepath.train(run, pretrain_ijepath.Inputs("", catalog, plan))
+        pretraining.train(JOB, run, plan)
         assert (f"2 passes over the {plan.rows:,} training units, not 1" in caplog.text) == told

@@ -10,10 +10,12 @@ import pytest
 
 from pathray.data.order import uniform_order
 from pathray.data.plan import Plan, PlanWriter
-from pathray.data.stream import DecodeSettings, Lookup, rank_rows
+from pathray.data.share import Lookup, rank_rows
+from pathray.data.stream import DecodeSettings
 from pathray.errors import UnreadableUnit
 from ray_jobs.train.rank_source import RankRows
 from ray_jobs.train.rank_stream import Share, rows, stream
+from tests.builders.toy_bags import BagConfig, BagReader, bag_order, expected_rows, write_bags
 
 pytestmark = pytest.mark.ray
 N = 500
@@ -151,3 +153,45 @@ def test_a_long_cluster_stream_continues_across_windows(ray_cluster, lookup, mon
     monkeypatch.setattr("ray_jobs.train.rank_stream.TASKS_PER_WINDOW", 2)
     batches = list(stream(lookup, SquareReader(), Share(0, 24 * 9, 24, 12, 0, 1), decode_on="cluster", tasks=3))
     assert np.concatenate([b["position"] for b in batches]).tolist() == list(range(24 * 9))
+
+
+# --- groups -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bags(tmp_path_factory):
+    plan = write_bags(tmp_path_factory.mktemp("bags") / "plan")
+    return Lookup(plan, bag_order(plan, 0))
+
+
+def test_the_rows_of_groups_travel_through_ray_in_order_and_uncut(ray_cluster, bags, monkeypatch):
+    monkeypatch.setattr("ray_jobs.train.rank_stream.WINDOW_ROWS", 100)
+    share = Share(12, 12 * 20, 12, 3, 1, 2)
+    local = list(rank_rows(bags, 12, 12 * 20, 12, 1, 2, 3))
+    through_ray = list(rows(bags, share, chunk=60))
+    monkeypatch.setattr("ray_jobs.train.rank_source.LARGE", 0)
+    by_reference = list(rows(bags, share, chunk=60))
+    assert len(local) == len(through_ray) == len(by_reference) == 19 * 2
+    for a, b, c in zip(through_ray, local, by_reference, strict=True):
+        assert sorted(a) == sorted(b) == sorted(c) and "slot" in b
+        assert all(np.array_equal(a[k], b[k]) and np.array_equal(c[k], b[k]) for k in b)
+
+
+def test_groups_are_decoded_alike_in_the_workers_and_on_the_cluster(ray_cluster, bags):
+    """Two ranks; every seventh bag cannot be read and is replaced in its slot."""
+    reader, config = BagReader(BagConfig()), BagConfig()
+    got = {}
+    for rank in range(2):
+        share = Share(0, 12 * 5, 12, 2, rank, 2)
+        in_worker = list(stream(bags, reader, share, settings=DecodeSettings(threads=2)))
+        on_cluster = list(stream(bags, reader, share, decode_on="cluster"))
+        assert len(in_worker) == len(on_cluster) == 5 * 3
+        for a, b in zip(in_worker, on_cluster, strict=True):
+            assert sorted(a) == sorted(b) == ["corrupt", "faults", "position", "row", "units", "x"]
+            assert (a["corrupt"], a["units"], a["faults"]) == (b["corrupt"], b["units"], b["faults"])
+            assert np.array_equal(a["position"], b["position"])
+            for ours, theirs in zip(a["x"], b["x"], strict=True):
+                assert all(np.array_equal(p, q) and p.dtype == q.dtype for p, q in zip(ours, theirs, strict=True))
+            got |= {int(p): r.tolist() for p, r in zip(b["position"], b["row"], strict=True)}
+        assert sum(a["corrupt"] for a in in_worker) > 0
+    assert got == {p: expected_rows(bags.order, bags.plan, config, p) for p in range(60)}

@@ -1,6 +1,5 @@
 """Training through Ray: exact resume, other numbers of workers, kills, stops, errors. On a science of a few numbers."""
 
-import hashlib
 import json
 import shutil
 import signal
@@ -11,11 +10,15 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from pathray.config.sections import ScalingConfig
 from pathray.data.order import uniform_order
 from pathray.errors import UserError
+from pathray.run.stop import request_stop
 from pathray.store import checkpoint
 from pathray.store.committed import list_committed
-from ray_jobs.train.trainer import ScalingConfig, Tracking, TrainJob, begin, fit, request_stop
+from ray_jobs.train.job import Tracking, TrainJob
+from ray_jobs.train.trainer import begin, fit
+from tests.builders.toy_run import positions_by_step, seen, train_toy, weights
 from tests.builders.toy_science import ToyConfig, assemble, write_plan
 
 pytestmark = pytest.mark.ray
@@ -34,28 +37,6 @@ def train(run, plan, workers=1, max_failures=2, **changes):
     return fit(job)
 
 
-def weights(run):
-    newest = checkpoint.latest(str(run / "checkpoints"), "toy")
-    tensors, meta = checkpoint.load(newest.path)
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode() + tensors[name].numpy().tobytes())
-    return meta["images_seen"], digest.hexdigest()
-
-
-def seen(run):
-    """(step, rank) → positions, of the last time each step was taken."""
-    lines = [json.loads(line) for file in sorted(run.glob("seen-*.jsonl")) for line in file.read_text().splitlines()]
-    return lines
-
-
-def positions_by_step(run):
-    steps: dict[int, set[int]] = {}
-    for line in seen(run):
-        steps.setdefault(line["step"], set()).update(line["position"])
-    return steps
-
-
 @pytest.mark.parametrize("workers", [1, *(pytest.param(n, marks=pytest.mark.heavy) for n in (2, 3))])
 def test_a_stopped_and_resumed_run_ends_bit_equal_to_an_undisturbed_one(ray_cluster, tmp_path, plan, workers):
     whole = train(tmp_path / "whole", plan, workers)
@@ -65,6 +46,9 @@ def test_a_stopped_and_resumed_run_ends_bit_equal_to_an_undisturbed_one(ray_clus
     second = train(tmp_path / "parts", plan, workers)
     assert second.end == "budget"
     assert weights(tmp_path / "whole") == weights(tmp_path / "parts")
+    if workers == 1:
+        train_toy(tmp_path / "alone", plan)
+        assert weights(tmp_path / "alone") == weights(tmp_path / "whole"), "without Ray"
     assert positions_by_step(tmp_path / "whole") == {s: set(range(12 * s, 12 * s + 12)) for s in range(8)}
     rows = [json.loads(x)["images_seen"] for x in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
     assert rows == [12 * i for i in range(1, 9)]
@@ -134,6 +118,16 @@ def test_another_number_of_workers_sees_the_same_units_at_the_same_steps(ray_clu
             if line["step"] == step:
                 for p in line["position"]:
                     assert owners.setdefault(p, line["rank"]) == line["rank"], "two ranks share a unit"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_out_of_memory_trains_on_in_smaller_micro_batches(ray_cluster, tmp_path, plan, workers):
+    short = {"micro_batch": 6, "memory_for": 3, "memory_from_step": 3, "memory_rank": workers - 1}
+    outcome = train(tmp_path / "run", plan, workers, save_every=12, max_failures=workers - 1, **short)
+    assert outcome.end == "budget" and positions_by_step(tmp_path / "run") == {
+        s: set(range(12 * s, 12 * s + 12)) for s in range(8)
+    }
+    assert {len(line["position"]) for line in seen(tmp_path / "run") if line["step"] > 3} == {3}
 
 
 @pytest.mark.heavy

@@ -10,6 +10,7 @@ import pytest
 
 from pathray.config.load import load_config
 from pathray.errors import UserError
+from pathray.evaluation.attempts import FOLDER, Attempts
 from pathray.evaluation.results import Results, watched
 from pathray.evaluation.settings import (
     DatasetConfig,
@@ -26,6 +27,7 @@ from pathray.store.storage import Storage, StorageError
 from ray_jobs import evaluate
 from ray_jobs.train import training_jobs
 from ray_jobs.tune import evaluation_runner as evaluators
+from ray_jobs.tune import evaluation_trial
 from ray_jobs.tune.evaluation_runner import Evaluators, Request, request_of
 from ray_jobs.tune.searchers import FINISHED
 
@@ -270,3 +272,115 @@ def test_the_row_of_an_evaluation_says_which_metric_failed_alone(tmp_path, caplo
     (row,) = Results(str(tmp_path), "mine").rows
     assert (row["status"], row[KEY], row["failed"]) == ("ok", 0.5, judged["failed"])
     assert "probe/hospitals/linear failed at 0 images" in caplog.text
+
+
+def test_a_result_that_is_no_row_is_recorded_as_failed_with_its_trace_and_not_tried_for_ever(tmp_path, caplog):
+    for index in range(2):
+        snapshot(tmp_path, index)
+    found = beside(tmp_path, max_pending_jobs=9)
+    found.claimed = True
+    bad = {"judged": json.dumps({"metrics": {"status": "twice"}, "notes": []})}
+    assert found.suggest("a")["images_seen"] == 100
+    found.completed("a", bad, False)
+    assert judge_all(found) == [0], "the others are judged"
+    (failed, good) = Results(str(tmp_path), "mine").rows
+    assert (failed["images_seen"], failed["status"], good["status"]) == (100, "failed", "ok")
+    assert failed["error"].startswith("TypeError: ") and "in _note" in failed["trace"]
+    assert "Traceback" in caplog.text
+    found.report()
+    assert "in _note" in (tmp_path / "robustness/report.html").read_text()
+
+
+def test_the_trace_of_a_failed_evaluation_is_in_its_row_and_in_the_report(tmp_path):
+    snapshot(tmp_path, 1)
+    found = beside(tmp_path)
+    found.claimed = True
+    assert found.suggest("a")["snapshot"].startswith("tag-img100-")
+    found.completed("a", {"error": "AssertionError: ", "trace": "in my_metric\nassert x > 0"}, False)
+    (row,) = Results(str(tmp_path), "mine").rows
+    assert (row["status"], row["error"], row["trace"]) == ("failed", "AssertionError: ", "in my_metric\nassert x > 0")
+    found.report()
+    assert "in my_metric" in (tmp_path / "robustness/report.html").read_text()
+
+
+def test_a_result_that_storage_does_not_take_is_kept_and_recorded_once_when_it_does(tmp_path, monkeypatch):
+    for index in range(2):
+        snapshot(tmp_path, index)
+    found, record = beside(tmp_path, max_pending_jobs=9), Results.record
+    found.claimed = True
+    assert found.suggest("a")["images_seen"] == 100
+
+    def away(*given, **more):
+        raise StorageError("cannot write: 503", file="robustness.jsonl")
+
+    monkeypatch.setattr(Results, "record", away)
+    found.completed("a", result(0.5), False)
+    assert found.suggest("b") is None and found.suggest("b") is None, "nothing else is begun"
+    assert found.troubled is not None and len(found._waiting()) == 1
+    monkeypatch.setattr(Results, "record", record)
+    assert judge_all(found) == [0]
+    assert [(row["images_seen"], row[KEY]) for row in found.results.rows] == [(100, 0.5), (0, 0.5)]
+
+
+def test_what_another_evaluator_has_recorded_meanwhile_is_not_recorded_twice(tmp_path):
+    snapshot(tmp_path, 1)
+    first, second = beside(tmp_path), beside(tmp_path)
+    for found in (first, second):
+        found.claimed = True
+        assert found.suggest("a")["images_seen"] == 100
+    second.completed("a", result(0.7), False)
+    first.completed("a", result(0.5), False)
+    assert [row[KEY] for row in Results(str(tmp_path), "mine").rows] == [0.7]
+
+
+def test_attempts_are_forgotten_with_the_row_and_forgiven_when_the_job_ends_on_purpose(tmp_path, monkeypatch):
+    monkeypatch.setattr(Evaluators, "_run", lambda self: None)
+    snapshot(tmp_path, 1)
+    notes = Storage.of(str(tmp_path))
+    with beside(tmp_path) as found:
+        name = found.suggest("a")["snapshot"]
+        Attempts(notes, name).begin()
+    assert json.loads(notes.read_bytes(f"{FOLDER}/{name}.json")) == []
+    found = beside(tmp_path)
+    found.claimed = True
+    found.suggest("a")
+    found.completed("a", result(0.5), False)
+    assert not notes.exists(f"{FOLDER}/{name}.json")
+
+
+def test_an_evaluator_with_a_bug_is_tried_so_often_in_all_over_restarts_of_its_job(tmp_path, monkeypatch):
+    calls = []
+
+    def bug(config, spec):
+        calls.append(config)
+        if len(calls) == 1:
+            raise SystemExit("the whole job is killed")
+        raise AssertionError
+
+    monkeypatch.setattr(evaluation_trial, "judged", bug)
+    monkeypatch.setattr("ray.tune.report", lambda found: said.append(found))
+    spec, config = evaluation_trial.TrialSpec((), str(tmp_path), "cpu", 1, retries=1), {"encoder": "e", "snapshot": "s"}
+    said = []
+    with pytest.raises(SystemExit):
+        evaluation_trial.evaluation_trial(config, spec)
+    for _ in range(3):
+        evaluation_trial.evaluation_trial(config, spec)
+    assert len(calls) == 3 and {found["error"] for found in said} == {"AssertionError: "}
+    assert all("in bug" in found["trace"] for found in said)
+
+
+def test_an_evaluation_waits_for_storage_that_is_away_without_counting_it(monkeypatch):
+    monkeypatch.setattr(evaluation_trial, "FIRST_PAUSE_S", 0.001)
+    calls = []
+
+    def away(config, spec):
+        calls.append(config)
+        if len(calls) < 6:
+            error = StorageError("cannot read: 503", file="gs://b/encoder")
+            error.passing = True
+            raise error
+        return {"judged": "{}"}
+
+    monkeypatch.setattr(evaluation_trial, "judged", away)
+    spec = evaluation_trial.TrialSpec((), "run", "cpu", 1, retries=0)
+    assert evaluation_trial.attempted({"encoder": "e"}, spec) == {"judged": "{}"}

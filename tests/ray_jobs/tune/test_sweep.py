@@ -212,8 +212,8 @@ def test_a_trial_that_fails_is_told_and_a_sweep_of_failures_is_the_users_error(r
 
 def test_a_run_goes_on_with_changed_values_only_where_they_are_named(tmp_path):
     from pathray.fingerprint import fingerprint
+    from pathray.run.resume import check_resumable
     from pathray.store.committed import Committed
-    from ray_jobs.train.resume import check_resumable
 
     then = fingerprint({"optimization": {"lr": 1, "ema": [0.9, 1]}, "plan": "a"})
     now = fingerprint({"optimization": {"lr": 2, "ema": [0.9, 1]}, "plan": "a"})

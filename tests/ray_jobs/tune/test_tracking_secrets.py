@@ -9,10 +9,14 @@ import pytest
 
 from ijepath.config import CONFIGS_DIR, GROUPS
 from pathray.config.load import fingerprint, load_config
+from pathray.config.sections import ScalingConfig
+from pathray.run.outcome import Outcome
 from pathray.run.tracking import MetricsLog
 from pathray.store.storage import Storage
 from ray_jobs import pretrain_ijepath
-from ray_jobs.train.trainer import Outcome, ScalingConfig, TrainJob, mlflow_fed, mlflow_params
+from ray_jobs.train import pretraining
+from ray_jobs.train.job import TrainJob
+from ray_jobs.train.mlflow_feed import mlflow_fed, mlflow_params
 from regression.config import resolve
 
 
@@ -30,7 +34,7 @@ class ToyConfig:
 
 def test_a_login_in_the_tracking_address_is_not_saved_with_the_run(tmp_path, monkeypatch):
     jobs = []
-    monkeypatch.setattr(pretrain_ijepath, "fit", jobs.append)
+    monkeypatch.setattr(pretraining, "fit", jobs.append)
     monkeypatch.setattr("ijepath.plan.identity", lambda plan: "0123")
     uri = "https://anna:geheim@mlflow.example:5000/base?token=geheim"
     argv = [
@@ -40,7 +44,7 @@ def test_a_login_in_the_tracking_address_is_not_saved_with_the_run(tmp_path, mon
     config = load_config(pretrain_ijepath.PretrainConfig, argv, configs_dir=CONFIGS_DIR, groups=GROUPS).config
     sources = pa.table({"wsi_path": ["s.svs"]})
     plan = SimpleNamespace(rows=100, origin=str(tmp_path / "plan"), sources=sources)
-    pretrain_ijepath.train(config, pretrain_ijepath.Inputs("index", "catalog", plan))
+    pretraining.train(pretrain_ijepath.JOB, config, plan)
     (job,) = jobs
     saved = (tmp_path / "run" / "config_resolved.yaml").read_text()
     assert job.tracking.uri == uri

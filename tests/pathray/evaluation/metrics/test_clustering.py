@@ -11,9 +11,7 @@ from sklearn.metrics import adjusted_rand_score, silhouette_score
 
 from pathray.errors import UserError
 from pathray.evaluation.datasets import Unfit
-from pathray.evaluation.metrics import kmeans as module
 from pathray.evaluation.metrics.clustering import adjusted_rand, clustering_score, pairs, silhouette
-from pathray.evaluation.metrics.kmeans import Points, kmeans, starts
 from tests.builders.evaluation import cohort
 
 
@@ -21,32 +19,6 @@ def unit(n=300, dim=8, clusters=5, seed=0, noise=0.3):
     g = np.random.default_rng(seed)
     x = g.normal(size=(clusters, dim))[g.integers(0, clusters, n)] + noise * g.normal(size=(n, dim))
     return x / np.linalg.norm(x, axis=1, keepdims=True)
-
-
-@pytest.mark.parametrize("k", [2, 7, 30])
-def test_from_the_same_start_it_ends_where_scikit_learn_does(k):
-    x = unit(noise=1.0)
-    begin = starts(len(x), k, 6, 3)
-    labels, inertia = kmeans(Points(x), begin)
-    for i, rows in enumerate(begin):
-        oracle = KMeans(k, init=x[rows], n_init=1, algorithm="lloyd", tol=1e-4).fit(x)
-        assert inertia[i] == pytest.approx(oracle.inertia_, rel=1e-3)
-        assert adjusted_rand_score(labels[i], oracle.labels_) > 0.97
-
-
-def test_runs_do_not_depend_on_their_company(monkeypatch):
-    x = unit(noise=1.0)
-    begin = starts(len(x), 9, 8, 0)
-    together = kmeans(Points(x), begin)
-    monkeypatch.setattr(module, "BLOCK_BYTES", 1)
-    alone = kmeans(Points(x), begin)
-    assert np.array_equal(together[0], alone[0])
-
-
-def test_a_cluster_that_would_be_empty_takes_the_farthest_point():
-    x = np.concatenate([np.zeros((9, 2)), [[1, 0], [0, 5]]])
-    labels, _ = kmeans(Points(x), np.array([[0, 1, 2]]))
-    assert len(set(labels[0])) == 3 and labels[0, 10] != labels[0, 0]
 
 
 @pytest.mark.parametrize("copies", [False, True])

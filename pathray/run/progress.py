@@ -1,6 +1,7 @@
-"""How far a job is: a tqdm bar on a terminal, elsewhere a line for about every tenth. Not a log of metrics.
+"""How far a training is, shown to whoever waits for it: read in the run's folder, wherever the run is.
 
-`Progress` is told what is done; `TrainingProgress` reads it in the folder of a run whose workers are elsewhere.
+`write_beat` leaves a sign of life there (progress.json, local runs only); `TrainingProgress` shows it, as a bar on a
+terminal, elsewhere as a line for about every tenth of the budget.
 """
 
 from __future__ import annotations
@@ -10,81 +11,20 @@ import logging
 import math
 import sys
 import time
-from types import TracebackType
-from typing import Any, ClassVar, TextIO
+from typing import Any, TextIO
+
+from pathray.reports.progress import LINE_EVERY_S, duration
+from pathray.run.layout import METRICS, PROGRESS
+from pathray.store.storage import Storage
 
 log = logging.getLogger(__name__)
 LOCAL_EVERY_S, REMOTE_EVERY_S, TAIL_BYTES = 2.0, 30.0, 1 << 16
-LINE_EVERY_S = 600.0  # a line at least so often, where there is no terminal
-BEAT = "progress.json"
 
 
-class Progress:
-    """`with Progress(len(slides), "index", "slides") as progress: progress.update()`. `total` None: not known.
-
-    `parts`: what the items consist of and is counted with them (tiles of slides): `progress.update(1, tiles)`.
-    `Progress.shown` are those whose blocks run.
-    """
-
-    shown: ClassVar[list[Progress]] = []
-
-    def __str__(self) -> str:
-        return f"{self.what} ({self.done}{f' of {self.total}' if self.total else ''} {self.unit} done)"
-
-    def __init__(
-        self, total: int | None, what: str, unit: str = "items", stream: TextIO | None = None, *, parts: str = ""
-    ) -> None:
-        self.total, self.what, self.unit, self.parts = total, what, unit, parts
-        self.done, self.parts_done = 0, 0
-        self.stream = stream or sys.stderr
-        self.started, self.told = time.monotonic(), 0
-        self.told_at = self.started
-        self.bar: Any = None
-
-    def __enter__(self) -> Progress:
-        self.shown.append(self)
-        if self.stream.isatty():
-            from tqdm import tqdm
-
-            self.bar = tqdm(
-                total=self.total, desc=self.what, unit=f" {self.unit}", file=self.stream, dynamic_ncols=True
-            )
-        return self
-
-    def update(self, n: int = 1, parts: int = 0) -> None:
-        self.done, self.parts_done = self.done + n, self.parts_done + parts
-        now = time.monotonic()
-        if self.bar is not None:
-            if self.parts:
-                self.bar.set_postfix_str(self._parts(now), refresh=False)
-            self.bar.update(n)
-        elif self.total and n and self._is_due(now):
-            self.told, self.told_at = 10 * self.done // self.total, now
-            seconds = max(1e-9, now - self.started)
-            figures = [f"{self.done} of {self.total} {self.unit}"]
-            figures.append(self._parts(now) if self.parts else f"{self.done / seconds:.1f}/s")
-            if self.done < self.total:
-                figures.append(f"{duration(seconds / self.done * (self.total - self.done))} left")
-            text = f"{self.what}: {100 * self.done // self.total}% ({', '.join(figures)})"
-            print(text, file=self.stream, flush=True)
-
-    def _is_due(self, now: float) -> bool:
-        assert self.total
-        return min(10, 10 * self.done // self.total) > self.told or now - self.told_at > LINE_EVERY_S
-
-    def _parts(self, now: float) -> str:
-        rate = self.parts_done / max(1e-9, now - self.started)
-        return f"{self.parts_done:,} {self.parts}, {rate:,.1f} {self.parts}/s"
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.shown.remove(self)
-        if self.bar is not None:
-            self.bar.close()
-        elif not self.total:
-            seconds = time.monotonic() - self.started
-            print(f"{self.what}: {self.done} {self.unit} in {seconds:.1f} s", file=self.stream, flush=True)
+def write_beat(store: Storage, images_seen: int, end: str | None = None) -> None:
+    """Leave how far the run is, and how it ended if it has."""
+    beat = {"images_seen": images_seen, "time": time.time()} | ({} if end is None else {"end": end})
+    store.write_bytes(PROGRESS, json.dumps(beat).encode())
 
 
 class TrainingProgress:
@@ -97,7 +37,7 @@ class TrainingProgress:
 
     def __init__(
         self,
-        store: Any,
+        store: Storage,
         total: int,
         what: str = "train",
         *,
@@ -133,9 +73,9 @@ class TrainingProgress:
             self.bar.close()
 
     def _beat(self) -> dict[str, Any] | None:
-        if not self.store.local or not self.store.exists(BEAT):
+        if not self.store.local or not self.store.exists(PROGRESS):
             return None
-        beat: dict[str, Any] = json.loads(self.store.read_bytes(BEAT))
+        beat: dict[str, Any] = json.loads(self.store.read_bytes(PROGRESS))
         return beat if beat["time"] >= self.began else None
 
     def _rate(self, beat: dict[str, Any]) -> float:
@@ -150,15 +90,15 @@ class TrainingProgress:
         """The newest row of this attempt that has a loss."""
         from pathray.run.tracking import TIME, rows_of
 
-        if not self.store.exists("metrics.jsonl"):
+        if not self.store.exists(METRICS):
             return None
         if self.store.local:
-            with open(self.store.path("metrics.jsonl"), "rb") as f:
+            with open(self.store.path(METRICS), "rb") as f:
                 f.seek(max(0, f.seek(0, 2) - TAIL_BYTES))
                 content = f.read()
             content = content if len(content) < TAIL_BYTES else content.partition(b"\n")[2]
         else:
-            content = self.store.read_bytes("metrics.jsonl")
+            content = self.store.read_bytes(METRICS)
         rows = [row for row in rows_of(content) if "loss" in row and row.get(TIME, 0.0) >= self.began]
         return rows[-1] if rows else None
 
@@ -201,11 +141,3 @@ class TrainingProgress:
             if left := self.total - self.seen if self.total else 0:
                 parts.append(f"{duration(left / rate)} left")
         return parts
-
-
-def duration(seconds: float) -> str:
-    """A time as people say it: 45 s, 36 min, 5.2 h, 3.1 days."""
-    for unit, size, most in (("s", 1, 90), ("min", 60, 90 * 60)):
-        if seconds < most:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"

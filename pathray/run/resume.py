@@ -1,6 +1,6 @@
-"""Which checkpoint a run goes on from, and whether it may: asked by the driver before anything is built, and by rank 0.
+"""Which checkpoint a run resumes from, and whether it may: asked before anything is built, and by rank 0 of the run.
 
-Not here: reading its tensors (pathray.store.checkpoint, pathray.train.state).
+Importing this module imports torch.
 """
 
 from __future__ import annotations
@@ -8,16 +8,22 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from pathray.data import crashes
+from pathray.data.plan import Plan
 from pathray.errors import UserError
 from pathray.fingerprint import differing
+from pathray.run.layout import CHECKPOINTS
 from pathray.store import checkpoint
 from pathray.store.committed import Committed, read_committed
 from pathray.store.storage import Storage
 
+if TYPE_CHECKING:
+    from pathray.run.outcome import RunSettings
+    from pathray.train.state import TrainState
+
 log = logging.getLogger(__name__)
-CHECKPOINTS = "checkpoints"
 
 
 def chosen(run_dir: str, tag: str, resume: str = "auto", fit_id: str = "") -> Committed | None:
@@ -59,6 +65,26 @@ def _allowing(changes: Sequence[str], found: Committed, identity: Mapping[str, A
             then.pop(key, None)
             then |= {key: now[key]} if key in now else {}
     return {**found.meta, "identity": {"values": then}}
+
+
+def load(state: TrainState, path: str, identity: Mapping[str, Any], settings: RunSettings) -> None:
+    """Put a checkpoint's tensors into the state. UserError when it belongs to another run."""
+    found = read_committed(path)
+    check_resumable(found, identity, settings.resume_changes)
+    with naming(path):
+        state.load(*checkpoint.load(path))
+    if found.meta.get("fit_id") != settings.fit_id:
+        state.health.reset_marks(state.images_seen)  # whoever starts a run again has seen to its data
+
+
+def excluded(run_dir: str, plan: Plan) -> crashes.Excluded:
+    """What has ended decoding processes of this run before, and is read no more."""
+    found = crashes.excluded(crashes.noted(run_dir), plan.units_hash)
+    for name in (str(plan.sources.column(0)[source]) for source in sorted(found.sources)):
+        log.warning("%s is skipped: decoding it crashed the process repeatedly", name)
+    if found.rows:
+        log.warning("%d units are skipped: decoding them crashed the process twice", len(found.rows))
+    return found
 
 
 @contextmanager

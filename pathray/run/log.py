@@ -16,11 +16,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from pathray.errors import MissingFile
+from pathray.run.layout import LOG, METRICS
 from pathray.run.tracking import TIME, rows_of
 from pathray.store.storage import Storage
 from pathray.urls import public_text
 
-LOG, METRICS = "log.txt", "metrics.jsonl"
 LOCAL_EVERY_S, REMOTE_EVERY_S = 1.0, 30.0
 FORMAT, STAMP = "%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"
 

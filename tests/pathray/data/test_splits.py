@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from pathray.data.split_files import groups_that_train, read_split, write_split
+from pathray.data.splits import folds, holdout, stratified_folds
 from pathray.errors import UserError
-from regression.splits import folds, groups_that_train, holdout, read_split, write_split
 from regression.table import Table
 
 SIZES = [1, 7, 3, 12, 5, 4, 9, 2, 6, 11]
@@ -53,7 +54,7 @@ def test_every_group_tests_once():
 def test_two_groups_can_be_left_out_in_turn_without_validation():
     made = folds(table([4, 5]), 0, validation=False)
     assert sorted(s.rows("test").size for s in made) == [4, 5] and all(s.rows("val").size == 0 for s in made)
-    with pytest.raises(UserError, match="folds cannot be made"):
+    with pytest.raises(UserError, match="invalid number of folds"):
         folds(table([4, 5]), 0)
 
 
@@ -158,3 +159,36 @@ def test_a_split_that_would_choose_the_wrong_groups_is_refused(tmp_path, text, w
 def test_a_folder_given_as_a_split_is_refused(tmp_path):
     with pytest.raises(UserError, match="a folder"):
         read_split(str(tmp_path), table())
+
+
+CITED = {
+    "holdout": "train val train train train train train val train test",
+    0: "train train test test train val train train train val",
+    1: "val train train train val test val train train test",
+    2: "test val train train test train test val val train",
+    3: "train test val val train train train test test train",
+}
+
+
+def test_the_splits_of_a_seed_stay_those_that_people_have_cited():
+    def parts(split) -> str:
+        of = dict(zip(table().groups.tolist(), split.of.tolist(), strict=True))
+        return " ".join(of[f"p{i}"] for i in range(len(SIZES)))
+
+    found = {"holdout": parts(holdout(table(), 42))} | {i: parts(s) for i, s in enumerate(folds(table(), 42, 4))}
+    assert found == CITED
+
+
+def test_stratified_folds_hold_the_labels_in_the_shares_of_the_whole():
+    of = table([4] * 30)
+    labels = np.where(np.arange(120) // 4 % 3 == 0, "tumour", "normal")  # of every third group
+    made = stratified_folds(of, labels, 0, 5)
+    tested = [sides(of, split)["test"] for split in made]
+    assert sum(map(len, tested)) == 30 and set.union(*tested) == {f"p{i}" for i in range(30)}
+    for split in made:
+        assert (labels[split.rows("test")] == "tumour").mean() == pytest.approx(1 / 3)
+        assert (labels[split.rows("val")] == "tumour").mean() == pytest.approx(1 / 3)
+    backwards = stratified_folds(table([4] * 30, reverse=True), labels[::-1], 0, 5)
+    assert all(np.array_equal(a.of, b.of[::-1]) for a, b in zip(made, backwards, strict=True))
+    with pytest.raises(UserError, match=r"invalid number of folds.*31 folds of 30 groups"):
+        stratified_folds(of, labels, 0, 31)

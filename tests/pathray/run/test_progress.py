@@ -2,17 +2,16 @@
 
 import io
 import json
-import threading
 import time
 from functools import partial
 
 import pytest
 import tqdm
 
+from pathray.reports.progress import duration
+from pathray.run.progress import TrainingProgress
 from pathray.run.tracking import MetricsLog
 from pathray.store.storage import Storage, StorageError
-from ray_jobs.shell.progress import TrainingProgress, duration
-from ray_jobs.train.trainer import _fit_in_thread
 
 
 class Terminal(io.StringIO):
@@ -75,7 +74,7 @@ def test_rows_without_a_loss_and_a_loss_that_is_no_number_do_no_harm(tmp_path):
 def test_between_rows_that_are_hours_apart_progress_is_shown_all_the_same(tmp_path, monkeypatch):
     stream, clock = io.StringIO(), [0.0]
     progress = TrainingProgress(Storage.of(tmp_path), 100_000, stream=stream)
-    monkeypatch.setattr("ray_jobs.shell.progress.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("pathray.run.progress.time.monotonic", lambda: clock[0])
     start = time.time()
     for seconds in (0, 60, 500, 700):
         clock[0] = seconds
@@ -125,13 +124,3 @@ def test_a_remote_run_is_looked_at_less_often_and_its_trouble_is_only_logged(tmp
 )
 def test_durations_are_said_as_people_do(seconds, said):
     assert duration(seconds) == said
-
-
-def test_the_driver_shows_what_its_workers_log_while_it_waits(tmp_path, capfd):
-    class Trainer:
-        def fit(self):
-            MetricsLog(f"{tmp_path}/metrics.jsonl").append(row(48))
-            return type("Result", (), {"return_value": {"thread": threading.current_thread().name}})
-
-    assert _fit_in_thread(Trainer(), Storage.of(tmp_path), 96) == {"thread": "pathray-fit"}
-    assert "train: 48 of 96 images · loss 0.213" in capfd.readouterr().err

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from pathray.run.log import run_log
 from pathray.run.tracking import MetricsLog
 from pathray.store.storage import Storage
-from ray_jobs.train.run_log import run_log
 from tests.builders.jobs import wait_for
 
 log = logging.getLogger("pathray.test")

@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pathray.data.stream import Fault
+from pathray.data.faults import Fault
 from pathray.errors import UserError
+from pathray.run import quarantine
 from pathray.store.storage import Storage
-from ray_jobs.train import quarantine
 
 SLIDES = pa.table({"slide_id": [f"s{i}" for i in range(9)]})
 

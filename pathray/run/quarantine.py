@@ -6,6 +6,7 @@ again.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,11 +16,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from pathray.data.stream import Fault
+from pathray.data.faults import Fault
+from pathray.reports.progress import Progress
+from pathray.run.layout import QUARANTINE, QUARANTINE_REPORT
 from pathray.store.sealed_parquet import of_bytes, to_bytes
-from ray_jobs.shell.progress import Progress
 
-FOLDER, MERGED = "quarantine", "quarantine.parquet"
+log = logging.getLogger(__name__)
 THREADS, TOGETHER = 16, 256  # that fetch parts, and parts fetched before they are joined
 SCHEMA = pa.schema(
     [
@@ -39,7 +41,7 @@ _PART = re.compile(r"part-(\d+)-(\d+)-rank(\d+)\.parquet$")
 
 def part_name(first: int, end: int, rank: int) -> str:
     """Name of a part under the run folder: what `rank` met between positions `first` and `end`."""
-    return f"{FOLDER}/part-{first:014d}-{end:014d}-rank{rank:05d}.parquet"
+    return f"{QUARANTINE}/part-{first:014d}-{end:014d}-rank{rank:05d}.parquet"
 
 
 def to_parquet(faults: Sequence[Fault], sources: pa.Table) -> bytes:
@@ -48,6 +50,31 @@ def to_parquet(faults: Sequence[Fault], sources: pa.Table) -> bytes:
     names = sources.column(0)
     rows = [asdict(f) | {"source_name": str(names[f.source]) if f.source >= 0 else None} for f in faults]
     return to_bytes(pa.Table.from_pylist(rows, SCHEMA))
+
+
+class Faults:
+    """What one rank could not read since its last save, positions from `since` on."""
+
+    def __init__(self, store: Any, sources: pa.Table, rank: int) -> None:
+        self.store, self.sources, self.rank = store, sources, rank
+        self.found: list[Fault] = []
+        self.since = 0
+
+    def write(self, images_seen: int) -> None:
+        """Leave a part for the positions up to `images_seen`, if there is anything to tell."""
+        if self.found:
+            end = max(images_seen, 1 + max(f.position for f in self.found))
+            part = to_parquet(self.found, self.sources)
+            self.store.write_bytes(part_name(self.since, end, self.rank), part)
+        self.since, self.found = images_seen, []
+
+    def keep(self, error: Exception, images_seen: int) -> None:
+        """What made the run end is in the report, too."""
+        self.found += getattr(error, "faults", ())
+        try:
+            self.write(images_seen)
+        except OSError as e:
+            log.warning("the newest rows of the quarantine report could not be written: %s", e)
 
 
 def sweep(store: Any, resumed_at: int) -> None:
@@ -65,11 +92,19 @@ def merge(store: Any) -> int:
     """
     names = _parts(store)
     if not names:
-        store.remove(MERGED)
+        store.remove(QUARANTINE_REPORT)
         return 0
     table = _all(store, names).sort_by([("position", "ascending"), ("attempt", "ascending")])
-    store.write_bytes(MERGED, to_bytes(table))
-    return table.num_rows - int(sum(table["benign"].to_pylist()))
+    store.write_bytes(QUARANTINE_REPORT, to_bytes(table))
+    return int(table.num_rows - sum(table["benign"].to_pylist()))
+
+
+def merge_after_failure(store: Any) -> None:
+    """`merge` of a run that failed: what is wrong with the report must not hide what ended the run."""
+    try:
+        merge(store)
+    except OSError as e:
+        log.warning("the quarantine report could not be written: %s", e)
 
 
 def _all(store: Any, names: list[str]) -> pa.Table:
@@ -93,6 +128,6 @@ def _all(store: Any, names: list[str]) -> pa.Table:
 
 
 def _parts(store: Any) -> list[str]:
-    if not store.exists(FOLDER):
+    if not store.exists(QUARANTINE):
         return []
-    return sorted(f"{FOLDER}/{name}" for name in store.list(FOLDER) if _PART.search(name))
+    return sorted(f"{QUARANTINE}/{name}" for name in store.list(QUARANTINE) if _PART.search(name))

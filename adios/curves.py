@@ -1,0 +1,29 @@
+"""What the curves of an ADIOS run show, in this order."""
+
+from __future__ import annotations
+
+from pathray.draw.charts import Panel
+from pathray.reports.curves import LOSS, SPEED
+
+MASKS = 6  # that have curves
+
+CURVES = (
+    LOSS,
+    Panel("Student: contrast", (("loss_whole", "whole views"), ("loss_crops", "crops"))),
+    Panel("Mask model", (("loss/mask", "loss"), ("loss_adversarial", "student's contrast"))),
+    Panel("Masks: penalty", (("sparsity_penalty", "penalty"),)),
+    Panel(
+        "Masks: mean activation", tuple((f"mask_mean/{n}", f"mask {n + 1}") for n in range(MASKS)), "share of the image"
+    ),
+    Panel(
+        "Masks: shape",
+        (("mask_spread", "spread"), ("mask_entropy", "entropy"), ("mask_overlap", "overlap")),
+        from_zero=True,
+    ),
+    Panel("Temperature", (("temperature", "temperature"),), from_zero=True, smooth=False),
+    Panel("Collapse: RankMe", (("feature_rankme", "student features"),), "effective dimensions", from_zero=True),
+    Panel("Collapse: deviation", (("feature_std", "student features"),), from_zero=True),
+    Panel("Learning rate", (("lr", "learning rate"), ("lr/mask", "mask model")), from_zero=True, smooth=False),
+    Panel("Gradient norm", (("grad_norm", "before clipping"), ("grad_norm/mask", "mask model"))),
+    SPEED,
+)

@@ -1,0 +1,178 @@
+"""One unit of training data: how a reader decodes it, what takes its place when it cannot be read, how units become a
+batch.
+
+A unit that cannot be read is replaced by another row of its stratum, counted by reason, and reported with the batch;
+the plan itself never changes. Not here: the threads that read units (pathray.data.stream) and what a unit looks like
+(the sciences' readers).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pathray.data.faults import Fault, StreamError, no_replacement
+from pathray.data.share import Lookup
+from pathray.errors import UnreadableUnit
+
+Batch = dict[str, Any]
+MAX_ATTEMPTS = 16  # reads of one position that may fail because the data are damaged
+MAX_REPLACEMENTS = 256  # and all in all: a plan where most units are refused for a benign reason still trains
+
+
+class UnitReader(Protocol):
+    """Decodes one unit; picklable; safe in several threads at once.
+
+    `read` raises UnreadableUnit when the data will not do. Reasons in `benign_reasons` (too little tissue, say) lead to
+    a replacement too, but do not count as corruption. `collate` makes a batch of the units of a micro-batch; where
+    positions hold groups, of the units of one group, which it may stack, pad, pack or leave as lists. There
+    `unit["slot"]` is the unit's place in its group, and `rng` takes it with position and attempt.
+    """
+
+    benign_reasons: frozenset[str]
+
+    def read(self, unit: Mapping[str, Any], position: int, attempt: int) -> dict[str, Any]: ...
+
+    def collate(self, units: Sequence[dict[str, Any]]) -> Batch: ...
+
+
+@dataclass
+class Unit:
+    """A plan row on its way through the reader. `generation` counts the reads that were abandoned as too slow."""
+
+    row: dict[str, Any]
+    generation: int = 0
+    attempt: int = 0
+    tried: dict[str, Any] | None = None
+    started: float | None = None
+    value: dict[str, Any] | None = None
+    faults: list[Fault] = field(default_factory=list)
+
+    @property
+    def position(self) -> int:
+        return int(self.row["position"])
+
+    @property
+    def slot(self) -> int | None:
+        """The unit's place in its group; None for a unit that is alone at its position."""
+        return int(self.row["slot"]) if "slot" in self.row else None
+
+    def run(self, reader: UnitReader, lookup: Lookup, generation: int, lock: threading.Lock) -> bool:
+        """Read the unit or a replacement. False when a timeout took the unit away meanwhile: the result is dropped."""
+        position = self.position
+        for attempt in range(self.attempt, MAX_REPLACEMENTS):
+            if sum(not fault.benign for fault in self.faults) >= MAX_ATTEMPTS:
+                break
+            row = lookup.replacement(position, attempt, self.slot) if attempt else self.row
+            with lock:
+                if self.generation != generation:
+                    return False
+                self.attempt, self.tried, self.started = attempt, row, time.monotonic()
+            value, fault = _attempt(reader, row, position, attempt)
+            with lock:
+                if self.generation != generation:
+                    return False
+                if fault is None:
+                    self.value = value
+                    return True
+                self.faults.append(fault)
+        raise no_replacement(position, self.faults)
+
+    def abandon(self, reader: UnitReader, lookup: Lookup, timeout_s: float) -> None:
+        """Give up the read that is under way, as one that took too long: the next attempt is another thread's."""
+        row = self.tried or self.row
+        slow = UnreadableUnit("timeout", _source_name(lookup, row), f"no data in {timeout_s} s")
+        self.faults.append(_fault(reader, row, self.position, self.attempt, slow))
+        self.generation, self.attempt, self.started = self.generation + 1, self.attempt + 1, None
+
+
+def _attempt(
+    reader: UnitReader, row: Mapping[str, Any], position: int, attempt: int
+) -> tuple[dict[str, Any] | None, Fault | None]:
+    try:
+        return reader.read(row, position, attempt), None
+    except UnreadableUnit as e:
+        return None, _fault(reader, row, position, attempt, e)
+
+
+def _source_name(lookup: Lookup, row: Mapping[str, Any]) -> str:
+    """What the plan's table of slides or archives calls the unit's source: its first column."""
+    return str(lookup.plan.sources.column(0)[int(row["source"])]) if "source" in row else f"row {row['row']}"
+
+
+def units_of(rows: Mapping[str, npt.NDArray[Any]]) -> list[Unit]:
+    """The rows of a batch one by one, not read yet."""
+    count = len(rows["position"])
+    return [Unit({name: values[i] for name, values in rows.items()}) for i in range(count)]
+
+
+def assemble(reader: UnitReader, units: Sequence[Unit]) -> Batch:
+    """The micro-batch of units that have been read.
+
+    What the reader collates, plus ``position`` `[B]` int64, ``corrupt`` (units replaced for a reason that is not
+    benign) and ``faults``. Of groups: for each name a list with what the reader made of each group, and ``units``, how
+    many there are in all.
+    """
+    if not units or units[0].slot is None:
+        return _collate(reader, units)
+    firsts = [i for i, unit in enumerate(units) if unit.slot == 0]
+    groups = [units[first:last] for first, last in zip(firsts, [*firsts[1:], len(units)], strict=True)]
+    return join_groups([_group(reader, group) for group in groups])
+
+
+def join_groups(batches: Sequence[Batch]) -> Batch:
+    """Micro-batches of groups as one: their lists one after the other, nothing padded or stacked."""
+    joined: Batch = {"position": np.concatenate([batch["position"] for batch in batches])}
+    for name in [n for n in batches[0] if n != "position"]:
+        first, *others = (batch[name] for batch in batches)
+        joined[name] = sum(others, first)  # lists or counts
+    return joined
+
+
+def _group(reader: UnitReader, units: Sequence[Unit]) -> Batch:
+    """The micro-batch of one group: a list of one for each name, and its one ``position``."""
+    batch = _collate(reader, units)
+    counts = {"corrupt": batch.pop("corrupt"), "faults": batch.pop("faults"), "units": len(units)}
+    position = batch.pop("position")[:1]
+    return {**{name: [value] for name, value in batch.items()}, **counts, "position": position}
+
+
+def _collate(reader: UnitReader, units: Sequence[Unit]) -> Batch:
+    values = [unit.value for unit in units]
+    assert all(v is not None for v in values)
+    batch = reader.collate([v for v in values if v is not None])
+    batch["position"] = np.array([unit.position for unit in units], np.int64)
+    batch["corrupt"] = sum(1 for unit in units if any(not f.benign for f in unit.faults))
+    batch["faults"] = [f for unit in units for f in unit.faults]
+    return batch
+
+
+def _fault(reader: UnitReader, row: Mapping[str, Any], position: int, attempt: int, e: UnreadableUnit) -> Fault:
+    source, benign = int(row.get("source", -1)), e.reason in reader.benign_reasons
+    return Fault(position, attempt, int(row["row"]), source, e.reason, e.path, e.detail, benign)
+
+
+@contextmanager
+def reporting_faults(units: Sequence[Unit]) -> Iterator[None]:
+    """A StreamError that ends the block carries the faults of `units`."""
+    try:
+        yield
+    except StreamError as e:
+        e.faults = tuple(fault for unit in units for fault in unit.faults)
+        raise
+
+
+def held_bytes(value: Any) -> int:
+    """The bytes that a batch holds: of arrays and tensors, of strings of bytes, in lists and mappings too."""
+    if isinstance(value, Mapping):
+        return sum(held_bytes(v) for v in value.values())
+    if isinstance(value, list | tuple):
+        return sum(held_bytes(v) for v in value)
+    return len(value) if isinstance(value, bytes | bytearray) else int(getattr(value, "nbytes", 0))

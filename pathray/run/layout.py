@@ -1,0 +1,36 @@
+"""The names of the files and folders in a run's folder, each defined here once. Imports nothing.
+
+A run's folder is local or a URL (pathray.store.storage). Two names belong to lower layers: the notes of crashes
+(pathray.data.crashes) and summary.md, which every job writes (pathray.reports.summary). Sciences may add artifacts of
+their own next to `ENCODER`.
+"""
+
+from __future__ import annotations
+
+CONFIG = "config_resolved.yaml"
+PLAN = "plan"
+INDEXES = "indexes"  # what was built before the plan
+CHECKPOINTS = "checkpoints"
+ENCODER = "encoder"  # the artifact of a finished run, and the encoder inside a snapshot
+STOP = "STOP"
+METRICS = "metrics.jsonl"
+LOG = "log.txt"
+PROGRESS = "progress.json"  # the last sign of life of a local run
+QUARANTINE = "quarantine"  # parts of the report of unreadable units
+QUARANTINE_REPORT = "quarantine.parquet"
+FIGURES = "figures"
+RESULTS = "metrics.json"  # of a supervised run, after its evaluation
+EVALUATIONS = "robustness.jsonl"
+EVALUATION = "robustness"  # pictures and report of the evaluations
+EVALUATION_REPORT = f"{EVALUATION}/report.html"
+RAY = "ray"  # what Ray Train keeps of its attempts
+
+
+def fatal_note(fit_id: str) -> str:
+    """The note by which one rank tells the next attempt that an error would only come again."""
+    return f"{RAY}/fatal-{fit_id}.json"
+
+
+def memory_note(fit_id: str) -> str:
+    """The note by which one rank tells the next attempt to train with a smaller micro-batch."""
+    return f"{RAY}/memory-{fit_id}.json"

@@ -1,0 +1,51 @@
+"""Out of memory in a step: the same units in smaller micro-batches, in a fresh process. Changes no step's units."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+import torch
+
+from pathray.errors import UserError
+from pathray.run.layout import memory_note
+from pathray.store.storage import Storage
+from pathray.train.settings import LoopSettings
+
+log = logging.getLogger(__name__)
+SAYS_SO = ("can't allocate memory", "not enough memory", "out of memory", "RESOURCE_EXHAUSTED")  # CPU, CUDA, XLA
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an accelerator or the host could not allocate. Only CUDA has an exception of its own for it."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in SAYS_SO)
+
+
+def smaller_micro_batch(settings: LoopSettings, world: int) -> int:
+    """The largest smaller micro-batch, of at most half the size, whose W·micro divides G. UserError at 1."""
+    micro, share = settings.micro_batch, settings.global_batch // world
+    if micro == 1:
+        message = "out of memory with a micro-batch of one unit"
+        raise UserError(message, key="micro_batch", found=1, expected="a smaller model or units, or more memory")
+    return max(size for size in range(1, micro // 2 + 1) if share % size == 0)
+
+
+def write_note(store: Storage, fit_id: str, changes: dict[str, int]) -> None:
+    """Tell the next attempt of this job what to change."""
+    store.write_bytes(memory_note(fit_id), json.dumps(changes).encode())
+
+
+def noted_changes(store: Storage, fit_id: str) -> dict[str, Any]:
+    """What an earlier attempt of this job asked to change; nothing for most."""
+    if not fit_id or not store.exists(memory_note(fit_id)):
+        return {}
+    found: dict[str, Any] = json.loads(store.read_bytes(memory_note(fit_id)))
+    return found
+
+
+def warn_of(changes: dict[str, int]) -> None:
+    if changes:
+        log.warning("an earlier attempt ran out of memory: training with micro_batch=%d", changes["micro_batch"])

@@ -1,0 +1,232 @@
+"""The whole life of a run on one rank: resume, train, log, save, stop, export. Knows no science and no Ray.
+
+What several ranks must agree on (which checkpoint, when to stop) is decided by rank 0 and broadcast, or travels with
+the gradients. Not here: which checkpoint (pathray.run.resume), what a save consists of (pathray.run.saves).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
+
+from pathray.data import crashes
+from pathray.data.plan import Plan
+from pathray.data.share import Share
+from pathray.device import Device
+from pathray.errors import UserError
+from pathray.evaluation.early_stopping import EARLY_STOPPED
+from pathray.run import memory, quarantine, resume, stop
+from pathray.run.batches import Batches, local
+from pathray.run.export import export
+from pathray.run.failure import SharedFailure
+from pathray.run.layout import PROGRESS, STOP
+from pathray.run.log import run_log
+from pathray.run.outcome import BUDGET, EARLY_STOP, ENDED, RETRY, STOPPED, Outcome, RunSettings
+from pathray.run.saves import Saves
+from pathray.run.tick_log import TickLog
+from pathray.store.storage import Storage
+from pathray.train.assembly import Assembly
+from pathray.train.loop import run
+from pathray.train.state import TrainState
+from pathray.train.supervised import SupervisedTick, ended_early, supervised
+
+log = logging.getLogger(__name__)
+
+
+def train(
+    assembly: Assembly,
+    plan: Plan,
+    run_dir: str,
+    device: Device,
+    batches: Batches = local,
+    *,
+    settings: RunSettings | None = None,
+) -> Outcome:
+    """Train to the budget, to a STOP in `run_dir` or to an early stop, resuming what the folder holds; call on every
+    rank.
+
+    `batches(assembly, plan, share)` gives this rank's decoded micro-batches (`local`: decoded in this process). Leaves
+    metrics.jsonl, checkpoints, quarantine.parquet, log.txt and, unless interrupted, the exported artifact. Raises
+    UserError for what the user can mend; RunFailed and TrainingStopped reach all ranks together.
+    """
+    settings, store = settings or RunSettings(), Storage.of(str(run_dir))
+    if device.rank == 0 and not settings.keep_stop:
+        store.remove(STOP)
+        store.remove(PROGRESS)
+    keeps_log = device.rank == 0 and settings.keep_log
+    try:
+        with run_log(store) if keeps_log else nullcontext():
+            return Session(assembly, plan, store, device, batches, settings).train()
+    except Exception:
+        if device.rank == 0:
+            quarantine.merge_after_failure(store)
+        raise
+    finally:
+        crashes.end(store.url)  # an error is no crash of a decoder
+
+
+class Session:
+    """One rank's run: its parts, and what is done at each tick."""
+
+    def __init__(
+        self,
+        assembly: Assembly,
+        plan: Plan,
+        store: Storage,
+        device: Device,
+        batches: Batches,
+        settings: RunSettings,
+    ) -> None:
+        self.plan, self.store, self.device, self.batches = plan, store, device, batches
+        self.settings = replace(settings, fit_id=device.broadcast_object(settings.fit_id))
+        self.parts = self._with_changes(assembly)
+        self.faults = quarantine.Faults(store, plan.sources, device.rank)
+        self.failure = SharedFailure(device.rank, store.url)
+        self.tick_log = TickLog(store, device, plan, self.parts.watch, self.failure)
+        self.saves = Saves(
+            self.parts, store, device, self.failure, self.faults, self.tick_log.metrics, self.settings.fit_id
+        )
+        self.fresh = True
+
+    def train(self) -> Outcome:
+        """From the newest checkpoint, or from the beginning, to the end."""
+        state = TrainState(self.parts.recipe, self.parts.settings, self.device)
+        self._resume(state)
+        try:
+            end, metrics = self._consume(state)
+        except UserError as error:
+            self.faults.keep(error, state.images_seen)
+            raise
+        except (RuntimeError, MemoryError) as error:
+            if not memory.is_out_of_memory(error):
+                raise
+            end, metrics = RETRY, {}
+            changes = self._changes_after(error)
+        finally:
+            self.saves.close()
+        self.failure.check()
+        with self.failure.together():
+            outcome = self._finish(state, end, metrics) if end != RETRY else self._retry(changes)
+        self.failure.check()
+        return outcome
+
+    # --- start ---
+
+    def _with_changes(self, assembly: Assembly) -> Assembly:
+        """The assembly with what an attempt that ran out of memory asked to change."""
+        noted = memory.noted_changes(self.store, self.settings.fit_id) if self.device.rank == 0 else {}
+        changes: dict[str, Any] = self.settings.changes | self.device.broadcast_object(noted)
+        if self.device.rank == 0:
+            memory.warn_of(changes)
+        return replace(assembly, settings=replace(assembly.settings, **changes))
+
+    def _resume(self, state: TrainState) -> None:
+        """Load the checkpoint that rank 0 chose, if there is one; UserError when it belongs to another run."""
+        crashes.note_crashes(self.store.url)
+        self.device.gather_objects(None)  # every machine has told
+        rank0, url = self.device.rank == 0, self.store.url
+        known: Any = (self._chosen(), resume.excluded(url, self.plan)) if rank0 else None
+        path, excluded = self.device.broadcast_object(known)
+        reader: Any = crashes.Guarded(self.parts.reader, url, self.plan, excluded)
+        self.parts.reader = reader
+        if path is not None:
+            resume.load(state, path, self.parts.identity, self.settings)
+        self.faults.since, self.fresh = state.images_seen, path is None
+        self.tick_log.start(state.images_seen, self.settings.start_metrics if self.fresh else {})
+        if rank0:
+            quarantine.sweep(self.store, state.images_seen)
+
+    def _chosen(self) -> str | None:
+        found = resume.chosen(self.store.url, self.parts.tag, self.settings.resume, self.settings.fit_id)
+        return None if found is None else found.path
+
+    # --- ticks ---
+
+    def _consume(self, state: TrainState) -> tuple[str, dict[str, float]]:
+        """Take the ticks to the last one; how the run ended, and its last metrics."""
+        end, metrics, start = BUDGET, dict[str, float](), state.images_seen
+        ticks = self._ticks(state)
+        if self.parts.selection is not None and ended_early(state, self.parts.selection):  # interrupted after that
+            end, ticks = EARLY_STOP, iter(())
+        tuning = self.parts.tuning
+        if tuning is not None and tuning.run_baseline_at_zero and self.fresh:
+            self.saves.save(state, snapshot=0)
+        for tick in ticks:
+            metrics = tick.metrics or metrics
+            self.tick_log.write(tick, self.saves.blocked)
+            if tick.best:
+                self.saves.save(state, best=True)
+            due = tick.save or tick.snapshot or tick.end or self._is_preempted(tick.step)
+            if due and tick.images_seen > start:  # a run that ends where it resumed has nothing new
+                self.saves.save_tick(tick)
+            end = tick.end or end
+        return self._reason(end, state.images_seen), metrics
+
+    def _ticks(self, state: TrainState) -> Iterator[SupervisedTick]:
+        """The loop's ticks, with what validation gave where the science selects by it."""
+        parts, device = self.parts, self.device
+        stopping, saving = self._stop_requested, self.saves.is_due
+        ticks = run(parts.recipe, self._decoded, parts.settings, device=device, state=state, stop=stopping, save=saving)
+        if parts.selection is not None and parts.validate is not None:
+            yield from supervised(ticks, parts.validate, parts.selection, device)
+            return
+        for tick in ticks:
+            yield SupervisedTick(**vars(tick))
+
+    def _decoded(self, start: int) -> Iterator[dict[str, Any]]:
+        """This rank's batches from a position on; their unreadable units are kept for the next save."""
+        settings, device = self.parts.settings, self.device
+        share = Share(
+            start, settings.total_images, settings.global_batch, settings.micro_batch, device.rank, device.world_size
+        )
+        for batch in self.batches(self.parts, self.plan, share):
+            self.faults.found += batch.pop("faults")
+            yield batch
+
+    def _is_preempted(self, step: int) -> bool:
+        """Whether this machine is about to be taken away, agreed over all ranks: save now, and continue."""
+        asked, every = self.settings.preemption, self.settings.preemption_every_steps
+        return asked is not None and every > 0 and step % every == 0 and asked()
+
+    def _stop_requested(self) -> bool:
+        """Polled by the loop on rank 0 only. A save that failed in the background ends the run here, and not only when
+        the next one is due."""
+        with self.failure.together():
+            self.saves.saver.check()
+        return self.failure.error is not None or stop.is_requested(self.store)
+
+    # --- end ---
+
+    def _reason(self, end: str, images_seen: int) -> str:
+        """``early_stopped`` for a stop that an evaluator asked for."""
+        if end != STOPPED or self.device.rank != 0 or stop.reason_of(self.store) != EARLY_STOPPED:
+            return end
+        log.warning("early stopping: ended at %s images", f"{images_seen:,}")
+        return EARLY_STOPPED
+
+    def _finish(self, state: TrainState, end: str, metrics: dict[str, float]) -> Outcome:
+        """The outcome, with what rank 0 exports unless the run is only interrupted."""
+        rank0, last, seen, artifact = self.device.rank == 0, self.saves.saver.last, state.images_seen, None
+        self.tick_log.end(seen, end)
+        path = last.path if last is not None else (self._chosen() if rank0 else None)
+        if end in ENDED and rank0:
+            artifact = export(self.parts, state, self.store)
+        unreadable = quarantine.merge(self.store) if rank0 else 0
+        return Outcome(end, seen, metrics, path, artifact, unreadable)
+
+    def _changes_after(self, error: BaseException) -> dict[str, int]:
+        """What the next attempt changes. In a group a note says it, and the group ends: the others wait in vain."""
+        settings, world = self.parts.settings, self.device.world_size
+        size = memory.smaller_micro_batch(settings, world)
+        log.warning("out of memory with micro_batch=%d; the next attempt takes %d", settings.micro_batch, size)
+        changes = {"micro_batch": size}
+        if world > 1:
+            memory.write_note(self.store, self.settings.fit_id, changes)
+            raise error
+        return changes
+
+    def _retry(self, changes: dict[str, int]) -> Outcome:
+        return Outcome(RETRY, self.faults.since, {}, self._chosen(), None, changes=changes)

@@ -1,0 +1,60 @@
+"""What a tick of the loop leaves for whoever looks at a run: a row of metrics.jsonl on rank 0, and a sign of life."""
+
+from __future__ import annotations
+
+import time
+
+from pathray.data.plan import Plan
+from pathray.device import Device
+from pathray.run.evaluations import Blocked
+from pathray.run.failure import SharedFailure
+from pathray.run.layout import METRICS
+from pathray.run.progress import write_beat
+from pathray.run.tracking import MetricsLog
+from pathray.store.storage import Storage
+from pathray.train.assembly import Watch
+from pathray.train.supervised import SupervisedTick
+
+BEAT_EVERY_S = 5.0
+
+
+class TickLog:
+    """`metrics` is None on other ranks than 0, which leave nothing; the watch looks at every tick on every rank."""
+
+    def __init__(self, store: Storage, device: Device, plan: Plan, watch: Watch | None, failure: SharedFailure) -> None:
+        self.store, self.plan, self.watch, self.failure = store, plan, watch, failure
+        self.metrics = MetricsLog(store.join(METRICS)) if device.rank == 0 else None
+        self.beat_at = 0.0
+
+    def start(self, images_seen: int, first: dict[str, float]) -> None:
+        """Drop the rows beyond the position where the run starts; `first` are the figures of the first row of all."""
+        if self.metrics is not None:
+            self.metrics.cut_back(images_seen)
+            if first:
+                self.metrics.append({"images_seen": 0, **first})
+
+    def write(self, tick: SupervisedTick, blocked: Blocked) -> None:
+        """The row of a tick that has metrics, a validation or figures of the watch."""
+        if tick.end is None:
+            self.beat(tick.images_seen)
+        figures = self.watch.observe(tick) if self.watch is not None else {}
+        figures |= {f"val/{name}": value for name, value in (tick.validation or {}).items()}
+        if self.metrics is None or (tick.metrics is None and not figures):
+            return
+        passes = tick.images_seen / self.plan.rows
+        row = {"images_seen": tick.images_seen, "step": tick.step, "anchor_passes_seen": passes}
+        with self.failure.together():
+            self.metrics.append({**row, **(tick.metrics or {}), **figures, **blocked.figures()})
+
+    def beat(self, images_seen: int) -> None:
+        """How far the run is: metrics may be hours apart. Not on object storage, where a write holds up the step."""
+        if self.metrics is None or not self.store.local or time.monotonic() - self.beat_at < BEAT_EVERY_S:
+            return
+        self.beat_at = time.monotonic()
+        with self.failure.together():
+            write_beat(self.store, images_seen)
+
+    def end(self, images_seen: int, end: str) -> None:
+        """The last sign of life says how the run ended."""
+        if self.beat_at:
+            write_beat(self.store, images_seen, end)

@@ -1,0 +1,132 @@
+"""Small files that one process at a time may write: made only where there is none, replaced only by who may.
+
+On a disk this is exact (a hard link, a lock on the folder). Object stores have no locks: a file is made on condition
+that there is none, where the store can do that, and then read back after a moment, so that of two writers one wins.
+Not here: who owns what, and for how long (pathray.run.fence, pathray.evaluation.results).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator
+
+from pathray.errors import MissingFile
+from pathray.store.storage import Storage, storage_error
+
+SETTLE_S = 1.0  # after which a write of somebody else at the same moment shows
+LOCK_WAIT_S = 2.0
+
+
+def content(store: Storage, name: str) -> bytes | None:
+    """The bytes of a file, None when there is none."""
+    try:
+        return store.read_bytes(name)
+    except MissingFile:
+        return None
+
+
+def create(store: Storage, name: str, data: bytes, settle_s: float = SETTLE_S) -> bool:
+    """Write a file where there is none; whether it is there as ours. `data` must be unlike anybody else's."""
+    if store.local:
+        _create_local(store.path(name), data)
+        return content(store, name) == data
+    _create_object(store, name, data)
+    return _is_settled(store, name, data, settle_s)
+
+
+def swap(
+    store: Storage, name: str, may: Callable[[bytes | None], bool], data: bytes, settle_s: float = SETTLE_S
+) -> bool:
+    """Replace a file whose bytes (None: it is gone) `may` be replaced; whether it is there as ours.
+
+    `settle_s` 0: whoever owns the file already has nobody to wait for.
+    """
+    with _lock_folder(store, name) as locked:
+        if not may(content(store, name)):
+            return False
+        store.write_bytes(name, data)
+    return locked or _is_settled(store, name, data, settle_s)
+
+
+def discard(store: Storage, name: str, may: Callable[[bytes | None], bool]) -> bool:
+    """Remove a file whose bytes `may` be removed; whether that was so."""
+    with _lock_folder(store, name):
+        found = content(store, name)
+        if found is None or not may(found):
+            return False
+        store.remove(name)
+        return True
+
+
+def _is_settled(store: Storage, name: str, data: bytes, settle_s: float) -> bool:
+    if settle_s > 0:
+        time.sleep(settle_s)
+        return content(store, name) == data
+    return True
+
+
+def _create_local(path: str, data: bytes) -> None:
+    """The file appears whole, and only where there was none."""
+    partial = f"{os.path.dirname(path)}/.{os.path.basename(path)}-{uuid.uuid4().hex[:8]}"
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        _write(partial, data)
+        try:
+            os.link(partial, path)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without hard links
+            with contextlib.suppress(FileExistsError):
+                _write(path, data)
+        finally:
+            os.unlink(partial)
+    except OSError as e:
+        raise storage_error(e, path, writing=True) from e
+
+
+def _write(path: str, data: bytes) -> None:
+    with open(path, "xb") as f:
+        f.write(data)
+        f.flush()
+        os.fsync(f.fileno())
+
+
+def _create_object(store: Storage, name: str, data: bytes) -> None:
+    if content(store, name) is not None:
+        return
+    try:
+        store.create_bytes(name, data)
+    except FileExistsError:  # ours, if only the answer was lost
+        return
+
+
+@contextlib.contextmanager
+def _lock_folder(store: Storage, name: str) -> Iterator[bool]:
+    """No other process replaces files of the folder meanwhile; False where there is no such lock."""
+    folder = os.path.dirname(store.path(name))
+    if not store.local or not os.path.isdir(folder):
+        yield False
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield _is_locked(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_locked(descriptor: int) -> bool:
+    until = time.monotonic() + LOCK_WAIT_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.01)
+        except OSError:  # some network file systems have no locks
+            return False

@@ -1,0 +1,70 @@
+"""Which process wrote a record, and whether that process is still alive.
+
+A process id alone is not enough: ids are used again, and two containers may share a host name. So a record also holds
+when the process started, and the machine's boot and process namespace. Without /proc (macOS) only the id is compared.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+PROC = Path("/proc")
+
+
+def this_process() -> dict[str, Any]:
+    """What `is_gone` needs to know of the process that calls this."""
+    pid = os.getpid()
+    return {"host": socket.gethostname(), "machine": machine(), "user": user(), "pid": pid, "started": started(pid)}
+
+
+def is_gone(record: Mapping[str, Any]) -> bool | None:
+    """Whether the process that a record names has ended; None where that cannot be known from here."""
+    pid = record.get("pid")
+    if record.get("host") != socket.gethostname() or not isinstance(pid, int) or pid < 1:
+        return None
+    if record.get("machine", machine()) != machine():
+        return None  # another container, or the machine has been restarted
+    return not _exists(pid, record.get("started"))
+
+
+def machine() -> str:
+    """The boot of this machine and the namespace of its process ids; "" where the system does not say."""
+    try:
+        boot = (PROC / "sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{os.readlink(PROC / 'self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def started(pid: int) -> int | None:
+    """When a process started, in clock ticks since the machine did; None when it has ended, or is not known."""
+    try:
+        fields = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])  # a zombie has ended
+
+
+def user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user may have no name
+        return str(os.getuid())
+
+
+def _exists(pid: int, since: Any) -> bool:
+    if PROC.joinpath("self/stat").exists():
+        now = started(pid)
+        return now is not None and (since is None or now == since)
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,96 @@
+"""What the library makes of the sections that all run configs share: the loop's settings and the parts of a run.
+
+A science adds what is its own: the recipe, the order, the reader, the optimizer and its cadences. Not here: the
+sections (pathray.config.sections), the parts (pathray.train.assembly).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pathray.config.sections import RunSections, StepConfig
+from pathray.data.stream import DecodeSettings
+from pathray.device import Device
+from pathray.evaluation.settings import TuningConfig, poll_every_steps
+from pathray.fingerprint import fingerprint
+from pathray.train.budget import resolve_cadence, whole_steps
+from pathray.train.settings import LoopSettings, PhaseOptim
+
+POLL_EVERY_STEPS = 10  # of an accelerator, which the host would wait for; a CPU's counters are at hand
+RECENT_WINDOWS = 16  # one unreadable source is much of one window of few sources, and little of so many
+
+
+def device_of(config: RunSections) -> Device:
+    """This process's device, as `scaling.accelerator` says."""
+    return Device.of(config.scaling.accelerator)
+
+
+def loop_settings(
+    config: RunSections,
+    steps: StepConfig,
+    world: int,
+    *,
+    seed: int,
+    global_batch: int,
+    micro_batch: int,
+    total_images: int,
+    optim: dict[str, PhaseOptim],
+    precision: str,
+    log_every: int,
+    snapshots: Any = 0,
+    tuning: TuningConfig | None = None,
+    window: int = 0,
+) -> LoopSettings:
+    """The loop's settings; batch, budget and `log_every` are resolved into images.
+
+    `precision` is an accelerator's: a CPU is faster and exact in fp32. `snapshots` is their cadence without evaluators,
+    `window` the number of units that a shuffled window holds. UserError when `world` workers cannot share the batch.
+    """
+    evaluated = tuning if tuning is not None and tuning.enable else None
+    polls = poll_every_steps(evaluated, global_batch) if evaluated else POLL_EVERY_STEPS
+    on_cpu = device_of(config).kind == "cpu"
+    loop = LoopSettings(
+        seed=seed,
+        global_batch=global_batch,
+        micro_batch=micro_batch,
+        total_images=whole_steps(total_images, global_batch),
+        optim=optim,
+        precision="fp32" if on_cpu else precision,
+        log_every=log_every,
+        save_every=resolve_cadence(config.checkpoint.latest_every, global_batch=global_batch),
+        snapshot_every=resolve_cadence(evaluated.tune_every if evaluated else snapshots, global_batch=global_batch),
+        poll_every_steps=1 if on_cpu else polls,
+        max_bad_steps=steps.max_bad_steps,
+        max_corrupt_fraction=config.data.max_corrupt_fraction,
+        judge_recent=max(LoopSettings.judge_recent, RECENT_WINDOWS * window),
+        grad_sync=steps.grad_sync,
+        deterministic=steps.deterministic,
+    )
+    loop.micros_per_step(world)
+    return loop
+
+
+def shared_parts(config: RunSections, chunk: int) -> dict[str, Any]:
+    """The fields of an Assembly that follow from the shared sections; `chunk` rows of the plan travel together."""
+    data, checkpoint = config.data, config.checkpoint
+    return {
+        "tag": config.logging.write_tag,
+        "placement": fingerprint(config, placement=True),
+        "decode_on": data.decode_on,
+        "decode": DecodeSettings(data.threads, data.ahead, data.ahead_mb << 20, data.read_timeout_s),
+        "decode_tasks": data.threads,
+        "chunk": chunk,
+        "latest_minutes": checkpoint.latest_minutes,
+        "keep_last_n": checkpoint.keep_last_n,
+    }
+
+
+def run_identity(config: RunSections, science: str, plan: str, **more: str) -> dict[str, Any]:
+    """The fingerprint that a resumed run must share: the config's identity fields, the science, `plan` (the digest of
+    which unit is in which row), and what `more` the science knows: what its weights began from, say."""
+    return fingerprint({**fingerprint(config)["values"], "science": science, "plan": plan, **more})
+
+
+def run_provenance(config: RunSections, **more: str) -> dict[str, Any]:
+    """How what a run exports came to be: every identity field of its config, and what `more` the science says."""
+    return {"config": fingerprint(config)["values"], **more}

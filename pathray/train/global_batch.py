@@ -1,0 +1,38 @@
+"""How many units one update sees: fixed at a run's first start, and kept when other workers resume it.
+
+Not here: the budget and the cadences (pathray.train.budget), who reads which unit (pathray.data.stream).
+"""
+
+from __future__ import annotations
+
+from pathray.errors import UserError
+
+
+def choose_global_batch(
+    given: int | None,
+    before: int | None,
+    first: int,
+    workers: int,
+    *,
+    key: str,
+    micro: int | None = None,
+    micro_key: str = "",
+) -> int:
+    """The global batch: `given` in the config, else `before`, that of the run that is resumed, else `first`.
+
+    So the same command resumes on another number of workers. UserError naming `key` where the workers cannot share it,
+    and naming `micro_key` where what a worker takes at once, `micro`, does not divide its share.
+    """
+    batch = given or before or first
+    if batch % workers:
+        found, expected = f"global_batch {batch}, workers {workers}", f"a multiple of {workers}"
+        raise UserError("the workers must divide the global batch", key=key, found=found, expected=expected)
+    if micro is not None and batch % (workers * micro):
+        name = micro_key.rpartition(".")[2]
+        raise UserError(
+            f"workers x {name} must divide the global batch",
+            key=micro_key,
+            found=f"global_batch {batch}, workers {workers}, {name} {micro}",
+            expected=f"{name} one of {[d for d in range(1, batch + 1) if batch % (d * workers) == 0]}",
+        )
+    return batch

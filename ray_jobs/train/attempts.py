@@ -1,0 +1,116 @@
+"""Attempts of one training through Ray Train: what Ray is told of it, and when another fit begins after a failure."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from pathray.config.sections import ScalingConfig
+from pathray.run.layout import CHECKPOINTS, RAY
+from pathray.run.outcome import RETRY
+from ray_jobs.train.driver import run_in_thread
+from ray_jobs.train.job import TrainJob
+
+log = logging.getLogger(__name__)
+
+
+def fit_while_it_advances(job: TrainJob, store: Any) -> dict[str, Any]:
+    """Ray counts the failures of a whole fit; days of training on machines that come and go have more of them than a
+    broken one has. So once they are used up, another fit begins, if there is a newer checkpoint than at the last, or
+    more is known of units whose decoding ends processes."""
+    from ray.train import TrainingFailedError
+
+    reached, fits = (0, 0), 1
+    while True:
+        try:
+            value = _fit(job, store, fits)
+            if value.get("end") != RETRY:
+                return value
+            job.changes, fits = job.changes | value["changes"], fits + 1
+        except TrainingFailedError as e:
+            newest, crashes = _newest_of(job, store), _crashes_in(store)
+            if not job.scaling.max_failures or (newest <= reached[0] and crashes <= reached[1]):
+                raise
+            failure = " ".join(str(e).split())[:400]
+            got = (
+                f"training has come to {newest} images"
+                if newest > reached[0]
+                else "more crashing units were identified"
+            )
+            log.warning("scaling.max_failures is used up, but %s: %s", got, failure)
+            reached, fits = (newest, crashes), fits + 1
+
+
+def _fit(job: TrainJob, store: Any, number: int) -> dict[str, Any]:
+    trainer = ray_trainer(job, store, number)
+    return dict(run_in_thread(lambda: trainer.fit().return_value, store, job.total_images, job.name) or {})
+
+
+def _crashes_in(store: Any) -> int:
+    """Deaths of decoding processes that the run has notes of."""
+    from pathray.data import crashes
+
+    try:
+        return len(store.list(crashes.FOLDER))
+    except OSError as e:
+        log.warning("the notes of crashes could not be looked at: %s", e)
+        return 0
+
+
+def _newest_of(job: TrainJob, store: Any) -> int:
+    """Images seen by the newest checkpoint that this job has written; 0 before the first, or where none can be seen."""
+    from pathray.store.committed import list_committed
+
+    try:
+        found = list_committed(store.join(CHECKPOINTS))
+    except OSError as e:
+        log.warning("the checkpoints could not be looked at: %s", e)
+        return 0
+    return max((int(c.meta["images_seen"]) for c in found if c.meta.get("fit_id") == job.fit_id), default=0)
+
+
+def ray_trainer(job: TrainJob, store: Any, number: int = 1) -> Any:
+    from ray import cloudpickle
+    from ray.train import FailureConfig, RunConfig
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    from ray_jobs.train.backends import backend_config, scaling_config
+    from ray_jobs.train.resources import worker_resources
+    from ray_jobs.train.worker import train_worker
+
+    scaling, accelerator = job.scaling, str(job.accelerator)
+    resources = worker_resources(
+        accelerator, scaling.cpus_per_worker, scaling.gpus_per_worker, scaling.resources_per_worker
+    )
+    # a process more to start, which nobody asks without a cadence for it
+    os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "1" if scaling.preemption_check_steps > 0 else "0"
+    run_config = RunConfig(
+        name=f"fit-{job.fit_id}" + (f"-{number}" if number > 1 else ""),
+        storage_path=store.path(RAY),
+        storage_filesystem=store.pyarrow_fs(),
+        failure_config=FailureConfig(max_failures=scaling.max_failures),
+        worker_runtime_env=worker_runtime_env(scaling),  # type: ignore[call-arg]  # types are those of another RunConfig
+    )
+    return DataParallelTrainer(
+        train_worker,
+        train_loop_config={"job": cloudpickle.dumps(job)},  # the controller need not import the science, nor torch
+        backend_config=backend_config(accelerator, scaling.collective_timeout_s, scaling.workers),
+        scaling_config=scaling_config(
+            scaling.workers,
+            resources,
+            accelerator,
+            tpu_type=scaling.tpu_type,
+            tpu_topology=scaling.tpu_topology,
+        ),
+        run_config=run_config,
+    )
+
+
+def worker_runtime_env(scaling: ScalingConfig) -> dict[str, Any] | None:
+    """The workers' own environment where Ray's processes do not have it already: Ray starts them anew for it."""
+    from ray_jobs.shell.runtime import worker_environment
+    from ray_jobs.train.in_process import threads_of
+
+    wanted = {"OMP_NUM_THREADS": str(threads_of(scaling)), "RAY_USAGE_STATS_ENABLED": "0"}
+    return None if worker_environment() == wanted else {"env_vars": wanted}

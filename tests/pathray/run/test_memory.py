@@ -1,0 +1,41 @@
+"""What counts as out of memory, and which micro-batch comes next."""
+
+import pytest
+import torch
+
+from pathray.errors import UserError
+from pathray.run.memory import is_out_of_memory, noted_changes, smaller_micro_batch, write_note
+from pathray.store.storage import Storage
+from tests.builders.recipes import settings
+
+
+def test_a_cpu_that_cannot_allocate_is_out_of_memory():
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(1 << 50)
+    assert is_out_of_memory(error.value)
+
+
+def test_an_accelerator_and_the_host_are_too_and_other_errors_are_not():
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory")) and is_out_of_memory(MemoryError())
+    assert is_out_of_memory(RuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm"))
+    assert not is_out_of_memory(RuntimeError("shapes differ")) and not is_out_of_memory(ValueError("out of memory"))
+
+
+@pytest.mark.parametrize(
+    ("batch", "world", "micro", "smaller"), [(12, 1, 6, 3), (12, 1, 12, 6), (12, 2, 6, 3), (10, 1, 5, 2), (12, 1, 2, 1)]
+)
+def test_the_next_micro_batch_is_at_most_half_and_divides_a_ranks_share(batch, world, micro, smaller):
+    now = settings(global_batch=batch, micro_batch=micro, total_images=batch)
+    assert smaller_micro_batch(now, world) == smaller
+    assert batch % (world * smaller) == 0
+
+
+def test_one_unit_cannot_be_halved():
+    with pytest.raises(UserError, match="a smaller model"):
+        smaller_micro_batch(settings(global_batch=4, micro_batch=1, total_images=4), 1)
+
+
+def test_a_note_is_of_its_own_job(tmp_path):
+    store = Storage.of(tmp_path)
+    write_note(store, "one", {"micro_batch": 2})
+    assert noted_changes(store, "one") == {"micro_batch": 2} and noted_changes(store, "other") == {}

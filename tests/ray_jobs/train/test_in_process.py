@@ -1,0 +1,134 @@
+"""`scaling.workers=0`: the training jobs without Ray, in processes of their own, where nothing may import it."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pathray.config.sections import ScalingConfig
+from pathray.data.plan import Plan
+from pathray.errors import UserError
+from ray_jobs.extract.actor_map import ActorMap
+from ray_jobs.extract.ordered_map import RayMap
+from ray_jobs.shell.cli import run_job
+from ray_jobs.train.job import Tracking, TrainJob
+from ray_jobs.train.trainer import fit
+from tests.builders import run as tiny
+from tests.builders import toy_run
+from tests.builders.jobs import job_environment, wait_for
+from tests.builders.toy_science import ToyConfig, assemble, write_plan
+from tests.builders.zips import write_folder
+from tests.ray_jobs.train import test_pretrain_adios as adios
+from tests.ray_jobs.train import test_regression_jobs as regression
+
+RUN = """
+import runpy, sys
+module = sys.argv.pop(1)
+try:
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+except SystemExit as end:
+    assert "ray" not in sys.modules, "Ray was imported"
+    raise
+"""
+NO_RAY = "scaling.workers=0"
+
+
+def start(module: str, *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", RUN, module, *words],
+        env=job_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def finish(job: subprocess.Popen[str]) -> str:
+    said = job.communicate(timeout=120)[0]
+    assert job.returncode == 0, said
+    return said
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """I-JEPATH from a manifest, without Ray: the run's folder and its manifest."""
+    folder = tmp_path_factory.mktemp("tiny")
+    manifest = tiny.write_cohort(folder / "cohort")
+    said = finish(start("ray_jobs.pretrain_ijepath", *tiny.command(folder / "run", manifest, NO_RAY)))
+    assert "built now: slide index, anchor catalog, plan" in said and f"encoder={folder / 'run' / 'encoder'}" in said
+    return folder / "run", manifest
+
+
+def test_a_signal_checkpoints_and_the_same_command_ends_bit_equal(whole, tmp_path):
+    undisturbed, manifest = whole
+    words = tiny.command(tmp_path / "run", manifest, NO_RAY)
+    job = start("ray_jobs.pretrain_ijepath", *words)
+    wait_for(lambda: (tmp_path / "run" / "metrics.jsonl").exists() and tiny.metrics(tmp_path / "run"))
+    job.send_signal(signal.SIGTERM)
+    assert "waiting for the step in progress and a checkpoint" in finish(job)
+    assert tiny.weights(tmp_path / "run")[0] <= tiny.BUDGET
+    finish(start("ray_jobs.pretrain_ijepath", *words))
+    assert tiny.weights(tmp_path / "run") == tiny.weights(undisturbed)
+    assert [row["images_seen"] for row in tiny.metrics(tmp_path / "run")] == list(range(4, tiny.BUDGET + 1, 4))
+
+
+@pytest.mark.ray
+@pytest.mark.heavy
+def test_one_worker_through_ray_has_the_same_bits(ray_cluster, whole, tmp_path_factory):
+    through_ray = tiny.undisturbed(tmp_path_factory.getbasetemp())
+    assert tiny.weights(whole[0]) == tiny.weights(through_ray.folder)
+
+
+def test_adios_trains_from_a_folder_of_zips(tmp_path):
+    write_folder(tmp_path / "zips")
+    words = [*adios.KEYS, f"data_path={tmp_path / 'zips'}", f"output={tmp_path / 'run'}", NO_RAY]
+    said = finish(start("ray_jobs.pretrain_adios", *words))
+    assert "mask_model=" in said and max(adios.checkpoints(tmp_path / "run")) == 16
+
+
+def test_a_frozen_regression_computes_its_features_trains_and_is_evaluated(tmp_path):
+    table = regression.write_images(tmp_path)
+    assert regression.split(table, tmp_path / "split.csv", "fractions=[0.5, 0.25, 0.25]") == 0
+    words = [*regression.KEYS, f"data.table={table}", f"data.split={tmp_path / 'split.csv'}", NO_RAY]
+    words += [f"output={tmp_path / 'out'}", "model.frozen=true"]
+    finish(start("ray_jobs.train_regression", *words))
+    (run,) = regression.runs(tmp_path / "out")
+    assert (run / "metrics.json").exists() and (run / "encoder").is_dir() and (run / "summary.md").exists()
+
+
+def test_out_of_memory_trains_on_in_smaller_micro_batches(tmp_path):
+    plan = write_plan(tmp_path / "plan")
+    run = tmp_path / "run"
+    run.mkdir()
+    config = ToyConfig(run=str(run), micro_batch=6, memory_for=1, memory_from_step=3, save_every=12)
+    scaling = ScalingConfig(workers=0, accelerator="cpu")
+    outcome = fit(TrainJob(assemble, config, plan.path, str(run), scaling, tracking=Tracking(mlflow=False)))
+    assert outcome.end == "budget"
+    assert toy_run.positions_by_step(run) == {s: set(range(12 * s, 12 * s + 12)) for s in range(8)}
+    assert {len(line["position"]) for line in toy_run.seen(run) if line["step"] > 3} == {1}
+
+
+def test_what_is_wrong_with_the_data_ends_the_job_with_its_report(tmp_path):
+    plan, run = Plan.open(write_plan(tmp_path / "plan").path), tmp_path / "run"
+    run.mkdir()
+    config = ToyConfig(run=str(run), unreadable_every=2, max_corrupt_fraction=0.1)
+    job = TrainJob(assemble, config, plan.path, str(run), ScalingConfig(workers=0), tracking=Tracking(mlflow=False))
+    with pytest.raises(UserError, match="of 24 units up to step 2 were replaced"):
+        fit(job)
+    assert (run / "quarantine.parquet").exists() and not (run / "encoder").exists()
+
+
+def test_evaluations_during_training_need_ray(tmp_path, capsys):
+    from ijepath.config import CONFIGS_DIR, GROUPS
+    from ray_jobs import pretrain_ijepath as job
+
+    Path(tmp_path / "slides.csv").write_text("slide_id,wsi_path\na,a.tiff\n")
+    words = tiny.command(tmp_path / "run", tmp_path / "slides.csv", NO_RAY, "tuning.enable=true")
+    assert run_job(job.main, job.PretrainConfig, words, CONFIGS_DIR, GROUPS) == 2
+    assert "evaluations during training need Ray" in capsys.readouterr().err
+
+
+def test_maps_work_in_this_process_without_a_running_ray(monkeypatch):
+    for module in ("ordered_map", "actor_map"):
+        monkeypatch.setattr(f"ray_jobs.extract.{module}.is_ray_running", lambda: False)
+    assert list(RayMap(lambda item, error: None)(lambda x: 2 * x, iter([3, 1]))) == [6, 2]
+    assert list(ActorMap(2)(lambda: lambda x: x + 1, [3, 1])) == [(0, 4), (1, 2)]
