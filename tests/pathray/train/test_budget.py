@@ -29,7 +29,7 @@ def test_budgets_are_rounded_up_to_whole_steps(value: Any, images: int) -> None:
         (
             {"epochs": 5},
             4,
-            "16 passes over the 4 training units, instead of 5: a step uses 64 .*20 images are rounded up to 64",
+            "16 passes over the 4 training units instead of 5: a step uses 64 .*20 images are rounded up to 64",
         ),
         ({"epochs": 1}, 50, "1.28 passes over the 50 training units instead of 1"),
         ({"epochs": 1}, 60, ""),
