@@ -38,7 +38,7 @@ class Cells:
         return Cells(*(getattr(self, f.name)[which] for f in fields(self)))
 
 
-def joined(parts: list[Cells]) -> Cells:
+def join_cells(parts: list[Cells]) -> Cells:
     return Cells(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Cells)))
 
 
@@ -104,7 +104,7 @@ def tumour_nuclei(anatomy: Anatomy, rng: np.random.Generator) -> Cells:
         rng, points[~dark], (5.6, 4.1), 0.17, angle[~dark], (1.12, 0.18), clumps=0.38, rim=0.45, nucleoli=0.55
     )
     deep = _cells(rng, points[dark], (5.2, 3.3), 0.22, angle[dark], (1.85, 0.2), clumps=0.25, rim=0.1)
-    return joined([pale, deep])
+    return join_cells([pale, deep])
 
 
 def stromal_nuclei(anatomy: Anatomy, rng: np.random.Generator) -> Cells:
@@ -118,7 +118,7 @@ def stromal_nuclei(anatomy: Anatomy, rng: np.random.Generator) -> Cells:
     wall = np.abs(anatomy.vessel + 2.0) < 1.2
     points = _packed(rng, wall * np.float32(0.06), 12)
     angle = _normal_angle(anatomy.vessel, points) + np.pi / 2
-    return joined([spindle, _cells(rng, points, (5.2, 1.5), 0.15, angle, (1.5, 0.2), clumps=0.1)])
+    return join_cells([spindle, _cells(rng, points, (5.2, 1.5), 0.15, angle, (1.5, 0.2), clumps=0.1)])
 
 
 def lymphocytes(anatomy: Anatomy, rng: np.random.Generator) -> Cells:
@@ -135,7 +135,7 @@ def lymphocytes(anatomy: Anatomy, rng: np.random.Generator) -> Cells:
     angle = rng.uniform(0, np.pi, len(points))
     small = _cells(rng, points[~center], (3.1, 2.8), 0.10, angle[~center], (1.75, 0.2), clumps=0.2, rim=0.05)
     large = _cells(rng, points[center], (4.1, 3.5), 0.16, angle[center], (1.05, 0.2), clumps=0.4, rim=0.35)
-    return joined([small, large])
+    return join_cells([small, large])
 
 
 def vacuoles(anatomy: Anatomy, rng: np.random.Generator) -> Cells:

@@ -25,7 +25,7 @@ import numpy as np
 
 from demo.anatomy import STEP, ZONES, Anatomy, grow
 from demo.organs import ORGANS, organ
-from demo.scanner import HOSPITALS, Hospital, Picture, scan, stained_by, write_slide
+from demo.scanner import HOSPITALS, Hospital, Picture, scan, vary_stain, write_slide
 from demo.tissue_painter import compose, paint
 from pathray.errors import UserError
 
@@ -76,7 +76,7 @@ def plan(settings: CohortSettings) -> list[SlidePlan]:
             seed = zlib.crc32(f"{settings.seed}/{slide_id}".encode())
             rng = np.random.default_rng([seed, 0])
             share, pieces = float(rng.uniform(0.3, 0.45)), 1 + int(rng.random() < 0.25)
-            slides.append(SlidePlan(slide_id, name, stained_by(hospital, seed), seed, share, pieces))
+            slides.append(SlidePlan(slide_id, name, vary_stain(hospital, seed), seed, share, pieces))
     return slides
 
 

@@ -47,7 +47,7 @@ SOUTH = Hospital(
 HOSPITALS = (NORTH, SOUTH)
 
 
-def stained_by(hospital: Hospital, seed: int) -> Hospital:
+def vary_stain(hospital: Hospital, seed: int) -> Hospital:
     """The hospital's settings for one slide, with slightly varied recipe and stain vectors."""
     from dataclasses import replace
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from demo import cells as kinds
 from demo.anatomy import STEP, Anatomy
-from demo.cells import Cells, joined
+from demo.cells import Cells, join_cells
 from demo.fields import Field, Window, ridge, rising, smooth_noise, streaks, texture
 from demo.stamps import stamps
 
@@ -46,10 +46,10 @@ def compose(anatomy: Anatomy, seed: int) -> Painting:
     shape = anatomy.tissue.shape
     return Painting(
         anatomy,
-        joined([*others, epithelial, tumour]),
+        join_cells([*others, epithelial, tumour]),
         kinds.vacuoles(anatomy, rng),
         kinds.red_cells(anatomy, rng),
-        _membranes(anatomy, joined([epithelial, tumour])),
+        _membranes(anatomy, join_cells([epithelial, tumour])),
         1 + 0.07 * smooth_noise(rng, shape, 200) + 0.03 * smooth_noise(rng, shape, 40),
         smooth_noise(rng, shape, 25),
         smooth_noise(rng, shape, 70),

@@ -14,13 +14,13 @@ from torch.nn import functional as F
 from pathray.nn.stain import constant
 
 
-def scanned(x: Tensor, draws: Tensor, strength: float) -> Tensor:
+def simulate_scanner(x: Tensor, draws: Tensor, strength: float) -> Tensor:
     """Change gain per colour by 2^(±σ/5), gamma by 2^(±σ/2) and sharpness by ±σ of the finest detail.
 
     x [N, 3, H, W] in 0…1, draws [N, 5] uniforms.
     """
     u = (2 * draws - 1)[:, :, None, None] * strength
-    x = x + u[:, 4:5] * (x - blurred(x, 1))
+    x = x + u[:, 4:5] * (x - blur(x, 1))
     x = x.clamp(1 / 255, 1) ** _exp2(u[:, 3:4] / 2)
     return (x * _exp2(u[:, :3] / 5)).clamp(0, 1)
 
@@ -30,7 +30,7 @@ def _exp2(x: Tensor) -> Tensor:
     return torch.exp(x * math.log(2))
 
 
-def blurred(x: Tensor, step: int) -> Tensor:
+def blur(x: Tensor, step: int) -> Tensor:
     """Separable binomial blur (1 4 6 4 1)/16 with `step` pixels between taps (at most what fits), mirrored borders."""
     step = min(step, (min(x.shape[-2:]) - 1) // 2)
     kernel = constant((1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16), x.device)

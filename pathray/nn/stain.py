@@ -18,7 +18,7 @@ _UNIT = np.array(STAINS) / np.linalg.norm(STAINS, axis=1, keepdims=True)
 _ROWS, _INVERSE = (tuple(map(tuple, m.tolist())) for m in (_UNIT, np.linalg.inv(_UNIT)))
 
 
-def stained(x: Tensor, draws: Tensor, strength: float) -> Tensor:
+def jitter_stain(x: Tensor, draws: Tensor, strength: float) -> Tensor:
     """HED jitter (Tellez et al. 2018): stain s_i → s_i · (1 + σ u_i) + σ/4 · v_i in optical density, u, v in (−1, 1).
 
     x [N, 3, H, W] in 0…1, draws [N, 6] uniforms.

@@ -219,7 +219,7 @@ class Storage:
         info = self._info(name)
         version = [str(info.get(k, "")) for k in ("size", "etag", "ETag", "generation", "mtime", "created")]
         digest = digest_bytes("\0".join([self.join(name), *version]).encode())[:24]
-        return cached(f"{digest}-{name.rpartition('/')[2]}", lambda path: self.get(name, path), int(info["size"]))
+        return fetch_cached(f"{digest}-{name.rpartition('/')[2]}", lambda path: self.get(name, path), int(info["size"]))
 
     def read_local(self, name: str, read: Callable[[Path], T]) -> T:
         """`read(path)` of a local copy, which is fetched again if another process removed it."""
@@ -312,7 +312,7 @@ def private_cache() -> Path:
     return folder
 
 
-def cached(name: str, fetch: Callable[[Path], object], size: int) -> Path:
+def fetch_cached(name: str, fetch: Callable[[Path], object], size: int) -> Path:
     """The file or folder `name` in the cache, made by `fetch(path)` if it does not exist.
 
     `name` begins with 24 hexadecimal digits that identify the content. Before fetching, the least recently used entries
@@ -432,7 +432,7 @@ def storage_error(e: Exception, path: str, *, writing: bool) -> StorageError:
 
 
 def _make_room(folder: Path, size: int) -> None:
-    """Remove the least recently used entries that `cached` made, except those still being fetched."""
+    """Remove the least recently used entries that `fetch_cached` made, except those still being fetched."""
     entries: list[tuple[float, int, Path]] = []
     for path in folder.iterdir():
         with contextlib.suppress(FileNotFoundError):
