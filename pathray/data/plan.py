@@ -26,6 +26,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pathray.errors import MissingFile, UserError
+from pathray.store.described import publish_described
 from pathray.store.records import parsed
 from pathray.store.storage import Storage, digest_bytes, fetch_cached
 
@@ -196,14 +197,12 @@ class Plan:
 def publish(path: str | os.PathLike[str], url: str) -> None:
     """Copy a plan folder to a storage URL, so that every node can `Plan.open` it from there; one that is there stays.
 
-    The description goes first from an older plan and comes last of the new one: a half-copied plan is no plan.
+    A half-copied plan is no plan.
     """
-    store = Storage.of(url)
-    if store.exists(DESCRIPTION) and store.read_bytes(DESCRIPTION) == (Path(path) / DESCRIPTION).read_bytes():
-        return
-    store.remove(DESCRIPTION)
-    for name in (UNITS, SOURCES, DESCRIPTION):
-        store.put(Path(path) / name, name)
+    store, description = Storage.of(url), (Path(path) / DESCRIPTION).read_bytes()
+    if not store.exists(DESCRIPTION) or store.read_bytes(DESCRIPTION) != description:
+        files = {name: Path(path) / name for name in (UNITS, SOURCES)}
+        publish_described(store, files, DESCRIPTION, description)
 
 
 def _fetched(url: str) -> Path:

@@ -45,7 +45,9 @@ class Lookup:
             place = {"position": np.repeat(index, counts), "slot": slots(counts)}
         else:
             rows, place = self.order.rows(index), {"position": index}
-        return {**place, "row": rows, **self.plan.take(rows)}
+        columns = self.plan.take(rows)
+        assert not columns.keys() & {"position", "slot", "row"}, "names of a plan's columns that are taken"
+        return {**place, "row": rows, **columns}
 
     def replacement(self, position: int, attempt: int, slot: int | None = None) -> dict[str, Any]:
         """The replacement at `position` (and `slot`, in a group) for the given attempt (≥ 1)."""

@@ -25,6 +25,7 @@ from operator import eq
 from typing import Any
 
 from pathray.errors import UserError
+from pathray.run.layout import OWNER
 from pathray.store.exclusive import SETTLE_S, content, create, discard, swap
 from pathray.store.liveness import is_gone, this_process
 from pathray.store.records import text
@@ -32,7 +33,6 @@ from pathray.store.storage import Storage, StorageError
 
 log = logging.getLogger(__name__)
 
-OWNER = "owner.json"
 EVERY_S, STALE_BEATS = 10.0, 6
 LOOKS = 20  # at a silent owner, while its place is waited for
 

@@ -13,6 +13,7 @@ INDEXES = "indexes"  # what was built before the plan
 CHECKPOINTS = "checkpoints"
 ENCODER = "encoder"  # the artifact of a finished run, and the encoder inside a snapshot
 STOP = "STOP"
+OWNER = "owner.json"  # who trains here (pathray.run.fence)
 METRICS = "metrics.jsonl"
 LOG = "log.txt"
 PROGRESS = "progress.json"  # the last sign of life of a local run

@@ -85,7 +85,7 @@ class Session:
         self.parts = self._with_changes(assembly)
         self.faults = quarantine.Faults(store, plan.sources, device.rank)
         self.failure = SharedFailure(device.rank, store.url)
-        self.tick_log = TickLog(store, device, plan, self.parts.watch, self.failure)
+        self.tick_log = TickLog(store, device, plan, self.parts.watch, self.failure, self.parts.passes_name)
         self.saves = Saves(
             self.parts, store, device, self.failure, self.faults, self.tick_log.metrics, self.settings.fit_id
         )

@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 import threading
 
+from pathray.run.layout import STOP
 from pathray.store.storage import Storage, StorageError
 
 log = logging.getLogger(__name__)
 
-STOP = "STOP"
 LOCAL_EVERY_S, REMOTE_EVERY_S = 0.2, 5.0
 
 

@@ -21,8 +21,16 @@ BEAT_EVERY_S = 5.0
 class TickLog:
     """`metrics` is None on other ranks than 0, which leave nothing; the watch looks at every tick on every rank."""
 
-    def __init__(self, store: Storage, device: Device, plan: Plan, watch: Watch | None, failure: SharedFailure) -> None:
-        self.store, self.plan, self.watch, self.failure = store, plan, watch, failure
+    def __init__(
+        self,
+        store: Storage,
+        device: Device,
+        plan: Plan,
+        watch: Watch | None,
+        failure: SharedFailure,
+        passes_name: str = "passes_seen",
+    ) -> None:
+        self.store, self.plan, self.watch, self.failure, self.passes_name = store, plan, watch, failure, passes_name
         self.metrics = MetricsLog(store.join(METRICS)) if device.rank == 0 else None
         self.beat_at = 0.0
 
@@ -42,7 +50,7 @@ class TickLog:
         if self.metrics is None or (tick.metrics is None and not figures):
             return
         passes = tick.images_seen / self.plan.rows
-        row = {"images_seen": tick.images_seen, "step": tick.step, "anchor_passes_seen": passes}
+        row = {"images_seen": tick.images_seen, "step": tick.step, self.passes_name: passes}
         with self.failure.together():
             self.metrics.append({**row, **(tick.metrics or {}), **figures, **blocked.figures()})
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -31,6 +30,7 @@ from pathray.store.committed import (
     remove_committed,
     sweep,
 )
+from pathray.store.outages import FIRST_PAUSE_S, OUTAGE_S, through_outages
 from pathray.store.storage import StorageError
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,6 @@ log = logging.getLogger(__name__)
 SCHEMA_VERSION = 1
 TENSORS = "tensors.safetensors"
 NAMED_AT_MOST = 8
-OUTAGE_S, FIRST_PAUSE_S, LONGEST_PAUSE_S = 600.0, 1.0, 60.0
 
 T = TypeVar("T")
 Also = Callable[[CommittedWriter, dict[str, Tensor]], None]
@@ -178,21 +177,7 @@ class AsyncSaver:
         self._thread.start()
 
     def _through_outages(self, action: Callable[[], T]) -> T:
-        """`action()`, tried again while storage is away."""
-        until, pause = time.monotonic() + self._outage_s, self._first_pause_s
-        while True:
-            try:
-                return action()
-            except StorageError as e:
-                left = until - time.monotonic()
-                if not e.passing or left <= 0:
-                    raise
-                pause = min(pause, left)
-                log.warning(
-                    "the checkpoint could not be saved; retrying in %.0f s while training goes on: %s", pause, e
-                )
-                time.sleep(pause)
-                pause = min(2 * pause, LONGEST_PAUSE_S)
+        return through_outages(action, "the checkpoint", outage_s=self._outage_s, first_pause_s=self._first_pause_s)
 
     def check(self) -> None:
         """Raise what a save that has ended met; never waits: does nothing while one is being written."""

@@ -78,7 +78,9 @@ def shared_parts(config: RunSections, chunk: int) -> dict[str, Any]:
         "tag": config.logging.write_tag,
         "placement": fingerprint(config, placement=True),
         "decode_on": data.decode_on,
-        "decode": DecodeSettings(data.threads, data.ahead, data.ahead_mb << 20, data.read_timeout_s),
+        "decode": DecodeSettings(
+            data.threads, data.ahead, data.ahead_mb << 20, data.read_timeout_s, data.max_stalled_reads
+        ),
         "decode_tasks": data.threads,
         "chunk": chunk,
         "latest_minutes": checkpoint.latest_minutes,

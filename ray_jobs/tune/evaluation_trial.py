@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathray.evaluation.attempts import Attempts
 
 log = logging.getLogger(__name__)
-OUTAGE_S, FIRST_PAUSE_S, LONGEST_PAUSE_S = 600.0, 2.0, 60.0
+FIRST_PAUSE_S = 2.0
 _judges: dict[str, Any] = {}  # of this process: datasets stay open from one snapshot to the next
 
 
@@ -49,13 +49,14 @@ def attempted(config: dict[str, Any], spec: TrialSpec, attempts: Attempts | None
     ``trace``. `attempts`: those of earlier starts, which count too."""
     from pathray.errors import UserError
     from pathray.evaluation.attempts import Attempts
+    from pathray.store.outages import through_outages
     from pathray.store.storage import StorageError
 
     attempts = attempts or Attempts()
     while not attempts.are_spent(spec.retries):
         attempts.begin()
         try:
-            return through_outages(config, spec)
+            return through_outages(lambda: judged(config, spec), "an evaluation", first_pause_s=FIRST_PAUSE_S)
         except Exception as e:
             if isinstance(e, UserError) and not isinstance(e, StorageError):  # it would be met again
                 return {"error": str(e), "trace": ""}
@@ -64,22 +65,6 @@ def attempted(config: dict[str, Any], spec: TrialSpec, attempts: Attempts | None
             log.warning("an evaluation of %s failed: %s", config["encoder"], error, exc_info=True)
     error, trace = attempts.last()
     return {"error": error, "trace": trace}
-
-
-def through_outages(config: dict[str, Any], spec: TrialSpec) -> dict[str, Any]:
-    """`judged`, begun again while storage is away: that is no mistake of the evaluator's."""
-    from pathray.store.storage import StorageError
-
-    until, pause = time.monotonic() + OUTAGE_S, FIRST_PAUSE_S
-    while True:
-        try:
-            return judged(config, spec)
-        except StorageError as e:
-            if not e.passing or time.monotonic() >= until:
-                raise
-            log.warning("the evaluation of %s waits %.0f s for storage: %s", config["encoder"], pause, e)
-            time.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE_S)
 
 
 def judged(config: dict[str, Any], spec: TrialSpec) -> dict[str, Any]:

@@ -181,11 +181,6 @@ def test_a_slow_read_counts_until_a_window_of_units_has_been_read():
     assert stalls.add() == 2
 
 
-def test_a_bound_of_slow_reads_is_a_number_of_them():
-    with pytest.raises(UserError, match=r"max_stalled_reads"):
-        DecodeSettings(max_stalled=-1)
-
-
 def test_decoded_batches_wait_only_up_to_the_bound(lookup):
     reader = Reader()
     stream = decoded(rank_rows(lookup, 0, 1200, 12, 0, 1, 12), reader, lookup, DecodeSettings(threads=2, ahead=3))

@@ -16,7 +16,8 @@ import fsspec
 import pytest
 
 from pathray.errors import UserError
-from pathray.run.fence import OWNER, Fence, Superseded
+from pathray.run.fence import Fence, Superseded
+from pathray.run.layout import OWNER
 from pathray.store.liveness import started, this_process
 from pathray.store.storage import Storage, StorageError
 from tests.builders.bucket import BucketFileSystem, away

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from pathray.run.stop_poll import STOP, StopPoll
+from pathray.run.layout import STOP
+from pathray.run.stop_poll import StopPoll
 from pathray.store.storage import Storage
 from tests.builders.jobs import wait_for
 from tests.builders.storage import FaultyFileSystem

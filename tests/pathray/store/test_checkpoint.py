@@ -215,7 +215,7 @@ def test_a_save_outlasts_an_outage_while_training_goes_on(
     with checkpoint.AsyncSaver(first_pause_s=0.02) as saver:
         saver.save(bucket, "t-latest", live, {"images_seen": 2}, before_commit=leave)
         live["weights"].zero_()
-        wait_for(lambda: "could not be saved; retrying" in caplog.text, seconds=30)
+        wait_for(lambda: "the checkpoint waits for storage; retrying" in caplog.text, seconds=30)
         saver.check()  # no error: it is still being tried
         assert saver.last is None
         away().unlink()

@@ -3,7 +3,7 @@
 import signal
 import subprocess
 import sys
-from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,9 +12,9 @@ from pathray.data.plan import Plan
 from pathray.errors import UserError
 from ray_jobs.extract.actor_map import ActorMap
 from ray_jobs.extract.ordered_map import RayMap
-from ray_jobs.shell.cli import run_job
 from ray_jobs.train.job import Tracking, TrainJob
 from ray_jobs.train.trainer import fit
+from ray_jobs.train.training_jobs import check_tuning
 from tests.builders import run as tiny
 from tests.builders import toy_run
 from tests.builders.jobs import job_environment, wait_for
@@ -117,14 +117,10 @@ def test_what_is_wrong_with_the_data_ends_the_job_with_its_report(tmp_path):
     assert (run / "quarantine.parquet").exists() and not (run / "encoder").exists()
 
 
-def test_evaluations_during_training_need_ray(tmp_path, capsys):
-    from ijepath.config import CONFIGS_DIR, GROUPS
-    from ray_jobs import pretrain_ijepath as job
-
-    Path(tmp_path / "slides.csv").write_text("slide_id,wsi_path\na,a.tiff\n")
-    words = tiny.command(tmp_path / "run", tmp_path / "slides.csv", NO_RAY, "tuning.enable=true")
-    assert run_job(job.main, job.PretrainConfig, words, CONFIGS_DIR, GROUPS) == 2
-    assert "evaluations during training need Ray" in capsys.readouterr().err
+def test_evaluations_during_training_need_ray():
+    config = SimpleNamespace(tuning=SimpleNamespace(enable=True, plugins=()), scaling=ScalingConfig(workers=0))
+    with pytest.raises(UserError, match="evaluations during training need Ray"):
+        check_tuning(config)
 
 
 def test_maps_work_in_this_process_without_a_running_ray(monkeypatch):

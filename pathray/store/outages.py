@@ -1,0 +1,36 @@
+"""Wait for storage that is away: what it refuses for a while is tried again, what no later try can mend is not."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from pathray.store.storage import StorageError
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+OUTAGE_S, FIRST_PAUSE_S, LONGEST_PAUSE_S = 600.0, 1.0, 60.0
+
+
+def through_outages(
+    action: Callable[[], T], what: str, *, outage_s: float = OUTAGE_S, first_pause_s: float = FIRST_PAUSE_S
+) -> T:
+    """`action()`, tried again with growing pauses for `outage_s` seconds while storage is away.
+
+    Logs that `what` waits. Raises the last StorageError after that time, and one that will not pass at once.
+    """
+    until, pause = time.monotonic() + outage_s, first_pause_s
+    while True:
+        try:
+            return action()
+        except StorageError as e:
+            left = until - time.monotonic()
+            if not e.passing or left <= 0:
+                raise
+            pause = min(pause, left)
+            log.warning("%s waits for storage; retrying in %.0f s: %s", what, pause, e)
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE_S)
