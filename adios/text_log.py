@@ -2,7 +2,7 @@
 
 A line counts where it says how far the run is, ``[ 10610/300000]`` or ``Iteration 10610:``, and has figures,
 ``student_loss: 8.512300 (8.634100)``: the newest value and, in brackets, the mean since the start, which is left out.
-Rows of our own runs are in metrics.jsonl (pathray.run.tracking).
+Rows of our own runs are in metrics.jsonl (pathray.store.metrics_log).
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from urllib.parse import quote
 from pathray.evaluation.results import whole_rows
 from pathray.files.images import open_image
 from pathray.reports.page import PagePicture, render_page
-from pathray.run.tracking import rows_of
+from pathray.store.metrics_log import rows_of
 
 TIMES = "times.json"
 WIDE = 1600  # pixels of a picture on the page

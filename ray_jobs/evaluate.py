@@ -219,7 +219,7 @@ def _mlflow(config: EvaluateConfig, store: Any) -> Any:
     if not config.mlflow or (uri is None and not store.local):
         return nullcontext()
     from pathray.evaluation.results import ROWS, TUNE_IMAGES
-    from pathray.run.tracking import RUN_FILE, MlflowFeeder
+    from pathray.run.mlflow import RUN_FILE, MlflowFeeder
 
     own = not store.exists(RUN_FILE)
     if uri is None and not own:

@@ -50,7 +50,7 @@ class PlotConfig:
 
 
 def main(loaded: Loaded[PlotConfig]) -> Outputs | None:
-    from pathray.run.tracking import MetricsLog
+    from pathray.store.metrics_log import MetricsLog
     from pathray.store.storage import Storage
 
     config = loaded.config

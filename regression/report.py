@@ -15,8 +15,8 @@ from pathray.data.plan import Plan
 from pathray.device import Device
 from pathray.errors import UserError
 from pathray.run import layout
-from pathray.run.tracking import MetricsLog
 from pathray.stats.correlation import CorrelationIntervals, Method
+from pathray.store.metrics_log import MetricsLog
 from pathray.store.records import SEAL, check_seal, sealed
 from pathray.store.storage import Storage
 from regression import artifact

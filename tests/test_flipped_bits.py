@@ -25,10 +25,10 @@ from pathray.data.plan import Plan, PlanWriter
 from pathray.errors import UserError
 from pathray.nn.vit import ViT, ViTConfig
 from pathray.run import quarantine
-from pathray.run.tracking import MetricsLog
 from pathray.store import checkpoint
 from pathray.store.artifact import EncoderArtifact
 from pathray.store.committed import COMMITTED
+from pathray.store.metrics_log import MetricsLog
 from pathray.store.storage import Storage
 from regression import artifact as regressions
 from regression.cross_validation import _test_rows

@@ -32,7 +32,7 @@ from pathray.evaluation.report_tables import (
 from pathray.evaluation.results import FOLDER, ROWS, read_decision, whole_rows
 from pathray.reports.page import PagePicture, render_page
 from pathray.run.layout import EVALUATION_REPORT
-from pathray.run.tracking import rows_of
+from pathray.store.metrics_log import rows_of
 from pathray.store.storage import Storage
 
 Row = Mapping[str, Any]

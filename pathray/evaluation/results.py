@@ -24,11 +24,11 @@ from pathray.evaluation.backlog import Record, Snapshot
 from pathray.evaluation.early_stopping import Decision
 from pathray.evaluation.settings import EarlyStoppingConfig
 from pathray.run.layout import CHECKPOINTS, ENCODER, EVALUATION, EVALUATIONS
-from pathray.run.tracking import CHECK, MetricsLog, rows_of
 from pathray.store.checkpoint import latest
 from pathray.store.committed import Committed, committed_dir, list_committed, read_committed, remove_committed
 from pathray.store.exclusive import SETTLE_S, content, create, discard, swap
 from pathray.store.liveness import is_gone, this_process
+from pathray.store.metrics_log import CHECK, MetricsLog, rows_of
 from pathray.store.storage import Storage, StorageError
 
 log = logging.getLogger(__name__)

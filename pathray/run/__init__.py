@@ -2,7 +2,7 @@
 
     outcome = pathray.run.train(assembly, plan, "outputs/run", Device.of("cpu"))
 
-The names below are loaded when they are first used, so the light parts (layout, stop, tracking) import no torch.
+The names below are loaded when they are first used, so the light parts (layout, stop) import no torch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """log.txt of a run: what its driver says, and a line per row of metrics.jsonl, written as the run goes on.
 
 A resumed run appends. Object stores cannot append: there the file is written anew every half minute and at the end.
-Not here: figures over time, whose truth is metrics.jsonl (pathray.run.tracking).
+Not here: figures over time, whose truth is metrics.jsonl (pathray.store.metrics_log).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from pathray.errors import MissingFile
 from pathray.run.layout import LOG, METRICS
-from pathray.run.tracking import TIME, rows_of
+from pathray.store.metrics_log import TIME, rows_of
 from pathray.store.storage import Storage
 from pathray.urls import public_text
 

@@ -2,7 +2,7 @@
 
 Rows keep their order and none is lost: while storage is away they wait in memory, and are written when it is back.
 What can never be written (a full disk, a missing permission, a run that another start took over) is raised at the next
-`check`, `flush` or `close`. Not here: the file's format (pathray.run.tracking).
+`check`, `flush` or `close`. Not here: the file's format (pathray.store.metrics_log).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pathray.run.tracking import REMOTE_FLUSH_S, MetricsLog, line_of
+from pathray.store.metrics_log import REMOTE_FLUSH_S, MetricsLog, line_of
 from pathray.store.storage import StorageError
 
 log = logging.getLogger(__name__)

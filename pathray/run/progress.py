@@ -88,7 +88,7 @@ class TrainingProgress:
 
     def _newest(self) -> dict[str, Any] | None:
         """The newest row of this attempt that has a loss."""
-        from pathray.run.tracking import TIME, rows_of
+        from pathray.store.metrics_log import TIME, rows_of
 
         if not self.store.exists(METRICS):
             return None

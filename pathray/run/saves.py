@@ -12,9 +12,9 @@ from pathray.run.evaluations import Blocked, wait_for_evaluation
 from pathray.run.failure import SharedFailure
 from pathray.run.layout import CHECKPOINTS, ENCODER
 from pathray.run.quarantine import Faults
-from pathray.run.tracking import MetricsLog
 from pathray.store import checkpoint
 from pathray.store.checkpoint import Also, AsyncSaver
+from pathray.store.metrics_log import MetricsLog
 from pathray.store.storage import Storage
 from pathray.train.assembly import Assembly
 from pathray.train.state import TrainState

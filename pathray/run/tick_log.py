@@ -10,7 +10,7 @@ from pathray.run.evaluations import Blocked
 from pathray.run.failure import SharedFailure
 from pathray.run.layout import METRICS
 from pathray.run.progress import write_beat
-from pathray.run.tracking import MetricsLog
+from pathray.store.metrics_log import MetricsLog
 from pathray.store.storage import Storage
 from pathray.train.assembly import Watch
 from pathray.train.supervised import SupervisedTick

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pathray.errors import MissingFile, UserError
 from pathray.reports.summary import Picture, Summary, write_summary
 from pathray.run.layout import CONFIG, EVALUATION_REPORT, EVALUATIONS, FIGURES, METRICS, QUARANTINE_REPORT, RESULTS
-from pathray.run.tracking import MetricsLog
+from pathray.store.metrics_log import MetricsLog
 from pathray.store.storage import Storage
 
 if TYPE_CHECKING:

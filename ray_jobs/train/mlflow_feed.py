@@ -25,7 +25,7 @@ def mlflow_fed(job: TrainJob, store: Any) -> Iterator[None]:
     if not job.tracking.mlflow:
         yield
         return
-    from pathray.run.tracking import MlflowFeeder, default_uri
+    from pathray.run.mlflow import MlflowFeeder, default_uri
 
     uri = job.tracking.uri
     if uri is None:
@@ -54,7 +54,7 @@ def mlflow_params(job: TrainJob) -> dict[str, Any]:
 
 def tell_tracking(config: Any, run_dir: str, newest: Committed) -> None:
     """Send what a tracking server that was away has not been told of a finished run. SQLite next to a run has all."""
-    from pathray.run.tracking import is_local
+    from pathray.run.mlflow import is_local
 
     tracking, tuning = tracking_of(config), getattr(config, "tuning", None)
     if not tracking.mlflow or tracking.uri is None or is_local(tracking.uri):

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from pathray.errors import explain
-from pathray.run.tracking import RUN_FILE, SILENT_S, client_of, default_uri, is_local, mlflow_errors, redact, within
+from pathray.run.mlflow import RUN_FILE, SILENT_S, client_of, default_uri, is_local, mlflow_errors, redact, within
 from pathray.search.leaderboard import Entry
 from pathray.search.objective import Objective
 from pathray.store.storage import Storage

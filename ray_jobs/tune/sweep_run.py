@@ -20,8 +20,8 @@ from omegaconf import OmegaConf
 from pathray.errors import UserError
 from pathray.run.layout import CONFIG, METRICS
 from pathray.run.stop import request_stop
-from pathray.run.tracking import rows_of
 from pathray.search.objective import IMAGES, Objective, Point
+from pathray.store.metrics_log import rows_of
 from pathray.store.storage import Storage, private_cache
 from ray_jobs.tune.config import TrainingJob
 

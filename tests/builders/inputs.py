@@ -11,7 +11,7 @@ from adios.index_writer import index_patches
 from adios.mask_models import MaskModelConfig, build_mask_model
 from pathray.data.split_files import write_split
 from pathray.data.splits import folds, holdout
-from pathray.run.tracking import MetricsLog
+from pathray.store.metrics_log import MetricsLog
 from regression import artifact
 from regression.normalise import Normaliser
 from regression.recipe import RegressionRecipe

@@ -11,8 +11,8 @@ import pytest
 from pathray.data.splits import Split
 from pathray.device import Device
 from pathray.errors import UserError
-from pathray.run.tracking import MetricsLog
 from pathray.stats.correlation import spearman
+from pathray.store.metrics_log import MetricsLog
 from pathray.store.storage import Storage
 from regression import artifact
 from regression.config import EvalConfig

@@ -14,7 +14,7 @@ from pathray.evaluation.projection import embed, load_embedding, save_embedding
 from pathray.evaluation.report import write_report
 from pathray.evaluation.results import DECISION, ROWS, Results, judged, read_decision, watched
 from pathray.evaluation.settings import EarlyStoppingConfig, SelectionConfig
-from pathray.run.tracking import MetricsLog, rows_of
+from pathray.store.metrics_log import MetricsLog, rows_of
 from tests.builders.evaluation import cohort
 
 RI = "pathorob/mine/ri"

@@ -20,7 +20,7 @@ from pathray.evaluation.metric_names import list_metrics
 from pathray.evaluation.projection import Embedding, embed, load_embedding, save_embedding
 from pathray.evaluation.report import write_report
 from pathray.evaluation.report_charts import draw_robustness
-from pathray.run.tracking import to_line
+from pathray.store.metrics_log import to_line
 from pathray.store.storage import Storage
 from tests.builders.evaluation import cohort
 

@@ -17,9 +17,9 @@ from pathray.errors import UserError
 from pathray.evaluation import results
 from pathray.evaluation.results import BEST, DECISION, ROWS, Results, copy_committed, judged, read_decision, watched
 from pathray.evaluation.settings import EarlyStoppingConfig, SelectionConfig
-from pathray.run.tracking import MetricsLog
 from pathray.store.checkpoint import TENSORS, save
 from pathray.store.committed import committed_dir, list_committed, remove_committed
+from pathray.store.metrics_log import MetricsLog
 from pathray.store.storage import StorageError
 from tests.builders.bucket import BucketFileSystem
 from tests.builders.jobs import ROOT

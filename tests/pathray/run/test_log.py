@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pathray.run.log import run_log
-from pathray.run.tracking import MetricsLog
+from pathray.store.metrics_log import MetricsLog
 from pathray.store.storage import Storage
 from tests.builders.jobs import wait_for
 

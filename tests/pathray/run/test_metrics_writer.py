@@ -13,10 +13,10 @@ from typing import Any
 import fsspec
 import pytest
 
-import pathray.run.tracking
+import pathray.store.metrics_log
 from pathray.run.fence import Superseded
 from pathray.run.metrics_writer import MetricsWriter
-from pathray.run.tracking import MetricsLog, line_of
+from pathray.store.metrics_log import MetricsLog, line_of
 from pathray.store.storage import StorageError
 from tests.builders.bucket import BucketFileSystem, away
 from tests.builders.jobs import wait_for
@@ -170,7 +170,7 @@ def test_a_full_disk_ends_it_too_and_names_the_file(tmp_path: Path, monkeypatch:
     def refuse(*given: Any, **more: Any) -> Any:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(pathray.run.tracking, "open", refuse, raising=False)
+    monkeypatch.setattr(pathray.store.metrics_log, "open", refuse, raising=False)
     writer = MetricsWriter(str(tmp_path / "metrics.jsonl"))
     writer.append({"images_seen": 1})
     with pytest.raises(StorageError, match="No space left on device .*metrics.jsonl"):
@@ -228,7 +228,7 @@ def test_a_row_that_a_disk_wrote_in_part_before_it_failed_is_there_once(
                 failed.append(True)
                 raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
-    monkeypatch.setattr(pathray.run.tracking, "open", Failing, raising=False)
+    monkeypatch.setattr(pathray.store.metrics_log, "open", Failing, raising=False)
     for n in (2, 3):
         writer.append({"images_seen": n})
     writer.close()

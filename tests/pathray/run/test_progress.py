@@ -10,7 +10,7 @@ import tqdm
 
 from pathray.reports.progress import duration
 from pathray.run.progress import TrainingProgress
-from pathray.run.tracking import MetricsLog
+from pathray.store.metrics_log import MetricsLog
 from pathray.store.storage import Storage, StorageError
 
 

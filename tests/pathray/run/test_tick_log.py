@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from pathray.device import Device
 from pathray.run.failure import SharedFailure
 from pathray.run.tick_log import TickLog
-from pathray.run.tracking import MetricsLog
+from pathray.store.metrics_log import MetricsLog
 from pathray.store.storage import Storage
 
 

@@ -8,7 +8,7 @@ from ijepath.profile import Profile
 from pathray.data.faults import Fault
 from pathray.run import quarantine
 from pathray.run.outcome import Outcome
-from pathray.run.tracking import MetricsLog
+from pathray.store.metrics_log import MetricsLog
 from pathray.store.storage import Storage
 from ray_jobs import build_anchors, cut_patches, index_slides
 from ray_jobs.shell.run_summary import write_run_summary

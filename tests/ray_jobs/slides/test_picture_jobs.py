@@ -12,8 +12,8 @@ from PIL import Image
 
 from adios.visualise import write_masks
 from ijepath.config import CONFIGS_DIR, GROUPS
-from pathray.run.tracking import MetricsLog
 from pathray.store.committed import committed_dir
+from pathray.store.metrics_log import MetricsLog
 from pathray.store.storage import Storage
 from ray_jobs import plot_training, preview_ijepath
 from ray_jobs.shell.cli import run_job

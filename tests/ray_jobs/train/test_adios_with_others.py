@@ -19,8 +19,8 @@ from PIL import Image
 from pathray.config.load import load_config
 from pathray.evaluation.results import ROWS, read_decision
 from pathray.features.tables import read_table
-from pathray.run.tracking import rows_of
 from pathray.store.artifact import EncoderArtifact
+from pathray.store.metrics_log import rows_of
 from tests.builders.expression import write_images
 from tests.builders.patches import CENTERS, write_patches, write_tuning
 from tests.builders.zips import write_folder

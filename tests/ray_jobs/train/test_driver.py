@@ -2,7 +2,7 @@
 
 import threading
 
-from pathray.run.tracking import MetricsLog
+from pathray.store.metrics_log import MetricsLog
 from pathray.store.storage import Storage
 from ray_jobs.train.driver import run_in_thread
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pathray.evaluation.results import ROWS
-from pathray.run.tracking import rows_of
+from pathray.store.metrics_log import rows_of
 from tests.builders.jobs import (
     alive,
     descendants,

@@ -10,10 +10,10 @@ from pathray.config.load import load_config
 from pathray.errors import UserError
 from pathray.evaluation.results import BEST, ROWS, read_decision
 from pathray.evaluation.settings import ExecutionConfig
-from pathray.run.tracking import rows_of
 from pathray.store import checkpoint
 from pathray.store.artifact import EncoderArtifact
 from pathray.store.committed import list_committed
+from pathray.store.metrics_log import rows_of
 from ray_jobs import evaluate
 from ray_jobs.shell.cli import run_job
 from ray_jobs.tune.evaluation_runner import request_of

@@ -15,8 +15,8 @@ from pathray.evaluation.settings import (
     SelectionConfig,
     TuningConfig,
 )
-from pathray.run.tracking import rows_of
 from pathray.store.committed import committed_dir, list_committed
+from pathray.store.metrics_log import rows_of
 from ray_jobs.tune import evaluation_runner as evaluators
 from ray_jobs.tune.evaluation_runner import Evaluators, Request
 from ray_jobs.tune.searchers import FINISHED

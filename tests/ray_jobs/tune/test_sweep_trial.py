@@ -13,9 +13,9 @@ from pathray.config.load import Loaded
 from pathray.errors import UserError
 from pathray.run.layout import STOP
 from pathray.run.stop import request_stop
-from pathray.run.tracking import MetricsLog
 from pathray.search.objective import Objective
 from pathray.store.committed import committed_dir
+from pathray.store.metrics_log import MetricsLog
 from pathray.store.storage import Storage
 from ray_jobs.tune.config import TrainingJob
 from ray_jobs.tune.trial import PARKED, SweepTrial, TrialSettings

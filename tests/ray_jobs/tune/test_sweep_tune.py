@@ -6,9 +6,9 @@ import pytest
 from ray.tune.schedulers import TrialScheduler
 
 from pathray.errors import UserError
-from pathray.run.tracking import MetricsLog
 from pathray.search.objective import Objective
 from pathray.search.space import parse_space
+from pathray.store.metrics_log import MetricsLog
 from ray_jobs.tune import tuner as sweep_tune
 from ray_jobs.tune.board import Status, entries_of, read_statuses, write_statuses
 from ray_jobs.tune.config import AshaConfig, Sweep, SweepConfig, TrainingJob

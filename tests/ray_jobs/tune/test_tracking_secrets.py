@@ -12,7 +12,7 @@ from ijepath.config import CONFIGS_DIR, GROUPS
 from pathray.config.load import fingerprint, load_config
 from pathray.config.sections import ScalingConfig
 from pathray.run.outcome import Outcome
-from pathray.run.tracking import MetricsLog
+from pathray.store.metrics_log import MetricsLog
 from pathray.store.storage import Storage
 from ray_jobs import pretrain_ijepath
 from ray_jobs.train import pretraining
