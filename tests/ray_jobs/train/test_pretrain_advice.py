@@ -75,4 +75,4 @@ def test_more_passes_over_the_anchors_than_were_asked_for_are_told(tmp_path, mon
         words = (*KEYS, *own, f"optimization.global_batch={batch}")
         run = load_config(PretrainConfig, words, configs_dir=CONFIGS_DIR, groups=GROUPS).config
         pretraining.train(JOB, run, plan)
-        assert (f"2 passes over the {plan.rows:,} training units, not 1" in caplog.text) == told
+        assert (f"2 passes over the {plan.rows:,} training units instead of 1" in caplog.text) == told
