@@ -50,7 +50,7 @@ class Device:
         On CUDA, Ray Train or LOCAL_RANK gives the index. UserError if the accelerator is not available.
         """
         check_accelerator(accelerator, "accelerator")
-        kind = _available() if accelerator == "auto" else accelerator
+        kind = available_kind() if accelerator == "auto" else accelerator
         if kind == "xla":
             return cls(kind, *_open_xla())
         if kind == "cuda" and not torch.cuda.is_available():
@@ -288,7 +288,8 @@ def _tensor(array: npt.NDArray[Any]) -> Tensor:
     return torch.from_numpy(array if array.flags.writeable and array.flags.c_contiguous else array.copy())
 
 
-def _available() -> str:
+def available_kind() -> str:
+    """What ``auto`` means on this machine; opens no device."""
     if torch.cuda.is_available():
         return "cuda"
     return "xla" if os.environ.get("PJRT_DEVICE") else "cpu"

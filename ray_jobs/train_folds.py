@@ -24,17 +24,9 @@ from ray_jobs.shell.cli import Outputs, job
 from ray_jobs.shell.runtime import ray_session
 from ray_jobs.train.folds import Fold, check_apart, find_splits, train_all
 from ray_jobs.train.regression_checks import is_finished, tell_rehearsal
+from ray_jobs.train.regression_runs import Run, plan_of, run_of
 from ray_jobs.train.training_jobs import check_output
-from ray_jobs.train_regression import (
-    Run,
-    TrainRegressionConfig,
-    check_probes,
-    checked_run,
-    located,
-    plan_of,
-    run_of,
-    work_on,
-)
+from ray_jobs.train_regression import TrainRegressionConfig, check_probes, checked_run, located, work_on
 from ray_jobs.tune.mlflow import Parent
 from regression.config import CONFIGS_DIR, DataConfig
 

@@ -28,7 +28,7 @@ import pyarrow as pa
 from pathray.errors import MissingFile, UserError
 from pathray.store.described import publish_described
 from pathray.store.records import parsed
-from pathray.store.storage import Storage, cached, digest_bytes
+from pathray.store.storage import Storage, digest_bytes, fetch_cached
 
 SCHEMA_VERSION = 1
 CHUNK_BITS = 20
@@ -220,7 +220,7 @@ def _fetched(url: str) -> Path:
         _check_digests(folder, _described(text, store.join(DESCRIPTION)), store)
         (folder / DESCRIPTION).write_bytes(text)
 
-    return cached(f"{digest_bytes(text)[:24]}-plan", fetch, store.size(UNITS) + store.size(SOURCES))
+    return fetch_cached(f"{digest_bytes(text)[:24]}-plan", fetch, store.size(UNITS) + store.size(SOURCES))
 
 
 def _described(text: bytes, where: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pathray.errors import UserError
 from ray_jobs.extract.actor_map import ActorMap
 from ray_jobs.extract.ordered_map import RayMap
 from ray_jobs.train.job import Tracking, TrainJob
+from ray_jobs.train.resources import resolve_accelerator
 from ray_jobs.train.trainer import fit
 from ray_jobs.train.training_jobs import check_tuning
 from tests.builders import run as tiny
@@ -121,6 +122,14 @@ def test_evaluations_during_training_need_ray():
     config = SimpleNamespace(tuning=SimpleNamespace(enable=True, plugins=()), scaling=ScalingConfig(workers=0))
     with pytest.raises(UserError, match="evaluations during training need Ray"):
         check_tuning(config)
+
+
+def test_auto_is_what_this_machine_has_where_no_ray_runs(monkeypatch):
+    monkeypatch.setattr("ray_jobs.train.resources.is_ray_running", lambda: False)
+    monkeypatch.delenv("PJRT_DEVICE", raising=False)
+    for has_gpu, kind in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr("torch.cuda.is_available", lambda has_gpu=has_gpu: has_gpu)
+        assert resolve_accelerator("auto") == kind
 
 
 def test_maps_work_in_this_process_without_a_running_ray(monkeypatch):
