@@ -9,6 +9,7 @@ Not here: how groups are formed (the sciences), how they are read (pathray.data.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,8 +68,9 @@ class GroupedOrder:
         draw, count = rng(self.seed, "replacement", position, attempt, slot), self.rows.size
         if self.sizes is None or self.by_size is None:
             return int(self.rows[draw.integers(count)])
-        own = self.sizes[int(self.starts[self.groups([position])[0]]) + slot]
-        fitting = int(np.searchsorted(self.sizes, own, side="right", sorter=self.by_size))
+        sizes, own = self.sizes, int(self.starts[self.groups([position])[0]]) + slot
+        # not numpy's search: it would copy the whole of `by_size` each time
+        fitting = bisect_right(self.by_size, sizes[own], key=lambda entry: sizes[entry])
         return int(self.rows[self.by_size[draw.integers(max(fitting, min(FEWEST, count)))]])
 
     @property
