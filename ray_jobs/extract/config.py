@@ -30,7 +30,7 @@ class ExtractConfig:
     resize: bool = False  # resize tiles and images to each encoder's own size instead
     min_tissue_fraction: float = 0.2  # least share of tissue in a tile
     edge_tiles: bool = False  # also tiles that extend beyond the right and lower edges
-    spacing_tolerance: float = 0.05  # relative difference at which a pyramid level is read without resampling
+    spacing_tolerance: float = 0.05  # largest relative difference to use the nearest pyramid level
     slide_mpp: float | None = None  # µm per level-0 pixel of slides without a spacing; the manifest takes precedence
     pooling: str = "mean"  # mean (of the patch tokens) | cls | cls+mean
     precision: str = "fp32"  # fp32 | bf16 | fp16: the encoder's arithmetic

@@ -108,7 +108,7 @@ def test_pictures_are_made_with_the_bags_and_shown_in_the_summary(here, cohort):
     assert (cohort / "out/thumbnails/s1.png").is_file() and bags(cohort) == before
     assert [row["status"] for row in report(cohort)] == ["skipped"] * 3
     assert [int(row["tiles"]) for row in report(cohort)] == tiles
-    assert "3 × extracted before, unchanged" in (cohort / "out/summary.md").read_text()
+    assert "3 × already extracted, unchanged" in (cohort / "out/summary.md").read_text()
 
 
 def test_progress_counts_tiles_that_were_extracted_now(here, cohort, capsys):
@@ -416,7 +416,7 @@ def test_a_dry_run_of_the_command_line_writes_nothing(cohort):
     words = ["encoders=[a,x=b]", "slides=slides.csv", "output=out", "--dry-run"]
     run = run_job_process(cohort, "ray_jobs.extract_features", *words)
     assert run.returncode == 0, run.stderr
-    assert "3 slides, 0 finished before; tiles of 32 px at 1 µm/px (32 µm) for a, x" in run.stderr
+    assert "3 slides, 0 already finished; tiles of 32 px at 1 µm/px (32 µm) for a, x" in run.stderr
     assert not (cohort / "out").exists()
 
 

@@ -52,10 +52,10 @@ def test_the_summary_of_an_index_says_what_failed_and_why(cohort):
     assert "## Slide index slides.parquet" in text and "| slides | 4 |" in text and "| ok | 2 |" in text
     assert "### Failed (2)" in text and "- 1 × no such file" in text and "  - `d`" in text
     assert "does not say its pixel size" in text and "### Skipped" not in text
-    assert "[report with a line per slide](slides_report.csv)" in text
+    assert "[report with a row per slide](slides_report.csv)" in text
     index(cohort, previous=rows)
     again = (cohort / "out/summary.md").read_text()
-    assert "### Skipped (2)\n\n- 2 × indexed before, unchanged" in again and again.count("## Slide index") == 1
+    assert "### Skipped (2)\n\n- 2 × already indexed, unchanged" in again and again.count("## Slide index") == 1
 
 
 def test_the_summary_of_anchors_stands_next_to_that_of_the_index(cohort):
