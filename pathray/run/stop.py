@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
 from contextlib import suppress
 from typing import Any
 
 from pathray.run.layout import STOP
-from pathray.store.storage import Storage, StorageError
-
-log = logging.getLogger(__name__)
+from pathray.store.storage import Storage
 
 
 def request_stop(run_dir: str, reason: str = "asked to") -> None:
     """What SIGTERM to the driver and an early stop do. A run that only begins removes an older request."""
     Storage.of(run_dir).write_bytes(STOP, json.dumps({"time": time.time(), "reason": reason}).encode())
-
-
-def is_requested(store: Storage) -> bool:
-    """Whether the run is asked to stop. False while storage is out of reach: the next poll asks again."""
-    try:
-        return bool(store.exists(STOP))
-    except StorageError as e:
-        log.warning("the request to stop could not be looked up; retrying: %s", e)
-        return False
 
 
 def reason_of(store: Storage) -> str:
