@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
 VENV ?= .venv
 VENV_XLA ?= .venv-xla
 VENV_GPU ?= .venv-gpu
-EXTRAS ?= dev,openslide,fastslide,oct
+EXTRAS ?= dev,docs,openslide,fastslide,oct
 PYTEST_FLAGS ?=
 # Processes of the tests. All that need Ray run in one of them (tests/conftest.py), which has the session's one cluster.
 TEST_PROCESSES ?= 2
@@ -16,7 +16,7 @@ GPU := $(VENV_GPU)/bin
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: help demo test test-heavy test-xla test-gpu lint clean
+.PHONY: help demo test test-heavy test-xla test-gpu lint docs clean
 
 help:
 	@echo "make demo [SLIDES=folder [MPP=0.5]]   the main job on a generated cohort, or on your slides"
@@ -24,6 +24,7 @@ help:
 	@echo "make test-xla                       the XLA tests on the CPU, in an environment of their own (9 GB)"
 	@echo "make test-gpu                       what needs an NVIDIA GPU, in an environment of its own"
 	@echo "make lint                           ruff, mypy over all packages, import contracts"
+	@echo "make docs                           a reference of every module from its docstrings, in build/docs"
 	@echo "make clean                          remove environments, caches and the demo's output"
 
 demo: $(VENV)/.installed
@@ -51,6 +52,9 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(VENV)/.installed
+	$(BIN)/python docs/build_reference.py
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer on the PATH; set PYTHON=/path/to/python3" >&2; exit 2; }

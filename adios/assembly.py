@@ -43,6 +43,7 @@ def assemble(config: RunConfig, plan: Plan, world: int) -> Assembly:
         watch=pictures(config, recipe, partial(shown, reader, Lookup(plan, order)), device),
         encoder=encoder_of,
         tuning=config.tuning if config.tuning.enable else None,
+        passes_name="patch_passes_seen",
         **shared_parts(config, data.stream_batch_size),
     )
 

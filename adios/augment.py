@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from adios.config import CropConfig, RunConfig, ViewConfig
-from pathray.nn.scanner import scanned
-from pathray.nn.stain import stained
+from pathray.nn.scanner import simulate_scanner
+from pathray.nn.stain import jitter_stain
 
 OF_VIEW, OF_CROP = 16, 4  # uniforms: 5 of its place, 6 of its stain, 5 of its scanner; 4 of a crop's place
 VIEWS = 2
@@ -33,9 +33,9 @@ def view(images: Tensor, draws: Tensor, config: ViewConfig) -> Tensor:
     theta = view_place(draws[:, :5], config)
     out = resampled(images, theta, images.shape[-1])
     if config.stain > 0:
-        out = stained(out, draws[:, 5:11], config.stain)
+        out = jitter_stain(out, draws[:, 5:11], config.stain)
     if config.scanner > 0:
-        out = scanned(out, draws[:, 11:16], config.scanner)
+        out = simulate_scanner(out, draws[:, 11:16], config.scanner)
     return out
 
 

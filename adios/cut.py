@@ -27,7 +27,7 @@ from pathray.store.storage import Storage, StorageError, file_state
 from pathray.urls import public
 from pathray.wsi.backends.source import open_source
 from pathray.wsi.reader import open_slide
-from pathray.wsi.regions import read_regions, rounded
+from pathray.wsi.regions import read_regions, round_half_up
 from pathray.wsi.resize import resize
 from pathray.wsi.spacing import MAX_ENLARGEMENT, choose_level, enlarged_note, level_mpps, reused_note, too_coarse
 from pathray.wsi.tiling import TileSpec, tile_grid, tiles_of, tissue_of
@@ -177,7 +177,7 @@ def _of_images(job: ImagesCut, spec: TileSpec, refused: list[str]) -> Iterator[P
         except (UserError, UnreadableUnit) as e:
             refused.append(f"{name}: {e}")
             continue
-        height, width = (max(1, rounded(side * scale)) for side in pixels.shape[:2])
+        height, width = (max(1, round_half_up(side * scale)) for side in pixels.shape[:2])
         if min(height, width) < size:
             resampled = f" at {spec.mpp:g} µm" if job.mpp else ""
             refused.append(f"{name}: {width} x {height} pixels{resampled}, expected at least {size} x {size}")
@@ -185,7 +185,7 @@ def _of_images(job: ImagesCut, spec: TileSpec, refused: list[str]) -> Iterator[P
         pixels = resize(pixels, width, height)
         for y in tile_grid(height, size, step).tolist():
             for x in tile_grid(width, size, step).tolist():
-                yield rounded(x / scale), rounded(y / scale), pixels[y : y + size, x : x + size]
+                yield round_half_up(x / scale), round_half_up(y / scale), pixels[y : y + size, x : x + size]
 
 
 def _write(output: str, patches: Iterable[Patch], size: int, made_of: str) -> int:

@@ -26,7 +26,7 @@ import numpy.typing as npt
 from pathray.evaluation.metrics.apd import CS, average_performance_drop
 from pathray.evaluation.metrics.apd_splits import design, repetitions
 from pathray.evaluation.metrics.clustering import KS, SELECTION_INITS, TRIAL_INITS, TRIALS, clustering_score
-from pathray.evaluation.metrics.robustness_index import normalised, robustness_index
+from pathray.evaluation.metrics.robustness_index import normalise, robustness_index
 
 Array = npt.NDArray[Any]
 BARS = {"index": 0.7, "drop": 0.8, "score": 6.0, "large index": 20.0}
@@ -102,7 +102,7 @@ def compare(ours: tuple[str, float], naive_seconds: float) -> None:
 
 def naive_index(x: Array, labels: Array, centers: Array, slides: Array, k: int) -> float:
     start = time.perf_counter()
-    unit = normalised(x)
+    unit = normalise(x)
     so = os = 0
     for i in range(len(unit)):
         distance = ((unit - unit[i]) ** 2).sum(axis=1)
@@ -118,7 +118,7 @@ def naive_index(x: Array, labels: Array, centers: Array, slides: Array, k: int) 
 def naive_drop(x: Array, labels: Array, centers: Array, slides: Array, paths: int) -> float:
     from sklearn.linear_model import LogisticRegression
 
-    unit, start = normalised(x), time.perf_counter()
+    unit, start = normalise(x), time.perf_counter()
     chosen = design("", labels, centers, slides)
     draw = next(repetitions(chosen, labels, centers, slides, count=1, seed=1000))
     with warnings.catch_warnings():
@@ -133,7 +133,7 @@ def naive_score(x: Array) -> float:
     from sklearn.cluster import KMeans
     from sklearn.metrics import silhouette_score
 
-    unit = normalised(x).astype(np.float32)
+    unit = normalise(x).astype(np.float32)
     spent = {}
     for k in KS[::7]:
         start = time.perf_counter()

@@ -28,7 +28,7 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 import numpy as np  # noqa: E402
 from scipy import ndimage  # noqa: E402
 
-from pathray.wsi.backends.libraries import installed  # noqa: E402
+from pathray.wsi.backends.libraries import is_installed  # noqa: E402
 from pathray.wsi.reader import open_slide  # noqa: E402
 from pathray.wsi.resize import resize  # noqa: E402
 
@@ -76,7 +76,7 @@ def readers(path: str, kind: str, cache_mb: int) -> dict[str, Read]:
     side = KINDS[kind]
     reads: dict[str, Read] = {"pathray": ours(path, side, cache_mb)}
     for name, library in (("fastslide", fastslide_read), ("tiffslide", tiffslide_read), ("openslide", openslide_read)):
-        if installed(name):
+        if is_installed(name):
             reads[name] = shrunk(library(path, side), side)
     if kind == "aligned":
         reads["bare"] = bare(path)

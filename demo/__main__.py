@@ -1,11 +1,11 @@
 """The main job in one go: slides → index → anchors → I-JEPATH pretraining through Ray → pictures → summary.
 
-    python -m demo                                    a made cohort of two hospitals
+    python -m demo                                    a generated cohort of two hospitals
     python -m demo slides=folder [mpp=0.5]            your slides (or slides=manifest.csv)
-    python -m demo output=demo_output samples=4       where to, and how many samples to draw
-    python -m demo optimization.total_images_budget=500   every key with a dot goes to pretraining
+    python -m demo output=demo_output samples=4       the output folder, and the number of samples to draw
+    python -m demo optimization.total_images_budget=500   keys with a dot are passed to pretraining
 
-Runs the same commands that you would, and prints them. Run again, it goes on where it was.
+It runs and prints the same commands that you would type. Run it again to resume.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Arguments:
 
 
 class Failed(Exception):
-    """One of the commands ended with another exit code than 0; it has said why."""
+    """A command ended with a nonzero exit code and has reported why."""
 
     def __init__(self, code: int) -> None:
         self.code = code
@@ -44,12 +44,12 @@ class Failed(Exception):
 
 
 def parse(argv: Sequence[str]) -> Arguments:
-    """`key=value` arguments. UserError for an unknown key or a value that is no number."""
+    """Parse `key=value` arguments. UserError for an unknown key or a value that is not a number."""
     arguments = Arguments()
     for word in argv:
         key, equals, value = word.partition("=")
         if not equals:
-            raise UserError("arguments are key=value", found=word, expected="e.g. slides=folder")
+            raise UserError("arguments must be key=value", found=word, expected="such as slides=folder")
         if "." in key:
             arguments.training.append(word)
         elif key in ("slides", "output"):
@@ -69,7 +69,7 @@ def _number(key: str, value: str) -> float | int:
     except ValueError as error:
         raise UserError("not a number", key=key, found=value) from error
     if number <= 0:
-        raise UserError("must be positive", key=key, found=value)
+        raise UserError(f"{key} must be > 0", key=key, found=value)
     return number
 
 
@@ -118,7 +118,7 @@ def _slides(arguments: Arguments, output: Path) -> Path:
         _say(f"1/5  slides of {arguments.slides}")
         return manifest_of(Path(arguments.slides), output / "slides.csv", arguments.mpp)
     if arguments.mpp is not None:
-        raise UserError("mpp is for your own slides", key="mpp", expected="slides=folder with it")
+        raise UserError("mpp can be set only with slides", key="mpp", expected="slides=folder mpp=0.5")
     settings = CohortSettings()
     count = 2 * settings.slides_per_hospital
     _say(f"1/5  a cohort of {count} slides of two hospitals, painted (under a minute, once)")
@@ -126,7 +126,7 @@ def _slides(arguments: Arguments, output: Path) -> Path:
 
 
 def _robustness(manifest: Path) -> list[str]:
-    """Evaluations beside the training, where there are labelled patches to judge on: those of the made cohort."""
+    """Arguments for evaluations during training, if there are labelled patches (those of the generated cohort)."""
     patches = manifest.with_name("patches.csv")
     if not patches.is_file():
         return []
@@ -135,7 +135,7 @@ def _robustness(manifest: Path) -> list[str]:
 
 
 def _run(title: str, command: list[str]) -> float:
-    """Run one job in a process of its own, its log on this terminal; the seconds it took. Raises Failed."""
+    """Run one job in its own process, with its log on this terminal; returns the seconds it took. Raises Failed."""
     words = [f"ray_jobs.{command[0]}", *command[1:]]
     _say(title)
     print("     python -m " + shlex.join(words), flush=True)
@@ -143,7 +143,7 @@ def _run(title: str, command: list[str]) -> float:
     process = subprocess.Popen([sys.executable, "-m", *words], env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"})
     try:
         code = process.wait()
-    except KeyboardInterrupt:  # the terminal has sent it to the job as well: let it checkpoint
+    except KeyboardInterrupt:  # the terminal also sent it to the job, which now saves a checkpoint
         code = process.wait()
     if code:
         raise Failed(128 - code if code < 0 else code)
@@ -161,7 +161,7 @@ if __name__ == "__main__":
         print(f"error: {e}", file=sys.stderr)
         raise SystemExit(2) from None
     except Failed as e:
-        print("the demo ended here; the same command goes on from what is done", file=sys.stderr)
+        print("the demo stopped here; run the same command again to resume", file=sys.stderr)
         raise SystemExit(e.code) from None
     except KeyboardInterrupt:
         raise SystemExit(128 + signal.SIGINT) from None

@@ -1,7 +1,7 @@
-"""Where everything is in one piece of tissue: zones, glands, lumina, vessels and fat, as distances on a 2 µm grid.
+"""The anatomy of one piece of tissue: zones, glands, lumina, vessels and fat, as distances on a 2 µm grid.
 
-Every grid holds a signed distance in µm (positive inside) or a value between 0 and 1, and is read at any resolution by
-demo.fields.Window. Cells stand in demo.cells; how all this looks under the microscope in demo.tissue_painter.
+Every grid holds a signed distance in µm (positive inside) or a value between 0 and 1; demo.fields.Window reads it at
+any resolution. Not here: cells (demo.cells), their appearance (demo.tissue_painter).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Anatomy:
     vessel: Field  # the lumen of a vessel
     fat_cell: Field  # distance to the nearest membrane of a fat cell
     around: Field  # distance to the nearest gland or vessel
-    fibre_y: Field  # direction of the collagen, a unit vector whose sign means nothing
+    fibre_y: Field  # direction of the collagen, a unit vector without a meaningful sign
     fibre_x: Field
     loose: Field  # 0 dense collagen … 1 loose stroma
 
@@ -47,7 +47,7 @@ class Anatomy:
 
     @property
     def zone(self) -> np.ndarray:
-        """One of ZONES per cell, uint8: what a pathologist would outline there."""
+        """The zone of each cell (index into ZONES), uint8, as a pathologist would outline it."""
         near_gland = self.around < 70
         zone = np.where(near_gland, BENIGN, STROMA).astype(np.uint8)
         for level, name in ((self.fat, FAT), (self.tumour, TUMOUR), (self.lymphoid, LYMPHOID)):
@@ -57,7 +57,7 @@ class Anatomy:
 
 
 def grow(organ: Organ, seed: int, size_um: float, *, tumour_share: float, pieces: int = 1) -> Anatomy:
-    """The anatomy of a square slide of `size_um`, of which about `tumour_share` of the tissue is tumour."""
+    """The anatomy of a square slide of `size_um`, with about `tumour_share` of the tissue as tumour."""
     rng = np.random.default_rng([seed, 1])
     n = round(size_um / STEP)
     tissue = _outline(rng, n, pieces)
@@ -89,7 +89,7 @@ def grow(organ: Organ, seed: int, size_um: float, *, tumour_share: float, pieces
 
 
 def signed_distance(level: Field) -> Field:
-    """Distance (µm) to the contour level = 0, positive where level > 0; smoothed by one cell against staircases."""
+    """Distance (µm) to the contour level = 0, positive where level > 0, smoothed by one cell to avoid staircases."""
     from scipy.ndimage import distance_transform_edt
 
     inside = level > 0
@@ -143,7 +143,7 @@ def _tumour(rng: np.random.Generator, n: int, tissue: Field, share: float) -> Fi
 
 
 def _lymphoid(rng: np.random.Generator, n: int, inside: Field) -> Field:
-    """Two or three follicles, where there is room for them."""
+    """Two or three follicles where there is room."""
     y, x = _axes(n)
     level = np.full((n, n), -1e3, np.float32)
     spots = np.argwhere(inside > np.quantile(inside, 0.9)) * STEP
@@ -165,7 +165,7 @@ def _fat(rng: np.random.Generator, n: int, organ: Organ, tumour: Field, lymphoid
 
 
 def _benign_glands(rng: np.random.Generator, n: int, organ: Organ, free: Field) -> Field:
-    """Rounded glands packed side by side, never fused: the level of the union, cut half-way between neighbours."""
+    """Level of rounded glands, packed but never fused: their union, cut half-way between neighbours."""
     mean, spread = organ.gland_radius
     room = free > mean * 0.8
     if organ.lobules:
@@ -203,7 +203,7 @@ def _tumour_glands(rng: np.random.Generator, n: int, tumour: Field) -> Field:
 
 
 def _lumen(rng: np.random.Generator, n: int, organ: Organ, gland: Field, tumour: Field) -> Field:
-    """What lies deeper than the epithelium is high; in the tumour holes of any shape, some cells away from the base."""
+    """Level of the lumen: below the height of the epithelium; in tumour, irregular holes some cells from the base."""
     wavy = smooth_noise(rng, (n, n), 9) + 0.6 * smooth_noise(rng, (n, n), 4)
     height = organ.epithelium * (1 + 0.35 * organ.folds * wavy + 0.08 * smooth_noise(rng, (n, n), 20))
     benign = gland - np.maximum(height, 0.65 * organ.epithelium)
@@ -248,9 +248,9 @@ def _fat_cells(rng: np.random.Generator, fat: Field, tissue: Field) -> tuple[Fie
 
 
 def _fibres(rng: np.random.Generator, around: Field) -> tuple[Field, Field]:
-    """Collagen runs around glands and vessels where they are near, elsewhere in sweeping waves.
+    """Collagen directions: around nearby glands and vessels, elsewhere in sweeping waves.
 
-    Directions are averaged as doubled angles, for which a fibre and its reverse are the same.
+    Directions are averaged as doubled angles, so that a fibre and its reverse are equal.
     """
     shape = around.shape
     dy, dx = np.gradient(_smoothed(around, 5))

@@ -1,6 +1,6 @@
-"""Which cells stand where: nuclei, goblet vacuoles and red blood cells as point sets with size and direction.
+"""Places cells: nuclei, goblet vacuoles and red blood cells as points with size and direction.
 
-Placement only, by random packing over the anatomy; demo.stamps draws them.
+Cells are packed randomly over the anatomy. Not here: drawing them (demo.stamps).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass
 class Cells:
-    """Ellipses: one array `[N]` per property. Lengths in µm, angles in radians (long axis against the y axis)."""
+    """Ellipses: one array `[N]` per property. Lengths in µm, angles in radians (from the y axis to the long axis)."""
 
     y: Floats
     x: Floats
@@ -27,7 +27,7 @@ class Cells:
     angle: Floats
     stain: Floats  # haematoxylin of a nucleus; eosin of a red blood cell; unused for a vacuole
     clumps: Floats  # contrast of the chromatin
-    rim: Floats  # how much darker the membrane is than the inside
+    rim: Floats  # extra darkness of the membrane
     nucleolus: Floats  # 0 or 1
     seed: npt.NDArray[np.uint32]
 
@@ -38,7 +38,7 @@ class Cells:
         return Cells(*(getattr(self, f.name)[which] for f in fields(self)))
 
 
-def joined(parts: list[Cells]) -> Cells:
+def join_cells(parts: list[Cells]) -> Cells:
     return Cells(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Cells)))
 
 
@@ -72,13 +72,13 @@ def _cells(
 
 
 def _packed(rng: np.random.Generator, density: Field, distance: float) -> npt.NDArray[np.float64]:
-    """Points at least `distance` µm apart, `density` tried per µm²."""
+    """Points at least `distance` µm apart, from `density` candidates per µm²."""
     points = scatter(rng, density * np.float32(STEP**2), STEP)
     return points[thin_out(points, distance, rng)]
 
 
 def _normal_angle(distance: Field, points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Direction in which `distance` grows at the points, as an angle against the y axis."""
+    """The direction of increasing `distance` at the points, as an angle from the y axis."""
     dy, dx = np.gradient(distance)
     return np.arctan2(sample(dx, points, STEP), sample(dy, points, STEP))
 
@@ -104,7 +104,7 @@ def tumour_nuclei(anatomy: Anatomy, rng: np.random.Generator) -> Cells:
         rng, points[~dark], (5.6, 4.1), 0.17, angle[~dark], (1.12, 0.18), clumps=0.38, rim=0.45, nucleoli=0.55
     )
     deep = _cells(rng, points[dark], (5.2, 3.3), 0.22, angle[dark], (1.85, 0.2), clumps=0.25, rim=0.1)
-    return joined([pale, deep])
+    return join_cells([pale, deep])
 
 
 def stromal_nuclei(anatomy: Anatomy, rng: np.random.Generator) -> Cells:
@@ -118,11 +118,11 @@ def stromal_nuclei(anatomy: Anatomy, rng: np.random.Generator) -> Cells:
     wall = np.abs(anatomy.vessel + 2.0) < 1.2
     points = _packed(rng, wall * np.float32(0.06), 12)
     angle = _normal_angle(anatomy.vessel, points) + np.pi / 2
-    return joined([spindle, _cells(rng, points, (5.2, 1.5), 0.15, angle, (1.5, 0.2), clumps=0.1)])
+    return join_cells([spindle, _cells(rng, points, (5.2, 1.5), 0.15, angle, (1.5, 0.2), clumps=0.1)])
 
 
 def lymphocytes(anatomy: Anatomy, rng: np.random.Generator) -> Cells:
-    """Small dark round nuclei: scattered through the stroma in clouds, packed in follicles, paler in their centres."""
+    """Small, dark, round nuclei: in clouds in the stroma, packed in follicles, and paler in follicle centres."""
     n = anatomy.tissue.shape
     cloud = np.exp(1.1 * smooth_noise(rng, n, 45) - 0.6)
     front = 1 + 5 * np.exp(-np.square(anatomy.tumour / 70))
@@ -135,7 +135,7 @@ def lymphocytes(anatomy: Anatomy, rng: np.random.Generator) -> Cells:
     angle = rng.uniform(0, np.pi, len(points))
     small = _cells(rng, points[~center], (3.1, 2.8), 0.10, angle[~center], (1.75, 0.2), clumps=0.2, rim=0.05)
     large = _cells(rng, points[center], (4.1, 3.5), 0.16, angle[center], (1.05, 0.2), clumps=0.4, rim=0.35)
-    return joined([small, large])
+    return join_cells([small, large])
 
 
 def vacuoles(anatomy: Anatomy, rng: np.random.Generator) -> Cells:
@@ -152,7 +152,7 @@ def vacuoles(anatomy: Anatomy, rng: np.random.Generator) -> Cells:
 
 
 def red_cells(anatomy: Anatomy, rng: np.random.Generator) -> Cells:
-    """Erythrocytes in vessels (more in some than in others) and a few astray."""
+    """Erythrocytes in vessels, in varying density, and a few outside."""
     filled = np.clip(0.8 + 0.7 * smooth_noise(rng, anatomy.vessel.shape, 90), 0.02, 1)
     density = (anatomy.vessel > 1.5) * 0.06 * filled + (anatomy.stroma > 8) * 6e-6
     points = _packed(rng, density.astype(np.float32), 5.2)

@@ -1,10 +1,11 @@
-"""A small cohort of slides that looks like two hospitals' histology: made, not collected, so anybody may have it.
+"""Generates a small cohort of slides that look like two hospitals' histology, free to share.
 
     python -m demo.cohort output=demo_output/cohort slides_per_hospital=3
 
 Each hospital has its own stain, scanner, spacing and file layout; each slide an organ, with benign glands, tumour and
-lymphoid tissue. Equal settings give equal files. Writes slides, masks without fat (for one hospital: the other's are
-left to be computed), a slide manifest, and labelled patches for robustness evaluation. Not a model of disease.
+lymphoid tissue. Equal settings give equal files. It writes slides, masks without fat (for one hospital; masks of the
+other are computed later), a slide manifest, and labelled patches for robustness evaluation. It is not a model of
+disease.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import numpy as np
 
 from demo.anatomy import STEP, ZONES, Anatomy, grow
 from demo.organs import ORGANS, organ
-from demo.scanner import HOSPITALS, Hospital, Picture, scan, stained_by, write_slide
+from demo.scanner import HOSPITALS, Hospital, Picture, scan, vary_stain, write_slide
 from demo.tissue_painter import compose, paint
 from pathray.errors import UserError
 
@@ -36,7 +37,7 @@ VERSION = 2
 
 @dataclass(frozen=True)
 class CohortSettings:
-    """What the cohort depends on: part of its identity."""
+    """The settings that determine the cohort's content."""
 
     slides_per_hospital: int = 3
     size_um: float = 2048.0
@@ -49,13 +50,13 @@ class CohortSettings:
         for key, least in (("slides_per_hospital", 1), ("size_um", 256), ("patches_per_label", 0), ("patch_px", 32)):
             if getattr(self, key) < least:
                 raise UserError(
-                    "a cohort cannot be made so", key=key, found=getattr(self, key), expected=f"at least {least}"
+                    f"{key} must be >= {least}", key=key, found=getattr(self, key), expected=f"at least {least}"
                 )
 
 
 @dataclass(frozen=True)
 class SlidePlan:
-    """One slide to be made."""
+    """The plan of one slide."""
 
     slide_id: str
     organ: str
@@ -66,7 +67,7 @@ class SlidePlan:
 
 
 def plan(settings: CohortSettings) -> list[SlidePlan]:
-    """The slides of a cohort: organs in turn, every hospital alike."""
+    """The slides of a cohort: the same sequence of organs for every hospital."""
     names, slides = list(ORGANS), []
     for hospital in HOSPITALS:
         for k in range(settings.slides_per_hospital):
@@ -75,12 +76,12 @@ def plan(settings: CohortSettings) -> list[SlidePlan]:
             seed = zlib.crc32(f"{settings.seed}/{slide_id}".encode())
             rng = np.random.default_rng([seed, 0])
             share, pieces = float(rng.uniform(0.3, 0.45)), 1 + int(rng.random() < 0.25)
-            slides.append(SlidePlan(slide_id, name, stained_by(hospital, seed), seed, share, pieces))
+            slides.append(SlidePlan(slide_id, name, vary_stain(hospital, seed), seed, share, pieces))
     return slides
 
 
 def generate(folder: str | os.PathLike[str], settings: CohortSettings | None = None, *, workers: int = 2) -> Path:
-    """Make the cohort in `folder` and return the path of its manifest; one already made with equal settings is kept."""
+    """Generate the cohort in `folder`, unless it exists with equal settings; returns the path of its manifest."""
     settings, root = settings or CohortSettings(), Path(folder)
     identity = {"version": VERSION, **asdict(settings)}
     if (root / DONE).is_file() and json.loads((root / DONE).read_text())["settings"] == identity:
@@ -128,7 +129,7 @@ def make_slide(slide: SlidePlan, settings: CohortSettings, root: Path) -> tuple[
 
 
 def render(slide: SlidePlan, size_um: float) -> tuple[Picture, Anatomy]:
-    """The slide at its hospital's resolution `[n, n, 3]`, and what it shows."""
+    """The picture of a slide at its hospital's resolution `[n, n, 3]`, and its anatomy."""
     anatomy = grow(organ(slide.organ), slide.seed, size_um, tumour_share=slide.tumour_share, pieces=slide.pieces)
     painting, mpp = compose(anatomy, slide.seed), slide.hospital.mpp
     n, margin = int(size_um / mpp / 16) * 16, 8
@@ -144,7 +145,7 @@ def render(slide: SlidePlan, size_um: float) -> tuple[Picture, Anatomy]:
 def _patches(
     slide: SlidePlan, settings: CohortSettings, picture: Picture, anatomy: Anatomy, root: Path
 ) -> list[dict[str, str]]:
-    """Square patches that lie (≥ 90%) in one zone, non-overlapping, at one spacing for all hospitals."""
+    """Write non-overlapping square patches with ≥ 90% in one zone, at one spacing for all hospitals."""
     from PIL import Image
 
     if not settings.patches_per_label:
@@ -168,7 +169,7 @@ def _patches(
 
 
 def _share(zone: np.ndarray, cells: int) -> np.ndarray:
-    """Share of the zone in every window of `cells` × `cells` that lies inside."""
+    """The share of the zone in every window of `cells` × `cells` inside the slide."""
     total = np.zeros((zone.shape[0] + 1, zone.shape[1] + 1))
     total[1:, 1:] = np.cumsum(np.cumsum(zone, 0), 1)
     inner = total[cells:, cells:] - total[:-cells, cells:] - total[cells:, :-cells] + total[:-cells, :-cells]

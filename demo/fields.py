@@ -1,6 +1,6 @@
-"""Random fields that tissue is made of: smooth noise on a grid, periodic textures, and their reading at any pixel.
+"""Random fields for painting tissue: smooth noise on a grid, periodic textures, and reading them at any pixel.
 
-Lengths are µm. No biology here (demo.anatomy) and no colours (demo.scanner).
+Lengths are µm. Not here: biology (demo.anatomy), colours (demo.scanner).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ TEXTURE_TEXELS = 1024
 
 
 def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], step: float) -> Field:
-    """Gaussian noise `[h, w]` of mean 0 and variance about 1 whose features are about `step` cells wide.
+    """Gaussian noise `[h, w]` with mean 0, variance about 1, and features about `step` cells wide.
 
     Cubic B-spline weights over a coarse random grid, as two matrix products.
     """
@@ -45,10 +45,10 @@ def texture(rng: np.random.Generator, sigma: tuple[float, float]) -> Field:
 
 
 def streaks(noise: Field, dy: Field, dx: Field, reach: float, rounds: int = 4) -> Field:
-    """`noise` `[h, w]` smeared along the direction field (dy, dx), about 2^rounds · `reach` cells each way; variance 1.
+    """`noise` `[h, w]` blurred along the directions (dy, dx), about 2^rounds · `reach` cells each way; variance 1.
 
-    Line integral convolution (Cabral and Leedom 1993) by doubling: each round averages the two points ahead and behind,
-    twice as far away as in the round before. The sign of the direction does not matter.
+    Line integral convolution (Cabral and Leedom 1993) by doubling: each round averages the points ahead and behind, at
+    twice the distance of the previous round. The sign of the direction does not matter.
     """
     h, w = noise.shape
     y, x = np.arange(h, dtype=np.float32)[:, None], np.arange(w, dtype=np.float32)[None, :]
@@ -73,7 +73,7 @@ class Window:
     step: float
 
     def read(self, grid: Field, finer: int = 1) -> Field:
-        """A grid of cells of `step / finer`, linearly interpolated at every pixel `[len(ys), len(xs)]`."""
+        """A grid with cells of `step / finer`, interpolated linearly at every pixel `[len(ys), len(xs)]`."""
         row, fy = self._weights(self.ys * finer, grid.shape[0])
         column, fx = self._weights(self.xs * finer, grid.shape[1])
         below, above = grid[row], grid[row + 1]
@@ -86,7 +86,7 @@ class Window:
         return left
 
     def tile(self, table: Field, texel: float) -> Field:
-        """A periodic texture laid over the pixels, texels of `texel` µm: cheap, for grain."""
+        """A periodic texture with texels of `texel` µm at every pixel; fast, used for grain."""
         rows, columns = ((c / texel).astype(np.int64) & (TEXTURE_TEXELS - 1) for c in (self.ys, self.xs))
         return np.take(table[rows], columns, axis=1)
 
@@ -97,13 +97,13 @@ class Window:
 
 
 def rising(distance: Field, softness: float) -> Field:
-    """0 to 1 across the edge distance = 0, smooth over ± `softness` µm."""
+    """A smooth step from 0 to 1 across the edge distance = 0, over ± `softness` µm."""
     t = np.clip(distance * np.float32(0.5 / softness) + np.float32(0.5), 0, 1)
     return t * t * (3 - 2 * t)
 
 
 def ridge(distance: Field, width: float) -> Field:
-    """1 on the line distance = 0, falling off over `width` µm: membranes and borders."""
+    """1 on the line distance = 0, decreasing over `width` µm; for membranes and borders."""
     return np.exp(-np.square(distance * np.float32(1 / width)))
 
 
@@ -115,9 +115,10 @@ def scatter(rng: np.random.Generator, density: Field, step: float) -> npt.NDArra
 
 
 def thin_out(points: npt.NDArray[np.float64], distance: float, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """Indices of points that keep `distance` µm from each other: random sequential packing, in parallel rounds.
+    """Indices of points that are `distance` µm apart: random sequential packing, in parallel rounds.
 
-    In each round a point with no earlier-ranked living neighbour stays, and its neighbours die.
+    In each round, a remaining point without an earlier-ranked remaining neighbour is kept, and its neighbours are
+    removed.
     """
     from scipy.spatial import cKDTree
 

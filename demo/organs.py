@@ -1,6 +1,6 @@
-"""What distinguishes one organ's tissue from another's: sizes and densities of its parts. Numbers only.
+"""The parameters of each organ's tissue: sizes and densities of its parts.
 
-Rough textbook proportions, enough that a colon looks like a colon; nobody should measure biology on them.
+They are rough textbook proportions, enough to look like the organ, and not for measuring biology.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ class Organ:
     name: str
     gland_radius: tuple[float, float]  # mean, standard deviation
     gland_spacing: float
-    gland_aspect: float  # length of a gland over its width, at most
+    gland_aspect: float  # largest ratio of a gland's length to its width
     epithelium: float  # height of the epithelium
-    folds: float  # how much the lumen's outline folds in, 0 to 1
+    folds: float  # folding of the lumen's outline, 0 to 1
     lobules: float  # share of the stroma without glands, 0 (packed) to 1
-    goblets: float  # share of the epithelium that holds mucin
+    goblets: float  # share of the epithelium with mucin
     nucleus: tuple[float, float]  # half axes of an epithelial nucleus
     nuclear_spacing: float
     fat: float  # share of fat, 0 to 1
@@ -49,7 +49,7 @@ ORGANS = {organ.name: organ for organ in (COLON, PROSTATE, BREAST)}
 
 
 def organ(name: str) -> Organ:
-    """The organ of that name. UserError for another."""
+    """The organ with this name. UserError for an unknown name."""
     if name not in ORGANS:
-        raise UserError("no such organ in the demo cohort", key="organ", found=name, expected=sorted(ORGANS))
+        raise UserError("unknown organ in the demo cohort", key="organ", found=name, expected=sorted(ORGANS))
     return ORGANS[name]

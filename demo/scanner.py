@@ -1,7 +1,7 @@
-"""One hospital's laboratory and scanner: stain amounts in, 8-bit colours out, and the file a vendor would write.
+"""Simulates a hospital's laboratory and scanner: stain amounts to 8-bit colours, written in a vendor's file layout.
 
-The forward model is Beer–Lambert, I = I0·exp(−Σ c·v) with one optical-density vector v per stain (Ruifrok and Johnston
-2001), then the scanner's optics, tone curve, white balance and noise.
+The model is Beer–Lambert, I = I0·exp(−Σ c·v), with one optical-density vector v per stain (Ruifrok and Johnston 2001),
+followed by the scanner's optics, tone curve, white balance and noise.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Picture = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Hospital:
-    """`strength` scales a stain against the usual recipe; `blur_um` is the sigma of the optics."""
+    """`strength` scales the stains relative to the usual recipe; `blur_um` is the sigma of the optics."""
 
     name: str
     haematoxylin: Vector
@@ -47,8 +47,8 @@ SOUTH = Hospital(
 HOSPITALS = (NORTH, SOUTH)
 
 
-def stained_by(hospital: Hospital, seed: int) -> Hospital:
-    """The hospital on one day: recipe and vectors vary a little from slide to slide."""
+def vary_stain(hospital: Hospital, seed: int) -> Hospital:
+    """The hospital's settings for one slide, with slightly varied recipe and stain vectors."""
     from dataclasses import replace
 
     rng = np.random.default_rng([seed, 3])
@@ -68,7 +68,7 @@ def stained_by(hospital: Hospital, seed: int) -> Hospital:
 
 
 def scan(hospital: Hospital, stains: tuple[Field, Field, Field], rng: np.random.Generator) -> Picture:
-    """Colours `[h, w, 3]` of stain amounts `[h, w]` (haematoxylin, eosin, blood)."""
+    """The colours `[h, w, 3]` of stain amounts `[h, w]` (haematoxylin, eosin, blood)."""
     from scipy.ndimage import gaussian_filter
 
     vectors = (hospital.haematoxylin, hospital.eosin, BLOOD)
@@ -88,10 +88,10 @@ def scan(hospital: Hospital, stains: tuple[Field, Field, Field], rng: np.random.
 
 
 def write_slide(path: Path, hospital: Hospital, picture: Picture) -> None:
-    """A pyramid of 256-pixel JPEG tiles with levels 1, 2, 4, in the layout of the hospital's vendor.
+    """Write a pyramid of 256-pixel JPEG tiles with levels 1, 2, 4, in the layout of the hospital's vendor.
 
-    ``.svs``: Aperio's, spacing in the description, a stripped thumbnail as second page. ``.tif``: a generic pyramid,
-    spacing in the resolution tags (pixels per centimetre).
+    ``.svs``: Aperio's layout, with the spacing in the description and a stripped thumbnail as the second page.
+    ``.tif``: a generic pyramid with the spacing in the resolution tags (pixels per centimetre).
     """
     import tifffile
 

@@ -1,4 +1,4 @@
-"""The user's own slides for the demo: a folder (or a manifest) turned into the manifest that pretraining takes."""
+"""Turns a user's folder of slides (or manifest) into the manifest for the demo's pretraining."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ SHOWN = 8
 
 
 def manifest_of(slides: Path, output: Path, mpp: float | None = None) -> Path:
-    """The manifest to train on: `slides` itself when it is a CSV, else one written to `output` for the folder's slides.
+    """The manifest to train on: `slides` itself if it is a CSV, else one written to `output` for the folder's slides.
 
-    `mpp` is entered for slides whose file does not tell. Raises MissingFile; UserError for a folder without slides, for
-    formats that nobody here reads, and for slides without a spacing when `mpp` is not given.
+    `mpp` is used for slides without a spacing. Raises MissingFile, and UserError for a folder without slides, for
+    unsupported formats, and for slides without a spacing if `mpp` is not given.
     """
     if not slides.exists():
         raise MissingFile("no such folder of slides", file=slides, key="slides")
     if slides.is_file():
         if slides.suffix.lower() != ".csv":
             raise UserError(
-                "a folder of slides, or a manifest", file=slides, key="slides", expected="a folder or a .csv"
+                "not a folder of slides or a manifest", file=slides, key="slides", expected="a folder or a .csv"
             )
         return slides
     found = find_slides(slides)
@@ -39,7 +39,7 @@ def manifest_of(slides: Path, output: Path, mpp: float | None = None) -> Path:
 
 
 def find_slides(folder: Path) -> list[Path]:
-    """Slide files below `folder`, sorted. UserError when there is none, naming what is there instead."""
+    """The sorted slide files below `folder`. UserError, naming the files found instead, if there is none."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
     slides = [p for p in files if p.suffix.lower() in SUFFIXES]
     if slides:
@@ -47,7 +47,7 @@ def find_slides(folder: Path) -> list[Path]:
     there = Counter(p.suffix.lower() or "no suffix" for p in files)
     names = ", ".join(f"{count} × {suffix}" for suffix, count in there.most_common(SHOWN)) or "nothing"
     expected = "slides: " + " ".join(SUFFIXES)
-    raise UserError("this folder holds no slides", file=folder, key="slides", found=names, expected=expected)
+    raise UserError("the folder has no slides", file=folder, key="slides", found=names, expected=expected)
 
 
 def _row(path: Path, folder: Path, mpp: float | None) -> dict[str, object]:
@@ -57,11 +57,11 @@ def _row(path: Path, folder: Path, mpp: float | None) -> dict[str, object]:
     try:
         slide = open_slide(str(path))
     except UnreadableUnit as error:
-        raise UserError("this slide cannot be read", file=path, key="slides", found=str(error)) from error
+        raise UserError("the slide cannot be read", file=path, key="slides", found=str(error)) from error
     own, levels = slide.mpp, slide.level_shapes
     slide.close()
     if not levels:
-        raise UserError("this slide cannot be read", file=path, key="slides", found="no image in it")
+        raise UserError("the slide cannot be read", file=path, key="slides", found="no image")
     known = own is not None or mpp is not None
     return {
         "slide_id": slide_id,
@@ -76,7 +76,7 @@ def _require_spacing(unknown: list[dict[str, object]], folder: Path, mpp: float 
         return
     names = ", ".join(str(row["slide_id"]) for row in unknown[:SHOWN])
     raise UserError(
-        f"{len(unknown)} slides do not tell their spacing: {names}",
+        f"{len(unknown)} slides do not say their spacing: {names}",
         file=folder,
         key="mpp",
         expected="make demo SLIDES=… MPP=0.5 (µm per pixel at full resolution; 0.5 is 20×, 0.25 is 40×)",

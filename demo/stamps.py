@@ -1,4 +1,4 @@
-"""Draws cells as small antialiased ellipses with chromatin into stain maps. Many at once, by numpy alone."""
+"""Draws cells as small antialiased ellipses with chromatin, many at once, with numpy only."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ BATCH_PIXELS = 2_000_000
 def stamps(cells: Cells, mpp: float, grain: Field) -> Iterator[tuple[Cells, Field, Field, np.ndarray]]:
     """Batches of (cells, coverage `[N, S, S]`, shade `[N, S, S]`, top-left pixel `[N, 2]`) of equal stamp size S.
 
-    Coverage runs from 0 to 1 (antialiased outline); shade multiplies a nucleus' stain: rim, chromatin, nucleolus.
-    `grain` is a periodic texture that the chromatin is cut from.
+    Coverage is 0 to 1 (antialiased outline); shade multiplies a nucleus' stain (rim, chromatin, nucleolus). `grain` is
+    a periodic texture for the chromatin.
     """
     sizes = 2 * np.ceil((1.15 * cells.long / mpp + 1.5) / 4).astype(int) * 4
     for size in np.unique(sizes):
@@ -40,11 +40,11 @@ def _draw(cells: Cells, size: int, mpp: float, grain: Field) -> tuple[Field, Fie
     tilt, lobes = (bits & 255) * np.float32(np.pi / 128), ((bits >> 8) & 255) * np.float32(0.1 / 255)
     square = p * p + q * q
     radius = np.sqrt(square)
-    # cos(2 and 3 times the angle) from p and q directly: no arctan over millions of pixels
+    # cos(2 and 3 times the angle) directly from p and q, to avoid arctan over millions of pixels
     safe = np.maximum(square, 1e-4)
     bumps = ((p * p - q * q) * np.cos(tilt) + 2 * p * q * np.sin(tilt)) / safe
     bumps += (p * p * p - 3 * p * q * q) * np.sin(tilt) / (safe * np.maximum(radius, 1e-2))
-    inside = (1 - radius / (1 + lobes * bumps)) * np.sqrt(long * short)  # about µm to the outline
+    inside = (1 - radius / (1 + lobes * bumps)) * np.sqrt(long * short)  # approximate distance to the outline in µm
     coverage = np.clip(inside / mpp + 0.5, 0, 1)
     shade = 1 - cells.rim[:, None, None] * np.clip(inside / 1.1, 0, 1)
     ys = ((bits[:, 0, 0] >> 4) & (TEXTURE_TEXELS - 1))[:, None] + _texels(size, mpp)
@@ -58,7 +58,7 @@ def _draw(cells: Cells, size: int, mpp: float, grain: Field) -> tuple[Field, Fie
 
 
 def _texels(size: int, mpp: float) -> np.ndarray:
-    """Texture texels are 0.25 µm: the chromatin's grain is the same at any resolution."""
+    """Texel offsets; texels are 0.25 µm, so the chromatin's grain is the same at any resolution."""
     return np.floor(np.arange(size) * mpp / 0.25).astype(np.int64)
 
 

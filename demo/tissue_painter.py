@@ -1,7 +1,7 @@
-"""Paints tissue as a pathologist sees it: from anatomy and cells to amounts of haematoxylin, eosin and blood per pixel.
+"""Paints tissue: computes the amounts of haematoxylin, eosin and blood per pixel from anatomy and cells.
 
-Stains are in units of optical density along their own colour vector; demo.scanner turns them into the colours of one
-hospital's laboratory and scanner. Works strip by strip at any resolution, so a slide's size costs no memory here.
+Stains are optical densities along their own colour vectors. It works strip by strip at any resolution, so memory does
+not grow with the slide. Not here: colours (demo.scanner).
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import numpy as np
 
 from demo import cells as kinds
 from demo.anatomy import STEP, Anatomy
-from demo.cells import Cells, joined
+from demo.cells import Cells, join_cells
 from demo.fields import Field, Window, ridge, rising, smooth_noise, streaks, texture
 from demo.stamps import stamps
 
-MARGIN = 64  # pixels around a strip in which a cell may begin
+MARGIN = 64  # cells up to this many pixels outside a strip are drawn
 
 
 @dataclass
 class Painting:
-    """Everything that is needed to paint any part of one slide."""
+    """Everything needed to paint any part of one slide."""
 
     anatomy: Anatomy
     nuclei: Cells
@@ -31,7 +31,7 @@ class Painting:
     membrane: Field  # distance to the border between epithelial cells, 2 µm grid
     shade: Field  # slow changes of section thickness
     mucin: Field
-    retracted: Field  # where glands came loose from the stroma
+    retracted: Field  # where glands are detached from the stroma
     fibres: Field  # collagen, 1 µm grid
     bundles: Field  # of fibres, 2 µm grid
     grain: Field  # textures
@@ -39,17 +39,17 @@ class Painting:
 
 
 def compose(anatomy: Anatomy, seed: int) -> Painting:
-    """Put cells into the anatomy and prepare the textures."""
+    """Place cells in the anatomy and prepare the textures."""
     rng = np.random.default_rng([seed, 2])
     makers = (kinds.stromal_nuclei, kinds.lymphocytes, kinds.epithelial_nuclei, kinds.tumour_nuclei)
     *others, epithelial, tumour = [make(anatomy, rng) for make in makers]
     shape = anatomy.tissue.shape
     return Painting(
         anatomy,
-        joined([*others, epithelial, tumour]),
+        join_cells([*others, epithelial, tumour]),
         kinds.vacuoles(anatomy, rng),
         kinds.red_cells(anatomy, rng),
-        _membranes(anatomy, joined([epithelial, tumour])),
+        _membranes(anatomy, join_cells([epithelial, tumour])),
         1 + 0.07 * smooth_noise(rng, shape, 200) + 0.03 * smooth_noise(rng, shape, 40),
         smooth_noise(rng, shape, 25),
         smooth_noise(rng, shape, 70),
@@ -60,7 +60,7 @@ def compose(anatomy: Anatomy, seed: int) -> Painting:
 
 
 def _collagen(anatomy: Anatomy, rng: np.random.Generator) -> tuple[Field, Field]:
-    """Fibres about 2 µm thin and bundles of about 8 µm, along the anatomy's directions; mean 0, variance 1."""
+    """Fibres of about 2 µm and bundles of about 8 µm along the anatomy's directions; mean 0, variance 1."""
     from scipy.ndimage import gaussian_filter
 
     dy, dx = anatomy.fibre_y, anatomy.fibre_x
@@ -71,7 +71,7 @@ def _collagen(anatomy: Anatomy, rng: np.random.Generator) -> tuple[Field, Field]
 
 
 def _membranes(anatomy: Anatomy, epithelial: Cells) -> Field:
-    """Distance (µm) to the walls between epithelial cells: the Voronoi tiling of their nuclei."""
+    """Distance (µm) to the walls between epithelial cells, a Voronoi tiling of their nuclei."""
     from scipy.spatial import cKDTree
 
     out = np.full(anatomy.gland.shape, 1e3, np.float32)
@@ -107,7 +107,7 @@ def paint(painting: Painting, mpp: float, top: int, left: int, height: int, widt
 
 
 def _stroma(painting: Painting, window: Window, grain: Field, gland: Field) -> tuple[Field, Field]:
-    """Collagen in wavy bundles, around glands where they are near, with clefts where it is loose."""
+    """Collagen in wavy bundles, around nearby glands, with clefts where it is loose."""
     anatomy = painting.anatomy
     fine, coarse = window.read(painting.fibres, 2), window.read(painting.bundles)
     loose = window.read(anatomy.loose)
@@ -128,7 +128,7 @@ def _stroma(painting: Painting, window: Window, grain: Field, gland: Field) -> t
 def _epithelium(
     painting: Painting, window: Window, grain: Field, gland: Field, lumen: Field, blue: Field, pink: Field
 ) -> None:
-    """Cytoplasm, cell borders, brush border, basement membrane and what lies in the lumen; drawn over the stroma."""
+    """Draw cytoplasm, cell borders, brush border, basement membrane and lumen content over the stroma."""
     anatomy = painting.anatomy
     cancer = rising(window.read(anatomy.tumour), 6)
     inside, open_ = rising(gland, 0.7), rising(lumen + 0.4 * grain, 0.9)
@@ -167,7 +167,7 @@ def _vessels(painting: Painting, window: Window, blue: Field, pink: Field) -> No
 def _placed(
     cells: Cells, clumps: Field, mpp: float, corner: tuple[int, int], shape: tuple[int, ...]
 ) -> Iterator[tuple[tuple[slice, slice], Field, Field, float]]:
-    """Every cell that touches the picture: where, its coverage, its shade (both cut to the picture), its stain."""
+    """(box, coverage, shade, stain) of every cell that touches the picture, cropped to the picture."""
     top, left = corner
     y, x = cells.y / mpp - top, cells.x / mpp - left
     seen = (y > -MARGIN) & (y < shape[0] + MARGIN) & (x > -MARGIN) & (x < shape[1] + MARGIN)
@@ -182,7 +182,7 @@ def _placed(
 
 
 def _nuclei(cells: Cells, clumps: Field, mpp: float, corner: tuple[int, int], maps: tuple[Field, Field]) -> None:
-    """Nuclei cover what lies under them, mostly; where two overlap the section is darker."""
+    """Draw nuclei, which cover most of what is below them; overlapping nuclei are darker."""
     blue, pink = maps
     for box, coverage, shade, stain in _placed(cells, clumps, mpp, corner, blue.shape):
         under = blue[box]
@@ -191,7 +191,7 @@ def _nuclei(cells: Cells, clumps: Field, mpp: float, corner: tuple[int, int], ma
 
 
 def _vacuoles(cells: Cells, clumps: Field, mpp: float, corner: tuple[int, int], maps: tuple[Field, Field]) -> None:
-    """Mucin washes out: pale, a little blue, with a thin wall that is left."""
+    """Draw mucin, which is washed out: pale and slightly blue, with a thin remaining wall."""
     blue, pink = maps
     for box, coverage, shade, _ in _placed(cells, clumps, mpp, corner, blue.shape):
         soft = coverage * 0.86

@@ -37,6 +37,7 @@ def assemble(config: RunConfig, plan: Plan, world: int) -> Assembly:
         watch=performance_watch(config),
         encoder=encoder_of,
         tuning=config.tuning if config.tuning.enable else None,
+        passes_name="anchor_passes_seen",
         **shared_parts(config, config.data.anchor_stream_batch_size),
     )
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from ijepath.config import AugmentConfig
-from pathray.nn.scanner import blurred, scanned
-from pathray.nn.stain import STAINS, constant, density, stained
+from pathray.nn.scanner import blur, simulate_scanner
+from pathray.nn.stain import STAINS, constant, density, jitter_stain
 
-__all__ = ["STAINS", "Pixels", "blurred", "constant", "density", "scanned", "stained"]
+__all__ = ["STAINS", "Pixels", "blur", "constant", "density", "jitter_stain", "simulate_scanner"]
 
 TISSUE_DENSITY = 0.15  # mean optical density from which a pixel counts as tissue
 BANDS = 4
@@ -47,9 +47,9 @@ class Pixels:
         if config.normalise_frequency > 0:
             x = normalised_frequency(x, config.normalise_frequency)
         if config.stain > 0:
-            x = stained(x, draws[:, _STAIN], config.stain)
+            x = jitter_stain(x, draws[:, _STAIN], config.stain)
         if config.scanner > 0:
-            x = scanned(x, draws[:, _SCANNER], config.scanner)
+            x = simulate_scanner(x, draws[:, _SCANNER], config.scanner)
         mean, std = constant(self._mean, x.device), constant(self._std, x.device)
         return (x - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
 
@@ -73,7 +73,7 @@ def normalised_frequency(x: Tensor, strength: float) -> Tensor:
     """
     smooth, bands = [x], []
     for octave in range(BANDS):
-        smooth.append(blurred(smooth[-1], 2**octave))
+        smooth.append(blur(smooth[-1], 2**octave))
         bands.append(smooth[-2] - smooth[-1])
     found = torch.stack([band.mean(dim=1).flatten(1).std(dim=1) for band in bands], dim=1)  # [N, BANDS]
     wanted = found[:, -1:] * constant(REFERENCE_SPECTRUM, x.device)

@@ -33,7 +33,7 @@ from pathray.data.order import rng
 from pathray.errors import MissingFile, UnreadableUnit, UserError
 from pathray.wsi.handles import HandleCache
 from pathray.wsi.reader import SlideReader
-from pathray.wsi.regions import level_box, resize, rounded
+from pathray.wsi.regions import level_box, resize, round_half_up
 from pathray.wsi.spacing import axis_downsamples, choose_level, level_mpps
 
 BOX_TRIES = 8  # sets of boxes drawn before a unit with too few context tokens is given up
@@ -248,7 +248,7 @@ class AnchorReader:
 
 def locate(x: int, y: int, geometry: Geometry, factor: float, mpp0: float) -> Place:
     """The context around centre (x, y): size0 = ⌊S · mpp / mpp0⌉, left = x − size0 // 2."""
-    side = rounded(geometry.context_px * geometry.context_mpp * factor / mpp0)
+    side = round_half_up(geometry.context_px * geometry.context_mpp * factor / mpp0)
     return Place(x - side // 2, y - side // 2, side, side / geometry.context_px)
 
 
@@ -266,9 +266,11 @@ def read_pixels(
     side, downs = geometry.context_px, axis_downsamples(slide)
     wide = _level_box(place.left, place.top, (place.side, place.side), downs[context_level])
     corners = place.level0(boxes)
-    size0 = tuple(rounded(extent * place.scale) for extent in geometry.footprint)
+    size0 = tuple(round_half_up(extent * place.scale) for extent in geometry.footprint)
     down = downs[target_level]
-    crops = [_level_box(rounded(x), rounded(y), (size0[1], size0[0]), down) for x, y, _, _ in corners.tolist()]
+    crops = [
+        _level_box(round_half_up(x), round_half_up(y), (size0[1], size0[0]), down) for x, y, _, _ in corners.tolist()
+    ]
     if context_level == target_level:
         pieces = _read_boxes(slide, context_level, [wide, *crops])
         big, small = pieces[0], pieces[1:]

@@ -7,6 +7,7 @@
         bag = pathray.load_encoder("outputs/run/encoder").embed(slide)  # bag.features [N, D], bag.coords [N, 2]
 
     expression = pathray.load_model("outputs/regression/encoder").predict(["patch.png"])  # [1, genes]
+    outcome = pathray.train(assembly, plan, "outputs/run", Device.of("auto"))  # see pathray.run.train
 
 A name is imported when it is first used: `import pathray` loads neither torch nor a reader of slides. What is not here
 is in the groups below (`pathray.wsi`, `pathray.features`, …); jobs and everything with Ray are in `ray_jobs`.
@@ -42,6 +43,7 @@ __all__ = [
     "open_slide",
     "read_bag",
     "tissue",
+    "train",
 ]
 
 _MODULES = {
@@ -64,6 +66,8 @@ def __getattr__(name: str) -> Any:
     """A public name, imported on its first use and kept."""
     if name == "__version__":
         value: Any = _version()
+    elif name == "train":
+        value = importlib.import_module("pathray.train")  # a package that can be called
     elif name in _MODULES:
         value = getattr(importlib.import_module(_MODULES[name]), name)
     else:

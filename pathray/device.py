@@ -50,7 +50,7 @@ class Device:
         On CUDA, Ray Train or LOCAL_RANK gives the index. UserError if the accelerator is not available.
         """
         check_accelerator(accelerator, "accelerator")
-        kind = _available() if accelerator == "auto" else accelerator
+        kind = available_kind() if accelerator == "auto" else accelerator
         if kind == "xla":
             return cls(kind, *_open_xla())
         if kind == "cuda" and not torch.cuda.is_available():
@@ -92,12 +92,12 @@ class Device:
         return {name: view.clone() if self.kind == "xla" else view for name, view in views.items()}
 
     def _place(self, value: Any, whole: bool = False) -> Any:
-        if isinstance(value, Mapping):
-            return {name: self._place(v, whole) for name, v in value.items()}
-        if isinstance(value, list | tuple):
-            return [self._place(v, whole=True) for v in value] if any(map(_holds_data, value)) else value
         if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
             value = _tensor(value)
+        elif isinstance(value, list | tuple):
+            return [self._place(v, whole=True) for v in value] if any(map(_holds_data, value)) else value
+        elif isinstance(value, Mapping):
+            return {name: self._place(v, whole) for name, v in value.items()}
         if not isinstance(value, Tensor):
             return value
         if self.kind == "cuda" and value.device.type == "cpu":
@@ -288,7 +288,8 @@ def _tensor(array: npt.NDArray[Any]) -> Tensor:
     return torch.from_numpy(array if array.flags.writeable and array.flags.c_contiguous else array.copy())
 
 
-def _available() -> str:
+def available_kind() -> str:
+    """What ``auto`` means on this machine; opens no device."""
     if torch.cuda.is_available():
         return "cuda"
     return "xla" if os.environ.get("PJRT_DEVICE") else "cpu"

@@ -1,4 +1,4 @@
-"""All regression runs below a folder as one Markdown table, best first, written and printed. Needs no Ray.
+"""All regression runs below a folder → one Markdown table, best first, written and printed. Needs no Ray.
 
 python -m ray_jobs.aggregate_results runs=outputs/regression
 """
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class AggregateConfig:
-    runs: str = MISSING  # folder or URL below which the runs are, at any depth
+    runs: str = MISSING  # folder or URL with the runs, at any depth
     output: str | None = None  # the table; null: results.md in `runs`
 
 
@@ -32,8 +32,8 @@ def main(loaded: Loaded[AggregateConfig]) -> Outputs | None:
     store = Storage.of(config.runs)
     found = read_results(store)
     if not found:
-        expected = "folders with a metrics.json, which a finished run has"
-        raise MissingFile("no finished run is here", file=store.url, key="runs", expected=expected)
+        expected = "run folders with metrics.json, written when a run finishes"
+        raise MissingFile("no finished run found", file=store.url, key="runs", expected=expected)
     text = results_table(found)
     if loaded.dry_run:
         return tell((len(found), "finished runs"))

@@ -1,10 +1,10 @@
-"""Slide index and profile → anchor catalog (JSON manifest beside parquet shards), a report per slide and a summary.md.
+"""Slide index and profile → anchor catalog (JSON manifest and parquet shards), a report per slide and summary.md.
 
     python -m ray_jobs.build_anchors slide_index=indexes/slide_metadata.parquet \\
         profile=ctx1p0_tgt0p5_fov512um_k4 output=indexes/anchor_catalog_manifest.json
 
-A slide that cannot be read is one line of the report; exit code 2 when fewer than `min_success_fraction` of the index's
-ok slides could be read, or when there is not one anchor. `resume=true` leaves a catalog alone that is current already.
+A slide that cannot be read becomes a row of the report. The exit code is 2 if fewer than `min_success_fraction` of the
+index's ok slides could be read, or if there is no anchor. `resume=true` keeps a catalog that is up to date.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ GROUPS = (Group("profile", "profile", name_in_force),)
 
 @dataclass
 class BuildAnchorsConfig:
-    slide_index: str = MISSING  # what ray_jobs.index_slides wrote
-    output: str = MISSING  # the catalog's manifest, a JSON file; shards go to anchors/ beside it
-    report: str = ""  # CSV with one line per slide; "" = beside the output
+    slide_index: str = MISSING  # output of ray_jobs.index_slides
+    output: str = MISSING  # the catalog's manifest, a JSON file; shards are written to anchors/ next to it
+    report: str = ""  # CSV with one row per slide; "" = next to the output
     profile: Profile = field(default_factory=Profile)
-    sampling_stratum_key: str = STRATUM_KEY  # the metadata column that strata come from
-    resume: bool = False  # do nothing when the catalog is current
+    sampling_stratum_key: str = STRATUM_KEY  # metadata column that defines the strata
+    resume: bool = False  # do nothing if the catalog is up to date
     min_success_fraction: float = 1.0
     max_enlargement: float = MAX_ENLARGEMENT  # of a slide's finest level; slides that need more fail
     rows_per_shard: int = ROWS_PER_SHARD
-    slide_timeout_s: float = placement(TIMEOUT_S)  # a slide that takes longer fails; 0: none does
+    slide_timeout_s: float = placement(TIMEOUT_S)  # a slide that takes longer fails; 0: no limit
     runtime: RuntimeConfig = placement(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:
@@ -58,16 +58,19 @@ class BuildAnchorsConfig:
             self.report = self.output.removesuffix(".json") + "_report.csv"
         if not 0 <= self.min_success_fraction <= 1:
             found = self.min_success_fraction
-            raise UserError("not a fraction", key="min_success_fraction", found=found, expected="0 to 1")
+            message = "min_success_fraction must be between 0 and 1"
+            raise UserError(message, key="min_success_fraction", found=found, expected="0 to 1")
         if is_set(self.output) and (self.output.endswith("/") or os.path.isdir(self.output)):
             expected = f"a file: {self.output.rstrip('/')}/anchor_catalog_manifest.json"
             raise UserError(
                 "the output must be a file, not a folder", key="output", found=self.output, expected=expected
             )
         if not self.max_enlargement >= 1:
-            raise UserError("too small", key="max_enlargement", found=self.max_enlargement, expected="at least 1")
+            message = "max_enlargement must be >= 1"
+            raise UserError(message, key="max_enlargement", found=self.max_enlargement, expected="at least 1")
         if self.rows_per_shard < 1:
-            raise UserError("too small", key="rows_per_shard", found=self.rows_per_shard, expected="at least 1")
+            message = "rows_per_shard must be >= 1"
+            raise UserError(message, key="rows_per_shard", found=self.rows_per_shard, expected="at least 1")
 
 
 def main(loaded: Loaded[BuildAnchorsConfig]) -> Outputs | None:
@@ -86,7 +89,7 @@ def main(loaded: Loaded[BuildAnchorsConfig]) -> Outputs | None:
 
 
 def rehearse(config: BuildAnchorsConfig, index: SlideIndex) -> None:
-    """UserError where too many slides of the index are not there any more or too coarse for the profile."""
+    """UserError if too many slides of the index no longer exist or are too coarse for the profile."""
     from ray_jobs.shell.dry_run import Needs, check_slides, of_index, tell
 
     profile = config.profile
@@ -117,7 +120,7 @@ def build(config: BuildAnchorsConfig, index: SlideIndex) -> dict[str, Any]:
     if noted := [
         f"{line['slide_id']}: {line['detail']}" for line in report if line["status"] == "ok" and line["detail"]
     ]:
-        log.warning("%d slides are enlarged, such as %s", len(noted), noted[0])
+        log.warning("%d slides are enlarged, for example %s", len(noted), noted[0])
     log.info("%d anchors: %s", manifest["total_anchors"], manifest["stratum_counts"])
     tried = [line for line in report if line["reason"] != "slide_status_not_ok"]
     check_success(tried, "slide_id", "slides", config.min_success_fraction, config.report, "detail")
@@ -125,7 +128,7 @@ def build(config: BuildAnchorsConfig, index: SlideIndex) -> dict[str, Any]:
 
 
 def summary_of(config: BuildAnchorsConfig, report: list[dict[str, Any]], manifest: dict[str, Any]) -> Summary:
-    """What summary.md says of a catalog; without `manifest` of one that could not be written."""
+    """The summary.md of a catalog; `manifest` is empty if the catalog could not be written."""
     of, name = config.profile, config.output.rpartition("/")[2]
     why = [(line["slide_id"], f"{line['reason']}: {line['detail']}", line["status"]) for line in report]
     strata = {f"stratum {key or '(none)'}": n for key, n in list(manifest.get("stratum_counts", {}).items())[:20]}
@@ -148,7 +151,7 @@ def summary_of(config: BuildAnchorsConfig, report: list[dict[str, Any]], manifes
         failed=[(slide, reason) for slide, reason, status in why if status == "failed"],
         skipped=[(slide, reason) for slide, reason, status in why if status == "skipped"],
         notes=[(line["slide_id"], line["detail"]) for line in report if line["status"] == "ok" and line["detail"]],
-        files={"catalog": config.output, "report with a line per slide": config.report},
+        files={"catalog": config.output, "report with a row per slide": config.report},
     )
 
 
@@ -162,7 +165,7 @@ def _reported(
 
 
 def _lost(slide: dict[str, Any], error: Exception) -> SlideAnchors:
-    """What is reported of a slide on which the process itself died."""
+    """The outcome of a slide whose process died."""
     return SlideAnchors(slide, "error", f"reading this slide {error}")
 
 

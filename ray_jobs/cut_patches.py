@@ -1,13 +1,13 @@
-"""Slides of a slide index (or a folder of images) → one zip of square patches each, as ray_jobs.index_patches reads.
+"""Slides of a slide index (or a folder of images) → one zip of square patches each, for ray_jobs.index_patches.
 
     python -m ray_jobs.cut_patches slides=indexes/slide_metadata.parquet output=data/zips
     python -m ray_jobs.cut_patches images=data/images size=224 output=data/zips
     python -m ray_jobs.cut_patches images=data/images image_mpp=0.25 mpp=0.5 output=data/zips
 
-Of a slide: the tiles of a regular grid that hold enough tissue, at `mpp`. Of images: squares side by side, one zip per
-subfolder; their pixels are taken as they are, or resampled to `mpp` where `image_mpp` says what they have, so that they
-may stand beside patches of slides. Images smaller than `size` are left out, with their size in the report. Finished
-archives are skipped, and made again when their source or the settings have changed.
+From slides it cuts the tiles of a regular grid with enough tissue, at `mpp`. From images it cuts adjacent squares, one
+zip per subfolder; pixels are used as they are, or resampled to `mpp` if `image_mpp` is given, so that they match
+patches of slides. Images smaller than `size` are skipped and reported with their size. Finished archives are kept, and
+made again if their source or the settings changed.
 """
 
 from __future__ import annotations
@@ -41,33 +41,34 @@ COLUMNS = ("name", "status", "error", "patches", "refused")
 
 @dataclass
 class CutPatchesConfig:
-    slides: str = ""  # the index that ray_jobs.index_slides wrote; its ok slides are cut
+    slides: str = ""  # output of ray_jobs.index_slides; its ok slides are cut
     images: str = ""  # instead of slides: a folder (or URL) of images
     output: str = MISSING  # a folder or URL for the archives
-    report: str = ""  # CSV with one line per archive; "" = OUTPUT/report.csv
+    report: str = ""  # CSV with one row per archive; "" = OUTPUT/report.csv
     size: int = 448  # side of a patch in pixels
-    mpp: float = 0.5  # µm per pixel of the patches; of images only where image_mpp is given
-    image_mpp: float | None = None  # µm per pixel of the images; null: not known, they are not resampled
-    min_tissue_fraction: float = 0.5  # of a patch, of slides only
-    overlap_px: int = 0  # shared by neighbouring patches
+    mpp: float = 0.5  # µm per pixel of the patches; for images only if image_mpp is given
+    image_mpp: float | None = None  # µm per pixel of the images; null: unknown, no resampling
+    min_tissue_fraction: float = 0.5  # least share of tissue in a patch, for slides only
+    overlap_px: int = 0  # overlap of neighbouring patches
     min_success_fraction: float = 1.0  # of the archives
     max_enlargement: float = MAX_ENLARGEMENT  # of a slide's finest level or of an image; archives that need more fail
-    archive_timeout_s: float = placement(6 * TIMEOUT_S)  # an archive that takes longer fails; 0: none does
+    archive_timeout_s: float = placement(6 * TIMEOUT_S)  # an archive that takes longer fails; 0: no limit
     runtime: RuntimeConfig = placement(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:
         if is_set(self.output) and not self.report:
             self.report = f"{self.output.rstrip('/')}/report.csv"
         if not 1 <= self.size <= 9999:
-            raise UserError("no size of a patch", key="size", found=self.size, expected="1 to 9999")
+            raise UserError("size must be between 1 and 9999", key="size", found=self.size, expected="1 to 9999")
         positive(self, "", "image_mpp")
         at_least(self, "", 1, "max_enlargement")
         if self.image_mpp is not None and self.slides:
-            message = "slides say their own spacing"
+            message = "image_mpp cannot be set with slides, which have their own spacing"
             raise UserError(message, key="image_mpp", found=self.image_mpp, expected="null, or images=FOLDER")
         if not 0 <= self.min_success_fraction <= 1:
             found = self.min_success_fraction
-            raise UserError("not a fraction", key="min_success_fraction", found=found, expected="0 to 1")
+            message = "min_success_fraction must be between 0 and 1"
+            raise UserError(message, key="min_success_fraction", found=found, expected="0 to 1")
 
 
 def main(loaded: Loaded[CutPatchesConfig]) -> Outputs | None:
@@ -82,7 +83,7 @@ def main(loaded: Loaded[CutPatchesConfig]) -> Outputs | None:
 
 
 def rehearse(config: CutPatchesConfig, jobs: list[SlideCut | ImagesCut]) -> None:
-    """UserError where too many slides of the index are not there any more or too coarse for the patches."""
+    """UserError if too many slides of the index no longer exist or are too coarse for the patches."""
     from ray_jobs.shell.dry_run import Needs, check_slides, of_index, tell
 
     if config.images:
@@ -101,15 +102,16 @@ def tile_spec(config: CutPatchesConfig) -> TileSpec:
 
 
 def jobs_of(config: CutPatchesConfig) -> list[SlideCut | ImagesCut]:
-    """What is to be cut, by name. UserError for neither or both sources, or for a name that can be no file's."""
+    """The archives to cut, by name. UserError for neither or both sources, or for a name that no file can have."""
     if bool(config.slides) == bool(config.images):
         found = f"slides={config.slides!r} images={config.images!r}"
-        raise UserError("patches are cut from slides or from images", key="slides", found=found, expected="one of them")
+        raise UserError("set either slides or images", key="slides", found=found, expected="one of them")
     jobs = _of_slides(config) if config.slides else _of_images(config)
     for one in jobs:
         if not re.fullmatch(r"[^/\\\0.][^/\\\0]{0,200}", one.name):
             source = config.slides or config.images
-            raise UserError("this name cannot be an archive's", file=source, key="slide_id", found=one.name)
+            message = "the slide_id cannot be used as a file name"
+            raise UserError(message, file=source, key="slide_id", found=one.name, expected="a name without / and \\")
     return jobs
 
 
@@ -119,7 +121,7 @@ def _of_slides(config: CutPatchesConfig) -> list[SlideCut | ImagesCut]:
 
     rows = [row for row in read_index(config.slides).rows if row["status"] == "ok"]
     if not rows:
-        raise UserError("the index has no slide that is ok", file=config.slides)
+        raise UserError("the index has no slide with status ok", file=config.slides)
     return [
         SlideCut(
             row["slide_id"],
@@ -154,7 +156,7 @@ def _archive(config: CutPatchesConfig, name: str) -> str:
 
 
 def build(config: CutPatchesConfig, spec: TileSpec, jobs: list[SlideCut | ImagesCut]) -> list[dict[str, Any]]:
-    """Cut on the running Ray, write the report whatever happens, and raise when too few archives could be made."""
+    """Cut on the running Ray, write the report in any case, and raise if too few archives could be made."""
     from adios.cut import cut_if_needed
     from pathray.reports.summary import write_summary
     from pathray.reports.units import check_success, write_report
@@ -172,15 +174,15 @@ def build(config: CutPatchesConfig, spec: TileSpec, jobs: list[SlideCut | Images
     counts = {s: sum(row["status"] == s for row in rows) for s in ("ok", "skipped", "empty", "failed")}
     told = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     log.info("%s; %d patches; report: %s", told, sum(row["patches"] for row in rows), config.report)
-    for status, what in (("ok", "archives are worth a look"), ("skipped", "archives would be refused now")):
+    for status, what in (("ok", "archives have notes"), ("skipped", "archives would be rejected now")):
         if noted := [f"{row['name']}: {row['error']}" for row in rows if row["status"] == status and row["error"]]:
-            log.warning("%d %s, such as %s", len(noted), what, noted[0])
+            log.warning("%d %s, for example %s", len(noted), what, noted[0])
     check_success(rows, "name", "archives", config.min_success_fraction, config.report)
     return rows
 
 
 def summary_of(config: CutPatchesConfig, spec: TileSpec, rows: list[dict[str, Any]], asked: int) -> Summary:
-    """What summary.md says of the archives."""
+    """The summary.md of the archives."""
     from pathray.reports.summary import Summary, counts
 
     facts: dict[str, object] = {"cut from": config.slides or config.images, "archives": asked}
@@ -189,7 +191,7 @@ def summary_of(config: CutPatchesConfig, spec: TileSpec, rows: list[dict[str, An
         facts["not done"] = asked - len(rows)
     facts["patches"] = sum(row["patches"] for row in rows)
     if refused := sum(row["refused"] for row in rows):
-        facts["images left out"] = refused
+        facts["skipped images"] = refused
     settings: dict[str, object] = {"size": config.size, "overlap_px": config.overlap_px}
     if config.slides or config.image_mpp:
         settings |= {"mpp": spec.mpp, "a patch in µm": spec.size_um, "max_enlargement": config.max_enlargement}
@@ -201,9 +203,9 @@ def summary_of(config: CutPatchesConfig, spec: TileSpec, rows: list[dict[str, An
         facts,
         settings,
         failed=[(row["name"], row["error"]) for row in of["failed"]],
-        skipped=[(row["name"], row["error"] or "cut before, unchanged") for row in of["skipped"] + of["empty"]],
+        skipped=[(row["name"], row["error"] or "already cut, unchanged") for row in of["skipped"] + of["empty"]],
         notes=[(row["name"], row["error"]) for row in of["ok"] if row["error"]],
-        files={"report with a line per archive": config.report},
+        files={"report with a row per archive": config.report},
     )
 
 

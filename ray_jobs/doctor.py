@@ -1,4 +1,4 @@
-"""Checks this machine, or every node of a cluster, for what a job needs, and says what to do about each finding."""
+"""Checks this machine, or every node of a cluster, for what jobs need, with advice for each finding."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ MUST_BE_EQUAL = ("python", "ray", "torch", "pathray")
 
 @dataclass
 class DoctorConfig:
-    storage: str = ""  # folders or URLs that must be writable from every node; several separated by commas
-    slides: str = ""  # slides to open on every node: paths separated by commas, folders of slides or manifests (.csv)
-    accelerator: str = "auto"  # auto | cpu | cuda | xla; a named one must be there
-    nodes: int = 0  # fail when the cluster has fewer nodes than this (all hosts of a TPU slice)
-    ray: bool = True  # start, or attach to, Ray; false: only this machine, without Ray
+    storage: str = ""  # folders or URLs that must be writable from every node, separated by commas
+    slides: str = ""  # slides to open on every node: paths, folders or manifests (.csv), separated by commas
+    accelerator: str = "auto"  # auto | cpu | cuda | xla; a named one must be present
+    nodes: int = 0  # fail if the cluster has fewer nodes (set it to all hosts of a TPU slice)
+    ray: bool = True  # start or join Ray; false: check only this machine, without Ray
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:
@@ -64,7 +64,7 @@ def examine(accelerator: str, storage: Sequence[str], slides: Sequence[str]) -> 
     folders = [url for url in storage if "://" not in url]
     checks = node_checks.everything(folders or [os.getcwd()], storage, slides)
     for name, check in accelerator_checks.everything(accelerator):
-        checks += node_checks.guarded(name, check)
+        checks += node_checks.run_check(name, check)
     return NodeReport(socket.gethostname(), node_checks.versions(MUST_BE_EQUAL), checks)
 
 
@@ -79,7 +79,7 @@ def _over_ray(config: DoctorConfig, storage: Sequence[str], slides: Sequence[str
     except UserError:
         raise
     except Exception as e:
-        advice = "is another Ray half-alive here? Look into /tmp/ray/session_latest/logs; free memory and /dev/shm"
+        advice = "see /tmp/ray/session_latest/logs; stop leftover Ray processes; free memory and /dev/shm"
         here.checks.append(
             Check("ray", FAIL, f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}", advice)
         )
@@ -93,18 +93,18 @@ def _ray_checks(embedded: bool, resources: dict[str, float], nodes: int) -> list
     shown = ", ".join(f"{v:g} {k}" for k, v in sorted(resources.items()) if k in ("CPU", "GPU", "TPU"))
     rows = [Check("ray", OK, f"{ray.__version__}, {'embedded' if embedded else 'attached'}, {shown}")]
     enough = len(alive) >= nodes
-    advice = "" if enough else "start ray on every host: a job on a TPU slice needs all of them (--worker=all)"
+    advice = "" if enough else "start Ray on every host: a job on a TPU slice needs all of them (--worker=all)"
     rows.append(
         Check("nodes", OK if enough else FAIL, f"{len(alive)} alive" + ("" if enough else f" of {nodes}"), advice)
     )
     if not embedded and os.environ.get("RAY_AUTH_MODE") != "token":
-        advice = "RAY_AUTH_MODE=token on a private network: whoever reaches the jobs API can run code"
-        rows.append(Check("ray authentication", WARN, "no token mode in this environment", advice))
+        advice = "set RAY_AUTH_MODE=token and use a private network: anyone who reaches the jobs API can run code"
+        rows.append(Check("ray authentication", WARN, "token authentication is off in this environment", advice))
     return rows
 
 
 def _on_every_node(accelerator: str, storage: Sequence[str], slides: Sequence[str]) -> list[NodeReport]:
-    """One task per node, bound to it; a node that does not answer in time is a finding."""
+    """Run one task on each node; a node that does not answer in time is a finding."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -117,7 +117,7 @@ def _on_every_node(accelerator: str, storage: Sequence[str], slides: Sequence[st
             pending[answer] = node["NodeManagerHostname"]
     ray.wait(list(pending), num_returns=len(pending), timeout=900)
     reports = [_answer(answer, name) for answer, name in pending.items()]
-    return compared(reports)
+    return compare_versions(reports)
 
 
 def _answer(answer: Any, name: str) -> NodeReport:
@@ -127,24 +127,24 @@ def _answer(answer: Any, name: str) -> NodeReport:
         report: NodeReport = ray.get(answer, timeout=0)
         return report
     except Exception as e:
-        advice = "is the project installed there, in the same version? (cluster/runtime_env.yaml)"
+        advice = "install the same version of the project on this node (cluster/runtime_env.yaml)"
         found = f"{type(e).__name__}: {str(e).splitlines()[-1] if str(e) else 'no answer'}"
         return NodeReport(name, {}, [Check("node", FAIL, found, advice)])
 
 
-def compared(reports: list[NodeReport]) -> list[NodeReport]:
-    """Adds a row to every node whose versions differ from the first node's: they could not unpickle each other."""
+def compare_versions(reports: list[NodeReport]) -> list[NodeReport]:
+    """Add a row to every node whose versions differ from the first node's, since they cannot exchange objects."""
     first = next((r.versions for r in reports if r.versions), {})
     for report in reports:
         for name, version in report.versions.items():
             if version != first.get(name):
-                advice = "install the same on all nodes: one image, or cluster/runtime_env.yaml"
+                advice = "install the same version on all nodes: one image, or cluster/runtime_env.yaml"
                 report.checks.append(Check(f"same {name}", FAIL, f"{version}, elsewhere {first.get(name)}", advice))
     return reports
 
 
 def table(reports: Sequence[NodeReport], width: int) -> str:
-    """Columns: status, check, what was found; the advice stands below its row."""
+    """The report as text with columns status, check and finding; advice is below its row."""
     lines = []
     names = max((len(c.name) for r in reports for c in r.checks), default=0)
     for report in reports:
@@ -166,7 +166,7 @@ def _listed(text: str) -> list[str]:
 
 
 def _slides(text: str) -> list[str]:
-    """The slides named, where a CSV stands for those that it lists, and a folder of slides for those in it."""
+    """The slides named by paths, by manifests (.csv) and by folders."""
     from ijepath.manifest import read_manifest
     from pathray.features.inputs import slides_in
 

@@ -1,11 +1,12 @@
-"""Robustness of a run's snapshots, or of one encoder, on labelled patches: PathoROB's metrics, probes, a report.
+"""Snapshots of a run, or one encoder, and labelled patches → robustness: PathoROB's metrics, probes, a report.
 
     python -m ray_jobs.evaluate watch=outputs/run
     python -m ray_jobs.evaluate snapshot=outputs/run/encoder output=outputs/judged --config evaluate_camelyon
 
-watch: every snapshot of a run, also while it trains elsewhere, with the plugins of the run's own config unless others
-are given; results go where the run's own evaluations would, and what is there already is not done again. Ends when the
-run has ended, or no snapshot has come for `idle_minutes`. snapshot: one snapshot or encoder artifact of any science.
+watch evaluates every snapshot of a run, also while it trains elsewhere, with the plugins of the run's config or those
+given. Results are written where the run's own evaluations would be, and existing ones are not repeated. It ends when
+the run has ended, or after `idle_minutes` without a new snapshot. snapshot evaluates one snapshot or encoder artifact
+of any science.
 """
 
 from __future__ import annotations
@@ -36,28 +37,28 @@ FRESH_S, LOOK_S = 60.0, 1.0
 @dataclass
 class EvaluateConfig:
     watch: str | None = None  # a run's folder or URL
-    snapshot: str | None = None  # a snapshot's, or an encoder artifact's
-    output: str | None = None  # of `snapshot`: the folder of its results
+    snapshot: str | None = None  # a snapshot's or an encoder artifact's folder or URL
+    output: str | None = None  # for `snapshot`: the folder of its results
     tuning: TuningConfig = field(default_factory=TuningConfig)
-    accelerator: str = "auto"  # what tuning.execution.device=auto means: auto | cpu | cuda
-    idle_minutes: float = 10.0  # watch ends when the run has been still for so long; 0: what is there now
+    accelerator: str = "auto"  # device for tuning.execution.device=auto: auto | cpu | cuda
+    idle_minutes: float = 10.0  # watch ends after this time without a new snapshot; 0: only existing snapshots
     mlflow: bool = True
-    tracking_uri: str | None = None  # None: the run's own, else SQLite beside the results
+    tracking_uri: str | None = None  # null: the run's own, else SQLite next to the results
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:
         if self.accelerator not in ("auto", "cpu", "cuda"):
             raise UserError(
-                "no such accelerator", key="accelerator", found=self.accelerator, expected="auto, cpu, cuda"
+                "unknown accelerator", key="accelerator", found=self.accelerator, expected="auto, cpu, cuda"
             )
         if self.idle_minutes < 0:
-            raise UserError("no such time", key="idle_minutes", found=self.idle_minutes, expected=">= 0")
+            raise UserError("idle_minutes must be >= 0", key="idle_minutes", found=self.idle_minutes, expected=">= 0")
 
 
 def main(loaded: Loaded[EvaluateConfig]) -> Outputs | None:
     from pathray.evaluation.judge import Judge
 
-    config = located(loaded.config)
+    config = make_paths_absolute(loaded.config)
     folder, given = _subject(config)
     tuning = _tuning(config)
     judge = Judge(tuning.plugins, "")
@@ -71,17 +72,18 @@ def main(loaded: Loaded[EvaluateConfig]) -> Outputs | None:
     return _outputs(folder)
 
 
-def located(config: EvaluateConfig) -> EvaluateConfig:
-    """With every path absolute: an evaluator runs in another folder than the command. UserError without a subject."""
+def make_paths_absolute(config: EvaluateConfig) -> EvaluateConfig:
+    """The config with absolute paths, since evaluators run in another folder. UserError unless exactly one of `watch`
+    and `snapshot` is set."""
     from pathray.store.storage import Storage
 
     def absolute(path: str | None) -> str | None:
         return Storage.of(path).url if path else path
 
     if (config.watch is None) == (config.snapshot is None):
-        raise UserError("what shall be evaluated?", key="watch", expected="either watch=RUN or snapshot=FOLDER")
+        raise UserError("set either watch or snapshot", key="watch", expected="watch=RUN or snapshot=FOLDER")
     if config.snapshot and not config.output:
-        raise UserError("where shall the results go?", key="output", expected="output=FOLDER or a URL")
+        raise UserError("`output` is required with snapshot", key="output", expected="output=FOLDER or a URL")
     return replace(
         config,
         watch=absolute(config.watch),
@@ -92,7 +94,7 @@ def located(config: EvaluateConfig) -> EvaluateConfig:
 
 
 def _subject(config: EvaluateConfig) -> tuple[str, list[Any] | None]:
-    """The folder of the results, and for `snapshot` what is evaluated, as its encoder's folder."""
+    """The folder of the results and, for `snapshot`, the snapshot with its encoder's folder."""
     from pathray.evaluation.backlog import Snapshot
     from pathray.store.artifact import describe
     from pathray.store.storage import Storage
@@ -100,8 +102,8 @@ def _subject(config: EvaluateConfig) -> tuple[str, list[Any] | None]:
     if config.watch is not None:
         store = Storage.of(config.watch)
         if not any(map(store.exists, (CONFIG, CHECKPOINTS))):
-            expected = "the output folder of a training job that has begun"
-            raise MissingFile("no run is here", file=store.url, key="watch", expected=expected)
+            expected = "the output folder of a started training job"
+            raise MissingFile("no run found", file=store.url, key="watch", expected=expected)
         return store.url, None
     encoder = Storage.of(str(config.snapshot))
     inside = encoder.at(ENCODER)
@@ -112,18 +114,18 @@ def _subject(config: EvaluateConfig) -> tuple[str, list[Any] | None]:
 
 
 def _check_own(output: str, encoder: str) -> None:
-    """UserError when the folder has results of another encoder, which would be taken for this one's."""
+    """UserError if the folder has results of another encoder, which would be mistaken for this one's."""
     from pathray.evaluation.results import ROWS, Results
 
     others = {row["identity"] for row in Results(output, None).rows} - {encoder}
     if others:
         where, found = f"{output.rstrip('/')}/{ROWS}", f"sha256 {min(others)}"
-        message = "the output holds evaluations of another encoder"
+        message = "the output contains evaluations of another encoder"
         raise UserError(message, file=where, key="output", found=found, expected="another folder")
 
 
 def _tuning(config: EvaluateConfig) -> TuningConfig:
-    """What is evaluated: the plugins given, else the whole `tuning` of the run's own config."""
+    """The evaluation settings: those given, or without plugins the whole `tuning` of the run's config."""
     tuning = config.tuning
     if not tuning.plugins and config.watch is not None:
         tuning = recorded_tuning(config.watch)
@@ -134,7 +136,7 @@ def _tuning(config: EvaluateConfig) -> TuningConfig:
 
 
 def recorded_tuning(run_dir: str) -> TuningConfig:
-    """The `tuning` section that a run was started with. UserError when it has none that evaluates anything."""
+    """The `tuning` section of a run's config. UserError if it has no evaluators."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
@@ -142,9 +144,9 @@ def recorded_tuning(run_dir: str) -> TuningConfig:
     from pathray.store.storage import Storage
 
     store, name = Storage.of(run_dir), CONFIG
-    expected = "tuning.plugins of yours (--config …)"
+    expected = "your own tuning.plugins (--config …)"
     if not store.exists(name):
-        raise MissingFile("the run's config is not here", file=store.join(name), key="watch", expected=expected)
+        raise MissingFile("the run's config does not exist", file=store.join(name), key="watch", expected=expected)
     try:
         found: Any = OmegaConf.create(store.read_bytes(name).decode())
         section = found.get("tuning") or {}
@@ -158,7 +160,7 @@ def recorded_tuning(run_dir: str) -> TuningConfig:
     try:
         tuning = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TuningConfig), section))
     except OmegaConfBaseException as e:
-        raise UserError(f"not a config of this version: {e}", file=store.join(name), key="tuning") from e
+        raise UserError(f"the run's config does not fit this version: {e}", file=store.join(name), key="tuning") from e
     assert isinstance(tuning, TuningConfig)
     return tuning
 
@@ -184,13 +186,13 @@ def _evaluate(config: EvaluateConfig, folder: str, given: list[Any] | None) -> N
         evaluators.drain()
     if not evaluators.judged:
         log.warning(
-            "every snapshot has its row in robustness.jsonl, by the plugins of then; to judge it by others: "
+            "all snapshots are already in robustness.jsonl, evaluated by the plugins of that time; to use others, set "
             "snapshot=SNAPSHOT output=ANOTHER_FOLDER"
         )
 
 
 def _ended(config: EvaluateConfig, store: Any, evaluators: Any) -> bool:
-    """Whether the run has ended, as far as its folder tells, and nothing of it has come for a while."""
+    """Whether the run has ended, judged by its folder, or has had no new snapshot for a while."""
     if _beats(store):
         return False
     if store.exists("encoder/artifact.json"):
@@ -203,7 +205,7 @@ def _ended(config: EvaluateConfig, store: Any, evaluators: Any) -> bool:
 
 
 def _beats(store: Any) -> bool:
-    """Whether the run's trainer has given a sign of life within a minute (only on a local disk or a shared one)."""
+    """Whether the run's trainer wrote its heartbeat within the last minute (on a local or shared disk only)."""
     try:
         beat = json.loads(store.read_bytes(PROGRESS))
         return "end" not in beat and bool(time.time() - beat["time"] < FRESH_S)
@@ -212,7 +214,7 @@ def _beats(store: Any) -> bool:
 
 
 def _mlflow(config: EvaluateConfig, store: Any) -> Any:
-    """Results into the MLflow run that the training has, if it has one, else into one of their own."""
+    """Log results to the training's MLflow run, or to a new one if it has none."""
     uri = config.tracking_uri
     if not config.mlflow or (uri is None and not store.local):
         return nullcontext()
@@ -231,12 +233,12 @@ def _known_uri(store: Any, name: str) -> str:
     try:
         return str(json.loads(store.read_bytes(name))["tracking_uri"])
     except (ValueError, KeyError, TypeError) as e:
-        expected = "the run's MLflow; give tracking_uri, or remove the file"
-        raise UserError("damaged", file=store.join(name), found=str(e), expected=expected) from e
+        expected = "the run's MLflow record; set tracking_uri, or delete the file"
+        raise UserError("the file is damaged", file=store.join(name), found=str(e), expected=expected) from e
 
 
 def _outputs(folder: str) -> Outputs:
-    """UserError when nothing could be judged."""
+    """The job's outputs, after logging the newest results. UserError if no evaluation succeeded."""
     from pathray.evaluation.results import ROWS, Results
     from pathray.store.storage import Storage
 

@@ -1,11 +1,11 @@
-"""A trained regression on the rows of a table: correlations per gene with intervals over groups, and every prediction.
+"""A trained regression and a table → correlations per gene with intervals over groups, and all predictions.
 
     python -m ray_jobs.evaluate_regression model=outputs/regression/RUN/encoder table=metadata.csv split=split.csv \\
         output=outputs/evaluated
 
-Every row of the part is predicted once; an image that cannot be read ends it: nothing is left out. Figures are drawn
-beside the tables: the best, the median and the worst gene, all genes, and where the table says where its images lie,
-maps over the sections. Needs no Ray.
+Every row of the part is predicted once; an unreadable image ends the job, so that no row is skipped. Figures are drawn
+next to the tables: the best, the median and the worst gene, all genes and, if the table has positions, maps of the
+sections. Needs no Ray.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class EvaluateRegressionConfig:
-    model: str = MISSING  # the model that a run has exported: RUN/encoder
-    table: str = MISSING  # CSV or parquet: path, group_id, and the model's genes
-    split: str = MISSING  # CSV: path, group_id, split
+    model: str = MISSING  # the model exported by a run: RUN/encoder
+    table: str = MISSING  # CSV or parquet with columns path, group_id and the model's genes
+    split: str = MISSING  # CSV with columns path, group_id, split
     part: str = "test"  # | train | val
     output: str = MISSING  # folder or URL of the results
     accelerator: str = "auto"  # auto | cpu | cuda
@@ -39,7 +39,7 @@ class EvaluateRegressionConfig:
 
     def __post_init__(self) -> None:
         if self.part not in ("train", "val", "test"):
-            raise UserError("no such part", key="part", found=self.part, expected="train | val | test")
+            raise UserError("unknown part", key="part", found=self.part, expected="train | val | test")
 
 
 def main(loaded: Loaded[EvaluateRegressionConfig]) -> Outputs | None:
@@ -59,7 +59,7 @@ def main(loaded: Loaded[EvaluateRegressionConfig]) -> Outputs | None:
         raise UserError("too few rows to evaluate", file=config.split, key="part", found=count, expected="two or more")
     store = Storage.of(config.output)
     if store.exists(CHECKPOINTS) or store.exists(CONFIG):
-        raise UserError("a run's own results are there", file=store.url, key="output", expected="another folder")
+        raise UserError("the output contains a training run", file=store.url, key="output", expected="another folder")
     if loaded.dry_run:
         return tell((count, f"rows of {config.part}"))
     with tempfile.TemporaryDirectory(prefix="pathray-") as folder:

@@ -4,13 +4,13 @@
     python -m ray_jobs.extract_features encoders=[a=runs/a/encoder,b=runs/b/encoder] slides=folder output=features
     python -m ray_jobs.extract_features encoders=[runs/a/encoder] images=patches output=features
 
-Slides: a manifest (slide_id,wsi_path,mask_path and `mpp` where the header lacks it) or a folder; bags go to
-OUTPUT/ENCODER/SLIDE.h5, readable as CLAM and TRIDENT bags. Images: a folder, or a CSV or TSV with a `path` column; the
-table is OUTPUT/ENCODER/features.parquet. All encoders share one read of the pixels, and each gets the preprocessing of
-its own artifact. What is finished, and made of the same files, encoders and settings, is skipped; `overwrite=true` does
-it again. In fp32 features are the same to 1e-5 whatever the number of actors and the batch size.
+Slides are given as a manifest (slide_id,wsi_path,mask_path, and `mpp` if the header lacks it) or a folder; bags are
+OUTPUT/ENCODER/SLIDE.h5, in the format of CLAM and TRIDENT. Images are given as a folder, or a CSV or TSV with a `path`
+column; the table is OUTPUT/ENCODER/features.parquet. Pixels are read once for all encoders, and each encoder applies
+its artifact's own preprocessing. Results that exist for the same files, encoders and settings are kept;
+`overwrite=true` makes them again. In fp32 features are equal to 1e-5 for any number of actors and any batch size.
 
-Exit code 2 when fewer than `min_success_fraction` of the slides or images are ok; everything is written all the same.
+The exit code is 2 if fewer than `min_success_fraction` of the slides or images are ok; everything is still written.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main(loaded: Loaded[ExtractConfig]) -> Outputs | None:
     config = loaded.config
     if bool(config.slides) == bool(config.images):
         found = "both" if config.slides else "neither"
-        raise UserError("extract from what?", key="slides", found=found, expected="one of slides=… and images=…")
+        raise UserError("set either slides or images", key="slides", found=found, expected="slides=… or images=…")
     from ray_jobs.extract import images as extract_images
     from ray_jobs.extract import slides as extract_slides
 
@@ -54,16 +54,17 @@ def main(loaded: Loaded[ExtractConfig]) -> Outputs | None:
 
 
 def encoder_specs(config: ExtractConfig) -> dict[str, EncoderSpec]:
-    """The encoders by name, their descriptions checked: before Ray starts, and without loading weights."""
+    """The encoders by name, with checked descriptions, before Ray starts and without loading weights."""
     from pathray.features.encoder import EncoderSpec
 
     if not config.encoders:
-        raise UserError("no encoder given", key="encoders", expected="encoders=[folder] or encoders=[name=folder,…]")
+        expected = "encoders=[folder] or encoders=[name=folder,…]"
+        raise UserError("`encoders` is required", key="encoders", expected=expected)
     specs = dict[str, EncoderSpec]()
     for entry in config.encoders:
         name, path = _named(entry)
         if name in specs:
-            message = "two encoders would write to one folder: name them"
+            message = "two encoders have the same name and would share a folder: name them"
             raise UserError(message, key="encoders", found=name, expected="encoders=[first=…,second=…]")
         specs[name] = EncoderSpec.of(name, path)
         specs[name].dim(config.pooling)
@@ -77,7 +78,10 @@ def _named(entry: str) -> tuple[str, str]:
         name, path = entry.rstrip("/").rpartition("/")[2], entry
     if not re.fullmatch(r"[\w.+-]{1,100}", name) or name.startswith((".", "_")):
         raise UserError(
-            "not a name for a folder of features", key="encoders", found=name, expected="letters and digits"
+            "the encoder's name cannot be used as a folder name",
+            key="encoders",
+            found=name,
+            expected="letters and digits",
         )
     return name, path if "://" in path else os.path.abspath(path)
 

@@ -1,10 +1,10 @@
-"""Folder of zipped patches (or a dataset_index.pkl) → patch index (parquet) and a table of what could not be read.
+"""Folder of zipped patches (or a dataset_index.pkl) → patch index (parquet) and a table of unreadable patches.
 
     python -m ray_jobs.index_patches source=data/zips output=indexes/patches.parquet
 
-Only the archives' directories are read, in parallel. A job that was killed goes on where it was, and a folder that grew
-is read only where it is new: what was found lies in `OUTPUT_parts/`. Exit code 2, and no index, when more than
-`max_corrupt_fraction` of the archives or members will not do; OUTPUT_quarantine.parquet names them all the same.
+Only the archives' directories are read, in parallel. Finished parts are kept in `OUTPUT_parts/`, so a killed job
+resumes and only new archives of a folder are read. If more than `max_corrupt_fraction` of the archives or members are
+unusable, no index is written and the exit code is 2; OUTPUT_quarantine.parquet lists them in any case.
 """
 
 from __future__ import annotations
@@ -37,15 +37,17 @@ class IndexPatchesConfig:
     output: str = MISSING  # the index, a parquet file
     max_corrupt_fraction: float = 0.05  # of the archives, and of their members
     archives_per_task: int = placement(8)
-    archive_timeout_s: float = placement(TIMEOUT_S)  # an archive that takes longer is left out; 0: none is
+    archive_timeout_s: float = placement(TIMEOUT_S)  # an archive that takes longer is left out; 0: no limit
     runtime: RuntimeConfig = placement(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_corrupt_fraction <= 1:
             found = self.max_corrupt_fraction
-            raise UserError("not a fraction", key="max_corrupt_fraction", found=found, expected="0 to 1")
+            message = "max_corrupt_fraction must be between 0 and 1"
+            raise UserError(message, key="max_corrupt_fraction", found=found, expected="0 to 1")
         if self.archives_per_task < 1:
-            raise UserError("too small", key="archives_per_task", found=self.archives_per_task, expected="at least 1")
+            message = "archives_per_task must be >= 1"
+            raise UserError(message, key="archives_per_task", found=self.archives_per_task, expected="at least 1")
 
 
 def main(loaded: Loaded[IndexPatchesConfig]) -> Outputs | None:

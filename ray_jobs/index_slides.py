@@ -1,9 +1,9 @@
-"""Slide manifest (CSV) → slide index (parquet), a report of what could not be read and a summary.md.
+"""Slide manifest (CSV) → slide index (parquet), a report of slides that could not be read, and summary.md.
 
     python -m ray_jobs.index_slides manifest=slides.csv output=indexes/slide_metadata.parquet report=indexes/report.csv
 
-Exit code 2 when fewer than `min_success_fraction` of the slides are ok; index and report are written all the same.
-`resume=true` keeps the ok rows of an older index whose files did not change, and tries failed ones again.
+The exit code is 2 if fewer than `min_success_fraction` of the slides are ok; index and report are still written.
+`resume=true` keeps the ok rows of an older index whose files did not change, and retries failed ones.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ CONFIGS_DIR = Path(ijepath.__file__).parent / "configs"
 
 @dataclass
 class IndexSlidesConfig:
-    manifest: str = MISSING  # CSV: slide_id,wsi_path,mask_path and free metadata columns (organ, site, mpp …)
+    manifest: str = MISSING  # CSV with columns slide_id,wsi_path,mask_path and any metadata (organ, site, mpp …)
     output: str = MISSING  # the index, a parquet file
-    report: str = ""  # CSV with one line per slide; "" = beside the output
-    resume: bool = False  # keep ok rows whose files did not change, try failed ones again
+    report: str = ""  # CSV with one row per slide; "" = next to the output
+    resume: bool = False  # keep ok rows whose files did not change, retry failed ones
     min_success_fraction: float = 1.0
     backend: str = "auto"  # how slides are opened: auto, tiff, tiffslide, openslide or fastslide
     slides_per_task: int = 8
-    slide_timeout_s: float = placement(TIMEOUT_S)  # a slide that takes longer fails; 0: none does
+    slide_timeout_s: float = placement(TIMEOUT_S)  # a slide that takes longer fails; 0: no limit
     runtime: RuntimeConfig = placement(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:
@@ -63,16 +63,18 @@ class IndexSlidesConfig:
             )
         if not 0 <= self.min_success_fraction <= 1:
             found = self.min_success_fraction
-            raise UserError("not a fraction", key="min_success_fraction", found=found, expected="0 to 1")
+            message = "min_success_fraction must be between 0 and 1"
+            raise UserError(message, key="min_success_fraction", found=found, expected="0 to 1")
         if self.slides_per_task < 1:
-            raise UserError("too small", key="slides_per_task", found=self.slides_per_task, expected="at least 1")
+            message = "slides_per_task must be >= 1"
+            raise UserError(message, key="slides_per_task", found=self.slides_per_task, expected="at least 1")
 
 
 def main(loaded: Loaded[IndexSlidesConfig]) -> Outputs | None:
     config = loaded.config
     manifest = read_manifest(config.manifest, reserved=COLUMNS)
     previous = previous_rows(config)
-    log.info("%d slides in %s, %d of them indexed before", len(manifest), config.manifest, len(previous))
+    log.info("%d slides in %s, %d already indexed", len(manifest), config.manifest, len(previous))
     if loaded.dry_run:
         needs = Needs(backend=config.backend)
         slides = of_manifest(manifest)
@@ -88,9 +90,9 @@ def main(loaded: Loaded[IndexSlidesConfig]) -> Outputs | None:
 def build(
     config: IndexSlidesConfig, manifest: Manifest, previous: tuple[Row, ...] = (), begun: tuple[Row, ...] = ()
 ) -> SlideIndex:
-    """Index the slides of `manifest` on the running Ray, write index, report and summary, and return what was found.
+    """Index the slides of `manifest` on the running Ray; write and return the index, with a report and a summary.
 
-    For a run that was begun with the rows `begun` the index is written as `as_begun` has it.
+    For a run that started with the rows `begun`, the index is written as `as_begun` returns it.
     """
     over_ray = RayMap(_lost, chunk=config.slides_per_task, timeout_s=config.slide_timeout_s)
     rows = []
@@ -106,7 +108,7 @@ def build(
 
 
 def summary_of(config: IndexSlidesConfig, index: SlideIndex, previous: tuple[Row, ...]) -> Summary:
-    """What summary.md says of an index."""
+    """The summary.md of an index."""
     rows, before = index.rows, {row["slide_id"]: row for row in previous}
     ok = [row for row in rows if row["status"] == "ok"]
     spacings = sorted(row["wsi_level0_spacing_mpp"] for row in ok)
@@ -121,9 +123,9 @@ def summary_of(config: IndexSlidesConfig, index: SlideIndex, previous: tuple[Row
         facts,
         {"backend": config.backend, "min_success_fraction": config.min_success_fraction},
         failed=[(row["slide_id"], row["error"]) for row in rows if row["status"] != "ok"],
-        skipped=[(r["slide_id"], "indexed before, unchanged") for r in ok if before.get(r["slide_id"]) == r],
+        skipped=[(r["slide_id"], "already indexed, unchanged") for r in ok if before.get(r["slide_id"]) == r],
         notes=[(row["slide_id"], row["spacing_note"]) for row in ok if row["spacing_note"]],
-        files={"index": config.output, "report with a line per slide": config.report},
+        files={"index": config.output, "report with a row per slide": config.report},
     )
 
 
@@ -137,7 +139,7 @@ def previous_rows(config: IndexSlidesConfig) -> tuple[Row, ...]:
 
 
 def _lost(item: tuple[ManifestRow, Any], error: Exception) -> Row:
-    """The failed row of a slide on which the indexing process itself died."""
+    """The failed row of a slide whose indexing process died."""
     return failed_row(item[0], f"reading this slide {error}")
 
 

@@ -1,4 +1,4 @@
-"""Which rows of a regression table train, validate and test: by whole groups, from a seed, as CSV. Needs no Ray.
+"""Regression table → splits into train, val and test rows, by whole groups and a seed, as CSV. Needs no Ray.
 
     python -m ray_jobs.make_splits table=metadata.csv output=splits/split_seed42.csv
     python -m ray_jobs.make_splits table=metadata.csv output=splits/loso kind=leave_one_group_out
@@ -24,7 +24,7 @@ KINDS = ("holdout", "group_kfold", "leave_one_group_out")
 
 @dataclass
 class MakeSplitsConfig:
-    table: str = MISSING  # CSV or parquet: path, group_id, targets
+    table: str = MISSING  # CSV or parquet with columns path, group_id and targets
     output: str = MISSING  # a CSV for holdout, a folder for folds
     kind: str = "holdout"  # | group_kfold | leave_one_group_out
     seed: int = 42
@@ -32,13 +32,14 @@ class MakeSplitsConfig:
     k: int = 5  # folds of group_kfold
     validation: bool = True  # each fold validates on the next one's groups
     genes: list[str] | None = None  # the target columns; None: y0, y1 …
-    target_dim: int | None = 50  # how many there must be; null: as many as there are
+    target_dim: int | None = 50  # required number of target columns; null: any
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise UserError("no such kind of split", key="kind", found=self.kind, expected=" | ".join(KINDS))
+            raise UserError("unknown kind of split", key="kind", found=self.kind, expected=" | ".join(KINDS))
         if len(self.fractions) != 3:
-            raise UserError("three parts", key="fractions", found=self.fractions, expected="[train, val, test]")
+            message = "fractions must have three values"
+            raise UserError(message, key="fractions", found=self.fractions, expected="[train, val, test]")
 
 
 def main(loaded: Loaded[MakeSplitsConfig]) -> Outputs | None:

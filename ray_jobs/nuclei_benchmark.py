@@ -1,11 +1,11 @@
-"""Every checkpoint's masks against annotated nuclei: Dice, IoU and PQ beside Otsu's threshold, as JSON and pictures.
+"""ADIOS checkpoints and annotated nuclei → Dice, IoU and PQ of their masks and of Otsu's threshold, with pictures.
 
     python -m ray_jobs.nuclei_benchmark run=outputs/adios data=dsb2018_brightfield output=outputs/nuclei
 
-`run` is an ADIOS run, or one mask model. `data` has `images/` (PNG, JPEG, TIFF, BMP) and `masks/` (not JPEG) of the
-same names, with a number for each nucleus in all of them, or plain ones (0 and 255) only. The channel that is taken for
-nuclei is chosen on `train_fraction` of the images, all figures are of the others; `oracle_…` chooses for each image by
-its truth and is a bound only. Checkpoints that were judged already are left. Needs no Ray.
+`run` is an ADIOS run or one mask model. `data` has `images/` (PNG, JPEG, TIFF, BMP) and `masks/` (not JPEG) with equal
+names; the masks either all have a number for each nucleus, or are all binary (0 and 255). The channel for nuclei is
+chosen on `train_fraction` of the images, and all figures are computed on the others. `oracle_…` chooses the channel of
+each image by its annotation and is only an upper bound. Checkpoints that already have results are kept. Needs no Ray.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ RESULTS, PLOT, EXAMPLES = "results.json", "plot.png", "examples.png"
 
 @dataclass
 class NucleiConfig:
-    run: str = MISSING  # folder or URL of a run; or of a mask model (RUN/mask_model), or of one checkpoint
+    run: str = MISSING  # folder or URL of a run, a mask model (RUN/mask_model) or one checkpoint
     data: str = MISSING  # folder or URL with images/ and masks/
     output: str = MISSING  # folder or URL
-    train_fraction: float = 0.3  # of the images: they choose the channel
-    seed: int = 42  # of that split, and of the intervals
-    scale: float = 1.0  # images are resized by it first: 0.5 where patches of half the resolution were trained on
+    train_fraction: float = 0.3  # share of the images on which the channel is chosen
+    seed: int = 42  # of that split and of the intervals
+    scale: float = 1.0  # factor to resize images first: 0.5 for models trained at half the resolution
     resamples: int = 2000
     accelerator: str = placement("auto")  # auto | cpu | cuda
     batch_size: int = placement(8)
@@ -46,10 +46,11 @@ class NucleiConfig:
     def __post_init__(self) -> None:
         if not 0 < self.train_fraction < 1:
             found = self.train_fraction
-            raise UserError("a fraction of the images", key="train_fraction", found=found, expected="between 0 and 1")
+            message = "train_fraction must be between 0 and 1"
+            raise UserError(message, key="train_fraction", found=found, expected="between 0 and 1")
         for key in ("scale", "resamples", "batch_size"):
             if getattr(self, key) <= 0:
-                raise UserError("a size must be positive", key=key, found=getattr(self, key), expected="> 0")
+                raise UserError(f"{key} must be > 0", key=key, found=getattr(self, key), expected="> 0")
 
 
 def main(loaded: Loaded[NucleiConfig]) -> Outputs | None:
@@ -64,9 +65,9 @@ def main(loaded: Loaded[NucleiConfig]) -> Outputs | None:
     train, test = split(pairs, config.train_fraction, config.seed)
     models = mask_models(config.run)
     store, own = Storage.of(config.output), settings(config, pairs)
-    known = judged_before(store, own)
+    known = read_results(store, own)
     if loaded.dry_run:
-        log.info("sound: %d checkpoints, %d images choose and %d judge", len(models), len(train), len(test))
+        log.info("%d checkpoints; %d images to choose the channel, %d to evaluate", len(models), len(train), len(test))
         return tell((len(models), "checkpoints"), (len(pairs), "images"))
     floor = floors([pairs[i] for i in test])
     found: dict[str, Any] = {
@@ -80,8 +81,8 @@ def main(loaded: Loaded[NucleiConfig]) -> Outputs | None:
     with Progress(len(models) * len(pairs), "nuclei", "images") as progress:
         for i, path in enumerate(models):
             row = known.get(path)
-            if row is None or i == len(models) - 1:  # the last one's masks are shown
-                row, examples = judged(config, path, pairs, (train, test), floor["otsu"], progress.update)
+            if row is None or i == len(models) - 1:  # the last one's masks are drawn
+                row, examples = evaluate_model(config, path, pairs, (train, test), floor["otsu"], progress.update)
             else:
                 progress.update(len(pairs))
             found["checkpoints"].append(row)
@@ -97,7 +98,7 @@ def main(loaded: Loaded[NucleiConfig]) -> Outputs | None:
 
 
 def settings(config: NucleiConfig, pairs: list[Pair]) -> dict[str, Any]:
-    """What two results must share to stand in one file."""
+    """The settings that all results in one file must share."""
     import hashlib
 
     digest = hashlib.sha256()
@@ -107,9 +108,9 @@ def settings(config: NucleiConfig, pairs: list[Pair]) -> dict[str, Any]:
     return {**own, "data": digest.hexdigest()}
 
 
-def judged_before(store: Any, wanted: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Rows by checkpoint of an earlier start with the same settings on the same images; none of other settings.
-    UserError for a file that no benchmark has written: it is not written over."""
+def read_results(store: Any, wanted: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Rows by checkpoint of an earlier start with the same settings and images; empty if they differ. UserError for a
+    file that this benchmark did not write, so that it is not overwritten."""
     from adios.segmentation import METRICS
 
     try:
@@ -124,15 +125,19 @@ def judged_before(store: Any, wanted: dict[str, Any]) -> dict[str, dict[str, Any
     except (ValueError, KeyError, TypeError, AttributeError):
         ours = False
     if not ours:
-        expected = "another output, or this file moved away"
+        expected = "another output, or move this file away"
         raise UserError(
-            "not results of this benchmark", file=store.join(RESULTS), key="output", found=text[:60], expected=expected
+            "the file does not contain results of this benchmark",
+            file=store.join(RESULTS),
+            key="output",
+            found=text[:60],
+            expected=expected,
         )
     return rows if found["settings"] == wanted else {}
 
 
 def mask_models(run: str) -> list[str]:
-    """Mask models below `run`, by images seen: one of each checkpoint, else the exported one. MissingFile without."""
+    """The mask models below `run`, by images seen: one per checkpoint, else the exported one. MissingFile if none."""
     from adios.artifact import DESCRIPTION, FOLDER
     from pathray.store.committed import COMMITTED, list_committed
     from pathray.store.storage import Storage
@@ -148,11 +153,11 @@ def mask_models(run: str) -> list[str]:
     if not found and store.exists(f"{FOLDER}/{DESCRIPTION}"):
         found = [store.join(FOLDER)]
     if not found:
-        raise MissingFile("no mask model is here", file=store.url, key="run", expected="an ADIOS run, or mask_model/")
+        raise MissingFile("no mask model found", file=store.url, key="run", expected="an ADIOS run, or mask_model/")
     return found
 
 
-def judged(
+def evaluate_model(
     config: NucleiConfig,
     path: str,
     pairs: list[Pair],
@@ -160,7 +165,8 @@ def judged(
     otsu: list[Any],
     tell: Callable[[], None],
 ) -> tuple[dict[str, Any], list[Any]]:
-    """The row of one checkpoint, and examples of what it marks. `parts` choose and judge; `tell`: of each image."""
+    """The result row of one checkpoint, and example masks. `parts` are the images to choose the channel and to
+    evaluate; `tell` is called after each image."""
     from adios import artifact
     from adios.nuclei import choose, find, masks_of, report
     from adios.nuclei_figures import Example, chosen_examples

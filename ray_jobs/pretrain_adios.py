@@ -23,7 +23,8 @@ from ray_jobs.shell.cli import Outputs, job
 from ray_jobs.shell.dry_run import check_files, tell
 from ray_jobs.shell.runtime import RuntimeConfig
 from ray_jobs.train import training_jobs
-from ray_jobs.train.pretraining import Pretraining, check_same_run, pretrain, share_plan
+from ray_jobs.train.plans import share_plan
+from ray_jobs.train.pretraining import Pretraining, check_same_run, pretrain
 from ray_jobs.train.training_jobs import (
     absolute,
     check_output,

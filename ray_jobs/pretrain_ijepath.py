@@ -12,28 +12,35 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ijepath.config import CONFIGS_DIR, GROUPS, RunConfig, resolve_global_batch
-from ijepath.profile import Profile
 from pathray.config.checks import at_least
 from pathray.config.load import Loaded, placement
 from pathray.errors import UserError
-from pathray.run.layout import INDEXES, PLAN
-from pathray.wsi.spacing import MAX_ENLARGEMENT, too_coarse
+from pathray.run.layout import PLAN
+from pathray.wsi.spacing import MAX_ENLARGEMENT
 from ray_jobs.shell.cli import Outputs, job
 from ray_jobs.shell.dry_run import Needs, check_slides, of_catalog, of_index, of_manifest, tell
 from ray_jobs.shell.runtime import RuntimeConfig
 from ray_jobs.train import training_jobs
-from ray_jobs.train.pretraining import Pretraining, check_same_run, pretrain, share_plan
+from ray_jobs.train.ijepath_inputs import (
+    build_catalog,
+    build_index,
+    check_profile,
+    is_index_built,
+    prepare,
+    profile_of,
+    remote_advice,
+)
+from ray_jobs.train.pretraining import Pretraining, check_same_run, pretrain
 from ray_jobs.train.training_jobs import (
     absolute,
     check_output,
     check_tuning,
     evaluated,
     finished,
-    plan_folder,
     recorded,
     resumed,
 )
@@ -58,16 +65,6 @@ class PretrainConfig(RunConfig):
         at_least(self, "", 1, "max_enlargement")
 
 
-@dataclass
-class Inputs:
-    """What training reads, all of it current."""
-
-    index: str
-    catalog: str
-    plan: Any
-    built: list[str] = field(default_factory=list)
-
-
 def main(loaded: Loaded[PretrainConfig]) -> Outputs | None:
     return pretrain(JOB, loaded)
 
@@ -81,15 +78,15 @@ def shared(config: PretrainConfig, varied: Sequence[str]) -> list[str]:
     config = located(config)
     data, root = config.data, Storage.of(str(config.output))
     of_the_index = {"data.slide_manifest_csv", "data.slide_metadata_parquet", "data.anchor_catalog_manifest"}
-    if not _index_is_built(config) or of_the_index & set(varied):
+    if not is_index_built(config) or of_the_index & set(varied):
         return []
     index = data.slide_metadata_parquet or root.join("slide_metadata.parquet")
-    _build_index(config, index)
+    build_index(config, index)
     words = [f"data.slide_metadata_parquet={index}"]
     of_the_catalog = {"profile", "data.sampling_stratum_key", *(f"data.{key}" for key in CATALOG_FIELDS)}
     if not of_the_catalog & set(varied):
         catalog = data.anchor_catalog_manifest or root.join("anchor_catalog_manifest.json")
-        _build_catalog(config, index, catalog)
+        build_catalog(config, index, catalog)
         words.append(f"data.anchor_catalog_manifest={catalog}")
     return words
 
@@ -121,10 +118,10 @@ def _check_inputs(config: PretrainConfig) -> None:
 
     data = config.data
     check_tuning(config)
-    if _index_is_built(config):
+    if is_index_built(config):
         read_manifest(str(data.slide_manifest_csv), reserved=COLUMNS)
     if data.anchor_catalog_manifest and not data.slide_metadata_parquet:
-        _same_profile(config, data.anchor_catalog_manifest)
+        check_profile(config, data.anchor_catalog_manifest)
 
 
 def rehearse(config: PretrainConfig) -> None:
@@ -135,7 +132,7 @@ def rehearse(config: PretrainConfig) -> None:
 
     data, profile, units = config.data, profile_of(config), list[tuple[int, str]]()
     needs = Needs((profile.context_effective_mpp, profile.target_effective_mpp), config.max_enlargement)
-    if _index_is_built(config):
+    if is_index_built(config):
         source = str(data.slide_manifest_csv)
         slides = of_manifest(read_manifest(source, reserved=COLUMNS))
     elif source := data.slide_metadata_parquet or "":
@@ -145,138 +142,6 @@ def rehearse(config: PretrainConfig) -> None:
         catalog = Catalog.open(source)
         slides, units, needs = of_catalog(catalog), [(catalog.total_anchors, "anchors")], Needs()
     tell((check_slides(slides, source, config.min_success_fraction, needs), "slides"), *units)
-
-
-def _index_is_built(config: PretrainConfig) -> bool:
-    """Whether the slides of the manifest are looked at: not when a catalog is given and no index to keep current."""
-    data = config.data
-    return bool(data.slide_manifest_csv and (not data.anchor_catalog_manifest or data.slide_metadata_parquet))
-
-
-def prepare(config: PretrainConfig) -> Inputs:
-    """Index, anchor catalog and plan, each built on the running Ray when it is missing or stale."""
-    from ijepath import plan as plans
-    from pathray.data.plan import Plan
-    from pathray.store.storage import Storage
-
-    root = Storage.of(str(config.output))
-    data, built = config.data, []
-    index = data.slide_metadata_parquet or root.join(INDEXES, "slide_metadata.parquet")
-    catalog = data.anchor_catalog_manifest or root.join(INDEXES, "anchor_catalog_manifest.json")
-    if _index_is_built(config):
-        built += _build_index(config, index)
-    if data.slide_metadata_parquet or not data.anchor_catalog_manifest:
-        built += _build_catalog(config, index, catalog)
-    _same_profile(config, catalog)
-    folder = plan_folder(root)
-    if not plans.is_current(folder, catalog, data.sampling_stratum_key):
-        plans.build_plan(
-            catalog, folder, sampling_stratum_key=data.sampling_stratum_key, batch_size=data.anchor_stream_batch_size
-        )
-        built.append("plan")
-    plan = share_plan(Plan.open(folder, verify=True), folder, root)
-    log.info("%s anchors in the plan; built now: %s", f"{plan.rows:,}", ", ".join(built) or "nothing")
-    if warning := enlarged(config, plan.sources):
-        log.warning("%s", warning)
-    return Inputs(index, catalog, plan, built)
-
-
-def _build_index(config: PretrainConfig, output: str) -> list[str]:
-    from ijepath.index import COLUMNS, is_current
-    from ijepath.manifest import read_manifest
-    from pathray.reports.units import check_success
-    from ray_jobs import index_slides
-
-    manifest = read_manifest(str(config.data.slide_manifest_csv), reserved=COLUMNS)
-    if is_current(output, manifest):
-        return []
-    settings = index_slides.IndexSlidesConfig(manifest=str(config.data.slide_manifest_csv), output=output, resume=True)
-    previous = index_slides.previous_rows(settings)
-    begun = previous if resumed(config) is not None else ()
-    index = index_slides.build(settings, manifest, previous, begun)
-    check_success(index.rows, "slide_id", "slides", config.min_success_fraction, settings.report)
-    failed_then, failed = ({row["slide_id"] for row in rows if row["status"] != "ok"} for rows in (begun, index.rows))
-    if readable := failed_then - failed:
-        log.warning("%d slides have become readable since this run was begun and are not part of it", len(readable))
-    return ["slide index"]
-
-
-def _build_catalog(config: PretrainConfig, index: str, output: str) -> list[str]:
-    from ijepath.catalog import stale_because
-    from ijepath.index import read_index
-    from ray_jobs import build_anchors
-
-    profile, key = profile_of(config), config.data.sampling_stratum_key
-    stale = stale_because(output, profile, index, key)
-    if not stale:
-        return []
-    log.info("anchor catalog: %s", stale)
-    settings = build_anchors.BuildAnchorsConfig(
-        slide_index=index,
-        output=output,
-        profile=profile,
-        sampling_stratum_key=key,
-        min_success_fraction=config.min_success_fraction,
-        max_enlargement=config.max_enlargement,
-    )
-    build_anchors.build(settings, read_index(index))
-    return ["anchor catalog"]
-
-
-def profile_of(config: PretrainConfig) -> Profile:
-    """The profile that the data section carries."""
-    return Profile(**{f.name: getattr(config.data, f.name) for f in fields(Profile)})
-
-
-def _same_profile(config: PretrainConfig, catalog: str) -> None:
-    """UserError when a given catalog was built for another geometry than the config's."""
-    from ijepath.catalog import Catalog
-    from ijepath.profile import CATALOG_FIELDS
-
-    recorded, wanted = Catalog.open(catalog).manifest["profile"], profile_of(config).as_dict()
-    for key in CATALOG_FIELDS:
-        if recorded.get(key) != wanted[key]:
-            message = "the anchor catalog was built for another profile"
-            raise UserError(message, file=catalog, key=f"data.{key}", found=recorded.get(key), expected=wanted[key])
-
-
-def remote_advice(config: PretrainConfig, sources: Any) -> str:
-    """What to think of before a run over slides in a bucket begins; empty where nothing is."""
-    from pathray.urls import is_url
-
-    paths, data = sources.column("wsi_path").to_pylist(), config.data
-    if data.slide_window or len(paths) <= data.max_open_slides or not any(map(is_url, paths)):
-        return ""
-    return (
-        f"{len(paths):,} slides are read over the network in random order, {data.max_open_slides} open at a time: most "
-        "samples open a slide anew. data.slide_window=16384 draws from few slides at a time; it is part of a run's "
-        "identity, so decide before a long run. Or raise data.max_open_slides and data.threads"
-    )
-
-
-def too_coarse_slides(config: PretrainConfig, sources: Any) -> list[str]:
-    """Which slides of a plan are enlarged more than `max_enlargement` times: of a catalog that was built before that
-    rule, or with another value."""
-    needed = profile_of(config)
-    of = {name: sources.column(name).to_pylist() for name in ("slide_id", "source_context_mpp", "source_target_mpp")}
-    return [
-        slide
-        for slide, context, target in zip(*of.values(), strict=True)
-        if too_coarse([context], needed.context_effective_mpp, config.max_enlargement)
-        or too_coarse([target], needed.target_effective_mpp, config.max_enlargement)
-    ]
-
-
-def enlarged(config: PretrainConfig, sources: Any) -> str:
-    """What to say of the slides of a plan that are too coarse. Empty where none is."""
-    found = too_coarse_slides(config, sources)
-    if not found:
-        return ""
-    shown = ", ".join(found[:10]) + (f" and {len(found) - 10} more" if len(found) > 10 else "")
-    return (
-        f"{len(found)} of {sources.num_rows} slides are enlarged more than {config.max_enlargement:g} times beyond "
-        f"what they hold: {shown}. The catalog was built with another max_enlargement: build it again to leave them out"
-    )
 
 
 def announce(asked: PretrainConfig, config: PretrainConfig, plan: Plan) -> dict[str, float]:

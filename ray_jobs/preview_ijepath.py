@@ -1,11 +1,11 @@
-"""Pictures of what I-JEPATH training sees: context, targets, tokens of single samples; tissue and anchors of slides.
+"""Anchor catalog → pictures of I-JEPATH's training data: context, targets and tokens of samples; tissue and anchors.
 
     python -m ray_jobs.preview_ijepath anchor_catalog=outputs/run/indexes/anchor_catalog_manifest.json \\
         output_dir=outputs/previews num_samples=8
 
-Samples are those at the first positions of the training order, drawn with the run's own order, reader and randomness:
-give the run's config (--config outputs/run/config_resolved.yaml) to see exactly its samples. Without it the geometry is
-the catalog's and all else default. Needs no Ray.
+The samples are at the first positions of the training order, made with the run's own order, reader and randomness. Give
+the run's config (--config outputs/run/config_resolved.yaml) to see exactly its samples. Without it, the geometry comes
+from the catalog and everything else is default. Needs no Ray.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from ijepath.profile import CATALOG_FIELDS, Profile
 from pathray.config.load import MISSING, Loaded, placement
 from pathray.errors import UserError
 from pathray.reports.progress import Progress
-from ray_jobs.pretrain_ijepath import PretrainConfig, too_coarse_slides
+from ray_jobs.pretrain_ijepath import PretrainConfig
 from ray_jobs.shell.cli import Outputs, job
 from ray_jobs.shell.dry_run import check_slides, of_catalog, tell
+from ray_jobs.train.ijepath_inputs import too_coarse_slides
 
 if TYPE_CHECKING:
     from ijepath.catalog import Catalog
@@ -34,25 +35,29 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class PreviewConfig(PretrainConfig):
-    """A run's config (the parts that make a sample), and which pictures to draw of it."""
+    """A run's config (the parts that determine samples), and the pictures to draw."""
 
     optimization: OptimizationConfig = field(default_factory=lambda: OptimizationConfig(total_images_budget=1))
     anchor_catalog: str = placement(MISSING)  # the catalog's manifest, a JSON file
     output_dir: str = placement(MISSING)  # folder or URL
     num_samples: int = placement(8)
-    num_zoomed_previews: int = placement(2)  # of the samples, those that also get a large view of steps 2 to 5
-    final_png_scale: float = placement(2.0)  # of the high-resolution frame: 2 is 3200 x 1800 px
-    first_position: int = placement(0)  # in the training order
-    num_overlays: int = placement(8)  # slides whose tissue and anchors are drawn; -1: all
+    num_zoomed_previews: int = placement(2)  # number of samples that also get a large view of steps 2 to 5
+    final_png_scale: float = placement(2.0)  # scale of the high-resolution frame: 2 is 3200 x 1800 px
+    first_position: int = placement(0)  # of the samples in the training order
+    num_overlays: int = placement(8)  # number of slides whose tissue and anchors are drawn; -1: all
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for key, least in (("num_samples", 0), ("num_zoomed_previews", 0), ("first_position", 0), ("num_overlays", -1)):
             if getattr(self, key) < least:
-                raise UserError("too small", key=key, found=getattr(self, key), expected=f"at least {least}")
+                message = f"{key} must be >= {least}"
+                raise UserError(message, key=key, found=getattr(self, key), expected=f"at least {least}")
         if not 0.1 <= self.final_png_scale <= 8:
             raise UserError(
-                "not a sensible scale", key="final_png_scale", found=self.final_png_scale, expected="0.1 – 8"
+                "final_png_scale must be between 0.1 and 8",
+                key="final_png_scale",
+                found=self.final_png_scale,
+                expected="0.1 – 8",
             )
 
 
@@ -74,8 +79,8 @@ def main(loaded: Loaded[PreviewConfig]) -> Outputs | None:
 
 
 def with_catalog_profile(config: PreviewConfig, catalog: Catalog) -> PreviewConfig:
-    """`config` with the catalog's value for every field of the profile that was left at its default. UserError where it
-    asks for another geometry than the catalog was built for."""
+    """`config` with the catalog's value for every profile field that has its default. UserError if its geometry differs
+    from the catalog's."""
     recorded, default = catalog.profile, Profile()
     own = {f.name: getattr(config.data, f.name) for f in fields(Profile)}
     values = {k: getattr(recorded, k) if v == getattr(default, k) else v for k, v in own.items()}
@@ -88,8 +93,8 @@ def with_catalog_profile(config: PreviewConfig, catalog: Catalog) -> PreviewConf
 
 
 def draw_previews(config: PreviewConfig, store: Storage) -> int:
-    """Write the pictures of `num_samples` samples; the number of files. Samples of slides that would be enlarged more
-    than `max_enlargement` times are left out and named; UserError where that leaves none."""
+    """Draw `num_samples` samples; returns the number of files. Samples of slides that would be enlarged more than
+    `max_enlargement` times are skipped and named; UserError if none is left."""
     from ijepath.preview_sample import read_sample
     from ijepath.previews import preview_files
 
@@ -109,18 +114,18 @@ def draw_previews(config: PreviewConfig, store: Storage) -> int:
                 store.write_bytes(name, content)
                 count += 1
     if coarse:
-        _tell_coarse(config, coarse)
+        _report_coarse(config, coarse)
     return count
 
 
-def _tell_coarse(config: PreviewConfig, slides: list[str]) -> None:
-    """That samples of these slides, one each, were left out."""
+def _report_coarse(config: PreviewConfig, slides: list[str]) -> None:
+    """Warn that samples of these slides (one entry per sample) were skipped; UserError if none is left."""
     names = ", ".join(sorted(set(slides))[:10])
     message = f"{len(slides)} of {config.num_samples} samples are of slides too coarse for the profile: {names}"
     if len(slides) == config.num_samples:
-        found, expected = config.max_enlargement, "a larger one, or anchors of slides that hold this detail"
+        found, expected = config.max_enlargement, "a larger value, or anchors of slides with enough detail"
         raise UserError(message, file=config.anchor_catalog, key="max_enlargement", found=found, expected=expected)
-    log.warning("%s; they are left out (max_enlargement=%g)", message, config.max_enlargement)
+    log.warning("%s; they are skipped (max_enlargement=%g)", message, config.max_enlargement)
 
 
 def _training_order(config: PreviewConfig, folder: str) -> tuple[Any, Any, set[str]]:
@@ -139,7 +144,7 @@ def _training_order(config: PreviewConfig, folder: str) -> tuple[Any, Any, set[s
 
 
 def draw_overlays(config: PreviewConfig, catalog: Catalog, store: Storage) -> int:
-    """Write `overlays/<slide_id>.png` of the first slides; the number of files."""
+    """Draw `overlays/<slide_id>.png` of the first slides; returns the number of files."""
     from ijepath.previews import png_bytes
 
     count, slides = 0, int(catalog.manifest["slides"])

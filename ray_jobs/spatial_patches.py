@@ -1,12 +1,12 @@
-"""Spatial transcriptomics → what a regression trains on: a patch around every spot, and a table of their expression.
+"""Spatial transcriptomics → the data of a regression: a patch around every spot, and a table of their expression.
 
     python -m ray_jobs.spatial_patches spots=spots.tsv counts=counts.tsv.gz images=raw/{section}.jpg image_mpp=0.69 \\
         held_out='[C2]' output=outputs/spatial
 
-`images` is the path of a section's image, a slide or a plain one, with `{section}` where its name stands. Genes are the
-`genes` named, or the `top_genes` that vary most over the groups that train: all but those of `held_out`, or those that
-a `split` trains on. Leaves `table.csv`, `patches/SECTION/SPOT.png` and `genes.yaml`, for `--config` of the jobs that
-train and evaluate. Needs no Ray.
+`images` is the path of a section's image (a slide or a plain image), with `{section}` in place of its name. The genes
+are those in `genes`, or the `top_genes` that vary most over the training groups: all groups but `held_out`, or the
+train groups of a `split`. It writes `table.csv`, `patches/SECTION/SPOT.png` and `genes.yaml` (for `--config` of the
+jobs that train and evaluate). Needs no Ray.
 """
 
 from __future__ import annotations
@@ -32,35 +32,39 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class SpatialPatchesConfig:
-    spots: str = MISSING  # CSV or TSV: spot_id, pixel_x, pixel_y (of the section's image), group and section
-    counts: str = MISSING  # CSV or TSV (also .gz): spot ids, a column of counts per gene
+    spots: str = (
+        MISSING  # CSV or TSV with columns spot_id, pixel_x, pixel_y (in the section's image), group and section
+    )
+    counts: str = MISSING  # CSV or TSV (also .gz): spot ids, and a column of counts per gene
     images: str = MISSING  # path or URL of a section's image: raw/{section}.jpg
     output: str = MISSING  # folder or URL
-    group: str = "patient"  # column of the spots: what must not stand on two sides of a split
-    section: str = "section"  # column of the spots
-    totals: str | None = None  # column of the spots: counts over all genes, where `counts` has only some of them
+    group: str = "patient"  # column of `spots`: groups that a split must keep together
+    section: str = "section"  # column of `spots`
+    totals: str | None = None  # column of `spots` with counts over all genes, if `counts` has only some genes
     sections: list[str] | None = None  # null: all
-    genes: list[str] | None = None  # null: the top_genes over the groups that train
+    genes: list[str] | None = None  # null: the top_genes over the training groups
     top_genes: int = 50
-    held_out: list[str] | None = None  # groups that have no say in which genes; []: none
-    split: str | None = None  # a split (path,group_id,split) instead: its train groups have a say
+    held_out: list[str] | None = None  # groups that must not influence the choice of genes; []: none
+    split: str | None = None  # instead: a split (path,group_id,split), whose train groups choose the genes
     patch_px: int = 224
     mpp: float = 0.5  # µm per pixel of the patches
-    max_enlargement: float = MAX_ENLARGEMENT  # of an image's pixels; a section that needs more is refused
-    image_mpp: float | None = None  # of the images, where they do not say
+    max_enlargement: float = MAX_ENLARGEMENT  # of an image's pixels; a section that needs more is rejected
+    image_mpp: float | None = None  # µm per pixel of images without a spacing
     spot_um: float | None = None  # diameter of a spot, for maps (100 of ST, 55 of Visium)
 
     def __post_init__(self) -> None:
         for key in ("top_genes", "patch_px", "mpp", "image_mpp", "spot_um"):
             value = getattr(self, key)
             if value is not None and value <= 0:
-                raise UserError("a size must be positive", key=key, found=value, expected="> 0")
+                raise UserError(f"{key} must be > 0", key=key, found=value, expected="> 0")
         if not self.max_enlargement >= 1:
-            raise UserError("too small", key="max_enlargement", found=self.max_enlargement, expected="at least 1")
+            message = "max_enlargement must be >= 1"
+            raise UserError(message, key="max_enlargement", found=self.max_enlargement, expected="at least 1")
         known = [key for key in ("genes", "held_out", "split") if getattr(self, key) is not None]
         if is_set(self.spots) and len(known) != 1:
             expected = "one of genes=[…], held_out=[groups] (or []), split=FILE"
-            raise UserError("genes must not be chosen on what tests", key="held_out", found=known, expected=expected)
+            message = "set exactly one of genes, held_out and split: test groups must not choose the genes"
+            raise UserError(message, key="held_out", found=known, expected=expected)
 
 
 def main(loaded: Loaded[SpatialPatchesConfig]) -> Outputs | None:
@@ -69,7 +73,7 @@ def main(loaded: Loaded[SpatialPatchesConfig]) -> Outputs | None:
 
     config = loaded.config
     spots, counts = read(config)
-    genes = chosen_genes(config, spots, counts)
+    genes = choose_genes(config, spots, counts)
     sections = dict.fromkeys(spots.sections)
     images = {section: section_image(config, section) for section in sections}
     if loaded.dry_run:
@@ -91,7 +95,7 @@ def main(loaded: Loaded[SpatialPatchesConfig]) -> Outputs | None:
 
 
 def read(config: SpatialPatchesConfig) -> tuple[Spots, Counts]:
-    """The spots of the sections asked for, and their counts; both files are checked whole against each other."""
+    """The spots of the requested sections, and their counts. The complete files are checked against each other."""
     from regression.spatial import belong_together, read_counts, read_spots, totals_of
 
     spots = read_spots(config.spots, group=config.group, section=config.section)
@@ -101,17 +105,18 @@ def read(config: SpatialPatchesConfig) -> tuple[Spots, Counts]:
     for section in config.sections or ():
         if section not in spots.sections:
             found = sorted(set(spots.sections))
-            raise UserError("no spots of this section", file=config.spots, key=section, found=found)
+            raise UserError("the section has no spots", file=config.spots, key=section, found=found)
     for name in set(spots.sections):
         if "/" in name or "\\" in name or name in (".", ".."):
-            raise UserError("a section names a folder", file=config.spots, key=config.section, found=name)
+            message = "the section cannot be used as a folder name"
+            raise UserError(message, file=config.spots, key=config.section, found=name)
     if config.sections is not None:
         spots = spots.only(config.sections)
     return spots, counts.of(spots.ids)
 
 
-def chosen_genes(config: SpatialPatchesConfig, spots: Spots, counts: Counts) -> list[str]:
-    """The genes named, or those that vary most over the groups that train."""
+def choose_genes(config: SpatialPatchesConfig, spots: Spots, counts: Counts) -> list[str]:
+    """The genes in the config, or those that vary most over the training groups."""
     import numpy as np
 
     from pathray.data.split_files import groups_that_train
@@ -119,26 +124,26 @@ def chosen_genes(config: SpatialPatchesConfig, spots: Spots, counts: Counts) -> 
 
     if config.genes is not None:
         if missing := [gene for gene in config.genes if gene not in counts.genes]:
-            raise UserError("there are no counts of a gene", file=config.counts, key=missing[0], found=missing[:8])
+            raise UserError("genes without counts", file=config.counts, key=missing[0], found=missing[:8])
         return list(config.genes)
     groups = set(spots.groups)
     if config.split is not None:
         trains = groups_that_train(config.split)
         if not trains & groups:
-            raise UserError("no spot is of a group that trains", file=config.split, found=sorted(trains)[:8])
+            raise UserError("no spot belongs to a training group", file=config.split, found=sorted(trains)[:8])
     else:
         held_out = set(config.held_out or ())
         if unknown := sorted(held_out - groups):
-            raise UserError("no such group", file=config.spots, key="held_out", found=unknown, expected=sorted(groups))
+            raise UserError("unknown group", file=config.spots, key="held_out", found=unknown, expected=sorted(groups))
         trains = groups - held_out
         if not trains:
-            raise UserError("no group is left to choose genes on", key="held_out", found=sorted(held_out))
+            raise UserError("held_out leaves no group to choose genes", key="held_out", found=sorted(held_out))
     rows = np.array([group in trains for group in spots.groups])
     return select_genes(log1p_cp10k(counts), counts.genes, rows, config.top_genes)
 
 
 def section_image(config: SpatialPatchesConfig, section: str) -> SectionImage:
-    """Where a section's image is and its spacing. MissingFile and UserError name it."""
+    """The path and spacing of a section's image. MissingFile and UserError name it."""
     import posixpath
 
     from pathray.store.storage import Storage
@@ -148,7 +153,7 @@ def section_image(config: SpatialPatchesConfig, section: str) -> SectionImage:
     store = Storage.of(posixpath.dirname(path) or ".")
     path = store.join(posixpath.basename(path))
     if not store.exists(posixpath.basename(path)):
-        expected = f"the image of section {section}; sections=[…] takes only some"
+        expected = f"the image of section {section}; use sections=[…] to select sections"
         raise MissingFile("no such image", file=path, key="images", expected=expected)
     mpp = config.image_mpp
     if mpp is None:

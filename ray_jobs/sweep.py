@@ -4,8 +4,8 @@
         'args=[--config, smoke, data.slide_manifest_csv=slides.csv]'
     python -m ray_jobs.sweep restore=outputs/sweep
 
-A trial is a run of the job in `output`/trials, with checkpoints and metrics of its own. SIGTERM and Ctrl-C let all runs
-checkpoint and end, and `restore=` goes on with each of them where it was.
+A trial is a run of the job in `output`/trials, with its own checkpoints and metrics. On SIGTERM and Ctrl-C all runs
+save a checkpoint and end, and `restore=` resumes each of them.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from ray_jobs.tune.config import (
     Sweep,
     SweepConfig,
     TrainingJob,
-    checked,
-    given_output,
-    restored,
+    check_output,
+    check_sweep,
+    restore_config,
 )
 
 if TYPE_CHECKING:
@@ -37,14 +37,14 @@ if TYPE_CHECKING:
     from ray_jobs.tune.board import Status
 
 log = logging.getLogger(__name__)
-TRIAL_CPUS = 1.01  # of Ray, beside those of the run
+TRIAL_CPUS = 1.01  # Ray CPUs of a trial, in addition to its run's
 LATEST_EVERY, KEEP_ALL = "checkpoint.latest_every", 1_000_000
 
 
 def main(loaded: Loaded[SweepConfig]) -> Outputs | None:
     config = loaded.config
-    config = restored(config) if config.restore else replace(config, output=given_output(config))
-    sweep = checked(config)
+    config = restore_config(config) if config.restore else replace(config, output=check_output(config))
+    sweep = check_sweep(config)
     _try_the_job(sweep)
     if loaded.dry_run:
         return tell((sweep.trials, "trials"))
@@ -53,7 +53,7 @@ def main(loaded: Loaded[SweepConfig]) -> Outputs | None:
 
 
 def _try_the_job(sweep: Sweep) -> None:
-    """The job's own check of what it is given, with the first value of every key: UserError before Ray is started."""
+    """Dry-run the job with the first value of every key, so that a UserError is raised before Ray starts."""
     trial = sweep.job.load(sweep.first, *sweep.job.words_for(f"{sweep.config.output}/trials/none"))
     for note in trial.notes:
         log.warning("args: %s", note)
@@ -67,7 +67,7 @@ def _cpus(sweep: Sweep) -> float:
 
 
 def run(sweep: Sweep) -> Outputs:
-    """All trials of the sweep on the running Ray, to their end or until the sweep is asked to stop."""
+    """Run all trials on the running Ray until they end or the sweep is stopped."""
     from pathray.run.layout import STOP
     from pathray.store.storage import Storage
     from ray_jobs.train.driver import stop_on_signals
@@ -122,7 +122,7 @@ def _snapshot_words(job: TrainingJob, images: int) -> list[str]:
 
 
 def _saved(sweep: Sweep) -> str:
-    """The sweep's config as YAML, without logins."""
+    """The sweep's config as YAML, without credentials."""
     from omegaconf import OmegaConf
 
     from pathray.urls import public, public_text
@@ -134,7 +134,7 @@ def _saved(sweep: Sweep) -> str:
 
 
 def _verdict(statuses: list[Status]) -> int:
-    """The exit code. UserError, the first, when every trial met one; 1 when all failed."""
+    """The exit code: 1 if all trials failed. Raises the first UserError if every trial had one."""
     errors = [status.error for status in statuses]
     if not errors or not all(errors):
         return 0

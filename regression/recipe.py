@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from pathray.nn.stain import constant, stained
+from pathray.nn.stain import constant, jitter_stain
 from pathray.train.recipe import Loss, Progress
 from regression.config import AugmentConfig, RunConfig
 from regression.loss import image_losses
@@ -95,7 +95,7 @@ def augmented(images: Tensor, draws: Tensor, config: AugmentConfig) -> Tensor:
     if config.geometry:
         images = turned(images, draws[:, :3])
     if config.stain > 0:
-        images = stained(images, draws[:, 3:], config.stain)
+        images = jitter_stain(images, draws[:, 3:], config.stain)
     return images
 
 

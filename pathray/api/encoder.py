@@ -89,13 +89,13 @@ class Encoder:
 
     def embed(
         self,
-        source: Any,
+        source: Slide | Path | Sequence[Path] | npt.NDArray[np.uint8] | Tensor,
         *,
         tiles: TileSpec | None = None,
         mask: Mask | None = None,
         resize: bool = False,
         batch_size: int = 64,
-    ) -> Any:
+    ) -> Bag | Features | Tensor:
         """Features float32 ``[N, D]`` of a slide's tiles, of image files, or of images uint8 ``[N, H, W, 3]``.
 
         A slide gives a `Bag`: `features` ``[N, D]`` and `coords` int64 ``[N, 2]``, the upper left corner (x, y) of each

@@ -62,7 +62,7 @@ class Model:
     @overload
     def predict(self, images: Tensor, *, batch_size: int = ...) -> Tensor: ...
 
-    def predict(self, images: Any, *, batch_size: int = 32) -> Any:
+    def predict(self, images: Path | Sequence[Path] | Pixels | Tensor, *, batch_size: int = 32) -> Floats | Tensor:
         """Predictions float64 ``[N, genes]``, in the genes' own units, of image files or of uint8 ``[N, H, W, 3]``.
 
         The numbers are those of `ray_jobs.evaluate_regression`. Square images of another size than the model's are

@@ -1,4 +1,4 @@
-"""Checks of config values that the sections of the run config share. Each raises UserError naming the key.
+"""Checks of config values shared by all sections. Each raises UserError naming the key.
 
 `section` is "" for keys at the top of a config.
 """
@@ -15,27 +15,27 @@ ACCELERATORS = ("auto", "cpu", "cuda", "xla")
 def one_of(config: object, section: str, **choices: tuple[str, ...]) -> None:
     for key, names in choices.items():
         if getattr(config, key) not in names:
-            _fail("no such choice", section, key, getattr(config, key), " | ".join(names))
+            _fail("unknown choice", section, key, getattr(config, key), " | ".join(names))
 
 
 def positive(config: object, section: str, *keys: str) -> None:
     for key in keys:
         value = getattr(config, key)
         if value is not None and not (math.isfinite(value) and value > 0):
-            _fail("a value must be positive", section, key, value, "> 0")
+            _fail("the value must be > 0", section, key, value, "> 0")
 
 
 def at_least(config: object, section: str, low: float, *keys: str) -> None:
     for key in keys:
         value = getattr(config, key)
         if not (math.isfinite(value) and value >= low):
-            _fail("a value is too small", section, key, value, f">= {low}")
+            _fail(f"the value must be >= {low:g}", section, key, value, f">= {low}")
 
 
 def between(config: object, section: str, low: float, high: float, *keys: str) -> None:
     for key in keys:
         if not low <= getattr(config, key) <= high:
-            _fail("a value is out of range", section, key, getattr(config, key), f"between {low} and {high}")
+            _fail("the value is out of range", section, key, getattr(config, key), f"between {low} and {high}")
 
 
 def ordered(config: object, section: str, low: str, high: str) -> None:
@@ -47,11 +47,12 @@ def low_high(config: object, section: str, *keys: str) -> None:
     for key in keys:
         pair = getattr(config, key)
         if len(pair) != 2 or not 0 < pair[0] <= pair[1]:
-            _fail("a range is [low, high]", section, key, pair, "0 < low <= high")
+            _fail("the value must be [low, high]", section, key, pair, "0 < low <= high")
 
 
 def check_accelerator(name: str, key: str) -> None:
-    """auto | cpu | cuda | xla. Apple's MPS is known and refused: its processes cannot share a training."""
+    """UserError unless `name` is auto, cpu, cuda or xla. Apple's MPS is rejected: its processes cannot train
+    together."""
     if name == "mps":
         message = "MPS cannot train data-parallel: torch.distributed has no backend for it"
         raise UserError(message, key=key, found=name, expected="cpu on this machine, or a machine with cuda or xla")

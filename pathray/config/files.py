@@ -1,6 +1,6 @@
-"""A YAML file of keys, checked before it is built: depth, aliases and kind cost nothing to refuse, much to build.
+"""Reads a YAML config file. Depth, aliases and type are checked before the content is built, which may be costly.
 
-Not here: what the keys mean (pathray.config.tree), which files there are (pathray.config.load).
+Not here: the meaning of keys (pathray.config.tree), finding files (pathray.config.load).
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from pathray.config.text import with_texts
 from pathray.errors import UserError
 from pathray.files.text import read_user_text
 
-MAX_DEPTH, MAX_REPEATED = 50, 10_000  # values that aliases may repeat in all
+MAX_DEPTH, MAX_REPEATED = 50, 10_000  # at most this many values may be repeated by aliases
 KINDS = {yaml.SequenceStartEvent: "a list", yaml.ScalarEvent: "a single value", yaml.AliasEvent: "an alias"}
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
-    """The keys of a YAML file, numbers and booleans with their texts (pathray.config.text). UserError naming the line
-    for what is no YAML, no mapping, empty, nested too deep, or repeated too often by aliases."""
+    """The keys of a YAML file; numbers and booleans keep their text (pathray.config.text). UserError, naming the line,
+    if the file is not YAML, not a mapping, empty, nested too deeply, or too large through aliases."""
     text = read_user_text(str(path), "config file", "YAML in UTF-8")
     try:
         _check_events(path, text)
@@ -32,15 +32,15 @@ def read_config_file(path: Path) -> dict[str, Any]:
         content = with_texts(content, text)
     except yaml.MarkedYAMLError as e:
         mark = e.problem_mark or e.context_mark
-        hint = ": indent by spaces, not tabs" if _begins_with_tab(text, mark) else ""
-        raise UserError(f"not readable as YAML: {e.problem}{hint}", file=path, row=mark and mark.line + 1) from e
+        hint = ": indent with spaces, not tabs" if _begins_with_tab(text, mark) else ""
+        raise UserError(f"invalid YAML: {e.problem}{hint}", file=path, row=mark and mark.line + 1) from e
     except yaml.reader.ReaderError as e:
         row = text[: e.position].count("\n") + 1
-        raise UserError(f"not readable as YAML: {e.reason}", file=path, row=row, found=chr(e.character)) from e
+        raise UserError(f"invalid YAML: {e.reason}", file=path, row=row, found=chr(e.character)) from e
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, RecursionError) as e:
         if isinstance(e, UserError):
             raise
-        raise UserError(f"not readable as YAML: {first_line(e)}", file=path) from e
+        raise UserError(f"invalid YAML: {first_line(e)}", file=path) from e
     assert isinstance(content, dict)
     return {str(key): value for key, value in content.items()}
 
@@ -50,7 +50,7 @@ def first_line(error: BaseException) -> str:
 
 
 def _check_events(path: Path, text: str) -> None:
-    """UserError for what is no mapping of a sensible depth and size. The parser's events need no recursion."""
+    """UserError unless the file is a mapping of moderate depth and size. Parser events need no recursion."""
     opened: list[tuple[str | None, int]] = []  # (anchor, values before it)
     sizes, values, repeated = dict[str | None, int](), 0, 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
@@ -68,7 +68,9 @@ def _check_events(path: Path, text: str) -> None:
         if isinstance(event, yaml.CollectionStartEvent):
             opened.append((event.anchor, values - 1))
         if len(opened) > MAX_DEPTH:
-            raise UserError("nested too deep", file=path, row=row, expected=f"at most {MAX_DEPTH} levels")
+            raise UserError(
+                "the config file is nested too deep", file=path, row=row, expected=f"at most {MAX_DEPTH} levels"
+            )
         if repeated > MAX_REPEATED:
             expected = f"at most {MAX_REPEATED:,} values that aliases (*name) repeat"
             raise UserError("aliases make the config file too large", file=path, row=row, expected=expected)
@@ -80,7 +82,7 @@ def _no_mapping(path: Path, row: int, event: Any) -> None:
     if isinstance(event, yaml.ScalarEvent) and event.value in ("", "~", "null"):
         raise UserError("the config file is empty", file=path, row=row, expected="key: value lines")
     found = next(name for kind, name in KINDS.items() if isinstance(event, kind))
-    raise UserError("a config file is a mapping", file=path, row=row, found=found, expected="key: value lines")
+    raise UserError("the config file must be a mapping", file=path, row=row, found=found, expected="key: value lines")
 
 
 def _begins_with_tab(text: str, mark: Any) -> bool:

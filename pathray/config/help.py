@@ -1,4 +1,4 @@
-"""The text of `--help`: every key with its type, default and comment, and what can be chosen for each group."""
+"""The text of `--help`: every key with its type, default and comment, and the choices of each group."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ USAGE = """usage: {program} [--config FILE]… [--dry-run] [--print-config] [GRO
 
   --config FILE    a YAML layer; repeatable, later ones win{shipped}
   --dry-run        check everything, start nothing
-  --print-config   print the resolved config and end
+  --print-config   print the resolved config and exit
 Order: defaults < groups and --config files, in the order typed < key=value."""
 
 
@@ -67,7 +67,7 @@ def _default(f: dataclasses.Field[Any]) -> str:
 
 
 def field_comments(section: Any) -> dict[str, str]:
-    """Field name -> the comment behind it in the source, or else the comment lines right above it."""
+    """Field name -> its comment in the source: on the same line, or else on the lines right above."""
     found: dict[str, str] = {}
     for base in reversed(section.__mro__[:-1]):
         try:

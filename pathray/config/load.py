@@ -1,12 +1,12 @@
-"""Typed configs: a dataclass schema, YAML layers over it, `key=value` on top. Knows nothing of any one science.
+"""Loads typed configs: a dataclass schema, YAML layers over it, `key=value` on top. Independent of any science.
 
-Order: schema defaults < groups that a file chooses < `--config` files and groups of the command line, in the order
-typed < `key=value`. Not here: how a layer is laid (pathray/config/tree.py), what identity and placement are
-(pathray/fingerprint.py), how `--help` reads (pathray/config/help.py).
+Order: schema defaults < groups chosen in files < `--config` files and groups of the command line, in the order typed <
+`key=value`. Not here: merging a layer (pathray/config/tree.py), identity and placement (pathray/fingerprint.py), the
+text of `--help` (pathray/config/help.py).
 
 Schemas are plain dataclasses at the top level of a module other than ``__main__``. A required key is `key: int =
-MISSING`; `__post_init__` checks values and raises `UserError`. It also runs on the defaults, so it lets an open
-required key pass: `if is_set(self.key) and …`. A comment behind a field is its help text.
+MISSING`; `__post_init__` checks values and raises `UserError`. It also runs on the defaults, so it must accept a
+required key that is not set: `if is_set(self.key) and …`. A comment after a field is its help text.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ Files = Sequence[tuple[Path, dict[str, Any]]]
 class Group:
     """`name=x` loads `<configs_dir>/<name>/<x>.yaml` (or the path `x`) and merges it at the key `mount` ("" = root).
 
-    `name.key=value` means `mount.key=value`. The choice also works in a `--config` file (`name: x`), where the command
-    line wins, and in the file of a root-mounted group, for groups declared after it.
+    `name.key=value` means `mount.key=value`. The choice can also be made in a `--config` file (`name: x`; the command
+    line takes precedence), or in the file of a root-mounted group for groups declared after it.
 
-    `settle(section, alone)` sees the finished section at the mount, which it may change, and what the group's file
-    makes of the defaults: the name in that file may be wrong where other layers have changed its values.
+    `settle(section, unchanged)` gets the finished section at the mount, which it may change, and the section as the
+    group's file alone makes it. It can so correct a name in that file after other layers changed its values.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Loaded(Generic[T]):
     dry_run: bool = False
     print_config: bool = False
     sources: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)  # what the user should know of how the layers met
+    notes: list[str] = field(default_factory=list)  # what the user should know about how layers were merged
 
 
 @dataclass
@@ -81,18 +81,18 @@ class _Arguments:
 
 
 def is_set(value: object) -> bool:
-    """False for a required key that nobody has given yet."""
+    """False for a required key that is not set yet."""
     return not (isinstance(value, str) and value == MISSING)
 
 
 def load_config(
     schema: type[T], argv: Sequence[str], *, configs_dir: Path | str, groups: Sequence[Group] = ()
 ) -> Loaded[T]:
-    """`argv` (without the program's name) over YAML files over the defaults of `schema`.
+    """Load the config: `argv` (without the program's name) over YAML files over the defaults of `schema`.
 
-    Raises `UserError` for an unknown option, a misspelt key (with the nearest right name and the file it stood in), a
-    wrong type (key, found, expected), a required key left open, a bad interpolation; `MissingFile` for a file that is
-    not there; whatever `UserError` a `__post_init__` raises. `--help` prints the keys and raises `SystemExit(0)`.
+    Raises `UserError` for an unknown option, a misspelt key (with its file and the nearest right name), a wrong type
+    (key, found, expected), a missing required key, a bad interpolation, and what a `__post_init__` raises;
+    `MissingFile` for a missing file. `--help` prints the keys and raises `SystemExit(0)`.
     """
     assert schema.__module__ != "__main__", f"{schema.__name__} lives in __main__ and cannot be pickled for a worker"
     configs_dir, args = Path(configs_dir), _parse(argv)
@@ -120,7 +120,8 @@ def load_config(
 def _lay(
     tree: ConfigTree, files: Files, layers: Sequence[tuple[Group, Path, dict[str, Any]]], turns: Mapping[str, int]
 ) -> list[str]:
-    """Lay files and groups; `turns`: how many files come before a group. What groups replaced of files, in words."""
+    """Lay files and groups; `turns`: how many files come before a group. Returns notes on values of files that groups
+    replaced."""
     notes: list[str] = []
     for turn in range(len(files) + 1):
         for group, path, content in layers:
@@ -135,9 +136,9 @@ def _lay(
 def _settle(config: Any, schema: type[Any], layers: Sequence[tuple[Group, Path, dict[str, Any]]]) -> None:
     for group, path, content in layers:
         if group.settle is not None:
-            alone = ConfigTree(schema, {})
-            alone.lay(content, str(path), at=group.mount)
-            group.settle(attrgetter(group.mount)(config), OmegaConf.select(alone.config, group.mount))
+            unchanged = ConfigTree(schema, {})
+            unchanged.lay(content, str(path), at=group.mount)
+            group.settle(attrgetter(group.mount)(config), OmegaConf.select(unchanged.config, group.mount))
 
 
 def _parse(argv: Sequence[str]) -> _Arguments:
@@ -155,7 +156,7 @@ def _parse(argv: Sequence[str]) -> _Arguments:
             known = "--config FILE, --dry-run, --print-config or --help; everything else is key=value"
             raise UserError("unknown option", found=word, expected=known)
         elif not has_value:
-            raise UserError("an argument is neither an option nor key=value", found=word, expected="key=value")
+            raise UserError("argument is neither an option nor key=value", found=word, expected="key=value")
         else:
             args.pairs.append((name.strip(), value))
             args.before[name.strip()] = len(args.files)
@@ -163,7 +164,7 @@ def _parse(argv: Sequence[str]) -> _Arguments:
 
 
 def _find(name: str, configs_dir: Path) -> Path:
-    """A `--config` value: a file, or the name of one that ships under `configs_dir` (`runs/smoke`)."""
+    """The path of a `--config` value: a file, or the name of a shipped one under `configs_dir` (`runs/smoke`)."""
     for path in (Path(name), configs_dir / name, configs_dir / f"{name}.yaml"):
         if path.is_file():
             return path
@@ -174,7 +175,7 @@ def _find(name: str, configs_dir: Path) -> Path:
 
 
 def _choices(files: Files, args: _Arguments, groups: Sequence[Group]) -> Chosen:
-    """Choices in files are taken out of their content."""
+    """The chosen groups. Choices in files are removed from the files' content."""
     names = [g.name for g in groups]
     chosen: Chosen = {}
     for path, content in files:

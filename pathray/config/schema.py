@@ -1,4 +1,4 @@
-"""What a dataclass schema says about a key: its type, its neighbours, the nearest right name. No values here."""
+"""Looks up keys in a dataclass schema: types, neighbouring keys, the nearest right name. Not here: values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 Part = str | int
 
-# What people call a key elsewhere: each name of a line may mean any other of that line
+# Names of a key in other projects: each name may mean any other of its line
 SYNONYMS = (
     ("lr", "learning_rate", "base_lr", "max_lr"),
     ("batch_size", "global_batch", "batch_size_per_gpu", "train_batch_size", "per_device_batch_size", "bs"),
@@ -44,7 +44,7 @@ SYNONYMS = (
 
 
 class NoSuchKey(LookupError):
-    """`depth` is the index of the first part of the key that the schema does not know."""
+    """The schema has no such key; `depth` is the index of its first unknown part."""
 
     def __init__(self, depth: int, within: Any) -> None:
         super().__init__(depth)
@@ -115,7 +115,7 @@ def type_text(hint: Any) -> str:
     if origin is dict:
         return f"{{name: {type_text(args[1])}}}"
     if dataclasses.is_dataclass(hint):
-        return f"a section with {shortened(list(fields_of(hint)))}"
+        return f"a section with {shorten(list(fields_of(hint)))}"
     if hint is Any:
         return "any value"
     if hasattr(hint, "__members__"):
@@ -123,12 +123,12 @@ def type_text(hint: Any) -> str:
     return str(getattr(hint, "__name__", hint))
 
 
-def shortened(names: Sequence[str], most: int = 12) -> str:
+def shorten(names: Sequence[str], most: int = 12) -> str:
     return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
 def keys_of(schema: Any, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.Field[Any]]]:
-    """(dotted key, type, field) of every leaf; sections are walked into, optional ones too."""
+    """(dotted key, type, field) of every leaf, including those of optional sections."""
     by_name = {f.name: f for f in dataclasses.fields(schema)}
     for name, hint in fields_of(schema).items():
         if is_section(hint):
@@ -138,7 +138,7 @@ def keys_of(schema: Any, prefix: str = "") -> Iterator[tuple[str, Any, dataclass
 
 
 def nearest_key(schema: Any, parts: Sequence[Part], extra: Sequence[str] = ()) -> str:
-    """What was probably meant by an unknown key: a neighbour, the same name in another section, or the neighbours."""
+    """What an unknown key probably means: a neighbour, the same name in another section, or a list of neighbours."""
     try:
         type_at(schema, parts)
         return join_key(parts)
@@ -146,7 +146,7 @@ def nearest_key(schema: Any, parts: Sequence[Part], extra: Sequence[str] = ()) -
         depth, within = e.depth, e.within
     above, wrong = list(parts[:depth]), str(parts[depth])
     if not dataclasses.is_dataclass(within):
-        return f"{join_key(above)} is {type_text(within)}, it has no keys below"
+        return f"{join_key(above)} is {type_text(within)} and has no subkeys"
     beside = list(fields_of(within)) + (list(extra) if depth == 0 else [])
     all_keys = [key for key, _, _ in keys_of(schema)]
     if meant := _by_meaning(wrong, join_key(above), all_keys):
@@ -160,7 +160,7 @@ def nearest_key(schema: Any, parts: Sequence[Part], extra: Sequence[str] = ()) -
     same_name = [key for key in all_keys if key.rsplit(".", 1)[-1] == last]
     close = difflib.get_close_matches(join_key(parts), all_keys, n=3, cutoff=0.75)
     near = same_name or [key for key in close if not _means_another(last, key.rsplit(".", 1)[-1])]
-    return near[0] if near else f"one of {shortened([join_key([*above, name]) for name in beside])}"
+    return near[0] if near else f"one of {shorten([join_key([*above, name]) for name in beside])}"
 
 
 def _lines(name: str) -> set[int]:
@@ -168,13 +168,13 @@ def _lines(name: str) -> set[int]:
 
 
 def _means_another(wrong: str, name: str) -> bool:
-    """patch_size is no misspelt batch_size: both are words of their own."""
+    """Whether both names are known with different meanings: patch_size is not a misspelt batch_size."""
     return bool(_lines(wrong)) and bool(_lines(name)) and not _lines(wrong) & _lines(name)
 
 
 def _by_meaning(wrong: str, above: str, keys: Sequence[str]) -> str:
-    """The keys of the name `wrong`, or that another project calls so: those of the same section first, then, where
-    there are none or it is the whole config, all; "" when there are none."""
+    """Keys that are named `wrong` here or in other projects: those of the same section, else (or at the top level) all;
+    "" if there are none."""
     names = {name for i in _lines(wrong) for name in SYNONYMS[i]}
     found = [key for key in keys if key.rsplit(".", 1)[-1] in names]
     same = [key for key in found if key.rpartition(".")[0] == above]

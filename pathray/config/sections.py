@@ -26,9 +26,11 @@ class DecodeConfig:
     ahead: int = placement(4)
     ahead_mb: int = placement(1024)
     read_timeout_s: float = placement(60.0)
+    max_stalled_reads: int = placement(16)  # so many of the newest 1,024 reads may take longer than that
 
     def __post_init__(self) -> None:
         positive(self, "data", "threads", "ahead", "ahead_mb", "read_timeout_s")
+        at_least(self, "data", 0, "max_stalled_reads")
         between(self, "data", 0, 1, "max_corrupt_fraction")
         one_of(self, "data", decode_on=("worker", "cluster"))
 

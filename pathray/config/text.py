@@ -1,7 +1,7 @@
-"""Texts as they were written: YAML turns `1e3`, `007`, `12:30` and `no` into other values, which a text key must not.
+"""Keeps the text of YAML scalars: YAML changes `1e3`, `007`, `12:30` and `no`, which is wrong for a text key.
 
-Every scalar that YAML takes for something else than text is kept together with its text; which of the two counts is
-known where the schema is (pathray.config.tree). Nothing here knows the schema.
+Every scalar that YAML does not parse as text is kept together with its text. The schema decides which of the two is
+used (pathray.config.tree). Not here: the schema.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from pathray.config.schema import without_none
 
 @dataclass(frozen=True)
 class Written:
-    """A number or boolean, and what stood there."""
+    """A number or boolean with its original text."""
 
     value: Any
     text: str
 
 
 class _Texts(yaml.SafeLoader):  # type: ignore[misc]
-    """Every plain scalar is text; merges (``<<``) are carried out as YAML does."""
+    """Loads every plain scalar as text; merges (``<<``) work as in YAML."""
 
     yaml_implicit_resolvers = {
         mark: [(tag, rule) for tag, rule in rules if tag == "tag:yaml.org,2002:merge"]
@@ -33,9 +33,9 @@ class _Texts(yaml.SafeLoader):  # type: ignore[misc]
 
 
 def with_texts(content: Any, source: str) -> Any:
-    """`content`, which was parsed from the YAML text `source`, with its numbers and booleans as `Written`.
+    """`content`, parsed from the YAML text `source`, with its numbers and booleans as `Written`.
 
-    Keys of maps become the texts that were written, too.
+    Keys of maps also become their original texts.
     """
     return _paired(content, yaml.load(source, Loader=_Texts))
 
@@ -55,7 +55,7 @@ def _paired(content: Any, raw: Any) -> Any:
 
 
 def as_declared(value: Any, hint: Any) -> Any:
-    """`value` without `Written`: its text where the declared type `hint` is a string, else what YAML made of it."""
+    """`value` without `Written`: its text if the declared type `hint` is a string, else the value parsed by YAML."""
     hint = without_none(hint)
     if isinstance(value, Written):
         return value.text if hint is str else value.value

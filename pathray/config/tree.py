@@ -1,6 +1,6 @@
-"""The typed tree that config layers are laid over, one leaf at a time, so that every error names its key and layer.
+"""The typed tree into which config layers are merged leaf by leaf, so that every error names its key and layer.
 
-OmegaConf holds the values, converts types and resolves `${…}`; not here: which layers there are and in what order.
+OmegaConf holds the values, converts types and resolves `${…}`. Not here: the layers and their order.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ COMMAND_LINE = "command line"
 
 
 class ConfigTree:
-    """`aliases`: first part of a key -> the key it stands for (a group's name -> its mount)."""
+    """The tree of a schema. `aliases` map the first part of a key to another key (a group's name to its mount)."""
 
     def __init__(self, schema: type[Any], aliases: Mapping[str, str]) -> None:
         self.schema, self.aliases = schema, aliases
@@ -42,7 +42,7 @@ class ConfigTree:
         _unlock(self.config)
 
     def lay(self, content: Mapping[str, Any], source: str, at: str = "") -> list[str]:
-        """A whole layer; its keys are relative to `at`. What it changed of other layers' values, in words."""
+        """Merge a whole layer, whose keys are relative to `at`. Returns a description of each value it replaced."""
         before = {key: (self._value(key), layer) for key, layer in self.origin.items()}
         for key, value in content.items():
             parts = [*split_key(at), *split_key(str(key))] if at else self._address(str(key))
@@ -51,7 +51,7 @@ class ConfigTree:
         return [f"{key}={old} of {layer}" for key, (old, layer) in before.items() if key in now and now[key] != old]
 
     def lay_text(self, key: str, text: str) -> None:
-        """One `key=value` of the command line; the text is YAML, except where the schema wants a string."""
+        """Merge one `key=value` of the command line; the text is YAML, unless the schema expects a string."""
         parts = self._address(key)
         hint = self._type(parts, COMMAND_LINE)
         try:
@@ -61,15 +61,15 @@ class ConfigTree:
             if isinstance(parsed, list | dict):
                 parsed = with_texts(parsed, text)
         except (YAMLError, OmegaConfBaseException, ValueError, RecursionError) as e:
-            raise UserError(f"not a value: {first_line(e)}", file=COMMAND_LINE, key=key, found=text[:200]) from e
+            raise UserError(f"invalid value: {first_line(e)}", file=COMMAND_LINE, key=key, found=text[:200]) from e
         if without_none(hint) is str and parsed is not None and not isinstance(parsed, str | list | dict):
-            parsed = text  # 007 and 1e3 stay what was typed
+            parsed = text  # 007 and 1e3 stay as typed
         self._set(parts, parsed, COMMAND_LINE)
 
     def finish(self) -> Any:
-        """The config as an object of the schema, everything resolved; runs every `__post_init__`."""
+        """The resolved config as an object of the schema; runs every `__post_init__`."""
         try:
-            for parts in self.interpolated:  # those of the layers first: the error then names the key that was given
+            for parts in self.interpolated:  # first those given in layers, so that an error names the given key
                 self._node(parts)
             unset = sorted(OmegaConf.missing_keys(self.config))
             if unset:
@@ -93,7 +93,7 @@ class ConfigTree:
             raise UserError("unknown key", file=source, key=key, expected=meant) from e
 
     def _item(self, parts: list[Part]) -> Any:
-        """The type of a list's items; None where a list is not wanted."""
+        """The type of a list's items; None if the key is not a list."""
         try:
             return without_none(type_at(self.schema, [*parts, 0]))
         except NoSuchKey:
@@ -121,7 +121,7 @@ class ConfigTree:
             self._assign(parts, value, source)
 
     def _open(self, parts: list[Part], source: str) -> None:
-        """Makes the sections on the way to a key exist: an optional section becomes its defaults."""
+        """Create the sections above a key; optional sections get their defaults."""
         node: Any = self.config
         for depth, part in enumerate(parts):
             if isinstance(node, ListConfig):
@@ -141,7 +141,7 @@ class ConfigTree:
                 node.merge_with({parts[-1]: value})
         except (OmegaConfBaseException, TypeError, AttributeError) as e:
             expected = type_text(self._type(parts, source))
-            message = "a key has no value" if value is None else "wrong type"
+            message = "the key has no value" if value is None else "wrong type"
             raise UserError(message, file=source, key=key, found=value, expected=expected) from e
         self.origin[key] = source
         if isinstance(value, str) and "${" in value:
@@ -169,7 +169,7 @@ def _is_mapping(hint: Any) -> bool:
 
 
 def _unlock(node: Any) -> None:
-    """Frozen dataclasses make read-only nodes; layers must still reach them."""
+    """Make nodes writable: frozen dataclasses create read-only nodes, which layers must change."""
     if isinstance(node, DictConfig | ListConfig) and not node._is_none() and not node._is_interpolation():
         OmegaConf.set_readonly(node, None)
         keys = range(len(node)) if isinstance(node, ListConfig) else list(node.keys())

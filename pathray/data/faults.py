@@ -1,4 +1,4 @@
-"""Units that could not be read: what goes into the quarantine report, and the error when no unit can take its place.
+"""Unreadable units: their rows in the quarantine report, and the error if no replacement can be read.
 
 Not here: how a unit is read and replaced (pathray.data.units).
 """
@@ -26,7 +26,7 @@ class Fault:
 
 
 class StreamError(UserError):
-    """The stream cannot go on; `faults` are those of the batch at which it ended, for the report."""
+    """The stream cannot continue; `faults` are those of its last batch, for the report."""
 
     faults: tuple[Fault, ...] = ()
 
@@ -41,7 +41,7 @@ def _rebuilt(message: str, where: dict[str, object], faults: tuple[Fault, ...]) 
 
 
 def no_replacement(position: int, faults: Sequence[Fault]) -> StreamError:
-    """The error of a position whose unit and replacements all failed: `faults` says how."""
+    """The error for a position whose unit and replacements all failed, as listed in `faults`."""
     last = faults[-1]
     return StreamError(
         f"no readable unit found for position {position} in {len(faults)} attempts",

@@ -1,8 +1,8 @@
-"""Which pre-formed batch is at which position: bags of like size, bags within a token budget, packed sequences.
+"""The order of pre-formed batches: bags of similar size, bags within a token budget, packed sequences.
 
-A *group* is some plan rows that are read together. `GroupedOrder` gives a group at each position, as a pure function of
-(seed, position), where `Order` (pathray.data.order) gives one row. Groups are stored as a sparse matrix is (CSR): group
-g holds `rows[starts[g]:starts[g + 1]]`. Arrays may be memory-mapped; 10^7 rows of int32 are 40 MB.
+A *group* is a set of plan rows that are read together. `GroupedOrder` gives the group at each position, as a pure
+function of (seed, position), while `Order` (pathray.data.order) gives one row. Groups are stored like a sparse matrix
+(CSR): group g holds `rows[starts[g]:starts[g + 1]]`. Arrays may be memory-mapped; 10^7 rows of int32 are 40 MB.
 
 Not here: how groups are formed (the sciences), how they are read (pathray.data.share, pathray.data.stream).
 """
@@ -20,16 +20,16 @@ from pathray.data.order import Ints, key_of, permute, rng
 from pathray.errors import UserError
 
 Table = npt.NDArray[Any]  # integers of any width
-FEWEST = 16  # rows that a replacement is drawn from, where fewer are small enough
+FEWEST = 16  # a replacement is drawn from at least this many of the smallest rows
 
 
 @dataclass(frozen=True)
 class GroupedOrder:
-    """Position → group of plan rows, without end: pass after pass, each in another order.
+    """Position → group of plan rows, for an endless sequence of passes, each in a different order.
 
     `passes` `[passes + 1]` says which groups belong to which pass: pass t visits the groups
     `passes[t]` … `passes[t + 1] − 1` once each, in an order permuted by (seed, t). After the last pass the first one
-    comes again, in a new order. So a science may form the groups anew for each epoch, and not only shuffle them.
+    is repeated in a new order. So a science may form new groups for each epoch instead of only shuffling them.
 
     Build it with `grouped_order`.
     """
@@ -59,10 +59,10 @@ class GroupedOrder:
         return self.rows[np.repeat(first, counts) + slots(counts)].astype(np.int64), counts
 
     def replacement(self, position: int, attempt: int, slot: int = 0) -> int:
-        """The row that takes the place of an unreadable one, by (seed, position, attempt, slot).
+        """The row that replaces an unreadable one, by (seed, position, attempt, slot).
 
-        Where rows have sizes it is no larger than the one it replaces, so that a group keeps within its budget; of
-        the FEWEST smallest rows where fewer than that are small enough.
+        If rows have sizes, it is no larger than the row it replaces, so that the group stays within its budget. If
+        fewer than FEWEST rows are small enough, it is one of the FEWEST smallest rows.
         """
         draw, count = rng(self.seed, "replacement", position, attempt, slot), self.rows.size
         if self.sizes is None or self.by_size is None:
@@ -78,7 +78,7 @@ class GroupedOrder:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the arrays, which travel wherever the order does."""
+        """Bytes of the arrays, which are sent with the order."""
         arrays = (self.starts, self.rows, self.passes, self.sizes, self.by_size)
         return sum(a.nbytes for a in arrays if a is not None)
 
@@ -114,7 +114,7 @@ def grouped_order(
 
 
 def slots(counts: Ints) -> Ints:
-    """The place of each row within its group `[R]`, for groups of these counts `[N]`: 0 … count − 1 again and again."""
+    """The place `[R]` of each row within its group, for groups of these counts `[N]`: 0 … count − 1 for each group."""
     ends = np.cumsum(counts)
     return np.arange(int(ends[-1]) if ends.size else 0) - np.repeat(ends - counts, counts)
 

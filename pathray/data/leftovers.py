@@ -1,7 +1,7 @@
-"""Half-written files and folders of processes that were killed: hidden, named after what they should have become.
+"""Removes half-written files and folders of killed processes: hidden, and named after their targets.
 
-What is written whole or not at all goes through a neighbour named `.<name>-<uid8>` (pathray.store.storage,
-pathray.data.plan); a process that is killed leaves it. Not here: checkpoints that were begun
+Atomic writes use a temporary neighbour `.<name>-<uid8>` (pathray.store.storage, pathray.data.plan), which a killed
+process leaves behind. Not here: unfinished checkpoints
 (pathray.store.committed.sweep), partial bags (pathray.features.publish).
 """
 
@@ -21,31 +21,31 @@ from pathray.data.plan import DESCRIPTION, SOURCES, UNITS
 log = logging.getLogger(__name__)
 
 AGE_S = 3600.0  # younger ones may still be written
-DEPTH = 3  # folders below an output that are looked into
+DEPTH = 3  # levels of folders to search below an output
 _LEFT = re.compile(r"\.(?P<name>.+)-[0-9a-f]{8}")
 
 
 def sweep_leftovers(output: str, older_than_s: float = AGE_S) -> list[str]:
-    """Remove what earlier starts left half-written: beside the local path `output` under its name, and anywhere in the
-    folder that it may be. Links are neither followed nor removed. Returns the paths."""
+    """Remove half-written files of earlier starts next to the local path `output` and inside it, if it is a folder.
+    Links are neither followed nor removed. Returns the removed paths."""
     target = Path(output).absolute()
     swept = []
-    for path in [*_beside(target), *_within(target, DEPTH)]:
-        with contextlib.suppress(OSError):  # somebody else removes it, or may alone
+    for path in [*_next_to(target), *_within(target, DEPTH)]:
+        with contextlib.suppress(OSError):  # another process removes it, or only another user may
             if time.time() - path.lstat().st_mtime > older_than_s and _is_ours(path):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
                 swept.append(str(path))
     if swept:
-        log.info("removed %d half-written files and folders of earlier starts", len(swept))
+        log.info("removed %d half-written files and folders from earlier starts", len(swept))
     return swept
 
 
 def _is_ours(path: Path) -> bool:
-    """A file with such a name is; a folder only when it holds the parts of a plan and nothing else."""
+    """Whether we wrote it: any file with such a name, or a folder that contains only parts of a plan."""
     return not path.is_dir() or set(os.listdir(path)) <= {UNITS, SOURCES, DESCRIPTION}
 
 
-def _beside(target: Path) -> Iterator[Path]:
+def _next_to(target: Path) -> Iterator[Path]:
     for path in _entries(target.parent):
         left = _LEFT.fullmatch(path.name)
         if left is not None and left["name"].removesuffix("-old") == target.name:
@@ -61,7 +61,7 @@ def _within(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """What stands in a folder, links left out; nothing where it cannot be listed."""
+    """The entries of a folder without links; empty if it cannot be listed."""
     try:
         with os.scandir(folder) as entries:
             return [Path(entry.path) for entry in entries if not entry.is_symlink()]

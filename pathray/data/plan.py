@@ -26,8 +26,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pathray.errors import MissingFile, UserError
+from pathray.store.described import publish_described
 from pathray.store.records import parsed
-from pathray.store.storage import Storage, cached, digest_bytes
+from pathray.store.storage import Storage, digest_bytes, fetch_cached
 
 SCHEMA_VERSION = 1
 CHUNK_BITS = 20
@@ -196,14 +197,12 @@ class Plan:
 def publish(path: str | os.PathLike[str], url: str) -> None:
     """Copy a plan folder to a storage URL, so that every node can `Plan.open` it from there; one that is there stays.
 
-    The description goes first from an older plan and comes last of the new one: a half-copied plan is no plan.
+    A half-copied plan is no plan.
     """
-    store = Storage.of(url)
-    if store.exists(DESCRIPTION) and store.read_bytes(DESCRIPTION) == (Path(path) / DESCRIPTION).read_bytes():
-        return
-    store.remove(DESCRIPTION)
-    for name in (UNITS, SOURCES, DESCRIPTION):
-        store.put(Path(path) / name, name)
+    store, description = Storage.of(url), (Path(path) / DESCRIPTION).read_bytes()
+    if not store.exists(DESCRIPTION) or store.read_bytes(DESCRIPTION) != description:
+        files = {name: Path(path) / name for name in (UNITS, SOURCES)}
+        publish_described(store, files, DESCRIPTION, description)
 
 
 def _fetched(url: str) -> Path:
@@ -221,7 +220,7 @@ def _fetched(url: str) -> Path:
         _check_digests(folder, _described(text, store.join(DESCRIPTION)), store)
         (folder / DESCRIPTION).write_bytes(text)
 
-    return cached(f"{digest_bytes(text)[:24]}-plan", fetch, store.size(UNITS) + store.size(SOURCES))
+    return fetch_cached(f"{digest_bytes(text)[:24]}-plan", fetch, store.size(UNITS) + store.size(SOURCES))
 
 
 def _described(text: bytes, where: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Which positions a rank owns, and the plan rows at them, in micro-batches. No Ray: the notebook's loader too.
+"""The positions that a rank owns and their plan rows, in micro-batches. Without Ray, so notebooks use it too.
 
-Not here: which row is at which position (pathray.data.order), how rows travel through a cluster
+Not here: the order of rows (pathray.data.order), how rows are sent through a cluster
 (ray_jobs.train.rank_stream), how they are decoded (pathray.data.stream).
 """
 
@@ -23,11 +23,11 @@ Rows = dict[str, npt.NDArray[Any]]  # columns of equal length
 
 @dataclass(frozen=True)
 class Lookup:
-    """Position → the plan's columns, plus ``position`` and ``row``. What a rank's stream carries to wherever it is
+    """Position → the plan's columns, plus ``position`` and ``row``, as sent through a rank's stream to where units are
     read.
 
-    Where positions hold groups, the rows of all groups come one after the other, and ``slot`` is the place of each row
-    in its group: 0 begins the next group.
+    If positions hold groups, the rows of all groups are concatenated, and ``slot`` is the place of each row in its
+    group: 0 starts the next group.
     """
 
     plan: Plan
@@ -45,10 +45,12 @@ class Lookup:
             place = {"position": np.repeat(index, counts), "slot": slots(counts)}
         else:
             rows, place = self.order.rows(index), {"position": index}
-        return {**place, "row": rows, **self.plan.take(rows)}
+        columns = self.plan.take(rows)
+        assert not columns.keys() & {"position", "slot", "row"}, "names of a plan's columns that are taken"
+        return {**place, "row": rows, **columns}
 
     def replacement(self, position: int, attempt: int, slot: int | None = None) -> dict[str, Any]:
-        """The unit that stands in at `position` (and `slot`, in a group) for the given attempt (≥ 1)."""
+        """The replacement at `position` (and `slot`, in a group) for the given attempt (≥ 1)."""
         row = self.order.replacement(position, attempt, slot or 0)
         place = {"position": position} if slot is None else {"position": position, "slot": slot}
         return {**place, "row": row, **{k: v[0] for k, v in self.plan.take([row]).items()}}
@@ -56,8 +58,8 @@ class Lookup:
 
 @dataclass(frozen=True)
 class Share:
-    """What part of the sequence a rank reads: positions `start` … `stop` of global batches of `global_batch` positions,
-    in micro-batches of `micro`."""
+    """The part of the sequence that a rank reads: positions `start` … `stop`, in global batches of `global_batch`
+    positions and micro-batches of `micro`."""
 
     start: int
     stop: int
@@ -112,7 +114,7 @@ def rank_rows(
 
 
 def micro_batches(rows: Rows, micro: int) -> Iterator[Rows]:
-    """Rows cut into batches of `micro` positions each; a group is never cut."""
+    """Rows split into batches of `micro` positions each; a group is never split."""
     cuts = np.arange(0, len(rows["position"]), micro)
     if "slot" in rows:
         cuts = np.flatnonzero(rows["slot"] == 0)[::micro]
@@ -123,8 +125,7 @@ def micro_batches(rows: Rows, micro: int) -> Iterator[Rows]:
 def asserted(
     batches: Iterable[dict[str, Any]], start: int, global_batch: int, rank: int, world: int, micro: int
 ) -> Iterator[dict[str, Any]]:
-    """Pass batches of rows, or decoded ones, through, asserting that each holds exactly the positions that this rank
-    owns next."""
+    """Pass batches (of rows, or decoded) through, asserting that each has exactly the next positions of this rank."""
     share = global_batch // world
     for i, batch in enumerate(batches):
         step, part = divmod(i, share // micro)

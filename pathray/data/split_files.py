@@ -1,4 +1,4 @@
-"""Splits on file, with the digest of their table: what was edited, or is of another table, is refused by its row.
+"""Reads and writes split files with the digest of their table; a split of another or an edited table is refused.
 
 A file has a first line ``# {json}`` (the table's digest and how the split was made), then ``path,group_id,split``.
 Not here: how splits are made (pathray.data.splits).
@@ -24,7 +24,7 @@ COLUMNS = ["path", "group_id", "split"]
 
 
 def write_split(path: str, table: GroupedTable, split: Split) -> None:
-    """One line per row of the table, sorted by path: equal splits give equal bytes."""
+    """Write one line per row of the table, sorted by path. Equal splits give equal bytes."""
     text = io.StringIO()
     text.write(f"# {json.dumps(dict(split.meta), sort_keys=True)}\n")
     writer = csv.writer(text, lineterminator="\n")
@@ -36,11 +36,11 @@ def write_split(path: str, table: GroupedTable, split: Split) -> None:
 
 
 def read_split(path: str, table: GroupedTable, *, trains: bool = True) -> Split:
-    """The split on file, in the order of `table`'s rows.
+    """The split in a file, in the order of `table`'s rows.
 
-    UserError naming the row for a group on two sides, a row or group that the table does not have, a row of the table
-    that is missing; and for the split of another table, unknown parts, or nothing to train on. Without `trains` nothing
-    need be: all of another cohort may test.
+    UserError, naming the row, for a group in more than one part, a row or group that is not in the table, and a missing
+    row of the table; also for a split of another table, unknown parts, or no train rows. With `trains=False` there may
+    be no train rows, since a whole cohort may be used for testing.
     """
     rows, meta, digest = split_rows(path)
     if meta and meta.get("table") != table.hash:
@@ -62,8 +62,8 @@ def read_split(path: str, table: GroupedTable, *, trains: bool = True) -> Split:
 
 
 def split_rows(path: str) -> tuple[list[tuple[int, list[str]]], dict[str, Any], str]:
-    """(line, [path, group, part]) of a split's rows, what its own comment says of it, and its digest. UserError naming
-    the row for what is none."""
+    """(line, [path, group, part]) of a split's rows, the metadata in its comment, and its digest. UserError, naming the
+    row, if the file is not a split."""
     data = read_user_file(path, "split", "CSV in UTF-8")
     text = decode_text(path, data, "split")
     rows = [(line, [cell.strip() for cell in cells]) for line, cells in records(path, text, ",")]
@@ -80,7 +80,7 @@ def split_rows(path: str) -> tuple[list[tuple[int, list[str]]], dict[str, Any], 
 
 
 def groups_that_train(path: str) -> set[str]:
-    """Of a split's file, whatever table it was made for. UserError for a group in more than one split."""
+    """The train groups of a split file, for any table. UserError for a group in more than one split."""
     first: dict[str, str] = {}
     for number, (_, group, part) in split_rows(path)[0]:
         if first.setdefault(group, part) != part:
@@ -92,7 +92,7 @@ def groups_that_train(path: str) -> set[str]:
 
 
 def _meta(line: str) -> dict[str, Any]:
-    """What `write_split` says in a file's first line; {} for a comment of somebody else's."""
+    """The metadata that `write_split` wrote in the first line; {} for any other comment."""
     try:
         found = json.loads(line[1:])
     except (ValueError, RecursionError):

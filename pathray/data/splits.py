@@ -1,8 +1,8 @@
-"""Which rows train, validate and test: by whole groups (patients, say), seeded, for any science's table.
+"""Splits a table into train, val and test rows by whole groups (such as patients), from a seed, for any science.
 
-`holdout` and `folds` place whole groups by their numbers of rows, which scikit-learn's GroupShuffleSplit (shares of the
-groups) and shuffled GroupKFold (any sizes) do not; folds that hold labels in equal shares are scikit-learn's. The same
-table in another order gives the same split. Not here: splits on file (pathray.data.split_files).
+`holdout` and `folds` assign whole groups by their numbers of rows. scikit-learn's GroupShuffleSplit (shares of groups)
+and shuffled GroupKFold (any sizes) do not; stratified folds use scikit-learn. The order of the table's rows does not
+change the split. Not here: split files (pathray.data.split_files).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Strings = npt.NDArray[np.str_]
 
 
 class GroupedTable(Protocol):
-    """Rows that have names of their own and belong to groups, read from a file."""
+    """Named rows that belong to groups, read from a file."""
 
     @property
     def file(self) -> str: ...
@@ -32,17 +32,17 @@ class GroupedTable(Protocol):
     def groups(self) -> Strings: ...
     @property
     def hash(self) -> str:
-        """Digest of all rows, whatever their order."""
+        """Digest of all rows, independent of their order."""
         ...
 
     def row_of(self, index: int) -> int:
-        """The number that a user knows a row by: the line of a CSV."""
+        """The row number shown to users: the line in a CSV."""
         ...
 
 
 @dataclass(frozen=True)
 class Split:
-    """`of` `[N]`: train, val or test for each row of the table, in its order. `meta` says how it was made."""
+    """`of` `[N]`: train, val or test for each row of the table, in its order. `meta` records how it was made."""
 
     of: Strings
     meta: Mapping[str, Any]
@@ -53,9 +53,9 @@ class Split:
 
 
 def holdout(table: GroupedTable, seed: int, *, train: float = 0.7, val: float = 0.15, test: float = 0.15) -> Split:
-    """Whole groups in random order, each to the part that lacks most rows of its fraction; no part stays empty.
+    """Assign whole groups, in random order, to the part with the most missing rows; no part stays empty.
 
-    UserError for fractions that do not add up to 1, and for fewer groups than parts.
+    UserError if the fractions do not add up to 1, or if there are fewer groups than parts.
     """
     fractions = {"train": train, "val": val, "test": test}
     if min(fractions.values()) < 0 or train <= 0 or abs(sum(fractions.values()) - 1) > 1e-6:
@@ -78,8 +78,8 @@ def holdout(table: GroupedTable, seed: int, *, train: float = 0.7, val: float = 
 def folds(table: GroupedTable, seed: int, k: int | None = None, *, validation: bool = True) -> list[Split]:
     """Group k-fold: fold i tests, the next one validates, the others train. Without `k`: leave one group out.
 
-    Groups go to the fold with fewest rows, the largest first. UserError for more folds than groups, and where nothing
-    is left to train on.
+    Groups are assigned, largest first, to the fold with the fewest rows. UserError for more folds than groups, and if
+    nothing is left to train on.
     """
     groups, sizes = _shuffled(table, seed)
     count = len(groups) if k is None else k
@@ -96,8 +96,8 @@ def folds(table: GroupedTable, seed: int, k: int | None = None, *, validation: b
 def stratified_folds(
     table: GroupedTable, labels: Strings, seed: int, k: int, *, validation: bool = True
 ) -> list[Split]:
-    """Group k-fold whose parts hold the `labels` `[N]` in about equal shares, as far as whole groups allow:
-    scikit-learn's StratifiedGroupKFold. UserError as for `folds`."""
+    """Group k-fold with about equal shares of the `labels` `[N]` in each part (scikit-learn's StratifiedGroupKFold).
+    UserError as in `folds`."""
     from sklearn.model_selection import StratifiedGroupKFold
 
     _check_count(table, k, len(np.unique(table.groups)), validation)

@@ -1,25 +1,25 @@
-"""How many reads hang at present: a storage that hangs now ends a run, one that was slow now and then does not."""
+"""Counts recent slow reads: storage that hangs ends a run, storage that is slow now and then does not."""
 
 from __future__ import annotations
 
 from collections import deque
 
-WINDOW = 1024  # units that are read after a slow one before it is forgotten
+WINDOW = 1024  # a slow read is forgotten after this many units
 
 
 class Stalls:
-    """Counts slow reads among the newest ones. Not safe in several threads: whoever calls holds a lock."""
+    """Counts slow reads among the newest ones. Not thread-safe: callers must hold a lock."""
 
     def __init__(self) -> None:
         self._read, self._slow_at = 0, deque[int]()
 
     def add(self) -> int:
-        """Note a slow read; how many there are since WINDOW units ago."""
+        """Count a slow read; returns the number of slow reads within the last WINDOW units."""
         while self._slow_at and self._read - self._slow_at[0] >= WINDOW:
             self._slow_at.popleft()
         self._slow_at.append(self._read)
         return len(self._slow_at)
 
-    def succeed(self) -> None:
-        """Note that a unit has been read."""
-        self._read += 1
+    def succeed(self, units: int) -> None:
+        """Count units that were read."""
+        self._read += units

@@ -21,7 +21,6 @@ from pathray.data.faults import StreamError
 from pathray.data.share import Lookup
 from pathray.data.stalls import WINDOW, Stalls
 from pathray.data.units import Batch, Unit, UnitReader, assemble, held_bytes, reporting_faults, units_of
-from pathray.errors import UserError
 
 
 def decode(reader: UnitReader, rows: Mapping[str, npt.NDArray[Any]], lookup: Lookup) -> Batch:
@@ -47,10 +46,6 @@ class DecodeSettings:
     ahead_bytes: int = 1 << 30
     timeout_s: float = 120.0
     max_stalled: int = 16
-
-    def __post_init__(self) -> None:
-        if self.max_stalled < 0:
-            raise UserError("a number of reads must be >= 0", key="data.max_stalled_reads", found=self.max_stalled)
 
 
 def decoded(
@@ -162,13 +157,13 @@ class _Pool:
 
     def _finish(self, micro: _Micro) -> None:
         with self.lock:
-            self.stalls.succeed()
             micro.left -= 1
             last = micro.left == 0
         if last:
             batch = assemble(self.reader, micro.units)
             held = held_bytes(batch)
             with self.lock:
+                self.stalls.succeed(len(micro.units))
                 micro.batch, micro.held, self.largest = batch, held, max(self.largest, held)
                 for unit in micro.units:
                     unit.value = None  # the batch has it

@@ -1,9 +1,8 @@
-"""One unit of training data: how a reader decodes it, what takes its place when it cannot be read, how units become a
-batch.
+"""One unit of training data: decoding it with a reader, replacing it if it cannot be read, and collating units.
 
 A unit that cannot be read is replaced by another row of its stratum, counted by reason, and reported with the batch;
-the plan itself never changes. Not here: the threads that read units (pathray.data.stream) and what a unit looks like
-(the sciences' readers).
+the plan itself never changes. Not here: the threads that read units (pathray.data.stream), the content of a unit (the
+sciences' readers).
 """
 
 from __future__ import annotations
@@ -24,16 +23,16 @@ from pathray.errors import UnreadableUnit
 
 Batch = dict[str, Any]
 MAX_ATTEMPTS = 16  # reads of one position that may fail because the data are damaged
-MAX_REPLACEMENTS = 256  # and all in all: a plan where most units are refused for a benign reason still trains
+MAX_REPLACEMENTS = 256  # limit of all reads of a position: a plan with mostly benign rejections can still be trained on
 
 
 class UnitReader(Protocol):
-    """Decodes one unit; picklable; safe in several threads at once.
+    """Decodes one unit. Must be picklable and thread-safe.
 
-    `read` raises UnreadableUnit when the data will not do. Reasons in `benign_reasons` (too little tissue, say) lead to
-    a replacement too, but do not count as corruption. `collate` makes a batch of the units of a micro-batch; where
-    positions hold groups, of the units of one group, which it may stack, pad, pack or leave as lists. There
-    `unit["slot"]` is the unit's place in its group, and `rng` takes it with position and attempt.
+    `read` raises UnreadableUnit for unusable data. Units with a reason in `benign_reasons` (such as too little tissue)
+    are also replaced, but do not count as corrupt. `collate` makes a batch from the units of a micro-batch or, if
+    positions hold groups, of one group, which it may stack, pad, pack or leave as lists. Then `unit["slot"]` is the
+    unit's place in its group, which `rng` takes in addition to position and attempt.
     """
 
     benign_reasons: frozenset[str]
@@ -45,7 +44,7 @@ class UnitReader(Protocol):
 
 @dataclass
 class Unit:
-    """A plan row on its way through the reader. `generation` counts the reads that were abandoned as too slow."""
+    """A plan row that is being read. `generation` counts reads that were abandoned as too slow."""
 
     row: dict[str, Any]
     generation: int = 0
@@ -61,11 +60,11 @@ class Unit:
 
     @property
     def slot(self) -> int | None:
-        """The unit's place in its group; None for a unit that is alone at its position."""
+        """The unit's place in its group; None if its position has no group."""
         return int(self.row["slot"]) if "slot" in self.row else None
 
     def run(self, reader: UnitReader, lookup: Lookup, generation: int, lock: threading.Lock) -> bool:
-        """Read the unit or a replacement. False when a timeout took the unit away meanwhile: the result is dropped."""
+        """Read the unit or a replacement. False if a timeout took over the unit, so that this result is dropped."""
         position = self.position
         for attempt in range(self.attempt, MAX_REPLACEMENTS):
             if sum(not fault.benign for fault in self.faults) >= MAX_ATTEMPTS:
@@ -86,7 +85,7 @@ class Unit:
         raise no_replacement(position, self.faults)
 
     def abandon(self, reader: UnitReader, lookup: Lookup, timeout_s: float) -> None:
-        """Give up the read that is under way, as one that took too long: the next attempt is another thread's."""
+        """Abandon the current read because it took too long; another thread makes the next attempt."""
         row = self.tried or self.row
         slow = UnreadableUnit("timeout", _source_name(lookup, row), f"no data in {timeout_s} s")
         self.faults.append(_fault(reader, row, self.position, self.attempt, slow))
@@ -103,22 +102,22 @@ def _attempt(
 
 
 def _source_name(lookup: Lookup, row: Mapping[str, Any]) -> str:
-    """What the plan's table of slides or archives calls the unit's source: its first column."""
+    """The name of the unit's source: the first column of the plan's table of slides or archives."""
     return str(lookup.plan.sources.column(0)[int(row["source"])]) if "source" in row else f"row {row['row']}"
 
 
 def units_of(rows: Mapping[str, npt.NDArray[Any]]) -> list[Unit]:
-    """The rows of a batch one by one, not read yet."""
+    """The rows of a batch as units that are not read yet."""
     count = len(rows["position"])
     return [Unit({name: values[i] for name, values in rows.items()}) for i in range(count)]
 
 
 def assemble(reader: UnitReader, units: Sequence[Unit]) -> Batch:
-    """The micro-batch of units that have been read.
+    """The micro-batch of units that were read.
 
-    What the reader collates, plus ``position`` `[B]` int64, ``corrupt`` (units replaced for a reason that is not
-    benign) and ``faults``. Of groups: for each name a list with what the reader made of each group, and ``units``, how
-    many there are in all.
+    It has what the reader collates, plus ``position`` `[B]` int64, ``corrupt`` (the number of units replaced for a
+    reason that is not benign) and ``faults``. For groups, each name has a list with one entry per group, and ``units``
+    is the total number of units.
     """
     if not units or units[0].slot is None:
         return _collate(reader, units)
@@ -128,7 +127,7 @@ def assemble(reader: UnitReader, units: Sequence[Unit]) -> Batch:
 
 
 def join_groups(batches: Sequence[Batch]) -> Batch:
-    """Micro-batches of groups as one: their lists one after the other, nothing padded or stacked."""
+    """Micro-batches of groups joined into one by concatenating their lists, without padding or stacking."""
     joined: Batch = {"position": np.concatenate([batch["position"] for batch in batches])}
     for name in [n for n in batches[0] if n != "position"]:
         first, *others = (batch[name] for batch in batches)
@@ -137,7 +136,7 @@ def join_groups(batches: Sequence[Batch]) -> Batch:
 
 
 def _group(reader: UnitReader, units: Sequence[Unit]) -> Batch:
-    """The micro-batch of one group: a list of one for each name, and its one ``position``."""
+    """The micro-batch of one group: a list with one entry for each name, and its ``position``."""
     batch = _collate(reader, units)
     counts = {"corrupt": batch.pop("corrupt"), "faults": batch.pop("faults"), "units": len(units)}
     position = batch.pop("position")[:1]
@@ -161,7 +160,7 @@ def _fault(reader: UnitReader, row: Mapping[str, Any], position: int, attempt: i
 
 @contextmanager
 def reporting_faults(units: Sequence[Unit]) -> Iterator[None]:
-    """A StreamError that ends the block carries the faults of `units`."""
+    """Add the faults of `units` to a StreamError raised in the block."""
     try:
         yield
     except StreamError as e:
@@ -170,7 +169,7 @@ def reporting_faults(units: Sequence[Unit]) -> Iterator[None]:
 
 
 def held_bytes(value: Any) -> int:
-    """The bytes that a batch holds: of arrays and tensors, of strings of bytes, in lists and mappings too."""
+    """The size of a batch in bytes: arrays, tensors and byte strings, also in lists and mappings."""
     if isinstance(value, Mapping):
         return sum(held_bytes(v) for v in value.values())
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""A limit of time that ends the process, for work that nothing else ends: a library that never comes back."""
+"""A time limit that ends the process, for library calls that may hang and cannot be interrupted."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def ended_after(seconds: float) -> Iterator[None]:
-    """End this process, its threads' traces on standard error, when the block takes longer; 0: never.
+    """End this process, with its threads' traces on standard error, if the block takes longer; 0 means no limit.
 
-    Also while a library holds the interpreter's lock. One block at a time in a process: the newest limit counts.
+    It works even while a library holds the interpreter lock. One block at a time per process: the newest limit counts.
     """
     if seconds <= 0:
         yield

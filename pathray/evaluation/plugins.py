@@ -1,4 +1,4 @@
-"""Evaluators by name: what judges an encoder's features on a dataset. No Ray, no training state.
+"""The plugins of `tuning.plugins`: evaluators by name, which judge an encoder's features on a dataset. No Ray.
 
 An evaluator is a class with `metrics` (what can be due), `values` (what they give that a run may be stopped by, as
 patterns) and `evaluate`; another one is a file and a line in EVALUATORS.
@@ -31,8 +31,8 @@ log = logging.getLogger(__name__)
 Floats = npt.NDArray[np.floating[Any]]
 
 EVALUATORS = {
-    "pathorob": "pathray.evaluation.pathorob:Robustness",
-    "probe": "pathray.evaluation.probes:Probing",
+    "pathorob": "pathray.evaluation.pathorob_evaluator:PathorobEvaluator",
+    "probe": "pathray.evaluation.probe_evaluator:ProbeEvaluator",
 }
 
 
@@ -56,8 +56,8 @@ class Evaluator(Protocol):
         ...
 
 
-def evaluator(name: str) -> Evaluator:
-    """UserError, with the nearest right name, for one that there is not."""
+def load_evaluator(name: str) -> Evaluator:
+    """An evaluator of that name. UserError, with the nearest right name, for one that there is not."""
     if name not in EVALUATORS:
         near = get_close_matches(name, EVALUATORS, 1)
         raise UserError("no such evaluator", key="plugins", found=name, expected=near[0] if near else list(EVALUATORS))
@@ -83,7 +83,7 @@ def evaluate(name: str, dataset: Dataset, features: Floats, *, due: Collection[s
     if _constant(features):
         message = "the encoder gives every image the same features: nothing can be judged by them"
         raise Unfit(message, key=dataset.name, found=f"{len(features)} equal rows", expected="features that differ")
-    plugin = evaluator(name)
+    plugin = load_evaluator(name)
     wanted = plugin.metrics if due is None else due
     if unknown := sorted(set(wanted) - set(plugin.metrics)):
         raise UserError("no such metric", key=name, found=unknown[0], expected=plugin.metrics)

@@ -1,6 +1,6 @@
-"""Features as a picture: every patch a point in two dimensions, by PCA or UMAP, kept per evaluation in a small table.
+"""Features in two dimensions, by PCA or UMAP: a point per patch, kept in a small table per evaluation.
 
-A table stands in ``<dataset>-img<images seen>.parquet``: columns x, y, label, center, slide_id, subset, a row per image
+A table is ``<dataset>-img<images seen>.parquet``: columns x, y, label, center, slide_id, subset, a row per image
 of the dataset. Not here: the drawing (pathray.evaluation.embedding_chart).
 """
 
@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from pathray.errors import UserError
 from pathray.evaluation.datasets import IN_DOMAIN, OUT_OF_DOMAIN, Dataset
-from pathray.evaluation.metrics.robustness_index import normalised
+from pathray.evaluation.metrics.robustness_index import normalise
 from pathray.features.tables import write_table
 from pathray.store.storage import Storage
 
@@ -65,7 +65,7 @@ def embed(features: Floats, method: str = "pca") -> Embedding:
     """
     if method not in METHODS:
         raise UserError("no such embedding", key="embedding", found=method, expected=" | ".join(METHODS))
-    unit = normalised(features)
+    unit = normalise(features)
     return _pca(unit) if method == "pca" else _umap(unit)
 
 

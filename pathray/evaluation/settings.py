@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from pathray.config.checks import at_least, one_of, positive
 from pathray.errors import UserError
 from pathray.evaluation.early_stopping import EarlyStopping, metric_key
-from pathray.evaluation.plugins import EVALUATORS, evaluator
+from pathray.evaluation.plugins import EVALUATORS, load_evaluator
 
 HEAVY = ("ri", "apd", "clustering", "linear", "knn")  # the metrics that have a cadence of their own
 
@@ -87,7 +87,7 @@ class PluginConfig:
     def __post_init__(self) -> None:
         section = "tuning.plugins[*]"
         if self.name not in EVALUATORS:
-            evaluator(self.name)  # raises, with the nearest right name
+            load_evaluator(self.name)  # raises, with the nearest right name
         one_of(self, section, features=("mean", "cls", "cls+mean"), embedding=("pca", "umap", "none"))
         at_least(self, section, 1, "feature_num_workers")
         positive(self, section, "feature_batch_size", "feature_prefetch_factor")
@@ -95,7 +95,7 @@ class PluginConfig:
     @property
     def cadences(self) -> dict[str, int]:
         """Of the metrics that the evaluator has, those in use: at every how many evaluations."""
-        own = {metric: getattr(self, metric).every_n_evals for metric in evaluator(self.name).metrics}
+        own = {metric: getattr(self, metric).every_n_evals for metric in load_evaluator(self.name).metrics}
         return {metric: every for metric, every in own.items() if every > 0}
 
 
@@ -172,7 +172,7 @@ class TuningConfig:
                 key, expected = f"tuning.plugins[{i}].datasets", "{NAME: {manifest_csv: …}}"
                 raise UserError("an evaluator without a dataset", key=key, found={}, expected=expected)
             if not plugin.cadences:
-                expected = f"every_n_evals above 0 of one of {list(evaluator(plugin.name).metrics)}"
+                expected = f"every_n_evals above 0 of one of {list(load_evaluator(plugin.name).metrics)}"
                 raise UserError("every metric is switched off", key=f"tuning.plugins[{i}]", found=0, expected=expected)
         names = [plugin.name for plugin in self.plugins]
         if len(set(names)) < len(names):
@@ -196,7 +196,7 @@ class TuningConfig:
         if heavy is not None and heavy not in plugin.cadences:
             expected = f"one of {list(plugin.cadences)}, or every_n_evals above 0"
             raise UserError("that metric is switched off", key=f"{key}.metric", found=heavy, expected=expected)
-        values, name = evaluator(plugin.name).values, selection.key.rpartition("/")[2]
+        values, name = load_evaluator(plugin.name).values, selection.key.rpartition("/")[2]
         if not any(fnmatchcase(name, value) for value in values):
             message = f"{plugin.name} has no such metric"
             raise UserError(message, key=f"{key}.metric", found=selection.metric, expected=list(values))

@@ -115,8 +115,8 @@ def images_of(path: str, *, root: str = "", reserved: tuple[str, ...] = ()) -> L
 
 
 def _check_path(path: str, number: int, image: str, seen: dict[str, int]) -> None:
-    """UserError for an image that the list has already, and for a URL with a login or a signature in it: the path is
-    stored beside the features."""
+    """UserError for an image that is already in the list, and for a URL with a login or a signature, because the path
+    is stored with the features."""
     where = {"file": path, "row": number, "key": "path", "found": public(image)}
     same = image if "://" in image else posixpath.normpath(image)
     if (first := seen.setdefault(same, number)) != number:

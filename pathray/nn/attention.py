@@ -1,9 +1,9 @@
-"""Scaled dot-product attention, one function for every device and layout; the fast paths are nobody else's business.
+"""Scaled dot-product attention: one function for every device and layout, which hides the fast paths.
 
-A packed sequence (several images of several sizes side by side, batch 1) attends within its segments only: by a
-variable-length kernel where the device runs one, otherwise by one SDPA call per run of equal lengths, which is exact,
-needs no mask and is the fastest form on a CPU. The N x N matrix is never built, except where PyTorch itself has
-nothing better: XLA, and dropout on a CPU.
+In a packed sequence (images of several sizes concatenated, batch 1) tokens attend within their segments only. This uses
+a variable-length kernel if the device has one, otherwise one SDPA call per run of equal lengths, which is exact, needs
+no mask and is fastest on a CPU. The N x N matrix is never built, except where PyTorch has no alternative: XLA, and
+dropout on a CPU.
 
 Not here: projections, heads and positions (pathray.nn.blocks, pathray.nn.positions).
 """
@@ -32,15 +32,15 @@ def attention(
 ) -> Tensor:
     """softmax(q kᵀ / √Dh) v per head.
 
-    q, k, v `[B, N, H, Dh]` (k and v may have another N than q when nothing is packed) -> `[B, N, H, Dh]` in v's dtype.
-    `lengths`: q, k, v are `[1, Σ lengths, H, Dh]` and a token sees its own segment only. `key_mask` `[B, N]` bool, True
-    where a key is real; a row without any real key is the caller's mistake. `dropout` on the attention weights.
+    q, k, v `[B, N, H, Dh]` (without packing, k and v may differ from q in N) -> `[B, N, H, Dh]` in v's dtype.
+    `lengths`: q, k, v are `[1, Σ lengths, H, Dh]`, and a token sees its own segment only. `key_mask` `[B, N]` bool is
+    True for real keys; every row must have one. `dropout` applies to the attention weights.
     """
     q, k = q.to(v.dtype), k.to(v.dtype)
     if lengths is None:
         mask = None if key_mask is None else key_mask[:, None, None, :]
         return _sdpa(q, k, v, mask, dropout)
-    assert key_mask is None, "a packed sequence holds no padding"
+    assert key_mask is None, "a packed sequence has no padding"
     assert q.shape == k.shape == v.shape and q.shape[:2] == (1, sum(lengths)), (q.shape, k.shape, v.shape, lengths)
     if len(set(lengths)) > 1:
         return _PACKED[attention_backend(v.device, v.dtype, v.shape[-1])](q, k, v, tuple(lengths), dropout)
@@ -49,9 +49,9 @@ def attention(
 
 @lru_cache(maxsize=64)
 def attention_backend(device: torch.device, dtype: torch.dtype = torch.bfloat16, head_dim: int = 64) -> str:
-    """``"varlen" | "xformers" | "sdpa"``: the first form of packed attention that really runs, forward and backward,
-    on `device` in `dtype` for heads of that width. Seen by running it once on a few numbers: importing xformers, say,
-    proves nothing."""
+    """``"varlen" | "xformers" | "sdpa"``: the first form of packed attention that works, forward and backward, on
+    `device` in `dtype` for heads of this width. It is tested by running it once on a few numbers, because a successful
+    import (of xformers, for example) does not prove that it runs."""
     for name in ("varlen", "xformers"):
         try:
             _try(_PACKED[name], device, dtype, head_dim)
@@ -68,7 +68,7 @@ def _try(kernel: Kernel, device: torch.device, dtype: torch.dtype, head_dim: int
         (grad,) = torch.autograd.grad(out.float().sum(), x)
         expected = _per_run(x, x, x, (2, 3), 0.0)
         if not (bool(grad.isfinite().all()) and torch.allclose(out.float(), expected.float(), atol=0.05)):
-            raise RuntimeError("the kernel runs but computes something else")
+            raise RuntimeError("the kernel runs but its result is wrong")
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
@@ -77,9 +77,9 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) 
 
 
 def _per_run(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], dropout: float) -> Tensor:
-    """Neighbouring segments of one length form a batch `[count, length, H, Dh]`."""
+    """One SDPA call per run: neighbouring segments of equal length form a batch `[count, length, H, Dh]`."""
     runs = [(length, len(list(same))) for length, same in groupby(lengths)]
-    sizes = [length * count for length, count in runs]  # split, not sliced: a slice's gradient is filled with zeros
+    sizes = [length * count for length, count in runs]  # split instead of slicing, whose gradient is padded with zeros
     out = []
     for (length, count), *part in zip(runs, *(torch.split(t[0], sizes) for t in (q, k, v)), strict=True):
         q_run, k_run, v_run = (t.unflatten(0, (count, length)) for t in part)
@@ -88,7 +88,7 @@ def _per_run(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], dropout:
 
 
 def _varlen(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], dropout: float) -> Tensor:
-    """Flash attention over segment boundaries (torch >= 2.10, half precision). Has no dropout."""
+    """Flash attention over segment boundaries (torch >= 2.10, half precision), without dropout."""
     if dropout:
         return _per_run(q, k, v, lengths, dropout)
     from torch.nn.attention.varlen import varlen_attn  # absent before torch 2.10
@@ -108,8 +108,8 @@ def _xformers(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], dropout
 
 @lru_cache(maxsize=32)
 def segment_ids(lengths: tuple[int, ...], device: torch.device) -> Tensor:
-    """Which segment a packed token belongs to, `[Σ lengths]` int64. Cached: never write into it."""
-    with torch.inference_mode(False):  # a tensor made in inference mode could not serve training afterwards
+    """The segment of each packed token, `[Σ lengths]` int64. Cached: do not modify it."""
+    with torch.inference_mode(False):  # a tensor made in inference mode cannot be used in training
         sizes = torch.tensor(lengths)
         return torch.arange(len(lengths)).repeat_interleave(sizes, output_size=sum(lengths)).to(device)
 

@@ -37,7 +37,7 @@ class Mlp(nn.Module):
 class SwiGLU(nn.Module):
     """x -> W₃ (SiLU(W₁ x) ⊙ W₂ x) (Shazeer 2020, arXiv 2002.05202), `[…, dim]` -> `[…, dim]`.
 
-    `hidden` is what a plain MLP would have; two thirds of it, rounded up to a multiple of 8, keep the parameter count.
+    `hidden` is the width of a plain MLP; two thirds of it, rounded up to a multiple of 8, keep the parameter count.
     """
 
     def __init__(self, dim: int, hidden: int) -> None:
@@ -64,13 +64,13 @@ class LayerScale(nn.Module):
 
 
 def layer_scale_init(depth: int) -> float:
-    """CaiT's starting value of γ for a depth (arXiv 2103.17239, section 2.2)."""
+    """CaiT's initial value of γ for a depth (arXiv 2103.17239, section 2.2)."""
     return 0.1 if depth < 18 else 1e-5 if depth < 24 else 1e-6
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (Huang et al. 2016, arXiv 1603.09382): the residual of a whole sample is dropped with
-    probability `rate`, and scaled by 1/(1 − rate) where it is kept. Nothing happens outside training."""
+    """Stochastic depth (Huang et al. 2016, arXiv 1603.09382): in training, the residual of a whole sample is dropped
+    with probability `rate`, and scaled by 1/(1 − rate) otherwise."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -160,9 +160,10 @@ class Block(nn.Module):
 
 
 def init_transformer(module: nn.Module, blocks: Sequence[nn.Module]) -> None:
-    """Linear weights from a normal of deviation .02 truncated at ±2, biases 0; then the last projection of attention
-    and of the MLP in the l-th block (from 1) divided by √(2l), as I-JEPA (arXiv 2301.08243, its published code) and
-    BEiT (arXiv 2106.08254, section 2.4) do: the residual stream of a deep model starts at the scale of a shallow one.
+    """Initialise linear weights from a normal with std .02 truncated at ±2, and biases to 0. Then divide the last
+    projections of attention and MLP in the l-th block (from 1) by √(2l), as in I-JEPA (arXiv 2301.08243, published
+    code) and BEiT (arXiv 2106.08254, section 2.4), so that a deep model's residual stream starts at the scale of a
+    shallow one.
     """
     for m in module.modules():
         if isinstance(m, nn.Linear):

@@ -1,4 +1,4 @@
-"""What stands on top of an encoder: projection MLPs and linear heads. Not here: losses, pooling."""
+"""Heads on top of an encoder: projection MLPs and linear heads. Not here: losses, pooling."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class _OverFeatures(nn.BatchNorm1d):
 
 
 class ProjectionHead(nn.Module):
-    """`[…, dims[0]]` -> `[…, dims[-1]]`: linear, norm, activation between; the last linear stands alone.
+    """`[…, dims[0]]` -> `[…, dims[-1]]`: linear, norm and activation per layer; the last layer is linear only.
 
     With ``norm="batch"`` the linears before a norm have no bias. ADIOS-TME: dims (d, 2048, 2048, 256), no norm, GELU.
     """

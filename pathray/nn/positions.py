@@ -1,7 +1,7 @@
-"""Where a token stands: sin-cos tables, resampled learned tables, rotary angles; in 2-D and 3-D, for any grid.
+"""Positions of tokens: sin-cos tables, resampled learned tables, rotary angles; in 2-D and 3-D, for any grid.
 
-A grid other than the one a model was built for is the same field of view sampled otherwise: coordinates are stretched
-onto the native grid, so a model trained at one image size runs at any other. Not here: who adds or rotates.
+A grid that differs from the model's native grid samples the same field of view differently: coordinates are stretched
+onto the native grid, so a model trained at one image size runs at any other. Not here: applying positions to tokens.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Floats = npt.NDArray[np.float64]
 def grid_coordinates(grid: Sequence[int], native: Sequence[int] | None = None) -> Floats:
     """Coordinates `[N, A]` of the tokens of `grid` in raster order (last axis fastest), in units of `native` tokens.
 
-    Per axis (i + ½)·native/grid − ½, pixel centres on pixel centres; plain 0…n−1 where the two are equal.
+    Per axis (i + ½)·native/grid − ½, which aligns pixel centres; simply 0…n−1 if both grids are equal.
     """
     native = grid if native is None else native
     assert len(grid) == len(native), (grid, native)
@@ -31,9 +31,9 @@ def grid_coordinates(grid: Sequence[int], native: Sequence[int] | None = None) -
 
 
 def sincos(coordinates: Floats, dim: int) -> Floats:
-    """Vaswani et al. 2017, section 3.5, the dimensions shared by the axes: `[N, A]` -> `[N, dim]`.
+    """Sin-cos positions (Vaswani et al. 2017, section 3.5), dimensions divided among the axes: `[N, A]` -> `[N, dim]`.
 
-    Each axis has w = 2·⌊dim/2A⌋ dimensions, sin(ω x) then cos(ω x) with ω_i = 10000^(−2i/w); what is left over is zero.
+    Each axis has w = 2·⌊dim/2A⌋ dimensions, sin(ω x) then cos(ω x) with ω_i = 10000^(−2i/w); the remaining ones are 0.
     """
     axes = coordinates.shape[1]
     half = dim // (2 * axes)
@@ -57,28 +57,30 @@ def sincos_3d(grid_d: int, grid_h: int, grid_w: int, dim: int) -> Tensor:
 
 
 def sincos_table(grid: Grid, dim: int, native: Grid | None = None, device: torch.device | None = None) -> Tensor:
-    """Table `[N, dim]` float32 for `grid` of a model built for `native`. Cached: never write into it."""
+    """Table `[N, dim]` float32 for `grid` of a model built for `native`. Cached: do not modify it."""
     return _sincos_table(tuple(grid), dim, tuple(native or grid), device or torch.device("cpu"))
 
 
 @lru_cache(maxsize=16)
 def _sincos_table(grid: Grid, dim: int, native: Grid, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # a table made in inference mode could not serve training afterwards
+    with torch.inference_mode(False):  # a table made in inference mode cannot be used in training
         return torch.from_numpy(sincos(grid_coordinates(grid, native), dim).astype(np.float32)).to(device)
 
 
 def resample_positions(table: Tensor, old_grid: Sequence[int], new_grid: Sequence[int]) -> Tensor:
-    """A learned table `[N_old, D]` on another grid `[N_new, D]`, cubic along every axis (bicubic, tricubic).
+    """Resample a learned table `[N_old, D]` to another grid `[N_new, D]`, cubic along every axis.
 
-    One small matrix per axis: differentiable, reproducible and at home on every device, which PyTorch's own bicubic
-    kernels are not (atomic additions on CUDA, a detour over the host on XLA).
+    One small matrix per axis is differentiable, reproducible and fast on every device. PyTorch's own bicubic kernels
+    are not: they use atomic additions on CUDA and go through the host on XLA.
     """
     old, new = tuple(old_grid), tuple(new_grid)
     assert len(old) == len(new) and table.shape[0] == int(np.prod(old)), (table.shape, old, new)
     if old == new:
         return table
     field = table.float().reshape(*old, -1)
-    with torch.autocast(table.device.type, enabled=False):  # half precision would move tokens; XLA's refuses tensordot
+    with torch.autocast(
+        table.device.type, enabled=False
+    ):  # half precision would shift tokens; XLA's autocast rejects tensordot
         for axis, (n, m) in enumerate(zip(old, new, strict=True)):
             if n != m:
                 field = torch.tensordot(_cubic_weights(n, m, table.device), field, dims=([1], [axis])).movedim(0, axis)
@@ -87,8 +89,8 @@ def resample_positions(table: Tensor, old_grid: Sequence[int], new_grid: Sequenc
 
 @lru_cache(maxsize=64)
 def _cubic_weights(old: int, new: int, device: torch.device) -> Tensor:
-    """`[new, old]`: how each old place weighs in a new one, cubic convolution as in `torch.nn.functional.interpolate`
-    (a = −0.75, centres on centres, borders repeated)."""
+    """Weights `[new, old]` of old positions in new ones: cubic convolution as in `torch.nn.functional.interpolate`
+    (a = −0.75, aligned centres, repeated borders)."""
     with torch.inference_mode(False), torch.no_grad():
         ones = torch.eye(old, dtype=torch.float64).reshape(old, 1, old, 1)
         columns = F.interpolate(ones, size=(new, 1), mode="bicubic", align_corners=False)
@@ -96,10 +98,10 @@ def _cubic_weights(old: int, new: int, device: torch.device) -> Tensor:
 
 
 class Rotary:
-    """Rotary positions (Su et al. 2021, arXiv 2104.09864) with the head's dimensions shared by the axes.
+    """Rotary positions (Su et al. 2021, arXiv 2104.09864) with the head's dimensions divided among the axes.
 
-    Each axis rotates ⌊Dh/2A⌋ pairs of dimensions by x·θ^(−i/pairs); pairs left over, and tokens without a place (cls,
-    registers), are not rotated. Pair i is (dimension i, dimension i + Dh/2).
+    Each axis rotates ⌊Dh/2A⌋ pairs of dimensions by x·θ^(−i/pairs). Remaining pairs, and tokens without a position
+    (cls, registers), are not rotated. Pair i is (dimension i, dimension i + Dh/2).
     """
 
     def __init__(self, head_dim: int, axes: int, theta: float = 100.0) -> None:
@@ -107,7 +109,7 @@ class Rotary:
         self.head_dim, self.axes, self.theta = head_dim, axes, theta
 
     def angles(self, grid: Grid, native: Grid | None = None, device: torch.device | None = None) -> Tensor:
-        """`[N, Dh/2]` float32 for every token of `grid`. Cached: never write into it."""
+        """Angles `[N, Dh/2]` float32 for every token of `grid`. Cached: do not modify them."""
         key = (tuple(grid), tuple(native or grid), self.head_dim, self.theta)
         assert len(key[0]) == self.axes, (grid, self.axes)
         return _rotary_angles(*key, device or torch.device("cpu"))
@@ -126,7 +128,7 @@ def _rotary_angles(grid: Grid, native: Grid, head_dim: int, theta: float, device
 
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Turn the pairs of `x` `[B, N, H, Dh]` by `angles` `[N, Dh/2]` or `[B, N, Dh/2]`, in float32; x's dtype."""
+    """Rotate the pairs of `x` `[B, N, H, Dh]` by `angles` `[N, Dh/2]` or `[B, N, Dh/2]`, computed in float32."""
     cos, sin = angles.cos().unsqueeze(-2), angles.sin().unsqueeze(-2)
     first, second = x.float().chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)

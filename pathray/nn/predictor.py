@@ -1,7 +1,7 @@
 """The narrow transformer that predicts hidden tokens from visible ones (I-JEPA, arXiv 2301.08243, section 3).
 
-It sees the context's tokens and one mask token per wanted place, all with positions; it never sees pixels. Not here:
-which tokens are visible or wanted, and the loss.
+Its input is the context's tokens and one mask token per target position, all with positions; it never sees pixels. Not
+here: which tokens are context or targets, the loss.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathray.nn.positions import Rotary, sincos_table
 
 
 class TokenPredictor(nn.Module):
-    """(context tokens, where they stand, where to predict) -> predictions in the encoder's width.
+    """(context tokens, their positions, target positions) -> predictions of the encoder's width.
 
     `axes` is 2 for images, 3 for volumes; `out_dim` defaults to `embed_dim`, the width of the context's tokens.
     """
@@ -54,8 +54,8 @@ class TokenPredictor(nn.Module):
     def forward(self, context: Tensor, context_index: Tensor, target_index: Tensor, grid: Sequence[int]) -> Tensor:
         """context `[B, K, embed_dim]`, context_index `[B, K]`, target_index `[B, M]` -> `[B, M, out_dim]`.
 
-        Indices are raster places in `grid`, the predictor's own: one larger than the context's may hold places outside
-        of it. Places may repeat.
+        Indices are raster positions in `grid`, the predictor's own grid, which may be larger than the context's.
+        Positions may repeat.
         """
         visible, wanted = self.embed(context), target_index.shape[1]
         masks = self.mask_token.to(visible.dtype).expand(len(context), wanted, -1)

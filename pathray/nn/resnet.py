@@ -1,8 +1,8 @@
 """ResNet-18 and ResNet-50 (He et al. 2015, arXiv 1512.03385), with the parameter names of the common weight files.
 
-Blocks of 50 stride in their 3×3 convolution and not in the first 1×1 ("v1.5"), as those weights do. Batch norms keep
-running statistics, which pathray.train.batchnorm agrees on over ranks. Not here: preprocessing beyond the mean and std
-that pretrained weights expect, what is trained on the features.
+ResNet-50's blocks have their stride in the 3×3 convolution instead of the first 1×1 ("v1.5"), as those weights expect.
+Batch norms keep running statistics, which pathray.train.batchnorm averages over ranks. Not here: preprocessing beyond
+the mean and std of pretrained weights, training on the features.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from pathray.errors import UserError
 from pathray.store.checkpoint import check_tensors
 from pathray.store.storage import Storage
 
-# What the common weights were trained with: values in 0…1, per colour.
+# Normalisation of the common weights, for values in 0…1, per colour.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-SMALLEST_SIDE = 32  # five halvings leave one pixel of it
+SMALLEST_SIDE = 32  # five halvings leave one pixel
 WIDTHS = (64, 128, 256, 512)
 DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3)}
 
@@ -90,11 +90,10 @@ class ResNet(nn.Module):
         return out
 
     def features(self, x: Tensor) -> Tensor:
-        """The last feature map `[B, dim, H/32, W/32]`. UserError for no images, or images too small to halve five
-        times."""
+        """The last feature map `[B, dim, H/32, W/32]`. UserError for an empty batch or images below SMALLEST_SIDE."""
         if x.ndim != 4 or x.shape[0] == 0 or x.shape[1] != 3 or min(x.shape[2:]) < SMALLEST_SIDE:
             expected = f"[B > 0, 3, H, W], sides of at least {SMALLEST_SIDE}"
-            raise UserError("not a batch of images", found=list(x.shape), expected=expected)
+            raise UserError("invalid batch of images", found=list(x.shape), expected=expected)
         x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, stride=2, padding=1)
         for i in range(1, 5):
             x = self.get_submodule(f"layer{i}")(x)
@@ -102,10 +101,10 @@ class ResNet(nn.Module):
 
 
 def load_weights(model: nn.Module, path: str) -> None:
-    """Put the tensors of a weights file (.safetensors, or .pth / .pt without pickled code) into `model`.
+    """Load a weights file (.safetensors, or .pth / .pt without pickled code) into `model`.
 
-    Every name and shape must be there, and no other: except a classifier `fc` that the model does not have, and the
-    counters of batch norms that old files lack. MissingFile; UserError naming what does not fit.
+    Names and shapes must match exactly, except for a classifier `fc` that the model does not have and batch-norm
+    counters that old files lack. Raises MissingFile, and UserError naming what does not match.
     """
     folder, name = posixpath.split(path)
     found = Storage.of(folder or ".").read_local(name, lambda local: _tensors(local, path))
@@ -124,10 +123,10 @@ def _tensors(file: Path, path: str) -> dict[str, Tensor]:
     try:
         loaded = load_file(file) if path.endswith(".safetensors") else torch.load(file, "cpu", weights_only=True)
     except (SafetensorError, RuntimeError, EOFError, KeyError, ValueError, OSError) as e:
-        raise UserError("this is no weights file, or a damaged one", file=path, found=str(e)[:200]) from e
-    except Exception as e:  # pickle's own, of what weights_only refuses
+        raise UserError("not a weights file, or damaged", file=path, found=str(e)[:200]) from e
+    except Exception as e:  # raised by pickle for what weights_only refuses
         expected = "tensors by name: save model.state_dict(), or convert to .safetensors"
-        raise UserError("the weights file holds more than tensors", file=path, expected=expected) from e
+        raise UserError("the weights file contains more than tensors", file=path, expected=expected) from e
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise UserError("not a state dict", file=path, found=type(loaded).__name__, expected="tensors by name")
     return loaded

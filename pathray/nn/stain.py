@@ -1,6 +1,6 @@
-"""Optical density and stains of bright-field pixels, batched and on the device; stain jitter. No state, no randomness.
+"""Optical density and stain jitter of bright-field pixels, batched and on the device. No state, no randomness.
 
-Draws are uniforms that travel with each unit, so a unit looks the same on any device and whatever its batch-mates.
+Random numbers come with each unit, so a unit looks the same on any device and in any batch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _UNIT = np.array(STAINS) / np.linalg.norm(STAINS, axis=1, keepdims=True)
 _ROWS, _INVERSE = (tuple(map(tuple, m.tolist())) for m in (_UNIT, np.linalg.inv(_UNIT)))
 
 
-def stained(x: Tensor, draws: Tensor, strength: float) -> Tensor:
+def jitter_stain(x: Tensor, draws: Tensor, strength: float) -> Tensor:
     """HED jitter (Tellez et al. 2018): stain s_i → s_i · (1 + σ u_i) + σ/4 · v_i in optical density, u, v in (−1, 1).
 
     x [N, 3, H, W] in 0…1, draws [N, 6] uniforms.
@@ -32,11 +32,11 @@ def stained(x: Tensor, draws: Tensor, strength: float) -> Tensor:
 
 @lru_cache(maxsize=32)
 def constant(values: Any, device: torch.device) -> Tensor:
-    """A float32 tensor of (nested) tuples, once per device. Cached: never write into it."""
+    """A float32 tensor of (nested) tuples, cached per device: do not modify it."""
     with torch.inference_mode(False):
         return torch.tensor(values, dtype=torch.float32, device=device)
 
 
 def density(x: Tensor) -> Tensor:
-    """Optical density −ln x of intensities in 0…1, x bounded below by one grey level."""
+    """Optical density −ln x of intensities x in 0…1, at least one grey level."""
     return -torch.log(x.clamp(min=1 / 255))

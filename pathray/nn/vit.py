@@ -1,7 +1,7 @@
-"""Vision transformer for images `[B, C, H, W]` and volumes `[B, C, D, H, W]` of any size that is whole patches.
+"""Vision transformer for images `[B, C, H, W]` and volumes `[B, C, D, H, W]` whose size is a multiple of the patch.
 
-It can compute the visible tokens only (`keep`), several image sizes as one packed sequence (`forward_packed`) and the
-features of inner blocks (`intermediate`). Not here: what is trained on the tokens, preprocessing, artifacts.
+It can compute visible tokens only (`keep`), several image sizes as one packed sequence (`forward_packed`) and the
+features of inner blocks (`intermediate`). Not here: training, preprocessing, artifacts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PositionKind = Literal["sincos", "learned", "rope"]
 
 @dataclass(frozen=True, kw_only=True)
 class ViTConfig:
-    """`img_size` is the native size, whose grid the positions belong to; other sizes stretch theirs onto it."""
+    """The architecture. `img_size` is the native size of the positions; other sizes are stretched onto it."""
 
     img_size: tuple[int, ...] = (224, 224)
     patch_size: tuple[int, ...] = (16, 16)
@@ -41,7 +41,7 @@ class ViTConfig:
     qkv_bias: bool = True
     qk_norm: bool = False
     layer_scale: float | None = None
-    drop_path: float = 0.0  # of the last block; rises linearly from 0 at the first
+    drop_path: float = 0.0  # rate of the last block; rises linearly from 0 in the first
     checkpointing: bool = False  # recompute each block in the backward pass instead of keeping its activations
 
     def __post_init__(self) -> None:
@@ -73,19 +73,19 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def vit_config(name: str, **overrides: Any) -> ViTConfig:
-    """A preset with fields changed. UserError for an unknown name or field."""
+    """A preset with some fields replaced. UserError for an unknown name or field."""
     if name not in PRESETS:
         raise UserError("no such model", key="model.name", found=name, expected=sorted(PRESETS))
     try:
         return replace(ViTConfig(**PRESETS[name]), **overrides)
     except TypeError as error:
-        raise UserError("no such field of a ViT", key="model", found=sorted(overrides)) from error
+        raise UserError("unknown ViT field", key="model", found=sorted(overrides)) from error
 
 
 class PatchEmbed(nn.Module):
     """Non-overlapping patches as one linear map; equal to a convolution whose stride is its kernel size.
 
-    The weight `[dim, C·Πp]` is such a convolution's, flattened: channel first, then the axes in order.
+    The weight `[dim, C·Πp]` is that convolution's, flattened: channel first, then the axes in order.
     """
 
     def __init__(self, patch_size: tuple[int, ...], in_channels: int, dim: int) -> None:
@@ -142,14 +142,14 @@ class ViT(nn.Module):
                 nn.init.trunc_normal_(parameter, std=INIT_STD)
 
     def grid(self, spatial: Sequence[int]) -> tuple[int, ...]:
-        """Tokens per axis of an input of that size. UserError when it is not whole patches."""
+        """Tokens per axis for an input of this size. UserError if it is not a multiple of the patch size."""
         return _grid(spatial, self.config.patch_size)
 
     def forward(self, x: Tensor, *, keep: Tensor | None = None) -> Tensor:
         """`[B, C, *spatial]` -> `[B, P+N, D]`, P = `num_prefix`.
 
-        `keep` `[B, K]` int64: only these patches (raster indices) exist for the model: they are picked before the first
-        block, keep their positions, and come out in the order given, `[B, P+K, D]`.
+        With `keep` `[B, K]` int64 (raster indices) the model sees these patches only: they are selected before the
+        first block, keep their positions, and are returned in the given order, `[B, P+K, D]`.
         """
         tokens, angles = self._embed(x, keep)
         for block in self.blocks:
@@ -158,7 +158,7 @@ class ViT(nn.Module):
         return out
 
     def intermediate(self, x: Tensor, layers: Sequence[int]) -> list[Tensor]:
-        """Tokens `[B, P+N, D]` after so many blocks (1…depth), without the final norm, in the order of `layers`."""
+        """Tokens `[B, P+N, D]` after the given numbers of blocks (1…depth), in order, without the final norm."""
         assert layers and all(1 <= n <= self.config.depth for n in layers), layers
         tokens, angles = self._embed(x, None)
         seen = {}
@@ -167,10 +167,10 @@ class ViT(nn.Module):
         return [seen[n] for n in layers]
 
     def forward_packed(self, images: Sequence[Tensor]) -> list[Tensor]:
-        """Batches of several sizes, `[B_i, C, *spatial_i]` each, as one sequence -> their tokens `[B_i, P+N_i, D]`.
+        """Run batches of several sizes `[B_i, C, *spatial_i]` as one sequence; returns their tokens `[B_i, P+N_i, D]`.
 
-        Equal to a forward pass per batch, at the cost of one: packed before the first block, unpacked after the last.
-        Fastest when batches of one size stand next to each other.
+        Equal to one forward pass per batch, at the cost of one: packed before the first block, unpacked after the last.
+        Fastest if batches of equal size are adjacent.
         """
         embedded = [self._embed(x, None) for x in images]
         shapes = [t.shape for t, _ in embedded]
@@ -226,5 +226,5 @@ def take(tokens: Tensor, index: Tensor) -> Tensor:
 def _grid(spatial: Sequence[int], patch_size: Sequence[int]) -> tuple[int, ...]:
     if len(spatial) != len(patch_size) or any(s % p or s < p for s, p in zip(spatial, patch_size, strict=True)):
         expected = f"a multiple of the patch size {tuple(patch_size)}"
-        raise UserError("an image must be whole patches", found=tuple(spatial), expected=expected)
+        raise UserError("the image size must be a multiple of the patch size", found=tuple(spatial), expected=expected)
     return tuple(s // p for s, p in zip(spatial, patch_size, strict=True))

@@ -1,4 +1,4 @@
-"""AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101). Not here: what every optimizer shares (optimizer.py)."""
+"""AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101). Not here: what all optimizers share (optimizer.py)."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class AdamW(Optimizer):
         (self._fused if fused_runs(self.device) else self._written_out)(gradient, ok)
 
     def _fused(self, gradient: Tensor | None, ok: Tensor) -> None:
-        """One pass over memory; the kernel leaves everything alone where `found_inf` is 1."""
+        """One pass over memory; the kernel changes nothing if `found_inf` is 1."""
         moments = self.views["exp_avg"], self.views["exp_avg_sq"]
         _fused_adamw(
             self.params, self._gradients(gradient), *moments, self.steps, self.lr, self.betas, self.eps, 1 - ok
@@ -60,8 +60,8 @@ class AdamW(Optimizer):
 
 @lru_cache(maxsize=16)
 def fused_runs(device: torch.device) -> bool:
-    """Whether PyTorch's fused kernel is there and does what is wanted of it, a voided step included: seen by running it
-    on two numbers. Only asked where the kernel is native: XLA would run it on the host and call that success."""
+    """Whether PyTorch's fused kernel exists and works, including skipped steps, tested by running it on two numbers.
+    Only tested where the kernel is native, because XLA would succeed by running it on the host."""
     if device.type not in FUSED_ON:
         return False
     p, g, m, v = (torch.full((2,), value, device=device) for value in (1.0, 0.5, 0.0, 0.0))

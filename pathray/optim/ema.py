@@ -1,4 +1,5 @@
-"""The teacher as a moving average of the student. Not here: how its momentum rises (pathray.optim.schedules)."""
+"""The teacher as an exponential moving average of the student. Not here: its momentum schedule
+(pathray.optim.schedules)."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class Ema:
-    """Holds nothing: the average lives in the teacher's own parameters, and the momentum in the recipe's progress."""
+    """Stateless: the average is in the teacher's parameters, and the momentum comes from the recipe's schedule."""
 
     @staticmethod
     def teacher_of(student: M) -> M:
@@ -27,8 +28,8 @@ class Ema:
     def update(teacher: nn.Module, student: nn.Module, momentum: Tensor | float) -> None:
         """θ_t ← μ θ_t + (1 − μ) θ_s for parameters; buffers are copied. Exact at μ = 0 and μ = 1.
 
-        A tensor `momentum` (a scalar, anywhere) is used on the device without a wait for the host. UserError when the
-        two are not the same model.
+        A scalar tensor `momentum` is used on the device without waiting for the host. UserError if the two models
+        differ.
         """
         own, other = dict(teacher.named_parameters()), dict(student.named_parameters())
         check_same_tensors(own, other, "the student")

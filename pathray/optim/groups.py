@@ -1,4 +1,4 @@
-"""Which parameters weight decay applies to. Not here: how strong it is (pathray.optim.schedules)."""
+"""Selects the parameters with weight decay. Not here: its strength (pathray.optim.schedules)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TOKENS = ("token", "tokens", "pos_embed")
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
-    """False for biases, norms and everything else of one dimension, and for learned tokens and position tables."""
+    """Whether weight decay applies: not to biases, norms and other 1-D parameters, learned tokens, position tables."""
     return parameter.ndim > 1 and not name.endswith((".bias", *TOKENS)) and name != "bias"
 
 

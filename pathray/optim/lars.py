@@ -1,4 +1,4 @@
-"""LARS (You et al. 2017, arXiv 1708.03888): a rate per layer, in front of another optimizer, not one itself."""
+"""LARS (You et al. 2017, arXiv 1708.03888): layer-wise rates around another optimizer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class LARS:
 
     r = η ‖p‖ / (‖g‖ + λ ‖p‖ + 1e-8) per weight with η the `trust`; ``clip="ratio"``: f = min(r, 10);
     ``clip="larc"``: f = min(r / lr, 1), so that the rate of a layer never exceeds the schedule's. Biases, norms and
-    tokens (`pathray.optim.groups.decays`) pass as they are; where the norm of a weight or of its gradient is 0, f = 1.
+    tokens (`pathray.optim.groups.decays`) are unchanged; f = 1 if the norm of a weight or of its gradient is 0.
     """
 
     def __init__(self, inner: Optimizer, *, trust: float = 0.02, clip: Literal["ratio", "larc"] = "ratio") -> None:
@@ -44,7 +44,7 @@ class LARS:
 
     @torch.no_grad()
     def step(self, ok: Tensor | None = None, gradient: Tensor | None = None) -> None:
-        """As `Optimizer.step`."""
+        """One update; see `Optimizer.step`."""
         flat = torch.cat([g.reshape(-1) for g in self.inner._gradients(gradient)])
         params, grads = (
             [tensors[i] for i in self.inner.decayed] for tensors in (self.inner.params, self.inner.split(flat))

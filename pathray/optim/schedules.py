@@ -1,7 +1,7 @@
-"""Learning rate, weight decay, momentum and temperature as pure functions of the step. No state, no optimizer.
+"""Schedules of learning rate, weight decay, momentum and temperature: pure functions of the step.
 
-`step` counts from 0, the first update of a run of `total`; the last is step total − 1, where every schedule stands at
-its end. Steps beyond keep the end, so a run that is prolonged by a placement change never divides by zero.
+`step` counts from 0 to total − 1, where every schedule has its final value. Later steps keep that value, so extending a
+run never divides by zero.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ KINDS = ("constant", "linear", "cosine", "warmup_cosine", "step")
 
 
 def fraction(step: int, total: int) -> float:
-    """How far the run is: 0 at the first step, 1 at the last and beyond."""
+    """Progress of the run: 0 at the first step, 1 at the last and after it."""
     return min(max(step, 0) / max(total - 1, 1), 1.0)
 
 
@@ -26,7 +26,7 @@ def linear(step: int, total: int, first: float, last: float) -> float:
 
 
 def cosine(step: int, total: int, first: float, last: float) -> float:
-    """Half a cosine: last + (first − last)·(1 + cos πt)/2. Falls or rises."""
+    """Half a cosine from `first` to `last`: last + (first − last)·(1 + cos πt)/2."""
     t = fraction(step, total)
     if t >= 1:
         return last
@@ -44,9 +44,9 @@ def warmup_cosine(step: int, total: int, warmup: int, start: float, peak: float,
 class Schedule:
     """One schedule with its numbers: ``schedule(step, total)``.
 
-    `first` is where it starts, `last` where it ends (a constant has only `first`); a `warmup_cosine` climbs to `peak`
-    during `warmup`: a fraction of the run if below 1, else a number of steps. A `step` schedule falls `drops` times by
-    `factor`, after equal parts of the run.
+    It goes from `first` to `last` (a constant has only `first`). A `warmup_cosine` rises to `peak` during `warmup`: a
+    fraction of the run if below 1, else a number of steps. A `step` schedule is multiplied `drops` times by `factor`,
+    after equal parts of the run.
     """
 
     kind: str
@@ -61,11 +61,12 @@ class Schedule:
         if self.kind not in KINDS:
             raise UserError("no such schedule", key="kind", found=self.kind, expected=KINDS)
         if self.kind not in ("constant", "step") and self.last is None:
-            raise UserError("a schedule needs its end", key="last", found=None, expected="a number")
+            raise UserError(f"`last` is required for a {self.kind} schedule", key="last", expected="a number")
         if self.kind == "warmup_cosine" and self.peak is None:
-            raise UserError("a warm-up needs its peak", key="peak", found=None, expected="a number")
+            raise UserError("`peak` is required for a warmup_cosine schedule", key="peak", expected="a number")
         if not (math.isfinite(self.warmup) and self.warmup >= 0):
-            raise UserError("a warm-up is a fraction or a number of steps", key="warmup", found=self.warmup)
+            expected = "a fraction below 1, or a number of steps"
+            raise UserError("warmup must be >= 0", key="warmup", found=self.warmup, expected=expected)
 
     def warmup_steps(self, total: int) -> int:
         return round(self.warmup * total) if self.warmup < 1 else int(self.warmup)

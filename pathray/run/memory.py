@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from pathray.device import Device
 from pathray.errors import UserError
 from pathray.run.layout import memory_note
+from pathray.run.outcome import RunSettings
 from pathray.store.storage import Storage
+from pathray.train.assembly import Assembly
 from pathray.train.settings import LoopSettings
 
 log = logging.getLogger(__name__)
@@ -33,19 +37,31 @@ def smaller_micro_batch(settings: LoopSettings, world: int) -> int:
     return max(size for size in range(1, micro // 2 + 1) if share % size == 0)
 
 
-def write_note(store: Storage, fit_id: str, changes: dict[str, int]) -> None:
-    """Tell the next attempt of this job what to change."""
-    store.write_bytes(memory_note(fit_id), json.dumps(changes).encode())
+def changes_after(
+    error: BaseException, store: Storage, fit_id: str, settings: LoopSettings, device: Device
+) -> dict[str, int]:
+    """What the next attempt changes. In a group a note says it, and the group ends: the others wait in vain."""
+    size = smaller_micro_batch(settings, device.world_size)
+    log.warning("out of memory with micro_batch=%d; the next attempt takes %d", settings.micro_batch, size)
+    changes = {"micro_batch": size}
+    if device.world_size > 1:
+        store.write_bytes(memory_note(fit_id), json.dumps(changes).encode())
+        raise error
+    return changes
+
+
+def with_changes(assembly: Assembly, store: Storage, settings: RunSettings, device: Device) -> Assembly:
+    """The assembly with what an attempt of this job that ran out of memory asked to change; the same on all ranks."""
+    noted = noted_changes(store, settings.fit_id) if device.rank == 0 else {}
+    changes: dict[str, Any] = settings.changes | device.broadcast_object(noted)
+    if changes and device.rank == 0:
+        log.warning("an earlier attempt ran out of memory: training with micro_batch=%d", changes["micro_batch"])
+    return replace(assembly, settings=replace(assembly.settings, **changes))
 
 
 def noted_changes(store: Storage, fit_id: str) -> dict[str, Any]:
     """What an earlier attempt of this job asked to change; nothing for most."""
-    if not fit_id or not store.exists(memory_note(fit_id)):
+    if not store.exists(memory_note(fit_id)):
         return {}
     found: dict[str, Any] = json.loads(store.read_bytes(memory_note(fit_id)))
     return found
-
-
-def warn_of(changes: dict[str, int]) -> None:
-    if changes:
-        log.warning("an earlier attempt ran out of memory: training with micro_batch=%d", changes["micro_batch"])

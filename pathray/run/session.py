@@ -17,7 +17,6 @@ from pathray.data.plan import Plan
 from pathray.data.share import Share
 from pathray.device import Device
 from pathray.errors import UserError
-from pathray.evaluation.early_stopping import EARLY_STOPPED
 from pathray.run import memory, quarantine, resume, stop
 from pathray.run.batches import Batches, local
 from pathray.run.export import export
@@ -25,7 +24,7 @@ from pathray.run.failure import SharedFailure
 from pathray.run.fence import Fence, owned
 from pathray.run.layout import PROGRESS, STOP
 from pathray.run.log import run_log
-from pathray.run.outcome import BUDGET, EARLY_STOP, ENDED, RETRY, STOPPED, Outcome, RunSettings
+from pathray.run.outcome import BUDGET, EARLY_STOP, ENDED, RETRY, Outcome, RunSettings
 from pathray.run.saves import Saves
 from pathray.run.stop_poll import StopPoll
 from pathray.run.tick_log import TickLog
@@ -87,11 +86,12 @@ class Session:
     ) -> None:
         self.plan, self.store, self.device, self.batches = plan, store, device, batches
         self.settings = replace(settings, fit_id=device.broadcast_object(settings.fit_id))
-        self.parts = self._with_changes(assembly)
+        self.parts = memory.with_changes(assembly, store, self.settings, device)
         self.faults = quarantine.Faults(store, plan.sources, device.rank)
         self.failure = SharedFailure(device.rank, store.url)
         guard: Any = fence.check if fence is not None else lambda: None
-        self.tick_log = TickLog(store, device, plan, self.parts.watch, self.failure, guard)
+        name = self.parts.passes_name
+        self.tick_log = TickLog(store, device, plan, self.parts.watch, self.failure, name, guard)
         self.saves = Saves(
             self.parts, store, device, self.failure, self.faults, self.tick_log.metrics, self.settings.fit_id, guard
         )
@@ -112,7 +112,7 @@ class Session:
             if not memory.is_out_of_memory(error):
                 raise
             end, metrics = RETRY, {}
-            changes = self._changes_after(error)
+            changes = memory.changes_after(error, self.store, self.settings.fit_id, self.parts.settings, self.device)
         finally:
             self._close()
         self.failure.check()
@@ -129,14 +129,6 @@ class Session:
             self.stop_poll.close()
 
     # --- start ---
-
-    def _with_changes(self, assembly: Assembly) -> Assembly:
-        """The assembly with what an attempt that ran out of memory asked to change."""
-        noted = memory.noted_changes(self.store, self.settings.fit_id) if self.device.rank == 0 else {}
-        changes: dict[str, Any] = self.settings.changes | self.device.broadcast_object(noted)
-        if self.device.rank == 0:
-            memory.warn_of(changes)
-        return replace(assembly, settings=replace(assembly.settings, **changes))
 
     def _resume(self, state: TrainState) -> None:
         """Load the checkpoint that rank 0 chose, if there is one; UserError when it belongs to another run."""
@@ -178,7 +170,7 @@ class Session:
             if due and tick.images_seen > start:  # a run that ends where it resumed has nothing new
                 self.saves.save_tick(tick)
             end = tick.end or end
-        return self._reason(end, state.images_seen), metrics
+        return stop.name_end(end, self.store, self.device.rank, state.images_seen), metrics
 
     def _ticks(self, state: TrainState) -> Iterator[SupervisedTick]:
         """The loop's ticks, with what validation gave where the science selects by it."""
@@ -218,13 +210,6 @@ class Session:
 
     # --- end ---
 
-    def _reason(self, end: str, images_seen: int) -> str:
-        """``early_stopped`` for a stop that an evaluator asked for."""
-        if end != STOPPED or self.device.rank != 0 or stop.reason_of(self.store) != EARLY_STOPPED:
-            return end
-        log.warning("early stopping: ended at %s images", f"{images_seen:,}")
-        return EARLY_STOPPED
-
     def _finish(self, state: TrainState, end: str, metrics: dict[str, float]) -> Outcome:
         """The outcome, with what rank 0 exports unless the run is only interrupted."""
         rank0, last, seen, artifact = self.device.rank == 0, self.saves.saver.last, state.images_seen, None
@@ -235,17 +220,6 @@ class Session:
         report = "the report of unreadable units"
         unreadable = through_outages(lambda: quarantine.merge(self.store), report) if rank0 else 0
         return Outcome(end, seen, metrics, path, artifact, unreadable)
-
-    def _changes_after(self, error: BaseException) -> dict[str, int]:
-        """What the next attempt changes. In a group a note says it, and the group ends: the others wait in vain."""
-        settings, world = self.parts.settings, self.device.world_size
-        size = memory.smaller_micro_batch(settings, world)
-        log.warning("out of memory with micro_batch=%d; the next attempt takes %d", settings.micro_batch, size)
-        changes = {"micro_batch": size}
-        if world > 1:
-            memory.write_note(self.store, self.settings.fit_id, changes)
-            raise error
-        return changes
 
     def _retry(self, changes: dict[str, int]) -> Outcome:
         return Outcome(RETRY, self.faults.since, {}, self._chosen(), None, changes=changes)

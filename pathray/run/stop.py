@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from contextlib import suppress
 from typing import Any
 
+from pathray.evaluation.early_stopping import EARLY_STOPPED
 from pathray.run.layout import STOP
 from pathray.store.storage import Storage
+
+log = logging.getLogger(__name__)
 
 
 def request_stop(run_dir: str, reason: str = "asked to") -> None:
@@ -16,9 +20,14 @@ def request_stop(run_dir: str, reason: str = "asked to") -> None:
     Storage.of(run_dir).write_bytes(STOP, json.dumps({"time": time.time(), "reason": reason}).encode())
 
 
-def reason_of(store: Storage) -> str:
-    """Why the run is asked to stop; empty where the file was written by hand."""
+def name_end(end: str, store: Storage, rank: int, images_seen: int) -> str:
+    """How a run ended: ``early_stopped`` for a stop that an evaluator asked for, which rank 0 looks up, else `end`."""
+    if end != "stopped" or rank != 0:
+        return end
     asked: Any = None
     with suppress(OSError, ValueError):  # whatever else is in it was written by hand
         asked = json.loads(store.read_bytes(STOP))
-    return str(asked.get("reason", "")) if isinstance(asked, dict) else ""
+    if not isinstance(asked, dict) or asked.get("reason") != EARLY_STOPPED:
+        return end
+    log.warning("early stopping: ended at %s images", f"{images_seen:,}")
+    return EARLY_STOPPED

@@ -32,9 +32,10 @@ class TickLog:
         plan: Plan,
         watch: Watch | None,
         failure: SharedFailure,
+        passes_name: str = "passes_seen",
         guard: Callable[[], None] = lambda: None,
     ) -> None:
-        self.store, self.plan, self.watch, self.failure = store, plan, watch, failure
+        self.store, self.plan, self.watch, self.failure, self.passes_name = store, plan, watch, failure, passes_name
         self.metrics = MetricsWriter(store.join(METRICS), guard) if device.rank == 0 else None
         self.beat_at = 0.0
 
@@ -54,7 +55,7 @@ class TickLog:
         if self.metrics is None or (tick.metrics is None and not figures):
             return
         passes = tick.images_seen / self.plan.rows
-        row = {"images_seen": tick.images_seen, "step": tick.step, "anchor_passes_seen": passes}
+        row = {"images_seen": tick.images_seen, "step": tick.step, self.passes_name: passes}
         with self.failure.together():
             self.metrics.append({**row, **(tick.metrics or {}), **figures, **blocked.figures()})
 

@@ -1,4 +1,4 @@
-"""The trials of a search, best first: as a Markdown table and as CSV. What a trial was is read by somebody else."""
+"""Ranks the trials of a search, best first, as a Markdown table and as CSV. Not here: reading trials from disk."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FINISHED, STOPPED, FAILED, UNFINISHED = "finished", "stopped", "failed", "unfini
 
 @dataclass(frozen=True)
 class Entry:
-    """One trial. `values` are those it had at its `best` point; `last` is its newest."""
+    """One trial: its key `values` at its `best` point, and its `last` (newest) point."""
 
     trial: str
     status: str
@@ -31,7 +31,7 @@ def entry_of(
     trial: str, status: str, runs: Sequence[tuple[Mapping[str, Any], Sequence[Point], int]], objective: Objective,
     error: str = "",
 ) -> Entry:  # fmt: skip
-    """A trial of one run or, where it went over to another's weights, of several: (values, history, images seen)."""
+    """The entry of a trial from its runs (values, history, images seen); several if it took over other weights."""
     bests = [(objective.cost(best[1]), i, best) for i, run in enumerate(runs) if (best := objective.best(run[1]))]
     _, at, best = min(bests, default=(math.inf, len(runs) - 1, None))
     lasts = [point for _, history, _ in runs if history for point in history[-1:]]
@@ -41,8 +41,8 @@ def entry_of(
     )  # fmt: skip
 
 
-def ranked(entries: Sequence[Entry], objective: Objective) -> list[Entry]:
-    """Best first; then those without a number, and the failed ones last: what broke is no result."""
+def rank(entries: Sequence[Entry], objective: Objective) -> list[Entry]:
+    """The entries, best first, then those without a value, then failed ones, whose values do not count."""
 
     def place(entry: Entry) -> tuple[bool, bool, float, str]:
         cost = objective.cost(entry.best[1]) if entry.best else math.inf
@@ -52,13 +52,13 @@ def ranked(entries: Sequence[Entry], objective: Objective) -> list[Entry]:
 
 
 def best_of(entries: Sequence[Entry], objective: Objective) -> Entry | None:
-    """The trial that a search recommends; None before any has a number."""
-    first = next(iter(ranked(entries, objective)), None)
+    """The trial that the search recommends; None if no trial has a value yet."""
+    first = next(iter(rank(entries, objective)), None)
     return first if first is not None and first.best is not None and first.status != FAILED else None
 
 
 def markdown(entries: Sequence[Entry], objective: Objective, keys: Sequence[str], title: str = "Leaderboard") -> str:
-    better = "less is better" if objective.mode == "min" else "more is better"
+    better = "lower is better" if objective.mode == "min" else "higher is better"
     counts = {status: sum(entry.status == status for entry in entries) for status in _order(entries)}
     summary = ", ".join(f"{n} {status}" for status, n in counts.items()) or "none yet"
     lines = [f"# {title}", "", f"`{objective.metric}`, {better}. Trials: {summary}.", ""]
@@ -71,12 +71,12 @@ def markdown(entries: Sequence[Entry], objective: Objective, keys: Sequence[str]
 
 
 def csv_text(entries: Sequence[Entry], objective: Objective, keys: Sequence[str]) -> str:
-    """The same columns with every digit, and the errors."""
+    """The same columns in full precision, with the errors."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     header, *rows = _table(entries, objective, keys, exact=True)
     writer.writerow([*header, "error"])
-    for row, entry in zip(rows, ranked(entries, objective), strict=True):
+    for row, entry in zip(rows, rank(entries, objective), strict=True):
         writer.writerow([*row, _one_line(entry.error)])
     return out.getvalue()
 
@@ -86,15 +86,15 @@ def _table(entries: Sequence[Entry], objective: Objective, keys: Sequence[str], 
         return short(value) if not exact else "" if value is None else str(value)
 
     table = [["rank", "trial", "status", f"{objective.metric} best", "at images", "last", "images seen", *keys]]
-    for rank, entry in enumerate(ranked(entries, objective), start=1):
+    for place, entry in enumerate(rank(entries, objective), start=1):
         best, last = entry.best or (None, None), entry.last or (None, None)
         figures = [text(best[1]), text(best[0]), text(last[1]), text(entry.images_seen)]
-        table.append([str(rank), entry.trial, entry.status, *figures, *(text(entry.values.get(key)) for key in keys)])
+        table.append([str(place), entry.trial, entry.status, *figures, *(text(entry.values.get(key)) for key in keys)])
     return table
 
 
 def short(value: Any) -> str:
-    """A value as people read it.
+    """A value in a short readable form.
 
     >>> short(0.00012345), short(120000), short(None), short([0.996, 1.0])
     ('0.0001235', '120,000', '', '[0.996, 1]')

@@ -1,6 +1,6 @@
-"""Trials as lines through parallel axes, one per varied key and the objective last, its better end above.
+"""Draws trials as lines through parallel axes: one per varied key, then the objective with its better end on top.
 
-Colour follows the objective; dashed lines were stopped early, dotted ones failed, the best one stands out.
+Colour shows the objective. Dashed lines were stopped early, dotted ones failed, the best one is bold.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from io import BytesIO
 from typing import Any
 
 from pathray.draw.canvas import ACCENTS, FAINT, INK, MUTED
-from pathray.search.leaderboard import FAILED, FINISHED, STOPPED, UNFINISHED, Entry, best_of, ranked, short
+from pathray.search.leaderboard import FAILED, FINISHED, STOPPED, UNFINISHED, Entry, best_of, rank, short
 from pathray.search.objective import Objective
 from pathray.search.space import Dimension
 
 WORST, MIDDLE, GOOD = ACCENTS[2], FAINT, ACCENTS[0]
 STYLES: dict[str, Any] = {FINISHED: "-", STOPPED: (0, (4, 2)), FAILED: (0, (1, 2)), UNFINISHED: (0, (6, 1.5, 1, 1.5))}
 LABELS = {FINISHED: "finished", STOPPED: "stopped early", FAILED: "failed", UNFINISHED: "not finished"}
-SPREAD = 0.05  # of an axis: how far lines of one choice lie apart
-LOG_FROM = 20.0  # ratio of largest to smallest objective from which its axis is logarithmic
+SPREAD = 0.05  # fraction of an axis over which lines of one choice are spread
+LOG_FROM = 20.0  # the objective's axis is logarithmic above this ratio of largest to smallest
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ class Axis:
     ticks: tuple[tuple[float, str], ...]
     note: str = ""
     categorical: bool = False
-    last: bool = False  # its labels stand on the right
+    last: bool = False  # its labels are on the right
 
 
 def draw_parallel(
     entries: Sequence[Entry], space: Mapping[str, Dimension], objective: Objective, title: str, *, scale: float = 1.0
 ) -> bytes:
-    """A PNG. Without any trial the axes stand empty."""
+    """Draw a PNG. Without trials the axes are empty."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -52,7 +52,7 @@ def draw_parallel(
     for x, column in enumerate(columns):
         _draw_axis(axes, x, column)
     best = best_of(entries, objective)
-    for entry in reversed(ranked(entries, objective)):
+    for entry in reversed(rank(entries, objective)):
         _draw_trial(axes, columns, entry, entry is best, _spread(entries, entry))
     figure.text(0.03, 0.955, title, ha="left", va="top", fontsize=15, fontweight="bold", color=INK)
     figure.text(0.03, 0.885, _subtitle(best, objective), ha="left", va="top", fontsize=9.5, color=MUTED)
@@ -139,7 +139,7 @@ def _draw_trial(axes: Any, columns: Sequence[Axis], entry: Entry, best: bool, sp
 
 
 def _curve(axes: Any, points: Sequence[tuple[float, float]], style: Mapping[str, Any]) -> None:
-    """Through the points, level at each axis, so that lines which meet at one can be told apart."""
+    """A curve through the points, horizontal at each axis, so that lines that meet there can be told apart."""
     from matplotlib.patches import PathPatch
     from matplotlib.path import Path
 
@@ -152,7 +152,7 @@ def _curve(axes: Any, points: Sequence[tuple[float, float]], style: Mapping[str,
 
 
 def colour_at(place: float) -> tuple[float, float, float]:
-    """From the worst (0) over grey to the best (1)."""
+    """The colour from the worst (0) over grey to the best (1)."""
     from matplotlib.colors import to_rgb
 
     place = min(max(place, 0.0), 1.0)
@@ -167,7 +167,7 @@ def _spread(entries: Sequence[Entry], entry: Entry) -> float:
 
 
 def _subtitle(best: Entry | None, objective: Objective) -> str:
-    way = "less is better" if objective.mode == "min" else "more is better"
+    way = "lower is better" if objective.mode == "min" else "higher is better"
     if best is None or best.best is None:
         return f"{objective.metric}, {way}; no trial has it yet"
     return f"{objective.metric}, {way}. Best: trial {best.trial}, {best.best[1]:.5g} at {best.best[0]:,} images"

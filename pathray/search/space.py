@@ -1,8 +1,8 @@
-"""The space of a hyperparameter search: which keys are varied, over which values. Pure; who draws from it is not here.
+"""The space of a hyperparameter search: the varied keys and their values. Not here: sampling.
 
 optimization.lr: {loguniform: [1.0e-5, 1.0e-3]}
 model.name: {choice: [vit_tiny, vit_small]}
-mask: {min_keep: {randint: [8, 32]}}            # nested keys mean the same as dotted ones; 32 is left out
+mask: {min_keep: {randint: [8, 32]}}            # nested keys equal dotted ones; 32 is excluded
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ EXAMPLES = "{loguniform: [1e-5, 1e-3]}, {uniform: [0, 0.5]}, {randint: [1, 9]}, 
 
 @dataclass(frozen=True)
 class Dimension:
-    """One varied key. `values`: the choices in order; or the ends of a range (of `randint` the upper one is left out),
-    and for `quniform` the step."""
+    """One varied key. `values` are the choices in order, or the ends of a range (the upper one is excluded for
+    `randint`), with the step for `quniform`."""
 
     key: str
     kind: str
@@ -39,14 +39,14 @@ class Dimension:
 
     @property
     def probes(self) -> tuple[Any, ...]:
-        """Values that stand for all: every choice, both ends of a range."""
+        """Representative values: every choice, or both ends of a range."""
         if self.categorical:
             return self.values
         low, high = self.values[:2]
         return (low, high - 1) if self.kind == "randint" else (low, high)
 
     def nearest(self, value: Any) -> Any:
-        """The value of the dimension that is nearest: a mutation may leave the range, or the grid of its steps."""
+        """The nearest valid value, since a mutation may leave the range or the grid of steps."""
         if self.categorical:
             return value
         low, high = self.probes
@@ -57,10 +57,10 @@ class Dimension:
 
 
 def parse_space(raw: Mapping[str, Any]) -> dict[str, Dimension]:
-    """Dimensions by dotted key, in the order given. UserError naming the key for what is no search space."""
+    """Dimensions by dotted key, in the given order. UserError naming the key for an invalid search space."""
     space = {dimension.key: dimension for dimension in _dimensions(raw, "")}
     if not space:
-        raise UserError("nothing is varied", key="space", found=dict(raw), expected=f"KEY: {EXAMPLES}")
+        raise UserError("the search space is empty", key="space", found=dict(raw), expected=f"KEY: {EXAMPLES}")
     return space
 
 
@@ -76,14 +76,14 @@ def _dimensions(raw: Mapping[str, Any], prefix: str) -> list[Dimension]:
         else:
             near = difflib.get_close_matches(str(name), KINDS, 1)
             expected = f"{near[0]}" if near else EXAMPLES
-            raise UserError("not a search space", key=f"space.{key}", found=node, expected=expected)
+            raise UserError("invalid search space", key=f"space.{key}", found=node, expected=expected)
     return found
 
 
 def _dimension(key: str, kind: str, values: Any) -> Dimension:
     where = f"space.{key}.{kind}"
     if not isinstance(values, Sequence) or isinstance(values, str):
-        raise UserError("a list is wanted", key=where, found=values, expected=EXAMPLES)
+        raise UserError("values must be a list", key=where, found=values, expected=EXAMPLES)
     if kind in LISTS:
         _check_choices(where, values)
     else:
@@ -93,9 +93,9 @@ def _dimension(key: str, kind: str, values: Any) -> Dimension:
 
 def _check_choices(where: str, values: Sequence[Any]) -> None:
     if not values:
-        raise UserError("no choice is given", key=where, found=[], expected="at least one value")
+        raise UserError("the list of choices is empty", key=where, found=[], expected="at least one value")
     if any(value in values[:i] for i, value in enumerate(values)):
-        raise UserError("a choice is given twice", key=where, found=list(values), expected="each once")
+        raise UserError("duplicate choice", key=where, found=list(values), expected="each value once")
 
 
 def _check_range(where: str, kind: str, values: Sequence[Any]) -> None:
@@ -104,17 +104,17 @@ def _check_range(where: str, kind: str, values: Sequence[Any]) -> None:
     right = all(isinstance(v, numbers) and not isinstance(v, bool) and math.isfinite(v) for v in values)
     if not right or len(values) != wanted.count(",") + 1:
         what = "whole numbers" if kind == "randint" else "numbers"
-        raise UserError("not a range", key=where, found=list(values), expected=f"{wanted}, {what}")
+        raise UserError("invalid range", key=where, found=list(values), expected=f"{wanted}, {what}")
     if values[0] >= values[1]:
-        raise UserError("a range is empty", key=where, found=list(values), expected="low < high")
+        raise UserError("the range is empty", key=where, found=list(values), expected="low < high")
     if kind == "loguniform" and values[0] <= 0:
-        raise UserError("a logarithm needs values above 0", key=where, found=values[0], expected="low > 0")
+        raise UserError("a loguniform range must be > 0", key=where, found=values[0], expected="low > 0")
     if kind == "quniform" and values[2] <= 0:
-        raise UserError("a step is above 0", key=where, found=values[2], expected="step > 0")
+        raise UserError("the step must be > 0", key=where, found=values[2], expected="step > 0")
 
 
 def word(key: str, value: Any) -> str:
-    """`key=value` as one would type it, in a form that is read back as the same value.
+    """`key=value` as typed on a command line, so that it parses back to the same value.
 
     >>> word("optimization.lr", 1e-05), word("model.name", "vit_tiny"), word("tag", "1e3")
     ('optimization.lr=1e-05', 'model.name=vit_tiny', 'tag="1e3"')
@@ -123,7 +123,7 @@ def word(key: str, value: Any) -> str:
 
 
 def _plain(text: str) -> bool:
-    """Whether YAML reads the bare text as itself; OmegaConf takes more for numbers than YAML does."""
+    """Whether YAML parses the bare text as the same text; OmegaConf accepts more numbers than YAML."""
     try:
         return not _is_number(text) and bool(yaml.safe_load(text) == text)
     except yaml.YAMLError:

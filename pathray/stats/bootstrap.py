@@ -1,6 +1,6 @@
-"""Intervals by resampling: over seeds, over rows, or over clusters of rows that share a patient. No torch.
+"""Confidence intervals over seeds, rows, or clusters of rows (such as patients), by t or by resampling. No torch.
 
-Not here: the metrics that are resampled, and tests of significance.
+Not here: the metrics, significance tests.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def paired_difference(
     """Mean of a − b over units measured twice (`[N]` each: the same seeds, slides, patients …), with an interval.
 
     ``t``: mean ± t_{n−1}·s/√n, for a few seeds. ``percentile``: Efron's bootstrap, for many units. With `clusters`
-    `[N]` the unit is the cluster: ``percentile`` resamples whole clusters and weighs rows alike; ``t`` takes cluster
-    means as the n values. ValueError for other lengths, values that are not finite, or fewer than two units.
+    `[N]` the unit is the cluster: ``percentile`` resamples whole clusters with equally weighted rows; ``t`` uses the
+    cluster means as its n values. ValueError for unequal lengths, non-finite values, or fewer than two units.
     """
     difference = _finite(a, "a") - _finite(b, "b")
     groups = cluster_codes(clusters, difference.size)
@@ -66,7 +66,7 @@ def paired_difference(
 
 
 def t_interval(values: npt.ArrayLike, *, level: float = 0.95) -> Interval:
-    """Mean of `values` `[N]` ± t_{N−1}·s/√N. ValueError for fewer than two values or one that is not finite."""
+    """Mean of `values` `[N]` ± t_{N−1}·s/√N. ValueError for fewer than two values or a non-finite one."""
     x = _finite(values, "values")
     if x.size < 2:
         raise ValueError(f"an interval needs at least two values, found {x.size}")
@@ -78,17 +78,18 @@ def t_interval(values: npt.ArrayLike, *, level: float = 0.95) -> Interval:
 
 
 def percentile_interval(drawn: npt.ArrayLike, level: float = 0.95) -> tuple[float, float]:
-    """The middle `level` of resampled values; NaN draws (a metric that a resample left undefined) are passed over."""
+    """The central `level` interval of resampled values; NaN draws (metric undefined in a resample) are ignored."""
     values = np.asarray(drawn, np.float64)
     low, high = np.nanquantile(values, [0.5 - level / 2, 0.5 + level / 2])
     return float(low), float(high)
 
 
 def cluster_counts(count: int, resamples: int, seed: int) -> Iterator[Floats]:
-    """How often each of `count` units stands in each resample, as blocks `[r, count]` of bounded size, rows Σ = count.
+    """How often each of `count` units occurs in each resample, in blocks `[r, count]` of bounded size; rows sum to
+    count.
 
-    A weighted metric on such counts is the metric on the resample: expand by cluster (``counts[:, codes]``) to weigh
-    rows. The same seed gives the same resamples whatever is computed on them, so two models are compared on equal ones.
+    A metric weighted by these counts is the metric on the resample; expand by cluster (``counts[:, codes]``) to weight
+    rows. Equal seeds give equal resamples for any statistic, so two models are compared on the same resamples.
     """
     generator = np.random.Generator(np.random.Philox(seed))
     block = max(1, BLOCK_BYTES // (8 * count))
@@ -98,7 +99,7 @@ def cluster_counts(count: int, resamples: int, seed: int) -> Iterator[Floats]:
 
 
 def cluster_codes(clusters: npt.ArrayLike | None, n: int) -> Ints:
-    """0…C−1 per row; every row its own cluster without `clusters`."""
+    """The cluster number 0…C−1 of each row; without `clusters`, every row is its own cluster."""
     if clusters is None:
         return np.arange(n, dtype=np.int64)
     labels: npt.NDArray[Any] = np.asarray(clusters)

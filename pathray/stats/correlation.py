@@ -1,7 +1,7 @@
-"""Correlations of many columns at once: Pearson and Spearman per gene or per sample, and their cluster bootstrap.
+"""Pearson and Spearman correlations of many columns at once, per gene or per sample, with their cluster bootstrap.
 
-A column whose prediction or target is constant has no correlation. It counts as 0 and is reported: leaving it out would
-let a model that collapsed on the hard genes score higher than one that tried. No torch; all sums in float64.
+A column with a constant prediction or target has no correlation. It counts as 0 and is reported: excluding it would let
+a model that collapsed on the hard genes score higher than one that did not. No torch; all sums in float64.
 
 Not here: which rows are compared (the sciences), intervals of other statistics (pathray.stats.bootstrap).
 """
@@ -21,23 +21,23 @@ Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 Method = Literal["spearman", "pearson"]
 
-CONSTANT = 1e-12  # a spread below that share of the largest value is rounding, in float64
+CONSTANT = 1e-12  # a spread below this share of the largest value is float64 rounding
 # A network computes in float32: one number leaves it as several that differ in the last bits (2^-23), by the size of
 # its batch and the order of its sums. A model that tells images apart varies by far more than 8 of them (1e-6).
 CONSTANT_PREDICTION = 8 * 2.0**-23
-GENES_AT_A_TIME, RESAMPLES_AT_A_TIME = 8, 256  # so that the work stays near the processor
+GENES_AT_A_TIME, RESAMPLES_AT_A_TIME = 8, 256  # so that the data fit into the processor's cache
 
 
 @dataclass(frozen=True)
 class Correlation:
-    """One correlation per gene (or sample) `[K]`: 0 where it is `undefined` `[K]`."""
+    """One correlation per gene (or sample) `[K]`, 0 where `undefined` `[K]`."""
 
     values: Floats
     undefined: Bools
 
     @property
     def mean(self) -> float:
-        """Over all, the undefined ones as 0."""
+        """The mean over all, with undefined ones as 0."""
         return float(self.values.mean())
 
     @property
@@ -47,29 +47,29 @@ class Correlation:
 
 @dataclass(frozen=True)
 class CorrelationIntervals:
-    """The mean over genes, and each gene's correlation, with intervals."""
+    """Intervals of the mean over genes and of each gene's correlation."""
 
     mean: Interval
     genes: list[Interval]
 
 
 def pearson(predictions: npt.ArrayLike, targets: npt.ArrayLike, *, samplewise: bool = False) -> Correlation:
-    """Pearson's r of each column of predictions and targets `[N, K]`; of each row with `samplewise`.
+    """Pearson's r of each column of predictions and targets `[N, K]`, or of each row with `samplewise`.
 
-    ValueError for other shapes, fewer than two values per correlation, NaN or inf.
+    ValueError for unequal shapes, fewer than two values per correlation, NaN or inf.
     """
     return correlation(predictions, targets, "pearson", samplewise=samplewise)
 
 
 def spearman(predictions: npt.ArrayLike, targets: npt.ArrayLike, *, samplewise: bool = False) -> Correlation:
-    """Spearman's ρ: Pearson's r of the ranks, equal values sharing their average rank. As `pearson` otherwise."""
+    """Spearman's ρ: Pearson's r of the ranks, where equal values share their average rank. Otherwise as `pearson`."""
     return correlation(predictions, targets, "spearman", samplewise=samplewise)
 
 
 def correlation(
     predictions: npt.ArrayLike, targets: npt.ArrayLike, method: Method, *, samplewise: bool = False
 ) -> Correlation:
-    """The one or the other."""
+    """Pearson's r or Spearman's ρ, by `method`."""
     x, y = _columns(predictions, targets, samplewise)
     values, undefined = np.zeros(len(x)), np.zeros(len(x), np.bool_)
     for first in range(0, len(x), GENES_AT_A_TIME):
@@ -81,7 +81,7 @@ def correlation(
 
 
 def ranks(values: npt.NDArray[np.floating]) -> Floats:
-    """Ranks 1…N within each row of `[K, N]`; equal values share the average of theirs."""
+    """Ranks 1…N within each row of `[K, N]`; equal values share their average rank."""
     out = np.empty(values.shape, np.float64)
     for row, ranked in zip(values, out, strict=True):
         _rank(row, ranked)
@@ -98,14 +98,13 @@ def bootstrap_correlation(
     resamples: int = 2000,
     seed: int = 0,
 ) -> CorrelationIntervals:
-    """Percentile intervals of the correlations of `[N, K]`, whole clusters `[N]` (patients, sections) being drawn.
+    """Percentile intervals of the correlations of `[N, K]`, resampling whole clusters `[N]` (patients, sections).
 
-    What a resample is: clusters drawn with replacement, all their rows as often as the cluster was drawn. Pearson needs
-    only sums per cluster. For Spearman the ranks are those *within each resample*, found anew: ranks of the whole
-    sample kept fixed would treat the genes' distributions as known, which with a handful of clusters they are not, and
-    give intervals that are too narrow. A gene that is constant in a resample counts as 0 there, too. The genes' draws
-    are the same, so the mean's interval knows how they go together. ValueError as `pearson`, and for fewer than two
-    clusters.
+    A resample draws clusters with replacement and repeats all rows of a cluster as often as it was drawn. Pearson needs
+    only sums per cluster. For Spearman, ranks are recomputed *within each resample*: keeping the ranks of the whole
+    sample would treat the genes' distributions as known, which is wrong for a handful of clusters and makes intervals
+    too narrow. A gene that is constant in a resample counts as 0 there. All genes share the same draws, so the mean's
+    interval includes their dependence. ValueError as in `pearson`, and for fewer than two clusters.
     """
     x, y = _columns(predictions, targets, False)
     codes = cluster_codes(clusters, x.shape[1])
@@ -113,7 +112,9 @@ def bootstrap_correlation(
     if count < 2:
         raise ValueError(f"an interval needs at least two clusters, found {count}")
     estimate = correlation(x.T, y.T, method)
-    x = np.where(_constant(x, CONSTANT_PREDICTION)[:, None], 0.0, x)  # rounding has no ranks in a resample either
+    x = np.where(
+        _constant(x, CONSTANT_PREDICTION)[:, None], 0.0, x
+    )  # rounding noise must not be ranked in a resample either
     drawn = np.empty((resamples, len(x)))
     done, of = 0, _pearson_draws if method == "pearson" else _spearman_draws
     for counts in cluster_counts(count, resamples, seed):
@@ -131,10 +132,10 @@ def bootstrap_correlation(
 
 
 def _columns(predictions: npt.ArrayLike, targets: npt.ArrayLike, samplewise: bool) -> tuple[Floats, Floats]:
-    """Both as `[K, N]`, one correlation per row."""
+    """Predictions and targets as `[K, N]`, one correlation per row."""
     x, y = np.asarray(predictions, np.float64), np.asarray(targets, np.float64)
     if x.ndim != 2 or x.shape != y.shape:
-        raise ValueError(f"predictions and targets are both [N, K], found {x.shape} and {y.shape}")
+        raise ValueError(f"predictions and targets must both be [N, K], found {x.shape} and {y.shape}")
     for name, values in (("predictions", x), ("targets", y)):
         if not np.isfinite(values).all():
             row, column = np.argwhere(~np.isfinite(values))[0]
@@ -152,7 +153,7 @@ def _constant(x: Floats, share: float) -> Bools:
 
 
 def _pearson_rows(x: Floats, y: Floats) -> Floats:
-    """Pearson's r of each row of `[K, N]`; 0 where nothing varies."""
+    """Pearson's r of each row of `[K, N]`; 0 for constant rows."""
     x, y = (v - v.mean(axis=1, keepdims=True) for v in (x, y))
     above = np.einsum("kn,kn->k", x, y)
     below = np.sqrt(np.einsum("kn,kn->k", x, x)) * np.sqrt(np.einsum("kn,kn->k", y, y))
@@ -172,7 +173,7 @@ def _rank(values: npt.NDArray[np.floating], out: Floats) -> None:
 
 
 def _runs(ordered: npt.NDArray[np.floating]) -> Ints:
-    """Where each run of equal values begins."""
+    """The start of each run of equal values."""
     return np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
 
 
@@ -203,9 +204,9 @@ def _spearman_draws(x: Floats, y: Floats, codes: Ints, counts: Floats) -> Floats
 def _drawn_ranks(
     values: Floats, weights: npt.NDArray[np.float32], centre: npt.NDArray[np.float32]
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Average ranks `[N, R]` of `values` `[N]` when row i was drawn weights[i, r] times, less their mean; Σ w·rank².
+    """Centred average ranks `[N, R]` of `values` `[N]` when row i was drawn weights[i, r] times, and Σ w·rank².
 
-    A run of equal values has the average rank Σ w before it + (its own Σ w + 1) / 2; the mean rank is (Σ w + 1) / 2.
+    A run of equal values has the average rank (Σ w before it) + (its own Σ w + 1) / 2; the mean rank is (Σ w + 1) / 2.
     """
     order = np.argsort(values)
     starts = _runs(values[order])
@@ -226,7 +227,7 @@ def _drawn_ranks(
 def _ratio(
     above: npt.ArrayLike, xx: npt.ArrayLike, yy: npt.ArrayLike, near_x: npt.ArrayLike, near_y: npt.ArrayLike
 ) -> Floats:
-    """above / √(xx·yy), 0 where a variance is nothing but the rounding of a sum as large as `near`."""
+    """above / √(xx·yy), or 0 where a variance is only the rounding error of a sum as large as `near`."""
     sound = (np.asarray(xx) > CONSTANT * np.asarray(near_x)) & (np.asarray(yy) > CONSTANT * np.asarray(near_y))
     below = np.sqrt(np.where(sound, xx, 1.0).astype(np.float64) * np.where(sound, yy, 1.0))
     return np.clip(np.where(sound, above / below, 0.0), -1.0, 1.0)

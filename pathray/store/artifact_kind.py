@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pathray.errors import MissingFile, UserError
+from pathray.store.described import publish_described
 from pathray.store.records import SEAL, check_seal, parsed, sealed, text
 from pathray.store.storage import Storage, digest_of
 
@@ -56,15 +57,11 @@ class ArtifactKind(Generic[Module]):
 
         from pathray.store.checkpoint import cpu_copy
 
-        store = Storage.of(folder)
-        store.remove(self.file)  # a half-replaced artifact is no artifact
         with tempfile.TemporaryDirectory(prefix="pathray-") as temporary:
             weights = Path(temporary) / WEIGHTS
             save_file(cpu_copy(module.state_dict()), weights)
-            sha256 = digest_of(weights)
-            store.put(weights, WEIGHTS)
-        description = text(self._description(own, provenance, sha256))
-        store.write_bytes(self.file, description)
+            description = text(self._description(own, provenance, digest_of(weights)))
+            publish_described(Storage.of(folder), {WEIGHTS: weights}, self.file, description)
         return dict(json.loads(description))
 
     def write(

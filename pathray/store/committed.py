@@ -1,7 +1,7 @@
-"""Directories that count only when they are committed, on any storage; half-written ones are never seen.
+"""Committed directories on any storage: readers never see a half-written one.
 
 Object stores have no rename, so a directory is written under a unique prefix (`<name>-<uid8>`) and its
-``COMMITTED.json`` (names, sizes, sha256, meta) comes last. What lacks it does not exist for `list_committed`.
+``COMMITTED.json`` (names, sizes, sha256, meta) is written last. `list_committed` ignores directories without it.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ COMMITTED = "COMMITTED.json"
 SCHEMA_VERSION = 1
 FIELDS = {"schema_version": int, "name": str, "created": int | float, "files": dict, "meta": dict}
 ENTRY = {"size", "sha256"}
-OTHERWISE = "or move the folder away: the previous checkpoint is then used"
-REMEDY = f"the record as it was written, {OTHERWISE}"
+OTHERWISE = "or move the folder away to use the previous checkpoint"
+REMEDY = f"the original record, {OTHERWISE}"
 
 
 @dataclass(frozen=True)
 class Committed:
-    """A committed directory: its path or URL, the name it was committed under, its files and its meta."""
+    """A committed directory: path or URL, committed name, files and meta."""
 
     path: str
     name: str
@@ -43,9 +43,9 @@ class Committed:
     meta: dict[str, Any]
 
     def read(self, name: str, read: Callable[[Path], T], *, verify: bool = True) -> T:
-        """`read(path)` of a file of it on a local disk, its size and (`verify`) digest checked before.
+        """`read(path)` of one of its files on a local disk, after checking its size and, with `verify`, its digest.
 
-        UserError when they do not match, MissingFile for a file that it does not have.
+        UserError if they do not match, MissingFile if the directory has no such file.
         """
         if name not in self.files:
             raise MissingFile(
@@ -67,7 +67,7 @@ class Committed:
 
 @dataclass
 class CommittedWriter:
-    """A directory being written; `meta` may still be changed. Ends up at `path`, or does not count."""
+    """A directory that is being written to `path`; `meta` may still be changed."""
 
     storage: Storage
     name: str
@@ -84,7 +84,7 @@ class CommittedWriter:
 
     @contextlib.contextmanager
     def local_file(self, name: str) -> Iterator[Path]:
-        """A local path to write `name` to: in place on local storage, otherwise uploaded when the block ends."""
+        """A local path for writing `name`: in place on local storage, otherwise uploaded when the block ends."""
         if self.storage.local:
             path = Path(self.storage.path(name))
             with _clear_errors(path):
@@ -92,7 +92,7 @@ class CommittedWriter:
                 path.touch()
                 mode = path.stat().st_mode
                 yield path
-                path.chmod(mode)  # safetensors makes files that only their owner can read
+                path.chmod(mode)  # safetensors creates files that only their owner can read
                 fsync(path)
                 self._register(name, path)
             return
@@ -107,7 +107,9 @@ class CommittedWriter:
         for name, entry in self.files.items():
             if (found := self.storage.size(name)) != entry["size"]:
                 expected = entry["size"]
-                raise StorageError("a file was cut short", file=self.storage.join(name), found=found, expected=expected)
+                raise StorageError(
+                    "the file is truncated", file=self.storage.join(name), found=found, expected=expected
+                )
         if self.storage.local:
             fsync(Path(self.storage.root))
         created = time.time()
@@ -123,8 +125,8 @@ class CommittedWriter:
 def committed_dir(parent: str, name: str, meta: dict[str, Any] | None = None) -> Iterator[CommittedWriter]:
     """Write a directory `<name>-<uid8>` under `parent`; committed when the block ends without an error.
 
-    When it ends with one, what was written is removed as far as possible and never counts. `meta` is strict JSON.
-    Raises StorageError when the storage is full, forbidden or failing.
+    After an error the directory stays uncommitted and is removed if possible. `meta` must be strict JSON. Raises
+    StorageError if the storage is full, forbidden or failing.
     """
     assert name and "/" not in name, name
     storage = Storage.of(parent).at(f"{name}-{uuid.uuid4().hex[:8]}")
@@ -135,7 +137,7 @@ def committed_dir(parent: str, name: str, meta: dict[str, Any] | None = None) ->
     except BaseException:
         try:
             remove_committed(storage.url)
-        except Exception as e:  # the error that brought us here matters more
+        except Exception as e:  # the original error matters more
             log.warning("could not clean up %s: %s", storage.url, explain(e))
         raise
 
@@ -154,7 +156,7 @@ def list_committed(parent: str, name: str | None = None) -> list[Committed]:
 
 
 def read_committed(path: str) -> Committed:
-    """One committed directory by path. MissingFile when it is not committed, UserError for a newer schema or damage."""
+    """The committed directory at `path`. MissingFile if it is not committed, UserError for a newer schema or damage."""
     storage = Storage.of(path)
     try:
         data = storage.read_bytes(COMMITTED)
@@ -171,7 +173,7 @@ def read_committed(path: str) -> Committed:
 
 
 def _check_fields(record: dict[str, Any], where: str) -> None:
-    """Also records of before the seal have these, each of its type, and a size and a digest of every file."""
+    """UserError unless all fields have the right type and every file a size and digest, also in unsealed records."""
     wrong = [key for key, kind in FIELDS.items() if not isinstance(record.get(key), kind)]
     files = {} if wrong else record["files"]
     wrong += [name for name, entry in files.items() if not isinstance(entry, dict) or entry.keys() != ENTRY]
@@ -180,8 +182,8 @@ def _check_fields(record: dict[str, Any], where: str) -> None:
 
 
 def remove_committed(path: str) -> None:
-    """Remove a directory, its commit first, so that a half-removed one does not count. Of a link to a directory only
-    the link is removed: what it leads to may be another run's."""
+    """Remove a directory, its commit record first, so that a half-removed one is uncommitted. For a link, only the link
+    is removed, because its target may belong to another run."""
     storage = Storage.of(path)
     if storage.local and os.path.islink(storage.path("").rstrip("/")):
         os.unlink(storage.path("").rstrip("/"))
@@ -191,10 +193,10 @@ def remove_committed(path: str) -> None:
 
 
 def sweep(parent: str, older_than_s: float = 3600.0) -> list[str]:
-    """Remove directories under `parent` that were begun but never committed, and not touched for so long.
+    """Remove directories under `parent` that were never committed and not touched for `older_than_s` seconds.
 
-    Directories without a `-<uid8>` ending are not ours and stay, and so do links. Committed ones cost no request each:
-    a run has many.
+    Links, and directories without a `-<uid8>` ending, are kept. Committed directories are recognised without a request
+    each, since a run has many.
     """
     storage, swept = Storage.of(parent), []
     entries = storage.list()
@@ -213,7 +215,7 @@ def sweep(parent: str, older_than_s: float = 3600.0) -> list[str]:
 
 @contextlib.contextmanager
 def _clear_errors(path: Path) -> Iterator[None]:
-    """What a full disk raises, whichever library met it, as a StorageError that names the file."""
+    """Turn what any library raises for a full disk into a StorageError that names the file."""
     try:
         yield
     except StorageError:

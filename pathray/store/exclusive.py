@@ -1,8 +1,8 @@
-"""Small files that one process at a time may write: made only where there is none, replaced only by who may.
+"""Small files that only one process may write at a time: created if they do not exist, replaced only by their owner.
 
-On a disk this is exact (a hard link, a lock on the folder). Object stores have no locks: a file is made on condition
-that there is none, where the store can do that, and then read back after a moment, so that of two writers one wins.
-Not here: who owns what, and for how long (pathray.run.fence, pathray.evaluation.results).
+On a disk this is exact (a hard link, a lock on the folder). Object stores have no locks: a file is created
+conditionally, if the store supports it, and read back after a moment, so that one of two writers wins. Not here:
+ownership and its duration (pathray.run.fence, pathray.evaluation.results).
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from collections.abc import Callable, Iterator
 from pathray.errors import MissingFile
 from pathray.store.storage import Storage, storage_error
 
-SETTLE_S = 1.0  # after which a write of somebody else at the same moment shows
+SETTLE_S = 1.0  # after this time a simultaneous write of another process is visible
 LOCK_WAIT_S = 2.0
 
 
 def content(store: Storage, name: str) -> bytes | None:
-    """The bytes of a file, None when there is none."""
+    """The bytes of a file; None if it does not exist."""
     try:
         return store.read_bytes(name)
     except MissingFile:
@@ -30,7 +30,7 @@ def content(store: Storage, name: str) -> bytes | None:
 
 
 def create(store: Storage, name: str, data: bytes, settle_s: float = SETTLE_S) -> bool:
-    """Write a file where there is none; whether it is there as ours. `data` must be unlike anybody else's."""
+    """Create a file; returns whether the existing file is ours. `data` must be unique to this process."""
     if store.local:
         _create_local(store.path(name), data)
         return content(store, name) == data
@@ -41,9 +41,9 @@ def create(store: Storage, name: str, data: bytes, settle_s: float = SETTLE_S) -
 def swap(
     store: Storage, name: str, may: Callable[[bytes | None], bool], data: bytes, settle_s: float = SETTLE_S
 ) -> bool:
-    """Replace a file whose bytes (None: it is gone) `may` be replaced; whether it is there as ours.
+    """Replace a file if `may` allows it for its bytes (None if it does not exist); returns whether the file is ours.
 
-    `settle_s` 0: whoever owns the file already has nobody to wait for.
+    `settle_s` is 0 for a process that already owns the file.
     """
     with _lock_folder(store, name) as locked:
         if not may(content(store, name)):
@@ -53,7 +53,7 @@ def swap(
 
 
 def discard(store: Storage, name: str, may: Callable[[bytes | None], bool]) -> bool:
-    """Remove a file whose bytes `may` be removed; whether that was so."""
+    """Remove a file if `may` allows it for its bytes; returns whether it was removed."""
     with _lock_folder(store, name):
         found = content(store, name)
         if found is None or not may(found):
@@ -70,7 +70,7 @@ def _is_settled(store: Storage, name: str, data: bytes, settle_s: float) -> bool
 
 
 def _create_local(path: str, data: bytes) -> None:
-    """The file appears whole, and only where there was none."""
+    """Create a file atomically, only if it does not exist."""
     partial = f"{os.path.dirname(path)}/.{os.path.basename(path)}-{uuid.uuid4().hex[:8]}"
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -100,13 +100,13 @@ def _create_object(store: Storage, name: str, data: bytes) -> None:
         return
     try:
         store.create_bytes(name, data)
-    except FileExistsError:  # ours, if only the answer was lost
+    except FileExistsError:  # it may be ours if the response was lost
         return
 
 
 @contextlib.contextmanager
 def _lock_folder(store: Storage, name: str) -> Iterator[bool]:
-    """No other process replaces files of the folder meanwhile; False where there is no such lock."""
+    """Lock the folder so that no other process replaces its files; yields False if it cannot be locked."""
     folder = os.path.dirname(store.path(name))
     if not store.local or not os.path.isdir(folder):
         yield False

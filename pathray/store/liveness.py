@@ -1,7 +1,7 @@
-"""Which process wrote a record, and whether that process is still alive.
+"""Identifies the process that wrote a record, and checks whether it is still alive.
 
-A process id alone is not enough: ids are used again, and two containers may share a host name. So a record also holds
-when the process started, and the machine's boot and process namespace. Without /proc (macOS) only the id is compared.
+A process id alone is not enough: ids are reused, and two containers may share a host name. So a record also has the
+process's start time, and the machine's boot and process namespace. Without /proc (macOS) only the id is compared.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ PROC = Path("/proc")
 
 
 def this_process() -> dict[str, Any]:
-    """What `is_gone` needs to know of the process that calls this."""
+    """The record of the calling process for `is_gone`."""
     pid = os.getpid()
     return {"host": socket.gethostname(), "machine": machine(), "user": user(), "pid": pid, "started": started(pid)}
 
 
 def is_gone(record: Mapping[str, Any]) -> bool | None:
-    """Whether the process that a record names has ended; None where that cannot be known from here."""
+    """Whether the process of a record has ended; None if this cannot be determined from here."""
     pid = record.get("pid")
     if record.get("host") != socket.gethostname() or not isinstance(pid, int) or pid < 1:
         return None
     if record.get("machine", machine()) != machine():
-        return None  # another container, or the machine has been restarted
+        return None  # another container, or the machine was restarted
     return not _exists(pid, record.get("started"))
 
 
 def machine() -> str:
-    """The boot of this machine and the namespace of its process ids; "" where the system does not say."""
+    """The machine's boot id and process namespace; "" if the system does not provide them."""
     try:
         boot = (PROC / "sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}/{os.readlink(PROC / 'self/ns/pid')}"
@@ -42,7 +42,7 @@ def machine() -> str:
 
 
 def started(pid: int) -> int | None:
-    """When a process started, in clock ticks since the machine did; None when it has ended, or is not known."""
+    """A process's start time in clock ticks since boot; None if it has ended or is unknown."""
     try:
         fields = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
     except (OSError, UnicodeDecodeError):

@@ -1,6 +1,6 @@
-"""Small JSON files of ours: damage is an error that names the file, and a digest of the record seals it.
+"""Small internal JSON files, sealed with a digest, so that damage is an error that names the file.
 
-A flipped bit mostly leaves JSON readable: without a seal it is another number. Not here: what the records mean.
+A flipped bit usually leaves valid JSON with a different number; the seal detects it. Not here: the records' meaning.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ SEAL = "digest"
 
 
 def parsed(data: bytes, where: str, what: str, remedy: str | None = None) -> dict[str, Any]:
-    """The JSON object in `data`. UserError naming the file `where` for anything else.
+    """The JSON object in `data`. UserError naming the file `where` if there is none.
 
-    what: what the file should be; remedy: what the error says is expected.
+    `what` describes the file; `remedy` is what the error gives as expected.
     """
     try:
         record = json.loads(data)
-    except (ValueError, RecursionError) as e:  # also bytes that are no UTF-8
-        raise UserError(f"this is no {what}, or a damaged one", file=where, found=str(e)[:200], expected=remedy) from e
+    except (ValueError, RecursionError) as e:  # also bytes that are not UTF-8
+        raise UserError(f"invalid or damaged {what}", file=where, found=str(e)[:200], expected=remedy) from e
     if not isinstance(record, dict):
         found, expected = type(record).__name__, remedy or "a JSON object"
-        raise UserError(f"this is no {what}, or a damaged one", file=where, found=found, expected=expected)
+        raise UserError(f"invalid or damaged {what}", file=where, found=found, expected=expected)
     return record
 
 
 def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record with a digest of itself. Values are plain ones, as `json.loads` gives them."""
+    """The record with its own digest added. Values must be plain, as returned by `json.loads`."""
     assert SEAL not in record
     return {**record, SEAL: digest(record)}
 
@@ -43,17 +43,17 @@ def digest(record: Mapping[str, Any]) -> str:
 
 
 def text(record: Mapping[str, Any]) -> bytes:
-    """Strict JSON for people to read, keys sorted."""
+    """Readable strict JSON with sorted keys."""
     return json.dumps(record, indent=1, sort_keys=True, allow_nan=False).encode()
 
 
 def check_seal(
     record: Mapping[str, Any], where: str, what: str, keys: frozenset[str] | None = None, remedy: str | None = None
 ) -> None:
-    """UserError when the record's digest is not its own.
+    """UserError if the record does not match its digest.
 
-    Records of before the seal have none, and no other keys than `keys`: one whose seal was renamed by damage is not
-    taken for such a one.
+    Older records have no seal; they may have no keys other than `keys`, so that a record whose seal's name was damaged
+    does not pass as one.
     """
     if SEAL not in record and keys is not None and (unknown := sorted(record.keys() - keys)):
         raise UserError(f"the {what} is damaged", file=where, key=unknown[0], expected=remedy or sorted(keys))

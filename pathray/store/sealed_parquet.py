@@ -1,8 +1,8 @@
-"""Parquet files that carry digests of their contents: a flipped bit is an error and not another value.
+"""Parquet files with checksums of their contents, so that a flipped bit is an error instead of a wrong value.
 
-The footer's key-value metadata hold a seal: a checksum of every column of every row group, the schema and the other
-metadata, sealed as a record (pathray.store.records). Files of before have none and are read as they are. Not here: what
-the tables mean.
+The seal is in the footer's key-value metadata: a checksum of every column of every row group, the schema and the other
+metadata, sealed as a record (pathray.store.records). Older files have no seal and are read without checks. Not here:
+the tables' meaning.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ OWN = (SEAL, "ARROW:schema", "pandas")
 
 
 class SealedWriter:
-    """As `pyarrow.parquet.ParquetWriter` with a `schema` and its metadata; every `write` is a row group of its own."""
+    """Like `pyarrow.parquet.ParquetWriter` with a `schema` and its metadata; every `write` makes one row group."""
 
     def __init__(self, sink: Any, schema: pa.Schema, **options: Any) -> None:
         self.schema = schema
@@ -39,7 +39,7 @@ class SealedWriter:
         self._rows = 0
 
     def write(self, table: pa.Table) -> None:
-        """One row group, at least one row. `table` has the schema's columns."""
+        """Write one row group of at least one row. `table` must have the schema's columns."""
         assert table.num_rows > 0
         self._writer.write_table(table, row_group_size=table.num_rows)
         self._groups.append([_checksum(table.column(name)) for name in self.schema.names])
@@ -65,10 +65,10 @@ class SealedWriter:
 
 
 class SealedFile:
-    """An open parquet file, with a seal or of before there were any. `where` names it in errors.
+    """An open parquet file, sealed or from before seals. `where` names it in errors.
 
-    UserError, calling it `what`, for bytes that are none, and for a schema or metadata that were altered; from
-    `read_group` for rows that were.
+    Raises UserError, calling the file `what`, if it is not parquet or its schema or metadata changed; `read_group`
+    raises it if rows changed.
     """
 
     def __init__(self, source: Any, where: str, what: str, dictionaries: Sequence[str] = ()) -> None:
@@ -95,7 +95,7 @@ class SealedFile:
         return table
 
     def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """Its row groups in order."""
+        """The row groups in order."""
         for group in range(self.groups):
             yield self.read_group(group, columns)
 
@@ -119,20 +119,18 @@ class SealedFile:
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """What the parquet library raises on damage, as an error that names the file."""
+        """Turn what the parquet library raises for damage into a UserError that names the file."""
         try:
             yield
         except UserError:
             raise
         except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, MemoryError) as e:
             found, expected = str(e).strip()[:200], "parquet"
-            raise UserError(
-                f"this is no {self.what}, or a damaged one", file=self.where, found=found, expected=expected
-            ) from e
+            raise UserError(f"invalid or damaged {self.what}", file=self.where, found=found, expected=expected) from e
 
 
 def to_bytes(table: pa.Table) -> bytes:
-    """A whole table, with its schema's metadata, as a sealed parquet file. Equal tables give equal bytes."""
+    """A table with its schema's metadata as a sealed parquet file. Equal tables give equal bytes."""
     buffer = io.BytesIO()
     with SealedWriter(buffer, table.schema) as writer:
         for start in range(0, table.num_rows, ROWS_PER_GROUP):
@@ -141,14 +139,14 @@ def to_bytes(table: pa.Table) -> bytes:
 
 
 def of_bytes(data: bytes, where: str, what: str) -> pa.Table:
-    """The whole table, with the file's metadata. UserError naming `where` for anything but a sound `what`."""
+    """The table with the file's metadata. UserError naming `where` if it is damaged or not a `what`."""
     file = SealedFile(io.BytesIO(data), where, what)
     tables = list(file.tables())
     return pa.concat_tables(tables) if tables else file.schema.empty_table()
 
 
 def _checksum(column: pa.ChunkedArray) -> int:
-    """CRC-32 of a column's values, however they are encoded, chunked or sliced."""
+    """CRC-32 of a column's values, independent of encoding, chunks and slices."""
     array = column.combine_chunks()
     array = pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) and array.num_chunks else array
     if pa.types.is_dictionary(array.type):
@@ -177,7 +175,7 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 
 
 def _meta(metadata: Mapping[bytes, bytes] | None) -> dict[str, str]:
-    """The metadata that callers gave, bytes that are no UTF-8 kept apart from all text."""
+    """The callers' metadata; bytes that are not UTF-8 are escaped."""
     plain = {
         k.decode(errors="backslashreplace"): v.decode(errors="backslashreplace") for k, v in (metadata or {}).items()
     }

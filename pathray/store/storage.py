@@ -1,8 +1,8 @@
-"""Local folders, gs://, s3:// and memory:// through one door: whole files written at once, and retried.
+"""Access to local folders, gs://, s3:// and memory://: whole files, written atomically, with retries.
 
 Names given to a `Storage` are relative to its root. Credentials come from the environment, never from a URL.
 
-Not here: directories that count only when committed (pathray.store.committed), what files mean
+Not here: committed directories (pathray.store.committed), the meaning of files
 (pathray.store.checkpoint, pathray.store.artifact).
 """
 
@@ -33,18 +33,18 @@ T = TypeVar("T")
 
 ATTEMPTS, FIRST_WAIT_S = 5, 0.5
 FINAL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.ENAMETOOLONG))
-REFUSED = "Forbidden"  # how gcsfs begins what it says of a missing permission, which has no number
+REFUSED = "Forbidden"  # start of gcsfs's message for a missing permission, which has no errno
 ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError)
-PROBE_BYTES = 1 << 16  # more than a file system has room for when it is full
+PROBE_BYTES = 1 << 16  # more than fits into a full file system
 CACHE_ENV = "PATHRAY_CACHE_DIR"
-CACHE_BYTES, ABANDONED_S = 20 * 10**9, 86400.0  # a copy begun and untouched for so long is nobody's
+CACHE_BYTES, ABANDONED_S = 20 * 10**9, 86400.0  # an unfinished copy is abandoned after this time
 CACHED = re.compile(r"\.?[0-9a-f]{24}-.+")
 
 
 class StorageError(UserError, OSError):
-    """Storage that cannot be written or read: full, forbidden, or failing after retries. The message names the path.
+    """Storage cannot be written or read: full, forbidden, or still failing after retries. The message has the path.
 
-    `passing`: it may work later (a bucket out of reach), as against a full disk or a missing permission.
+    `passing`: the cause may be temporary (an unreachable bucket), unlike a full disk or a missing permission.
     """
 
     passing = False
@@ -52,7 +52,7 @@ class StorageError(UserError, OSError):
 
 @dataclass(frozen=True)
 class Storage:
-    """A folder somewhere: `root` is its path inside the fsspec file system `fs`, `prefix` the protocol with ``://``."""
+    """A folder: `root` is its path inside the fsspec file system `fs`, `prefix` the protocol with ``://``."""
 
     fs: Any
     root: str
@@ -61,7 +61,7 @@ class Storage:
 
     @classmethod
     def of(cls, url: str | os.PathLike[str]) -> Storage:
-        """A folder by path or URL; nothing is created. UserError for a protocol that is not installed."""
+        """The folder at a path or URL; nothing is created. UserError for a protocol that is not installed."""
         import fsspec
 
         text = os.fspath(url)
@@ -72,7 +72,7 @@ class Storage:
             fs, root = fsspec.core.url_to_fs(text, use_listings_cache=False)
         except (ImportError, ValueError) as e:
             expected = "a path, or a protocol whose package is installed (gs:// needs gcsfs, s3:// needs s3fs)"
-            raise UserError(f"no access to {protocol}:// here: {e}", file=text, expected=expected) from e
+            raise UserError(f"no access to {protocol}://: {e}", file=text, expected=expected) from e
         return cls(fs, root.rstrip("/"), f"{protocol}://")
 
     @property
@@ -81,23 +81,23 @@ class Storage:
 
     @property
     def url(self) -> str:
-        """The root as `Storage.of` takes it."""
+        """The root as a path or URL, as accepted by `Storage.of`."""
         return self.root if self.local else self.prefix + self.root.lstrip("/")
 
     def join(self, *parts: str) -> str:
-        """Path or URL of something below the root."""
+        """The path or URL of something below the root."""
         return "/".join([self.url.rstrip("/"), *(p.strip("/") for p in parts if p)])
 
     def path(self, *parts: str) -> str:
-        """Path inside the file system, without a protocol: what `pyarrow_fs` takes."""
+        """The path inside the file system, without a protocol, as `pyarrow_fs` takes it."""
         return "/".join([self.root.rstrip("/"), *(p.strip("/") for p in parts if p)]) or "/"
 
     def at(self, *parts: str) -> Storage:
-        """The folder below."""
+        """A subfolder."""
         return replace(self, root=self.path(*parts))
 
     def without_retries(self) -> Storage:
-        """The same folder for a thread that tries again by itself: each operation is tried once, and logs nothing."""
+        """The same folder, for a thread with its own retries: each operation is tried once and logs nothing."""
         return replace(self, attempts=1)
 
     def exists(self, name: str = "") -> bool:
@@ -105,7 +105,7 @@ class Storage:
         return bool(self._retried(lambda: self.fs.exists(self.path(name)), name))
 
     def list(self, name: str = "") -> list[str]:
-        """Names of what stands directly in a folder, sorted; none in an absent one; unfinished files are left out."""
+        """The sorted names of a folder's entries, without unfinished files; empty if the folder does not exist."""
         self._refresh()
         try:
             entries = self._retried(lambda: self.fs.ls(self.path(name), detail=False), name)
@@ -116,21 +116,20 @@ class Storage:
         return sorted(n for n in names if not n.startswith("."))
 
     def files(self, name: str = "") -> set[str]:
-        """Files below a folder, at any depth, relative to it: one listing, however many there are; none in an absent
-        one."""
+        """Relative paths of all files below a folder, at any depth, from one listing; empty if it does not exist."""
         self._refresh()
         folder = self.path(name).strip("/") + "/"
         found = self._retried(lambda: self.fs.find(self.path(name)), name)
         return {str(path).strip("/").removeprefix(folder) for path in found}
 
     def size(self, name: str) -> int:
-        """Bytes of a file. MissingFile when it is not there."""
+        """The size of a file in bytes. MissingFile if it does not exist."""
         return int(self._info(name)["size"])
 
     def open(self, name: str, mode: str = "rb") -> Any:
-        """A file object; what is read or written through it later is not tried again.
+        """A file object. Later reads and writes through it are not retried.
 
-        For whole small files use `write_bytes`, which is atomic. MissingFile when it is not there, StorageError when it
+        For whole small files use `write_bytes`, which is atomic. MissingFile if it does not exist, StorageError if it
         cannot be opened.
         """
         writing = "r" not in mode
@@ -146,7 +145,7 @@ class Storage:
             raise MissingFile("no such file", file=self.join(name)) from e
 
     def read_bytes(self, name: str) -> bytes:
-        """A whole file. MissingFile when it is not there."""
+        """The content of a file. MissingFile if it does not exist."""
         try:
             data: bytes = self._retried(lambda: self._regular(name).cat_file(self.path(name)), name)
             return data
@@ -156,7 +155,7 @@ class Storage:
             raise UserError("not a regular file", file=self.join(name), found="a folder") from e
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        """Write a whole file: readers see the old one or the new one. StorageError when it cannot be written."""
+        """Write a whole file: readers see the old file or the new one. StorageError if it cannot be written."""
 
         def write(f: BinaryIO) -> None:
             f.write(data)
@@ -168,8 +167,8 @@ class Storage:
     write_atomic = write_bytes
 
     def create_bytes(self, name: str, data: bytes) -> None:
-        """Write a whole file to an object store where there is none. FileExistsError when there is one; stores without
-        such a condition only look beforehand."""
+        """Create a whole file in an object store. FileExistsError if it exists; stores without conditional writes only
+        check before writing."""
         try:
             self._retried(lambda: self.fs.pipe_file(self.path(name), data, mode="create"), name, writing=True)
         except StorageError as e:
@@ -180,7 +179,7 @@ class Storage:
             self.write_bytes(name, data)
 
     def put(self, source: Path, name: str) -> None:
-        """Copy a local file here: readers see the old one or the new one."""
+        """Upload a local file: readers see the old file or the new one."""
 
         def write(f: BinaryIO) -> None:
             with source.open("rb") as reader:
@@ -191,18 +190,18 @@ class Storage:
         self._retried(action, name, writing=True)
 
     def remove(self, name: str) -> None:
-        """Remove a file or a folder with all that is in it; absent is fine. StorageError when it cannot be removed."""
+        """Remove a file, or a folder with its content, if it exists. StorageError if it cannot be removed."""
         path = self.path(name)
 
         def remove() -> None:
-            self._refresh()  # a failed attempt may have removed a part
+            self._refresh()  # a failed attempt may have removed some files
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 self.fs.rm(path, recursive=self.fs.info(path)["type"] == "directory")
 
         self._retried(remove, name, writing=True)
 
     def get(self, name: str, target: Path) -> None:
-        """Copy a file from here to a local path. MissingFile when it is not there."""
+        """Download a file to a local path. MissingFile if it does not exist."""
         try:
             self._retried(lambda: self.fs.get_file(self.path(name), str(target)), name)
         except (FileNotFoundError, NotADirectoryError) as e:
@@ -211,7 +210,7 @@ class Storage:
     def local_copy(self, name: str) -> Path:
         """The file on a local disk, for memory mapping: itself, or a download cached by path, size and version.
 
-        A download stays until others need its room, which may be at once: `read_local` opens it safely.
+        A download may be evicted at any time; `read_local` opens it safely.
         """
         if self.local:
             if not os.path.exists(self.path(name)):
@@ -220,10 +219,10 @@ class Storage:
         info = self._info(name)
         version = [str(info.get(k, "")) for k in ("size", "etag", "ETag", "generation", "mtime", "created")]
         digest = digest_bytes("\0".join([self.join(name), *version]).encode())[:24]
-        return cached(f"{digest}-{name.rpartition('/')[2]}", lambda path: self.get(name, path), int(info["size"]))
+        return fetch_cached(f"{digest}-{name.rpartition('/')[2]}", lambda path: self.get(name, path), int(info["size"]))
 
     def read_local(self, name: str, read: Callable[[Path], T]) -> T:
-        """`read(path)` of a local copy, which is fetched again when another process has removed it meanwhile."""
+        """`read(path)` of a local copy, which is fetched again if another process removed it."""
         for _ in range(ATTEMPTS):
             path = self.local_copy(name)
             try:
@@ -231,10 +230,10 @@ class Storage:
             except FileNotFoundError:
                 if path.exists():
                     raise
-        raise StorageError("its local copy is removed again and again", file=self.join(name), found=path)
+        raise StorageError("the local copy keeps being removed", file=self.join(name), found=path)
 
     def pyarrow_fs(self) -> Any:
-        """This file system for pyarrow (and Ray); paths on it are `path(...)`."""
+        """This file system for pyarrow and Ray, with paths from `path(...)`."""
         import pyarrow.fs
 
         if self.local:
@@ -242,13 +241,13 @@ class Storage:
         return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self.fs))
 
     def touched(self, name: str = "") -> float | None:
-        """When a folder, or a file directly in it, was last written (epoch seconds), where the storage says so."""
+        """When a folder or a file directly in it was last written (epoch seconds), if the storage records it."""
         paths = [self.path(name, entry) for entry in ["", *self.list(name)]]
         times = [self._retried(partial(_time, self.fs, path), name) for path in paths]
         return max((t for t in times if t is not None), default=None)
 
     def _regular(self, name: str) -> Any:
-        """The file system, to read `name` from; a local file is asked about first."""
+        """The file system for reading `name`, after checking that a local file is regular."""
         if self.local:
             check_regular(self.path(name))
         return self.fs
@@ -266,14 +265,14 @@ class Storage:
             self.fs.invalidate_cache()
 
     def _retried(self, action: Callable[[], T], name: str, *, writing: bool = False) -> T:
-        """`action()`, tried again after growing pauses while the storage fails for a while.
+        """`action()`, retried with growing pauses while the storage fails temporarily.
 
-        A full disk, a missing permission and a missing file are final. StorageError at the end.
+        A full disk, a missing permission and a missing file are not retried. Raises StorageError.
         """
         for attempt in range(1, self.attempts + 1):
             try:
                 return action()
-            except Exception as e:  # object stores raise what they like, not only OSError
+            except Exception as e:  # object stores raise more than OSError
                 if isinstance(e, (*ABSENT, UserError)) and not writing:
                     raise
                 passing = self._may_pass(e) and not isinstance(e, ABSENT)
@@ -282,7 +281,7 @@ class Storage:
                     error.passing = passing
                     raise error from e
                 said = public_text(str(e)) or type(e).__name__
-                log.warning("%s: %s; trying again", public(self.join(name)), said)
+                log.warning("%s: %s; retrying", public(self.join(name)), said)
                 time.sleep(FIRST_WAIT_S * 2 ** (attempt - 1))
         raise AssertionError
 
@@ -293,8 +292,8 @@ class Storage:
 
 
 def private_cache() -> Path:
-    """The folder for local copies of remote files: what PATHRAY_CACHE_DIR names, or the user's own in the temporary
-    folder, which nobody else can enter. UserError when that one is a link or somebody else's."""
+    """The folder for local copies of remote files: PATHRAY_CACHE_DIR, or a private one in the temporary folder.
+    UserError if the latter is a link or belongs to another user."""
     given = os.environ.get(CACHE_ENV)
     folder = Path(given or Path(tempfile.gettempdir()) / f"pathray-cache-{os.getuid()}")
     try:
@@ -307,29 +306,30 @@ def private_cache() -> Path:
     except OSError as e:
         raise storage_error(e, str(folder), writing=True) from e
     if not own and not given:
-        what = "a link" if folder.is_symlink() else f"something of user {found.st_uid}"
-        raise UserError("not a folder of your own", file=folder, found=what, expected=f"another folder in {CACHE_ENV}")
+        what = "a link" if folder.is_symlink() else f"owned by user {found.st_uid}"
+        expected = f"a folder of your own; set {CACHE_ENV}"
+        raise UserError("the cache folder is not your own", file=folder, found=what, expected=expected)
     return folder
 
 
-def cached(name: str, fetch: Callable[[Path], object], size: int) -> Path:
-    """The file or folder `name` of the cache, made by `fetch(path)` when it is not there.
+def fetch_cached(name: str, fetch: Callable[[Path], object], size: int) -> Path:
+    """The file or folder `name` in the cache, made by `fetch(path)` if it does not exist.
 
-    `name` begins with 24 hexadecimal digits that stand for the content. Room for `size` bytes is made first: what was
-    not used for the longest time goes, until the cache holds at most CACHE_BYTES or a tenth of its disk.
+    `name` begins with 24 hexadecimal digits that identify the content. Before fetching, the least recently used entries
+    are removed until `size` bytes fit into CACHE_BYTES or a tenth of the disk.
     """
     folder = private_cache()
     target, partial = folder / name, folder / f".{name}-{uuid.uuid4().hex[:8]}"
     assert CACHED.fullmatch(name), name
     with contextlib.suppress(FileNotFoundError):
-        os.utime(target)  # asks and says that it is in use in one step: others may be making room
+        os.utime(target)  # checks and marks it as used in one step, since others may be evicting
         return target
     _make_room(folder, size)
     try:
         fetch(partial)
         os.replace(partial, target)
     except OSError:
-        if not target.exists():  # it does when another process was first
+        if not target.exists():  # it exists if another process was first
             raise
     finally:
         _discard(partial)
@@ -337,14 +337,14 @@ def cached(name: str, fetch: Callable[[Path], object], size: int) -> Path:
 
 
 def write_atomic(path: str, data: bytes) -> None:
-    """Write a file by path or URL: readers see the old one or the new one, never a part."""
+    """Write a file at a path or URL: readers see the old file or the new one, never a part."""
     folder, slash, name = path.rpartition("/")
     Storage.of(folder or slash or ".").write_bytes(name, data)
 
 
 def check_writable(path: str, key: str) -> None:
-    """UserError, naming `key`, where a local path can never be written: a file is in its way, or the nearest folder
-    that is there is read-only, forbidden or full. Leaves nothing behind, and makes no folder; URLs are not tried."""
+    """UserError, naming `key`, if a local path cannot be written: a file is in the way, or the nearest existing folder
+    is read-only, forbidden or full. Leaves nothing behind and creates no folder; URLs are not checked."""
     if "://" in path and not path.startswith(("file://", "local://")):
         return
     target = Path(Storage.of(path).root)
@@ -359,7 +359,7 @@ def check_writable(path: str, key: str) -> None:
             f.flush()
             os.fsync(f.fileno())
     except OSError as e:
-        expected = "a folder that this user may write to, with room"
+        expected = "a folder that this user can write to, with free space"
         raise UserError(
             f"the output cannot be written: {e.strerror}", file=nearest, key=key, found=path, expected=expected
         ) from e
@@ -369,8 +369,8 @@ def check_writable(path: str, key: str) -> None:
 
 
 def check_regular(path: str) -> None:
-    """UserError for a folder and for a pipe or device: opening one waits for whoever writes to it. MissingFile, or
-    another OSError, where there is nothing to ask."""
+    """UserError for a folder, pipe or device (opening a pipe would wait for a writer). MissingFile or another OSError
+    if the path cannot be read."""
     try:
         kind = os.stat(path).st_mode
     except FileNotFoundError:
@@ -392,10 +392,10 @@ def digest_bytes(data: bytes) -> str:
 
 
 def file_state(path: str) -> str:
-    """What changes when a file does: its size and its time, or the store's tag; of a folder, those of all its files."""
+    """A text that changes with a file: its size and time, or the store's tag; for a folder, those of all its files."""
     import fsspec
 
-    local = "://" not in path  # a name may hold "::", which fsspec takes for a chain of file systems
+    local = "://" not in path  # a name may contain "::", which fsspec interprets as a chain of file systems
     fs, inner = (fsspec.filesystem("file"), os.path.abspath(path)) if local else fsspec.core.url_to_fs(path)
     try:
         info = fs.info(inner)
@@ -422,7 +422,7 @@ def fsync(path: Path) -> None:
 
 
 def storage_error(e: Exception, path: str, *, writing: bool) -> StorageError:
-    """What storage raised, as one line that names the path."""
+    """An exception of the storage as a StorageError with one line that names the path."""
     number = getattr(e, "errno", None)
     what = os.strerror(number) if isinstance(number, int) else str(e) or type(e).__name__
     error = StorageError(f"cannot {'write' if writing else 'read'}: {what}", file=path)
@@ -432,7 +432,7 @@ def storage_error(e: Exception, path: str, *, writing: bool) -> StorageError:
 
 
 def _make_room(folder: Path, size: int) -> None:
-    """Remove what was not used for the longest time; only what `cached` made, never what is still being fetched."""
+    """Remove the least recently used entries that `fetch_cached` made, except those still being fetched."""
     entries: list[tuple[float, int, Path]] = []
     for path in folder.iterdir():
         with contextlib.suppress(FileNotFoundError):
@@ -449,7 +449,7 @@ def _make_room(folder: Path, size: int) -> None:
 
 
 def _discard(path: Path) -> None:
-    """Remove a file or a folder, at one stroke for those who look for it; absent is fine."""
+    """Remove a file or folder, atomically for readers, if it exists."""
     with contextlib.suppress(OSError):
         if path.is_dir():
             gone = path.with_name(f".{path.name.lstrip('.')}-{uuid.uuid4().hex[:8]}")

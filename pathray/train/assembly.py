@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from pathray.data.groups import GroupedOrder
 from pathray.data.order import Order
 from pathray.data.stream import DecodeSettings
 from pathray.data.units import UnitReader
@@ -32,14 +33,15 @@ class Assembly:
     artifacts of a recipe into a folder (path or URL); `encoder` is what snapshots carry for whoever evaluates them, and
     `tuning` says whether and when somebody does. The rolling checkpoint is at most `latest_minutes` old (0: by images
     alone), and `keep_last_n` of them are kept. With a `selection`, `validate` runs on its cadence, the best state has a
-    checkpoint of its own (`<tag>-best`), and that is what `export` gets at the end.
+    checkpoint of its own (`<tag>-best`), and that is what `export` gets at the end. `passes_name` is what rows of
+    metrics call the passes over the plan's units.
     """
 
     science: str
     tag: str
     recipe: Recipe
     settings: LoopSettings
-    order: Order
+    order: Order | GroupedOrder
     reader: UnitReader
     identity: dict[str, Any]
     placement: dict[str, Any]
@@ -55,3 +57,4 @@ class Assembly:
     tuning: TuningConfig | None = None
     selection: Selection | None = None
     validate: Validate | None = None
+    passes_name: str = "passes_seen"

@@ -1,7 +1,7 @@
-"""Running statistics of batch norms under several ranks and bad steps. Not needed, and idle, without batch norms.
+"""Keeps batch norms' running statistics equal over ranks and unchanged by bad steps. Idle without batch norms.
 
-Every rank sees other units, so its running mean and variance drift from the others' and a checkpoint would hold only
-rank 0's. After each step they are averaged over ranks; after a bad step they are as before it.
+Each rank sees different units, so running means and variances drift apart, and a checkpoint would contain only rank
+0's. They are averaged over ranks after each step, and restored after a bad step.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathray.device import Device
 
 
 class RunningStatistics:
-    """The running mean and variance of every batch norm below `modules`."""
+    """The running means and variances of all batch norms in `modules`."""
 
     def __init__(self, modules: nn.Module, device: Device) -> None:
         self.device = device
@@ -26,7 +26,7 @@ class RunningStatistics:
 
     @torch.no_grad()
     def end(self, ok: Tensor) -> None:
-        """Agree on the statistics, or go back to those before the step where `ok` is 0."""
+        """Average the statistics over ranks, or restore those from before the step if `ok` is 0."""
         now = self._floats()
         if not now:
             return

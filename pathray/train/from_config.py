@@ -1,7 +1,7 @@
-"""What the library makes of the sections that all run configs share: the loop's settings and the parts of a run.
+"""Builds the loop's settings and the parts of a run from the sections that all run configs share.
 
-A science adds what is its own: the recipe, the order, the reader, the optimizer and its cadences. Not here: the
-sections (pathray.config.sections), the parts (pathray.train.assembly).
+A science adds its recipe, order, reader, optimizer and cadences. Not here: the sections (pathray.config.sections), the
+parts (pathray.train.assembly).
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from pathray.fingerprint import fingerprint
 from pathray.train.budget import resolve_cadence, whole_steps
 from pathray.train.settings import LoopSettings, PhaseOptim
 
-POLL_EVERY_STEPS = 10  # of an accelerator, which the host would wait for; a CPU's counters are at hand
-RECENT_WINDOWS = 16  # one unreadable source is much of one window of few sources, and little of so many
+POLL_EVERY_STEPS = 10  # for accelerators, where polling waits for the device; a CPU polls at every step
+RECENT_WINDOWS = 16  # one unreadable source may dominate one window, but not this many
 
 
 def device_of(config: RunSections) -> Device:
-    """This process's device, as `scaling.accelerator` says."""
+    """This process's device, according to `scaling.accelerator`."""
     return Device.of(config.scaling.accelerator)
 
 
@@ -41,10 +41,11 @@ def loop_settings(
     tuning: TuningConfig | None = None,
     window: int = 0,
 ) -> LoopSettings:
-    """The loop's settings; batch, budget and `log_every` are resolved into images.
+    """The loop's settings; batch, budget and `log_every` must be resolved into images.
 
-    `precision` is an accelerator's: a CPU is faster and exact in fp32. `snapshots` is their cadence without evaluators,
-    `window` the number of units that a shuffled window holds. UserError when `world` workers cannot share the batch.
+    `precision` applies to accelerators; a CPU uses fp32, which is faster there and exact. `snapshots` is the cadence of
+    snapshots without evaluators, `window` the number of units in a shuffled window. UserError if the batch cannot be
+    divided among `world` workers.
     """
     evaluated = tuning if tuning is not None and tuning.enable else None
     polls = poll_every_steps(evaluated, global_batch) if evaluated else POLL_EVERY_STEPS
@@ -71,13 +72,15 @@ def loop_settings(
 
 
 def shared_parts(config: RunSections, chunk: int) -> dict[str, Any]:
-    """The fields of an Assembly that follow from the shared sections; `chunk` rows of the plan travel together."""
+    """The fields of an Assembly from the shared sections; `chunk` rows of the plan are sent together."""
     data, checkpoint = config.data, config.checkpoint
     return {
         "tag": config.logging.write_tag,
         "placement": fingerprint(config, placement=True),
         "decode_on": data.decode_on,
-        "decode": DecodeSettings(data.threads, data.ahead, data.ahead_mb << 20, data.read_timeout_s),
+        "decode": DecodeSettings(
+            data.threads, data.ahead, data.ahead_mb << 20, data.read_timeout_s, data.max_stalled_reads
+        ),
         "decode_tasks": data.threads,
         "chunk": chunk,
         "latest_minutes": checkpoint.latest_minutes,
@@ -86,11 +89,11 @@ def shared_parts(config: RunSections, chunk: int) -> dict[str, Any]:
 
 
 def run_identity(config: RunSections, science: str, plan: str, **more: str) -> dict[str, Any]:
-    """The fingerprint that a resumed run must share: the config's identity fields, the science, `plan` (the digest of
-    which unit is in which row), and what `more` the science knows: what its weights began from, say."""
+    """The fingerprint that a resumed run must match: the config's identity fields, the science, `plan` (the digest of
+    the plan's units), and `more` from the science, such as its initial weights."""
     return fingerprint({**fingerprint(config)["values"], "science": science, "plan": plan, **more})
 
 
 def run_provenance(config: RunSections, **more: str) -> dict[str, Any]:
-    """How what a run exports came to be: every identity field of its config, and what `more` the science says."""
+    """The provenance of a run's exports: all identity fields of its config, and `more` from the science."""
     return {"config": fingerprint(config)["values"], **more}

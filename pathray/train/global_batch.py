@@ -1,6 +1,6 @@
-"""How many units one update sees: fixed at a run's first start, and kept when other workers resume it.
+"""Chooses the number of units per update: fixed at a run's first start, and kept on resume with other workers.
 
-Not here: the budget and the cadences (pathray.train.budget), who reads which unit (pathray.data.stream).
+Not here: budget and cadences (pathray.train.budget), the division of units among ranks (pathray.data.share).
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ def choose_global_batch(
     micro: int | None = None,
     micro_key: str = "",
 ) -> int:
-    """The global batch: `given` in the config, else `before`, that of the run that is resumed, else `first`.
+    """The global batch: `given` in the config, else `before` (of the resumed run), else `first`.
 
-    So the same command resumes on another number of workers. UserError naming `key` where the workers cannot share it,
-    and naming `micro_key` where what a worker takes at once, `micro`, does not divide its share.
+    So the same command resumes with another number of workers. UserError naming `key` if it is not a multiple of the
+    workers, and naming `micro_key` if the micro-batch `micro` does not divide a worker's share.
     """
     batch = given or before or first
     if batch % workers:

@@ -1,10 +1,10 @@
-"""Whether a run may go on: steps with NaN or Inf, unreadable units, a request to stop. Counted on the device.
+"""Decides whether a run may continue: counts steps with NaN or Inf, unreadable units and stop requests.
 
-The counters grow without the host; it reads them on the poll cadence, and since they are sums over all ranks, every
-rank draws the same conclusion at the same step.
+Counters are on the device; the host reads them at the poll cadence. They are sums over all ranks, so every rank makes
+the same decision at the same step.
 
-Unreadable units are judged over the whole run and over the units since a mark that moves along, because an outage after
-a week is a small part of the week.
+Unreadable units are checked over the whole run and over a recent window, because an outage after a week is only a small
+part of the whole run.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from pathray.train.recipe import TrainingStopped
 from pathray.train.settings import LoopSettings
 
 log = logging.getLogger(__name__)
-CHANCE = 4.0  # standard deviations by which a recent share must exceed the bound: one is judged very many times
+CHANCE = 4.0  # standard deviations by which a recent share must exceed the limit, since it is checked many times
 
 
 class Mark(NamedTuple):
-    """How many units (of groups: each) had been seen, and how many of them replaced, at some step."""
+    """The units (each unit of a group counts) seen, and replaced as unreadable, up to some step."""
 
     seen: int = 0
     corrupt: int = 0
@@ -35,9 +35,9 @@ class Mark(NamedTuple):
 
 @dataclass(frozen=True)
 class Report:
-    """The counters as the host read them. `bad` counts steps that changed nothing; `last_bad` is the newest (-1);
-    `corrupt` counts units of the whole run, `saves` how often a checkpoint was asked for since this process began;
-    `units` are those seen, where positions hold groups of them."""
+    """The counters as read by the host. `bad` counts skipped steps, `last_bad` is the newest of them (or -1), `corrupt`
+    counts replaced units of the whole run, `saves` counts checkpoint requests since this process started, `units`
+    counts units seen if positions hold groups."""
 
     bad: int
     longest: int
@@ -49,23 +49,23 @@ class Report:
 
 
 class Health:
-    """Counters over the whole run: `[bad, in a row, longest row, last bad, corrupt]`, on the device.
+    """Counters over the whole run, on the device: `[bad, current streak, longest streak, last bad, corrupt]`.
 
-    The host keeps two marks: unreadable units are judged from `since` on (the start of the run, or where somebody who
-    has seen to the data started it again) and from `recent` on. Counters and marks are in the checkpoint.
+    Unreadable units are checked from two marks on: `since` (the start of the run, or where it was restarted after a
+    repair of the data) and `recent`. Counters and marks are saved in the checkpoint.
     """
 
     def __init__(self, device: Device) -> None:
         self.counts = torch.tensor([0, 0, 0, -1, 0], dtype=torch.int64).to(device.torch_device)
-        self.asked = torch.zeros(2, device=device.torch_device)  # to stop, to save
-        self.known = 0  # bad steps that have been reported
-        self.saves = 0  # wishes to save that have been heard
+        self.asked = torch.zeros(2, device=device.torch_device)  # requests to stop, to save
+        self.known = 0  # bad steps reported so far
+        self.saves = 0  # save requests handled so far
         self.since = self.recent = Mark()
-        self.units: Tensor | None = None  # seen, `[1]`; None where a position is one unit
+        self.units: Tensor | None = None  # units seen, `[1]`; None if a position is one unit
 
     def update(self, step: Tensor, ok: Tensor, corrupt: Tensor, asked: Tensor, units: Tensor | None = None) -> None:
-        """After a step: `step` its number, `ok` 1 or 0; over ranks the sums of `corrupt`, units replaced, of `asked`
-        `[2]`, wishes to stop and to save, and, where positions hold groups, of `units` `[1]`, else `[0]`."""
+        """Count one step: `step` is its number, `ok` 1 or 0. Sums over ranks are `corrupt` (replaced units), `asked`
+        `[2]` (requests to stop and to save) and `units` `[1]` (`[0]` unless positions hold groups)."""
         total, row, longest, last, broken = self.counts.unbind()
         bad = 1 - ok.to(torch.int64)
         row = (row + bad) * bad
@@ -78,23 +78,23 @@ class Health:
             self.units = more if self.units is None else self.units + more
 
     def read(self) -> Report:
-        """Wait for the counters."""
+        """Read the counters, waiting for the device."""
         units = [] if self.units is None else [self.units]
         counts = torch.cat([self.counts, self.asked.to(torch.int64), *units]).tolist()
         bad, _, longest, last, corrupt, stop, saves, *seen = counts
         return Report(bad, longest, last, corrupt, stop > 0, saves, *seen)
 
-    def save_asked(self, report: Report) -> bool:
-        """Whether a checkpoint was asked for that nobody has heard of yet."""
+    def take_save_request(self, report: Report) -> bool:
+        """Whether a checkpoint was requested since the last call."""
         fresh, self.saves = report.saves > self.saves, report.saves
         return fresh
 
     def news(self, report: Report) -> dict[str, float]:
-        """Metrics of bad steps that have not been reported yet; empty without any. Logged whatever the log cadence."""
+        """Metrics of bad steps since the last call, logged at once; empty if there are none."""
         fresh, self.known = report.bad - self.known, report.bad
         if not fresh:
             return {}
-        log.warning("%d steps with NaN or Inf changed nothing; the last was step %d", fresh, report.last_bad)
+        log.warning("%d steps with NaN or Inf were skipped; the last was step %d", fresh, report.last_bad)
         return {
             "bad_steps": float(fresh),
             "bad_steps_total": float(report.bad),
@@ -102,8 +102,8 @@ class Health:
         }
 
     def check(self, report: Report, settings: LoopSettings, *, step: int, seen: int) -> None:
-        """TrainingStopped when too many steps in a row were bad, or too many units unreadable of those seen since the
-        run began, or of the last `judge_recent`: there by more than chance. `seen` counts positions."""
+        """TrainingStopped if too many steps in a row were bad, or too many units unreadable: of all units since the
+        mark, or, by more than chance, of the last `judge_recent`. `seen` counts positions."""
         if report.longest >= settings.max_bad_steps:
             raise _too_many_bad(report, settings)
         bound = settings.max_corrupt_fraction
@@ -119,23 +119,22 @@ class Health:
         if corrupt > bound * units + CHANCE * math.sqrt(bound * units):
             raise _too_many_corrupt(f"{corrupt} of the last {units} units", corrupt / units, step, bound)
 
-    def judge_anew(self, seen: int) -> None:
-        """From here on unreadable units are judged as if the run began after `seen` positions."""
+    def reset_marks(self, seen: int) -> None:
+        """Check unreadable units from now on as if the run began after `seen` positions."""
         self.since = self.recent = Mark(seen if self.units is None else int(self.units), int(self.counts[4]))
 
     def tensors(self) -> dict[str, Tensor]:
         return {"counts": self.counts}
 
     def marks(self) -> dict[str, list[int]]:
-        """The marks as plain data, for the checkpoint's meta; with the units of groups, which come with the data only
-        and so are no tensor that every state has."""
+        """The marks as plain data for the checkpoint's meta, with the number of units if positions hold groups."""
         units = {} if self.units is None else {"units": self.units.tolist()}
         return {"since": list(self.since), "recent": list(self.recent), **units}
 
     def load(self, tensors: Mapping[str, Tensor], marks: Mapping[str, Any]) -> None:
-        """What `tensors` and `marks` gave; no marks (an older checkpoint): judged since the start of the run."""
+        """Restore `tensors` and `marks`; without marks (older checkpoints) units count from the start of the run."""
         self.counts = tensors["counts"].to(self.counts.device, copy=True)
-        self.counts[2] = self.counts[1]  # a longest row that was survived is history
+        self.counts[2] = self.counts[1]  # a past streak that did not end the run no longer counts
         self.known = int(self.counts[0])
         self.since, self.recent = (Mark(*marks.get(name, (0, 0))) for name in ("since", "recent"))
         self.units = torch.tensor(marks["units"]).to(self.counts.device) if "units" in marks else None
@@ -144,8 +143,8 @@ class Health:
 def _too_many_bad(report: Report, settings: LoopSettings) -> TrainingStopped:
     return TrainingStopped(
         f"the loss or a gradient was NaN or Inf in {report.longest} steps in a row, the last of them step "
-        f"{report.last_bad}; the weights are as before them. Lower the learning rate, clip gradients, or look at "
-        "the units of these steps",
+        f"{report.last_bad}; these steps did not change the weights. Lower the learning rate, clip gradients, or "
+        "inspect the units of these steps",
         key="max_bad_steps",
         found=report.longest,
         expected=f"fewer than {settings.max_bad_steps}",
@@ -154,8 +153,7 @@ def _too_many_bad(report: Report, settings: LoopSettings) -> TrainingStopped:
 
 def _too_many_corrupt(what: str, share: float, step: int, bound: float) -> TrainingStopped:
     return TrainingStopped(
-        f"too much of the data cannot be read: {what} up to step {step} were replaced; "
-        "the quarantine report names them",
+        f"too many units cannot be read: {what} up to step {step} were replaced; see the quarantine report",
         key="max_corrupt_fraction",
         found=round(share, 4),
         expected=f"at most {bound}",

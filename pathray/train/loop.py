@@ -209,7 +209,7 @@ class _Loop:
         optimizer.step(ok, gradient)
         scale.update(finite)
         self.window.phase(phase, mean, norm, ok)
-        return torch.maximum(ok, scale.excuses() * sound)
+        return torch.maximum(ok, scale.can_shrink() * sound)
 
     def _asked(self, step: int) -> list[bool]:
         poll = step % self.settings.poll_every_steps == 0
@@ -229,7 +229,7 @@ class _Loop:
             return tick
         report = state.health.read()
         state.health.check(report, settings, step=state.step, seen=seen)
-        tick.save = state.health.save_asked(report) or save
+        tick.save = state.health.take_save_request(report) or save
         tick.end = "budget" if last else "stopped" if report.stop else None
         news = state.health.news(report)
         if log or tick.end:

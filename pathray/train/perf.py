@@ -1,7 +1,7 @@
-"""Watches the ticks for slow steps and slow data: `logging.performance_debug`. It only looks; nothing waits for it.
+"""Reports slow steps and slow data (`logging.performance_debug`) from the ticks, without slowing them down.
 
-Times are the host's. On CUDA and XLA the host runs ahead of the device, so a single step's time says little there, and
-the rolling figures and the data wait say more.
+Times are measured on the host. On CUDA and XLA the host runs ahead of the device, so a single step's time says little;
+use the rolling figures and the data wait.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ KEPT, WARNINGS = 512, 20
 
 
 class PerformanceWatch:
-    """Fed with every tick: warns of slow ones, and sums up the last `KEPT` steps every `log_every_images`."""
+    """Observes every tick, warns of slow ones, and summarises the last `KEPT` steps every `log_every_images`."""
 
     def __init__(
         self, *, log_every_images: int = 2048, slow_step_ms: float = 250.0, slow_data_wait_ms: float = 50.0
@@ -32,8 +32,8 @@ class PerformanceWatch:
         self._before: int | None = None
 
     def observe(self, tick: Tick) -> dict[str, float]:
-        """Figures when the cadence is due (empty otherwise): rolling median and 95th percentile of the step's time, the
-        share of it spent waiting for data, and how many steps and waits were slow so far."""
+        """Figures when the cadence is due, else empty: rolling median and 95th percentile of step time and data wait,
+        the share of time spent waiting for data, and the number of slow steps and waits so far."""
         before = self._before
         self._before = tick.images_seen
         if before is None:
@@ -52,11 +52,11 @@ class PerformanceWatch:
         self.slow_waits += slow_wait
         self.slow_steps += slow_step
         if slow_wait and self.slow_waits <= WARNINGS:
-            log.warning("step %d waited %.0f ms for data (bound %.0f)", step, wait_ms, self.slow_data_wait_ms)
+            log.warning("step %d waited %.0f ms for data (limit %.0f)", step, wait_ms, self.slow_data_wait_ms)
         if slow_step and self.slow_steps <= WARNINGS:
-            log.warning("step %d took %.0f ms (bound %.0f)", step, step_ms, self.slow_step_ms)
+            log.warning("step %d took %.0f ms (limit %.0f)", step, step_ms, self.slow_step_ms)
         if (slow_wait and self.slow_waits == WARNINGS) or (slow_step and self.slow_steps == WARNINGS):
-            log.warning("more slow steps are only counted")
+            log.warning("further warnings about slow steps are suppressed")
 
     def _figures(self) -> dict[str, float]:
         steps = np.array(self.steps, np.float64)

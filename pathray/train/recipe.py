@@ -1,7 +1,7 @@
-"""What one science knows about training, as the loop sees it. Nothing of devices, Ray or files.
+"""The protocol of a recipe: what a science defines about its training. Independent of devices, Ray and files.
 
-A recipe owns modules and says, per phase, which parameters are trained and what the loss of a micro-batch is. The loop
-owns everything else: batches, accumulation, gradient sync, optimizers, cadences, checkpoints.
+A recipe owns modules and defines, per phase, the trained parameters and the loss of a micro-batch. The loop does
+everything else: batches, accumulation, gradient sync, optimizers, cadences, checkpoints.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ Micro = dict[str, Any]  # tensors on the device; MIL adds lists of tensors
 
 
 class Loss(NamedTuple):
-    """The loss of one micro-batch as a sum over its units, and what to divide it by.
+    """The loss of one micro-batch as a sum over its units, with the weight to divide it by.
 
-    The loop minimises Σ sum / Σ weight over the whole global batch, so ragged bags, padding and accumulation tails
-    weigh what they should. Both are scalars on the device. `metrics` are detached scalar means over this micro-batch;
-    they are averaged with `weight`.
+    The loop minimises Σ sum / Σ weight over the global batch, so ragged bags, padding and incomplete accumulation are
+    weighted correctly. Both are scalars on the device. `metrics` are detached scalar means over this micro-batch,
+    averaged with `weight`.
     """
 
     sum: Tensor
@@ -32,7 +32,7 @@ class Loss(NamedTuple):
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands at step `step` (from 0) of `total_steps`. Schedules are pure functions of it."""
+    """The progress of a run: step `step` (from 0) of `total_steps`. Schedules are pure functions of it."""
 
     step: int
     total_steps: int
@@ -49,42 +49,42 @@ class Progress:
 
     @property
     def fraction(self) -> float:
-        """Steps done of all steps, 0 … 1."""
+        """The share of steps done, 0 … 1."""
         return self.step / max(1, self.total_steps)
 
 
 class Recipe(Protocol):
     """One science's model and mathematics.
 
-    `modules` holds everything that a checkpoint must (student, teacher, predictor …); there is no other state: all
-    randomness comes from the batch (seeds that travel with it) or from torch's generator, which the loop reseeds.
-    `params` gives, per phase, the named parameters that it trains, in a fixed order; names are unique in a phase.
+    `modules` holds the whole state for a checkpoint (student, teacher, predictor …). All randomness comes from seeds in
+    the batch or from torch's generator, which the loop reseeds. `params` gives the named parameters trained in each
+    phase, in a fixed order, with names unique within a phase.
     """
 
     modules: nn.ModuleDict
     params: dict[str, list[tuple[str, nn.Parameter]]]
 
     def phases(self, step: int) -> tuple[str, ...]:
-        """The phases of this step, in order: each is backward, sync, optimizer step before the next begins."""
+        """The phases of this step, in order. Each does backward, sync and optimizer step before the next begins."""
         ...
 
     def prepare(self, micro: Micro, progress: Progress) -> Micro:
-        """Once per micro-batch, on the device, without gradients: normalise, augment."""
+        """Normalise and augment a micro-batch once, on the device, without gradients."""
         ...
 
     def loss(self, phase: str, micro: Micro, progress: Progress) -> Loss:
-        """The loss of a prepared micro-batch, computed under autocast. No host sync (`.item()`) inside."""
+        """The loss of a prepared micro-batch, computed under autocast. It must not sync with the host (`.item()`)."""
         ...
 
     def after_step(self, progress: Progress) -> None:
-        """After all phases of the step `progress.step`: EMA and the like. Scalars that change go in as tensors
-        (`pathray.device.scalar`), or XLA compiles every step anew."""
+        """Called after all phases of step `progress.step`, for EMA updates and similar. Changing scalars must be
+        tensors (`pathray.device.scalar`), or XLA recompiles every step."""
         ...
 
     def signals(self) -> dict[str, float]:
-        """Collapse signals and other slow figures: called on the log cadence only, on every rank."""
+        """Collapse signals and other costly figures; called at the log cadence only, on every rank."""
         ...
 
 
 class TrainingStopped(UserError):
-    """The run cannot go on: too many bad steps, or too much unreadable data. Every rank raises it at the same step."""
+    """The run cannot continue: too many bad steps or unreadable units. Every rank raises it at the same step."""

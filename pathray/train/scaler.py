@@ -1,11 +1,11 @@
-"""Loss scaling for fp16, wholly on the device. bf16 and fp32 need none and get a scale of 1.
+"""Loss scaling for fp16, entirely on the device. bf16 and fp32 do not need it and use a scale of 1.
 
 The scale halves after a step whose scaled gradient overflowed and doubles after `GROWTH_STEPS` good ones
 (Micikevicius et al. 2018, arXiv 1710.03740, section 3.2).
 
-The first scale and the bounds below are those of a loss that is a mean. Recipes give sums, so both are smaller by the
-global batch, rounded down to a power of two: exact in every precision, and the same with any number of ranks and
-micro-batches. The price is a small first scale where a large batch is accumulated of small ones; it rises from there.
+The initial scale and its bounds below apply to a mean loss. Recipes return sums, so all are divided by the global
+batch, rounded down to a power of two. This is exact in every precision and independent of ranks and micro-batches. If
+a large batch is accumulated from small ones, the initial scale is smaller than necessary and grows later.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class LossScale:
         return loss * self.scale.to(loss.dtype) if self.active else loss
 
     def update(self, finite: Tensor) -> None:
-        """After a step; `finite` 1 or 0: whether its gradient was."""
+        """Update the scale after a step; `finite` is 1 if its gradient was finite, else 0."""
         if not self.active:
             return
         finite = finite.to(torch.float32)
@@ -44,8 +44,8 @@ class LossScale:
         self.scale = (self.scale * factor).clamp(self.least, self.most)
         self.good = good * (1 - grown)
 
-    def excuses(self) -> Tensor:
-        """1 while an overflow may be the scale's fault and not the run's: it can still fall."""
+    def can_shrink(self) -> Tensor:
+        """1 while the scale can still shrink, so that an overflow may be due to the scale and not to the run."""
         return (self.scale > self.least).to(torch.float32) if self.active else torch.zeros_like(self.scale)
 
     def tensors(self) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
-"""What the loop is told: budget, batch, cadences and, per phase, an optimizer. Images throughout; resolved by then.
+"""The settings of the loop: budget, batch, cadences (all resolved to images) and an optimizer per phase.
 
-Not here: how "epochs" and fractions become images (pathray.train.budget), what a schedule is (pathray.optim.schedules).
+Not here: converting epochs and fractions to images (pathray.train.budget), schedules (pathray.optim.schedules).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ GRAD_SYNC = ("flat", "overlap")
 class PhaseOptim:
     """The optimizer of one phase. `clip` bounds the global norm of the phase's mean gradient.
 
-    `lars` puts LARS's rate per layer in front of either kind (`lars_trust` is its η, `lars_clip` "ratio" or "larc").
+    `lars` adds LARS's layer-wise rates to either kind (`lars_trust` is its η, `lars_clip` "ratio" or "larc").
     """
 
     kind: str = "adamw"
@@ -44,11 +44,13 @@ class PhaseOptim:
 
     def __post_init__(self) -> None:
         if self.kind not in OPTIMIZERS:
-            raise UserError("no such optimizer", key="optimizer", found=self.kind, expected=" or ".join(OPTIMIZERS))
+            raise UserError("unknown optimizer", key="optimizer", found=self.kind, expected=" or ".join(OPTIMIZERS))
         if self.lars_clip not in ("ratio", "larc"):
-            raise UserError("no such clipping", key="lars_clip", found=self.lars_clip, expected="ratio or larc")
+            raise UserError(
+                "unknown kind of LARS clipping", key="lars_clip", found=self.lars_clip, expected="ratio or larc"
+            )
         if self.clip is not None and not self.clip > 0:
-            raise UserError("a clipping norm is positive", key="clip", found=self.clip, expected="> 0, or none")
+            raise UserError("clip must be > 0", key="clip", found=self.clip, expected="> 0, or none")
 
     def build(self, named_params: Iterable[tuple[str, nn.Parameter]]) -> Any:
         """The optimizer over these parameters, in this order."""
@@ -68,9 +70,10 @@ class LoopSettings:
 
     total_images: the budget, whole steps (pathray.train.budget rounds it up).
     log_every, save_every, snapshot_every: cadences in images, 0 for never (the end always logs).
-    poll_every_steps: how often all ranks look at the stop flag and at the counters of bad steps and unreadable units.
-    max_bad_steps: steps in a row with NaN or Inf that end the run. max_corrupt_fraction: of the units seen so far,
-    judged from `judge_corrupt_from` units on, and of every `judge_recent` units, where more than chance exceeds it.
+    poll_every_steps: how often all ranks check the stop flag and the counters of bad steps and unreadable units.
+    max_bad_steps: this many steps in a row with NaN or Inf end the run. max_corrupt_fraction: limit of unreadable units
+    among those seen so far, checked from `judge_corrupt_from` units on, and among every `judge_recent` units, if
+    exceeded by more than chance.
     deterministic: bit-reproducible CUDA kernels, at some cost in speed.
     """
 
@@ -92,7 +95,7 @@ class LoopSettings:
     deterministic: bool = False
 
     def __post_init__(self) -> None:
-        assert self.total_images > 0 and self.total_images % self.global_batch == 0, "the budget is whole steps"
+        assert self.total_images > 0 and self.total_images % self.global_batch == 0, "the budget must be whole steps"
         assert self.poll_every_steps >= 1 and self.max_bad_steps >= 1
         for key, found, allowed in (
             ("precision", self.precision, tuple(PRECISIONS)),
@@ -106,6 +109,6 @@ class LoopSettings:
         return self.total_images // self.global_batch
 
     def micros_per_step(self, world: int) -> int:
-        """Micro-batches of one rank in one step. UserError unless W·micro divides G."""
+        """The micro-batches of one rank per step. UserError unless W·micro divides G."""
         check_geometry(self.global_batch, world, self.micro_batch)
         return self.global_batch // (world * self.micro_batch)

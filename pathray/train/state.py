@@ -1,7 +1,7 @@
-"""The whole state of a training run: modules, optimizers, counters, and one integer of data state, `images_seen`.
+"""The complete state of a training run: modules, optimizers, counters, and one integer of data state, `images_seen`.
 
-Everything random is a function of the position, so there is no generator to save. `tensors()` and `meta()` are what a
-checkpoint holds; `load` puts them back or raises, and never goes on with fresh weights.
+Everything random is a function of the position, so there is no generator to save. A checkpoint holds `tensors()` and
+`meta()`; `load` restores them completely or raises.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from pathray.train.settings import LoopSettings
 class TrainState:
     """A recipe's modules on the device, with an optimizer per phase.
 
-    `notes` is plain JSON data that whoever consumes the ticks wants to find again after a resume (the best metric so
-    far …). Every rank builds the recipe from the same seed; rank 0's weights are sent to the others all the same.
+    `notes` is plain JSON data that a consumer of the ticks keeps over a resume (such as the best metric so far). Every
+    rank builds the recipe from the same seed; rank 0's weights are still broadcast to the others.
     """
 
     def __init__(self, recipe: Recipe, settings: LoopSettings, device: Device) -> None:
@@ -47,8 +47,8 @@ class TrainState:
         return self.images_seen // self.settings.global_batch
 
     def tensors(self) -> dict[str, Tensor]:
-        """Live tensors by name: `model.…`, `optimizer.<phase>.…`, `health.…`. Copy them before the next step (saving
-        does). On XLA every host asks for them at the same step, whichever of them saves."""
+        """Live tensors by name: `model.…`, `optimizer.<phase>.…`, `health.…`. They must be copied before the next step,
+        as saving does. On XLA every host must call this at the same step, even if only one saves."""
         out = {f"model.{name}": value for name, value in self.recipe.modules.state_dict().items()}
         for phase, optimizer in self.optimizers.items():
             state = self.device.detached_views(optimizer.state_dict())
@@ -56,12 +56,12 @@ class TrainState:
         for phase, scale in self.scales.items():
             out |= {f"scale.{phase}.{name}": value for name, value in scale.tensors().items()}
         out |= {f"health.{name}": value for name, value in self.health.tensors().items()}
-        assert all(isinstance(value, Tensor) for value in out.values()), "modules keep their state in tensors"
+        assert all(isinstance(value, Tensor) for value in out.values()), "modules must keep their state in tensors"
         self.device.mark_step()
         return out
 
     def meta(self) -> dict[str, Any]:
-        """Plain values beside the tensors; where it ran is recorded, not required."""
+        """The plain values next to the tensors. `ran_on` is recorded for information only."""
         settings = self.settings
         return {
             "images_seen": self.images_seen,
@@ -83,7 +83,7 @@ class TrainState:
         }
 
     def load(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-        """Put back what a checkpoint holds. UserError, and nothing changed, when it is another model's or run's."""
+        """Restore a checkpoint. UserError, with nothing changed, if it belongs to another model or run."""
         settings = self.settings
         for key, own in (("global_batch", settings.global_batch), ("seed", settings.seed)):
             if meta.get(key) != own:
@@ -93,7 +93,7 @@ class TrainState:
                 )
         seen = int(meta["images_seen"])
         if seen % settings.global_batch:
-            raise UserError("the checkpoint is not at a step's end", key="images_seen", found=seen)
+            raise UserError("the checkpoint was not written at the end of a step", key="images_seen", found=seen)
         check_tensors(tensors, self.tensors())
         self.recipe.modules.load_state_dict(_below(tensors, "model."), strict=True)
         for phase, optimizer in self.optimizers.items():
@@ -107,7 +107,7 @@ class TrainState:
 
 
 def place(recipe: Recipe, device: Device) -> None:
-    """Move a recipe's modules to the device; `recipe.params` follows where moving made new parameters (XLA does)."""
+    """Move a recipe's modules to the device, and update `recipe.params` if this creates new parameters (on XLA)."""
     names = {id(p): name for name, p in recipe.modules.named_parameters(remove_duplicate=False)}
     recipe.modules.to(device.torch_device)
     moved: dict[str, nn.Parameter] = dict(recipe.modules.named_parameters(remove_duplicate=False))

@@ -1,9 +1,9 @@
-"""Validation, the best checkpoint and early stopping, around the loop's ticks. Not a loop of its own.
+"""Validation, selection of the best checkpoint and early stopping, around the loop's ticks.
 
     for tick in supervised(run(recipe, batches, settings, device=device, state=state), validate, selection, device):
         if tick.best: …save…
 
-What has been selected so far travels in `state.notes`, so a resumed run goes on with the same best value and patience.
+The selection so far is stored in `state.notes`, so a resumed run continues with the same best value and patience.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ Validate = Callable[[TrainState], Mapping[str, float]]
 
 @dataclass(frozen=True)
 class Selection:
-    """What is best, and when to give up.
+    """How to select the best checkpoint, and when to stop early.
 
-    every: images between two validations (an epoch is `resolve_cadence({"epochs": 1}, …)`); the end validates too.
-    patience: validations without an improvement of more than `min_delta` that end the run, None for never; not before
-    `min_evals` of them. A metric that is NaN is never an improvement, but counts.
+    every: images between two validations (one epoch is `resolve_cadence({"epochs": 1}, …)`); a run also validates at
+    its end. patience: this many validations without an improvement of more than `min_delta` end the run, after at least
+    `min_evals` validations; None means never. A NaN metric counts as no improvement.
     """
 
     metric: str
@@ -46,18 +46,18 @@ class Selection:
 
     def __post_init__(self) -> None:
         if self.mode not in ("min", "max"):
-            raise UserError("is less better, or more?", key="mode", found=self.mode, expected="min or max")
+            raise UserError("mode must be min or max", key="mode", found=self.mode, expected="min or max")
         if self.every <= 0:
-            raise UserError("a validation cadence is positive", key="every", found=self.every, expected="images > 0")
+            raise UserError("every must be > 0", key="every", found=self.every, expected="images > 0")
         if self.patience is not None and self.patience < 1:
-            raise UserError("patience is a number of validations", key="patience", found=self.patience, expected=">= 1")
+            raise UserError("patience must be >= 1", key="patience", found=self.patience, expected=">= 1 validations")
 
 
 @dataclass
 class Selected:
-    """The best value so far (None before the first finite one), where it was, and how validation has gone on since.
+    """The best value so far (None before the first finite one), its position, and the validations since.
 
-    `at` is where the last validation was, `metric` what `best` is a value of ("" before the first).
+    `at` is the position of the last validation, `metric` the name of the metric in `best` ("" before the first).
     """
 
     best: float | None = None
@@ -68,7 +68,7 @@ class Selected:
     metric: str = ""
 
     def update(self, value: float, images_seen: int, selection: Selection) -> bool:
-        """Take in one validation; whether it is the best so far."""
+        """Record one validation; returns whether it is the best so far."""
         self.evals, self.at = self.evals + 1, images_seen
         sign = 1.0 if selection.mode == "max" else -1.0
         better = math.isfinite(value) and (self.best is None or sign * (value - self.best) > selection.min_delta)
@@ -78,14 +78,15 @@ class Selected:
             self.since_best += 1
         return better
 
-    def exhausted(self, selection: Selection) -> bool:
+    def is_exhausted(self, selection: Selection) -> bool:
+        """Whether patience has run out."""
         patience = selection.patience
         return patience is not None and self.evals >= selection.min_evals and self.since_best >= patience
 
 
 @dataclass
 class SupervisedTick(Tick):
-    """A tick with what validation gave: `validation` when it ran, `best` when it was the best so far. `end` may also be
+    """A tick with the metrics of `validation`, if it ran, and whether it is the `best` so far. `end` may also be
     ``early_stop``."""
 
     validation: dict[str, float] | None = None
@@ -95,11 +96,11 @@ class SupervisedTick(Tick):
 def supervised(
     ticks: Iterator[Tick], validate: Validate, selection: Selection, device: Device
 ) -> Iterator[SupervisedTick]:
-    """Validate on cadence, mark the best, stop early.
+    """Validate at the cadence, mark the best tick, stop early.
 
-    `validate(state)` runs on every rank (sharing the rows or not, as it likes), in evaluation mode without gradients,
-    and returns metrics; rank 0's value decides for all. The modules' training flags come back as they were, and
-    validation may draw random numbers freely: training reseeds. UserError when the metric is not among those returned.
+    `validate(state)` runs on every rank (it may divide the rows among ranks), in evaluation mode without gradients, and
+    returns metrics; rank 0's value decides for all. The modules' training flags are restored afterwards. Validation may
+    use random numbers, since training reseeds. UserError if the selection's metric is not returned.
     """
     for tick in ticks:
         out = SupervisedTick(**{name: getattr(tick, name) for name in Tick.__dataclass_fields__})
@@ -115,34 +116,35 @@ def supervised(
 
 
 def selected_of(state: TrainState) -> Selected:
-    """What has been selected in a run so far."""
+    """The selection so far, from a run's state."""
     return Selected(**state.notes.get(NOTES, {}))
 
 
 def ended_early(state: TrainState, selection: Selection) -> bool:
-    """Whether patience had run out before: such a run is not to go on when it is taken up again."""
+    """Whether patience had run out before, so that a resumed run must not continue."""
     selected = selected_of(state)
-    return selected.metric in ("", selection.metric) and selected.exhausted(selection)
+    return selected.metric in ("", selection.metric) and selected.is_exhausted(selection)
 
 
 def _judge(tick: SupervisedTick, validate: Validate, selection: Selection, device: Device) -> None:
-    """Validate, and note on the tick and in the state what follows from it."""
+    """Validate, and record the result on the tick and in the state."""
     state = tick.state
     tick.validation = device.broadcast_object(_evaluate(state, validate))
     if selection.metric not in tick.validation:
         found = sorted(tick.validation)
-        raise UserError("validation does not give this metric", key="metric", found=found, expected=selection.metric)
+        message = "validation does not return the selection metric"
+        raise UserError(message, key="metric", found=found, expected=selection.metric)
     selected, value = selected_of(state), tick.validation[selection.metric]
     if selected.metric not in ("", selection.metric):
-        log.info("what is best goes by %s from here on, and no longer by %s", selection.metric, selected.metric)
+        log.info("the best checkpoint is now selected by %s instead of %s", selection.metric, selected.metric)
         selected = Selected()
     selected.metric = selection.metric
     tick.best = selected.update(value, tick.images_seen, selection)
     state.notes[NOTES] = asdict(selected)
-    note = "the best so far" if tick.best else f"best {selected.best} at {selected.best_images_seen}"
+    note = "best so far" if tick.best else f"best {selected.best} at {selected.best_images_seen}"
     log.info("validation at %d images: %s %.6g (%s)", tick.images_seen, selection.metric, value, note)
-    if tick.end is None and selected.exhausted(selection):
-        log.info("no better %s in %d validations: stopping early", selection.metric, selected.since_best)
+    if tick.end is None and selected.is_exhausted(selection):
+        log.info("%s did not improve in %d validations: stopping early", selection.metric, selected.since_best)
         tick.end = "early_stop"
         if tick.metrics is None and tick.flush is not None:
             tick.metrics = tick.flush()

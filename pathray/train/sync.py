@@ -1,13 +1,13 @@
-"""The sum of a phase's gradient over all ranks, with a few scalars beside it. No DDP wrapper.
+"""Sums a phase's gradient and a few scalars over all ranks, without a DDP wrapper.
 
-`FlatSync` (default): after accumulation one all-reduce of everything, in fixed parameter order. Given the same W,
-threads and build it is bit-equal however often a run is stopped and resumed. (DDP is not: it rebuilds its buckets after
-its first step, which comes again after every resume.)
+`FlatSync` (default): one all-reduce of everything after accumulation, in fixed parameter order. With equal W, threads
+and build, results are bit-equal however often a run is stopped and resumed. (DDP is not: it rebuilds its buckets after
+the first step of every start.)
 
-`OverlapSync`: buckets of a fixed layout are sent off while the last micro-batch's backward pass still runs. Equal to
-the flat sum up to rounding, since the transport adds in another order, and itself bit-equal on resume.
+`OverlapSync`: buckets of a fixed layout are reduced during the last micro-batch's backward pass. It equals the
+flat sum up to rounding, because the order of additions differs, and is itself bit-equal on resume.
 
-Both work with any recipe: they look at parameters, not at modules' forward passes.
+Both work with any recipe, because they use parameters only and no forward hooks.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ class FlatSync:
         self.params, self.device = list(params), device
 
     def begin(self) -> None:
-        """Before the first micro-batch."""
+        """Called before the first micro-batch."""
         for p in self.params:
             p.grad = None
 
     def last_micro(self) -> None:
-        """Before the last micro-batch's backward pass."""
+        """Called before the last micro-batch's backward pass."""
 
     def reduce(self, scalars: Tensor) -> tuple[Tensor, Tensor]:
         """(Σ over ranks of the accumulated gradient `[Σ sizes]`, Σ over ranks of `scalars` `[K]`).
 
-        A parameter that got no gradient counts as zero. The parameters' own gradients are released.
+        A missing gradient counts as zero. The parameters' own gradients are released.
         """
         parts = [torch.zeros_like(p).view(-1) if p.grad is None else p.grad.reshape(-1) for p in self.params]
         flat = torch.cat([*parts, scalars.to(parts[0].dtype)])
@@ -51,7 +51,7 @@ class FlatSync:
 
 
 class OverlapSync:
-    """Bucketed all-reduce under the last backward pass: from the last parameter to the first, always in this order."""
+    """Bucketed all-reduce during the last backward pass, always from the last parameter to the first."""
 
     def __init__(self, params: Sequence[Tensor], device: Device, bucket_bytes: int = BUCKET_BYTES) -> None:
         self.params, self.device = list(params), device
@@ -78,7 +78,7 @@ class OverlapSync:
         self.armed = True
 
     def reduce(self, scalars: Tensor) -> tuple[Tensor, Tensor]:
-        self.waiting = [0] * len(self.buckets)  # parameters that got no gradient will not arrive any more
+        self.waiting = [0] * len(self.buckets)  # parameters without a gradient will not arrive
         self._send()
         self.armed = False
         total = scalars.to(self.buffer.dtype).clone()
@@ -102,7 +102,7 @@ class OverlapSync:
 
 
 def gradient_sync(kind: str, params: Sequence[Tensor], device: Device) -> FlatSync | OverlapSync:
-    """The sync of one phase: `flat`, or `overlap` where there is something to overlap."""
+    """The sync of one phase: `flat`, or `overlap` if several ranks reduce."""
     if kind == "overlap" and device.reduces:
         return OverlapSync(params, device)
     return FlatSync(params, device)

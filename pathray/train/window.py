@@ -1,8 +1,8 @@
-"""Metrics of the steps since the last log row: gathered on the device, read by the host on the log cadence only.
+"""Metrics of the steps since the last log row, accumulated on the device and read at the log cadence only.
 
-Per phase: the loss (mean, min, max over the steps' global means) and the gradient's norm; steps that were skipped as
-bad do not enter. Of the recipe: means weighted by `Loss.weight`, over micro-batches and ranks. Times are the host's:
-`step_ms` leaves out what the consumer of the ticks did (saving …), `images_per_s` does not.
+Per phase: the loss (mean, min, max over the steps' global means) and the gradient norm, without skipped bad steps. From
+the recipe: means weighted by `Loss.weight` over micro-batches and ranks. Times are measured on the host: `step_ms`
+excludes the time of the ticks' consumer (such as saving), `images_per_s` includes it.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ class Window:
         self.phases: dict[str, Tensor] = {}
         self.recipe: dict[str, Tensor] = {}
         self.steps, self.images, self.wait_s = 0, 0, 0.0
-        self.outside_s = 0.0  # spent by whoever consumes the ticks
+        self.outside_s = 0.0  # spent by the consumer of the ticks
         self.began = time.perf_counter()
 
     def micro(self, metrics: Mapping[str, Tensor], weight: Tensor) -> None:
-        """Metrics of one micro-batch of this rank."""
+        """Add the metrics of one micro-batch of this rank."""
         for name, value in metrics.items():
             w = weight.detach().to(torch.float32).reshape(())
             pair = torch.stack([value.detach().to(torch.float32).reshape(()) * w, w])
             self.recipe[name] = self._before(self.recipe, name, (0.0, 0.0)) + pair
 
     def phase(self, name: str, loss: Tensor, norm: Tensor, ok: Tensor) -> None:
-        """One phase of one step: its mean loss over the global batch and the norm of its mean gradient."""
+        """Add one phase of one step: its mean loss over the global batch and the norm of its mean gradient."""
         loss, norm = loss.to(torch.float32), norm.to(torch.float32)
         zero, far = torch.zeros_like(loss), torch.full_like(loss, math.inf)
         new = [torch.where(ok > 0, x, y) for x, y in ((loss, zero), (loss, far), (loss, -far), (norm, zero))]
@@ -50,14 +50,14 @@ class Window:
         self.phases[name] = torch.stack([steps + ok.to(torch.float32), total + new[0], least, most, norms + new[3]])
 
     def step(self, images: int, wait_s: float) -> None:
-        """One step is done; `wait_s` of it the host waited for data."""
+        """Count one step, in which the host waited `wait_s` seconds for data."""
         self.steps, self.images, self.wait_s = self.steps + 1, self.images + images, self.wait_s + wait_s
 
     def read(self, phases: Sequence[str]) -> dict[str, float]:
-        """The metrics as floats (NaN where there was nothing), and a fresh window. Waits for the device and all ranks.
+        """The metrics as floats (NaN if there was nothing); starts a new window. Waits for the device and all ranks.
 
-        `phases` are all phases of the recipe: with more than one, ``loss`` is the first's, and every phase has its own
-        ``loss/<phase>`` and so on.
+        `phases` are all phases of the recipe. With several, ``loss`` is the first phase's, and each phase also has its
+        own ``loss/<phase>`` etc.
         """
         assert self.steps
         sums = self._host()
@@ -78,12 +78,12 @@ class Window:
         return out
 
     def _before(self, sums: dict[str, Tensor], name: str, first: Sequence[float]) -> Tensor:
-        """The sums so far. They start as data, so that a window's first step is the same XLA graph as the others."""
+        """The sums so far. They start as data, so that a window's first step uses the same XLA graph as others."""
         known = sums.get(name)
         return torch.tensor(first).to(self.device.torch_device, non_blocking=True) if known is None else known
 
     def _host(self) -> dict[str, list[float]]:
-        """Everything in one transfer."""
+        """All sums, copied to the host in one transfer."""
         parts = {**self.phases, **{f"recipe:{name}": pair for name, pair in self.recipe.items()}}
         values = torch.cat(list(parts.values())).tolist() if parts else []
         out, first = {}, 0

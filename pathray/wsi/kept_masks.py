@@ -17,7 +17,7 @@ from functools import lru_cache
 import numpy as np
 
 from pathray.errors import UserError, explain
-from pathray.store.storage import cached, digest_bytes, file_state, private_cache
+from pathray.store.storage import digest_bytes, fetch_cached, file_state, private_cache
 from pathray.wsi import tissue
 from pathray.wsi.reader import SlideReader
 from pathray.wsi.tissue import MASK_MPP, VERSION, Mask
@@ -92,7 +92,7 @@ def _save(name: str, mask: Mask) -> None:
     data = pack_mask(mask)
     try:
         (private_cache() / name).unlink(missing_ok=True)
-        cached(name, lambda path: path.write_bytes(data), len(data))
+        fetch_cached(name, lambda path: path.write_bytes(data), len(data))
     except (OSError, UserError) as e:
         _warn_once("could not be saved", getattr(e, "strerror", None) or str(e))
 

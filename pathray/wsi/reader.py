@@ -15,7 +15,7 @@ from pathray.errors import UserError
 from pathray.urls import public
 from pathray.wsi.backends import formats
 from pathray.wsi.backends.image import ImageMask
-from pathray.wsi.backends.libraries import LIBRARIES, LibraryReader, installed
+from pathray.wsi.backends.libraries import LIBRARIES, LibraryReader, is_installed
 from pathray.wsi.backends.pages import NotServed, OwnGrid, WrongKind
 from pathray.wsi.backends.source import open_source
 from pathray.wsi.backends.tiff import TiffReader
@@ -92,7 +92,7 @@ def open_with(path: str, cache: TileCache, *, backend: str = "auto", library_byt
     for library in LIBRARIES:
         if backend not in ("auto", library.name):
             continue
-        if not installed(library.name):
+        if not is_installed(library.name):
             refused.append(f"{library.name}: not installed")
             continue
         if fills and library.fills:

@@ -104,12 +104,12 @@ def level_box(
 
 
 def _side(center: float, size: int, scale: float, downsample: float) -> tuple[int, int]:
-    size0 = rounded(size * scale)
-    start = rounded(center) - size0 // 2
-    return rounded(start / downsample), max(1, rounded(size0 / downsample))
+    size0 = round_half_up(size * scale)
+    start = round_half_up(center) - size0 // 2
+    return round_half_up(start / downsample), max(1, round_half_up(size0 / downsample))
 
 
-def rounded(value: float) -> int:
+def round_half_up(value: float) -> int:
     """The nearest integer; halves are rounded up."""
     return math.floor(value + 0.5)
 

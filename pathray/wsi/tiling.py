@@ -15,7 +15,7 @@ import numpy.typing as npt
 from pathray.errors import UserError
 from pathray.wsi.kept_masks import computed_mask
 from pathray.wsi.reader import SlideReader, open_mask
-from pathray.wsi.regions import rounded
+from pathray.wsi.regions import round_half_up
 from pathray.wsi.thumbnail import whole
 
 CELLS_PER_TILE = 16  # mask samples along one side of a tile
@@ -59,11 +59,11 @@ class TileSpec:
 
     def size_level0(self, mpp0: float) -> int:
         """Side of a tile in level-0 pixels."""
-        return max(1, rounded(self.size_px * self.mpp / mpp0))
+        return max(1, round_half_up(self.size_px * self.mpp / mpp0))
 
     def step_level0(self, mpp0: float) -> int:
         """Distance between neighbouring tiles in whole level-0 pixels, so that tiles without overlap just touch."""
-        return max(1, rounded((self.size_px - self.overlap_px) * self.mpp / mpp0))
+        return max(1, round_half_up((self.size_px - self.overlap_px) * self.mpp / mpp0))
 
 
 @dataclass(frozen=True)

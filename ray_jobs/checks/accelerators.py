@@ -1,6 +1,6 @@
-"""What the doctor looks at on one machine's accelerators: CUDA, TPU through XLA. Runs a small matrix product on each.
+"""The doctor's checks of a machine's accelerators (CUDA, TPU through XLA), with a small matrix product on each.
 
-Device runtimes are started in a process of their own: one that hangs or aborts must not take the doctor along.
+Each device runtime is started in its own process, so that one that hangs or aborts does not end the doctor.
 """
 
 from __future__ import annotations
@@ -50,18 +50,19 @@ def cuda(wanted: bool) -> list[Check]:
         return [Check("cuda", FAIL, found, advice)] if wanted else []
     if torch.version.cuda is None:
         advice = "this torch is a CPU build: pip install torch from the index for your CUDA version"
-        return [Check("cuda", FAIL, "a GPU is here, but torch cannot use it", advice)]
+        return [Check("cuda", FAIL, "the machine has a GPU, but torch cannot use it", advice)]
     code, output = _run(START_CUDA, {})
     if code or not output.strip():
         advice = (
-            "compare the driver's CUDA version (nvidia-smi) with torch.version.cuda; is another process holding it?"
+            "compare the driver's CUDA version (nvidia-smi) with torch.version.cuda; check that no other process "
+            "holds the GPU"
         )
         return [Check("cuda", FAIL, _last_line(output) or "no device visible to torch", advice)]
     return [Check("cuda", OK, output.strip().rstrip(";"))]
 
 
 def tpu(wanted: bool, start: Start | None = None) -> list[Check]:
-    """Starts the XLA runtime; once more if that fails; then with a single worker, to tell one bad chip from all."""
+    """Start the XLA runtime, retry once, then try one worker only, to tell one bad chip from a bad machine."""
     chips = sorted(glob.glob("/dev/accel[0-9]*") + glob.glob("/dev/vfio/[0-9]*"))
     present = bool(chips) or os.environ.get("PJRT_DEVICE") == "TPU"
     if not present and not wanted:
@@ -77,12 +78,12 @@ def tpu(wanted: bool, start: Start | None = None) -> list[Check]:
         return [Check("tpu", FAIL, found, advice)]
     code, _ = start({**environment, **ONE_CHIP})
     if code == 0:
-        advice = f"it starts with one worker (scaling.workers=1 works meanwhile); then: {advice}"
+        advice = f"it starts with one worker, so use scaling.workers=1 for now; then: {advice}"
     return [Check("tpu", FAIL, found, advice)]
 
 
 def _tpu_failure(output: str) -> tuple[str, str]:
-    """(what was found, what to do) for the failures that TPU machines are known for."""
+    """(what was found, what to do) for the known failures of TPU machines."""
     found = _last_line(output)
     restart = "gcloud compute tpus tpu-vm stop NAME --zone=ZONE, then start"
     text = output.lower()
@@ -92,11 +93,11 @@ def _tpu_failure(output: str) -> tuple[str, str]:
             "install it on all hosts: gcloud compute tpus tpu-vm ssh NAME --worker=all --command='pip install …'",
         )
     if "operation not permitted" in text or "permission denied" in text:
-        return found, f"the device is not open to this user: {restart}; in a container add --privileged"
+        return found, f"this user may not open the device: {restart}; in a container add --privileged"
     if "already in use" in text or "device or resource busy" in text:
         return found, "another process holds the chips: end it (sudo lsof /dev/accel*), or wait for its job"
     if "timed out" in text:
-        return found, "not all hosts started: a TPU slice needs its job on all of them together (--worker=all)"
+        return found, "not all hosts started: run the job on all hosts of the TPU slice at once (--worker=all)"
     return found, f"restart the TPU: {restart}"
 
 

@@ -1,4 +1,4 @@
-"""Notices that an embedded Ray's node process (the raylet) has died: Ray's own calls would wait for it for ever."""
+"""Detects that an embedded Ray's node process (the raylet) has died; Ray's own calls would wait for it forever."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from pathray.errors import UserError
 
-LOST = signal.SIGRTMIN + 9  # raises on the main thread; nobody else's
+LOST = signal.SIGRTMIN + 9  # our own signal, which raises on the main thread
 LOOK_S = 1.0
 
 
@@ -20,7 +20,7 @@ class NodeLost(BaseException):
 
 @contextmanager
 def watched_node() -> Iterator[None]:
-    """UserError soon after the raylet that this process has started died within the block (main thread only)."""
+    """Raise UserError soon after this process's raylet dies within the block (main thread only)."""
     process = _raylet()
     if process is None or threading.current_thread() is not threading.main_thread():
         yield
@@ -51,8 +51,8 @@ def watched_node() -> Iterator[None]:
 
 def lost_error() -> UserError:
     return UserError(
-        "Ray's process on this machine (raylet) died while the job ran, perhaps for lack of memory (see dmesg)",
-        expected="the same command again, which continues from what is saved; with fewer workers if memory was short",
+        "Ray's process on this machine (raylet) died during the job, possibly out of memory (see dmesg)",
+        expected="run the same command again to resume from what is saved; use fewer workers if memory was short",
     )
 
 
@@ -64,7 +64,7 @@ def _watch(process: Any, over: threading.Event) -> None:
 
 
 def _raylet() -> Any:
-    """The process of the raylet, as Ray's developer interface has it; None where it does not."""
+    """The raylet's process from Ray's developer interface; None if it is not available."""
     try:
         from ray._private import worker
 
@@ -75,7 +75,7 @@ def _raylet() -> Any:
 
 
 def end_with(shutdown: Any, seconds: float = 10.0) -> None:
-    """`shutdown()`, which is left alone when it takes longer: after a lost node it may wait for ever."""
+    """Call `shutdown()` and wait at most `seconds`: after a lost node it may never return."""
     thread = threading.Thread(target=shutdown, name="pathray-shutdown", daemon=True)
     thread.start()
     thread.join(seconds)

@@ -1,6 +1,6 @@
-"""What the doctor looks at on one machine: packages, memory, limits, disk, decoders, storage. No accelerators, no Ray.
+"""The doctor's checks of one machine: packages, memory, limits, disk, decoders, storage. Without accelerators and Ray.
 
-Every check is a function that returns rows and never raises: a check that breaks is itself a finding.
+Every check is a function that returns rows and never raises: a check that fails to run is itself a finding.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Check:
-    """One row of the report. `advice` says what to do; empty when nothing is to be done."""
+    """One row of the report. `advice` says what to do; empty if nothing."""
 
     name: str
     status: str
@@ -34,13 +34,14 @@ class Check:
     advice: str = ""
 
 
-def guarded(name: str, check: Callable[[], Iterable[Check]]) -> list[Check]:
+def run_check(name: str, check: Callable[[], Iterable[Check]]) -> list[Check]:
+    """The rows of a check; an exception becomes a FAIL row."""
     try:
         return list(check())
     except Exception as e:
         where = traceback.extract_tb(e.__traceback__)[-1]
         found = f"{type(e).__name__}: {e} ({Path(where.filename).name}:{where.lineno})"
-        return [Check(name, FAIL, found, "the check itself broke; mend what it names, or report it")]
+        return [Check(name, FAIL, found, "the check itself failed; fix what it names, or report it")]
 
 
 def python_version() -> list[Check]:
@@ -59,7 +60,7 @@ def declared_requirements(root: Path = ROOT) -> list[str]:
 
 
 def tested_versions(root: Path = ROOT) -> dict[str, str]:
-    """Package -> pinned version of the constraints file that fits this environment; empty outside a checkout."""
+    """Package -> pinned version in this environment's constraints file; empty outside a checkout."""
     path = root / ("constraints-xla.txt" if _version("torch_xla") else "constraints.txt")
     lines = path.read_text().splitlines() if path.is_file() else []
     pairs = [line.split("#")[0].split("==") for line in lines]
@@ -85,13 +86,13 @@ def packages(requirements: Sequence[str] | None = None, tested: dict[str, str] |
     rows.insert(0, Check("packages", OK, f"{inside} of {len(wanted)} within the declared ranges"))
     if untested:
         rows.append(
-            Check("tested set", WARN, ", ".join(untested), "works by range; constraints.txt has the tested set")
+            Check("tested set", WARN, ", ".join(untested), "within the ranges; constraints.txt has the tested set")
         )
     return rows
 
 
 def versions(names: Sequence[str]) -> dict[str, str]:
-    """What must be equal on all nodes of a cluster."""
+    """Versions that must be equal on all nodes of a cluster."""
     found = {name: platform.python_version() if name == "python" else _version(name) for name in names}
     return {name: version for name, version in found.items() if version}
 
@@ -107,7 +108,7 @@ def processors() -> list[Check]:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _cgroup_cpus()
     found = f"{usable} usable" + (f", limited to {quota:g} by the container" if quota else "")
-    advice = f"set runtime.num_cpus={max(1, int(quota))}: threads beyond the limit only wait" if quota else ""
+    advice = f"set runtime.num_cpus={max(1, int(quota))}: more threads would only wait" if quota else ""
     return [Check("cpus", WARN if quota and quota < usable else OK, found, advice)]
 
 
@@ -123,14 +124,14 @@ def memory() -> list[Check]:
     text = limit.read_text().strip() if limit.is_file() else "max"
     total = min(total, int(text)) if text != "max" else total
     status = OK if total >= 6 * GIB else WARN
-    advice = "" if status == OK else "a smoke run fits; lower scaling.workers and cache sizes for more"
+    advice = "" if status == OK else "enough for a smoke run; for larger runs lower scaling.workers and cache sizes"
     return [Check("memory", status, f"{total / GIB:.1f} GiB", advice)]
 
 
 def shared_memory(path: str = "/dev/shm", least: int = GIB // 2) -> list[Check]:
     if not os.path.isdir(path):
         status = OK if platform.system() == "Darwin" else WARN
-        return [Check(path, status, "not there", "" if status == OK else "Ray will use files instead, slowly")]
+        return [Check(path, status, "missing", "" if status == OK else "Ray will use slower files instead")]
     free = shutil.disk_usage(path).free
     if free < least:
         advice = f"start the container with --shm-size={2 * least // GIB + 1}g, or mount a larger tmpfs at {path}"
@@ -154,27 +155,29 @@ def disk(folders: Sequence[str]) -> list[Check]:
             there = there.parent
         free = shutil.disk_usage(there).free
         status = FAIL if free < GIB else WARN if free < 10 * GIB else OK
-        advice = "" if status == OK else "Ray spills and logs to its temporary folder, checkpoints go to the run's"
+        advice = (
+            "" if status == OK else "Ray spills and logs to its temporary folder; checkpoints go to the run's folder"
+        )
         rows.append(Check("disk", status, f"{folder}: {free / GIB:.1f} GiB free", advice))
     return rows
 
 
 def slide_readers() -> list[Check]:
-    """Decodes a tile of each kind that real slides hold, then names the backends that can be used."""
-    rows = [row for name in ("jpeg", "jpeg2k", "lzw", "deflate") for row in guarded(f"decoder {name}", decoder(name))]
+    """Decode a tile of each kind found in real slides, then name the available backends."""
+    rows = [row for name in ("jpeg", "jpeg2k", "lzw", "deflate") for row in run_check(f"decoder {name}", decoder(name))]
     found, missing = [f"tiffslide {_version('tiffslide')}"], []
     for package, module in (("openslide-python", "openslide"), ("fastslide", "fastslide")):
         try:
             importlib.import_module(module)
             found.append(f"{module} {_version(package)}")
-        except (ImportError, OSError) as e:  # OSError: the package is there, its native library is not
+        except (ImportError, OSError) as e:  # OSError: the package is installed without its native library
             missing.append(f"no {module} ({type(e).__name__})")
     advice = "pip install 'pathray[openslide,fastslide]' for MRXS, DICOM, CZI, iSyntax and some NDPI" if missing else ""
     return [*rows, Check("slide readers", WARN if missing else OK, ", ".join(found + missing), advice)]
 
 
 def decoder(name: str) -> Callable[[], list[Check]]:
-    """A round trip through one codec of imagecodecs; a row only when it fails."""
+    """A check that runs a round trip through one codec of imagecodecs; returns a row only if it fails."""
 
     def check() -> list[Check]:
         import imagecodecs
@@ -203,7 +206,7 @@ def dicom_readers() -> list[Check]:
 
 
 def slide(path: str) -> list[Check]:
-    """Opens a slide, says where its resolution comes from, and decodes a region from its middle."""
+    """Open a slide, report the source of its resolution, and decode a region from its middle."""
     from pathray.wsi.reader import open_slide
 
     try:
@@ -216,12 +219,12 @@ def slide(path: str) -> list[Check]:
     found = f"{path}: {reader.backend}, {width}×{height}, {len(reader.level_shapes)} levels, grey {region.mean():.0f}, "
     found += f"mpp {reader.mpp:g} from {reader.mpp_source}" if reader.mpp else "no mpp"
     reader.close()
-    advice = "" if reader.mpp else "give it in an mpp column of the manifest"
+    advice = "" if reader.mpp else "add an mpp column to the manifest"
     return [Check("slide", OK if reader.mpp else WARN, found, advice)]
 
 
 def storage(url: str) -> list[Check]:
-    """Writes, reads back and removes one small object."""
+    """Write, read back and remove one small object."""
     from pathray.store.storage import Storage
 
     name, content = f"doctor-{uuid.uuid4().hex[:8]}", os.urandom(1024)
@@ -234,7 +237,7 @@ def storage(url: str) -> list[Check]:
         first = str(e).splitlines()[0] if str(e) else ""
         return [Check("storage", FAIL, f"{url}: {type(e).__name__}: {first}", _storage_advice(url, e))]
     if not same:
-        return [Check("storage", FAIL, f"{url}: other bytes came back", "a cache or proxy stands in between")]
+        return [Check("storage", FAIL, f"{url}: read back different bytes", "check for a cache or proxy in between")]
     return [Check("storage", OK, f"{url}: written, read and removed")]
 
 
@@ -246,11 +249,11 @@ def _storage_advice(url: str, error: Exception) -> str:
         return "gcloud auth application-default login, or give the node's service account objectAdmin on the bucket"
     if scheme == "s3":
         return "give the node's role s3:GetObject, PutObject, DeleteObject and ListBucket on the bucket"
-    return "the folder must be there and writable by this user on every node (or use a bucket)"
+    return "the folder must exist and be writable by this user on every node (or use a bucket)"
 
 
 def everything(folders: Sequence[str], urls: Sequence[str], slides: Sequence[str]) -> list[Check]:
-    """All checks of this module, in the order of the report."""
+    """The rows of all checks of this module, in report order."""
     checks: list[tuple[str, Callable[[], Iterable[Check]]]] = [
         ("python", python_version),
         ("packages", packages),
@@ -264,4 +267,4 @@ def everything(folders: Sequence[str], urls: Sequence[str], slides: Sequence[str
         *(("slide", lambda path=path: slide(path)) for path in slides),
         *(("storage", lambda url=url: storage(url)) for url in urls),
     ]
-    return [row for name, check in checks for row in guarded(name, check)]
+    return [row for name, check in checks for row in run_check(name, check)]

@@ -1,7 +1,6 @@
-"""Items through a pool of actors that are costly to start (an encoder on a GPU), over Ray Data; results as they finish.
+"""Maps items over a pool of Ray actors that are costly to start (an encoder on a GPU); results come as they finish.
 
-Each item is a task of its own, so a long one holds up no other. For cheap functions there is
-ray_jobs.extract.ordered_map.
+Each item is its own task, so a long one does not delay others. For cheap functions use ray_jobs.extract.ordered_map.
 """
 
 from __future__ import annotations
@@ -14,17 +13,17 @@ from typing import Any
 
 from ray_jobs.shell.runtime import is_ray_running
 
-ATTEMPTS = 2  # an item that kills its process is tried so often
+ATTEMPTS = 2  # for an item that kills its process
 
 
 @dataclass(frozen=True)
 class ActorMap:
     """`ActorMap(actors=4)(build, items)` yields (number of the item, result).
 
-    `build()` runs once in each actor and returns the function for the items. What the function raises is raised here
-    and ends the map. An item whose process dies (killed for memory, a crash inside a decoder, a lost node) is tried
-    again in a new actor, then comes last, as (number, None); the others go on. Without a running Ray the items are
-    worked on in this process.
+    `build()` runs once in each actor and returns the function for the items. An exception of the function is raised
+    here and ends the map. If a process dies (out of memory, a crash inside a decoder, a lost node), its item is retried
+    in a new actor, then returned last as (number, None); the other items continue. Without a running Ray, items are
+    processed here.
     """
 
     actors: int
@@ -55,7 +54,7 @@ class ActorMap:
     def _dataset(self, build: Callable[[], Callable[[Any], Any]], items: Sequence[Any]) -> Any:
         import ray.data
 
-        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # a lost item is our report's to tell
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # our report names lost items
         rows = [{"number": i, "item": pickle.dumps(item)} for i, item in enumerate(items)]
         dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
         dataset.context.enable_progress_bars = False
@@ -78,7 +77,7 @@ class _Raised:
 
 
 class _Actor:
-    """What Ray Data starts in each actor."""
+    """The class that Ray Data instantiates in each actor."""
 
     def __init__(self, build: Callable[[], Callable[[Any], Any]]) -> None:
         self.build = build
@@ -95,7 +94,7 @@ class _Actor:
 
 
 def _portable(error: Exception) -> Exception:
-    """The error as it is where it can be pickled; its trace as text goes along."""
+    """The error with its trace as a note, if it can be pickled; otherwise a RuntimeError with the trace."""
     import traceback
 
     trace = "".join(traceback.format_exception(error))

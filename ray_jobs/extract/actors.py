@@ -1,4 +1,4 @@
-"""What extraction from slides and from images share: the actors with their encoders, and questions to the storage."""
+"""Shared by extraction from slides and from images: actors with encoders, and parallel checks of files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ray_jobs.extract.config import ExtractConfig
 
 log = logging.getLogger(__name__)
-LOOKING_THREADS = 16  # for the state of files, which is latency on remote storage
+LOOKING_THREADS = 16  # file states are slow on remote storage because of latency
 DIED = "the process that worked on this died twice (out of memory, or a crash inside a decoder)"
 ABSENT = "absent"
 T = TypeVar("T")
@@ -32,10 +32,10 @@ Extract = Callable[[Any, Mapping[str, "EncoderSpec"], Mapping[str, "FeatureEncod
 
 @dataclass(frozen=True)
 class Work:
-    """Runs in an actor: loads the encoders, and gives the function that does a job with them.
+    """Called in an actor: loads the encoders and returns the function that does a job with them.
 
-    A job's own failure becomes `failed(error)`; a full disk, an encoder that fails and an assertion are raised and end
-    everything.
+    A failure of a job becomes `failed(job, error)`. A full disk, a failing encoder and a failed assertion are raised
+    and end the extraction.
     """
 
     extract: Extract
@@ -66,7 +66,7 @@ class Work:
                 if "out of memory" in str(e).lower():
                     raise UserError(str(e), key="batch_size", found=self.settings.batch_size) from e
                 raise
-            except Exception as e:  # the data's: every decoder raises its own kinds
+            except Exception as e:  # a data error: each decoder has its own exceptions
                 return self.failed(job, describe(e))
 
         return work
@@ -80,7 +80,7 @@ def over_actors(
     settings: Any,
     specs: Mapping[str, EncoderSpec],
 ) -> Iterator[tuple[int, Any | None]]:
-    """(number of the job, its outcome) as they finish, on the Ray that the config asks for; None where it was lost."""
+    """(number of the job, its outcome) as they finish, on the configured Ray; the outcome of a lost job is None."""
     if not jobs:
         return
     wants_gpu = config.accelerator == "cuda" or (config.accelerator == "auto" and config.gpus_per_actor is not None)
@@ -96,7 +96,7 @@ def over_actors(
 
 
 def _fitting(session: Session, cpus: int, gpus: float) -> int:
-    """As many actors as CPUs and GPUs serve; of an embedded Ray only the CPUs that are really there."""
+    """The number of actors that fit the CPUs and GPUs; in an embedded Ray only physical CPUs count."""
     have = session.resources.get("CPU", 1.0)
     if session.embedded:
         have = min(have, float(os.cpu_count() or 1))
@@ -106,15 +106,15 @@ def _fitting(session: Session, cpus: int, gpus: float) -> int:
     return max(1, fits)
 
 
-def looked_at(look: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    """`look` of every item, in order, in threads: for questions to the storage."""
+def map_in_threads(look: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """The results of `look` for all items, in order, computed in threads: for requests to storage."""
     with ThreadPoolExecutor(LOOKING_THREADS) as pool:
         return list(pool.map(look, items))
 
 
 def state_of(path: str) -> str:
-    """Which state a file is in; a file that is not there, or cannot be asked for, has one of its own."""
+    """The state of a file (pathray.store.storage.file_state); ABSENT if it cannot be read."""
     try:
         return file_state(path)
-    except Exception:  # that it cannot be read is told where it is read
+    except Exception:  # the error is reported when the file is read
         return ABSENT

@@ -1,4 +1,4 @@
-"""The config of ray_jobs.extract_features, and what of it encoders may decide between them."""
+"""The config of ray_jobs.extract_features, and the values that it takes from the encoders."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ class ExtractConfig:
     output: str = MISSING  # a folder or URL
     slides: str = ""  # a manifest CSV or a folder of slides
     images: str = ""  # instead of slides: a folder of images, or a CSV or TSV with a column path
-    images_root: str = ""  # what relative paths of an image list are below; "" = the list's own folder
-    report: str = ""  # CSV with one line per slide or image; "" = OUTPUT/report.csv
-    mpp: float | None = None  # µm per pixel of the tiles; null: the spacing that the encoders were trained at
-    tile_px: int | None = None  # side of a tile; null: the encoders' own. Positions are interpolated to other sizes
-    overlap_px: int = 0  # shared by neighbouring tiles
-    resize: bool = False  # bring tiles and images to each encoder's own size instead
-    min_tissue_fraction: float = 0.2  # of a tile
-    edge_tiles: bool = False  # also tiles that reach beyond the right and lower edge
-    spacing_tolerance: float = 0.05  # how far a pyramid level's spacing may be off to be read as it is
-    slide_mpp: float | None = None  # µm per level-0 pixel of slides that do not say; the manifest's column comes first
-    pooling: str = "mean"  # of the patch tokens | cls | cls+mean
-    precision: str = "fp32"  # fp32 | bf16 | fp16: of the encoder's arithmetic
-    dtype: str = "float32"  # float32 | float16: of the features in the files
-    slide_parquet: bool = False  # a parquet table (x, y, features) beside each bag
+    images_root: str = ""  # base of relative paths in an image list; "" = the list's own folder
+    report: str = ""  # CSV with one row per slide or image; "" = OUTPUT/report.csv
+    mpp: float | None = None  # µm per pixel of the tiles; null: the encoders' training spacing
+    tile_px: int | None = None  # side of a tile; null: the encoders' own; positions are interpolated to other sizes
+    overlap_px: int = 0  # overlap of neighbouring tiles
+    resize: bool = False  # resize tiles and images to each encoder's own size instead
+    min_tissue_fraction: float = 0.2  # least share of tissue in a tile
+    edge_tiles: bool = False  # also tiles that extend beyond the right and lower edges
+    spacing_tolerance: float = 0.05  # relative difference at which a pyramid level is read without resampling
+    slide_mpp: float | None = None  # µm per level-0 pixel of slides without a spacing; the manifest takes precedence
+    pooling: str = "mean"  # mean (of the patch tokens) | cls | cls+mean
+    precision: str = "fp32"  # fp32 | bf16 | fp16: the encoder's arithmetic
+    dtype: str = "float32"  # float32 | float16: the stored features
+    slide_parquet: bool = False  # also write a parquet table (x, y, features) next to each bag
     min_success_fraction: float = 1.0
     max_enlargement: float = placement(MAX_ENLARGEMENT)  # of a slide's finest level; slides that need more fail
-    thumbnails: bool = placement(True)  # a picture of each slide's tissue and tiles, and GeoJSON of them for QuPath
-    overwrite: bool = placement(False)  # do finished slides and images again
+    thumbnails: bool = placement(True)  # a picture of each slide's tissue and tiles, also as GeoJSON for QuPath
+    overwrite: bool = placement(False)  # extract finished slides and images again
     backend: str = placement("auto")  # how slides are opened: auto, tiff, tiffslide, openslide or fastslide
     accelerator: str = placement("auto")  # auto | cpu | cuda
-    actors: int | None = placement(None)  # processes with the encoders in them; null: as many as CPUs or GPUs serve
+    actors: int | None = placement(None)  # processes that run the encoders; null: as many as fit the CPUs or GPUs
     cpus_per_actor: int = placement(1)
     gpus_per_actor: float | None = placement(None)  # may be a fraction; null: 1 on cuda
     batch_size: int = placement(64)
-    images_per_part: int = placement(1024)  # an unfinished part is done again
+    images_per_part: int = placement(1024)  # an unfinished part is repeated
     read_threads: int = placement(2)  # in each actor
     read_timeout_s: float = placement(120.0)
     tile_cache_mb: int = placement(256)  # decoded tiles, in each actor
@@ -62,28 +62,29 @@ class ExtractConfig:
             ("accelerator", ("auto", "cpu", "cuda")),
         ):
             if getattr(self, key) not in allowed:
-                raise UserError("no such choice", key=key, found=getattr(self, key), expected=" or ".join(allowed))
+                raise UserError("unknown choice", key=key, found=getattr(self, key), expected=" or ".join(allowed))
         for key in ("actors", "cpus_per_actor", "batch_size", "images_per_part", "read_threads", "tile_cache_mb"):
             value = getattr(self, key)
             if value is not None and value < 1:
-                raise UserError("too small", key=key, found=value, expected="at least 1")
+                raise UserError(f"{key} must be >= 1", key=key, found=value, expected=">= 1")
         at_least(self, "", 1, "max_enlargement")
         for key in ("mpp", "slide_mpp", "read_timeout_s", "gpus_per_actor"):
             value = getattr(self, key)
             if value is not None and not 0 < value < float("inf"):
-                raise UserError("not a positive number", key=key, found=value, expected="> 0")
+                raise UserError(f"{key} must be > 0", key=key, found=value, expected="> 0")
         for key in ("min_success_fraction", "min_tissue_fraction", "spacing_tolerance"):
             if not 0 <= getattr(self, key) <= 1:
-                raise UserError("not a fraction", key=key, found=getattr(self, key), expected="0 to 1")
+                message = f"{key} must be between 0 and 1"
+                raise UserError(message, key=key, found=getattr(self, key), expected="0 to 1")
 
 
-def agreed(specs: Mapping[str, EncoderSpec], given: float | None, key: str, attribute: str) -> float:
-    """What the config says, or else what all encoders that say anything say."""
+def agree_on(specs: Mapping[str, EncoderSpec], given: float | None, key: str, attribute: str) -> float:
+    """The given value, or else the common value of all encoders that have one. UserError if they differ."""
     if given is not None:
         return given
     said = {name: getattr(spec, attribute) for name, spec in specs.items() if getattr(spec, attribute) is not None}
     if len(set(said.values())) != 1:
-        message = "the encoders do not agree" if said else "no encoder says"
-        raise UserError(f"{message}: which should the tiles have?", key=key, found=said, expected=f"{key}=…")
+        message = f"the encoders differ in {attribute}" if said else f"no encoder states its {attribute}"
+        raise UserError(f"{message}: set {key}", key=key, found=said, expected=f"{key}=…")
     value: float = next(iter(said.values()))
     return value

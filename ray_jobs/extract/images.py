@@ -1,5 +1,7 @@
-"""Extraction from image files: parts on the actors, put together to one table per encoder. The job itself is
-ray_jobs.extract_features."""
+"""Extraction from image files: extracts parts on actors and merges them into one table per encoder.
+
+Not here: the job (ray_jobs.extract_features).
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from pathray.reports.progress import Progress
 from pathray.reports.summary import Summary, write_summary
 from pathray.reports.units import check_success, write_report
 from pathray.store.storage import Storage
-from ray_jobs.extract.actors import ABSENT, DIED, looked_at, over_actors, state_of
+from ray_jobs.extract.actors import ABSENT, DIED, map_in_threads, over_actors, state_of
 from ray_jobs.shell.dry_run import tell
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ Errors = dict[int, str]  # by the number of the image in the list
 
 @dataclass
 class Images:
-    """What is to be done: the list in parts, and jobs for the parts that are not there as they should be."""
+    """The work to do: the list of images in parts, and jobs for the parts that are missing or out of date."""
 
     config: ExtractConfig
     specs: Mapping[str, EncoderSpec]
@@ -47,7 +49,7 @@ class Images:
     def __str__(self) -> str:
         to_do = sum(len(job.names) for _, job in self.jobs)
         return (
-            f"{len(self.whole.names)} images, {len(self.whole.names) - to_do} finished before, for "
+            f"{len(self.whole.names)} images, {len(self.whole.names) - to_do} already finished, for "
             f"{', '.join(self.specs)}; {self.settings.pooling} of the tokens as {self.settings.dtype}"
         )
 
@@ -61,12 +63,12 @@ class Images:
         return ImageJob(self.whole.names[cut], self.whole.paths[cut], self.whole.states[cut], metadata)
 
     def path(self, name: str, part: int | None = None) -> str:
-        """Of an encoder's table, or of a part of it."""
+        """The path of an encoder's table, or of a part of it."""
         store = Storage.of(self.config.output).at(name)
         return store.join(TABLE) if part is None else store.join(PARTS, f"part-{part:06d}.parquet")
 
     def check(self) -> None:
-        """What a dry run looks at: the images are there."""
+        """The checks of a dry run: the images exist."""
         pairs = list(zip(self.whole.names, self.whole.states, strict=True))
         lost = [{"path": name, "status": "failed", "error": "no such file"} for name, state in pairs if state == ABSENT]
         rows = [*lost, *({"path": name, "status": "ok"} for name, state in pairs if state != ABSENT)]
@@ -74,7 +76,7 @@ class Images:
         tell((len(rows) - len(lost), "images"))
 
     def run(self) -> None:
-        """Do the jobs on Ray, put the tables together, write the report, and raise when too few images are ok."""
+        """Run the jobs on Ray, merge the tables, write the report, and raise if too few images are ok."""
         for name in self.specs:
             sweep(Storage.of(self.config.output).join(name))
         jobs, lost = [job for _, job in self.jobs], Errors()
@@ -86,11 +88,11 @@ class Images:
                 progress.update(len(jobs[number].names))
         errors = Errors()
         for name in self.specs:
-            errors |= self.finished[name] if name in self.finished else self._put_together(name, lost)
+            errors |= self.finished[name] if name in self.finished else self._merge_parts(name, lost)
         self._report(errors)
 
-    def _put_together(self, name: str, lost: Errors) -> Errors:
-        """Make an encoder's table of its parts, and remove these when none is lacking; the errors of its images."""
+    def _merge_parts(self, name: str, lost: Errors) -> Errors:
+        """Merge an encoder's parts into its table and remove them if all exist; returns the images' errors."""
         present, errors = list[str](), Errors()
         for number, first in enumerate(self.parts):
             part, path = self.part(number), self.path(name, number)
@@ -136,17 +138,17 @@ class Images:
             {"source": self.config.images, **facts, "encoders": ", ".join(self.specs)},
             {name: getattr(self.settings, name) for name in ("resize", "pooling", "precision", "dtype")},
             failed=[(names[i], error) for i, error in sorted(errors.items())],
-            files={"report with a line per image": self.config.report}
+            files={"report with a row per image": self.config.report}
             | {f"features of {name}": self.path(name) for name in self.specs},
         )
 
 
 def plan(config: ExtractConfig, specs: Mapping[str, EncoderSpec]) -> Images:
-    """Look at every image file and at what is finished. Raises UserError for what no image could help."""
+    """Check every image file and what is already finished. Raises UserError for problems of the config."""
     defaults = {key: type(config).__dataclass_fields__[key].default for key in SLIDES_ONLY}
     for key, default in defaults.items():
         if getattr(config, key) != default:
-            message = "this key is for slides; images are taken as they are, or with resize=true at the encoder's size"
+            message = f"{key} applies to slides only; images are used as they are, or resized with resize=true"
             raise UserError(message, key=key, found=getattr(config, key), expected=default)
     settings = ImageSettings(
         resize=config.resize,
@@ -158,7 +160,7 @@ def plan(config: ExtractConfig, specs: Mapping[str, EncoderSpec]) -> Images:
         read_timeout_s=config.read_timeout_s,
     )
     listed = _listed(config)
-    states = tuple(looked_at(state_of, listed.paths))
+    states = tuple(map_in_threads(state_of, listed.paths))
     work = Images(config, specs, settings, ImageJob(listed.names, listed.paths, states, listed.metadata))
     if not config.overwrite:
         for name, spec in specs.items():

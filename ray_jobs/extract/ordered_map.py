@@ -1,6 +1,6 @@
-"""An ordered parallel map over Ray tasks, with bounded work in flight. For many small units such as slides.
+"""An ordered parallel map over Ray tasks with bounded work in flight, for many small items such as slides.
 
-Results come in the order of the items whatever finishes first, so what is written from them does not depend on timing.
+Results come in item order, so what is written from them does not depend on timing.
 Not here: training streams (ray_jobs.train.rank_stream).
 """
 
@@ -21,22 +21,21 @@ log = logging.getLogger(__name__)
 
 
 TIMEOUT_S = 3600.0
-DEATHS, LOSSES = 2, 4  # of the process, or of the machine, under an item until it is given up
+DEATHS, LOSSES = 2, 4  # an item is given up after this many deaths of its process, or losses of its node
 
 
 class ItemLost(Exception):
-    """An item ended the process that worked on it, or took too long, whenever it was tried; the message says which."""
+    """An item crashed its process or took too long in every attempt; the message says which."""
 
 
 @dataclass(frozen=True)
 class RayMap:
-    """`RayMap(lost)(function, items)`: like the builtin map, in Ray tasks of `chunk` items.
+    """`RayMap(lost)(function, items)` works like the builtin map, in Ray tasks of `chunk` items.
 
-    At most `window` tasks are submitted and not yet taken (default: twice the cluster's CPUs, at least 4). What
-    `function` raises is raised here as it is. A process that dies (killed for memory, a crash inside a decoder, a lost
-    node), or is longer than `timeout_s` at one item, which ends it even inside a library that holds the interpreter,
-    is made up for: its items are tried again one by one, and one that does the same alone becomes
-    `lost(item, ItemLost)`. Without a running Ray the items are worked on in this process, one after the other.
+    At most `window` tasks are in flight (default: twice the cluster's CPUs, at least 4). Exceptions of `function` are
+    raised here unchanged. If a process dies (out of memory, a crash inside a decoder, a lost node) or is ended because
+    one item took longer than `timeout_s`, its items are retried one by one; an item that fails again becomes
+    `lost(item, ItemLost)`. Without a running Ray, items are processed here one after the other.
     """
 
     lost: Callable[[Any, Exception], Any]
@@ -70,18 +69,18 @@ class RayMap:
 
     def _results(self, task: Any, shared: Any, part: list[Any], future: Any) -> list[Any]:
         try:
-            return _taken(future)
+            return _get_results(future)
         except _Died as died:
             log.warning("a worker process died on %d item(s); retrying them one by one: %s", len(part), died)
             weight = died.weight
-        return [self._alone(task, shared, item, weight) for item in part]
+        return [self._retry_one(task, shared, item, weight) for item in part]
 
-    def _alone(self, task: Any, shared: Any, item: Any, given_up: float) -> Any:
-        """The result of an item in a task of its own. `given_up`: 1 when it was tried often enough."""
+    def _retry_one(self, task: Any, shared: Any, item: Any, given_up: float) -> Any:
+        """The result of one item in its own task. `given_up` counts its attempts; at 1 the item is lost."""
         while True:
             began = time.monotonic()
             try:
-                return _taken(task.remote(shared, [item], self.timeout_s))[0]
+                return _get_results(task.remote(shared, [item], self.timeout_s))[0]
             except _Died as died:
                 log.warning("a worker process died on one item: %s", died)
                 given_up += died.weight
@@ -93,7 +92,7 @@ class RayMap:
 
 
 class _Died(Exception):
-    """A process ended under its items; `weight`: what share that is of what one item may do."""
+    """A process ended while working on its items; `weight` is the share of an item's allowed attempts."""
 
     def __init__(self, error: Exception, weight: float) -> None:
         super().__init__(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
@@ -102,7 +101,7 @@ class _Died(Exception):
         self.said = lost if weight < 1 / DEATHS else "crashed the worker process (usually in a decoder)"
 
 
-def _taken(future: Any) -> list[Any]:
+def _get_results(future: Any) -> list[Any]:
     import ray
     from ray.exceptions import NodeDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
 

@@ -1,4 +1,7 @@
-"""Extraction from slides: which are to be done, results as a report. The job itself is ray_jobs.extract_features."""
+"""Extraction from slides: decides which slides to do and reports the results.
+
+Not here: the job (ray_jobs.extract_features).
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ from pathray.store.storage import Storage, file_state
 from pathray.urls import public
 from pathray.wsi.spacing import reused_note
 from pathray.wsi.tiling import TileSpec
-from ray_jobs.extract.actors import DIED, Row, looked_at, over_actors
+from ray_jobs.extract.actors import DIED, Row, map_in_threads, over_actors
 from ray_jobs.shell.dry_run import Needs, Slide, check_slides, tell
 
 if TYPE_CHECKING:
@@ -46,7 +49,7 @@ STATES = ("ok", "skipped", "empty", "failed")
 
 @dataclass
 class Slides:
-    """What is to be done: a report row for every slide (in the order of the input) and jobs for those that need one."""
+    """The work to do: a report row for every slide, in input order, and jobs for those that need one."""
 
     config: ExtractConfig
     specs: Mapping[str, EncoderSpec]
@@ -58,12 +61,12 @@ class Slides:
         of, tiles = self.settings, self.settings.tiles
         done = sum(row["status"] == "skipped" for row in self.rows)
         return (
-            f"{len(self.rows)} slides, {done} finished before; tiles of {tiles.size_px} px at {tiles.mpp:g} µm/px "
+            f"{len(self.rows)} slides, {done} already finished; tiles of {tiles.size_px} px at {tiles.mpp:g} µm/px "
             f"({tiles.size_um:g} µm) for {', '.join(self.specs)}; {of.pooling} of the tokens as {of.dtype}"
         )
 
     def check(self) -> None:
-        """What a dry run looks at: the slides that are not finished are there, have a spacing and are fine enough."""
+        """The checks of a dry run: unfinished slides exist, have a spacing and are fine enough."""
         of, config = self.settings, self.config
         slides = [Slide(job.slide_id, job.wsi_path, job.mask_path, job.mpp, job.fallback_mpp) for _, job in self.jobs]
         failed = (row for row in self.rows if row["status"] == "failed")
@@ -72,7 +75,7 @@ class Slides:
         tell((check_slides(slides, config.slides, config.min_success_fraction, needs), "slides to do"))
 
     def run(self) -> None:
-        """Do the jobs on Ray, write the report whatever happens, and raise when too few slides are ok."""
+        """Run the jobs on Ray, write the report in any case, and raise if too few slides are ok."""
         for name in (*self.specs, QUPATH):
             sweep(Storage.of(self.config.output).join(name))
         outcomes = over_actors(
@@ -87,19 +90,22 @@ class Slides:
         finally:
             write_report(self.config.report, COLUMNS, self.rows, key="slide_id")
             write_summary(self.config.output, self._summary())
-        self._tell()
+        self._log_result()
         check_success(self.rows, "slide_id", "slides", self.config.min_success_fraction, self.config.report)
 
-    def _tell(self) -> None:
+    def _log_result(self) -> None:
         counts = {s: sum(row["status"] == s for row in self.rows) for s in STATES}
         tiles = sum(row["tiles"] for row in self.rows if row["status"] == "ok")
         told = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
         log.info("%s; %d tiles; report: %s", told, tiles, self.config.report)
-        for status, what in (("ok", "slides are enlarged or were not drawn"), ("skipped", "bags would be refused now")):
+        for status, what in (
+            ("ok", "slides are enlarged or have no picture"),
+            ("skipped", "bags would be rejected now"),
+        ):
             if noted := [
                 f"{row['slide_id']}: {row['error']}" for row in self.rows if row["status"] == status and row["error"]
             ]:
-                log.warning("%d %s, such as %s", len(noted), what, noted[0])
+                log.warning("%d %s, for example %s", len(noted), what, noted[0])
 
     def _summary(self) -> Summary:
         of, tiles = self.settings, self.settings.tiles
@@ -115,15 +121,15 @@ class Slides:
                 **{name: getattr(of, name) for name in ("max_enlargement", "resize", "pooling", "precision", "dtype")},
             },
             failed=rows["failed"],
-            skipped=[(slide, why or "extracted before, unchanged") for slide, why in rows["skipped"]] + rows["empty"],
+            skipped=[(slide, why or "already extracted, unchanged") for slide, why in rows["skipped"]] + rows["empty"],
             notes=[unit for unit in rows["ok"] if unit[1]],
-            files={"report with a line per slide": self.config.report}
+            files={"report with a row per slide": self.config.report}
             | {f"bags of {name}": Storage.of(self.config.output).join(name) for name in self.specs},
             pictures=self._pictures(),
         )
 
     def _pictures(self) -> list[Picture]:
-        """Those that are there, with their slides' GeoJSON; what failed has none of this start."""
+        """The existing pictures with their GeoJSON, except for slides that failed in this run."""
         store, shown = Storage.of(self.config.output), list[Picture]()
         there = set(store.list(THUMBNAILS)) if self.config.thumbnails else set[str]()
         for row in self.rows:
@@ -135,12 +141,12 @@ class Slides:
 
 
 def plan(config: ExtractConfig, specs: Mapping[str, EncoderSpec]) -> Slides:
-    """Look at every slide and at what is finished. Raises UserError for what no slide could help."""
-    from ray_jobs.extract.config import agreed
+    """Check every slide and what is already finished. Raises UserError for problems of the config."""
+    from ray_jobs.extract.config import agree_on
 
     tiles = TileSpec(
-        size_px=int(agreed(specs, config.tile_px, "tile_px", "size_px")),
-        mpp=agreed(specs, config.mpp, "mpp", "mpp"),
+        size_px=int(agree_on(specs, config.tile_px, "tile_px", "size_px")),
+        mpp=agree_on(specs, config.mpp, "mpp", "mpp"),
         overlap_px=config.overlap_px,
         min_tissue_fraction=config.min_tissue_fraction,
         edges=config.edge_tiles,
@@ -164,7 +170,7 @@ def plan(config: ExtractConfig, specs: Mapping[str, EncoderSpec]) -> Slides:
     )
     work = Slides(config, specs, settings)
     listed = _listed(config)
-    for (job, _), (row, todo) in zip(listed, looked_at(lambda one: _looked(work, *one), listed), strict=True):
+    for (job, _), (row, todo) in zip(listed, map_in_threads(lambda one: _check(work, *one), listed), strict=True):
         if todo:
             work.jobs.append((len(work.rows), todo))
         assert row["slide_id"] == job.slide_id
@@ -173,7 +179,7 @@ def plan(config: ExtractConfig, specs: Mapping[str, EncoderSpec]) -> Slides:
 
 
 def _listed(config: ExtractConfig) -> list[tuple[SlideJob, str]]:
-    """Slides in the order of the input, and what is wrong with a line."""
+    """The slides in input order, each with the error in its line or ""."""
     found = list[tuple[SlideJob, str]]()
     if config.slides.lower().endswith(".csv"):
         for row in read_manifest(config.slides):
@@ -182,7 +188,7 @@ def _listed(config: ExtractConfig) -> list[tuple[SlideJob, str]]:
         return found
     seen = set[str]()
     for slide_id, path in slides_in(config.slides):
-        error = f"another slide of this folder has the id {slide_id!r} too" if slide_id in seen else _unfit(slide_id)
+        error = f"another slide in this folder has the same id {slide_id!r}" if slide_id in seen else _unfit(slide_id)
         seen.add(slide_id)
         found.append((SlideJob(slide_id, path, fallback_mpp=config.slide_mpp), error))
     return found
@@ -191,18 +197,18 @@ def _listed(config: ExtractConfig) -> list[tuple[SlideJob, str]]:
 def _unfit(slide_id: str) -> str:
     if re.fullmatch(r"[^/\0]{1,200}", slide_id) and not slide_id.startswith("."):
         return ""
-    return f"the slide_id {slide_id!r} cannot be a file's name"
+    return f"the slide_id {slide_id!r} cannot be used as a file name"
 
 
-def _looked(work: Slides, job: SlideJob, error: str) -> tuple[Row, SlideJob | None]:
-    """The report row of a slide so far, and the job when there is something to do."""
+def _check(work: Slides, job: SlideJob, error: str) -> tuple[Row, SlideJob | None]:
+    """The report row of a slide so far, and its job if there is something to do."""
     row = {"slide_id": job.slide_id, "wsi_path": public(job.wsi_path)}
     try:
         if error:
             raise UserError(error)
         mask_state = file_state(job.mask_path) if job.mask_path else ""
         job = replace(job, state=file_state(job.wsi_path), mask_state=mask_state)
-    except Exception as e:  # whatever a file system raises is this slide's failure
+    except Exception as e:  # any error of a file system is a failure of this slide only
         return row | _columns(SlideOutcome("failed", describe(e))), None
     output, bags, rows, note = Storage.of(work.config.output), list[tuple[str, str]](), 0, ""
     for name, spec in work.specs.items():
@@ -221,7 +227,7 @@ def _looked(work: Slides, job: SlideJob, error: str) -> tuple[Row, SlideJob | No
 
 
 def _reused(bag: BagSummary, settings: SlideSettings) -> str:
-    """What is to be said of a finished bag that the rule of enlargement would refuse today."""
+    """The note for a finished bag that max_enlargement would reject today; "" if none."""
     if bag.mpp is None or bag.source_mpp is None:
         return ""
     return reused_note([bag.source_mpp], bag.mpp, settings.max_enlargement)

@@ -1,12 +1,12 @@
-"""The shell around every job: command line in, exit code out. What a job does stands in its own file.
+"""The shell around every job: command line in, exit code out. Not here: what a job does (its own file).
 
-A job is a module of this package with a docstring, a `main(loaded) -> Outputs | None`, and as its last lines
+A job is a module of this package with a docstring, a `main(loaded) -> Outputs | None`, and these last lines:
 
     if __name__ == "__main__":
         job(main, SCHEMA, CONFIGS_DIR, GROUPS)
 
-Exit codes: 0 done · 2 the user can mend it (one line on stderr, no trace) · 1 all else (with a trace) · 130 and 143
-stopped by Ctrl-C and SIGTERM. The last line on stdout names the outputs.
+Exit codes: 0 done · 2 the user can fix it (one line on stderr, no trace) · 1 any other error (with a trace) · 130 and
+143 stopped by Ctrl-C and SIGTERM. The last line on stdout names the outputs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from ray_jobs.shell.quiet import own_stderr, to_terminal
 
 @dataclass
 class Outputs:
-    """What a job leaves behind, by name. `exit_code` ≠ 0: it ran to its end, but the result is not good enough."""
+    """A job's outputs by name. `exit_code` ≠ 0 means that it finished, but the result is not good enough."""
 
     paths: Mapping[str, object] = field(default_factory=dict)
     exit_code: int = 0
@@ -46,17 +46,17 @@ Main = Callable[[Loaded[Any]], Outputs | None]
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, raised on the main thread so that every `finally` runs. A KeyboardInterrupt, since it is the only one
-    that ends a call into Ray's compiled parts; what Ray then raises is a KeyboardInterrupt of its own."""
+    """SIGTERM, raised on the main thread so that every `finally` runs. It is a KeyboardInterrupt because only that
+    ends a call into Ray's compiled code; Ray then raises its own KeyboardInterrupt."""
 
 
-OUTPUTS = ("output", "output_dir", "report")  # keys of all jobs that name what is written
-GRACE_S, AGAIN_S = 10.0, 1.0  # from a signal, and from the next one, to the end of the process, whatever holds it
+OUTPUTS = ("output", "output_dir", "report")  # the keys of all jobs that name outputs
+GRACE_S, AGAIN_S = 10.0, 1.0  # after a signal, and after a repeated one, the process ends within this time
 SIGNALS = ((Terminated, "terminated", signal.SIGTERM), (KeyboardInterrupt, "interrupted", signal.SIGINT))
 
 
 def job(main: Main, schema: type[Any], configs_dir: Path | str, groups: Sequence[Group] = ()) -> NoReturn:
-    """Run `main` on the config of this process's command line and end the process with the job's exit code."""
+    """Run `main` with the config from this process's command line, and exit with the job's exit code."""
     code = run_job(main, schema, sys.argv[1:], configs_dir, groups)
     sys.stdout.flush()
     raise SystemExit(code)
@@ -65,7 +65,7 @@ def job(main: Main, schema: type[Any], configs_dir: Path | str, groups: Sequence
 def run_job(
     main: Main, schema: type[Any], argv: Sequence[str], configs_dir: Path | str, groups: Sequence[Group] = ()
 ) -> int:
-    """`job` without the process: the exit code. `--help` raises `SystemExit(0)`."""
+    """Run a job without exiting; returns the exit code. `--help` raises `SystemExit(0)`."""
     own_stderr()
     _log_to_stderr()
     received: list[int] = []
@@ -85,7 +85,7 @@ def run_job(
             outputs = main(loaded)
     except (KeyboardInterrupt, SystemError) as e:
         return _signalled(e, received) or _report(e)
-    except BrokenPipeError:  # `… | head`: nobody reads on
+    except BrokenPipeError:  # `… | head` closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as e:
@@ -97,8 +97,8 @@ def run_job(
 
 
 def _check_outputs(config: Any) -> None:
-    """UserError, before anything is begun, where the job's results could not be written; what earlier starts left
-    half-written there is removed."""
+    """UserError, before the job starts, if its outputs cannot be written. Removes half-written files of earlier
+    starts."""
     from pathray.data.leftovers import sweep_leftovers
     from pathray.store.storage import check_writable
     from pathray.urls import is_url
@@ -114,7 +114,7 @@ def _check_outputs(config: Any) -> None:
 
 
 class PublicFormatter(logging.Formatter):
-    """Records as lines without logins and signatures, whoever wrote them."""
+    """Formats records as lines without logins and signatures, from any logger."""
 
     def format(self, record: logging.LogRecord) -> str:
         return public_text(super().format(record))
@@ -127,15 +127,15 @@ def _log_to_stderr() -> None:
 
 
 def _signalled(error: BaseException | None, received: Sequence[int]) -> int:
-    """The exit code of the signal that an error comes from, 0 for another error: of the last one received, or of the
-    kind of the error. In Ray's compiled parts a SystemError may take the place of what the signal raised, which is its
+    """The exit code of the signal that caused an error, from the last signal received or from the type of the error; 0
+    for other errors. In Ray's compiled code a SystemError may replace the signal's exception, which is then its
     cause."""
     while error is not None:
         for kind, word, number in SIGNALS:
             if isinstance(error, kind) and number in (received[-1:] or [number]):
                 print(word, file=sys.stderr)
                 return 128 + number
-        if isinstance(error, KeyboardInterrupt):  # Ray's own, after a SIGTERM
+        if isinstance(error, KeyboardInterrupt):  # raised by Ray after a SIGTERM
             print("terminated", file=sys.stderr)
             return 128 + signal.SIGTERM
         error = error.__cause__ or error.__context__
@@ -152,20 +152,20 @@ def _report(error: BaseException) -> int:
 
 
 def _importable(thing: Any) -> Any:
-    """What `python -m` put into ``__main__``, under its real name: workers can unpickle only that."""
+    """The object of ``__main__`` under its module's real name, because workers can unpickle only that."""
     if thing.__module__ != "__main__":
         return thing
     spec = sys.modules["__main__"].__spec__
     if spec is None:
-        raise UserError("a job is started as a module", expected="python -m ray_jobs.JOB")
+        raise UserError("start the job as a module", expected="python -m ray_jobs.JOB")
     return getattr(importlib.import_module(spec.name), thing.__name__)
 
 
 @contextmanager
 def _signals_raise(received: list[int]) -> Iterator[None]:
-    """SIGINT and SIGTERM raise on the main thread, also where the parent process had them ignored or blocked (a job in
-    the background, nohup), and are noted in `received`. What swallows the exception (a destructor, compiled code) keeps
-    no process alive."""
+    """Make SIGINT and SIGTERM raise on the main thread and append them to `received`, even if the parent process
+    ignored or blocked them (background jobs, nohup). If a destructor or compiled code swallows the exception, the
+    process still ends."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -204,11 +204,11 @@ def _signals_raise(received: list[int]) -> Iterator[None]:
 
 
 def _words(signum: int) -> str:
-    """What is said when the first signal comes: what ends, what is waited for and for how long at most."""
+    """The message at the first signal: what ends, what is waited for, and for how long at most."""
     doing = " and ".join(str(progress) for progress in list(Progress.shown)) or "the job"
     return (
         f"{signal.Signals(signum).name}: ending {doing}; waiting up to {GRACE_S:.0f} s for work in progress and Ray's "
-        "processes to stop; once more to end at once"
+        "processes to stop; repeat the signal to end at once"
     )
 
 

@@ -1,7 +1,7 @@
-"""What `--dry-run` looks at beyond the config: that inputs exist and slides say their spacing, and how many there are.
+"""The checks of `--dry-run` beyond the config: inputs exist, slides have a spacing, and how many there are.
 
-Headers only: no pixel is decoded, no Ray is started, nothing is written. Not here: the checks that a job makes before
-every start.
+They read headers only: no pixel is decoded, Ray is not started, nothing is written. Not here: checks before every start
+of a job.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ SHOWN = 10
 
 
 def tell(*units: tuple[int, str]) -> None:
-    """The last line of a dry run: how many of what the job would work on."""
+    """Log the last line of a dry run: the number of units that the job would process."""
     counts = ", ".join(f"{count:,} {what}" for count, what in units)
     log.info("dry run: %s; nothing was started or written", counts)
 
 
 @dataclass(frozen=True)
 class Slide:
-    """A slide as a manifest or an index has it; `spacings` of its levels where an index knows them, `mpp` where a
-    manifest says so, `fallback_mpp` for one that says nothing."""
+    """A slide from a manifest or an index: `spacings` of its levels from an index, `mpp` from a manifest,
+    `fallback_mpp` for a slide without a spacing."""
 
     slide_id: str
     path: str
@@ -43,7 +43,7 @@ class Slide:
 
 @dataclass(frozen=True)
 class Needs:
-    """Spacings that are read, and how far a slide may be enlarged for them."""
+    """The spacings that will be read, and how far a slide may be enlarged for them."""
 
     mpps: tuple[float, ...] = ()
     max_enlargement: float = MAX_ENLARGEMENT
@@ -51,11 +51,11 @@ class Needs:
 
 
 def check_slides(slides: Sequence[Slide], source: str, min_success_fraction: float, needs: Needs = Needs()) -> int:
-    """How many of the slides are there, say their spacing and are fine enough. UserError naming the others, by the
-    file `source` that lists them, where they are more than `min_success_fraction` allows; else they are logged."""
-    from ray_jobs.extract.actors import looked_at
+    """The number of slides that exist, have a spacing and are fine enough. UserError, naming the others and the file
+    `source` that lists them, if there are more than `min_success_fraction` allows; otherwise they are logged."""
+    from ray_jobs.extract.actors import map_in_threads
 
-    errors = looked_at(lambda slide: wrong_with(slide, needs), slides)
+    errors = map_in_threads(lambda slide: fault_of(slide, needs), slides)
     rows = [
         {"slide_id": slide.slide_id, "status": "failed" if error else "ok", "error": error}
         for slide, error in zip(slides, errors, strict=True)
@@ -67,8 +67,8 @@ def check_slides(slides: Sequence[Slide], source: str, min_success_fraction: flo
     return len(rows) - len(bad)
 
 
-def wrong_with(slide: Slide, needs: Needs = Needs()) -> str:
-    """Why the slide would fail, as far as its header tells; "" when nothing is wrong."""
+def fault_of(slide: Slide, needs: Needs = Needs()) -> str:
+    """Why the slide would fail, judged by its header; "" if nothing is wrong."""
     try:
         if slide.error:
             return slide.error
@@ -80,7 +80,7 @@ def wrong_with(slide: Slide, needs: Needs = Needs()) -> str:
         return next((f"the slide is too coarse: {coarse}" for coarse in found if coarse), "")
     except AssertionError:
         raise
-    except Exception as e:  # whatever a file system or a decoder raises is this slide's failure
+    except Exception as e:  # any error of a file system or decoder is a failure of this slide only
         return describe(e)
 
 
@@ -106,7 +106,7 @@ def of_manifest(rows: Iterable[Any]) -> list[Slide]:
 
 
 def of_index(rows: Iterable[Mapping[str, Any]]) -> list[Slide]:
-    """The slides of an index's rows that are ok."""
+    """The slides of an index's rows with status ok."""
     return [
         Slide(r["slide_id"], r["wsi_path"], r["mask_path"] or "", spacings=tuple(r["wsi_spacings_mpp"]))
         for r in rows
@@ -115,7 +115,7 @@ def of_index(rows: Iterable[Mapping[str, Any]]) -> list[Slide]:
 
 
 def of_catalog(catalog: Any) -> list[Slide]:
-    """The slides that an anchor catalog has anchors of."""
+    """The slides of an anchor catalog."""
     columns, found = ("slide_id", "wsi_path", "mask_path", "wsi_level0_spacing_mpp"), dict[str, Slide]()
     for batch in catalog.batches(columns, 1 << 16):
         ids = batch.column("slide_id").to_pylist()
@@ -126,10 +126,10 @@ def of_catalog(catalog: Any) -> list[Slide]:
 
 
 def check_files(paths: Sequence[str], source: str, key: str) -> int:
-    """How many files there are. MissingFile naming the first that is not there, and how many others."""
-    from ray_jobs.extract.actors import ABSENT, looked_at, state_of
+    """The number of files. MissingFile naming the first missing one and the number of others."""
+    from ray_jobs.extract.actors import ABSENT, map_in_threads, state_of
 
-    states = looked_at(state_of, paths)
+    states = map_in_threads(state_of, paths)
     lost = [path for path, state in zip(paths, states, strict=True) if state == ABSENT]
     if lost:
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""

@@ -1,7 +1,7 @@
-"""Ray's own words go to a log file while a job uses Ray; the terminal keeps the job's words and all errors.
+"""Redirects Ray's own output to a log file while a job uses Ray; the job's output and all errors stay on the terminal.
 
-Ray's compiled parts write to the file descriptor 2, which therefore leads to the file; what Python writes to sys.stderr
-goes to the terminal as before. A native crash is told on the terminal by faulthandler.
+Ray's compiled code writes to file descriptor 2, which is redirected to the file; Python's sys.stderr still goes to the
+terminal. faulthandler reports a native crash on the terminal.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-NAME = "pathray-driver.log"  # in the folder of Ray's own logs
+NAME = "pathray-driver.log"  # in the folder of Ray's logs
 STDERR = 2
 _own: TextIO | None = None
-NOISE = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)  # for developers
+NOISE = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)  # warnings for developers
 
 
 def own_stderr() -> None:
-    """Give Python's sys.stderr a descriptor of its own, for the rest of the process: `quiet_driver` leaves it alone.
-    Without effect where sys.stderr is not the process's."""
+    """Give Python's sys.stderr its own descriptor for the rest of the process, which `quiet_driver` does not redirect.
+    No effect if sys.stderr is not descriptor 2."""
     global _own
     if _descriptor(sys.stderr) == STDERR:
         sys.stderr.flush()
@@ -34,8 +34,8 @@ def own_stderr() -> None:
 
 @contextmanager
 def quiet_driver(path: str) -> Iterator[None]:
-    """While the block runs, what Ray says below an error is appended to `path`. Without effect without `own_stderr`,
-    beside the main thread, or where `path` cannot be written."""
+    """Within the block, append Ray's messages below error level to `path`. No effect without `own_stderr`, off the main
+    thread, or if `path` cannot be written."""
     if _own is None or sys.stderr is not _own or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -59,7 +59,7 @@ def quiet_driver(path: str) -> Iterator[None]:
 
 @contextmanager
 def _noise_to(hidden: TextIO, visible: TextIO) -> Iterator[None]:
-    """Ray's logger writes to `hidden`, from errors on to `visible` as well; warnings for developers to `hidden`."""
+    """Send Ray's logger and warnings for developers to `hidden`; errors also go to `visible`."""
     ray, shown = logging.getLogger("ray"), warnings.showwarning
     moved = [h for h in ray.handlers if isinstance(h, logging.StreamHandler) and h.stream is visible]
     errors = logging.StreamHandler(visible)
@@ -85,11 +85,11 @@ def _noise_to(hidden: TextIO, visible: TextIO) -> Iterator[None]:
 def _descriptor(stream: Any) -> int:
     try:
         return int(stream.fileno())
-    except (AttributeError, OSError, ValueError):  # somebody's own stream
+    except (AttributeError, OSError, ValueError):  # a replaced stream
         return -1
 
 
 def to_terminal(words: str) -> None:
-    """A line on the terminal from inside a signal handler, which must not touch a buffer."""
+    """Write a line to the terminal from a signal handler, which must not use a buffer."""
     descriptor = _descriptor(sys.stderr)
     os.write(descriptor if descriptor >= 0 else STDERR, words.encode() + b"\n")

@@ -1,7 +1,7 @@
-"""Where Ray is, or may be: an address that answers, and a folder short enough for its sockets. Starts nothing.
+"""Checks where Ray is or may be: an address that answers, and a folder short enough for its sockets. Starts nothing.
 
-Ray waits for minutes for a cluster that is gone, and ends with a trace where its sockets do not fit: both are found out
-here, in seconds, and told with the variable or key that says otherwise.
+Ray waits for minutes for a cluster that is gone, and fails with a trace if its socket paths are too long. Both are
+detected here in seconds, with an error that names the variable or key to change.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ SHORT = "/tmp"
 
 
 def check_address(address: str, key: str) -> None:
-    """UserError when nothing takes connections at `address`, or it is that of another service. `key` gave it.
+    """UserError if nothing accepts connections at `address`, or if it belongs to another service. It was set by `key`.
 
     `auto` and addresses of unknown forms are left to Ray.
     """
     expected = f"host:6379 of a running head, or local; unset {key} or set it"
     if address.startswith(("http://", "https://")):
-        message = "this is the address of Ray's jobs API (for `ray job submit`), not of a cluster to join"
+        message = "this is the address of Ray's jobs API (for `ray job submit`), not of a cluster"
         raise UserError(message, key=key, found=address, expected=expected)
     found = re.fullmatch(r"(?:ray://)?\[?([^\[\]/]+?)\]?:(\d+)/?", address)
     if found is None:
@@ -43,15 +43,15 @@ def check_address(address: str, key: str) -> None:
 
 
 def default_folder() -> str:
-    """Where Ray itself puts its folder `ray`."""
+    """The parent of Ray's default folder `ray`."""
     return os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or SHORT
 
 
 def temporary_folder() -> str | None:
-    """The folder for an embedded Ray's session; None: where Ray itself would put it.
+    """The folder for an embedded Ray's session; None for Ray's default.
 
-    A TMPDIR that is too long or cannot be written, and a RAY_TMPDIR that is too long, give way to a short folder of the
-    user's own. UserError, naming the variable, for a RAY_TMPDIR that cannot be written, and where no short one can.
+    A short private folder replaces a TMPDIR that is too long or not writable, and a RAY_TMPDIR that is too long.
+    UserError, naming the variable, for a RAY_TMPDIR that is not writable, or if no short folder can be used.
     """
     name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), None)
     folder = os.environ[name] if name else SHORT
@@ -63,7 +63,7 @@ def temporary_folder() -> str | None:
     own = f"{SHORT}/ray-{os.getuid()}"
     usable = folder != SHORT and not (name == "RAY_TMPDIR" and trouble) and _own(own)
     if not usable:
-        expected = f"a writable folder of at most {LONGEST_SOCKET - BELOW} characters: RAY_TMPDIR=/tmp/me, say"
+        expected = f"a writable folder of at most {LONGEST_SOCKET - BELOW} characters, such as RAY_TMPDIR=/tmp/me"
         raise UserError(
             f"Ray cannot use its temporary folder: {what}", key=name or "RAY_TMPDIR", found=folder, expected=expected
         )
@@ -72,7 +72,7 @@ def temporary_folder() -> str | None:
 
 
 def _trouble(folder: str) -> str | None:
-    """Why a folder cannot be written, if so; it is made where it is missing."""
+    """Why a folder cannot be written, or None; creates the folder if it is missing."""
     probe = Path(folder) / f".pathray-{uuid.uuid4().hex[:8]}"
     try:
         probe.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ def _trouble(folder: str) -> str | None:
 
 
 def _own(folder: str) -> bool:
-    """Whether a folder is, or can be made, one that only this user writes into."""
+    """Whether a folder is, or can be created as, one that only this user can write to."""
     try:
         Path(folder).mkdir(mode=0o700, exist_ok=True)
         found = os.lstat(folder)

@@ -1,6 +1,6 @@
-"""The Ray that a job runs on: the cluster it was submitted to, or an embedded one of its own. Not what runs on it.
+"""The Ray that a job runs on: the cluster it was submitted to, or its own embedded Ray. Not here: what runs on it.
 
-Importing this module does not import ray, so that `--help` stays instant.
+Importing this module does not import ray, so `--help` stays instant.
 """
 
 from __future__ import annotations
@@ -30,25 +30,28 @@ _of_workers: dict[str, str] = {}  # see worker_environment
 
 @dataclass
 class RuntimeConfig:
-    """How a job gets its Ray: all of it placement."""
+    """How a job gets its Ray. All keys are placement."""
 
-    address: str | None = placement(None)  # a cluster to attach to; "local": always an embedded one; null: RAY_ADDRESS
-    num_cpus: int | None = placement(None)  # logical CPUs of the embedded Ray; null: what the job needs, at least all
-    omp_threads: int = placement(1)  # OMP_NUM_THREADS of tasks and actors; Ray would set it to their num_cpus
-    object_store_mb: int | None = placement(None)  # shared memory of the embedded Ray; null: by /dev/shm and memory
+    address: str | None = placement(None)  # cluster to join; "local": always an embedded Ray; null: RAY_ADDRESS
+    num_cpus: int | None = placement(None)  # logical CPUs of the embedded Ray; null: all, or more if the job needs it
+    omp_threads: int = placement(1)  # OMP_NUM_THREADS of tasks and actors; Ray's default is their num_cpus
+    object_store_mb: int | None = placement(
+        None
+    )  # shared memory of the embedded Ray; null: chosen by /dev/shm and memory
     dashboard: bool = placement(False)  # the embedded Ray's dashboard, at http://127.0.0.1:8265
-    worker_logs: bool = placement(False)  # the workers' stdout and stderr in this terminal
+    worker_logs: bool = placement(False)  # show the workers' stdout and stderr in this terminal
 
     def __post_init__(self) -> None:
         for key, least in (("num_cpus", 1), ("omp_threads", 1), ("object_store_mb", SMALLEST_STORE_MB)):
             value = getattr(self, key)
             if value is not None and value < least:
-                raise UserError("too small", key=f"runtime.{key}", found=value, expected=f"at least {least}")
+                message = f"runtime.{key} must be >= {least}"
+                raise UserError(message, key=f"runtime.{key}", found=value, expected=f"at least {least}")
 
 
 @dataclass(frozen=True)
 class Session:
-    """The Ray in use. `embedded`: this process started it and ends it."""
+    """The Ray in use. `embedded`: this process starts and ends it."""
 
     embedded: bool
     resources: dict[str, float]
@@ -58,10 +61,10 @@ class Session:
 def ray_session(
     config: RuntimeConfig, *, cpus: float = 1.0, gpus: float = 0.0, autoscaling: bool = False, needed: bool = True
 ) -> Iterator[Session]:
-    """Ray, running, with at least `cpus` and `gpus`; shuts down only what it started. Not `needed`: no Ray at all.
+    """A running Ray with at least `cpus` and `gpus`, or none if not `needed`; shuts down only what it started.
 
-    Attaches to `config.address` or RAY_ADDRESS (which job submission sets); otherwise starts an embedded Ray. Raises
-    `UserError` when there are too few CPUs or GPUs (not with `autoscaling`) or no cluster answers at the address.
+    Joins the cluster at `config.address` or RAY_ADDRESS (set by job submission), or else starts an embedded Ray. Raises
+    `UserError` for too few CPUs or GPUs (not with `autoscaling`), or if no cluster answers at the address.
     """
     _set_environment()
     if not needed:
@@ -101,7 +104,7 @@ def is_ray_running() -> bool:
 
 
 def _quiet() -> AbstractContextManager[None]:
-    """Ray's words go to the folder of this node's logs of Ray, if it has one."""
+    """Redirects Ray's output to this node's folder of Ray logs, if it has one."""
     from ray._private.worker import _global_node
 
     if _global_node is None:
@@ -111,7 +114,7 @@ def _quiet() -> AbstractContextManager[None]:
 
 @contextmanager
 def _own_signals() -> Iterator[None]:
-    """ray.init puts a SIGTERM handler of its own in place, which ends the process with 15: not within the block."""
+    """Keep ray.init from installing its SIGTERM handler, which would end the process with code 15."""
     from ray._private import utils
 
     theirs, before = utils.set_sigterm_handler, signal.getsignal(signal.SIGTERM)
@@ -125,14 +128,14 @@ def _own_signals() -> Iterator[None]:
 
 
 def _set_environment() -> None:
-    """Before ray is imported, and never over what the user has set."""
+    """Set defaults before ray is imported, without overriding the user's values."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 
 def _start(ray: Any, config: RuntimeConfig, cpus: float) -> None:
-    # An embedded Ray listens on this machine only and ends with the job: no tokens. From 2.59 they are the default.
+    # An embedded Ray listens on this machine only and ends with the job: it needs no tokens (the default since 2.59)
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     num_cpus = config.num_cpus or max(os.cpu_count() or 1, math.ceil(cpus) + 2)
     _enough("CPU", num_cpus, cpus, "runtime.num_cpus")
@@ -171,10 +174,10 @@ def _attach(ray: Any, config: RuntimeConfig, address: str) -> None:
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RuntimeEnvSetupError) as e:
         if "runtime_env" in str(e) or "runtime env" in str(e).lower():
             raise UserError(
-                f"the cluster answers, but not with the runtime environment that this job was given: {e}",
+                f"the cluster cannot set up this job's runtime environment: {e}",
                 key="runtime_env",
                 found=environment,
-                expected="one that its nodes can set up, and that repeats nothing of the job's own",
+                expected="an environment that all nodes can set up and that does not repeat the submitted job's own",
             ) from e
         raise UserError(
             f"no Ray cluster answers: {e}",
@@ -185,7 +188,7 @@ def _attach(ray: Any, config: RuntimeConfig, address: str) -> None:
 
 
 def _runtime_env(config: RuntimeConfig) -> dict[str, Any]:
-    """What a submitted job's own runtime environment already sets is left to it: Ray refuses to set it twice."""
+    """The environment without variables that a submitted job already sets, since Ray refuses duplicates."""
     submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
     given = ((submitted.get("runtime_env") or {}).get("env_vars")) or {}
     return {"env_vars": {name: value for name, value in _wanted(config).items() if name not in given}}
@@ -196,19 +199,19 @@ def _wanted(config: RuntimeConfig) -> dict[str, str]:
 
 
 def worker_environment() -> dict[str, str]:
-    """What the Ray that `ray_session` started or joined puts into its workers' environment, as far as we told it."""
+    """The variables that `ray_session` set in the workers' environment."""
     return dict(_of_workers)
 
 
-def know_workers(environment: Mapping[str, str]) -> None:
-    """What another process's `worker_environment` said of the Ray that this one is in, too."""
+def set_worker_environment(environment: Mapping[str, str]) -> None:
+    """Take over `worker_environment` of another process on the same Ray."""
     _of_workers.update(environment)
 
 
 @contextmanager
 def _inherited(environment: dict[str, str]) -> Iterator[None]:
-    """Processes started inside inherit `environment`. Not a runtime environment: with one, Ray cannot use the processes
-    that it has started in advance, and a training job takes two seconds longer to start."""
+    """Processes started in the block inherit `environment`. A Ray runtime environment would prevent Ray from using its
+    prestarted processes, and a training job would start two seconds later."""
     before = {name: os.environ.get(name) for name in environment}
     os.environ.update(environment)
     try:
@@ -223,7 +226,7 @@ def _inherited(environment: dict[str, str]) -> Iterator[None]:
 
 
 def object_store_mb() -> int:
-    """Megabytes for an embedded Ray's object store: rows travel, pixels do not, so little is enough."""
+    """Megabytes for an embedded Ray's object store. Little is enough, because only rows are passed, not pixels."""
     shm = shutil.disk_usage("/dev/shm").free >> 20 if os.path.isdir("/dev/shm") else 2048
     memory = (os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) >> 20
     return max(SMALLEST_STORE_MB, min(1024, memory // 10, shm * 8 // 10))

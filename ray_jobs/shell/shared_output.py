@@ -1,8 +1,7 @@
-"""Whether every node on which a run may be at work sees its folder: asked before training, of a local path only.
+"""Checks, before training, that every node that may work on a run sees its folder (local paths only).
 
-A path on the driver's own disk is an empty place on another node: its worker, or the task there that looks up rows for
-a worker elsewhere (Ray Data spreads them over all nodes with a CPU), would find no plan, and a checkpoint written there
-would be found by nobody.
+A path on the driver's own disk is empty on another node. Workers there, and tasks that look up rows (Ray Data spreads
+them over all nodes with a CPU), would find no plan, and their checkpoints would be lost.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ ANSWER_S = 60.0
 
 
 def check_shared(folder: str, resources: Mapping[str, float]) -> None:
-    """UserError, naming the nodes, when one that could hold a worker of `resources`, or a task, does not see `folder`.
+    """UserError, naming the nodes, if one that could run a worker with `resources` or a task does not see `folder`.
 
-    A token is written into the folder and looked for by a tiny task per node. A node that does not answer in a minute
-    is only warned about: it may be on its way out.
+    It writes a token into the folder and looks for it in a small task on each node. A node that does not answer within
+    a minute causes only a warning, because it may be shutting down.
     """
     import ray
 
@@ -41,10 +40,10 @@ def check_shared(folder: str, resources: Mapping[str, float]) -> None:
         os.remove(token)
     if blind:
         raise UserError(
-            "workers or the tasks that feed them may run on nodes that do not see the run's folder",
+            "workers or data tasks may run on nodes that do not see the run's folder",
             file=folder,
             key="output",
-            found=f"not there on {', '.join(blind)}",
+            found=f"missing on {', '.join(blind)}",
             expected="a folder that all nodes share, or a URL (gs://, s3://)",
         )
 
@@ -66,5 +65,5 @@ def _blind(token: str, nodes: Sequence[Mapping[str, Any]]) -> list[str]:
     }
     answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_S)
     for answer in silent:
-        log.warning("the node %s does not say whether it sees %s", asked[answer]["NodeManagerAddress"], token)
+        log.warning("the node %s did not answer whether it sees %s", asked[answer]["NodeManagerAddress"], token)
     return [asked[answer]["NodeManagerAddress"] for answer in answered if not ray.get(answer)]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pathray.config.sections import ScalingConfig
 from pathray.errors import UserError
-from ray_jobs.extract.actors import DIED, looked_at, state_of
+from ray_jobs.extract.actors import DIED, map_in_threads, state_of
 
 if TYPE_CHECKING:
     from pathray.data.plan import Plan
@@ -71,7 +71,7 @@ def ensure_features(
 
     paths = plan.sources["path"].to_pylist()
     root = Storage.of(str(config.output)).join("features")
-    folder = feature_folder(root, config, paths, looked_at(state_of, paths))
+    folder = feature_folder(root, config, paths, map_in_threads(state_of, paths))
     with _LOCK:  # the folds of one driver want the same ones at the same time
         _compute(folder, config, scaling, what, stopped)
     return folder

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pathray.config.load import Loaded
 from pathray.run.fence import hold
-from pathray.run.layout import PLAN
 from ray_jobs.shell.cli import Outputs
 from ray_jobs.shell.run_summary import write_run_summary
 from ray_jobs.shell.runtime import ray_session
@@ -33,7 +32,6 @@ from ray_jobs.train.training_jobs import (
 if TYPE_CHECKING:
     from pathray.data.plan import Plan
     from pathray.run.outcome import Outcome
-    from pathray.store.storage import Storage
 
 log = logging.getLogger(__name__)
 C = TypeVar("C")
@@ -117,14 +115,3 @@ def check_same_run(science: str, config: Any, plan: str | None = None) -> None:
     known = recorded(config).get("plan", "") if plan is None else plan
     identity = import_module(f"{science}.assembly").identity_of(config, known)
     check_resumable(newest, identity, config.checkpoint.resume_changes)
-
-
-def share_plan(plan: Plan, folder: str, root: Storage, name: str = PLAN) -> Plan:
-    """The plan, built in `folder`, where every worker reads it: below `root`, copied there if that is remote."""
-    if root.local:
-        return plan
-    from pathray.data.plan import Plan as Opened
-    from pathray.data.plan import publish
-
-    publish(folder, root.join(name))
-    return Opened.open(root.join(name))

@@ -1,6 +1,6 @@
 """What is asked of a regression's run before it trains: do its rows suffice, is it finished, does it work at all.
 
-Not here: which folder and checkpoint it is (ray_jobs.train_regression).
+Not here: which folder and checkpoint it is (ray_jobs.train.regression_runs).
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from pathray.errors import UserError
 from pathray.run.layout import RESULTS as METRICS
 from pathray.store.records import check_seal
 from ray_jobs.shell.dry_run import tell
-from ray_jobs.train.training_jobs import LONGER, tell_tracking
+from ray_jobs.train.mlflow_feed import tell_tracking
+from ray_jobs.train.training_jobs import LONGER
 
 if TYPE_CHECKING:
     from pathray.store.committed import Committed
     from pathray.store.storage import Storage
-    from ray_jobs.train_regression import Run
+    from ray_jobs.train.regression_runs import Run
     from regression.config import RunConfig
 
 log = logging.getLogger(__name__)

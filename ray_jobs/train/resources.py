@@ -18,9 +18,9 @@ def resolve_accelerator(accelerator: str, autoscaling: bool = False) -> str:
     if accelerator != "auto":
         return accelerator
     if not is_ray_running():
-        from pathray.device import Device
+        from pathray.device import available_kind
 
-        return Device.of("auto").kind
+        return available_kind()
     import ray
 
     resources = ray.cluster_resources()

@@ -19,12 +19,13 @@ from pathray.config.load import is_set
 from pathray.errors import UserError
 from pathray.run.layout import CHECKPOINTS, CONFIG, ENCODER, EVALUATION_REPORT, PLAN
 from ray_jobs.shell.cli import Outputs
+from ray_jobs.train.mlflow_feed import tell_tracking, tracking_of, without_login
 
 if TYPE_CHECKING:
     from pathray.data.plan import Plan
     from pathray.store.committed import Committed
     from pathray.store.storage import Storage
-    from ray_jobs.train.job import Tracking, TrainJob
+    from ray_jobs.train.job import TrainJob
 
 log = logging.getLogger(__name__)
 LONGER = "a longer budget with checkpoint.resume_changes=[{}] trains on"
@@ -145,27 +146,6 @@ def _unjudged(config: Any, newest: Committed) -> bool:
     return any(snapshot.images_seen not in judged for snapshot in results.snapshots())
 
 
-def tell_tracking(config: Any, run_dir: str, newest: Committed) -> None:
-    """Send what a tracking server that was away has not been told of a finished run. SQLite next to a run has all."""
-    from pathray.run.tracking import is_local
-
-    tracking, tuning = tracking_of(config), _tuning(config)
-    if not tracking.mlflow or tracking.uri is None or is_local(tracking.uri):
-        return
-    from pathray.store.storage import Storage
-    from ray_jobs.train.job import TrainJob
-    from ray_jobs.train.mlflow_feed import mlflow_fed
-
-    known = newest.meta.get("identity", {})
-    identity = {**known.get("values", {}), "identity": known.get("hash")}
-    job = TrainJob(  # nothing is trained: of it only what MLflow is told is read
-        assemble=without_login, config=without_login(config), plan_path="", run_dir=run_dir, scaling=config.scaling,
-        tracking=tracking, identity=identity, tuning=tuning if tuning is not None and tuning.enable else None,
-    )  # fmt: skip
-    with mlflow_fed(job, Storage.of(run_dir)):
-        pass
-
-
 def evaluated(config: Any) -> dict[str, object]:
     """Where the evaluations of a run lie, if it has any."""
     if not config.tuning.enable:
@@ -194,15 +174,6 @@ def decode_tasks(config: Any) -> int:
     return int(config.data.threads) if config.data.decode_on == "cluster" else 0
 
 
-def tracking_of(config: Any) -> Tracking:
-    """Where the metrics of a run go, as its `logging` says."""
-    from ray_jobs.train.job import Tracking
-
-    settings = config.logging
-    tags = {"mlflow.parentRunId": settings.mlflow_parent} if settings.mlflow_parent else {}
-    return Tracking(settings.mlflow, settings.tracking_uri, settings.experiment, tags=tags)
-
-
 def plan_folder(root: Any) -> str:
     """Where the plan is built: in the output folder, or on the local disk when that is remote."""
     if root.local:
@@ -211,15 +182,6 @@ def plan_folder(root: Any) -> str:
 
     digest = hashlib.sha256(root.url.encode()).hexdigest()[:24]
     return str(private_cache() / f"{digest}-plan-built")
-
-
-def without_login(config: Any) -> Any:
-    """`config` without a login that `logging.tracking_uri` may hold."""
-    from pathray.urls import public
-
-    if config.logging.tracking_uri is None:
-        return config
-    return replace(config, logging=replace(config.logging, tracking_uri=public(config.logging.tracking_uri)))
 
 
 def save_config(config: Any, run_dir: str) -> None:

@@ -1,6 +1,6 @@
-"""What a sweep leaves for people: leaderboard.md and .csv, parallel.png, best.yaml. Read from the trials' own folders.
+"""Writes a sweep's results: leaderboard.md and .csv, parallel.png, best.yaml. They are read from the trials' folders.
 
-``trials.json`` has what only Tune knows: which trials there are, and how each of them ended.
+``trials.json`` has what only Tune knows: the trials and how each of them ended.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ URI = "logging.tracking_uri"
 
 @dataclass(frozen=True)
 class Status:
-    """A trial as Tune has it. `error`: message, where (of a UserError, else None) and trace."""
+    """A trial as Tune knows it. `error`: message, where (of a UserError, else None) and trace."""
 
     trial: str
     status: str = UNFINISHED
@@ -64,7 +64,7 @@ def entries_of(store: Storage, objective: Objective) -> list[Entry]:
 
 
 def write_board(store: Storage, sweep: Sweep) -> Entry | None:
-    """Write everything anew; the best trial, if any has the objective."""
+    """Write all files again; returns the best trial, if any has the objective."""
     from pathray.search.parallel import draw_parallel
 
     objective, keys, title = sweep.config.objective, list(sweep.space), f"Sweep of {sweep.job.name}"
@@ -79,7 +79,7 @@ def write_board(store: Storage, sweep: Sweep) -> Entry | None:
 
 
 def best_yaml(job: TrainingJob, best: Entry, space: Mapping[str, Dimension], objective: Objective) -> str:
-    """The job's config with the best trial's values, under the command that runs it."""
+    """The job's config with the best trial's values, headed by the command that runs it."""
     assert best.best is not None
     loaded = job.load(best.values).config
     located = getattr(job.module, "located", lambda config: config)  # it may be run from another folder
@@ -89,7 +89,7 @@ def best_yaml(job: TrainingJob, best: Entry, space: Mapping[str, Dimension], obj
     value, images = best.best[1], best.best[0]
     lines = [
         f"# python -m ray_jobs.{job.name} --config {BEST} output=outputs/best",
-        f"# Of a sweep's trials the best: {best.trial}, {objective.metric} {value:.6g} at {images:,} images, with",
+        f"# The best trial of a sweep: {best.trial}, {objective.metric} {value:.6g} at {images:,} images, with",
         *(f"#   {key}: {json.dumps(best.values[key])}" for key in space if key in best.values),
     ]
     return public_text("\n".join(lines) + "\n" + OmegaConf.to_yaml(config))

@@ -1,6 +1,6 @@
-"""The MLflow run of a sweep, or of a cross-validation, whose children the runs of trials or folds are.
+"""The MLflow parent run of a sweep or a cross-validation; the runs of trials or folds are its children.
 
-MLflow's trouble is logged, never the sweep's.
+Failures of MLflow are logged and never end the sweep.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ PARENT = "logging.mlflow_parent"
 
 
 class Parent:
-    """`run_id` is empty where there is no MLflow. Found again by mlflow_run.json in the sweep's folder."""
+    """The parent run, found again through mlflow_run.json in the sweep's folder. `run_id` is "" without MLflow."""
 
     def __init__(self, store: Storage, logging_config: Any) -> None:
         self.store, self.run_id, self.uri = store, "", logging_config.tracking_uri
         if not logging_config.mlflow:
             return
         if self.uri is None and not store.local:
-            log.warning("MLflow: no tracking_uri is given and the sweep is remote; the leaderboard has it all")
+            log.warning("MLflow is off: a sweep on remote storage needs tracking_uri; see the leaderboard instead")
             return
         self.uri = self.uri or default_uri(store)
         try:
             self.run_id = self._bounded(lambda: self._known() or self._new(logging_config.experiment))
-        except Exception as e:  # the sweep must not end for its bookkeeping
-            log.warning("MLflow has no run for the sweep: %s", explain(e, *mlflow_errors()))
+        except Exception as e:  # a tracking failure must not end the sweep
+            log.warning("could not create the sweep's MLflow run: %s", explain(e, *mlflow_errors()))
 
     def words(self) -> list[str]:
-        """What makes a trial's run a child."""
+        """The `key=value` words that make a trial's run a child."""
         from pathray.search.space import word
 
         return [word("logging.tracking_uri", self.uri), word(PARENT, self.run_id)] if self.run_id else []
@@ -49,11 +49,11 @@ class Parent:
         if not self.run_id:
             return
         try:
-            self._bounded(lambda: self._tell_best(best, objective, facts, status))
+            self._bounded(lambda: self._log_best(best, objective, facts, status))
         except Exception as e:
-            log.warning("MLflow does not have the sweep's result: %s", explain(e, *mlflow_errors()))
+            log.warning("could not log the sweep's result to MLflow: %s", explain(e, *mlflow_errors()))
 
-    def _tell_best(self, best: Entry | None, objective: Objective, facts: Mapping[str, Any], status: str) -> None:
+    def _log_best(self, best: Entry | None, objective: Objective, facts: Mapping[str, Any], status: str) -> None:
         client = self._client()
         for key, value in redact(facts).items():
             client.set_tag(self.run_id, f"sweep.{key}", value)
@@ -68,22 +68,22 @@ class Parent:
         client.set_terminated(self.run_id, status)
 
     def end(self, metrics: Mapping[str, float], status: str) -> None:
-        """End the run of a cross-validation, with what the folds say together."""
+        """End the run of a cross-validation, with the folds' combined metrics."""
         if not self.run_id:
             return
         try:
-            self._bounded(lambda: self._tell_folds(metrics, status))
+            self._bounded(lambda: self._log_folds(metrics, status))
         except Exception as e:
-            log.warning("MLflow does not have the folds' result: %s", explain(e, *mlflow_errors()))
+            log.warning("could not log the folds' result to MLflow: %s", explain(e, *mlflow_errors()))
 
-    def _tell_folds(self, metrics: Mapping[str, float], status: str) -> None:
+    def _log_folds(self, metrics: Mapping[str, float], status: str) -> None:
         client = self._client()
         for name, value in metrics.items():
             client.log_metric(self.run_id, name, value)
         client.set_terminated(self.run_id, status)
 
     def _bounded(self, action: Callable[[], Any]) -> Any:
-        """`action()`; TimeoutError where a server does not answer: a sweep does not wait for its bookkeeping."""
+        """`action()` with a time limit for servers (TimeoutError), so that a sweep does not wait for MLflow."""
         return action() if is_local(str(self.uri)) else within(SILENT_S, action)
 
     def _client(self) -> Any:

@@ -1,7 +1,7 @@
-"""A Ray Tune Searcher over snapshots: what to try next is the newest snapshot that nobody has judged.
+"""A Ray Tune Searcher over snapshots: it suggests the newest snapshot that has not been evaluated.
 
-The one file that touches Tune's developer API (`Searcher`). Tune copies and pickles searchers, so this one holds a name
-only; what it asks stands in `WATCHES` of this process. Not here: the decision (pathray.evaluation.backlog).
+This is the only file that uses Tune's developer API (`Searcher`). Tune copies and pickles searchers, so this one holds
+only a name; the object behind it is in this process's `WATCHES`. Not here: the choice (pathray.evaluation.backlog).
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ FINISHED = Searcher.FINISHED
 
 
 class Watched(Protocol):
-    """What suggests evaluations, and is told how they ended."""
+    """Suggests evaluations and receives their results."""
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The config of the next trial, None while there is nothing, FINISHED when there will be nothing more."""
+        """The config of the next trial; None if there is none at the moment, FINISHED if there will be no more."""
         ...
 
     def completed(self, trial_id: str, result: dict[str, Any] | None, error: bool) -> None: ...
@@ -27,7 +27,7 @@ WATCHES: dict[str, Watched] = {}
 
 
 class SnapshotSearcher(Searcher):
-    """Asks the `Watched` that stands under `name` in WATCHES."""
+    """Delegates to the `Watched` named `name` in WATCHES."""
 
     def __init__(self, name: str) -> None:
         super().__init__(metric=None, mode=None)
@@ -42,7 +42,7 @@ class SnapshotSearcher(Searcher):
             watch.completed(trial_id, result, error)
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: results on storage are the state."""
+        """Does nothing: the results on storage are the state."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing: results on storage are the state."""
+        """Does nothing: the results on storage are the state."""

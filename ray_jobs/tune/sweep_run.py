@@ -1,6 +1,6 @@
-"""One training run of a sweep, in a thread of the trial's process: the job's own `main`, and the rows that it writes.
+"""One training run of a sweep: the job's own `main` in a thread of the trial's process, and the metrics it writes.
 
-The run's folder is the truth: it resumes by itself, and what it has done is read from its rows of metrics. No Tune.
+All state is in the run's folder: the run resumes by itself, and its progress is read from its metrics. Without Tune.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from ray_jobs.tune.config import TrainingJob
 
 log = logging.getLogger(__name__)
 TRIAL = "trial.json"
-BUDGETS = ("optimization.total_images_budget", "train.images", "total_images")  # where resolved configs have it
+BUDGETS = ("optimization.total_images_budget", "train.images", "total_images")  # keys of the budget in resolved configs
 
 
 class TrialRun:
-    """A run of `job` with `values` into `folder`; `words` are the sweep's own `key=value` for it."""
+    """A run of `job` with `values` in `folder`; `words` are `key=value` settings from the sweep."""
 
     def __init__(
         self, job: TrainingJob, trial: str, values: Mapping[str, Any], folder: str, words: Sequence[str],
@@ -59,12 +59,12 @@ class TrialRun:
         return self._thread is not None and not self._thread.is_alive()
 
     def stop(self, seconds: float) -> bool:
-        """Ask the run to checkpoint and end; whether it has within so long."""
+        """Request the run to save a checkpoint and end; returns whether it did within `seconds`."""
         if self._thread is None:
             return True
         deadline = time.monotonic() + seconds
         while self._thread.is_alive() and time.monotonic() < deadline:
-            request_stop(self.store.url)  # again and again: a run that is only beginning removes an older one
+            request_stop(self.store.url)  # repeated, because a starting run removes an older request
             self._thread.join(2.0)
         return not self._thread.is_alive()
 
@@ -73,7 +73,7 @@ class TrialRun:
 
     @property
     def budget(self) -> int:
-        """The images that the run is to see; 0 as long as it has not said so."""
+        """The run's budget in images; 0 until the run has written its config."""
         if self._budget == 0 and self.store.exists(CONFIG):
             config = OmegaConf.create(self.store.read_bytes(CONFIG).decode())
             found = (OmegaConf.select(config, key) for key in BUDGETS)
@@ -82,24 +82,24 @@ class TrialRun:
 
     def _run(self) -> None:
         try:
-            with _alone(self.store.url):
+            with _exclusive(self.store.url):
                 self.job.module.main(self.job.load(self.values, *self.words))
-        except BaseException as e:  # carried to whoever asks, who raises it
+        except BaseException as e:  # raised later by the trial
             self.error = e
 
 
 def history_of(store: Storage, objective: Objective) -> list[Point]:
-    """What the run in the folder has of the objective so far."""
+    """The objective's values in the run's folder so far."""
     return objective.history(_rows(store, objective.source))
 
 
 def images_of(store: Storage) -> int:
-    """The images that the run in the folder has seen, by its rows."""
+    """The images seen by the run in the folder, from its metrics."""
     return max((int(row.get(IMAGES, 0)) for row in _rows(store, METRICS)), default=0)
 
 
 def metrics_of(store: Storage, objective: Objective) -> list[str]:
-    """The metrics that there are where the objective should be."""
+    """The names of all metrics in the objective's file."""
     return sorted({key for row in _rows(store, objective.source) for key in row})
 
 
@@ -108,9 +108,9 @@ def _rows(store: Storage, name: str) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def _alone(folder: str) -> Iterator[None]:
-    """Waits while another process of this node trains in the folder: a trial that was paused and goes on at once must
-    not meet its former self. All trials run on the driver's node."""
+def _exclusive(folder: str) -> Iterator[None]:
+    """Wait while another process on this node trains in the folder, since a paused trial may resume before its old
+    process has ended. All trials run on the driver's node."""
     name = hashlib.sha256(folder.encode()).hexdigest()[:24]
     with open(private_cache() / f"{name}.trial", "wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -120,8 +120,8 @@ def _alone(folder: str) -> Iterator[None]:
 def no_objective(store: Storage, objective: Objective) -> UserError:
     where = store.join(objective.source)
     known = [name for name in metrics_of(store, objective) if name not in (IMAGES, "time")]
-    expected = ", ".join(known) or "rows of metrics: is training.log_every within the budget?"
+    expected = ", ".join(known) or "rows of metrics; check that training.log_every is within the budget"
     return UserError(
-        "the training ended without the objective", file=where, key="objective.metric", found=objective.metric,
+        "the run ended without a value of the objective", file=where, key="objective.metric", found=objective.metric,
         expected=expected,
     )  # fmt: skip

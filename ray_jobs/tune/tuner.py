@@ -1,7 +1,7 @@
-"""A sweep on Ray Tune: the space, the searcher, the scheduler, and the callback that keeps the leaderboard.
+"""Runs a sweep on Ray Tune: the space, the searcher, the scheduler, and the callback that writes the leaderboard.
 
-The one file of the sweep that knows Tune's classes, beside the trial's. Nothing that Tune pickles holds more than plain
-settings: a restored sweep finds the rest on storage.
+Apart from the trial, this is the only file of the sweep that uses Tune's classes. Everything that Tune pickles is plain
+settings; a restored sweep finds the rest on storage.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from ray_jobs.tune.trial import END, PARKED, SweepTrial, TrialSettings, plain, s
 log = logging.getLogger(__name__)
 FOLDER = "tune"
 REFRESH_S, LOOK_S = 30.0, 0.5
-BUILD_CPUS = 1.0  # for what a run builds before it trains: Ray takes it from the trial's own share
+BUILD_CPUS = 1.0  # for building a run's inputs before training, which Ray takes from the trial's share
 ENVIRONMENT = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # metrics.jsonl and MLflow have it all
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # metrics.jsonl and MLflow are used instead
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -48,11 +48,11 @@ ENVIRONMENT = {
 
 
 def tuner_of(sweep: Sweep, settings: TrialSettings) -> tune.Tuner:
-    """The sweep as it has to go on: what Tune saved of it, or a new one."""
+    """The tuner of a sweep: restored from what Tune saved, or a new one."""
     os.environ.update(ENVIRONMENT)
     _quiet()
     store, config = Storage.of(settings.root), sweep.config
-    random.seed(config.seed)  # PBT's mutations are drawn from the global generators
+    random.seed(config.seed)  # PBT's mutations use the global generators
     np.random.seed(config.seed)
     trainable = tune.with_resources(tune.with_parameters(SweepTrial, settings=settings), _resources(config))
     path, filesystem = store.path(FOLDER), store.pyarrow_fs()
@@ -79,7 +79,7 @@ def tuner_of(sweep: Sweep, settings: TrialSettings) -> tune.Tuner:
 
 
 def _quiet() -> None:
-    """What a user should know is said here; of Tune only errors, and not that trials of a stopped sweep go on later."""
+    """Log only errors of Tune, without the one about unfinished trials, since a stopped sweep can be restored."""
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     logging.getLogger("ray.tune.tune").addFilter(lambda record: "did not complete" not in record.getMessage())
     warnings.filterwarnings("ignore", message="Consider boosting PBT")
@@ -90,16 +90,16 @@ def _trial_id(trial: Any) -> str:
 
 
 def _resources(config: Any) -> tune.PlacementGroupFactory:
-    """A trial only waits for its run, whose workers take resources of their own. It runs on the driver's node, where
-    the job's files are, and takes so much of that node that no more than `max_concurrent` fit: unlike Tune's own limit
-    this one leaves paused trials aside, and holds until a stopped one has really ended."""
+    """The resources of a trial, which only waits for its run; the run's workers have their own. It runs on the driver's
+    node, where the job's files are, and takes a share of it so that at most `max_concurrent` trials fit. Unlike Tune's
+    own limit, this ignores paused trials and lasts until a stopped trial has really ended."""
     here = f"node:{ray.util.get_node_ip_address()}"
     share = round(1 / (config.max_concurrent + 0.5), 4)
     return tune.PlacementGroupFactory([{"CPU": 0.01, here: share}, {"CPU": BUILD_CPUS}])
 
 
 def domain_of(dimension: Dimension) -> Any:
-    """A dimension as Tune draws from it."""
+    """A dimension as a Tune search domain."""
     values = dimension.values
     if dimension.kind in ("choice", "grid"):
         return tune.choice(list(values)) if dimension.kind == "choice" else tune.grid_search(list(values))
@@ -133,7 +133,7 @@ def _scheduler(sweep: Sweep, settings: TrialSettings) -> Any:
 
 @dataclass(frozen=True)
 class _InsideSpace:
-    """Brings mutated values back into the space."""
+    """Moves mutated values back into the space."""
 
     space: Mapping[str, Dimension]
 
@@ -142,7 +142,7 @@ class _InsideSpace:
 
 
 class Halving(ASHAScheduler):  # type: ignore[misc]
-    """ASHA over images seen that knows, after a restore, what the trials before had reached: Tune does not save it."""
+    """ASHA over images seen. After a restore it recovers earlier trials' results, which Tune does not save."""
 
     def __init__(self, root: str, objective: Objective, settings: Any) -> None:
         super().__init__(
@@ -164,7 +164,7 @@ class Halving(ASHAScheduler):  # type: ignore[misc]
 
 
 class Watch(tune.Callback):  # type: ignore[misc]
-    """Writes how the trials are and the leaderboard; ends the sweep when it is asked to and all runs have stopped."""
+    """Writes the trials' statuses and the leaderboard; ends the sweep on request, once all runs have stopped."""
 
     def __init__(self, root: str, sweep: Sweep) -> None:
         self.root, self.sweep = root, sweep
@@ -181,24 +181,24 @@ class Watch(tune.Callback):  # type: ignore[misc]
         token = stop_token(Storage.of(self.root))
         running = [trial for trial in trials if trial.status == "RUNNING"]
         if token and all(_last(trial).get(PARKED) == token for trial in running):
-            assert threading.current_thread() is threading.main_thread(), "Tune is interrupted by a signal"
-            signal.raise_signal(signal.SIGUSR1)  # how Tune is told to save its state and end
+            assert threading.current_thread() is threading.main_thread(), "the signal must be raised on the main thread"
+            signal.raise_signal(signal.SIGUSR1)  # makes Tune save its state and end
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._tell(trials, trial)
+        self._log_trial(trials, trial)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._tell(trials, trial)
+        self._log_trial(trials, trial)
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
         self._refresh(trials)
 
-    def _tell(self, trials: list[Any], trial: Any) -> None:
+    def _log_trial(self, trials: list[Any], trial: Any) -> None:
         status = self._status(trial)
         objective, last = self.sweep.config.objective, _last(trial)
         figures = f", {objective.metric} {last.get(objective.metric)} at {last[IMAGES]:,} images" if last else ""
         log.info("trial %s: %s%s", trial.trial_id, status.status if status.status != UNFINISHED else STOPPED, figures)
-        self.refreshed = -REFRESH_S  # at the next look: by then the trial has its final status
+        self.refreshed = -REFRESH_S  # refresh at the next check, when the trial has its final status
 
     def _refresh(self, trials: list[Any]) -> None:
         self.refreshed = time.monotonic()
@@ -206,8 +206,8 @@ class Watch(tune.Callback):  # type: ignore[misc]
         try:
             write_statuses(store, [self._status(trial) for trial in trials])
             write_board(store, self.sweep)
-        except Exception as e:  # no reason to end the trials; at the end it is written again, and raised
-            log.warning("the leaderboard could not be written; retrying: %s", explain(e))
+        except Exception as e:  # trials continue; the final write raises
+            log.warning("could not write the leaderboard; retrying: %s", explain(e))
 
     def _status(self, trial: Any) -> Status:
         last, most = _last(trial), self.sweep.config.asha.max_images

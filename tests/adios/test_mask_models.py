@@ -77,7 +77,7 @@ def test_images_that_are_not_whole_are_refused(kind, size, expected):
 
 def test_an_image_of_another_size_is_taken_by_the_vit_unet_and_refused_where_it_cannot_be():
     assert model("vit_unet").masks(torch.randn(1, 3, 48, 64)).shape == (1, 3, 48, 64)
-    with pytest.raises(UserError, match="whole patches"):
+    with pytest.raises(UserError, match="patch size"):
         model("vit_unet").masks(torch.randn(1, 3, 40, 64))
     with pytest.raises(UserError, match="takes one size"):
         model("adios").masks(torch.randn(1, 3, 64, 64))

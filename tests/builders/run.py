@@ -75,7 +75,8 @@ def index_and_catalog(folder: Path, manifest: str, *argv: str) -> str:
     from ijepath.index import SlideIndex, index_slides, write_index
     from ijepath.manifest import read_manifest
     from pathray.config.load import load_config
-    from ray_jobs.pretrain_ijepath import PretrainConfig, profile_of
+    from ray_jobs.pretrain_ijepath import PretrainConfig
+    from ray_jobs.train.ijepath_inputs import profile_of
 
     config = load_config(PretrainConfig, [*KEYS, *argv], configs_dir=CONFIGS_DIR, groups=GROUPS).config
     rows = read_manifest(manifest)

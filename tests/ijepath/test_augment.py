@@ -7,12 +7,12 @@ import torch
 from ijepath.augment import (
     STAINS,
     Pixels,
-    blurred,
+    blur,
     density,
+    jitter_stain,
     normalised_brightness,
     normalised_frequency,
-    scanned,
-    stained,
+    simulate_scanner,
 )
 from ijepath.config import AugmentConfig
 
@@ -23,7 +23,7 @@ def tissue(n=2, size=48, seed=0):
     """H&E-like: densities of two stains, smooth with fine detail, some background."""
     g = torch.Generator().manual_seed(seed)
     amounts = torch.rand(n, 2, size, size, generator=g)
-    amounts = 0.3 * blurred(amounts, 1) + 2 * blurred(amounts, 3)  # two octaves of detail, mean density about 0.8
+    amounts = 0.3 * blur(amounts, 1) + 2 * blur(amounts, 3)  # two octaves of detail, mean density about 0.8
     amounts *= 0.35
     amounts[:, :, :8] = 0
     od = torch.einsum("nshw,sc->nchw", amounts, torch.tensor(STAINS[:2]))
@@ -83,14 +83,14 @@ def test_stain_jitter_equals_the_formula_in_float64():
     amounts = np.einsum("nchw,cs->nshw", -np.log(x.double().numpy()), np.linalg.inv(m))
     v = (2 * u.double().numpy() - 1)[:, :, None, None] * 0.2
     expected = np.exp(-np.einsum("nshw,sc->nchw", amounts * (1 + v[:, :3]) + v[:, 3:] / 4, m)).clip(0, 1)
-    assert np.abs(stained(x, u, 0.2).numpy() - expected).max() < 1e-5
+    assert np.abs(jitter_stain(x, u, 0.2).numpy() - expected).max() < 1e-5
 
 
 def test_the_middle_draw_changes_nothing():
     x = tissue(1).clamp(2 / 255, 1)
     middle = torch.full((1, 6), 0.5)
-    assert torch.allclose(stained(x, middle, 0.3), x, atol=1e-5)
-    assert torch.allclose(scanned(x, middle[:, :5], 1.0), x, atol=1e-5)
+    assert torch.allclose(jitter_stain(x, middle, 0.3), x, atol=1e-5)
+    assert torch.allclose(simulate_scanner(x, middle[:, :5], 1.0), x, atol=1e-5)
 
 
 def test_brightness_normalisation_undoes_a_darker_stain_and_leaves_background_white():
@@ -105,7 +105,7 @@ def test_brightness_normalisation_undoes_a_darker_stain_and_leaves_background_wh
 
 def test_frequency_normalisation_brings_a_blurred_and_a_sharp_image_together():
     sharp = tissue(1, size=96)
-    soft = (sharp + blurred(sharp, 1)) / 2
+    soft = (sharp + blur(sharp, 1)) / 2
     before = (sharp - soft).abs().mean()
     after = (normalised_frequency(sharp, 1.0) - normalised_frequency(soft, 1.0)).abs().mean()
     assert after < 0.7 * before
@@ -119,4 +119,4 @@ def test_blur_equals_a_library_convolution():
     kernel = np.zeros(9)
     kernel[::2] = np.array([1, 4, 6, 4, 1]) / 16
     expected = convolve1d(convolve1d(x.double().numpy(), kernel, axis=2, mode="mirror"), kernel, axis=3, mode="mirror")
-    assert np.abs(blurred(x, 2).numpy() - expected).max() < 1e-6
+    assert np.abs(blur(x, 2).numpy() - expected).max() < 1e-6

@@ -69,7 +69,27 @@ def test_a_public_name_is_what_its_module_has():
     from pathray.api.slide import open_slide
 
     assert pathray.open_slide is open_slide
-    assert set(pathray._MODULES) | {"__version__"} == set(pathray.__all__)
+    assert set(pathray._MODULES) | {"__version__", "train"} == set(pathray.__all__)
+
+
+@pytest.mark.parametrize("first", ["pathray.train", "import pathray.train.loop", "from pathray.train import loop"])
+def test_train_trains_and_holds_the_loop_whichever_is_used_first(first):
+    code = f"""
+import pathray
+{first}
+import pathray.run, pathray.train.loop
+pathray.run.train = lambda *arguments, **keywords: (arguments, keywords)
+print(pathray.train(1, 2, settings=3), pathray.train.loop.run.__name__)
+from pathray import train
+print(train is pathray.train)
+"""
+    assert run("-c", code).stdout.splitlines() == ["((1, 2), {'settings': 3}) run", "True"]
+
+
+def test_train_travels_with_a_notebooks_functions():
+    from ray import cloudpickle
+
+    assert cloudpickle.loads(cloudpickle.dumps(pathray.train)) is pathray.train
 
 
 def test_the_version_is_the_installed_one():

@@ -18,9 +18,9 @@ import numpy.typing as npt
 
 from pathray.errors import UserError
 from pathray.evaluation.datasets import Unfit
-from pathray.evaluation.metrics.apd_splits import Design, Repetition, design, realised_v, repetitions
-from pathray.evaluation.metrics.logistic import Rotated, logits, paths, predicted
-from pathray.evaluation.metrics.robustness_index import normalised
+from pathray.evaluation.metrics.apd_splits import Design, Repetition, design, measure_cramers_v, repetitions
+from pathray.evaluation.metrics.logistic import Rotated, fit_paths, logits, predict_classes
+from pathray.evaluation.metrics.robustness_index import normalise
 from pathray.stats.bootstrap import Interval, t_interval
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -71,7 +71,7 @@ def average_performance_drop(
     """
     if repeats < 2:
         raise UserError("an interval needs at least two repetitions", key="repeats", found=repeats)
-    unit = normalised(features)
+    unit = normalise(features)
     inside = np.flatnonzero(~ood)
     mine: tuple[Labels, Labels, Labels] = labels[inside], centers[inside], slides[inside]
     chosen = design(name, *mine, classes=classes)
@@ -79,7 +79,7 @@ def average_performance_drop(
     inside, mine = inside[keep], (mine[0][keep], mine[1][keep], mine[2][keep])
     draws = list(repetitions(chosen, *mine, count=repeats, seed=seed))
     correlation = tuple(
-        float(np.mean([realised_v(draw.train[s], mine[0], mine[1]) for draw in draws]))
+        float(np.mean([measure_cramers_v(draw.train[s], mine[0], mine[1]) for draw in draws]))
         for s in range(chosen.plan.splits)
     )
     outside = np.flatnonzero(ood & np.isin(labels, chosen.classes))
@@ -131,14 +131,14 @@ def _accuracies(
         train, validation, test = (np.stack(masks) for masks in parts)
         best = np.full(len(train), -1.0)
         found_id, found_ood = np.zeros(len(train)), np.full(len(train), np.nan)
-        for _, w, b in paths(rotated, y, train, cs):
-            guess = predicted(logits(rotated.x, w, b))
+        for _, w, b in fit_paths(rotated, y, train, cs):
+            guess = predict_classes(logits(rotated.x, w, b))
             score = balanced(guess, y, validation, classes)
             better = score > best + 1e-12
             best[better] = score[better]
             found_id[better] = balanced(guess[better], y, test[better], classes)
             if len(y_ood) and better.any():
-                outside = predicted(logits(x_ood, w[better], b[better]))
+                outside = predict_classes(logits(x_ood, w[better], b[better]))
                 found_ood[better] = balanced(outside, y_ood, np.ones(outside.shape, bool), classes)
         of_id[first : first + step] = found_id.reshape(len(some), splits)
         of_ood[first : first + step] = found_ood.reshape(len(some), splits)

@@ -60,7 +60,7 @@ class Repetition:
     test: Ints
 
 
-def opposed(train: int, classes: int, patches: int, test: int) -> Plan:
+def plan_opposed(train: int, classes: int, patches: int, test: int) -> Plan:
     """Two centres: `train` slots a class, half from each at first; the first half of the classes goes over
     to the second centre, the other half to the first. So are Camelyon's (14 slots) and Tolkach ESCA's (6)."""
     half = train // 2
@@ -80,16 +80,16 @@ def _tcga(split: int) -> Ints:
 
 
 PLANS = {
-    "camelyon": opposed(14, 2, 300, 2),
+    "camelyon": plan_opposed(14, 2, 300, 2),
     "tcga": Plan(7, 30, 8, 3, _tcga),
-    "tolkach_esca": opposed(6, 6, 100, 2),
+    "tolkach_esca": plan_opposed(6, 6, 100, 2),
 }
 
 
 def design(name: str, labels: Labels, centers: Labels, slides: Labels, *, classes: Sequence[str] = ()) -> Design:
     """The plan for in-domain rows: the dataset's own where they fill it, else the largest that they can fill.
 
-    Of other datasets, and where the own plan cannot be filled, it is `opposed` for the two centres that give most
+    Of other datasets, and where the own plan cannot be filled, it is `plan_opposed` for the two centres that give most
     training patches; the reason is said. Unfit with the counts where not even one slot of each centre can train
     beside one that validates and one that tests.
     """
@@ -155,7 +155,7 @@ def cramers_v(table: npt.ArrayLike) -> float:
     return float(np.sqrt(((counts - expected) ** 2 / expected).sum() / (counts.sum() * smaller)))
 
 
-def realised_v(rows: Ints, labels: Labels, centers: Labels) -> float:
+def measure_cramers_v(rows: Ints, labels: Labels, centers: Labels) -> float:
     """Cramér's V of class and centre among these rows."""
     kinds, sites = np.unique(labels[rows], return_inverse=True)[1], np.unique(centers[rows], return_inverse=True)[1]
     table = np.zeros((sites.max() + 1, kinds.max() + 1))
@@ -270,7 +270,7 @@ def _fitting(
     """The largest plan for cells of so many slots, if their slides can be divided."""
     test = max(1, slots // 8)
     for train in range(min(14, 2 * ((slots - 1 - test) // 2)), 0, -2):
-        found = Design(opposed(train, len(kinds), patches, test), sites, kinds)
+        found = Design(plan_opposed(train, len(kinds), patches, test), sites, kinds)
         if not _lacking(found, cells(found, labels, centers, slides)):
             yield found
             return

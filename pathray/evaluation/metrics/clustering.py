@@ -20,7 +20,7 @@ import numpy.typing as npt
 from pathray.evaluation.datasets import Unfit
 from pathray.evaluation.metrics.clustering_interval import Clustered, score_interval
 from pathray.evaluation.metrics.kmeans import Points, cluster, map_in_threads, reduce_features
-from pathray.evaluation.metrics.robustness_index import normalised
+from pathray.evaluation.metrics.robustness_index import normalise
 from pathray.stats.bootstrap import Interval
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -71,10 +71,10 @@ def clustering_score(
     Equal input, equal score: k-means starts from rows drawn by `seed`. UserError for features that are not finite,
     Unfit where no two classes are both found at two centres. slides: a slide per row, for the interval.
     """
-    unit = normalised(features)
+    unit = normalise(features)
     scores, clustered = list[PairScore](), list[Clustered]()
     for pair, rows in pairs(labels, centers):
-        score, found = _of_pair(unit[rows], labels[rows], centers[rows], pair, ks, trials, seed)
+        score, found = _score_pair(unit[rows], labels[rows], centers[rows], pair, ks, trials, seed)
         scores.append(score)
         clustered.append(Clustered(rows, found))
     if not scores:
@@ -126,7 +126,7 @@ def adjusted_rand(a: Labels, b: Labels) -> float:
     return (both - expected) / (most - expected) if most != expected else 1.0
 
 
-def _of_pair(
+def _score_pair(
     unit: Doubles,
     labels: Labels,
     centers: Labels,

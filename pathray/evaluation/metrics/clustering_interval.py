@@ -39,7 +39,7 @@ def score_interval(
     names, slide = np.unique(slides, return_inverse=True)
     drawn = []
     for weights in cluster_counts(names.size, RESAMPLES, SEED):
-        each = np.stack([_of_pair(pair, labels, centers, slide, weights) for pair in pairs])
+        each = np.stack([_resample_pair(pair, labels, centers, slide, weights) for pair in pairs])
         there = np.isfinite(each)
         total = np.where(there, each, 0.0).sum(axis=0)
         drawn.append(np.divide(total, there.sum(axis=0), out=np.full(len(weights), np.nan), where=there.any(axis=0)))
@@ -50,7 +50,7 @@ def score_interval(
     return Interval(score, max(-1.0, low), min(1.0, high), 0.95, names.size)
 
 
-def _of_pair(pair: Clustered, labels: Labels, centers: Labels, slide: Ints, weights: Doubles) -> Doubles:
+def _resample_pair(pair: Clustered, labels: Labels, centers: Labels, slide: Ints, weights: Doubles) -> Doubles:
     """`[resamples]`: the score, mean over the trials; NaN where a resample has no patch of some class and centre."""
     own, mine = np.unique(slide[pair.rows], return_inverse=True)
     w = weights[:, own]

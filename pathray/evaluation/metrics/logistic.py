@@ -76,7 +76,7 @@ class _Fits:
         self.z = np.zeros((fits, self.columns, n), np.float32)
 
 
-def paths(
+def fit_paths(
     rotated: Rotated, labels: Ints, used: Bools, cs: Sequence[float], *, max_iter: int = 100
 ) -> Iterator[tuple[float, Singles, Singles]]:
     """(C, weights `[P, M, D]`, intercepts `[P, M]`) by rising C, of P fits to the rows `used` `[P, N]`.
@@ -100,7 +100,7 @@ def logits(x: Singles, w: Singles, b: Singles) -> Singles:
     return z
 
 
-def predicted(z: Singles) -> Ints:
+def predict_classes(z: Singles) -> Ints:
     """Classes `[P, N]` of logits `[P, M, N]`."""
     return (z[:, 0] > 0).astype(np.int64) if z.shape[1] == 1 else z.argmax(axis=1)
 

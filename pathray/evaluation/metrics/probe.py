@@ -1,7 +1,7 @@
 """What can be read off frozen features: a linear probe and k nearest neighbours, on numpy features `[N, D]`.
 
 Both are told which rows are for training and which for testing; rows of one group (slide, patient, section) must not
-stand on both sides, and the probe keeps its own validation part apart by group as well. Not here: how features are
+be in both parts, and the probe keeps its own validation part apart by group as well. Not here: how features are
 made, and intervals (pathray.stats.bootstrap).
 """
 

@@ -64,7 +64,7 @@ def robustness_index(
     neighbour can be of one of the kinds, so that the index is 0 or 1 whatever the features.
     """
     _check(labels, centers, slides)
-    unit = normalised(features)
+    unit = normalise(features)
     ks = KS if k == "auto" else (int(k),)
     if min(ks) < 1:
         raise UserError("a neighbourhood has at least one patch", key="neighbours", found=k)
@@ -110,7 +110,7 @@ def _check(labels: Labels, centers: Labels, slides: Labels) -> None:
         raise Unfit(message, key="class")
 
 
-def normalised(features: Floats) -> Doubles:
+def normalise(features: Floats) -> Doubles:
     """Rows `[N, D]` of length one, in float64. UserError naming the row for one that is not finite or of length 0."""
     x = np.asarray(features, np.float64)
     finite = np.isfinite(x).all(axis=1)

@@ -43,7 +43,7 @@ class Library(Protocol):
     def read(self, slide: Any, level: int, x: int, y: int, width: int, height: int) -> Pixels: ...
 
 
-def installed(name: str) -> bool:
+def is_installed(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
 
 

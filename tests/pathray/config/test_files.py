@@ -49,10 +49,10 @@ def bomb(levels: int, each: int) -> str:
         (bomb(40, 2), "aliases make the config file too large", 12),
         ("inner: &a {lr: *a}\n", "recursive aliases", 1),
         ("inner: *none\n", "undefined alias", 1),
-        ("- seed\n- 3\n", "a config file is a mapping.*'a list'", 1),
-        ("# x\n\n[seed, 3]\n", "a config file is a mapping.*'a list'", 3),
-        ("1e3\n", "a config file is a mapping.*'a single value'", 1),
-        ("just a text\n", "a config file is a mapping.*'a single value'", 1),
+        ("- seed\n- 3\n", "config file must be a mapping.*'a list'", 1),
+        ("# x\n\n[seed, 3]\n", "config file must be a mapping.*'a list'", 3),
+        ("1e3\n", "config file must be a mapping.*'a single value'", 1),
+        ("just a text\n", "config file must be a mapping.*'a single value'", 1),
         ("", "the config file is empty", None),
         ("# only this\n", "the config file is empty", None),
         ("---\n...\n", "the config file is empty", 2),
@@ -60,10 +60,10 @@ def bomb(levels: int, each: int) -> str:
         ("inner: {lr: 1, lr: 2}\n", "duplicate key lr", 1),
         ("seed: 1\ninner:\n  lr: 3\nseed: 2\n", "duplicate key seed", 4),
         ("inner:\n\tlr: 1\n", "spaces, not tabs", 2),
-        ("seed: 1\n  tag: a\n", "not readable as YAML", 2),
+        ("seed: 1\n  tag: a\n", "invalid YAML", 2),
         ("seed: 1\n---\nseed: 2\n", "another document", 2),
         ("tag: !!python/object/apply:os.getcwd []\n", "constructor", 1),
-        ("seed: " + "9" * 5000 + "\n", "not readable as YAML", None),
+        ("seed: " + "9" * 5000 + "\n", "invalid YAML", None),
         (b"seed: 1\ntag: caf\xe9\n", "not UTF-8", 2),
         (b"\x89PNG\r\n\x1a\n" + bytes(99), "not UTF-8", 1),
         ("seed: 1\n".encode("utf-16"), "UTF-16", None),
@@ -102,5 +102,5 @@ def test_values_of_the_command_line_that_cannot_be_read_are_named(tmp_path, text
 
 
 def test_a_key_without_a_value_is_told_so(tmp_path):
-    with pytest.raises(UserError, match=r"a key has no value.*key: seed.*expected: 'int'"):
+    with pytest.raises(UserError, match=r"the key has no value.*key: seed.*expected: 'int'"):
         load_config(Schema, ["seed="], configs_dir=tmp_path)

@@ -200,7 +200,7 @@ def failing(configs: Path, *argv: str) -> UserError:
         ("profil=coarse", "profile"),
         ("tuning.plugins[0].kindd=a", "tuning.plugins[0].kind"),
         ("profile.contxt_mpp=1", "data.context_mpp"),
-        ("data.seed.x=1", "data.seed is int, it has no keys below"),
+        ("data.seed.x=1", "data.seed is int and has no subkeys"),
     ],
 )
 def test_a_misspelt_key_is_refused_with_the_nearest_right_name(configs, argument, nearest):

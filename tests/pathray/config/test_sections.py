@@ -29,6 +29,7 @@ class OwnConfig:
         (lambda: OwnData(max_corrupt_fraction=1.5), "data.max_corrupt_fraction"),
         (lambda: OwnData(stream_batch_size=0), "data.stream_batch_size"),
         (lambda: OwnData(read_timeout_s=0), "data.read_timeout_s"),
+        (lambda: OwnData(max_stalled_reads=-1), "data.max_stalled_reads"),
         (lambda: LoggingConfig(write_tag="a/b"), "logging.write_tag"),
         (lambda: ScalingConfig(workers=-1), "scaling.workers"),
         (lambda: ScalingConfig(accelerator="abacus"), "scaling.accelerator"),

@@ -12,7 +12,7 @@ from pathray.device import Device
 from pathray.errors import UserError
 from pathray.evaluation.datasets import open_dataset
 from pathray.evaluation.early_stopping import EarlyStopping, metric_key
-from pathray.evaluation.plugins import EVALUATORS, evaluate, evaluator, features_of
+from pathray.evaluation.plugins import EVALUATORS, evaluate, features_of, load_evaluator
 from pathray.features.images import ImageSettings
 from tests.builders.encoders import plain_features, write_encoder
 from tests.builders.evaluation import cohort
@@ -114,9 +114,9 @@ def test_features_that_are_not_finite_name_the_image(tmp_path):
 
 def test_an_evaluator_is_found_by_name():
     for name in EVALUATORS:
-        assert evaluator(name).metrics
+        assert load_evaluator(name).metrics
     with pytest.raises(UserError, match=r"no such evaluator.*pathorub.*pathorob"):
-        evaluator("pathorub")
+        load_evaluator("pathorub")
 
 
 def test_images_of_several_sizes_become_the_encoders_features(tmp_path):

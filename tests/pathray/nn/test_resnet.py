@@ -83,7 +83,7 @@ def test_weights_that_do_not_fit_are_refused_by_name(tmp_path):
     with pytest.raises(UserError, match="more than tensors"):
         load_weights(ResNet("resnet18"), str(tmp_path / "code.pth"))
     (tmp_path / "w.safetensors").write_bytes(b"nothing of the kind")
-    with pytest.raises(UserError, match="no weights file"):
+    with pytest.raises(UserError, match="not a weights file"):
         load_weights(ResNet("resnet18"), str(tmp_path / "w.safetensors"))
     with pytest.raises(MissingFile):
         load_weights(ResNet("resnet18"), str(tmp_path / "none.pth"))
@@ -91,7 +91,7 @@ def test_weights_that_do_not_fit_are_refused_by_name(tmp_path):
 
 @pytest.mark.parametrize("shape", [(0, 3, 64, 64), (1, 3, 31, 64), (1, 4, 64, 64), (3, 64, 64)])
 def test_what_is_no_batch_of_images_is_refused(shape):
-    with pytest.raises(UserError, match="not a batch of images"):
+    with pytest.raises(UserError, match="invalid batch of images"):
         ResNet("resnet18")(torch.zeros(shape))
 
 

@@ -65,7 +65,7 @@ def test_a_volume_of_another_size_works(positions):
 @pytest.mark.parametrize("spatial", [(24, 33), (4, 8), (24,), (8, 24, 32)])
 def test_an_image_that_is_not_whole_patches_is_refused(spatial):
     vit = build(**SMALL)
-    with pytest.raises(UserError, match="whole patches"):
+    with pytest.raises(UserError, match="patch size"):
         vit(torch.zeros(1, 3, *spatial))
 
 

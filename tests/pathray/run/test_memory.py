@@ -1,10 +1,12 @@
 """What counts as out of memory, and which micro-batch comes next."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from pathray.errors import UserError
-from pathray.run.memory import is_out_of_memory, noted_changes, smaller_micro_batch, write_note
+from pathray.run.memory import changes_after, is_out_of_memory, noted_changes, smaller_micro_batch
 from pathray.store.storage import Storage
 from tests.builders.recipes import settings
 
@@ -35,7 +37,11 @@ def test_one_unit_cannot_be_halved():
         smaller_micro_batch(settings(global_batch=4, micro_batch=1, total_images=4), 1)
 
 
-def test_a_note_is_of_its_own_job(tmp_path):
-    store = Storage.of(tmp_path)
-    write_note(store, "one", {"micro_batch": 2})
-    assert noted_changes(store, "one") == {"micro_batch": 2} and noted_changes(store, "other") == {}
+def test_in_a_group_a_note_of_the_job_tells_the_next_attempt(tmp_path):
+    store, now = Storage.of(tmp_path), settings(global_batch=12, micro_batch=6, total_images=12)
+    error = MemoryError("no room")
+    with pytest.raises(MemoryError, match="no room"):
+        changes_after(error, store, "one", now, SimpleNamespace(world_size=2))
+    assert noted_changes(store, "one") == {"micro_batch": 3} and noted_changes(store, "other") == {}
+    assert changes_after(error, store, "alone", now, SimpleNamespace(world_size=1)) == {"micro_batch": 6 // 2}
+    assert noted_changes(store, "alone") == {}

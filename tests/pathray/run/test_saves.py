@@ -14,7 +14,7 @@ from pathray.run.failure import RunFailed, SharedFailure
 from pathray.run.quarantine import Faults
 from pathray.run.saves import Saves
 from pathray.run.session import Session
-from pathray.run.stop import request_stop
+from pathray.run.stop import name_end, request_stop
 from pathray.run.stop_poll import StopPoll
 from pathray.run.tick_log import TickLog
 from pathray.store.checkpoint import AsyncSaver
@@ -198,21 +198,22 @@ def test_only_snapshots_for_evaluators_have_a_number_and_may_be_removed_by_them(
 
 
 def test_a_stop_that_an_evaluator_asked_for_ends_the_run_as_early_stopped(tmp_path):
-    own = rank(store=Storage.of(tmp_path))
-    assert own._reason("budget", 8) == "budget" and own._reason("stopped", 8) == "stopped"
+    store = Storage.of(tmp_path)
+    assert name_end("budget", store, 0, 8) == "budget" and name_end("stopped", store, 0, 8) == "stopped"
     request_stop(str(tmp_path))
-    assert own._reason("stopped", 8) == "stopped", "somebody's own wish"
+    assert name_end("stopped", store, 0, 8) == "stopped", "somebody's own wish"
     request_stop(str(tmp_path), "early_stopped")
-    assert own._reason("stopped", 8) == "early_stopped" and own._reason("budget", 8) == "budget"
+    assert name_end("stopped", store, 0, 8) == "early_stopped" and name_end("budget", store, 0, 8) == "budget"
+    assert name_end("stopped", store, 1, 8) == "stopped", "rank 0 tells"
 
 
 @pytest.mark.parametrize("text", [b"", b"enough for today", b"5", b"\xff\xfe"])
 def test_a_stop_written_by_hand_ends_the_run_whatever_is_in_it(tmp_path, text):
     (tmp_path / "STOP").write_bytes(text)
-    own = rank(store=Storage.of(tmp_path))
-    with StopPoll(own.store, every_s=3600.0) as poll:
+    store = Storage.of(tmp_path)
+    with StopPoll(store, every_s=3600.0) as poll:
         assert poll.look_now()
-    assert own._reason("stopped", 8) == "stopped"
+    assert name_end("stopped", store, 0, 8) == "stopped"
 
 
 def test_in_sync_mode_a_rank_waits_until_the_snapshot_is_judged_and_no_longer_than_anybody_judges(

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from pathray.errors import UserError
 from pathray.run import RunSettings
 from pathray.run.stop import request_stop
+from pathray.store import checkpoint
 from pathray.store.committed import list_committed
 from pathray.store.storage import Storage, StorageError
 from tests.builders.jobs import job_environment
@@ -176,6 +178,20 @@ def test_resuming_with_another_identity_is_refused_with_both_values_and_may_be_a
     assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == before
     longer = RunSettings(resume_changes=("total_images",))
     assert train_toy(tmp_path / "run", plan, longer, total_images=48).images_seen == 48
+
+
+def test_a_damaged_checkpoint_ends_the_run_and_never_becomes_fresh_weights(plan, tmp_path):
+    run = tmp_path / "run"
+    train_toy(run, plan, stop_at_step=3)
+    before, steps = {p.name for p in (run / "checkpoints").iterdir()}, len(seen(run))
+    newest = checkpoint.latest(str(run / "checkpoints"), "toy").path
+    tensors = Path(newest) / checkpoint.TENSORS
+    tensors.write_bytes(tensors.read_bytes()[:-4] + b"\xff\xff\xff\xff")
+    with pytest.raises(UserError) as error:
+        train_toy(run, plan)
+    assert newest in str(error.value)
+    assert len(seen(run)) == steps, "no step was taken"
+    assert {p.name for p in (run / "checkpoints").iterdir()} == before
 
 
 def test_storage_that_refuses_a_save_ends_the_run_with_its_words(plan, tmp_path, monkeypatch):

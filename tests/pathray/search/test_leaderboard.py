@@ -27,7 +27,7 @@ LOSS, RI = Objective(), Objective("pathorob/camelyon/ri", "max")
 def test_a_direction_that_keeps_the_worst_is_refused(metric):
     with pytest.raises(UserError, match="larger is better.*objective.mode"):
         Objective(metric, "min")
-    with pytest.raises(UserError, match="less is better.*objective.mode"):
+    with pytest.raises(UserError, match="lower is better.*objective.mode"):
         Objective("loss", "max")
     assert Objective(metric, "max").source == "robustness.jsonl" and LOSS.source == "metrics.jsonl"
 
@@ -76,7 +76,7 @@ def test_the_table_reads_as_markdown():
     text = markdown(ENTRIES, LOSS, ["lr", "name"], "Sweep of x")
     lines = text.splitlines()
     assert lines[0] == "# Sweep of x"
-    assert lines[2] == "`loss`, less is better. Trials: 1 finished, 1 stopped, 1 failed, 1 unfinished."
+    assert lines[2] == "`loss`, lower is better. Trials: 1 finished, 1 stopped, 1 failed, 1 unfinished."
     table = [line for line in lines if line.startswith("|")]
     assert len({line.replace("\\|", "").count("|") for line in table}) == 1, "every row has as many cells"
     assert table[2] == "| 1 | good | finished | 0.2 | 12,000 | 0.3 | 16,000 | 0.0001 | d |"

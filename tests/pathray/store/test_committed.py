@@ -171,7 +171,7 @@ def test_an_upload_that_was_cut_short_is_noticed_at_the_commit(monkeypatch: pyte
     FaultyFileSystem.reset()
     plain = FaultyFileSystem.pipe_file
     monkeypatch.setattr(FaultyFileSystem, "pipe_file", lambda self, path, value, **m: plain(self, path, value[:3], **m))
-    with pytest.raises(StorageError, match="cut short"):
+    with pytest.raises(StorageError, match="truncated"):
         write("faulty://bucket/run", "snap")
     monkeypatch.undo()
     assert list_committed("faulty://bucket/run") == []

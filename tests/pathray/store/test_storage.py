@@ -139,11 +139,11 @@ def test_the_default_cache_is_for_its_user_alone_and_no_link_or_folder_of_others
     plain = Path.lstat
     with monkeypatch.context() as patch:
         patch.setattr(Path, "lstat", lambda path: os.stat_result((0o40700, 0, 0, 1, os.getuid() + 1, *plain(path)[5:])))
-        with pytest.raises(UserError, match="not a folder of your own .*PATHRAY_CACHE_DIR"):
+        with pytest.raises(UserError, match="cache folder is not your own .*PATHRAY_CACHE_DIR"):
             private_cache()
     folder.rename(tmp_path / "elsewhere")
     folder.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match="not a folder of your own .*a link"):
+    with pytest.raises(UserError, match="cache folder is not your own .*a link"):
         private_cache()
 
 

@@ -26,8 +26,12 @@ def test_budgets_are_rounded_up_to_whole_steps(value: Any, images: int) -> None:
 @pytest.mark.parametrize(
     ("value", "rows", "said"),
     [
-        ({"epochs": 5}, 4, "16 passes over the 4 training units, not 5: an update sees 64 .*20 images become 64"),
-        ({"epochs": 1}, 50, "1.28 passes over the 50 training units, not 1"),
+        (
+            {"epochs": 5},
+            4,
+            "16 passes over the 4 training units instead of 5: a step uses 64 .*20 images are rounded up to 64",
+        ),
+        ({"epochs": 1}, 50, "1.28 passes over the 50 training units instead of 1"),
         ({"epochs": 1}, 60, ""),
         ({"epochs": 3}, 1000, ""),
         (20, 4, ""),
@@ -54,7 +58,7 @@ def test_what_is_no_budget_is_refused_with_its_key(value: Any) -> None:
 
 
 def test_epochs_without_a_length_are_refused() -> None:
-    with pytest.raises(UserError, match="epochs have no length"):
+    with pytest.raises(UserError, match="length of an epoch is unknown"):
         resolve_budget({"epochs": 3}, global_batch=8)
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from pathray.config.load import differing, fingerprint, placement
 from pathray.config.sections import CheckpointConfig, LoggingConfig, ScalingConfig, StepConfig, StreamConfig
+from pathray.data.stream import DecodeSettings
 from pathray.errors import UserError
 from pathray.evaluation.settings import ExecutionConfig, TuningConfig
 from pathray.train.from_config import loop_settings, run_identity, shared_parts
@@ -60,7 +61,7 @@ def test_workers_that_cannot_share_a_step_are_refused():
 
 def test_the_parts_of_a_run_follow_from_its_sections():
     config = SmallConfig(
-        data=StreamConfig(threads=3, ahead=5, ahead_mb=2, read_timeout_s=7.0, decode_on="cluster"),
+        data=StreamConfig(threads=3, ahead=5, ahead_mb=2, read_timeout_s=7.0, max_stalled_reads=9, decode_on="cluster"),
         logging=LoggingConfig(write_tag="mine"),
         checkpoint=CheckpointConfig(latest_minutes=1.5, keep_last_n=4),
     )
@@ -68,7 +69,7 @@ def test_the_parts_of_a_run_follow_from_its_sections():
     assert (parts["tag"], parts["chunk"], parts["decode_on"], parts["decode_tasks"]) == ("mine", 99, "cluster", 3)
     assert (parts["latest_minutes"], parts["keep_last_n"]) == (1.5, 4)
     decode = parts["decode"]
-    assert (decode.threads, decode.ahead, decode.ahead_bytes, decode.timeout_s) == (3, 5, 2 << 20, 7.0)
+    assert decode == DecodeSettings(3, 5, 2 << 20, 7.0, 9)
     assert parts["placement"]["values"]["logging.write_tag"] == "mine" and "lr" not in parts["placement"]["values"]
 
 

@@ -83,10 +83,10 @@ def test_a_run_that_is_judged_anew_is_judged_by_the_units_from_there_on() -> Non
     config = judged(bound=0.4)
     last = train(config, lambda p: p % 3 == 0, steps=100)[-1]
     state = taken_up(config, last)
-    state.health.judge_anew(state.images_seen)
+    state.health.reset_marks(state.images_seen)
     assert train(config, lambda p: p < 600, state)[-1].end == "budget", "what was replaced before does not count"
     state = taken_up(config, last)
-    state.health.judge_anew(state.images_seen)
+    state.health.reset_marks(state.images_seen)
     with pytest.raises(TrainingStopped, match="15 of 30 units up to step 105 were replaced"):
         train(config, half_from(600), state)
 
@@ -94,7 +94,7 @@ def test_a_run_that_is_judged_anew_is_judged_by_the_units_from_there_on() -> Non
 def test_the_end_of_a_run_judges_what_few_units_there_are() -> None:
     config = judged(bound=0.4, poll_every_steps=1)
     state = taken_up(config, train(config, lambda p: False, steps=198)[-1])
-    state.health.judge_anew(state.images_seen)
+    state.health.reset_marks(state.images_seen)
     with pytest.raises(TrainingStopped, match="6 of 12 units up to step 200"):
         train(config, half_from(0), state)
 

@@ -37,6 +37,6 @@ def test_slow_steps_and_waits_are_named_in_the_log(caplog: pytest.LogCaptureFixt
         for t in (tick(1, 500, 400), tick(2, 150, 10), tick(3, 80, 70)):
             watch.observe(t)
     assert [r.getMessage() for r in caplog.records] == [
-        "step 2 took 150 ms (bound 100)",
-        "step 3 waited 70 ms for data (bound 50)",
+        "step 2 took 150 ms (limit 100)",
+        "step 3 waited 70 ms for data (limit 50)",
     ]

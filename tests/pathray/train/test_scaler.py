@@ -22,15 +22,15 @@ def test_a_scale_of_an_older_checkpoint_goes_on_within_the_bounds(saved, then):
     scale = LossScale("fp16", CPU, 64)
     scale.load({"scale": torch.tensor(saved), "good": torch.tensor(7.0)})
     scale.update(FINE)
-    assert float(scale.scale) == then and float(scale.good) == 8 and float(scale.excuses()) == 1
+    assert float(scale.scale) == then and float(scale.good) == 8 and float(scale.can_shrink()) == 1
 
 
 def test_it_falls_to_that_of_a_mean_scaled_by_1_before_an_overflow_counts_as_bad():
     scale = LossScale("fp16", CPU, 64)
     for halvings in range(16):
-        assert float(scale.excuses()) == 1 and float(scale.scale) == 1024 / 2**halvings
+        assert float(scale.can_shrink()) == 1 and float(scale.scale) == 1024 / 2**halvings
         scale.update(OVERFLOWN)
-    assert float(scale.scale) == 1 / 64 and float(scale.excuses()) == 0
+    assert float(scale.scale) == 1 / 64 and float(scale.can_shrink()) == 0
     scale.update(OVERFLOWN)
     assert float(scale.scale) == 1 / 64
 
@@ -54,4 +54,4 @@ def test_other_precisions_are_not_scaled(precision):
     scale, loss = LossScale(precision, CPU, 64), torch.tensor(3.0)
     scale.update(OVERFLOWN)
     assert scale.apply(loss) is loss and float(scale.scale) == 1 and scale.tensors() == {}
-    assert float(scale.excuses()) == 0
+    assert float(scale.can_shrink()) == 0

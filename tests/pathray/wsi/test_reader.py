@@ -97,7 +97,7 @@ def test_sixteen_bit_slides_are_refused_though_openslide_opens_them(tmp_path):
 def test_channels_in_pages_of_their_own_are_not_taken_for_a_grey_slide(tmp_path, monkeypatch):
     path, channels = tmp_path / "fluorescence.tif", np.zeros((3, 300, 300), np.uint8)
     tifffile.imwrite(path, channels, tile=(128, 128), photometric="minisblack", metadata=None)
-    monkeypatch.setattr(reader, "installed", lambda name: False)
+    monkeypatch.setattr(reader, "is_installed", lambda name: False)
     with pytest.raises(UserError, match="channels or focal planes"):
         open_slide(str(path))
 
@@ -107,7 +107,7 @@ def test_trestle_slides_are_left_to_libraries_since_their_tiles_overlap(tmp_path
     tifffile.imwrite(
         path, tissue_image(300, 300), tile=(128, 128), photometric="rgb", software="MedScan 3", metadata=None
     )
-    monkeypatch.setattr(reader, "installed", lambda name: False)
+    monkeypatch.setattr(reader, "is_installed", lambda name: False)
     with pytest.raises(UserError, match="overlap"):
         open_slide(str(path))
 
@@ -186,7 +186,7 @@ def test_fastslide_says_so_instead_of_hanging_in_a_forked_child(tmp_path):
 
 
 def test_without_the_extras_tiffslide_still_stands_behind_the_direct_path(tmp_path, monkeypatch):
-    monkeypatch.setattr(reader, "installed", lambda name: name == "tiffslide")
+    monkeypatch.setattr(reader, "is_installed", lambda name: name == "tiffslide")
     rgba = np.full((300, 300, 4), 255, np.uint8)
     tifffile.imwrite(tmp_path / "rgba.tif", rgba, tile=(128, 128), photometric="rgb", extrasamples=["unassalpha"])
     assert open_slide(str(tmp_path / "rgba.tif")).backend == "tiffslide"

@@ -3,7 +3,7 @@ import pytest
 
 from pathray.wsi.backends.source import LocalFile
 from pathray.wsi.reader import open_mask, open_slide
-from pathray.wsi.regions import level_box, read_region, read_regions, rounded
+from pathray.wsi.regions import level_box, read_region, read_regions, round_half_up
 from pathray.wsi.resize import resize
 from tests.builders.slides import REAL, tissue_image, write_mask, write_slide
 
@@ -45,7 +45,7 @@ def test_finer_than_the_slide_is_interpolated(slide, image):
 
 
 def test_the_boxes_follow_the_rule_with_halves_rounded_up():
-    assert [rounded(v) for v in (0.5, 1.5, -0.5, -1.5, 2.49)] == [1, 2, 0, -1, 2]
+    assert [round_half_up(v) for v in (0.5, 1.5, -0.5, -1.5, 2.49)] == [1, 2, 0, -1, 2]
     # size0 = floor(101 * 0.75 / 0.5 + .5) = 152, x0 = 400 - 76
     assert level_box(400, 300, (101, 101), 1.5, 1.0) == (324, 224, 152, 152)
     # size0 = 513, x0 = 1000 - 256 = 744; a level with down 2: 372, 256.5 -> 257

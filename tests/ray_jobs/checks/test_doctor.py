@@ -10,8 +10,8 @@ from pathray.config.load import load_config
 from pathray.errors import UserError
 from ray_jobs.checks import accelerators as accelerator_checks
 from ray_jobs.checks import nodes as node_checks
-from ray_jobs.checks.nodes import FAIL, OK, WARN, Check, guarded
-from ray_jobs.doctor import DoctorConfig, NodeReport, compared, main, table
+from ray_jobs.checks.nodes import FAIL, OK, WARN, Check, run_check
+from ray_jobs.doctor import DoctorConfig, NodeReport, compare_versions, main, table
 from tests.builders.jobs import ROOT, job_environment, run_job_process
 
 
@@ -79,7 +79,7 @@ def test_a_check_that_breaks_is_itself_a_finding():
     def broken():
         raise RuntimeError("no such bus")
 
-    (check,) = guarded("bus", broken)
+    (check,) = run_check("bus", broken)
     assert check.status == FAIL
     assert "no such bus (test_doctor.py:" in check.found
 
@@ -143,7 +143,7 @@ def test_a_slide_shows_backend_levels_and_where_its_resolution_comes_from(shared
 
 
 def test_a_slide_that_is_not_there_fails(tmp_path):
-    (check,) = guarded("slide", lambda: node_checks.slide(str(tmp_path / "no.svs")))
+    (check,) = run_check("slide", lambda: node_checks.slide(str(tmp_path / "no.svs")))
     assert check.status == FAIL
 
 
@@ -193,7 +193,7 @@ def test_a_closed_tpu_device_says_to_restart_the_tpu(chips):
     start, _ = starts(*[(1, PERMISSION)] * 3)
     (check,) = accelerator_checks.tpu(False, start)
     assert check.found == PERMISSION
-    assert check.advice.startswith("the device is not open to this user: gcloud compute tpus tpu-vm stop")
+    assert check.advice.startswith("this user may not open the device: gcloud compute tpus tpu-vm stop")
 
 
 def test_a_dependency_missing_on_one_host_says_to_install_on_all_and_is_not_retried_with_fewer(chips):
@@ -229,7 +229,7 @@ def test_a_device_that_hangs_is_given_up():
 
 
 def test_versions_that_differ_between_nodes_fail_on_the_odd_one():
-    reports = compared([
+    reports = compare_versions([
         NodeReport("a", {"ray": "2.58.0"}, []), NodeReport("b", {"ray": "2.60.0"}, []), NodeReport("c", {}, [])
     ])  # fmt: skip
     assert [statuses(r.checks) for r in reports] == [[], [FAIL], []]

@@ -137,7 +137,7 @@ def test_archives_that_an_index_lists_and_that_are_gone_are_named(inputs, tmp_pa
     words = (f"data_path={inputs}/patches.parquet", f"data.archives_root={tmp_path}/zips", f"output={tmp_path}/out")
     assert dry("pretrain_adios", "--config=smoke", *words) == 2
     said = capsys.readouterr().err
-    assert "not there" in said and "s1.zip" in said and "key: data_path" in said
+    assert "do not exist" in said and "s1.zip" in said and "key: data_path" in said
     with pytest.raises(UserError, match="a.zip and 1 more"):
         check_files([str(tmp_path / "a.zip"), str(tmp_path / "b.zip")], "index", "source")
 

@@ -83,7 +83,7 @@ def test_a_first_signal_says_what_ends_and_for_how_long_at_most_it_waits(tmp_pat
     assert run_job(works, NoConfig, [], tmp_path) == 130
     said = capfd.readouterr().err
     assert f"SIGINT: ending extract (3 of 10 slides done); waiting up to {GRACE_S:.0f} s for work in progress" in said
-    assert "once more to end at once" in said and not Progress.shown
+    assert "repeat the signal to end at once" in said and not Progress.shown
 
 
 def test_a_second_signal_ends_a_job_that_does_not_stop_within_a_second(tmp_path, monkeypatch):

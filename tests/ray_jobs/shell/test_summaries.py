@@ -80,7 +80,7 @@ def test_the_summary_of_patches_says_what_was_cut_skipped_and_left_out(cohort):
         cut_patches.build(config, cut_patches.tile_spec(config), cut_patches.jobs_of(config))
         text = (cohort / "zips/summary.md").read_text()
         assert shown in text and "| patches | 2 |" in text and "| size | 224 |" in text
-    assert "cut before, unchanged" in text
+    assert "already cut, unchanged" in text
 
 
 def test_the_summary_of_a_training_names_unreadable_units_and_links_what_it_left(tmp_path):

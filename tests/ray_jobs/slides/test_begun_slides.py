@@ -10,7 +10,8 @@ from ijepath.plan import identity
 from pathray.config.load import load_config
 from pathray.errors import UserError
 from pathray.store import checkpoint
-from ray_jobs.pretrain_ijepath import PretrainConfig, prepare
+from ray_jobs.pretrain_ijepath import PretrainConfig
+from ray_jobs.train.ijepath_inputs import prepare
 from tests.builders.run import TAG, command, write_cohort
 
 pytestmark = pytest.mark.ray

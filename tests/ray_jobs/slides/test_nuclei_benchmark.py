@@ -62,8 +62,8 @@ def test_every_checkpoint_is_judged_once_in_the_order_of_training(tmp_path, monk
     assert len(first["choosing"]) == 2 and not set(first["choosing"]) & set(first["judging"])
     assert first["otsu"]["dice"] > 0.95 and all(row["oracle_dice"] >= row["dice"] for row in first["checkpoints"])
     assert {p.name for p in out.iterdir()} == {"results.json", "plot.png", "examples.png"}
-    seen, judged = [], nuclei_benchmark.judged
-    monkeypatch.setattr(nuclei_benchmark, "judged", lambda *given: seen.append(given[1]) or judged(*given))
+    seen, judged = [], nuclei_benchmark.evaluate_model
+    monkeypatch.setattr(nuclei_benchmark, "evaluate_model", lambda *given: seen.append(given[1]) or judged(*given))
     leave_checkpoint(run, 96, "adios-img96")
     assert judge(run, data, out) == 0
     again = json.loads((out / "results.json").read_text())

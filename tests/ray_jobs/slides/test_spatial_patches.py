@@ -73,10 +73,10 @@ def test_genes_are_chosen_on_the_groups_that_train(tmp_path):
     ("argv", "word"),
     [
         ((), "held_out"),
-        (("held_out=[p9]",), "no such group"),
-        (("held_out=[p0,p1,p2]",), "no group is left"),
-        (("genes=[z]",), "counts of a gene"),
-        (("held_out=[]", "sections=[S9]"), "no spots of this section"),
+        (("held_out=[p9]",), "unknown group"),
+        (("held_out=[p0,p1,p2]",), "leaves no group"),
+        (("genes=[z]",), "genes without counts"),
+        (("held_out=[]", "sections=[S9]"), "section has no spots"),
         (("held_out=[]", "totals=none"), "no such column"),
         (("held_out=[]", "patch_px=0"), "patch_px"),
         (("held_out=[]", "image_mpp=null"), "pixel size"),
@@ -95,7 +95,7 @@ def test_faults_of_the_files_are_named_by_row(tmp_path, capsys):
         ("s4,p1,S0,22", "s4,p1,S0,", "row: 6; key: pixel_x"),
         ("s3,p0", "s2,p0", "row: 5"),
         ("s3,p0,S1", "s3,,S1", "row: 5; key: patient"),
-        ("s3,p0,S1", "s3,p0,../S1", "a section names a folder"),
+        ("s3,p0,S1", "s3,p0,../S1", "cannot be used as a folder name"),
         ("s3,p0", "s3x,p0", "do not belong together"),
     ):
         (tmp_path / "spots.csv").write_text(text.replace(old, new))

@@ -10,6 +10,7 @@ from pathray.errors import UserError
 from ray_jobs import pretrain_ijepath
 from ray_jobs.shell import runtime
 from ray_jobs.shell.runtime import Session
+from ray_jobs.train import pretraining
 from tests.builders.run import write_cohort
 
 
@@ -20,14 +21,14 @@ class Asked(Exception):
 @pytest.mark.parametrize("autoscaling", [True, False])
 def test_pretraining_asks_a_growing_cluster_for_no_cpus_beforehand(tmp_path, monkeypatch, autoscaling):
     @contextmanager
-    def small_cluster(config, *, cpus=1.0, gpus=0.0, autoscaling=False):
+    def small_cluster(config, *, cpus=1.0, gpus=0.0, autoscaling=False, needed=True):
         yield runtime._checked(Session(False, {"CPU": 1.0}), cpus, gpus, autoscaling)
 
     def prepare(config):
         raise Asked
 
-    monkeypatch.setattr(pretrain_ijepath, "ray_session", small_cluster)
-    monkeypatch.setattr(pretrain_ijepath, "begin", lambda *asked: "cpu")
+    monkeypatch.setattr(pretraining, "ray_session", small_cluster)
+    monkeypatch.setattr(pretraining, "begin", lambda *asked: "cpu")
     monkeypatch.setattr(pretrain_ijepath, "prepare", prepare)
     write_cohort(tmp_path, slides=1)
     argv = [

@@ -147,12 +147,14 @@ def test_a_torch_xla_imported_too_early_is_noticed(monkeypatch):
     [({"CPU": 8.0}, "cpu"), ({"CPU": 8.0, "GPU": 1.0}, "cuda"), ({"TPU": 4.0}, "xla"), ({"GPU": 0.5}, "cpu")],
 )
 def test_auto_is_the_best_that_the_cluster_has(monkeypatch, cluster, kind):
+    monkeypatch.setattr("ray_jobs.train.resources.is_ray_running", lambda: True)
     monkeypatch.setattr("ray.cluster_resources", lambda: cluster)
     assert resolve_accelerator("auto") == kind
     assert resolve_accelerator("cpu") == "cpu", "a named one is taken at its word"
 
 
 def test_auto_is_refused_where_the_accelerators_are_yet_to_come(monkeypatch):
+    monkeypatch.setattr("ray_jobs.train.resources.is_ray_running", lambda: True)
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 4.0})
     with pytest.raises(UserError, match="name the accelerator") as error:
         resolve_accelerator("auto", autoscaling=True)

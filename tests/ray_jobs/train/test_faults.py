@@ -147,7 +147,8 @@ def test_a_slide_gone_since_the_last_start_is_refused_until_the_catalog_is_given
     from ijepath.config import CONFIGS_DIR, GROUPS
     from ijepath.plan import identity
     from pathray.config.load import load_config
-    from ray_jobs.pretrain_ijepath import PretrainConfig, prepare
+    from ray_jobs.pretrain_ijepath import PretrainConfig
+    from ray_jobs.train.ijepath_inputs import prepare
 
     def prepared(*argv):
         words = command(run, manifest, *argv)

@@ -22,6 +22,7 @@ from ray_jobs.stop import StopConfig
 from ray_jobs.stop import main as stop
 from ray_jobs.train import frozen_features, training_jobs
 from ray_jobs.train.frozen_features import FeaturesStopped
+from ray_jobs.train.mlflow_feed import tell_tracking
 from ray_jobs.train.regression_checks import is_finished
 from tests.builders.expression import write_images
 from tests.builders.run import KEYS
@@ -154,7 +155,7 @@ def test_a_server_that_was_away_is_told_the_rest_of_a_finished_run(uri, told, tm
     made = Pretraining("ijepath", tmp_path)
     made.words += ["logging.mlflow=true", *([f"logging.tracking_uri={uri}"] if uri else [])]
     newest = SimpleNamespace(meta={"identity": {"hash": "x", "values": {"plan": "p"}}})
-    training_jobs.tell_tracking(made.config(), str(made.run), newest)
+    tell_tracking(made.config(), str(made.run), newest)
     assert len(jobs) == told
     if told:
         assert jobs[0].tracking.uri == uri and jobs[0].identity == {"plan": "p", "identity": "x"}

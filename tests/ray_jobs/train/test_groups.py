@@ -4,8 +4,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from pathray.config.sections import ScalingConfig
 from pathray.store import checkpoint
-from ray_jobs.train.trainer import ScalingConfig, Tracking, TrainJob, fit
+from ray_jobs.train.job import Tracking, TrainJob
+from ray_jobs.train.trainer import fit
 from tests.builders.toy_bags import BagConfig, assemble, bag_order, expected_rows, seen, write_bags
 
 pytestmark = pytest.mark.ray

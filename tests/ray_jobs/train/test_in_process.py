@@ -3,7 +3,7 @@
 import signal
 import subprocess
 import sys
-from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,9 +12,10 @@ from pathray.data.plan import Plan
 from pathray.errors import UserError
 from ray_jobs.extract.actor_map import ActorMap
 from ray_jobs.extract.ordered_map import RayMap
-from ray_jobs.shell.cli import run_job
 from ray_jobs.train.job import Tracking, TrainJob
+from ray_jobs.train.resources import resolve_accelerator
 from ray_jobs.train.trainer import fit
+from ray_jobs.train.training_jobs import check_tuning
 from tests.builders import run as tiny
 from tests.builders import toy_run
 from tests.builders.jobs import job_environment, wait_for
@@ -117,14 +118,18 @@ def test_what_is_wrong_with_the_data_ends_the_job_with_its_report(tmp_path):
     assert (run / "quarantine.parquet").exists() and not (run / "encoder").exists()
 
 
-def test_evaluations_during_training_need_ray(tmp_path, capsys):
-    from ijepath.config import CONFIGS_DIR, GROUPS
-    from ray_jobs import pretrain_ijepath as job
+def test_evaluations_during_training_need_ray():
+    config = SimpleNamespace(tuning=SimpleNamespace(enable=True, plugins=()), scaling=ScalingConfig(workers=0))
+    with pytest.raises(UserError, match="evaluations during training need Ray"):
+        check_tuning(config)
 
-    Path(tmp_path / "slides.csv").write_text("slide_id,wsi_path\na,a.tiff\n")
-    words = tiny.command(tmp_path / "run", tmp_path / "slides.csv", NO_RAY, "tuning.enable=true")
-    assert run_job(job.main, job.PretrainConfig, words, CONFIGS_DIR, GROUPS) == 2
-    assert "evaluations during training need Ray" in capsys.readouterr().err
+
+def test_auto_is_what_this_machine_has_where_no_ray_runs(monkeypatch):
+    monkeypatch.setattr("ray_jobs.train.resources.is_ray_running", lambda: False)
+    monkeypatch.delenv("PJRT_DEVICE", raising=False)
+    for has_gpu, kind in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr("torch.cuda.is_available", lambda has_gpu=has_gpu: has_gpu)
+        assert resolve_accelerator("auto") == kind
 
 
 def test_maps_work_in_this_process_without_a_running_ray(monkeypatch):

@@ -6,8 +6,9 @@ import pytest
 from ijepath.config import CONFIGS_DIR, GROUPS
 from pathray.config.load import fingerprint, load_config
 from pathray.errors import UserError
-from ray_jobs.pretrain_ijepath import JOB, PretrainConfig, _check_inputs, enlarged, remote_advice, resolved
+from ray_jobs.pretrain_ijepath import JOB, PretrainConfig, _check_inputs, resolved
 from ray_jobs.train import pretraining
+from ray_jobs.train.ijepath_inputs import enlarged, remote_advice
 from ray_jobs.train.training_jobs import cpus_of
 
 

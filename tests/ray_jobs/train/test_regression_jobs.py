@@ -17,6 +17,7 @@ from pathray.store import checkpoint
 from pathray.store.storage import Storage
 from ray_jobs import aggregate_results, evaluate_regression, make_splits, train_folds, train_regression
 from ray_jobs.shell.cli import run_job
+from ray_jobs.train import regression_runs
 from regression import artifact
 from regression import plan as plan_module
 from regression.config import CONFIGS_DIR
@@ -142,7 +143,7 @@ def test_more_passes_than_were_asked_for_are_told_before_the_training(data, tmp_
     assert train(tmp_path / "out", *data, *words) == 0
     assert "5.33 passes" not in caplog.text, "64 images for 60 are nearly five passes"
     assert train(tmp_path / "out", *data, *words, "train.epochs=1") == 0
-    assert "5.33 passes over the 12 training units, not 1: an update sees 64" in caplog.text
+    assert "5.33 passes over the 12 training units, instead of 1: a step uses 64" in caplog.text
     assert "train.global_batch" in caplog.text
 
 
@@ -230,7 +231,7 @@ def test_runs_that_begin_within_a_second_have_folders_of_their_own(data, tmp_pat
     still = SimpleNamespace(
         time=lambda: 1e9, localtime=time.localtime, strftime=lambda form, at=now: time.strftime(form, at)
     )
-    monkeypatch.setattr(train_regression, "time", still)
+    monkeypatch.setattr(regression_runs, "time", still)
     first = begun(data, tmp_path)
     assert begun(data, tmp_path, "loss.kind=huber").folder != first.folder
     assert len(runs(tmp_path)) == 2
@@ -248,7 +249,7 @@ def test_a_model_is_evaluated_on_another_cohort_of_which_nothing_trains_and_neve
     words = [f"model={model}", f"table={data[0]}", f"split={tmp_path}/cohort.csv", "accelerator=cpu"]
     schema = evaluate_regression.EvaluateRegressionConfig
     assert run_job(evaluate_regression.main, schema, [*words, f"output={run}"], CONFIGS_DIR) == 2
-    assert "a run's own results" in capsys.readouterr().err
+    assert "contains a training run" in capsys.readouterr().err
     assert run_job(evaluate_regression.main, schema, [*words, f"output={run}/cohort"], CONFIGS_DIR) == 0
     for description in ("{", "[]", "{}", '{"schema_version": 1}', '{"schema_version": 1, "sha256": 1}'):
         shutil.copytree(model, tmp_path / "damaged", dirs_exist_ok=True)

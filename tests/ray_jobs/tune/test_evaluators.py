@@ -238,10 +238,10 @@ def test_a_gpu_that_is_not_there_is_refused_by_its_key():
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        ((), "either watch=RUN or snapshot=FOLDER"),
-        (("watch=a", "snapshot=b"), "either watch=RUN or snapshot=FOLDER"),
+        ((), "watch=RUN or snapshot=FOLDER"),
+        (("watch=a", "snapshot=b"), "watch=RUN or snapshot=FOLDER"),
         (("snapshot=a",), "output=FOLDER"),
-        (("watch=nowhere",), "no run is here"),
+        (("watch=nowhere",), "no run found"),
         (("snapshot=nowhere", "output=out"), "no encoder here"),
     ],
 )

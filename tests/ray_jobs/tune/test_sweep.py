@@ -51,24 +51,24 @@ def cohort(tmp_path_factory) -> str:
     "argv, space, words",
     [
         (["job=pretrain_ijepaht"], None, ["key: job", "expected: 'pretrain_ijepath'"]),
-        (["job=doctor"], None, ["not a training job", "key: job"]),
+        (["job=doctor"], None, ["cannot be resumed", "key: job"]),
         ([], {"optimization.lrr": {"choice": [1]}}, ["unknown key", "space.optimization.lrr", "optimization.lr'"]),
-        ([], {LR: {"uniform": [-1.0, 1.0]}}, ["too small", f"space.{LR}.uniform", "-1"]),
+        ([], {LR: {"uniform": [-1.0, 1.0]}}, ["must be >= 0", f"space.{LR}.uniform", "-1"]),
         ([], {"model.name": {"choice": ["vit_tiny", "vit_tinny"]}}, ["space.model.name.choice", "vit_tinny"]),
-        ([], {LR: {"choice": []}}, ["no choice", f"space.{LR}.choice"]),
-        ([], {"output": {"choice": ["a"]}}, ["sets this for each trial", "space.output"]),
-        ([], {LR: {"grid": [1e-3]}}, ["has no grids", f"space.{LR}", "search=grid"]),
-        (["search=grid"], {LR: {"grid": [1e-3]}}, ["as many trials as it has points", "key: samples"]),
-        (["search=grid", "samples=null"], SPACE, ["a grid is made of grids", f"space.{LR}"]),
-        (["samples=null"], None, ["how many trials?", "key: samples"]),
+        ([], {LR: {"choice": []}}, ["choices is empty", f"space.{LR}.choice"]),
+        ([], {"output": {"choice": ["a"]}}, ["sets this key for each trial", "space.output"]),
+        ([], {LR: {"grid": [1e-3]}}, ["does not support grids", f"space.{LR}", "search=grid"]),
+        (["search=grid"], {LR: {"grid": [1e-3]}}, ["one trial per point", "key: samples"]),
+        (["search=grid", "samples=null"], SPACE, ["needs a grid for every key", f"space.{LR}"]),
+        (["samples=null"], None, ["`samples` is required", "key: samples"]),
         (["search=optuna"], None, ["optuna is not installed", "pathray[sweep]"]),
         (["scheduler=asha"], None, ["key: asha.grace_images"]),
         (["scheduler=asha", "asha.grace_images=8", "asha.max_images=4"], None, ["key: asha.max_images", "found: 4"]),
         (["scheduler=pbt"], None, ["key: pbt.perturbation_images"]),
-        (["scheduler=pbt", "pbt.perturbation_images=8", "samples=1"], None, ["population", "key: samples"]),
+        (["scheduler=pbt", "pbt.perturbation_images=8", "samples=1"], None, ["at least two trials", "key: samples"]),
         (["objective.mode=max"], None, ["keep the worst", "key: objective.mode"]),
         (["objective={metric: pathorob/camelyon/ri, mode: min}"], None, ["keep the worst", "key: objective.mode"]),
-        (["objective={metric: pathorob/camelyon/ri, mode: max}"], None, ["nothing evaluates", "objective.metric"]),
+        (["objective={metric: pathorob/camelyon/ri, mode: max}"], None, ["no evaluator computes", "objective.metric"]),
     ],
 )  # fmt: skip
 def test_a_sweep_that_cannot_work_is_refused_by_key_before_ray_starts(
@@ -141,12 +141,12 @@ def test_what_a_profile_replaces_of_a_sweeps_run_config_is_said(cohort, tmp_path
 
 def test_restoring_names_what_is_not_there_or_not_that_sweeps(tmp_path):
     code, said = run(f"restore={tmp_path}")
-    assert code == 2 and "no sweep is here" in said
+    assert code == 2 and "no sweep found" in said
     (tmp_path / "sweep.yaml").write_text(f"job: pretrain_ijepath\nsamples: 4\noutput: {tmp_path}\n")
     code, said = run(f"restore={tmp_path}", "samples=5")
-    assert code == 2 and "keeps its settings" in said and "key: samples" in said
+    assert code == 2 and "cannot be changed" in said and "key: samples" in said
     code, said = run(*command([], f"output={tmp_path}", "samples=2"))
-    assert code == 2 and "a sweep is there already" in said and f"restore={tmp_path}" in said
+    assert code == 2 and "already contains a sweep" in said and f"restore={tmp_path}" in said
 
 
 # --- through Ray ------------------------------------------------------------------------------------------------------

@@ -52,9 +52,9 @@ def test_the_folder_of_a_trial_is_the_folder_of_its_run_for_every_training_job(n
 @pytest.mark.parametrize(
     "argv, words",
     [
-        (["objective={metric: val/spearmann, mode: max}"], ["does not give this", "val/spearman, val/pearson"]),
+        (["objective={metric: val/spearmann, mode: max}"], ["does not compute this", "val/spearman, val/pearson"]),
         (["objective.metric=val/spearman"], ["keep the worst", "key: objective.mode", "expected: 'max'"]),
-        (["objective={metric: pathorob/x/ri, mode: max}"], ["nothing evaluates", "objective.metric"]),
+        (["objective={metric: pathorob/x/ri, mode: max}"], ["no evaluator computes", "objective.metric"]),
     ],
 )
 def test_an_objective_that_a_regression_will_not_have_is_refused(args, tmp_path, monkeypatch, argv, words):
@@ -80,7 +80,7 @@ def test_a_sweep_over_the_folds_of_a_cross_validation_is_refused_with_what_to_do
 
 def test_the_name_of_a_trials_run_is_the_sweeps_own(args, tmp_path):
     code, said = run(*command([*args, "logging.run_name=mine"], f"output={tmp_path / 'sweep'}"))
-    assert code == 2 and "sets this for each trial" in said and "logging.run_name=mine" in said, said
+    assert code == 2 and "sets this key for each trial" in said and "logging.run_name=mine" in said, said
 
 
 @pytest.mark.parametrize("more", [[], ["eval.samplewise=true"]])

@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from importlib import import_module
 from types import SimpleNamespace
 
 import pyarrow as pa
@@ -33,8 +34,11 @@ class ToyConfig:
 
 
 def test_a_login_in_the_tracking_address_is_not_saved_with_the_run(tmp_path, monkeypatch):
+    import ijepath.assembly  # noqa: F401  (before the digest below is another one, which it would keep)
+
     jobs = []
     monkeypatch.setattr(pretraining, "fit", jobs.append)
+    import_module("ijepath.assembly")  # before the patch, or it keeps what is patched
     monkeypatch.setattr("ijepath.plan.identity", lambda plan: "0123")
     uri = "https://anna:geheim@mlflow.example:5000/base?token=geheim"
     argv = [

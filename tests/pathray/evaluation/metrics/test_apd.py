@@ -21,8 +21,8 @@ from pathray.evaluation.metrics.apd_splits import (
     cells,
     cramers_v,
     design,
-    opposed,
-    realised_v,
+    measure_cramers_v,
+    plan_opposed,
     repetitions,
 )
 from tests.builders.evaluation import Cohort, cohort
@@ -50,7 +50,7 @@ def test_the_realised_correlation_is_the_plans_and_rises_from_0_to_1(name, capsy
     found = design(name, *rows)
     assert found.reason == "" and found.plan is PLANS[name]
     draw = next(repetitions(found, *rows, count=1, seed=1000))
-    v = [realised_v(train, rows[0], rows[1]) for train in draw.train]
+    v = [measure_cramers_v(train, rows[0], rows[1]) for train in draw.train]
     with capsys.disabled():
         print(f"\n{name}: Cramér's V per split", [round(value, 3) for value in v])
     assert v[0] == 0 and v[-1] == pytest.approx(1)
@@ -106,7 +106,7 @@ def test_slides_that_cannot_be_kept_apart_for_the_test_are_no_feasible_case_spli
     """Five slides of every class: two train, one validates, two test. At c0 these are six slides in all, and class i is
     on all but the i-th: two slides that test give two classes only one, three give three classes too many."""
     labels, centers, slides = grid(2, 6, 5, 4)
-    wanted = Design(opposed(2, 6, 4, 2), ("c0", "c1"), tuple(f"y{i}" for i in range(6)))
+    wanted = Design(plan_opposed(2, 6, 4, 2), ("c0", "c1"), tuple(f"y{i}" for i in range(6)))
     assert _lacking(wanted, cells(wanted, labels, centers, slides)) == ""
     names = {f"s0-{y}-{s}": f"case{(y + 1 + s) % 6}" for y in range(6) for s in range(5)}
     slides = np.array([names.get(slide, slide) for slide in slides])
@@ -145,7 +145,7 @@ def test_uneven_slides_still_give_the_planned_correlation():
     rows = labels[keep], centers[keep], slides[keep]
     found = design("mine", *rows)
     for draw in repetitions(found, *rows, count=3, seed=0):
-        v = [realised_v(train, rows[0], rows[1]) for train in draw.train]
+        v = [measure_cramers_v(train, rows[0], rows[1]) for train in draw.train]
         assert v == pytest.approx([found.plan.correlation(s) for s in range(found.plan.splits)], abs=1e-9)
 
 
@@ -238,4 +238,4 @@ def test_classes_keep_the_order_of_the_plan():
     rows = grid(2, 6, 9, 100)
     order = ("y5", "y0", "y3", "y1", "y2", "y4")
     assert design("tolkach_esca", *rows, classes=order) == Design(PLANS["tolkach_esca"], ("c0", "c1"), order)
-    assert opposed(6, 6, 100, 2).slots(3).tolist() == [[0, 0, 0, 6, 6, 6], [6, 6, 6, 0, 0, 0]]
+    assert plan_opposed(6, 6, 100, 2).slots(3).tolist() == [[0, 0, 0, 6, 6, 6], [6, 6, 6, 0, 0, 0]]

@@ -11,7 +11,7 @@ from sklearn.metrics import balanced_accuracy_score
 from pathray.errors import UserError
 from pathray.evaluation.datasets import Unfit
 from pathray.evaluation.metrics import robustness_index as module
-from pathray.evaluation.metrics.robustness_index import neighbours, normalised, robustness_index
+from pathray.evaluation.metrics.robustness_index import neighbours, normalise, robustness_index
 
 
 def brute_force(x, labels, centers, slides, k):
@@ -55,7 +55,7 @@ def test_a_slide_of_300_patches_is_excluded_whole():
     slide = np.repeat(np.arange(8), 300)
     label, center = np.arange(8) // 2 % 2, np.arange(8) % 2
     x = g.normal(size=(8, 16))[slide] + 0.01 * g.normal(size=(2400, 16))
-    for rows, index in neighbours(normalised(x), slide, 11):
+    for rows, index in neighbours(normalise(x), slide, 11):
         assert (slide[index] != slide[rows][:, None]).all() and (index >= 0).all()
     got = robustness_index(x, label[slide], center[slide], slide, k=11)
     so, os, _ = brute_force(x, label[slide], center[slide], slide, 11)

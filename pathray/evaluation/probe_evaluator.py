@@ -1,4 +1,4 @@
-"""The evaluator `probe`: what a linear probe and the nearest neighbours read off the features of one dataset.
+"""The evaluator `probe`: how well a linear probe and the nearest neighbours tell the classes of one dataset.
 
 Not here: the probes (pathray.evaluation.metrics.probe).
 """
@@ -19,7 +19,7 @@ Labels = npt.NDArray[Any]
 TEST_SHARE, SEED = 0.25, 0
 
 
-class Probing:
+class ProbeEvaluator:
     """Balanced accuracies on the class: ``linear_id``, ``knn_id`` on a quarter of the in-domain slides, ``…_ood`` on
     the out-of-domain rows, if there are any. Training never sees a slide that tests."""
 

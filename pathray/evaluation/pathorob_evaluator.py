@@ -21,7 +21,7 @@ Floats = npt.NDArray[np.floating[Any]]
 Values = dict[str, float]
 
 
-class Robustness:
+class PathorobEvaluator:
     """Values by name: ``ri``, ``ri_k``, ``acc_knn``; ``apd_id``, ``apd_ood``, ``apd_avg`` with their intervals, and per
     split ``acc_id_<s>``, ``acc_ood_<s>``, ``cramers_v_<s>``; ``clustering_score``, ``ari_class``, ``ari_center``."""
 
