@@ -37,6 +37,7 @@ from ray_jobs.train.training_jobs import (
 from regression.config import CONFIGS_DIR, RunConfig
 
 if TYPE_CHECKING:
+    from pathray.store.storage import Storage
     from regression.features import FeatureFolder
 
 log = logging.getLogger(__name__)
@@ -77,14 +78,22 @@ def validation_metrics(config: TrainRegressionConfig) -> list[str]:
 
 def work_on(run: Run) -> Outputs:
     """Train, judge and leave the results, as far as that has not been done."""
-    from pathray.run.log import run_log
+    from pathray.run.fence import hold
     from pathray.store.storage import Storage
-    from ray_jobs.train.frozen_features import FeaturesStopped
 
-    store, config = Storage.of(run.folder), run.config
+    store = Storage.of(run.folder)
     done = Outputs({"run": run.folder, "model": store.join(ENCODER), "metrics": store.join(RESULTS)})
     if is_finished(run):
         return done
+    with hold(run.folder):
+        return _train_and_judge(run, store, done)
+
+
+def _train_and_judge(run: Run, store: Storage, done: Outputs) -> Outputs:
+    from pathray.run.log import run_log
+    from ray_jobs.train.frozen_features import FeaturesStopped
+
+    config = run.config
     keep_results(run)
     save_config(config, run.folder)  # before the features of baselines: `ray_jobs.stop` knows the run by it
     scaling = config.scaling

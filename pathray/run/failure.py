@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pathray.errors import UserError
+from pathray.run.fence import Superseded
 from pathray.store.storage import storage_error
 
 
@@ -29,6 +30,8 @@ class SharedFailure:
         """Keeps an OSError of the block for the end of the run (rank 0), or raises it (other ranks)."""
         try:
             yield
+        except Superseded as e:  # only rank 0 looks
+            self.error = self.error or e
         except OSError as e:
             error = e if isinstance(e, UserError) else storage_error(e, self.run_dir, writing=True)
             if self.rank != 0:

@@ -12,13 +12,14 @@ Not here: how a file is written by one process at a time (pathray.store.exclusiv
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from operator import eq
@@ -104,6 +105,14 @@ class Fence:
         """Superseded when the folder is not owned by this token any more; StorageError when that cannot be read."""
         if not self._is_ours(content(self.store, OWNER)):
             raise self._superseded()
+
+    def is_held(self) -> bool:
+        """Whether the folder is known to be owned by this token."""
+        try:
+            self.check()
+        except (Superseded, StorageError):
+            return False
+        return True
 
     def release(self) -> None:
         """Give the folder back, if it is still ours. Storage that refuses is a warning: the beat then runs out."""
@@ -202,6 +211,36 @@ class Fence:
         expected = f"wait until it has ended, stop it ({stop}), or choose another output"
         message = "the run is being trained by another process"
         return UserError(message, file=self.store.url, found=owner.who, expected=expected)
+
+
+_HELD: dict[str, Fence] = {}  # by this process
+
+
+@contextlib.contextmanager
+def hold(run_dir: str) -> Iterator[Fence]:
+    """Own a run folder while the block runs. Blocks of one process may be nested: the outermost takes and releases."""
+    url = Storage.of(run_dir).url
+    if url in _HELD:
+        yield _HELD[url]
+        return
+    with Fence(url) as fence:
+        _HELD[url] = fence
+        try:
+            yield fence
+        finally:
+            del _HELD[url]
+
+
+@contextlib.contextmanager
+def owned(run_dir: str, rank: int, token: str = "") -> Iterator[Fence | None]:
+    """The fence as a rank sees it: of the driver by its `token`, or held by rank 0 meanwhile; None on other ranks."""
+    if rank != 0:
+        yield None
+    elif token:
+        yield Fence.of(run_dir, token)
+    else:
+        with hold(run_dir) as fence:
+            yield fence
 
 
 def _clock(began: Any) -> str:

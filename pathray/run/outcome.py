@@ -23,7 +23,8 @@ class RunSettings:
     start_metrics: figures of the first row of a fresh run. changes: settings of the loop that an `Outcome` to retry
     asked for. preemption: asked on all ranks together every `preemption_every_steps` steps; True saves a checkpoint.
     keep_stop: a STOP that is there already counts; otherwise it is of an earlier start and is removed. keep_log: write
-    log.txt here; no where somebody else does.
+    log.txt here; no where somebody else does. owner: the token by which the driver owns the folder (pathray.run.fence);
+    empty: the run takes it itself.
     """
 
     resume: str = "auto"
@@ -35,6 +36,7 @@ class RunSettings:
     preemption_every_steps: int = 0
     keep_stop: bool = False
     keep_log: bool = True
+    owner: str = ""
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -11,13 +12,16 @@ from pathray.device import Device
 from pathray.run.evaluations import Blocked, wait_for_evaluation
 from pathray.run.failure import SharedFailure
 from pathray.run.layout import CHECKPOINTS, ENCODER
+from pathray.run.metrics_writer import MetricsWriter
 from pathray.run.quarantine import Faults
 from pathray.store import checkpoint
 from pathray.store.checkpoint import Also, AsyncSaver
-from pathray.store.metrics_log import MetricsLog
-from pathray.store.storage import Storage
+from pathray.store.outages import through_outages
+from pathray.store.storage import Storage, StorageError
 from pathray.train.assembly import Assembly
 from pathray.train.state import TrainState
+
+ROWS_S = 60.0  # a checkpoint waits for rows of metrics, before it is tried again
 
 
 def provenance(parts: Assembly, state: TrainState) -> dict[str, Any]:
@@ -28,7 +32,8 @@ def provenance(parts: Assembly, state: TrainState) -> dict[str, Any]:
 class Saves:
     """The saves of one rank. Rank 0 writes checkpoints, in the background; every rank its unreadable units.
 
-    `metrics`: the log to flush before a checkpoint, on rank 0. `blocked`: the time that snapshots took from training.
+    `metrics`: the log whose rows are on storage before a checkpoint counts, on rank 0; `guard` is called before that:
+    it raises when another start owns the run. `blocked`: the time that snapshots took from training.
     """
 
     def __init__(
@@ -38,11 +43,12 @@ class Saves:
         device: Device,
         failure: SharedFailure,
         faults: Faults,
-        metrics: MetricsLog | None,
+        metrics: MetricsWriter | None,
         fit_id: str = "",
+        guard: Callable[[], None] = lambda: None,
     ) -> None:
         self.parts, self.store, self.device, self.failure = parts, store, device, failure
-        self.faults, self.metrics, self.fit_id = faults, metrics, fit_id
+        self.faults, self.metrics, self.fit_id, self.guard = faults, metrics, fit_id, guard
         self.root = store.join(CHECKPOINTS)
         self.saver = AsyncSaver()
         self.saved_at = time.monotonic()
@@ -72,11 +78,10 @@ class Saves:
         began = self.saved_at = time.monotonic()
         tensors = state.tensors()  # on every rank: on XLA it is a graph, which all hosts run
         with self.failure.together():
-            self.faults.write(state.images_seen)
+            through_outages(lambda: self.faults.write(state.images_seen), "the report of unreadable units")
         self.device.gather_objects(None)
         with self.failure.together():
             if self.metrics is not None and self.failure.error is None:
-                self.metrics.flush()
                 self._save_checkpoint(state, tensors, snapshot, best)
         if snapshot is not None:
             self._wait_for_evaluation(state.images_seen)
@@ -100,12 +105,21 @@ class Saves:
             "fit_id": self.fit_id,
         }
         if snapshot is None:
-            self.saver.save(self.root, rolling, tensors, meta)
+            self.saver.save(self.root, rolling, tensors, meta, None, self._before_commit)
         else:
             if parts.tuning is not None:  # without it nobody removes them
                 meta["tune_index"] = snapshot
-            self.saver.save(self.root, f"{parts.tag}-img{state.images_seen}", tensors, meta, self._encoder(state))
+            name = f"{parts.tag}-img{state.images_seen}"
+            self.saver.save(self.root, name, tensors, meta, self._encoder(state), self._before_commit)
         checkpoint.prune(self.root, rolling, parts.keep_last_n)
+
+    def _before_commit(self) -> None:
+        """In the saver's thread: the rows up to a checkpoint are there when it counts, and the run is still ours."""
+        self.guard()
+        if self.metrics is not None and not self.metrics.flush(ROWS_S):
+            error = StorageError("rows of metrics wait for storage", file=self.store.url)
+            error.passing = True
+            raise error
 
     def _encoder(self, state: TrainState) -> Also | None:
         """What writes the recipe's encoder next to a snapshot's tensors, from the same copies."""

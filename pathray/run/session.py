@@ -21,11 +21,14 @@ from pathray.run import memory, quarantine, resume, stop
 from pathray.run.batches import Batches, local
 from pathray.run.export import export
 from pathray.run.failure import SharedFailure
+from pathray.run.fence import Fence, owned
 from pathray.run.layout import PROGRESS, STOP
 from pathray.run.log import run_log
 from pathray.run.outcome import BUDGET, EARLY_STOP, ENDED, RETRY, Outcome, RunSettings
 from pathray.run.saves import Saves
+from pathray.run.stop_poll import StopPoll
 from pathray.run.tick_log import TickLog
+from pathray.store.outages import through_outages
 from pathray.store.storage import Storage
 from pathray.train.assembly import Assembly
 from pathray.train.loop import run
@@ -52,19 +55,20 @@ def train(
     UserError for what the user can mend; RunFailed and TrainingStopped reach all ranks together.
     """
     settings, store = settings or RunSettings(), Storage.of(str(run_dir))
-    if device.rank == 0 and not settings.keep_stop:
-        store.remove(STOP)
-        store.remove(PROGRESS)
     keeps_log = device.rank == 0 and settings.keep_log
-    try:
-        with run_log(store) if keeps_log else nullcontext():
-            return Session(assembly, plan, store, device, batches, settings).train()
-    except Exception:
-        if device.rank == 0:
-            quarantine.merge_after_failure(store)
-        raise
-    finally:
-        crashes.end(store.url)  # an error is no crash of a decoder
+    with owned(store.url, device.rank, settings.owner) as fence:
+        if device.rank == 0 and not settings.keep_stop:
+            store.remove(STOP)
+            store.remove(PROGRESS)
+        try:
+            with run_log(store) if keeps_log else nullcontext():
+                return Session(assembly, plan, store, device, batches, settings, fence).train()
+        except Exception:
+            if fence is not None and fence.is_held():
+                quarantine.merge_after_failure(store)
+            raise
+        finally:
+            crashes.end(store.url)  # an error is no crash of a decoder
 
 
 class Session:
@@ -78,22 +82,27 @@ class Session:
         device: Device,
         batches: Batches,
         settings: RunSettings,
+        fence: Fence | None = None,
     ) -> None:
         self.plan, self.store, self.device, self.batches = plan, store, device, batches
         self.settings = replace(settings, fit_id=device.broadcast_object(settings.fit_id))
         self.parts = memory.with_changes(assembly, store, self.settings, device)
         self.faults = quarantine.Faults(store, plan.sources, device.rank)
         self.failure = SharedFailure(device.rank, store.url)
-        self.tick_log = TickLog(store, device, plan, self.parts.watch, self.failure, self.parts.passes_name)
+        guard: Any = fence.check if fence is not None else lambda: None
+        name = self.parts.passes_name
+        self.tick_log = TickLog(store, device, plan, self.parts.watch, self.failure, name, guard)
         self.saves = Saves(
-            self.parts, store, device, self.failure, self.faults, self.tick_log.metrics, self.settings.fit_id
+            self.parts, store, device, self.failure, self.faults, self.tick_log.metrics, self.settings.fit_id, guard
         )
+        self.stop_poll: StopPoll | None = None
         self.fresh = True
 
     def train(self) -> Outcome:
         """From the newest checkpoint, or from the beginning, to the end."""
         state = TrainState(self.parts.recipe, self.parts.settings, self.device)
         self._resume(state)
+        self.stop_poll = StopPoll(self.store) if self.device.rank == 0 else None
         try:
             end, metrics = self._consume(state)
         except UserError as error:
@@ -105,12 +114,19 @@ class Session:
             end, metrics = RETRY, {}
             changes = memory.changes_after(error, self.store, self.settings.fit_id, self.parts.settings, self.device)
         finally:
-            self.saves.close()
+            self._close()
         self.failure.check()
         with self.failure.together():
             outcome = self._finish(state, end, metrics) if end != RETRY else self._retry(changes)
         self.failure.check()
         return outcome
+
+    def _close(self) -> None:
+        """Until everything is on storage, and nobody looks for STOP any more."""
+        self.saves.close()
+        self.tick_log.close()
+        if self.stop_poll is not None:
+            self.stop_poll.close()
 
     # --- start ---
 
@@ -183,11 +199,14 @@ class Session:
         return asked is not None and every > 0 and step % every == 0 and asked()
 
     def _stop_requested(self) -> bool:
-        """Polled by the loop on rank 0 only. A save that failed in the background ends the run here, and not only when
-        the next one is due."""
+        """Polled by the loop on rank 0 only. A save or a row that failed in the background ends the run here, and not
+        only when the next one is due. A file on a disk is looked for at once: a run then ends at its very next step."""
         with self.failure.together():
             self.saves.saver.check()
-        return self.failure.error is not None or stop.is_requested(self.store)
+        self.tick_log.check()
+        assert self.stop_poll is not None
+        asked = self.stop_poll.look_now() if self.store.local else self.stop_poll.asked()
+        return self.failure.error is not None or asked
 
     # --- end ---
 
@@ -197,8 +216,9 @@ class Session:
         self.tick_log.end(seen, end)
         path = last.path if last is not None else (self._chosen() if rank0 else None)
         if end in ENDED and rank0:
-            artifact = export(self.parts, state, self.store)
-        unreadable = quarantine.merge(self.store) if rank0 else 0
+            artifact = through_outages(lambda: export(self.parts, state, self.store), "the export")
+        report = "the report of unreadable units"
+        unreadable = through_outages(lambda: quarantine.merge(self.store), report) if rank0 else 0
         return Outcome(end, seen, metrics, path, artifact, unreadable)
 
     def _retry(self, changes: dict[str, int]) -> Outcome:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pathray.evaluation.early_stopping import EARLY_STOPPED
 from pathray.run.layout import STOP
-from pathray.store.storage import Storage, StorageError
+from pathray.store.storage import Storage
 
 log = logging.getLogger(__name__)
 
@@ -18,15 +18,6 @@ log = logging.getLogger(__name__)
 def request_stop(run_dir: str, reason: str = "asked to") -> None:
     """What SIGTERM to the driver and an early stop do. A run that only begins removes an older request."""
     Storage.of(run_dir).write_bytes(STOP, json.dumps({"time": time.time(), "reason": reason}).encode())
-
-
-def is_requested(store: Storage) -> bool:
-    """Whether the run is asked to stop. False while storage is out of reach: the next poll asks again."""
-    try:
-        return bool(store.exists(STOP))
-    except StorageError as e:
-        log.warning("the request to stop could not be looked up; retrying: %s", e)
-        return False
 
 
 def name_end(end: str, store: Storage, rank: int, images_seen: int) -> str:

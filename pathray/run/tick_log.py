@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from pathray.data.plan import Plan
 from pathray.device import Device
 from pathray.run.evaluations import Blocked
 from pathray.run.failure import SharedFailure
 from pathray.run.layout import METRICS
+from pathray.run.metrics_writer import MetricsWriter
 from pathray.run.progress import write_beat
-from pathray.store.metrics_log import MetricsLog
 from pathray.store.storage import Storage
 from pathray.train.assembly import Watch
 from pathray.train.supervised import SupervisedTick
@@ -19,7 +20,10 @@ BEAT_EVERY_S = 5.0
 
 
 class TickLog:
-    """`metrics` is None on other ranks than 0, which leave nothing; the watch looks at every tick on every rank."""
+    """`metrics` is None on other ranks than 0, which leave nothing; the watch looks at every tick on every rank.
+
+    `guard` is called before each write of rank 0: see `MetricsWriter`.
+    """
 
     def __init__(
         self,
@@ -29,9 +33,10 @@ class TickLog:
         watch: Watch | None,
         failure: SharedFailure,
         passes_name: str = "passes_seen",
+        guard: Callable[[], None] = lambda: None,
     ) -> None:
         self.store, self.plan, self.watch, self.failure, self.passes_name = store, plan, watch, failure, passes_name
-        self.metrics = MetricsLog(store.join(METRICS)) if device.rank == 0 else None
+        self.metrics = MetricsWriter(store.join(METRICS), guard) if device.rank == 0 else None
         self.beat_at = 0.0
 
     def start(self, images_seen: int, first: dict[str, float]) -> None:
@@ -61,6 +66,18 @@ class TickLog:
         self.beat_at = time.monotonic()
         with self.failure.together():
             write_beat(self.store, images_seen)
+
+    def check(self) -> None:
+        """Note what the log's thread met that no later try can mend."""
+        if self.metrics is not None:
+            with self.failure.together():
+                self.metrics.check()
+
+    def close(self) -> None:
+        """Until every row is on storage."""
+        if self.metrics is not None:
+            with self.failure.together():
+                self.metrics.close()
 
     def end(self, images_seen: int, end: str) -> None:
         """The last sign of life says how the run ended."""

@@ -50,6 +50,7 @@ class TrainJob:
     identity_hash: str | None = None  # of the run, which evaluations belong to
     tag: str | None = None  # of its checkpoints
     name: str = "train"  # of its lines of progress
+    owner: str = ""  # the token by which the driver owns the run's folder
     fit_id: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
     changes: dict[str, int] = field(default_factory=dict)  # of the loop's settings, after an attempt out of memory
 
@@ -63,4 +64,5 @@ class TrainJob:
             changes=self.changes,
             keep_stop=True,
             keep_log=False,
+            owner=self.owner,
         )

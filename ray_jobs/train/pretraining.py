@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pathray.config.load import Loaded
+from pathray.run.fence import hold
 from ray_jobs.shell.cli import Outputs
 from ray_jobs.shell.run_summary import write_run_summary
 from ray_jobs.shell.runtime import ray_session
@@ -68,9 +69,10 @@ def pretrain(job: Pretraining[Any], loaded: Loaded[Any]) -> Outputs | None:
     if (ended := early_stopped(config) or job.finished(config)) is not None:
         return ended
     scaling = config.scaling
-    with ray_session(
+    session = ray_session(
         config.runtime, cpus=cpus_of(config), autoscaling=scaling.autoscaling, needed=bool(scaling.workers)
-    ):
+    )
+    with hold(str(config.output)), session:
         accelerator = begin(str(config.output), scaling, decode_tasks(config))
         outcome = train(job, config, job.prepare(config), accelerator)
     log.info("ended (%s) after %s images", outcome.end, f"{outcome.images_seen:,}")

@@ -59,18 +59,22 @@ def fit(job: TrainJob) -> Outcome:
     Raises UserError for what the user can mend (also when a worker found it), and what Ray raised otherwise.
     """
     from pathray.run import quarantine
+    from pathray.run.fence import hold
     from pathray.store.storage import Storage
 
     store = Storage.of(job.run_dir)
     job.run_dir, job.plan_path = store.url, Storage.of(job.plan_path).url  # workers run in another folder
-    if job.accelerator is None:
-        job.accelerator = begin(job.run_dir, job.scaling, job.decode_tasks)
-    try:
-        with mlflow_fed(job, store):
-            return _fit_in_process(job, store) if job.scaling.workers == 0 else _fit_through_ray(job, store)
-    except BaseException:
-        quarantine.merge_after_failure(store)
-        raise
+    with hold(job.run_dir) as fence:
+        job.owner = fence.token
+        if job.accelerator is None:
+            job.accelerator = begin(job.run_dir, job.scaling, job.decode_tasks)
+        try:
+            with mlflow_fed(job, store):
+                return _fit_in_process(job, store) if job.scaling.workers == 0 else _fit_through_ray(job, store)
+        except BaseException:
+            if fence.is_held():
+                quarantine.merge_after_failure(store)
+            raise
 
 
 def _fit_in_process(job: TrainJob, store: Any) -> Outcome:

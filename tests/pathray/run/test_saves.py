@@ -14,22 +14,11 @@ from pathray.run.failure import RunFailed, SharedFailure
 from pathray.run.quarantine import Faults
 from pathray.run.saves import Saves
 from pathray.run.session import Session
-from pathray.run.stop import is_requested, name_end, request_stop
+from pathray.run.stop import name_end, request_stop
+from pathray.run.stop_poll import StopPoll
 from pathray.run.tick_log import TickLog
 from pathray.store.checkpoint import AsyncSaver
 from pathray.store.storage import Storage, StorageError
-
-
-class Store:
-    def __init__(self, *answers):
-        self.answers = list(answers)
-
-    def exists(self, name):
-        assert name == "STOP"
-        answer = self.answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
 
 
 class Device:
@@ -46,27 +35,37 @@ class Device:
         return [value]
 
 
+BUCKET = SimpleNamespace(local=False)
+
+
 def rank(number=0, **parts):
     """A session of its parts alone."""
     own = Session.__new__(Session)
     own.failure = SharedFailure(number, "run")
     own.device, own.saves = Device(number), SimpleNamespace(saver=AsyncSaver())
+    own.tick_log = SimpleNamespace(check=lambda: None)
     vars(own).update(parts)
     return own
 
 
-def test_storage_out_of_reach_does_not_end_a_run_that_asks_whether_to_stop():
-    asked = rank(store=Store(False, StorageError("cannot read: 503", file="gs://b/STOP"), True))
-    assert [asked._stop_requested() for _ in range(3)] == [False, False, True]
-    asked.failure.error = UserError("the disk is full")
-    assert asked._stop_requested() and asked.store.answers == []
+def test_a_run_that_failed_asks_no_more_whether_to_stop(tmp_path):
+    store = Storage.of(tmp_path)
+    with StopPoll(store, every_s=3600.0) as poll:
+        own = rank(store=store, stop_poll=poll)
+        assert not own._stop_requested()
+        own.failure.error = UserError("the disk is full")
+        assert own._stop_requested()
+        own.failure.error = None
+        request_stop(str(tmp_path))
+        assert own._stop_requested(), "a disk is asked at every poll"
 
 
 def test_a_save_that_failed_in_the_background_ends_the_run_at_the_next_poll():
     def check():
         raise StorageError("cannot write: no space left", file="checkpoints")
 
-    asked = rank(saves=SimpleNamespace(saver=SimpleNamespace(check=check)), store=Store())
+    poll = SimpleNamespace(asked=lambda: False)
+    asked = rank(saves=SimpleNamespace(saver=SimpleNamespace(check=check)), store=BUCKET, stop_poll=poll)
     assert asked._stop_requested()
     with pytest.raises(RunFailed, match="no space left"):
         asked.failure.check()
@@ -110,7 +109,7 @@ class Events(list):
     """What happens at a save, in order: parts written, ranks met, the checkpoint begun."""
 
     def __init__(self, number, *, full=False):
-        self.full, self.rank = full, number
+        self.full, self.rank, self.url, self.stored = full, number, "run", True
 
     def join(self, name):
         return name
@@ -124,8 +123,9 @@ class Events(list):
         self.append("all ranks are here")
         return [value]
 
-    def flush(self):
+    def flush(self, timeout):
         self.append("metrics")
+        return self.stored
 
 
 def saving(number, events):
@@ -140,10 +140,21 @@ def saving(number, events):
 
 
 def test_a_checkpoint_is_begun_when_every_rank_has_listed_its_unreadable_units():
-    for number, expected in ((0, ["metrics", "checkpoint"]), (1, [])):
+    for number, expected in ((0, ["checkpoint"]), (1, [])):
         events = Events(number)
         saving(number, events)
         assert events == ["quarantine", "all ranks are here", *expected]
+
+
+def test_rows_of_metrics_are_on_storage_before_a_checkpoint_counts_and_only_the_owner_commits():
+    events = Events(0)
+    own = Saves(None, events, events, SharedFailure(0, "run"), None, events, guard=lambda: events.append("owner"))
+    own._before_commit()
+    assert events == ["owner", "metrics"]
+    events.stored = False
+    with pytest.raises(StorageError, match="rows of metrics wait") as e:
+        own._before_commit()
+    assert e.value.passing, "it is tried again"
 
 
 def test_where_the_list_cannot_be_written_no_checkpoint_is_begun_and_no_rank_waits_for_ever():
@@ -178,7 +189,7 @@ def test_only_snapshots_for_evaluators_have_a_number_and_may_be_removed_by_them(
     own.parts = SimpleNamespace(
         tag="t", identity={"hash": "h"}, placement={}, science="s", keep_last_n=2, encoder=None, tuning=tuning
     )
-    own.saver = SimpleNamespace(save=lambda root, name, tensors, meta, also=None: saved.append(meta))
+    own.saver = SimpleNamespace(save=lambda root, name, tensors, meta, *more: saved.append(meta))
     own.fit_id, own.root = "f", str(tmp_path)
     state = SimpleNamespace(images_seen=300, meta=lambda: {"images_seen": 300})
     for snapshot in (None, 3):
@@ -200,7 +211,9 @@ def test_a_stop_that_an_evaluator_asked_for_ends_the_run_as_early_stopped(tmp_pa
 def test_a_stop_written_by_hand_ends_the_run_whatever_is_in_it(tmp_path, text):
     (tmp_path / "STOP").write_bytes(text)
     store = Storage.of(tmp_path)
-    assert is_requested(store) and name_end("stopped", store, 0, 8) == "stopped"
+    with StopPoll(store, every_s=3600.0) as poll:
+        assert poll.look_now()
+    assert name_end("stopped", store, 0, 8) == "stopped"
 
 
 def test_in_sync_mode_a_rank_waits_until_the_snapshot_is_judged_and_no_longer_than_anybody_judges(
