@@ -40,6 +40,7 @@ def test_a_bucket_that_is_away_for_a_while_ends_no_run_and_loses_nothing(plan, t
     monkeypatch.setenv("BUCKET_ROOT", str(tmp_path / "bucket"))
     monkeypatch.setenv("PATHRAY_CACHE_DIR", str(tmp_path / "cache"))
     fsspec.register_implementation("bucket", BucketFileSystem, clobber=True)
+    monkeypatch.chdir(tmp_path)  # the toy science exports to a path and not to a URL
     run, trained = "bucket://store/run", []
     (tmp_path / "seen").mkdir()
     config = ToyConfig(run=str(tmp_path / "seen"), **SLOW)
