@@ -106,7 +106,7 @@ def test_arrays_of_another_size_are_resized_only_when_asked(world):
     folder = world[0]
     encoder = pathray.load_encoder(folder / "enc", device="cpu")
     large = np.random.default_rng(1).integers(0, 256, (2, 40, 40, 3)).astype(np.uint8)
-    with pytest.raises(UserError, match="whole patches"):
+    with pytest.raises(UserError, match="multiple of 16"):
         encoder.embed(large)
     twice = np.repeat(np.repeat(world[1][:2], 2, axis=1), 2, axis=2)
     np.testing.assert_allclose(encoder.embed(twice, resize=True), encoder.embed(world[1][:2]), atol=1e-5)
