@@ -41,7 +41,7 @@ def main(loaded: Loaded[StopConfig]) -> Outputs | None:
     store = Storage.of(loaded.config.run)
     if not any(map(store.exists, (CONFIG, CHECKPOINTS, METRICS, "sweep.yaml"))):
         expected = "the output folder of a training job that has begun"
-        raise MissingFile("no run is here", file=store.url, key="run", expected=expected)
+        raise MissingFile("no run found", file=store.url, key="run", expected=expected)
     beat = _end(store)
     if loaded.dry_run:
         return tell((0 if beat else 1, "runs to stop"))
