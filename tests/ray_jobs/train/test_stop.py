@@ -19,7 +19,7 @@ def test_a_run_is_asked_to_stop_by_its_folder_alone(tmp_path):
 
 def test_a_folder_without_a_run_is_refused_and_left_alone(tmp_path):
     done = run_job_process(tmp_path, "ray_jobs.stop", f"run={tmp_path / 'runn'}")
-    assert done.returncode == 2 and "no run is here" in done.stderr and str(tmp_path / "runn") in done.stderr
+    assert done.returncode == 2 and "no run found" in done.stderr and str(tmp_path / "runn") in done.stderr
     assert not (tmp_path / "runn").exists()
 
 
