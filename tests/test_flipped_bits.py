@@ -25,6 +25,7 @@ from pathray.data.plan import Plan, PlanWriter
 from pathray.errors import UserError
 from pathray.nn.vit import ViT, ViTConfig
 from pathray.run import quarantine
+from pathray.run.layout import QUARANTINE_REPORT
 from pathray.store import checkpoint
 from pathray.store.artifact import EncoderArtifact
 from pathray.store.committed import COMMITTED
@@ -152,7 +153,7 @@ def a_quarantine(folder: Path) -> Kept:
 
     def read() -> str:
         quarantine.merge(store)
-        return repr(pq.read_table(folder / quarantine.MERGED).to_pylist())
+        return repr(pq.read_table(folder / QUARANTINE_REPORT).to_pylist())
 
     return Kept(folder / name, read)
 

@@ -219,7 +219,7 @@ def test_what_is_no_catalog_is_refused_by_name(tmp_path):
     with pytest.raises(MissingFile, match="anchor_catalog_manifest.json"):
         Catalog.open(str(path))
     path.write_text("[1, 2]")
-    with pytest.raises(UserError, match="no anchor catalog manifest"):
+    with pytest.raises(UserError, match="invalid or damaged anchor catalog manifest"):
         Catalog.open(str(path))
     path.write_text('{"schema_version": 99}')
     with pytest.raises(UserError, match="newer version"):

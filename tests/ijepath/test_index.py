@@ -202,7 +202,7 @@ def test_what_is_no_index_is_refused_by_name(tmp_path):
     with pytest.raises(MissingFile, match="index.parquet"):
         read_index(str(path))
     path.write_bytes(b"not parquet")
-    with pytest.raises(UserError, match="no slide index"):
+    with pytest.raises(UserError, match="invalid or damaged slide index"):
         read_index(str(path))
     pq.write_table(schema().empty_table().select(["slide_id"]), path)
     with pytest.raises(UserError, match="wsi_path"):

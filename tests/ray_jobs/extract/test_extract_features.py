@@ -145,7 +145,7 @@ def test_a_bag_that_would_be_refused_today_is_reused_with_a_warning(here, cohort
     rows = report(cohort)
     assert [row["status"] for row in rows] == ["skipped"] * 3 and bags(cohort) == before
     assert [bool(row["error"]) for row in rows] == [False, True, False]
-    assert "made before this rule" in rows[1]["error"] and "1 bags would be refused now" in caplog.text
+    assert "made before this rule" in rows[1]["error"] and "1 bags would be rejected now" in caplog.text
     assert "made before this rule" in (cohort / "out/summary.md").read_text()
     caplog.clear()
     assert extract(cohort, "max_enlargement=9", "min_tissue_fraction=0") == 0

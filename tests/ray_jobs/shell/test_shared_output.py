@@ -40,7 +40,7 @@ def test_a_folder_that_another_node_does_not_see_is_refused_with_the_node(cluste
     with pytest.raises(UserError, match="do not see the run's folder") as error:
         check_shared(str(tmp_path / "run"), {"CPU": 1.0})
     where = error.value.where
-    assert (where["key"], where["found"]) == ("output", "not there on 10.0.0.3")
+    assert (where["key"], where["found"]) == ("output", "missing on 10.0.0.3")
     assert list((tmp_path / "run").iterdir()) == [], "the token is gone"
 
 
@@ -55,7 +55,7 @@ def test_only_nodes_that_could_hold_a_worker_or_a_task_are_asked(cluster, tmp_pa
 
 def test_a_node_without_gpus_that_may_look_up_rows_for_the_workers_is_asked_too(cluster, tmp_path):
     cluster(node("1", CPU=4.0, GPU=1.0), node("2", CPU=64.0), blind=("2",))
-    with pytest.raises(UserError, match=r"not there on 10\.0\.0\.2"):
+    with pytest.raises(UserError, match=r"missing on 10\.0\.0\.2"):
         check_shared(str(tmp_path), {"CPU": 2.0, "GPU": 1.0})
 
 

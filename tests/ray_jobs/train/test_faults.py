@@ -132,7 +132,7 @@ def test_too_many_unreadable_units_end_the_run_until_the_data_are_mended(ray_clu
     assert "Traceback" not in err + out and "outputs:" not in out
     faults = corrupt(quarantined(run))
     units = len({row["position"] for row in faults})
-    assert f"error: too much of the data cannot be read: {units} of 32 units up to step 8 were replaced" in err
+    assert f"error: too many units cannot be read: {units} of 32 units up to step 8 were replaced" in err
     assert all(text in err for text in ("max_corrupt_fraction", f"found: '{units / 32}'", "at most 0.05"))
     assert {(row["reason"], row["path"]) for row in faults} == {("missing", str(tmp_path / "slide2.tiff"))}
     assert not list((run / "ray").glob("fatal-*")), "all ranks end together: no restart is needed to tell"
