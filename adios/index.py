@@ -231,7 +231,7 @@ class PatchIndex:
             raise UserError(message, file=public(path), key="schema_version", found=version, expected=SCHEMA_VERSION)
         found = file.schema.names
         if "root" not in file.meta or found != SCHEMA.names:
-            raise UserError("this is no patch index", file=public(path), found=found, expected=SCHEMA.names)
+            raise UserError("not a patch index", file=public(path), found=found, expected=SCHEMA.names)
         return cls(path, file.meta["root"], file.rows)
 
     def archives(self) -> set[str]:

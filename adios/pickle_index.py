@@ -46,7 +46,7 @@ def read_pickle_index(path: str) -> list[Entry]:
     except _Refused as e:
         raise UserError("this index asks for more than data", file=public(path), found=str(e), expected=EXPECTED) from e
     except Exception as e:  # a damaged pickle fails in any way
-        message = "this is no pickled index"
+        message = "not a pickled index"
         found = f"{type(e).__name__}: {e}"
         raise UserError(message, file=public(path), found=found, expected=EXPECTED) from e
     return _entries(found, public(path))

@@ -134,7 +134,7 @@ def _parse(data: bytes, path: str) -> dict[str, Any]:
         message = "the anchor catalog was written by a newer version"
         raise UserError(message, file=path, key="schema_version", found=version, expected=SCHEMA_VERSION)
     if lacking := sorted(KEYS - manifest.keys()):
-        raise UserError("this is no anchor catalog manifest", file=path, key=lacking[0], found=sorted(manifest))
+        raise UserError("not an anchor catalog manifest", file=path, key=lacking[0], found=sorted(manifest))
     check_seal(manifest, path, "anchor catalog manifest", KEYS)
     return manifest
 

@@ -257,7 +257,7 @@ def read_index(path: str) -> SlideIndex:
             min(len(COLUMNS) - 1, table.num_columns), "spacing_note", pa.nulls(table.num_rows, pa.string())
         )
     if lacking := [c for c in COLUMNS if c not in table.column_names]:
-        raise UserError("this is no slide index", file=path, key=lacking[0], found=table.column_names)
+        raise UserError("not a slide index", file=path, key=lacking[0], found=table.column_names)
     return SlideIndex(tuple(table.to_pylist()), tuple(table.column_names[len(COLUMNS) :]))
 
 

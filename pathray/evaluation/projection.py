@@ -122,7 +122,7 @@ def load_embedding(folder: str, dataset: str, images_seen: int) -> Saved:
         embedding = Embedding(points, str(meta["method"]), explained)
         return Saved(meta["dataset"], int(meta["images_seen"]), embedding, labels, centers, slides, subset)
     except (pa.ArrowException, OSError, ValueError, LookupError, TypeError) as e:
-        raise UserError("this is no embedding, or a damaged one", file=store.join(name), found=str(e)[:200]) from e
+        raise UserError("invalid or damaged embedding", file=store.join(name), found=str(e)[:200]) from e
 
 
 def load_embeddings(folder: str) -> list[Saved]:

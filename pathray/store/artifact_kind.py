@@ -97,7 +97,7 @@ class ArtifactKind(Generic[Module]):
         known = self.keys | SHARED_KEYS
         needed = known | {SEAL} if self.always_sealed else known
         if lacking := sorted(needed - description.keys()):
-            message = f"this is no {kind}, or a damaged one"
+            message = f"invalid or damaged {kind}"
             raise UserError(message, file=where, key=lacking[0], found=sorted(description))
         check_seal(description, where, kind, known)
         return description

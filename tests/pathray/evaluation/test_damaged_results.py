@@ -115,4 +115,4 @@ def test_a_flipped_byte_of_an_embedding_is_named_and_the_report_is_written(run):
         except UserError as e:
             assert "mine-img000000000300.parquet" in str(e)
     open(path, "wb").write(content[: len(content) // 2])
-    assert "this is no embedding, or a damaged one" in open(write_report(str(run))).read()
+    assert "invalid or damaged embedding" in open(write_report(str(run))).read()
