@@ -72,7 +72,7 @@ def test_one_of_before_the_seal_is_read_and_a_renamed_seal_is_not_taken_for_one(
 def test_a_kind_that_was_always_sealed_is_refused_without_its_seal(folder):
     always = ArtifactKind("line", "line.json", LINE.keys, LINE.build, always_sealed=True)
     rewrite(folder, {}, seal=False)
-    with pytest.raises(UserError, match="no line's description.*digest"):
+    with pytest.raises(UserError, match="damaged line's description.*digest"):
         always.load(str(folder))
 
 
