@@ -103,8 +103,9 @@ def job() -> None:
     from ijepath.config import CONFIGS_DIR, GROUPS
     from ray_jobs import pretrain_ijepath
     from ray_jobs.shell import cli
+    from ray_jobs.train import pretraining
 
-    session, prepare, fit = pretrain_ijepath.ray_session, pretrain_ijepath.prepare, pretrain_ijepath.fit
+    session, prepare, fit = pretraining.ray_session, pretrain_ijepath.prepare, pretraining.fit
 
     @contextmanager
     def marked_session(*args: Any, **keys: Any) -> Any:
@@ -120,9 +121,12 @@ def job() -> None:
 
     def marked_fit(job: Any) -> Any:
         job.assemble = assemble
+        if job.scaling.workers == 0:
+            mark(WORKER)
         return fit(job)
 
-    vars(pretrain_ijepath).update(ray_session=marked_session, prepare=marked_prepare, fit=marked_fit)
+    vars(pretrain_ijepath).update(prepare=marked_prepare)
+    vars(pretraining).update(ray_session=marked_session, fit=marked_fit)
     cli.job(pretrain_ijepath.main, pretrain_ijepath.PretrainConfig, CONFIGS_DIR, GROUPS)
 
 
