@@ -62,8 +62,9 @@ def _try_the_job(sweep: Sweep) -> None:
 
 
 def _cpus(sweep: Sweep) -> float:
-    of = getattr(sweep.job.module, "cpus_of", None)
-    return float(of(sweep.base)) if of is not None else 2.0
+    from ray_jobs.train.training_jobs import cpus_of
+
+    return cpus_of(sweep.base) if sweep.job.has("scaling.workers") else 2.0
 
 
 def run(sweep: Sweep) -> Outputs:
