@@ -138,5 +138,5 @@ def test_a_damaged_or_missing_embedding_is_named(tmp_path):
     with pytest.raises(MissingFile, match="a-img000000000001"):
         load_embedding(str(tmp_path), "a", 1)
     (tmp_path / "a-img000000000001.parquet").write_bytes(b"PAR1 no")
-    with pytest.raises(UserError, match=r"no embedding.*a-img000000000001"):
+    with pytest.raises(UserError, match=r"damaged embedding.*a-img000000000001"):
         load_embedding(str(tmp_path), "a", 1)
