@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import os
 import shlex
 import sys
@@ -18,6 +19,7 @@ from pathray.files.images import open_image
 from pathray.reports.page import PagePicture, render_page
 from pathray.store.metrics_log import rows_of
 
+log = logging.getLogger(__name__)
 TIMES = "times.json"
 WIDE = 1600  # pixels of a picture on the page
 CLOSE = "One sample close up: what the student sees, the places that it predicts, and what the teacher sees there."
@@ -110,12 +112,13 @@ def gather(output: Path, manifest: Path, train_s: float, total_s: float) -> Fact
 
 def _times(path: Path, images: int, train_s: float, total_s: float) -> tuple[float, float]:
     """Seconds of training and of all, those of the start that trained: a rerun that finds all done keeps them."""
-    try:
-        known = json.loads(path.read_bytes())
-        if known["images"] == images:
-            return float(known["train_s"]), float(known["total_s"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        pass  # the first start, or a damaged file: written below
+    if path.is_file():
+        try:
+            known = json.loads(path.read_bytes())
+            if known["images"] == images:
+                return float(known["train_s"]), float(known["total_s"])
+        except (ValueError, KeyError, TypeError):
+            log.warning("%s is damaged, and is written again", path, exc_info=True)
     path.write_text(json.dumps({"images": images, "train_s": train_s, "total_s": total_s}))
     return train_s, total_s
 

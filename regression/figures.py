@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Any
 from urllib.parse import quote
 
@@ -17,7 +16,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pathray.draw.canvas import ACCENTS, FAINT, INK, MUTED, length_label, round_length
-from pathray.draw.figures import plain_text
+from pathray.draw.charts import plain_frame
+from pathray.draw.figures import new_figure, plain_text, to_png
 from pathray.errors import UserError
 from pathray.stats.correlation import Method, correlation
 from pathray.wsi.thumbnail import thumbnail
@@ -80,7 +80,7 @@ def draw_genes(judged: Evaluation, told: list[tuple[str, int]], part: str) -> by
         _titled(axes, f"{plain_text(judged.genes[gene], 28)}  ({place})", _correlations(judged, gene))
         axes.set_xlabel(_axis("measured", judged.unit), fontsize=9, color=MUTED)
         axes.set_ylabel("predicted" if i else _axis("predicted", judged.unit), fontsize=9, color=MUTED)
-        _plain(axes)
+        plain_frame(axes)
     if 1 < len(named) <= GROUPS:
         from matplotlib.lines import Line2D
 
@@ -90,7 +90,7 @@ def draw_genes(judged: Evaluation, told: list[tuple[str, int]], part: str) -> by
             frameon=False, labelcolor=INK, handletextpad=0.1, columnspacing=1.2, bbox_to_anchor=(0.995, 0.985),
         )  # fmt: skip
     figure.tight_layout(rect=(0, 0, 1, 0.875), w_pad=2.0)
-    return _png(figure)
+    return to_png(figure)
 
 
 def draw_per_gene(per_gene: pa.Table, method: Method, part: str) -> bytes:
@@ -115,12 +115,12 @@ def draw_per_gene(per_gene: pa.Table, method: Method, part: str) -> bytes:
     axes.plot(at[undefined], np.zeros(int(undefined.sum())), "x", color=UNDEFINED, clip_on=False, **style)
     axes.set_xlim(-0.8, value.size - 0.2)
     axes.set_ylabel(METHODS[method], fontsize=9, color=MUTED)
-    _plain(axes)
+    plain_frame(axes)
     if value.size <= NAMED_GENES:
         axes.set_xticks(at, [plain_text(name, 16) for name in names], rotation=90, fontsize=8)
     else:
         axes.set_xlabel("genes, the best first", fontsize=9, color=MUTED)
-    return _png(figure)
+    return to_png(figure)
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ def draw_map(judged: Evaluation, section: Section, gene: int, part: str) -> byte
     colours.outline.set_visible(False)
     bar.tick_params(colors=MUTED, labelsize=8.5, length=3)
     bar.set_ylabel(judged.unit or "units of the table", fontsize=9, color=MUTED)
-    return _png(figure)
+    return to_png(figure)
 
 
 METHODS: dict[Method, str] = {"pearson": "Pearson r", "spearman": "Spearman ρ"}
@@ -282,11 +282,7 @@ def _axis(what: str, unit: str) -> str:
 
 
 def _figure(width: float, height: float, title: str, below: str) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=130, facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = new_figure(width, height, 130)
     figure.text(0.13 / width, 1 - 0.12 / height, title, va="top", fontsize=14, fontweight="bold", color=INK)
     figure.text(0.13 / width, 1 - 0.44 / height, below, va="top", fontsize=9.5, color=MUTED)
     return figure
@@ -295,19 +291,3 @@ def _figure(width: float, height: float, title: str, below: str) -> Any:
 def _titled(axes: Any, title: str, below: str) -> None:
     axes.set_title(title, loc="left", fontsize=11.5, fontweight="bold", color=INK, y=1.07)
     axes.text(0, 1.02, below, transform=axes.transAxes, fontsize=9, color=MUTED, va="bottom")
-
-
-def _plain(axes: Any) -> None:
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(FAINT)
-    axes.tick_params(colors=MUTED, labelsize=8.5, length=3)
-    axes.grid(axis="y", color=FAINT, linewidth=0.6, alpha=0.7)
-    axes.set_axisbelow(True)
-
-
-def _png(figure: Any) -> bytes:
-    out = BytesIO()
-    figure.savefig(out, format="png", metadata={"Software": None})
-    return out.getvalue()

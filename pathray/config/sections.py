@@ -26,7 +26,7 @@ class DecodeConfig:
     ahead: int = placement(4)
     ahead_mb: int = placement(1024)
     read_timeout_s: float = placement(60.0)
-    max_stalled_reads: int = placement(16)  # so many of the newest 1,024 reads may take longer than that
+    max_stalled_reads: int = placement(16)  # slow reads among the newest 1,024 that end the run when exceeded
 
     def __post_init__(self) -> None:
         positive(self, "data", "threads", "ahead", "ahead_mb", "read_timeout_s")

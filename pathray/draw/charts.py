@@ -118,10 +118,16 @@ def running_mean(y: Floats, width: int) -> Floats:
 
 
 def plain_axes(axes: Any) -> None:
+    """The plain frame, with whole numbers in thousands and millions along x."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: thousands(value)))
+    plain_frame(axes)
+
+
+def plain_frame(axes: Any) -> None:
+    """No lines at the top and the right; faint axes, and a faint grid for y."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):

@@ -151,7 +151,7 @@ def _add_titles(axes: Any, title: str, below: str) -> None:
 
 
 def _count_key_lines(names: Sequence[int], width: float) -> int:
-    """Lines that a key of names with so many letters needs on a figure `width` inches wide, its signs included."""
+    """Lines that the key takes on a figure `width` inches wide. `names`: the number of letters of each name."""
     columns = max(1, int(width / (0.55 + 0.085 * max([30, *names]))))
     return -(-(len(names) + 4) // columns)
 

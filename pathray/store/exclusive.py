@@ -76,9 +76,8 @@ def _create_local(path: str, data: bytes) -> None:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         _write(partial, data)
         try:
-            os.link(partial, path)
-        except FileExistsError:
-            pass
+            with contextlib.suppress(FileExistsError):  # somebody was first: the caller compares what is there
+                os.link(partial, path)
         except OSError:  # a file system without hard links
             with contextlib.suppress(FileExistsError):
                 _write(path, data)

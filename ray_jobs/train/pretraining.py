@@ -43,9 +43,9 @@ class Pretraining(Generic[C]):
 
     locate: every path made absolute. check: UserError, before Ray is started, for what can be told of the config, its
     inputs and the run that is resumed. rehearse: the dry run. finished: the outputs of a run that has nothing left to
-    do. prepare: the plan, on the running Ray, with what is missing for it. resolve: the global batch and the budget,
-    for a plan of so many rows. announce: says how much the run will see (of the config as asked, and resolved); gives
-    the metrics that MLflow is told at the start. exports: folders that are exported next to the encoder.
+    do. prepare: the plan, on the running Ray, with what is missing for it. resolve: the config with global batch and
+    budget, given the number of rows in the plan. announce: logs how much data the run will see, given the requested and
+    the resolved config, and returns the metrics of the first row. exports: folders exported next to the encoder.
     """
 
     science: str
