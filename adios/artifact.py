@@ -1,8 +1,8 @@
 """A trained mask model for whoever looks at its masks: weights, architecture, normalisation, in one folder.
 
 An artifact of the kind `MASK_MODEL` (pathray.store.artifact_kind), described by ``mask_model.json``. A checkpoint of a
-run holds the same network beside all else, and `load` takes either: so every checkpoint can be judged. The student is
-an encoder artifact (pathray.store.artifact).
+run holds the same network together with everything else, and `load` takes either: so every checkpoint can be judged.
+The student is an encoder artifact (pathray.store.artifact).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The reader: one plan row → the pixels and tokens of one sample, uint8. Everything random comes from the position.
 
 An AnchorReader is picklable and safe in several threads; its handles and caches belong to the process and are bounded.
-Not here: which row stands at which position (pathray.data.order), replacement of what cannot be read
+Not here: which row is at which position (pathray.data.order), replacement of what cannot be read
 (pathray.data.units), and normalisation and augmentation, which happen on the device (ijepath.augment).
 """
 

@@ -1,6 +1,6 @@
 """The reader: one plan row → an image, uint8, with its normalised target and the draws for its augmentation.
 
-Everything random comes from the position. Not here: which row stands at which position (pathray.data.order),
+Everything random comes from the position. Not here: which row is at which position (pathray.data.order),
 replacement of what cannot be read (pathray.data.units), normalisation and augmentation of pixels (regression.recipe).
 """
 

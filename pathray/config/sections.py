@@ -1,7 +1,7 @@
 """Sections that the run configs of all sciences share, as they are or to inherit from. Only the schema; no torch.
 
 A science keeps its own keys, and its own defaults where they differ, in a subclass. What is made of the sections is
-in pathray.train.from_config. Not here: evaluations beside a training (pathray.evaluation.settings).
+in pathray.train.from_config. Not here: evaluations during a training (pathray.evaluation.settings).
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class LoggingConfig:
 
     write_tag: str = "run"
     mlflow: bool = True
-    tracking_uri: str | None = None  # None: SQLite beside the run's other outputs
+    tracking_uri: str | None = None  # None: SQLite next to the run's other outputs
     experiment: str = "pathray"
     mlflow_parent: str | None = None  # id of the MLflow run that this one is a part of: a sweep's
 

@@ -1,4 +1,4 @@
-"""How far a training is, shown to whoever waits for it: read in the run's folder, wherever the run is.
+"""How far a training is, shown to the user: read in the run's folder, wherever the run is.
 
 `write_beat` leaves a sign of life there (progress.json, local runs only); `TrainingProgress` shows it, as a bar on a
 terminal, elsewhere as a line for about every tenth of the budget.

@@ -74,7 +74,7 @@ def load(state: TrainState, path: str, identity: Mapping[str, Any], settings: Ru
     with naming(path):
         state.load(*checkpoint.load(path))
     if found.meta.get("fit_id") != settings.fit_id:
-        state.health.reset_marks(state.images_seen)  # whoever starts a run again has seen to its data
+        state.health.reset_marks(state.images_seen)  # a new start means that the data were repaired
 
 
 def excluded(run_dir: str, plan: Plan) -> crashes.Excluded:

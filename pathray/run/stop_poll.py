@@ -30,7 +30,7 @@ class StopPoll:
         self._thread.start()
 
     def asked(self) -> bool:
-        """Whether a stop was asked for, as far as the thread has seen; answers at once."""
+        """Whether a stop was asked for, according to the thread's last look; answers at once."""
         return self._asked.is_set()
 
     def look_now(self) -> bool:

@@ -1,4 +1,4 @@
-"""What a tick of the loop leaves for whoever looks at a run: a row of metrics.jsonl on rank 0, and a sign of life."""
+"""What a tick of the loop leaves in the run folder: a row of metrics.jsonl on rank 0, and a sign of life."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is exported for whoever uses it: weights and a description in one folder, written and checked in one way.
+"""Exported artifacts: weights and a description in one folder, written and checked in one way.
 
 ``weights.safetensors`` and the kind's description, a sealed JSON that is written last: half an artifact is none. Each
 kind says which keys describe it and how a module is built from them, by a function of its own: so the library knows no
@@ -34,7 +34,7 @@ REMEDY = "the file as the run wrote it: export or copy it again"
 
 @dataclass(frozen=True)
 class ArtifactKind(Generic[Module]):
-    """`name` is what errors call it, `file` its description, `keys` what that holds beside what every kind's does.
+    """`name` is what errors call it, `file` its description, `keys` what that holds in addition to every kind's keys.
 
     `build` makes the module, with any weights, from a description; what it cannot use is a ValueError, KeyError,
     TypeError or AttributeError, or a UserError of its own. `always_sealed`: no version wrote it without a seal.

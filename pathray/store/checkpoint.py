@@ -139,7 +139,7 @@ class AsyncSaver:
     `save` or `close`.
 
     Storage that is away is tried again for `outage_s` seconds, with growing pauses from `first_pause_s` on, while
-    training goes on. What no later try can mend (a full disk) is an error at once.
+    training goes on. What a retry cannot mend (a full disk) is an error at once.
     """
 
     def __init__(self, *, outage_s: float = OUTAGE_S, first_pause_s: float = FIRST_PAUSE_S) -> None:

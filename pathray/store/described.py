@@ -1,6 +1,6 @@
 """Folders of a few files that count once their description is there: an artifact, a copy of a plan.
 
-For what is written once and kept beside others of its name, under a prefix of its own: pathray.store.committed.
+For what is written once and kept next to others of its name, under a prefix of its own: pathray.store.committed.
 """
 
 from __future__ import annotations

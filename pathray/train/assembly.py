@@ -1,4 +1,4 @@
-"""What a science hands to whoever trains it: the parts of one run, put together from its config. No Ray, no devices."""
+"""What a science gives to the trainer: the parts of one run, put together from its config. No Ray, no devices."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Assembly:
 
     `recipe` is built on every rank from the same seed; `identity` and `placement` are fingerprints
     (pathray.fingerprint), the identity including the plan's; `watch` looks at the ticks; `export` writes the final
-    artifacts of a recipe into a folder (path or URL); `encoder` is what snapshots carry for whoever evaluates them, and
+    artifacts of a recipe into a folder (path or URL); `encoder` is what snapshots carry for evaluations, and
     `tuning` says whether and when somebody does. The rolling checkpoint is at most `latest_minutes` old (0: by images
     alone), and `keep_last_n` of them are kept. With a `selection`, `validate` runs on its cadence, the best state has a
     checkpoint of its own (`<tag>-best`), and that is what `export` gets at the end. `passes_name` is what rows of

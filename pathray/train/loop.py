@@ -6,7 +6,7 @@ optimizer step with a device-side ok flag. Nothing waits for the device but the 
 
 Exactness: torch's generator is reseeded from (seed, step, rank, micro, phase) and the data from positions, so a run
 that is stopped and resumed anywhere ends with the same bits (docs/exactness.md). Saving, evaluating and validating are
-for whoever consumes the ticks (pathray.train.supervised, ray_jobs).
+for the consumer of the ticks (pathray.train.supervised, ray_jobs).
 """
 
 from __future__ import annotations

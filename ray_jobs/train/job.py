@@ -1,4 +1,4 @@
-"""What a training job is told, whoever trains it: through Ray Train or in the job's own process."""
+"""What a training job needs to know, through Ray Train or in the job's own process."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class Tracking:
-    """Whether and where the run's metrics go beside metrics.jsonl. `uri` None: SQLite beside a local run folder. `tags`
-    are the MLflow run's: `mlflow.parentRunId` makes it another's child."""
+    """Whether and where the run's metrics go in addition to metrics.jsonl. `uri` None: SQLite in a local run folder.
+    `tags` are the MLflow run's: `mlflow.parentRunId` makes it another's child."""
 
     mlflow: bool = True
     uri: str | None = None
@@ -44,9 +44,9 @@ class TrainJob:
     start_metrics: dict[str, float] = field(default_factory=dict)
     total_images: int = 0
     decode_tasks: int = 0
-    identity: dict[str, Any] = field(default_factory=dict)  # beside the config's: what MLflow is told, too
+    identity: dict[str, Any] = field(default_factory=dict)  # in addition to the config's: sent to MLflow, too
     accelerator: str | None = None  # what `begin` found; None: fit begins
-    tuning: TuningConfig | None = None  # evaluations beside the training
+    tuning: TuningConfig | None = None  # evaluations during the training
     identity_hash: str | None = None  # of the run, which evaluations belong to
     tag: str | None = None  # of its checkpoints
     name: str = "train"  # of its lines of progress

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Run:
-    """A run's folder, its plan and its config with batch and budget resolved; the checkpoint that it goes on from."""
+    """A run's folder, its plan and its config with batch and budget resolved; the checkpoint that it resumes from."""
 
     folder: str
     plan: Plan

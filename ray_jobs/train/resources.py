@@ -13,7 +13,7 @@ def resolve_accelerator(accelerator: str, autoscaling: bool = False) -> str:
     """``auto`` → what the cluster has: ``cuda`` with a GPU, ``xla`` with a TPU, otherwise ``cpu``. Without a running
     Ray, what this machine has.
 
-    UserError for ``auto`` on a cluster that has none yet but may grow: it would train on CPUs beside GPUs to come.
+    UserError for ``auto`` on a cluster that has none yet but may grow: it would train on CPUs although GPUs may come.
     """
     if accelerator != "auto":
         return accelerator
@@ -48,7 +48,8 @@ STREAM_CPUS = 0.5  # rows that travel to workers which decode them
 
 
 def stream_cpus(decode_tasks: int) -> float:
-    """CPUs beside the workers' own that their streams need at least: where tasks decode, those of one such task."""
+    """CPUs, in addition to the workers' own, that their streams need at least: where tasks decode, those of one such
+    task."""
     return 1.0 if decode_tasks else STREAM_CPUS
 
 

@@ -97,7 +97,7 @@ def _fit_through_ray(job: TrainJob, store: Any) -> Outcome:
 
 
 def _evaluators(job: TrainJob, store: Any) -> Any:
-    """Evaluations beside the training, if the job wants any: a context."""
+    """Evaluations during the training, if the job wants any: a context."""
     if job.tuning is None or not job.tuning.enable:
         return nullcontext()
     import ray

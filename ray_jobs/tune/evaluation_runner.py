@@ -5,7 +5,7 @@
         evaluators.drain()
 
 Tune runs in a thread of the driver; a trial is a process of its own with its own resources, so neither the interpreter
-nor the accelerator of the training is touched. The state is what lies on storage (pathray.evaluation.results): drivers
+nor the accelerator of the training is touched. The state is what is on storage (pathray.evaluation.results): drivers
 and evaluators may be killed at any time. An evaluator's trouble is logged and recorded, never the training's.
 """
 
