@@ -14,7 +14,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from adios.archives import SourceCache, member_limit, read_member
+from adios.patches.archives import SourceCache, member_limit, read_member
 from adios.plan import paths
 from pathray.data.order import rng
 from pathray.data.plan import Plan
@@ -50,7 +50,7 @@ class PatchReader:
     def read(self, unit: Mapping[str, Any], position: int, attempt: int) -> dict[str, Any]:
         """image uint8 [S, S, 3] · draws float32 [D] uniforms · source int64.
 
-        Raises UnreadableUnit: what adios.archives says of a member, ``shape`` (another size than its name says) or
+        Raises UnreadableUnit: a reason of adios.patches.archives, ``shape`` (another size than the name says) or
         ``decode`` (no image, or not all of it).
         """
         source = int(unit["source"])

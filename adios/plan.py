@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from adios.index import PatchIndex, located
+from adios.patches.index import PatchIndex, located
 from pathray.data.plan import Plan, PlanWriter
 from pathray.errors import UserError
 from pathray.store.storage import Storage

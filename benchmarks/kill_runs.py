@@ -39,7 +39,7 @@ def commands(science: str, folder: Path, steps: int, workers: int) -> Callable[[
 
 def ijepath_words(folder: Path, steps: int) -> list[str]:
     """Three small slides, of which one has three truncated tiles."""
-    from tests.builders.run import KEYS, write_cohort
+    from tests.builders.runs.run import KEYS, write_cohort
     from tests.builders.slides import truncate_tile
 
     manifest = write_cohort(folder / "slides", slides=3)

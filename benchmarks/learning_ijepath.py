@@ -33,11 +33,11 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from ijepath.anchors import slide_anchors
 from ijepath.config import CONFIGS_DIR, GROUPS, RunConfig, resolve_global_batch
 from ijepath.data import AnchorReader, ReaderConfig
-from ijepath.index import index_slide
-from ijepath.manifest import ManifestRow
+from ijepath.indexing.anchors import slide_anchors
+from ijepath.indexing.index import index_slide
+from ijepath.indexing.manifest import ManifestRow
 from ijepath.plan import COLUMNS, strata
 from ijepath.profile import Profile
 from ijepath.recipe import IJepathRecipe

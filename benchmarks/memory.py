@@ -35,12 +35,12 @@ os.environ["PYTHONPATH"] = os.pathsep.join(sys.path[:2] + os.environ.get("PYTHON
 import numpy as np  # noqa: E402
 from reader import write_slide  # noqa: E402
 
-from ijepath.anchors import anchors_of  # noqa: E402
-from ijepath.catalog_writer import write_catalog  # noqa: E402
 from ijepath.config import DataConfig, OptimizationConfig, RunConfig  # noqa: E402
 from ijepath.data import AnchorReader, ReaderConfig  # noqa: E402
-from ijepath.index import Row, SlideIndex, failed_row, index_slides, write_index  # noqa: E402
-from ijepath.manifest import read_manifest  # noqa: E402
+from ijepath.indexing.anchors import anchors_of  # noqa: E402
+from ijepath.indexing.catalog_writer import write_catalog  # noqa: E402
+from ijepath.indexing.index import Row, SlideIndex, failed_row, index_slides, write_index  # noqa: E402
+from ijepath.indexing.manifest import read_manifest  # noqa: E402
 from ijepath.plan import build_plan, strata  # noqa: E402
 from ijepath.profile import Profile  # noqa: E402
 from pathray.data.order import stratified_order  # noqa: E402

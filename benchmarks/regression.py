@@ -39,7 +39,7 @@ from pathray.train.state import TrainState
 from regression.assembly import assemble
 from regression.config import RunConfig, resolve
 from regression.plan import build_plan
-from regression.table import read_table
+from regression.tables.table import read_table
 
 
 def main() -> None:

@@ -70,7 +70,7 @@ def main() -> None:
 
 def slide(folder: Path) -> Path:
     """The manifest of one generated slide."""
-    from benchmarks.reader import write_slide
+    from benchmarks.data.reader import write_slide
 
     write_slide(folder / "slide.tiff", 2048)
     with (folder / "slides.csv").open("w", newline="") as f:

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import generated
 import pathray
-from ijepath.anchors import anchors_of
 from ijepath.assembly import assemble
-from ijepath.catalog_writer import write_catalog
 from ijepath.config import CONFIGS_DIR, GROUPS, RunConfig, resolve_global_batch
-from ijepath.index import COLUMNS, SlideIndex, index_slides, write_index
-from ijepath.manifest import read_manifest
+from ijepath.indexing.anchors import anchors_of
+from ijepath.indexing.catalog_writer import write_catalog
+from ijepath.indexing.index import COLUMNS, SlideIndex, index_slides, write_index
+from ijepath.indexing.manifest import read_manifest
 from ijepath.plan import build_plan
 from ijepath.profile import Profile
 from pathray.config.load import load_config

@@ -27,8 +27,8 @@ from ijepath.footprints import (
     token_counts,
 )
 from ijepath.geometry import Boxes, BoxRules, Geometry, NoBoxes, draw_boxes
+from ijepath.indexing.tissue import CELLS_PER_TARGET, TissueCache
 from ijepath.scales import Kind, available_factors, kind_of_step, kinds
-from ijepath.tissue import CELLS_PER_TARGET, TissueCache
 from pathray.data.order import rng
 from pathray.errors import MissingFile, UnreadableUnit, UserError
 from pathray.wsi.handles import HandleCache

@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ijepath.catalog import Catalog, file_sha256, stratum_key, stratum_of
-from ijepath.index import read_index
+from ijepath.indexing.catalog import Catalog, file_sha256, stratum_key, stratum_of
+from ijepath.indexing.index import read_index
 from pathray.data.order import Stratum
 from pathray.data.plan import Plan, PlanWriter
 from pathray.errors import UserError

@@ -1,6 +1,6 @@
 """The geometry of an I-JEPATH sample: fields of view in micrometres, turned into pixels. Pure arithmetic.
 
-Not here: where anchors stand on a slide (ijepath.anchors) and where targets stand in a context (ijepath.geometry).
+Not here: where anchors stand on a slide (ijepath.indexing.anchors), and targets in a context (ijepath.geometry).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ijepath.config import LOG_EVERY, RunConfig
-from ijepath.index import read_index
+from ijepath.indexing.index import read_index
 from pathray.data.plan import Plan
 from pathray.errors import UserError
 from pathray.optim.schedules import Schedule

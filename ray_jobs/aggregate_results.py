@@ -26,7 +26,7 @@ class AggregateConfig:
 
 def main(loaded: Loaded[AggregateConfig]) -> Outputs | None:
     from pathray.store.storage import Storage, write_atomic
-    from regression.report import read_results, results_table
+    from regression.reports.report import read_results, results_table
 
     config = loaded.config
     store = Storage.of(config.runs)

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import ijepath
-from ijepath.anchors import SlideAnchors, anchors_of
-from ijepath.catalog import STRATUM_KEY, stale_because, stratum_key
-from ijepath.catalog_writer import REPORT_COLUMNS, ROWS_PER_SHARD, report_line, write_catalog
-from ijepath.index import SlideIndex, read_index
-from ijepath.manifest import folder_of
+from ijepath.indexing.anchors import SlideAnchors, anchors_of
+from ijepath.indexing.catalog import STRATUM_KEY, stale_because, stratum_key
+from ijepath.indexing.catalog_writer import REPORT_COLUMNS, ROWS_PER_SHARD, report_line, write_catalog
+from ijepath.indexing.index import SlideIndex, read_index
+from ijepath.indexing.manifest import folder_of
 from ijepath.profile import Profile, name_in_force
 from pathray.config.load import MISSING, Group, Loaded, is_set, placement
 from pathray.errors import UserError

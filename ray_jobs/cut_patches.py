@@ -30,7 +30,7 @@ from ray_jobs.shell.cli import Outputs, job
 from ray_jobs.shell.runtime import RuntimeConfig, ray_session
 
 if TYPE_CHECKING:
-    from adios.cut import CutOutcome, ImagesCut, SlideCut
+    from adios.patches.cut import CutOutcome, ImagesCut, SlideCut
     from pathray.reports.summary import Summary
     from pathray.wsi.tiling import TileSpec
 
@@ -88,7 +88,7 @@ def rehearse(config: CutPatchesConfig, jobs: list[SlideCut | ImagesCut]) -> None
 
     if config.images:
         return tell((len(jobs), "archives"), (sum(len(one.paths) for one in jobs if hasattr(one, "paths")), "images"))
-    from ijepath.index import read_index
+    from ijepath.indexing.index import read_index
 
     needs = Needs((config.mpp,), config.max_enlargement)
     slides = of_index(read_index(config.slides).rows)
@@ -116,8 +116,8 @@ def jobs_of(config: CutPatchesConfig) -> list[SlideCut | ImagesCut]:
 
 
 def _of_slides(config: CutPatchesConfig) -> list[SlideCut | ImagesCut]:
-    from adios.cut import SlideCut
-    from ijepath.index import read_index
+    from adios.patches.cut import SlideCut
+    from ijepath.indexing.index import read_index
 
     rows = [row for row in read_index(config.slides).rows if row["status"] == "ok"]
     if not rows:
@@ -136,7 +136,7 @@ def _of_slides(config: CutPatchesConfig) -> list[SlideCut | ImagesCut]:
 
 
 def _of_images(config: CutPatchesConfig) -> list[SlideCut | ImagesCut]:
-    from adios.cut import ImagesCut
+    from adios.patches.cut import ImagesCut
     from pathray.features.inputs import images_in
 
     listed, groups = images_in(config.images), dict[str, list[str]]()
@@ -157,7 +157,7 @@ def _archive(config: CutPatchesConfig, name: str) -> str:
 
 def build(config: CutPatchesConfig, spec: TileSpec, jobs: list[SlideCut | ImagesCut]) -> list[dict[str, Any]]:
     """Cut on the running Ray, write the report in any case, and raise if too few archives could be made."""
-    from adios.cut import cut_if_needed
+    from adios.patches.cut import cut_if_needed
     from pathray.reports.summary import write_summary
     from pathray.reports.units import check_success, write_report
 
@@ -210,7 +210,7 @@ def summary_of(config: CutPatchesConfig, spec: TileSpec, rows: list[dict[str, An
 
 
 def _lost(one: SlideCut | ImagesCut, error: Exception) -> CutOutcome:
-    from adios.cut import CutOutcome
+    from adios.patches.cut import CutOutcome
 
     return CutOutcome("failed", f"cutting it {error}")
 

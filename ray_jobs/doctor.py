@@ -167,7 +167,7 @@ def _listed(text: str) -> list[str]:
 
 def _slides(text: str) -> list[str]:
     """The slides named by paths, by manifests (.csv) and by folders."""
-    from ijepath.manifest import read_manifest
+    from ijepath.indexing.manifest import read_manifest
     from pathray.features.inputs import slides_in
 
     found: list[str] = []

@@ -48,8 +48,8 @@ def main(loaded: Loaded[EvaluateRegressionConfig]) -> Outputs | None:
     from pathray.store.storage import Storage
     from regression import artifact
     from regression.plan import build_plan, rows_of
-    from regression.report import METRICS, PER_GENE, judge, metrics_text, recipe_of
-    from regression.table import read_table
+    from regression.reports.report import METRICS, PER_GENE, judge, metrics_text, recipe_of
+    from regression.tables.table import read_table
 
     config = loaded.config
     trained = artifact.load(config.model)

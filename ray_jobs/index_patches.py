@@ -24,8 +24,8 @@ from ray_jobs.shell.dry_run import check_files, tell
 from ray_jobs.shell.runtime import RuntimeConfig, ray_session
 
 if TYPE_CHECKING:
-    from adios.index import Archive
-    from adios.index_writer import Summary
+    from adios.patches.index import Archive
+    from adios.patches.index_writer import Summary
 
 log = logging.getLogger(__name__)
 CONFIGS_DIR = Path(adios.__file__).parent / "configs"
@@ -51,8 +51,8 @@ class IndexPatchesConfig:
 
 
 def main(loaded: Loaded[IndexPatchesConfig]) -> Outputs | None:
-    from adios.index import archives_of
-    from adios.index_writer import quarantine_path
+    from adios.patches.index import archives_of
+    from adios.patches.index_writer import quarantine_path
 
     config = loaded.config
     root, archives = archives_of(config.source)
@@ -66,7 +66,7 @@ def main(loaded: Loaded[IndexPatchesConfig]) -> Outputs | None:
 
 def build(config: IndexPatchesConfig, root: str, archives: list[Archive]) -> Summary:
     """Write the index of `archives` on the running Ray."""
-    from adios.index_writer import index_patches, lost
+    from adios.patches.index_writer import index_patches, lost
 
     with Progress(len(archives), "index", "archives") as progress:
         summary = index_patches(

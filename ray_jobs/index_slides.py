@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import ijepath
-from ijepath.index import (
+from ijepath.indexing.index import (
     COLUMNS,
     REPORT_COLUMNS,
     Row,
@@ -26,7 +26,7 @@ from ijepath.index import (
     read_index,
     write_index,
 )
-from ijepath.manifest import Manifest, ManifestRow, folder_of, read_manifest
+from ijepath.indexing.manifest import Manifest, ManifestRow, folder_of, read_manifest
 from pathray.config.load import MISSING, Loaded, is_set, placement
 from pathray.errors import MissingFile, UserError
 from pathray.reports.progress import Progress

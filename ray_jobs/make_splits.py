@@ -46,7 +46,7 @@ def main(loaded: Loaded[MakeSplitsConfig]) -> Outputs | None:
     from pathray.data.split_files import write_split
     from pathray.data.splits import SPLITS, folds, holdout
     from pathray.store.storage import Storage
-    from regression.table import read_table
+    from regression.tables.table import read_table
 
     config = loaded.config
     table = read_table(config.table, genes=config.genes, target_dim=config.target_dim)

@@ -25,7 +25,7 @@ from ray_jobs.shell.cli import Outputs, job
 from ray_jobs.shell.dry_run import tell
 
 if TYPE_CHECKING:
-    from adios.nuclei import Pair
+    from adios.nuclei.agreement import Pair
 
 log = logging.getLogger(__name__)
 RESULTS, PLOT, EXAMPLES = "results.json", "plot.png", "examples.png"
@@ -54,9 +54,9 @@ class NucleiConfig:
 
 
 def main(loaded: Loaded[NucleiConfig]) -> Outputs | None:
-    from adios.nuclei import floors, read_pairs, split
-    from adios.nuclei_figures import draw_examples, draw_results
-    from adios.segmentation import summary
+    from adios.nuclei.agreement import floors, read_pairs, split
+    from adios.nuclei.figures import draw_examples, draw_results
+    from adios.nuclei.segmentation import summary
     from pathray.reports.progress import Progress
     from pathray.store.storage import Storage
 
@@ -111,7 +111,7 @@ def settings(config: NucleiConfig, pairs: list[Pair]) -> dict[str, Any]:
 def read_results(store: Any, wanted: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Rows by checkpoint of an earlier start with the same settings and images; empty if they differ. UserError for a
     file that this benchmark did not write, so that it is not overwritten."""
-    from adios.segmentation import METRICS
+    from adios.nuclei.segmentation import METRICS
 
     try:
         text = store.read_bytes(RESULTS)
@@ -168,8 +168,8 @@ def evaluate_model(
     """The result row of one checkpoint, and example masks. `parts` are the images to choose the channel and to
     evaluate; `tell` is called after each image."""
     from adios import artifact
-    from adios.nuclei import choose, find, masks_of, report
-    from adios.nuclei_figures import Example, chosen_examples
+    from adios.nuclei.agreement import choose, find, masks_of, report
+    from adios.nuclei.figures import Example, chosen_examples
     from pathray.device import Device
 
     train, test = parts

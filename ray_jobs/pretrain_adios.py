@@ -67,7 +67,7 @@ def located(config: PretrainAdiosConfig) -> PretrainAdiosConfig:
 def check(config: PretrainAdiosConfig) -> None:
     """UserError, before Ray is started, for what can be told of the config, of the folder of archives and of the run
     that is gone on with."""
-    from adios.index import PatchIndex, archives_of
+    from adios.patches.index import PatchIndex, archives_of
     from adios.settings import check_networks
 
     check_output(config.output)
@@ -91,7 +91,7 @@ def resolved(config: PretrainAdiosConfig, patches: int = 0) -> PretrainAdiosConf
 
 def rehearse(config: PretrainAdiosConfig) -> None:
     """MissingFile where archives that an index lists are not there."""
-    from adios.index import PatchIndex, located
+    from adios.patches.index import PatchIndex, located
 
     path = str(config.data_path)
     root, names = _archives(config)
@@ -159,7 +159,7 @@ def _begun(config: PretrainAdiosConfig, root: Storage, folder: str) -> Plan | No
 
 def _archives(config: PretrainAdiosConfig) -> tuple[str, set[str]]:
     """Where the archives are, and their names."""
-    from adios.index import PatchIndex, archives_of
+    from adios.patches.index import PatchIndex, archives_of
 
     path = str(config.data_path)
     if path.endswith(".parquet"):
@@ -193,7 +193,7 @@ def _built(config: PretrainAdiosConfig, folder: str) -> Plan:
 
 def _index(config: PretrainAdiosConfig) -> str:
     """The index of the patches, made or brought up to date on the running Ray below the output folder."""
-    from adios.index import archives_of
+    from adios.patches.index import archives_of
     from pathray.store.storage import Storage
     from ray_jobs import index_patches
 

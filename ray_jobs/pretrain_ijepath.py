@@ -113,8 +113,8 @@ def check(config: PretrainConfig) -> None:
 
 def _check_inputs(config: PretrainConfig) -> None:
     """UserError for what can be told of manifest and catalog without opening a slide, before Ray is started."""
-    from ijepath.index import COLUMNS
-    from ijepath.manifest import read_manifest
+    from ijepath.indexing.index import COLUMNS
+    from ijepath.indexing.manifest import read_manifest
 
     data = config.data
     check_tuning(config)
@@ -126,9 +126,9 @@ def _check_inputs(config: PretrainConfig) -> None:
 
 def rehearse(config: PretrainConfig) -> None:
     """UserError where too many slides are not there, do not say their spacing or are too coarse for the profile."""
-    from ijepath.catalog import Catalog
-    from ijepath.index import COLUMNS, read_index
-    from ijepath.manifest import read_manifest
+    from ijepath.indexing.catalog import Catalog
+    from ijepath.indexing.index import COLUMNS, read_index
+    from ijepath.indexing.manifest import read_manifest
 
     data, profile, units = config.data, profile_of(config), list[tuple[int, str]]()
     needs = Needs((profile.context_effective_mpp, profile.target_effective_mpp), config.max_enlargement)

@@ -27,7 +27,7 @@ from ray_jobs.shell.dry_run import check_slides, of_catalog, tell
 from ray_jobs.train.ijepath_inputs import too_coarse_slides
 
 if TYPE_CHECKING:
-    from ijepath.catalog import Catalog
+    from ijepath.indexing.catalog import Catalog
     from pathray.store.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class PreviewConfig(PretrainConfig):
 
 
 def main(loaded: Loaded[PreviewConfig]) -> Outputs | None:
-    from ijepath.catalog import Catalog
+    from ijepath.indexing.catalog import Catalog
     from pathray.store.storage import Storage
 
     config = loaded.config
@@ -95,8 +95,8 @@ def with_catalog_profile(config: PreviewConfig, catalog: Catalog) -> PreviewConf
 def draw_previews(config: PreviewConfig, store: Storage) -> int:
     """Draw `num_samples` samples; returns the number of files. Samples of slides that would be enlarged more than
     `max_enlargement` times are skipped and named; UserError if none is left."""
-    from ijepath.preview_sample import read_sample
-    from ijepath.previews import preview_files
+    from ijepath.pictures.previews import preview_files
+    from ijepath.pictures.sample import read_sample
 
     count, coarse = 0, list[str]()
     if not config.num_samples:
@@ -145,7 +145,7 @@ def _training_order(config: PreviewConfig, folder: str) -> tuple[Any, Any, set[s
 
 def draw_overlays(config: PreviewConfig, catalog: Catalog, store: Storage) -> int:
     """Draw `overlays/<slide_id>.png` of the first slides; returns the number of files."""
-    from ijepath.previews import png_bytes
+    from ijepath.pictures.previews import png_bytes
 
     count, slides = 0, int(catalog.manifest["slides"])
     total = slides if config.num_overlays < 0 else min(config.num_overlays, slides)
@@ -158,8 +158,8 @@ def draw_overlays(config: PreviewConfig, catalog: Catalog, store: Storage) -> in
 
 
 def _overlays(config: PreviewConfig, catalog: Catalog) -> Iterator[tuple[str, Any]]:
-    from ijepath.overlays import draw_overlay, slides_of
-    from ijepath.previews import file_name
+    from ijepath.pictures.overlays import draw_overlay, slides_of
+    from ijepath.pictures.previews import file_name
 
     if config.num_overlays == 0:
         return

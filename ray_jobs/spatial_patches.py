@@ -25,7 +25,7 @@ from ray_jobs.shell.cli import Outputs, job
 from ray_jobs.shell.dry_run import tell
 
 if TYPE_CHECKING:
-    from regression.spatial import Counts, SectionImage, Spots
+    from regression.tables.spatial import Counts, SectionImage, Spots
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class SpatialPatchesConfig:
 
 def main(loaded: Loaded[SpatialPatchesConfig]) -> Outputs | None:
     from pathray.store.storage import Storage, write_atomic
-    from regression.spatial import cut_patches, write_table
+    from regression.tables.spatial import cut_patches, write_table
 
     config = loaded.config
     spots, counts = read(config)
@@ -96,7 +96,7 @@ def main(loaded: Loaded[SpatialPatchesConfig]) -> Outputs | None:
 
 def read(config: SpatialPatchesConfig) -> tuple[Spots, Counts]:
     """The spots of the requested sections, and their counts. The complete files are checked against each other."""
-    from regression.spatial import belong_together, read_counts, read_spots, totals_of
+    from regression.tables.spatial import belong_together, read_counts, read_spots, totals_of
 
     spots = read_spots(config.spots, group=config.group, section=config.section)
     totals = None if config.totals is None else totals_of(spots, config.totals)
@@ -120,7 +120,7 @@ def choose_genes(config: SpatialPatchesConfig, spots: Spots, counts: Counts) -> 
     import numpy as np
 
     from pathray.data.split_files import groups_that_train
-    from regression.spatial import log1p_cp10k, select_genes
+    from regression.tables.spatial import log1p_cp10k, select_genes
 
     if config.genes is not None:
         if missing := [gene for gene in config.genes if gene not in counts.genes]:
@@ -147,7 +147,7 @@ def section_image(config: SpatialPatchesConfig, section: str) -> SectionImage:
     import posixpath
 
     from pathray.store.storage import Storage
-    from regression.spatial import SectionImage, open_section, spacing_of
+    from regression.tables.spatial import SectionImage, open_section, spacing_of
 
     path = config.images.replace("{section}", section)
     store = Storage.of(posixpath.dirname(path) or ".")

@@ -55,7 +55,7 @@ class TrainFoldsConfig(TrainRegressionConfig):
 
 def main(loaded: Loaded[TrainFoldsConfig]) -> Outputs | None:
     from pathray.store.storage import Storage
-    from regression.cross_validation import unfinished, write_summary
+    from regression.reports.cross_validation import unfinished, write_summary
 
     config = loaded.config
     folds = folds_of(config)

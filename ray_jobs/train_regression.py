@@ -212,7 +212,7 @@ def _judge(folder: str, plan_path: str, config: RunConfig, end: str, kept: dict[
     from pathray.data.plan import Plan
     from pathray.device import Device
     from regression.baseline import predictions
-    from regression.report import write_results
+    from regression.reports.report import write_results
 
     plan = Plan.open(plan_path)
     baselines = {}

@@ -26,9 +26,9 @@ from pathray.train.state import TrainState
 from pathray.train.supervised import Validate
 from regression.config import EvalConfig
 from regression.data import read_square
-from regression.places import Places, places_in
 from regression.plan import normaliser, rows_of, targets
 from regression.recipe import RegressionRecipe
+from regression.tables.places import Places, places_in
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

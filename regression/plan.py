@@ -16,7 +16,7 @@ import pyarrow as pa
 from pathray.data.plan import Plan, PlanWriter
 from pathray.data.splits import Split
 from regression.normalise import Normaliser
-from regression.table import Table
+from regression.tables.table import Table
 
 
 def build_plan(table: Table, split: Split, out_dir: str, *, normalize_target: bool = True) -> Plan:

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from adios import artifact as masks
-from adios.index import PatchIndex, archives_of
-from adios.index_writer import index_patches
 from adios.mask_models import MaskModel, MaskModelConfig
-from ijepath.anchors import SlideAnchors
-from ijepath.catalog import Catalog
-from ijepath.catalog_writer import write_catalog
-from ijepath.index import read_index
+from adios.patches.index import PatchIndex, archives_of
+from adios.patches.index_writer import index_patches
+from ijepath.indexing.anchors import SlideAnchors
+from ijepath.indexing.catalog import Catalog
+from ijepath.indexing.catalog_writer import write_catalog
+from ijepath.indexing.index import read_index
 from pathray.data.faults import Fault
 from pathray.data.plan import Plan, PlanWriter
 from pathray.errors import UserError
@@ -32,11 +32,11 @@ from pathray.store.committed import COMMITTED
 from pathray.store.metrics_log import MetricsLog
 from pathray.store.storage import Storage
 from regression import artifact as regressions
-from regression.cross_validation import _test_rows
 from regression.evaluate import write_parquet
 from regression.model import ExpressionNet, Preprocessing
 from regression.normalise import Normaliser
-from regression.report import metrics_text, read_results
+from regression.reports.cross_validation import _test_rows
+from regression.reports.report import metrics_text, read_results
 from tests.builders.anchors import anchors_at, index_row, small_profile, write_small_index
 from tests.builders.zips import write_folder
 

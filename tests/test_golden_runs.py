@@ -14,7 +14,7 @@ from pathray.run.resume import check_resumable
 from pathray.store import checkpoint
 from pathray.store.committed import read_committed
 from pathray.train.state import TrainState
-from tests.builders import golden
+from tests.builders.runs import golden
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,6 @@
 """Lists the slides or images in a folder or list file, in a fixed order, without opening them.
 
-Not here: slide manifests with masks and metadata (ijepath.manifest).
+Not here: slide manifests with masks and metadata (ijepath.indexing.manifest).
 """
 
 from __future__ import annotations

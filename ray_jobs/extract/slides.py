@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from ijepath.manifest import read_manifest
+from ijepath.indexing.manifest import read_manifest
 from pathray.errors import UserError
 from pathray.features.bags import BagSummary, read_summary
 from pathray.features.inputs import slides_in

@@ -67,8 +67,8 @@ def prepare(config: PretrainConfig) -> Inputs:
 
 
 def build_index(config: PretrainConfig, output: str) -> list[str]:
-    from ijepath.index import COLUMNS, is_current
-    from ijepath.manifest import read_manifest
+    from ijepath.indexing.index import COLUMNS, is_current
+    from ijepath.indexing.manifest import read_manifest
     from pathray.reports.units import check_success
     from ray_jobs import index_slides
 
@@ -87,8 +87,8 @@ def build_index(config: PretrainConfig, output: str) -> list[str]:
 
 
 def build_catalog(config: PretrainConfig, index: str, output: str) -> list[str]:
-    from ijepath.catalog import stale_because
-    from ijepath.index import read_index
+    from ijepath.indexing.catalog import stale_because
+    from ijepath.indexing.index import read_index
     from ray_jobs import build_anchors
 
     profile, key = profile_of(config), config.data.sampling_stratum_key
@@ -115,7 +115,7 @@ def profile_of(config: PretrainConfig) -> Profile:
 
 def check_profile(config: PretrainConfig, catalog: str) -> None:
     """UserError when a given catalog was built for another geometry than the config's."""
-    from ijepath.catalog import Catalog
+    from ijepath.indexing.catalog import Catalog
     from ijepath.profile import CATALOG_FIELDS
 
     recorded, wanted = Catalog.open(catalog).manifest["profile"], profile_of(config).as_dict()

@@ -46,7 +46,7 @@ def plan_of(config: RunConfig, scratch: str = "") -> Plan:
     from pathray.data.split_files import read_split
     from pathray.store.storage import Storage, private_cache
     from regression.plan import build_plan
-    from regression.table import read_table
+    from regression.tables.table import read_table
 
     data = config.data
     table = read_table(data.table, genes=data.genes, target_dim=data.target_dim)

@@ -9,8 +9,8 @@ import torch
 
 from adios import artifact
 from adios.assembly import assemble, pictures
-from adios.index import archives_of
-from adios.index_writer import index_patches
+from adios.patches.index import archives_of
+from adios.patches.index_writer import index_patches
 from adios.pictures import MaskPictures
 from adios.plan import build_plan
 from adios.recipe import AdiosRecipe
@@ -22,7 +22,7 @@ from pathray.store import checkpoint
 from pathray.store.artifact import EncoderArtifact
 from pathray.train.loop import Tick, run
 from pathray.train.state import TrainState
-from tests.builders.adios_run import config
+from tests.builders.runs.adios_run import config
 from tests.builders.zips import write_folder
 
 CPU = Device.of("cpu")

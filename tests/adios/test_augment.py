@@ -9,7 +9,7 @@ from scipy.ndimage import map_coordinates
 
 from adios.augment import OF_CROP, OF_VIEW, crop_place, crops, draws_needed, resampled, view, view_place
 from adios.config import CropConfig, ViewConfig
-from tests.builders.adios_run import batch, config
+from tests.builders.runs.adios_run import batch, config
 
 PLAIN = ViewConfig(scale=[1.0, 1.0], stain=0.0, scanner=0.0)
 CORNERS = np.array([[-1, -1], [-1, 1], [1, -1], [1, 1]], np.float64)

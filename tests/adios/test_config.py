@@ -10,7 +10,7 @@ from pathray.config.load import fingerprint, load_config
 from pathray.errors import UserError
 from pathray.optim.schedules import Schedule
 from pathray.train.settings import PhaseOptim
-from tests.builders.adios_run import config
+from tests.builders.runs.adios_run import config
 
 PUBLISHED = {
     "arch": "vit_base", "patch_size": 16, "mask_model_type": "vit_unet", "num_masks": 3, "crops_per_mask": 1,

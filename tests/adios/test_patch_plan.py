@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from adios.index import SCHEMA, archives_of
-from adios.index_writer import index_patches
+from adios.patches.index import SCHEMA, archives_of
+from adios.patches.index_writer import index_patches
 from adios.plan import build_plan, identity, paths
 from pathray.errors import MissingFile, UserError
 from tests.builders.zips import SIZE, encoded, patch_name, picture, write_archive, write_folder, write_zip

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from adios.data import PatchReader, Undecodable, bicubic, decoded
-from adios.index import archives_of
-from adios.index_writer import index_patches
+from adios.patches.index import archives_of
+from adios.patches.index_writer import index_patches
 from adios.plan import build_plan
 from pathray.data.order import rng, uniform_order
 from pathray.data.share import Lookup, rank_rows

@@ -15,10 +15,10 @@ from pathray.errors import UserError
 from pathray.train.loop import run
 from pathray.train.recipe import Progress
 from pathray.train.state import TrainState
-from tests.builders import adios_ranks
-from tests.builders.adios_run import batch, config, stream
 from tests.builders.contrast import by_hand
-from tests.builders.ranks import run_ranks, state_hash
+from tests.builders.runs import adios_ranks
+from tests.builders.runs.adios_run import batch, config, stream
+from tests.builders.runs.ranks import run_ranks, state_hash
 
 CPU = Device.of("cpu")
 G = 4

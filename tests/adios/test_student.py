@@ -9,7 +9,7 @@ from adios.student import Student, build_student, student_config
 from pathray.errors import UserError
 from pathray.nn.blocks import SwiGLU
 from pathray.nn.vit import ViTConfig
-from tests.builders.adios_run import config
+from tests.builders.runs.adios_run import config
 
 
 def student(**changes: object) -> Student:

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from demo.cohort import CohortSettings, generate
-from ijepath.anchors import anchors_of
 from ijepath.assembly import order_of
-from ijepath.catalog import Catalog
-from ijepath.catalog_writer import write_catalog
 from ijepath.config import DataConfig, OptimizationConfig, RunConfig
 from ijepath.data import AnchorReader, ReaderConfig
-from ijepath.index import COLUMNS, SlideIndex, index_slides, write_index
-from ijepath.manifest import read_manifest
+from ijepath.indexing.anchors import anchors_of
+from ijepath.indexing.catalog import Catalog
+from ijepath.indexing.catalog_writer import write_catalog
+from ijepath.indexing.index import COLUMNS, SlideIndex, index_slides, write_index
+from ijepath.indexing.manifest import read_manifest
 from ijepath.plan import build_plan
 from ijepath.profile import Profile
 from pathray.data.plan import Plan

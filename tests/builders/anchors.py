@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ijepath.anchors import SlideAnchors
-from ijepath.index import COLUMNS, SlideIndex, write_index
+from ijepath.indexing.anchors import SlideAnchors
+from ijepath.indexing.index import COLUMNS, SlideIndex, write_index
 from ijepath.profile import Profile
 
 

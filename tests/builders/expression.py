@@ -13,7 +13,7 @@ from pathray.nn.vit import ViT, vit_config
 from pathray.store.artifact import EncoderArtifact
 from regression.config import RunConfig
 from regression.plan import build_plan
-from regression.table import Table, read_table
+from regression.tables.table import Table, read_table
 
 
 def write_images(folder: Path, rows: int = 24, genes: int = 3, groups: int = 6, side: int = 32) -> str:

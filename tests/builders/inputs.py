@@ -6,20 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adios import artifact as mask_models
-from adios.index import archives_of
-from adios.index_writer import index_patches
 from adios.mask_models import MaskModelConfig, build_mask_model
+from adios.patches.index import archives_of
+from adios.patches.index_writer import index_patches
 from pathray.data.split_files import write_split
 from pathray.data.splits import folds, holdout
 from pathray.store.metrics_log import MetricsLog
 from regression import artifact
 from regression.normalise import Normaliser
 from regression.recipe import RegressionRecipe
-from regression.table import read_table
+from regression.tables.table import read_table
 from tests.builders.encoders import write_encoder
 from tests.builders.expression import run_config, write_images
 from tests.builders.patches import write_patches, write_tuning
-from tests.builders.run import KEYS, index_and_catalog, write_cohort
+from tests.builders.runs.run import KEYS, index_and_catalog, write_cohort
 from tests.builders.zips import write_folder
 
 REGRESSION = (

@@ -15,8 +15,8 @@ import torch
 from pathray.device import Device
 from pathray.store import checkpoint
 from pathray.train.loop import run
-from tests.builders.ranks import two_phase_settings
-from tests.builders.recipes import TwoPhases, stream
+from tests.builders.runs.ranks import two_phase_settings
+from tests.builders.runs.recipes import TwoPhases, stream
 
 FOLDER = Path(__file__).parent / f"golden_checkpoint_v{checkpoint.SCHEMA_VERSION}"
 

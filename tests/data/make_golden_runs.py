@@ -23,7 +23,7 @@ from pathray.device import Device
 from pathray.nn.vit import PRESETS
 from pathray.store import checkpoint
 from pathray.train.state import TrainState
-from tests.builders import golden
+from tests.builders.runs import golden
 
 
 def main() -> None:
@@ -84,8 +84,8 @@ def ijepath_plan(scratch: Path) -> Plan:
 
 
 def adios_plan(scratch: Path) -> Plan:
-    from adios.index import archives_of
-    from adios.index_writer import index_patches
+    from adios.patches.index import archives_of
+    from adios.patches.index_writer import index_patches
     from adios.plan import build_plan
     from tests.builders.zips import write_folder
 

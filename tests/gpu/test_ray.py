@@ -14,7 +14,7 @@ from tests.builders.cohort import write_manifest
 from tests.builders.encoders import write_encoder
 from tests.builders.expression import write_images
 from tests.builders.patches import write_patches, write_tuning
-from tests.builders.run import BUDGET, metrics, pretrain, write_cohort
+from tests.builders.runs.run import BUDGET, metrics, pretrain, write_cohort
 from tests.builders.slides import write_slide
 from tests.builders.zips import write_folder
 from tests.ray_jobs.extract.test_extract_features import extract

@@ -15,7 +15,8 @@ from adios.settings import loop_settings
 from pathray.nn import attention
 from pathray.store import checkpoint
 from pathray.train.loop import LoopSettings
-from tests.builders import adios_run, small
+from tests.builders import small
+from tests.builders.runs import adios_run
 from tests.builders.small import losses, train
 
 G = 8

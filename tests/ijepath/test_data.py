@@ -19,7 +19,7 @@ from ijepath.config import (
     resolve_global_batch,
 )
 from ijepath.data import AnchorReader, ReaderConfig, locate, read_pixels
-from ijepath.tissue import TissueCache
+from ijepath.indexing.tissue import TissueCache
 from pathray.errors import UnreadableUnit
 from pathray.wsi.regions import resize
 from tests.builders.slides import write_mask as write_levels
@@ -306,7 +306,7 @@ def speckled(cohort, tmp_path):
 
 @pytest.mark.parametrize("whole_pixels", [0, 1 << 22])
 def test_tissue_shares_equal_counting_pixels(speckled, whole_pixels, monkeypatch):
-    monkeypatch.setattr("ijepath.tissue.WHOLE_PIXELS", whole_pixels)
+    monkeypatch.setattr("ijepath.indexing.tissue.WHOLE_PIXELS", whole_pixels)
     slide, tissue, path = speckled
     boxes = np.array([[100, 40, 356, 300], [0, 0, 64, 64], [1000, 700, 1500, 1111], [-100, -50, 156, 206]], float)
     window = TissueCache(8.0).window(slide, path, 0.5, (-128, -128, 1600, 1200))
@@ -319,7 +319,7 @@ def test_tissue_shares_equal_counting_pixels(speckled, whole_pixels, monkeypatch
 def test_a_mask_is_read_at_the_coarsest_level_that_serves_the_cells_and_only_around_the_context(
     speckled, tmp_path, monkeypatch, downs, level, pixels
 ):
-    monkeypatch.setattr("ijepath.tissue.WHOLE_PIXELS", 128 * 96)
+    monkeypatch.setattr("ijepath.indexing.tissue.WHOLE_PIXELS", 128 * 96)
     slide, tissue, _ = speckled
     pyramid = write_levels(tmp_path / "pyramid.tif", tissue.astype(np.uint8), downsamples=downs)
     reads = counted(monkeypatch, "read_level")
@@ -343,7 +343,7 @@ def test_slides_of_other_sizes_may_share_a_mask_file(speckled):
 
 
 def test_the_tissue_cache_keeps_within_its_bytes(speckled, monkeypatch):
-    monkeypatch.setattr("ijepath.tissue.WHOLE_PIXELS", 0)
+    monkeypatch.setattr("ijepath.indexing.tissue.WHOLE_PIXELS", 0)
     slide, _, path = speckled
     cache, free = TissueCache(1.0, max_bytes=20_000), TissueCache(1.0)
     for x in range(0, 1800, 50):

@@ -3,8 +3,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ijepath.anchors import SlideAnchors
-from ijepath.catalog_writer import write_catalog
+from ijepath.indexing.anchors import SlideAnchors
+from ijepath.indexing.catalog_writer import write_catalog
 from ijepath.plan import build_plan, identity, is_current, strata
 from pathray.data.order import stratified_order
 from pathray.errors import UserError

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from ijepath.config import CONFIGS_DIR, GROUPS, AugmentConfig, RunConfig, resolve_global_batch
-from ijepath.index import SlideIndex, write_index
+from ijepath.indexing.index import SlideIndex, write_index
 from ijepath.settings import loop_settings, preprocessing, provenance, site_numbers
 from pathray.config.load import fingerprint, load_config
 from pathray.errors import UserError

@@ -12,7 +12,7 @@ from pathray.errors import UserError
 from pathray.features.images import read_image
 from pathray.stats.correlation import pearson
 from regression.baseline import colour_features, fit_ridge
-from regression.spatial import log1p_cp10k, read_counts, read_spots, totals_of
+from regression.tables.spatial import log1p_cp10k, read_counts, read_spots, totals_of
 
 
 def test_a_fit_is_scikit_learns():

@@ -18,7 +18,7 @@ from regression.evaluate import Evaluation, metrics, predict, share, together, v
 from regression.plan import normaliser, rows_of, targets
 from regression.recipe import RegressionRecipe
 from tests.builders.expression import made, run_config
-from tests.builders.ranks import run_ranks
+from tests.builders.runs.ranks import run_ranks
 
 CPU = Device.of("cpu")
 

@@ -13,9 +13,9 @@ from pathray.data.stream import DecodeSettings, decoded
 from pathray.errors import UnreadableUnit
 from regression.data import ImageReader
 from regression.evaluate import Evaluation
-from regression.places import Places
 from regression.plan import build_plan, identity, normaliser, rows_of, targets
-from regression.table import Table
+from regression.tables.places import Places
+from regression.tables.table import Table
 from tests.builders.expression import made
 
 

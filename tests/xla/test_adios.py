@@ -11,7 +11,7 @@ import torch
 from adios.config import MaskModelSettings, OptimizationConfig, StudentConfig
 from adios.recipe import MASK, STUDENT, AdiosRecipe
 from adios.settings import loop_settings
-from tests.builders.adios_run import config, stream
+from tests.builders.runs.adios_run import config, stream
 from tests.builders.small import losses, train
 
 G = 8

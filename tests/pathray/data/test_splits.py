@@ -8,7 +8,7 @@ import pytest
 from pathray.data.split_files import groups_that_train, read_split, write_split
 from pathray.data.splits import folds, holdout, stratified_folds
 from pathray.errors import UserError
-from regression.table import Table
+from regression.tables.table import Table
 
 SIZES = [1, 7, 3, 12, 5, 4, 9, 2, 6, 11]
 

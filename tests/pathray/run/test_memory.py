@@ -8,7 +8,7 @@ import torch
 from pathray.errors import UserError
 from pathray.run.memory import changes_after, is_out_of_memory, noted_changes, smaller_micro_batch
 from pathray.store.storage import Storage
-from tests.builders.recipes import settings
+from tests.builders.runs.recipes import settings
 
 
 def test_a_cpu_that_cannot_allocate_is_out_of_memory():

@@ -18,8 +18,8 @@ from pathray.store import checkpoint
 from pathray.store.committed import list_committed
 from pathray.store.storage import Storage, StorageError
 from tests.builders.jobs import job_environment
-from tests.builders.toy_run import positions_by_step, rows, seen, train_toy, weights
-from tests.builders.toy_science import ToyReader, write_plan
+from tests.builders.runs.toy_run import positions_by_step, rows, seen, train_toy, weights
+from tests.builders.runs.toy_science import ToyReader, write_plan
 
 WHOLE = {step: set(range(12 * step, 12 * step + 12)) for step in range(8)}
 
@@ -60,7 +60,7 @@ def test_a_stopped_and_resumed_run_ends_bit_equal_to_an_undisturbed_one(plan, un
 KILLED = """
 from pathlib import Path
 from pathray.data.plan import Plan
-from tests.builders.toy_run import train_toy
+from tests.builders.runs.toy_run import train_toy
 import sys
 train_toy(Path(sys.argv[1]), Plan.open(sys.argv[2]), kills=[5])
 assert "ray" not in sys.modules
@@ -207,7 +207,7 @@ def test_storage_that_refuses_a_save_ends_the_run_with_its_words(plan, tmp_path,
 def test_the_reader_of_an_assembly_is_left_as_it_was(plan, tmp_path):
     from pathray.device import Device
     from pathray.run import train
-    from tests.builders.toy_science import ToyConfig, assemble
+    from tests.builders.runs.toy_science import ToyConfig, assemble
 
     (tmp_path / "run").mkdir()
     parts = assemble(ToyConfig(run=str(tmp_path / "run"), total_images=24), plan, 1)

@@ -19,8 +19,8 @@ from pathray.store.metrics_log import MetricsLog
 from pathray.store.storage import Storage
 from tests.builders.bucket import BucketFileSystem, away
 from tests.builders.jobs import wait_for
-from tests.builders.toy_run import rows, train_toy
-from tests.builders.toy_science import ToyConfig, assemble, write_plan
+from tests.builders.runs.toy_run import rows, train_toy
+from tests.builders.runs.toy_science import ToyConfig, assemble, write_plan
 
 SLOW = {"total_images": 12 * 60, "slow_s": 0.05}
 

@@ -30,8 +30,8 @@ from pathray.train.loop import run
 from pathray.train.state import TrainState
 from tests.builders.bucket import BucketFileSystem, away
 from tests.builders.jobs import wait_for
-from tests.builders.ranks import two_phase_settings
-from tests.builders.recipes import TwoPhases, stream
+from tests.builders.runs.ranks import two_phase_settings
+from tests.builders.runs.recipes import TwoPhases, stream
 from tests.builders.storage import FaultyFileSystem, full
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from pathray.device import Device
-from tests.builders.ranks import double_model, gradients, ragged_loss, run_ranks, several, train
-from tests.builders.recipes import settings, stream
+from tests.builders.runs.ranks import double_model, gradients, ragged_loss, run_ranks, several, train
+from tests.builders.runs.recipes import settings, stream
 
 
 @pytest.fixture(scope="module", params=[1, 2, 3])

@@ -12,8 +12,8 @@ from pathray.data.plan import Plan
 from pathray.device import Device
 from pathray.errors import UserError
 from pathray.train.recipe import TrainingStopped
-from tests.builders.ranks import run_ranks
-from tests.builders.toy_bags import BagConfig, bag_order, expected_rows, several_bags, train_bags, write_bags
+from tests.builders.runs.ranks import run_ranks
+from tests.builders.runs.toy_bags import BagConfig, bag_order, expected_rows, several_bags, train_bags, write_bags
 
 CPU = Device.of("cpu")
 

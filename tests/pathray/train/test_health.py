@@ -13,7 +13,7 @@ from pathray.train.loop import Tick, run
 from pathray.train.recipe import TrainingStopped
 from pathray.train.settings import LoopSettings
 from pathray.train.state import TrainState
-from tests.builders.recipes import Regression, settings, stream
+from tests.builders.runs.recipes import Regression, settings, stream
 
 DEVICE = Device.of("cpu")
 

@@ -18,7 +18,7 @@ from pathray.optim.schedules import Schedule, constant
 from pathray.train.loop import Tick, TrainingStopped, TrainState, run
 from pathray.train.recipe import Loss, Micro, Progress
 from pathray.train.settings import LoopSettings, PhaseOptim
-from tests.builders.recipes import WIDTH, Regression, TwoPhases, settings, stream, units
+from tests.builders.runs.recipes import WIDTH, Regression, TwoPhases, settings, stream, units
 
 DEVICE = Device.of("cpu")
 

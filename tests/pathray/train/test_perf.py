@@ -11,7 +11,7 @@ from pathray.device import Device
 from pathray.train.loop import Tick
 from pathray.train.perf import PerformanceWatch
 from pathray.train.state import TrainState
-from tests.builders.recipes import Regression, settings
+from tests.builders.runs.recipes import Regression, settings
 
 
 def tick(step: int, step_ms: float, wait_ms: float) -> Tick:

@@ -11,7 +11,7 @@ from pathray.errors import UserError
 from pathray.optim.lars import LARS
 from pathray.optim.sgd import SGD
 from pathray.train.settings import PhaseOptim
-from tests.builders.recipes import settings
+from tests.builders.runs.recipes import settings
 
 
 @pytest.mark.parametrize(

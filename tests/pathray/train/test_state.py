@@ -12,7 +12,7 @@ from pathray.device import Device
 from pathray.errors import UserError
 from pathray.train.loop import run
 from pathray.train.state import TrainState
-from tests.builders.recipes import Regression, TwoPhases, settings, stream
+from tests.builders.runs.recipes import Regression, TwoPhases, settings, stream
 
 DEVICE = Device.of("cpu")
 

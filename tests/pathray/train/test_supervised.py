@@ -18,7 +18,7 @@ from pathray.train.loop import run
 from pathray.train.settings import LoopSettings, PhaseOptim
 from pathray.train.state import TrainState
 from pathray.train.supervised import Selected, Selection, SupervisedTick, ended_early, selected_of, supervised
-from tests.builders.recipes import Regression, TwoPhases, settings, stream, units
+from tests.builders.runs.recipes import Regression, TwoPhases, settings, stream, units
 
 DEVICE = Device.of("cpu")
 HELD_OUT = units(10_000, 10_064)

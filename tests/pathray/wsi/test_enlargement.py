@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adios.cut import ImagesCut, SlideCut, cut, cut_if_needed
-from ijepath.anchors import anchors_of
-from ijepath.index import index_slide
-from ijepath.manifest import ManifestRow
+from adios.patches.cut import ImagesCut, SlideCut, cut, cut_if_needed
+from ijepath.indexing.anchors import anchors_of
+from ijepath.indexing.index import index_slide
+from ijepath.indexing.manifest import ManifestRow
 from ijepath.profile import Profile
 from pathray.config.load import load_config
 from pathray.device import Device

@@ -12,7 +12,7 @@ from pathray.config.load import load_config
 from pathray.store import checkpoint
 from tests.builders.cohort import write_manifest, write_mask
 from tests.builders.jobs import run_job_process
-from tests.builders.run import TAG, command, index_and_catalog, pretrain, write_cohort
+from tests.builders.runs.run import TAG, command, index_and_catalog, pretrain, write_cohort
 from tests.builders.slides import write_slide
 
 NO_SLIDES = "nowhere.csv"

@@ -117,7 +117,7 @@ def test_slides_of_an_index_that_have_gone_since_are_named(name, inputs, tmp_pat
 
 
 def write_inputs_of_slides(folder: Path) -> None:
-    from tests.builders.run import index_and_catalog, write_cohort
+    from tests.builders.runs.run import index_and_catalog, write_cohort
 
     index_and_catalog(folder, write_cohort(folder / "cohort", slides=2))
 

@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from ijepath.manifest import read_manifest
+from ijepath.indexing.manifest import read_manifest
 from ijepath.profile import Profile
 from pathray.data.faults import Fault
 from pathray.run import quarantine

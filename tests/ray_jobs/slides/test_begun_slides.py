@@ -12,7 +12,7 @@ from pathray.errors import UserError
 from pathray.store import checkpoint
 from ray_jobs.pretrain_ijepath import PretrainConfig
 from ray_jobs.train.ijepath_inputs import prepare
-from tests.builders.run import TAG, command, write_cohort
+from tests.builders.runs.run import TAG, command, write_cohort
 
 pytestmark = pytest.mark.ray
 

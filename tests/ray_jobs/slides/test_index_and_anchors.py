@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ijepath.anchors import slide_anchors
-from ijepath.catalog import Catalog
-from ijepath.index import read_index
+from ijepath.indexing.anchors import slide_anchors
+from ijepath.indexing.catalog import Catalog
+from ijepath.indexing.index import read_index
 from ijepath.plan import build_plan
 from ijepath.profile import Profile
 from pathray.errors import UserError

@@ -11,7 +11,7 @@ from PIL import Image
 
 from adios import artifact
 from adios.mask_models import MaskModelConfig, build_mask_model
-from adios.segmentation import METRICS
+from adios.nuclei.segmentation import METRICS
 from pathray.store import checkpoint
 from ray_jobs import nuclei_benchmark
 from ray_jobs.shell.cli import run_job

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from adios import index_writer
 from adios.data import PatchReader
+from adios.patches import index_writer
 from adios.plan import build_plan
 from pathray.data.order import uniform_order
 from pathray.data.share import Lookup, Share
@@ -45,7 +45,7 @@ def report(path):
 @pytest.mark.ray
 @pytest.mark.heavy
 def test_the_index_through_ray_has_the_bytes_of_the_one_without(tmp_path, ray_cluster, capsys):
-    from adios.index import archives_of
+    from adios.patches.index import archives_of
 
     write_folder(tmp_path / "zips", archives=9)
     (tmp_path / "zips/s4.zip").write_bytes(b"none")
@@ -78,7 +78,7 @@ def dies_on_s2(job):
 @pytest.mark.ray
 @pytest.mark.heavy
 def test_an_archive_on_which_the_process_dies_is_quarantined_alone(tmp_path, ray_cluster):
-    from adios.index import archives_of
+    from adios.patches.index import archives_of
 
     write_folder(tmp_path / "zips", archives=4)
     root, archives = archives_of(str(tmp_path / "zips"))

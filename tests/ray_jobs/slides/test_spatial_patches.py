@@ -12,7 +12,7 @@ from PIL import Image
 from ray_jobs import spatial_patches
 from ray_jobs.shell.cli import run_job
 from regression.config import CONFIGS_DIR
-from regression.table import read_table
+from regression.tables.table import read_table
 
 
 def made(folder: Path, spots: int = 12) -> list[str]:

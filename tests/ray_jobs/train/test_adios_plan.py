@@ -8,8 +8,8 @@ import pytest
 
 from adios.assembly import identity_of
 from adios.config import resolve
-from adios.index import archives_of
-from adios.index_writer import index_patches
+from adios.patches.index import archives_of
+from adios.patches.index_writer import index_patches
 from adios.plan import identity, paths
 from pathray.config.load import load_config
 from pathray.data.plan import Plan

@@ -11,7 +11,7 @@ from ray_jobs import pretrain_ijepath
 from ray_jobs.shell import runtime
 from ray_jobs.shell.runtime import Session
 from ray_jobs.train import pretraining
-from tests.builders.run import write_cohort
+from tests.builders.runs.run import write_cohort
 
 
 class Asked(Exception):

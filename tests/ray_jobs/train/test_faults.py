@@ -17,7 +17,7 @@ from pathray.store.storage import Storage
 from tests.builders.cohort import write_manifest, write_mask
 from tests.builders.hanging_server import hanging_server
 from tests.builders.jobs import alive, descendants, job_command, job_environment, wait_for
-from tests.builders.run import (
+from tests.builders.runs.run import (
     BUDGET,
     FULL_FROM,
     GLOBAL_BATCH,

@@ -25,7 +25,7 @@ from ray_jobs.train.frozen_features import FeaturesStopped
 from ray_jobs.train.mlflow_feed import tell_tracking
 from ray_jobs.train.regression_checks import is_finished
 from tests.builders.expression import write_images
-from tests.builders.run import KEYS
+from tests.builders.runs.run import KEYS
 from tests.builders.zips import write_folder
 from tests.ray_jobs.train.test_regression_jobs import KEYS as REGRESSION
 from tests.ray_jobs.train.test_regression_jobs import split

@@ -8,7 +8,7 @@ from pathray.config.sections import ScalingConfig
 from pathray.store import checkpoint
 from ray_jobs.train.job import Tracking, TrainJob
 from ray_jobs.train.trainer import fit
-from tests.builders.toy_bags import BagConfig, assemble, bag_order, expected_rows, seen, write_bags
+from tests.builders.runs.toy_bags import BagConfig, assemble, bag_order, expected_rows, seen, write_bags
 
 pytestmark = pytest.mark.ray
 

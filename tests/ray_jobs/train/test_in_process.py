@@ -16,10 +16,10 @@ from ray_jobs.train.job import Tracking, TrainJob
 from ray_jobs.train.resources import resolve_accelerator
 from ray_jobs.train.trainer import fit
 from ray_jobs.train.training_jobs import check_tuning
-from tests.builders import run as tiny
-from tests.builders import toy_run
 from tests.builders.jobs import job_environment, wait_for
-from tests.builders.toy_science import ToyConfig, assemble, write_plan
+from tests.builders.runs import run as tiny
+from tests.builders.runs import toy_run
+from tests.builders.runs.toy_science import ToyConfig, assemble, write_plan
 from tests.builders.zips import write_folder
 from tests.ray_jobs.train import test_pretrain_adios as adios
 from tests.ray_jobs.train import test_regression_jobs as regression

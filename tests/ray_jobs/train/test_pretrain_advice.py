@@ -64,7 +64,7 @@ def test_a_run_that_is_resumed_keeps_the_name_of_its_profile_where_the_geometry_
 
 def test_more_passes_over_the_anchors_than_were_asked_for_are_told(tmp_path, monkeypatch, caplog):
     from ijepath.plan import build_plan
-    from tests.builders.run import KEYS, index_and_catalog, write_cohort
+    from tests.builders.runs.run import KEYS, index_and_catalog, write_cohort
 
     catalog = index_and_catalog(tmp_path, write_cohort(tmp_path / "cohort", slides=1))
     plan = build_plan(catalog, str(tmp_path / "plan"))

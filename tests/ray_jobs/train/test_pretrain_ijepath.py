@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from ijepath.catalog import Catalog
-from ijepath.index import read_index
+from ijepath.indexing.catalog import Catalog
+from ijepath.indexing.index import read_index
 from pathray.config.load import load_config
 from pathray.data.plan import Plan
 from pathray.store import checkpoint
 from pathray.store.artifact import EncoderArtifact
 from tests.builders.cohort import write_manifest
-from tests.builders.run import (
+from tests.builders.runs.run import (
     BUDGET,
     GLOBAL_BATCH,
     STEPS,

@@ -23,7 +23,7 @@ from regression import plan as plan_module
 from regression.config import CONFIGS_DIR
 from regression.normalise import Normaliser
 from regression.recipe import RegressionRecipe
-from regression.report import read_results
+from regression.reports.report import read_results
 from tests.builders.expression import save_random_encoder, write_images
 
 KEYS = (

@@ -5,15 +5,15 @@ import subprocess
 import fsspec
 import pytest
 
-from ijepath.catalog import Catalog
-from ijepath.index import read_index
+from ijepath.indexing.catalog import Catalog
+from ijepath.indexing.index import read_index
 from pathray.data.plan import Plan
 from pathray.store import checkpoint
 from pathray.store.artifact import EncoderArtifact
 from pathray.store.committed import list_committed
 from tests.builders.bucket import BucketFileSystem, make_known
 from tests.builders.jobs import job_command, job_environment, kill_job, run_job_process, wait_for
-from tests.builders.run import BUDGET, GLOBAL_BATCH, TAG, command, metrics, undisturbed, weights
+from tests.builders.runs.run import BUDGET, GLOBAL_BATCH, TAG, command, metrics, undisturbed, weights
 
 pytestmark = [pytest.mark.ray, pytest.mark.integration, pytest.mark.heavy]
 URL = "bucket://store/run"

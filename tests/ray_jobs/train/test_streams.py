@@ -15,7 +15,7 @@ from pathray.data.stream import DecodeSettings
 from pathray.errors import UnreadableUnit
 from ray_jobs.train.rank_source import RankRows
 from ray_jobs.train.rank_stream import Share, rows, stream
-from tests.builders.toy_bags import BagConfig, BagReader, bag_order, expected_rows, write_bags
+from tests.builders.runs.toy_bags import BagConfig, BagReader, bag_order, expected_rows, write_bags
 
 pytestmark = pytest.mark.ray
 N = 500

@@ -19,8 +19,8 @@ from pathray.run.stop import request_stop
 from pathray.store.committed import list_committed
 from ray_jobs.train.job import Tracking, TrainJob
 from ray_jobs.train.trainer import begin, fit
-from tests.builders.toy_run import positions_by_step, seen, train_toy, weights
-from tests.builders.toy_science import ToyConfig, assemble, write_plan
+from tests.builders.runs.toy_run import positions_by_step, seen, train_toy, weights
+from tests.builders.runs.toy_science import ToyConfig, assemble, write_plan
 
 pytestmark = pytest.mark.ray
 

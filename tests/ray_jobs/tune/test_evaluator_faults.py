@@ -20,7 +20,7 @@ from tests.builders.jobs import (
     wait_for,
 )
 from tests.builders.patches import write_patches, write_tuning
-from tests.builders.run import BUDGET, command, discard, pretrain, undisturbed, weights
+from tests.builders.runs.run import BUDGET, command, discard, pretrain, undisturbed, weights
 
 pytestmark = [pytest.mark.ray, pytest.mark.integration, pytest.mark.heavy]
 

@@ -18,7 +18,7 @@ from ray_jobs import evaluate
 from ray_jobs.shell.cli import run_job
 from ray_jobs.tune.evaluation_runner import request_of
 from tests.builders.patches import write_patches, write_tuning
-from tests.builders.run import BUDGET, TAG, discard, metrics, pretrain, undisturbed, weights
+from tests.builders.runs.run import BUDGET, TAG, discard, metrics, pretrain, undisturbed, weights
 
 RI = "pathorob/hospitals/ri"
 STOPPING = (

@@ -17,7 +17,7 @@ from ray_jobs import sweep
 from ray_jobs.pretrain_ijepath import PretrainConfig
 from ray_jobs.shell.cli import run_job
 from ray_jobs.tune.config import SweepConfig, training_job
-from tests.builders.run import KEYS, TAG, checkpoints, metrics, write_cohort
+from tests.builders.runs.run import KEYS, TAG, checkpoints, metrics, write_cohort
 
 PROFILE = "profile=ctx1p0_tgt0p5_fov512um_k4"
 LR, DECAY = "optimization.lr", "optimization.weight_decay"

@@ -18,7 +18,7 @@ from ray_jobs.tune.trial import SweepTrial, TrialSettings
 from regression.config import CONFIGS_DIR
 from tests.builders.expression import made, write_images
 from tests.builders.jobs import wait_for
-from tests.builders.run import metrics
+from tests.builders.runs.run import metrics
 from tests.ray_jobs.train.test_regression_jobs import KEYS, split
 from tests.ray_jobs.tune.test_sweep import run
 

@@ -13,7 +13,7 @@ from pathray.store import checkpoint
 from pathray.store.committed import list_committed, read_committed
 from tests.builders.jobs import ROOT, job_command, job_environment, wait_for
 from tests.builders.patches import write_patches, write_tuning
-from tests.builders.run import TAG, metrics, write_cohort
+from tests.builders.runs.run import TAG, metrics, write_cohort
 from tests.ray_jobs.tune.test_sweep import LR, arguments, command
 
 pytestmark = [pytest.mark.heavy, pytest.mark.integration]

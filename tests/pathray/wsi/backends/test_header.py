@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import tifffile
 
-from ijepath.index import index_slide
-from ijepath.manifest import ManifestRow
+from ijepath.indexing.index import index_slide
+from ijepath.indexing.manifest import ManifestRow
 from pathray.wsi.backends.header import ANISOTROPY, check_spacing
 from pathray.wsi.reader import open_slide
 
