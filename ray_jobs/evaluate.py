@@ -171,7 +171,8 @@ def _evaluate(config: EvaluateConfig, folder: str, given: list[Any] | None) -> N
     from pathray.store.artifact import describe
     from pathray.store.storage import Storage
     from ray_jobs.train.resources import resolve_accelerator
-    from ray_jobs.tune.evaluation_runner import Evaluators, request_of
+    from ray_jobs.tune.evaluation_resources import request_of
+    from ray_jobs.tune.evaluation_runner import Evaluators
 
     store = Storage.of(folder)
     request = request_of(config.tuning.execution, resolve_accelerator(config.accelerator), ray.cluster_resources())

@@ -102,7 +102,8 @@ def _evaluators(job: TrainJob, store: Any) -> Any:
         return nullcontext()
     import ray
 
-    from ray_jobs.tune.evaluation_runner import Evaluators, request_of
+    from ray_jobs.tune.evaluation_resources import request_of
+    from ray_jobs.tune.evaluation_runner import Evaluators
 
     scaling = job.scaling
     gpus = scaling.workers * scaling.gpus_per_worker if job.accelerator == "cuda" else 0.0

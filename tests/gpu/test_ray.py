@@ -9,7 +9,7 @@ from pathray.features.bags import read_bag
 from pathray.store import checkpoint
 from pathray.store.committed import list_committed
 from ray_jobs.tune import evaluation_runner as evaluators
-from ray_jobs.tune.evaluation_runner import request_of
+from ray_jobs.tune.evaluation_resources import request_of
 from tests.builders.cohort import write_manifest
 from tests.builders.encoders import write_encoder
 from tests.builders.expression import write_images

@@ -16,7 +16,7 @@ from pathray.store.committed import list_committed
 from pathray.store.metrics_log import rows_of
 from ray_jobs import evaluate
 from ray_jobs.shell.cli import run_job
-from ray_jobs.tune.evaluation_runner import request_of
+from ray_jobs.tune.evaluation_resources import request_of
 from tests.builders.patches import write_patches, write_tuning
 from tests.builders.runs.run import BUDGET, TAG, discard, metrics, pretrain, undisturbed, weights
 

@@ -28,7 +28,8 @@ from ray_jobs import evaluate
 from ray_jobs.train import training_jobs
 from ray_jobs.tune import evaluation_runner as evaluators
 from ray_jobs.tune import evaluation_trial
-from ray_jobs.tune.evaluation_runner import Evaluators, Request, request_of
+from ray_jobs.tune.evaluation_resources import Request, request_of
+from ray_jobs.tune.evaluation_runner import Evaluators
 from ray_jobs.tune.searchers import FINISHED
 
 KEY = "pathorob/hospitals/ri"

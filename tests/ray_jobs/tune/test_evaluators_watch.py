@@ -18,7 +18,8 @@ from pathray.evaluation.settings import (
 from pathray.store.committed import committed_dir, list_committed
 from pathray.store.metrics_log import rows_of
 from ray_jobs.tune import evaluation_runner as evaluators
-from ray_jobs.tune.evaluation_runner import Evaluators, Request
+from ray_jobs.tune.evaluation_resources import Request
+from ray_jobs.tune.evaluation_runner import Evaluators
 from ray_jobs.tune.searchers import FINISHED
 
 RI = "pathorob/hospitals/ri"
