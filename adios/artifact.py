@@ -1,8 +1,8 @@
-"""A trained mask model for whoever looks at its masks: weights, architecture, normalisation, in one folder.
+"""Saves and loads a trained mask model: weights, architecture and normalisation in one folder.
 
 An artifact of the kind `MASK_MODEL` (pathray.store.artifact_kind), described by ``mask_model.json``. A checkpoint of a
-run holds the same network together with everything else, and `load` takes either: so every checkpoint can be judged.
-The student is an encoder artifact (pathray.store.artifact).
+run holds the same network and more, and `load` accepts either, so every checkpoint can be evaluated. Not here: the
+student, which is an encoder artifact (pathray.store.artifact).
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ MASK_MODEL: ArtifactKind[MaskModel] = ArtifactKind("mask model", DESCRIPTION, KE
 
 
 class TrainedMaskModel(nn.Module):
-    """A mask model with the normalisation that it was trained with."""
+    """A mask model with the normalisation of its training."""
 
     def __init__(self, model: MaskModel, mean: Sequence[float], std: Sequence[float], facts: Mapping[str, Any]) -> None:
         super().__init__()
         self.model, self.mean, self.std = model, tuple(mean), tuple(std)
-        self.facts = dict(facts)  # images_seen, step … of where it comes from
+        self.facts = dict(facts)  # images_seen, step … of its checkpoint
 
     @property
     def config(self) -> MaskModelConfig:
@@ -50,10 +50,10 @@ class TrainedMaskModel(nn.Module):
 
     @torch.no_grad()
     def masks(self, images: Tensor) -> Tensor:
-        """Images uint8 `[B, H, W, 3]` (RGB), or float `[B, 3, H, W]` normalised already -> masks float32
-        `[B, N, H, W]`, a softmax over N. Computed where the module is, without gradients, with no random numbers.
+        """Images uint8 `[B, H, W, 3]` (RGB), or normalised float `[B, 3, H, W]` -> masks float32 `[B, N, H, W]`, a
+        softmax over N. Computed on the module's device, without gradients or random numbers.
 
-        UserError for a size that the network cannot take: `vit_unet` takes multiples of 16, `adios` only squares of
+        UserError for an unsupported image size: `vit_unet` takes multiples of 16, `adios` only squares of
         `config.image_size`.
         """
         images = images.to(next(self.parameters()).device)
@@ -72,7 +72,7 @@ def normalised(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> T
 def save(
     folder: str, model: MaskModel, mean: Sequence[float], std: Sequence[float], provenance: Mapping[str, Any]
 ) -> None:
-    """Write into `folder` (path or URL), replacing what is there."""
+    """Write into `folder` (path or URL) and replace what is there."""
     own = {"model": asdict(model.config), "mean": list(mean), "std": list(std)}
     MASK_MODEL.save(folder, model, own, provenance)
 
@@ -80,8 +80,8 @@ def save(
 def load(folder: str) -> TrainedMaskModel:
     """The mask model in `folder` (path or URL): an artifact, or a committed checkpoint of an ADIOS run.
 
-    On the CPU, in evaluation mode, without gradients. MissingFile where there is neither; UserError when it was
-    altered, is of a newer version or of another architecture.
+    On the CPU, in evaluation mode, without gradients. MissingFile if there is neither; UserError if it was altered, is
+    from a newer version or has another architecture.
     """
     store = Storage.of(folder)
     if not store.exists(DESCRIPTION) and store.exists(COMMITTED):
@@ -92,7 +92,7 @@ def load(folder: str) -> TrainedMaskModel:
 
 
 def config_in(values: Mapping[str, Any]) -> MaskModelConfig:
-    """The mask model of a run from the values of its identity (flat, by dotted key)."""
+    """The mask model's config from the identity values of a run (flat, by dotted key)."""
     return MaskModelConfig(
         kind=values["mask_model_type"],
         num_masks=values["num_masks"],

@@ -1,4 +1,4 @@
-"""The parts of one ADIOS run, put together from its resolved config and its plan. No Ray."""
+"""Builds the parts of one ADIOS run from its resolved config and its plan. No Ray."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pathray.train.from_config import device_of, run_identity, shared_parts
 
 
 def assemble(config: RunConfig, plan: Plan, world: int) -> Assembly:
-    """Recipe, order, reader and loop settings of `config`, which adios.config.resolve has filled in."""
+    """Recipe, order, reader and loop settings of `config`, after adios.config.resolve."""
     data, device = config.data, device_of(config)
     recipe = AdiosRecipe(config, device.gather_sum_grad, device.rank if device.reduces else 0)
     order = order_of(config, plan)
@@ -49,25 +49,25 @@ def assemble(config: RunConfig, plan: Plan, world: int) -> Assembly:
 
 
 def order_of(config: RunConfig, plan: Plan) -> Order:
-    """Which patch stands at which position: a pass is every patch once."""
+    """Which patch is at which position: a pass is every patch once."""
     window = config.data.archive_window
     return uniform_order(plan.rows, config.seed, window=window, segments=plan.segments() if window else None)
 
 
 def identity_of(config: RunConfig, plan: str) -> dict[str, Any]:
-    """The fingerprint that a resumed run must share: the config's identity fields and which patches stand where, `plan`
-    being the digest that adios.plan.identity gives."""
+    """The fingerprint that a resumed run must share: the config's identity fields and the patches in their order.
+    `plan` is the digest that adios.plan.identity returns."""
     return run_identity(config, SCIENCE, plan)
 
 
 def shown(reader: PatchReader, lookup: Lookup, count: int) -> Any:
-    """The patches at the first `count` positions, uint8 `[count, S, S, 3]`: what pictures show throughout a run."""
+    """The patches at the first `count` positions, uint8 `[count, S, S, 3]`, which all pictures of a run show."""
     return decode(reader, lookup(np.arange(count)), lookup)["image"]
 
 
 def pictures(config: RunConfig, recipe: AdiosRecipe, images: Any, device: Device) -> MaskPictures | None:
-    """The pictures of masks every `viz_freq` iterations, below `visualizations/masks` of the run; rank 0 writes. Other
-    processes have none, but on XLA, where all hosts run one program."""
+    """Pictures of masks every `viz_freq` iterations, in `visualizations/masks` of the run; rank 0 writes. None on other
+    processes, except on XLA, where all hosts run one program."""
     if not config.viz_freq or not config.output or (device.reduces and device.rank > 0):
         return None
     folder = Storage.of(config.output).join("visualizations", "masks") if device.rank == 0 else None

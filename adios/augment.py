@@ -1,7 +1,7 @@
-"""From uint8 patches to views and crops, on the device and batched: each is one resampling of its image.
+"""Turns uint8 patches into views and crops, in batches on the device: each is one resampling of its image.
 
-All randomness is in `draws`, uniforms that travel with each unit (adios.data), so a unit looks the same on any device
-and whatever its batch-mates. Nothing waits for the device. Not here: masks.
+All randomness is in `draws`, uniforms that the reader adds to each unit (adios.data). So a unit looks the same on any
+device and in any batch. Nothing waits for the device. Not here: masks.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from pathray.nn.stain import jitter_stain
 
 OF_VIEW, OF_CROP = 16, 4  # uniforms: 5 of its place, 6 of its stain, 5 of its scanner; 4 of a crop's place
 VIEWS = 2
-SUPERSAMPLED = 2  # crops are smaller than what they show: sampled finer by this, then averaged
+SUPERSAMPLED = 2  # crops are sampled finer by this factor, then averaged
 
 
 def draws_needed(config: RunConfig) -> int:
-    """Uniforms that the reader must give each unit."""
+    """The number of uniforms that the reader must add to each unit."""
     return VIEWS * OF_VIEW + config.num_masks * config.crops_per_mask * OF_CROP
 
 
 def view(images: Tensor, draws: Tensor, config: ViewConfig) -> Tensor:
-    """Images `[B, 3, S, S]` in 0…1, draws `[B, OF_VIEW]` -> `[B, 3, S, S]` in 0…1: a part of the image, turned and
-    flipped, in another stain and from another scanner."""
+    """Images `[B, 3, S, S]` in 0…1, draws `[B, OF_VIEW]` -> `[B, 3, S, S]` in 0…1: a part of the image, rotated and
+    flipped, with another stain and another scanner."""
     theta = view_place(draws[:, :5], config)
     out = resampled(images, theta, images.shape[-1])
     if config.stain > 0:
@@ -40,7 +40,7 @@ def view(images: Tensor, draws: Tensor, config: ViewConfig) -> Tensor:
 
 
 def view_place(draws: Tensor, config: ViewConfig) -> Tensor:
-    """Where views lie: maps `[B, 2, 3]` from 5 uniforms each (flip, quarter turn, area, place)."""
+    """Where views are: maps `[B, 2, 3]` from 5 uniforms each (flip, quarter turn, area, place)."""
     quarter = (4 * draws[:, 1]).floor() * (math.pi / 2)
     cos, sin = quarter.cos().round(), quarter.sin().round()
     flip = 1 - 2 * (draws[:, 0] < 0.5).to(draws.dtype)
@@ -50,7 +50,7 @@ def view_place(draws: Tensor, config: ViewConfig) -> Tensor:
 
 
 def crop_place(draws: Tensor, config: CropConfig) -> Tensor:
-    """Where crops lie: maps `[M, 2, 3]` from OF_CROP uniforms each (angle, area, place)."""
+    """Where crops are: maps `[M, 2, 3]` from OF_CROP uniforms each (angle, area, place)."""
     angle = (2 * draws[:, 0] - 1) * math.radians(config.rotation)
     side = _side(draws[:, 1], config.scale)
     return _place(angle.cos(), angle.sin(), torch.ones_like(angle), side, draws[:, 2:4])
@@ -63,11 +63,11 @@ def crops(images: Tensor, theta: Tensor, size: int) -> Tensor:
 
 
 def resampled(images: Tensor, theta: Tensor, size: int) -> Tensor:
-    """Images `[M, 3, S, S]` at the points that the maps `[M, 2, 3]` give, bilinear, `[M, 3, size, size]`.
+    """Images `[M, 3, S, S]` at the points of the maps `[M, 2, 3]`, bilinear, `[M, 3, size, size]`.
 
-    A map takes coordinates of the output, −1 … 1 from edge to edge, (x, y, 1), to such of the image; what lies outside
-    of the image mirrors it. As `torch.nn.functional.grid_sample`, which XLA would compute on the host; and no matrix
-    product for the coordinates: autocast would take it to half precision, which is too coarse for them.
+    A map takes output coordinates, −1 … 1 from edge to edge, (x, y, 1), to image coordinates; the image is mirrored
+    beyond its edges. Equal to `torch.nn.functional.grid_sample`, which XLA would compute on the host. Coordinates use
+    no matrix product: autocast would compute it in half precision, which is too coarse.
     """
     line = (torch.arange(size, device=images.device, dtype=images.dtype) * 2 + 1) / size - 1
     x, y = line[None, :], line[:, None]
@@ -96,13 +96,13 @@ def _neighbours(at: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _side(draw: Tensor, scale: Sequence[float]) -> Tensor:
-    """Side of a square of an area drawn between the shares `scale`, the image's being 1."""
+    """Side of a square with an area drawn between the shares `scale`; the image's side is 1."""
     low, high = scale
     return (low + (high - low) * draw).sqrt()
 
 
 def _place(cos: Tensor, sin: Tensor, flip: Tensor, side: Tensor, place: Tensor) -> Tensor:
-    """Turned squares anywhere in the image; in the middle, and over its edges, where they do not fit."""
+    """Rotated squares anywhere in the image; those that do not fit are centred and exceed its edges."""
     room = (1 - side * (cos.abs() + sin.abs())).clamp(min=0)
     x, y = ((2 * place[:, i] - 1) * room for i in (0, 1))
     rows = (

@@ -1,6 +1,6 @@
-"""The run config of ADIOS: every key, its default and what makes a value senseless. Plain dataclasses.
+"""The run config of ADIOS: every key with its default and its checks. Plain dataclasses.
 
-The keys at the top are those of the published command line. Fields made with `placement` may change when a run is
+The top-level keys are those of the published command line. Fields made with `placement` may change when a run is
 resumed; all others are the run's identity. Not here: how layers are merged (pathray.config.load), and where a run
 executes (`runtime`, added by the job).
 """
@@ -27,15 +27,15 @@ WARMUP = 10_000  # iterations
 
 @dataclass
 class DataConfig(StreamConfig):
-    """Which patches are read, and how."""
+    """Which patches are read and how."""
 
-    patch_px: int = 448  # side of the patches that are used; the archives' others are left
-    image_size: int = 224  # what they are resized to
+    patch_px: int = 448  # side of the patches to use; others in the archives are skipped
+    image_size: int = 224  # side after resizing
     mean: list[float] = field(default_factory=lambda: [0.6816, 0.5640, 0.7232])
     std: list[float] = field(default_factory=lambda: [0.1617, 0.1714, 0.1389])
-    mpp: float | None = placement(None)  # of resized patches, for whoever extracts features; None: not known
-    archives_root: str | None = placement(None)  # where the archives are, when not where they were indexed
-    archive_window: int = 0  # > 0: shuffle within windows of that many patches of few archives, for remote storage
+    mpp: float | None = placement(None)  # of resized patches, for feature extraction; None: unknown
+    archives_root: str | None = placement(None)  # where the archives are, if moved since they were indexed
+    archive_window: int = 0  # > 0: shuffle within windows of this many patches from few archives, for remote storage
     max_open_archives: int = placement(64)
 
     def __post_init__(self) -> None:
@@ -45,17 +45,17 @@ class DataConfig(StreamConfig):
         for key in ("mean", "std"):
             values = getattr(self, key)
             if len(values) != 3 or (key == "std" and min(values) <= 0):
-                raise UserError("one value per colour", key=f"data.{key}", found=values, expected="3 numbers, std > 0")
+                raise UserError("invalid value", key=f"data.{key}", found=values, expected="3 numbers, std > 0")
 
 
 @dataclass
 class StudentConfig:
-    """The encoder beyond `arch`, and its head."""
+    """Further settings of the encoder, and its head."""
 
     registers: int = 4
     positions: str = "learned"
     qk_norm: bool = False
-    drop_path: float = 0.1  # of the last block
+    drop_path: float = 0.1  # rate at the last block
     head: list[int] = field(default_factory=lambda: [2048, 2048, 256])
     checkpointing: bool = placement(False)
 
@@ -64,12 +64,12 @@ class StudentConfig:
         at_least(self, "student", 0, "registers")
         between(self, "student", 0, 0.999, "drop_path")
         if not self.head or min(self.head) < 1:
-            raise UserError("a head has layers", key="student.head", found=self.head, expected="[widths …, outputs]")
+            raise UserError("a head is required", key="student.head", found=self.head, expected="[widths …, outputs]")
 
 
 @dataclass
 class MaskModelSettings:
-    """The mask model beyond its type: `channels` is of adios, the others of vit_unet."""
+    """Further settings of the mask model: `channels` is for adios, the others are for vit_unet."""
 
     channels: int = 32
     dim: int = 192
@@ -84,7 +84,7 @@ class MaskModelSettings:
 
 @dataclass
 class ViewConfig:
-    """What a view of an image may look like; each is drawn per image, strengths of 0 switch off."""
+    """Augmentation of a view, drawn per image; a strength of 0 is off."""
 
     scale: list[float] = field(default_factory=lambda: [0.5, 1.0])  # share of the image's area
     geometry: bool = True  # one of the eight flips and quarter turns
@@ -95,14 +95,14 @@ class ViewConfig:
         low_high(self, "views", "scale")
         between(self, "views", 0, 1, "stain", "scanner")
         if self.scale[1] > 1:
-            raise UserError("a view lies in its image", key="views.scale", found=self.scale, expected="at most 1")
+            raise UserError("a view exceeds its image", key="views.scale", found=self.scale, expected="at most 1")
 
 
 @dataclass
 class CropConfig:
-    """The random crops of masked views that the student sees beside the whole ones."""
+    """Random crops of masked views, which the student sees in addition to whole views."""
 
-    size: int = 96  # pixels of a side
+    size: int = 96  # side in pixels
     scale: list[float] = field(default_factory=lambda: [0.4, 1.0])  # share of the image's area
     rotation: float = 180.0  # degrees, to either side
 
@@ -111,17 +111,17 @@ class CropConfig:
         low_high(self, "crops", "scale")
         between(self, "crops", 0, 180, "rotation")
         if self.scale[1] > 1:
-            raise UserError("a crop lies in its image", key="crops.scale", found=self.scale, expected="at most 1")
+            raise UserError("a crop exceeds its image", key="crops.scale", found=self.scale, expected="at most 1")
 
 
 @dataclass
 class OptimizationConfig(StepConfig):
-    """What the published command line leaves to the code."""
+    """Settings that the published command line does not have."""
 
     warmup_iterations: int | None = None  # from 0, linear; None: 10,000, at most a tenth of the run
-    final_lr: float = 0.0  # cosine to there
-    mask_lr_ratio: float = 0.25  # the mask model's rate over the student's
-    weight_decay: float = 0.05  # not of biases, norms and tokens
+    final_lr: float = 0.0  # at the end of the cosine
+    mask_lr_ratio: float = 0.25  # the mask model's rate / the student's
+    weight_decay: float = 0.05  # not for biases, norms and tokens
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     momentum: float = 0.9  # of sgd
     lars_trust: float = 0.02
@@ -138,7 +138,7 @@ class OptimizationConfig(StepConfig):
         if self.warmup_iterations is not None:
             at_least(self, "optimization", 0, "warmup_iterations")
         if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
-            raise UserError("AdamW has two betas in [0, 1)", key="optimization.betas", found=self.betas)
+            raise UserError("AdamW needs two betas in [0, 1)", key="optimization.betas", found=self.betas)
 
 
 LOG_EVERY = {"iterations": 50}
@@ -162,33 +162,33 @@ class RunConfig:
     """One pretraining run. `output` is the folder (or URL) of everything that the run writes."""
 
     output: str | None = placement(None)
-    output_dir: str | None = placement(None)  # the same as output, by its published name
+    output_dir: str | None = placement(None)  # published name of `output`
     data_path: str | None = placement(None)  # folder of zips, dataset_index.pkl, or an index (parquet)
     seed: int = 42
     arch: str = "vit_base"
     patch_size: int = 16
-    embed_dim: int | None = None  # None: that of arch, as depth and num_heads
+    embed_dim: int | None = None  # None: as in `arch`, like depth and num_heads
     depth: int | None = None
     num_heads: int | None = None
     mask_model_type: str = "vit_unet"
     num_masks: int = 3
     crops_per_mask: int = 1
     mask_update_freq: int = 1
-    batch_size_per_gpu: int = placement(64)  # states the global batch at the first start
+    batch_size_per_gpu: int = placement(64)  # x workers = the global batch at the first start
     global_batch: int | None = None  # None: batch_size_per_gpu x workers at the first start
     total_iterations: int = 300_000
-    total_images: int | None = None  # the budget in images instead
+    total_images: int | None = None  # budget in images, instead of total_iterations
     lr: float = 5e-5
     optimizer_type: str = "adamw"
     use_lars: bool = False
     alpha_sparsity: float = 0.1
     sparsity_penalty_type: str = "inverse_sin"
-    sparsity_target: float | None = None  # where one mask alone would rest; None: at one half
+    sparsity_target: float | None = None  # share of the image that one mask tends to; None: one half
     initial_temp: float = 0.2
     final_temp: float = 0.05
     single_view: bool = False  # contrast an image with its masked self instead of two views of it
     viz_freq: int = placement(500)  # iterations between pictures of masks; 0: none
-    save_freq: int = placement(2000)  # iterations between snapshots; tuning.tune_every takes its place with tuning
+    save_freq: int = placement(2000)  # iterations between snapshots; tuning.tune_every replaces it with tuning on
     data: DataConfig = field(default_factory=DataConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
     mask_model: MaskModelSettings = field(default_factory=MaskModelSettings)
@@ -209,7 +209,7 @@ class RunConfig:
         at_least(self, "", 2, "num_masks")
         if self.sparsity_target is not None and not 0 < self.sparsity_target < 1:
             found, expected = self.sparsity_target, "a share between 0 and 1"
-            raise UserError("no such share of an image", key="sparsity_target", found=found, expected=expected)
+            raise UserError("invalid share of an image", key="sparsity_target", found=found, expected=expected)
         for key, size in (("data.image_size", self.data.image_size), ("crops.size", self.crops.size)):
             if size % self.patch_size:
                 expected = f"a multiple of patch_size = {self.patch_size}"
@@ -224,26 +224,26 @@ C = TypeVar("C", bound=RunConfig)
 
 
 def warmup_steps(config: RunConfig) -> int:
-    """Steps of the warm-up. UserError when the run is over before it is."""
+    """Steps of the warm-up. UserError when the run would end before it does."""
     given = config.optimization.warmup_iterations
     if given is None:
         return min(WARMUP, config.total_iterations // 10)
     if given >= config.total_iterations:
         found, expected = given, f"fewer than total_iterations = {config.total_iterations}"
         raise UserError(
-            "the run ends in its warm-up", key="optimization.warmup_iterations", found=found, expected=expected
+            "the warm-up exceeds the run", key="optimization.warmup_iterations", found=found, expected=expected
         )
     return given
 
 
 def resolve(config: C, workers: int, before: int | None = None) -> C:
     """`config` with `global_batch` and the budget (in images and in iterations) filled in; `before` is the batch of the
-    run which is resumed. UserError when the workers cannot share it."""
+    resumed run. UserError when `workers` does not divide it."""
     batch = choose_global_batch(
         config.global_batch, before, config.batch_size_per_gpu * workers, workers, key="global_batch"
     )
     if batch < 2:
-        message = "an image is contrasted with the others of its batch"
+        message = "the contrastive loss needs two images in a batch"
         raise UserError(message, key="global_batch", found=batch, expected="at least 2")
     images = whole_steps(config.total_images or config.total_iterations * batch, batch)
     return replace(config, global_batch=batch, total_images=images, total_iterations=images // batch)

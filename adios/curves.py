@@ -1,11 +1,11 @@
-"""What the curves of an ADIOS run show, in this order."""
+"""The panels of an ADIOS run's training curves, in this order."""
 
 from __future__ import annotations
 
 from pathray.draw.charts import Panel
 from pathray.reports.curves import LOSS, SPEED
 
-MASKS = 6  # that have curves
+MASKS = 6  # masks with curves
 
 CURVES = (
     LOSS,

@@ -1,7 +1,7 @@
 """The reader: one plan row → a patch, uint8, resized, with the draws for its augmentation.
 
-Everything random comes from the position. Not here: which row is at which position (pathray.data.order),
-replacement of what cannot be read (pathray.data.units), views, crops and normalisation, which happen on the device
+Everything random follows from the position. Not here: which row is at which position (pathray.data.order),
+replacement of unreadable units (pathray.data.units), views, crops and normalisation, which run on the device
 (adios.augment).
 """
 
@@ -31,8 +31,8 @@ Pixels = npt.NDArray[np.uint8]
 
 
 class PatchReader:
-    """Reads patches out of zip archives. `paths` are the archives by `source`; each patch has `patch_size`² pixels and
-    comes out with `size`²; `draws` uniforms belong to it. `max_open` archives stay open per process."""
+    """Reads patches from zip archives. `paths` are the archives by `source`; each patch has `patch_size`² pixels, is
+    resized to `size`² and gets `draws` uniforms. `max_open` archives stay open per process."""
 
     benign_reasons: frozenset[str] = frozenset()
 
@@ -44,14 +44,14 @@ class PatchReader:
 
     @classmethod
     def of(cls, plan: Plan, seed: int, *, size: int = 224, draws: int = 64, max_open: int = 64) -> PatchReader:
-        """For the units of a plan that `adios.plan.build_plan` wrote."""
+        """A reader for the units of a plan that `adios.plan.build_plan` wrote."""
         return cls(seed, paths(plan), int(plan.meta["patch_size"]), size, draws, max_open)
 
     def read(self, unit: Mapping[str, Any], position: int, attempt: int) -> dict[str, Any]:
         """image uint8 [S, S, 3] · draws float32 [D] uniforms · source int64.
 
-        Raises UnreadableUnit: a reason of adios.patches.archives, ``shape`` (another size than the name says) or
-        ``decode`` (no image, or not all of it).
+        Raises UnreadableUnit: a reason of adios.patches.archives, ``shape`` (its size differs from its name) or
+        ``decode`` (not an image, or truncated).
         """
         source = int(unit["source"])
         path = self.paths[source]
@@ -79,7 +79,7 @@ class PatchReader:
 
 
 class Undecodable(Exception):
-    """Bytes that are not the image that they should be; `reason` is ``shape`` or ``decode``."""
+    """Bytes that are not the expected image; `reason` is ``shape`` or ``decode``."""
 
     def __init__(self, reason: str, detail: str) -> None:
         self.reason = reason
@@ -87,9 +87,9 @@ class Undecodable(Exception):
 
 
 def decoded(data: bytes | memoryview, size: int) -> Pixels:
-    """PNG or JPEG → ``[size, size, 3]``; transparent parts become white, grey is repeated, orientation tags are left.
+    """PNG or JPEG → ``[size, size, 3]``; transparent parts become white, grey is repeated, orientation is ignored.
 
-    The head is looked at before anything is decoded, so that no image becomes larger than that. Raises Undecodable.
+    The header is checked before anything is decoded, so no larger image is ever decoded. Raises Undecodable.
     """
     if bytes(data[:8]) != _PNG:
         return _by_pillow(data, size)
@@ -98,14 +98,14 @@ def decoded(data: bytes | memoryview, size: int) -> Pixels:
     width, height, bits, colours, interlaced = _IHDR.unpack_from(data, 16)
     _check(width, height, size)
     if _PNG_END not in bytes(data[-64:]):
-        raise Undecodable("decode", f"the PNG has no end in its {len(data)} bytes")
+        raise Undecodable("decode", f"the PNG of {len(data)} bytes is truncated")
     if bits != 8 or colours not in (_RGB, _RGBA) or interlaced:
         return _by_pillow(data, size)
     import imagecodecs
 
     try:
-        pixels: Pixels = imagecodecs.png_decode(cast(bytes, data))  # a view of bytes is as good to it
-    except Exception as e:  # the codec's own kinds
+        pixels: Pixels = imagecodecs.png_decode(cast(bytes, data))  # a memoryview works as well
+    except Exception as e:  # the codec has errors of its own
         raise Undecodable("decode", f"{type(e).__name__}: {e}") from e
     return pixels if pixels.shape[2] == 3 else _on_white(pixels)
 
@@ -133,12 +133,12 @@ def _on_white(pixels: Pixels) -> Pixels:
 
 def bicubic(pixels: Pixels, size: int) -> Pixels:
     """``[h, w, 3]`` → ``[size, size, 3]``, cubic convolution (a = −½) whose support grows with the reduction: Pillow's
-    BICUBIC up to rounding, at eight times its speed. The image itself when it has that size."""
+    BICUBIC up to rounding, at eight times its speed. Returns an image of that size as it is."""
     if pixels.shape[:2] == (size, size):
         return pixels
     import torch
 
-    image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)  # in this order torch sees that channels come last
+    image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)  # in this order torch sees a channels-last layout
     resized = torch.nn.functional.interpolate(image, (size, size), mode="bicubic", antialias=True)
     out: Pixels = np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
     return out

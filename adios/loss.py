@@ -1,7 +1,7 @@
-"""The contrast of two views, and what keeps masks from covering everything or nothing. Formulas only.
+"""The contrastive loss of two views, and the penalty that keeps masks from covering everything or nothing.
 
 ADIOS (Shi et al., ICML 2022, arXiv 2201.13100, equations 4 to 7) with SimCLR's loss (Chen et al., arXiv 2002.05709,
-equation 1). The student minimises Σ_k L_k over the views k; the mask model minimises −Σ_k L_k + α P.
+equation 1). The student minimises Σ_k L_k over the views k; the mask model minimises −Σ_k L_k + α P. Formulas only.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 PENALTIES = ("inverse_sin", "sinh_squared")
 EPSILON = 1e-10
-LEAST_SHARE = 1e-20  # of a mask: the slope of the warp is infinite at 0 for targets below one half
+LEAST_SHARE = 1e-20  # of a mask: for targets below one half the slope of the warp is infinite at 0
 
 
 def contrast(
@@ -21,7 +21,7 @@ def contrast(
 ) -> Tensor:  # fmt: skip
     """SimCLR's loss of image i's view a with each of its views b_v, `[V, B]`.
 
-    a `[B, D]` and b `[V, B, D]` are unit vectors of B images that stand at `first` … among the G images of the whole
+    a `[B, D]` and b `[V, B, D]` are unit vectors of B images, which start at index `first` of the G images of the whole
     batch, all_a `[G, D]` and all_b `[V, G, D]`. With the 2G vectors {a_j, b_j} of one v and s(x, y) = x·y / τ:
         ℓ(x, y) = −s(x, y) + log Σ_{w ≠ x} exp s(x, w),   L_v,i = (ℓ(a_i, b_i) + ℓ(b_i, a_i)) / 2.
     In float32 or float64, also under autocast. `temperature` τ is a scalar tensor.
@@ -43,9 +43,9 @@ def penalty(masks: Tensor, kind: str, target: float | None = None) -> Tensor:
 
     With m_n the mean activation of mask n over the image:
         inverse_sin   Σ_n 1 / (sin(π m_n) + 1e-10)        sinh_squared   Σ_n sinh²(π |m_n − ½|)
-    One mask alone would rest at ½; since the N of them add up to 1, the least P is where all are 1/N. A `target` t
-    moves the rest of one mask alone to t by m ← m^(ln ½ / ln t), which leaves 0 and 1 where they are.
-    In float32 or float64, also under autocast: near the poles half precision has no values left.
+    For one mask alone P is least at ½; as the N of them add up to 1, P is least where all are 1/N. A `target` t moves
+    the minimum of one mask alone to t by m ← m^(ln ½ / ln t), which keeps 0 and 1.
+    In float32 or float64, also under autocast: half precision is too coarse near the poles.
     """
     assert kind in PENALTIES, kind
     with torch.autocast(masks.device.type, enabled=False):
@@ -59,12 +59,12 @@ def penalty(masks: Tensor, kind: str, target: float | None = None) -> Tensor:
 
 
 def mask_statistics(masks: Tensor) -> dict[str, Tensor]:
-    """What masks `[B, N, H, W]` look like, as scalars over the batch.
+    """Statistics of masks `[B, N, H, W]`, as scalars over the batch.
 
-    mask_mean/n: mean activation of mask n. mask_spread: deviation over the pixels of an image (0: a grey veil).
+    mask_mean/n: mean activation of mask n. mask_spread: deviation over the pixels of an image (0: uniform grey).
     mask_entropy: of the softmax at a pixel over ln N (1: undecided). mask_overlap: Σ m_i m_j / Σ (m_i + m_j − m_i m_j)
-    over the pixels of an image, mean over pairs of masks (0: they share nothing, as masks that are nowhere).
-    In float32, also under autocast: sums over the pixels of a large image are beyond half precision.
+    over the pixels of an image, mean over pairs of masks (0: they share nothing, also if they are empty).
+    In float32, also under autocast: sums over the pixels of a large image exceed half precision.
     """
     flat = masks.detach().float().flatten(2)
     count = flat.shape[1]

@@ -1,10 +1,10 @@
 """The networks that propose masks: images -> a softmax over N masks per pixel, `[B, N, H, W]`.
 
-`adios` is the U-Net that the paper took (Shi et al., arXiv 2201.13100; with an MLP at its bottom, as in Engelcke et
-al., arXiv 1907.13052), `vit_unet` a small ViT with the up-path of CellViT (Hörst et al., arXiv 2306.15350). Both
-normalise by groups, never by batches: a mask depends on its image alone, whatever its batch-mates are.
+`adios` is the U-Net of the paper (Shi et al., arXiv 2201.13100; with an MLP at its bottom, as in Engelcke et al.,
+arXiv 1907.13052), `vit_unet` a small ViT with the up-path of CellViT (Hörst et al., arXiv 2306.15350). Both normalise
+by groups, never by batches, so a mask depends on its image alone.
 
-Not here: what is done with masks (adios.loss), how they are kept on storage (adios.artifact).
+Not here: the use of masks (adios.loss), and their storage (adios.artifact).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PATCH = 16  # of vit_unet: its up-path doubles four times
 
 @dataclass(frozen=True, kw_only=True)
 class MaskModelConfig:
-    """`image_size` is the side of training images. `adios` reads `channels`, `vit_unet` all from `dim` on."""
+    """`image_size` is the side of training images. `adios` uses `channels`, `vit_unet` uses all from `dim` on."""
 
     kind: str = "vit_unet"
     num_masks: int = 3
@@ -38,17 +38,17 @@ class MaskModelConfig:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise UserError("no such mask model", key="mask_model_type", found=self.kind, expected=" or ".join(KINDS))
+            raise UserError("unknown mask model", key="mask_model_type", found=self.kind, expected=" or ".join(KINDS))
         if self.num_masks < 2:
-            message = "one mask alone would cover everything"
+            message = "a single mask would cover everything"
             raise UserError(message, key="num_masks", found=self.num_masks, expected="at least 2")
         if self.channels % NORM_GROUPS:
-            message = "channels are normalised in groups"
+            message = "channels do not divide into groups"
             raise UserError(
                 message, key="mask_model.channels", found=self.channels, expected=f"a multiple of {NORM_GROUPS}"
             )
         if self.depth % 4:
-            message = "features are taken at each quarter of the depth"
+            message = "the depth does not divide into quarters"
             raise UserError(message, key="mask_model.depth", found=self.depth, expected="a multiple of 4")
         step = 2 ** (levels(self.image_size) - 1) if self.kind == "adios" else PATCH
         if self.image_size < 16 or self.image_size % step:
@@ -61,7 +61,7 @@ class MaskModelConfig:
 
 
 class MaskModel(nn.Module):
-    """The configured network. `masks` is what everybody calls; `forward` gives logits."""
+    """The configured network. Call `masks`; `forward` returns logits."""
 
     def __init__(self, config: MaskModelConfig) -> None:
         super().__init__()
@@ -76,8 +76,8 @@ class MaskModel(nn.Module):
     def masks(self, images: Tensor) -> Tensor:
         """Normalised images `[B, 3, H, W]` -> masks `[B, N, H, W]` float32 in 0…1 that add up to 1 at every pixel.
 
-        UserError for images of a size that the network cannot take: `adios` takes `image_size` alone, `vit_unet`
-        whatever is whole patches.
+        UserError for an unsupported image size: `adios` takes `image_size` alone, `vit_unet` any number of whole
+        patches.
         """
         logits = self(images)
         masks: Tensor = (logits if logits.dtype == torch.float64 else logits.float()).softmax(dim=1)
@@ -85,7 +85,7 @@ class MaskModel(nn.Module):
 
 
 def build_mask_model(config: MaskModelConfig, seed: int) -> MaskModel:
-    """Initialised from the seed; torch's own random state is left as it was."""
+    """Initialised from the seed; torch's global random state does not change."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return MaskModel(config)
@@ -95,13 +95,13 @@ def build_mask_model(config: MaskModelConfig, seed: int) -> MaskModel:
 
 
 def levels(image_size: int) -> int:
-    """⌊log₂ size − 1⌋: how many resolutions the U-Net has; 6 for 224 pixels."""
+    """⌊log₂ size − 1⌋: the number of resolutions of the U-Net; 6 for 224 pixels."""
     return int(log2(max(image_size, 4)) - 1)
 
 
 class UNet(nn.Module):
-    """Levels halve by dropping every other pixel and double by repeating; half of them have c channels, the deeper
-    ones 2c. At the bottom an MLP -> 128 -> 128 -> sees the whole image at once."""
+    """Levels halve the resolution by dropping every other pixel and double it by repeating; half of them have c
+    channels, the deeper ones 2c. At the bottom an MLP -> 128 -> 128 -> sees the whole image at once."""
 
     def __init__(self, config: MaskModelConfig) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class UNet(nn.Module):
         self.bottom = config.image_size // 2 ** (count - 1)
         widths = [c] * (count // 2) + [2 * c] * (count - count // 2)
         self.down = nn.ModuleList(_conv(a, b) for a, b in zip([3, *widths], widths, strict=False))
-        outs = widths[:-1][::-1] + [c]  # a level up gives what the level above it has
+        outs = widths[:-1][::-1] + [c]  # a level up has the output width of the level above
         ins = [widths[-1], *outs[:-1]]
         self.up = nn.ModuleList(_conv(a + skip, b) for a, skip, b in zip(ins, widths[::-1], outs, strict=True))
         flat = widths[-1] * self.bottom**2
@@ -120,7 +120,7 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-2:] != (self.size, self.size):
-            expected = f"{self.size} x {self.size}, the size it was trained at"
+            expected = f"{self.size} x {self.size}, the size of its training"
             raise UserError("the mask model adios takes one size", found=tuple(x.shape[-2:]), expected=expected)
         skips: list[Tensor] = []
         for block in self.down:
@@ -195,18 +195,18 @@ def _conv(before: int, after: int) -> nn.Module:
 
 
 def _repeated(x: Tensor) -> Tensor:
-    """Every pixel four times, `[B, C, 2H, 2W]`: nearest-neighbour interpolation, whose gradient XLA would compute on
-    the host."""
+    """Every pixel four times, `[B, C, 2H, 2W]`. Used instead of nearest-neighbour interpolation, whose gradient XLA
+    would compute on the host."""
     return x[..., :, None, :, None].expand(-1, -1, -1, 2, -1, 2).flatten(4, 5).flatten(2, 3)
 
 
 def _double(before: int, after: int) -> nn.Module:
-    """Twice the resolution."""
+    """Doubles the resolution."""
     return nn.Sequential(nn.ConvTranspose2d(before, after, 2, stride=2), _conv(after, after))
 
 
 def _up(before: int, between: int, after: int) -> nn.Module:
-    """What has been joined, mixed and brought to twice the resolution."""
+    """Mixes the joined features and doubles their resolution."""
     return nn.Sequential(
         _conv(before, between), _conv(between, between), nn.ConvTranspose2d(between, after, 2, stride=2)
     )

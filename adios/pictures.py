@@ -1,6 +1,6 @@
-"""Pictures of masks while a run goes on: looks at the ticks, and has no part in the training.
+"""Draws pictures of masks during a run. It observes ticks and does not affect training.
 
-Always the same patches, without augmentation, by the mask model in evaluation mode: no random number is drawn. Not
+Always the same patches, without augmentation, with the mask model in evaluation mode: no random number is drawn. Not
 here: how a picture looks (adios.visualise).
 """
 
@@ -23,11 +23,11 @@ SHOWN = 8  # patches
 
 
 class MaskPictures:
-    """Fed with every tick; `every` is in steps. `folder` (path or URL) is None on a host of XLA that only takes part in
-    the program that all of them run: it computes the masks and writes nothing.
+    """Observes every tick; `every` is in steps. `folder` (path or URL) is None on an XLA host that only takes part in
+    the common program: it computes the masks and writes nothing.
 
-    `images(n)` reads the patches, uint8 `[n, S, S, 3]`, when the first picture is due. What goes wrong with a picture
-    is logged and ends no run.
+    `images(n)` reads the patches, uint8 `[n, S, S, 3]`, when the first picture is due. An error in a picture is logged
+    and does not end the run.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class MaskPictures:
         self._shown: npt.NDArray[np.uint8] | None = None
 
     def observe(self, tick: Tick) -> dict[str, float]:
-        """Draws a picture when one is due, and at the end a film of all; has no figures."""
+        """Draw a picture when one is due, and a film of all at the end. Returns no metrics."""
         if tick.step % self.every and tick.end is None:
             return {}
         try:

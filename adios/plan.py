@@ -1,9 +1,9 @@
-"""Patch index → plan: 24 bytes per patch of one size, beside a table of archives.
+"""Turns a patch index into a plan: 24 bytes per patch of one size, and a table of archives.
 
 Columns of a unit: `source` int32 (row of the table of archives), `offset` int64 (of the member's local header),
 `compressed` and `bytes` uint32 (as stored, and decompressed), `crc` uint32. With these a patch is one ranged read that
-proves itself; its name and its compression stand in the local header, its place on the slide in the index. 10^8
-patches are 2.4 GB on disk, memory-mapped. Not here: the plan's form on disk (pathray.data.plan).
+can be verified; its name and compression are in the local header, its place on the slide in the index. 10^8 patches
+are 2.4 GB on disk, memory-mapped. Not here: the plan's format on disk (pathray.data.plan).
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ COPIED = 1 << 20  # units at a time
 def build_plan(index_path: str, out_dir: str, *, patch_size: int = 448, root: str = "") -> Plan:
     """Write the plan of an index's patches of `patch_size`² pixels into the folder `out_dir` and open it.
 
-    `plan.sources` has `archive` (below the root) and `path`; `root` says where the archives are when that is not where
-    they were indexed. Memory does not grow with the patches. Raises MissingFile for an index that is not there and
-    UserError, with the counts of all sizes, when none is left.
+    `plan.sources` has `archive` (below the root) and `path`; `root` is where the archives are, if moved since they were
+    indexed. Memory does not grow with the patches. Raises MissingFile for a missing index, and UserError with the
+    counts of all sizes if there is no patch of this size.
     """
     index = PatchIndex.open(index_path)
     root = Storage.of(root).url if root else index.root
@@ -63,8 +63,8 @@ def build_plan(index_path: str, out_dir: str, *, patch_size: int = 448, root: st
 
 
 def relocated(plan: Plan, root: str, out_dir: str) -> Plan:
-    """The plan with its archives below `root`, in the folder `out_dir`: its very self where it is that already.
-    Identity and order stay."""
+    """The plan with its archives below `root`, in the folder `out_dir`; the same plan if they are there already.
+    Identity and order do not change."""
     root = Storage.of(root).url
     moved = [located(root, name) for name in plan.sources["archive"].to_pylist()]
     if moved == paths(plan) and plan.origin == out_dir:
@@ -77,7 +77,7 @@ def relocated(plan: Plan, root: str, out_dir: str) -> Plan:
 
 
 def identity(plan: Plan) -> str:
-    """Digest of which patches of which archives stand in which row, and not of where the archives lie."""
+    """Digest of which patches of which archives are in which row, not of where the archives are."""
     return str(plan.meta["identity"])
 
 
@@ -88,7 +88,7 @@ def paths(plan: Plan) -> list[str]:
 
 
 def _counted(index: PatchIndex, patch_size: int) -> tuple[Counter[int], list[str]]:
-    """Patches per size, and the archives that have some of the size asked for, in the index's order."""
+    """Patches per size, and the archives that have some of `patch_size`, in the index's order."""
     sizes, archives = Counter[int](), dict[str, None]()
     for table in index.tables(("archive", "size")):
         values, counts = np.unique(table["size"].to_numpy(), return_counts=True)

@@ -1,7 +1,7 @@
-"""What ADIOS knows about training: the student's phase, the mask model's phase after it, and signals of collapse.
+"""The training recipe of ADIOS: the student's phase, the mask model's phase after it, and signals of collapse.
 
-A pathray.train.recipe.Recipe. The student learns to see a view as its other view with parts of it masked; the mask
-model, the student frozen, learns to mask what makes that hard. Not here: formulas (adios.loss), networks
+A pathray.train.recipe.Recipe. The student learns to match a view and its other view with parts masked; the mask model,
+with the student frozen, learns to mask what makes that hardest. Not here: formulas (adios.loss), networks
 (adios.student, adios.mask_models), optimizer settings (adios.settings), devices, files and Ray.
 """
 
@@ -31,18 +31,18 @@ from pathray.train.recipe import Loss, Progress
 log = logging.getLogger(__name__)
 
 STUDENT, MASK = "student", "mask"  # the phases
-REMEMBERED = 1024  # class tokens that the collapse signals look at
+REMEMBERED = 1024  # class tokens that the collapse signals are computed from
 LOW_STD, LOW_RANK = 0.02, 4.0
 
 
 def alone(z: Tensor) -> Tensor:
-    """The images of the whole batch where there is one process, or one program over all devices."""
+    """The whole batch, if there is one process, or one program over all devices."""
     return z
 
 
 class AdiosRecipe:
-    """Built from the config's seed alone: equal on every rank. `gather` brings together the `[B, …]` of all ranks, in
-    rank order, with a backward pass that sums (`Device.gather_sum_grad`); this rank is the `rank`-th of them."""
+    """Built from the config's seed alone: equal on every rank. `gather` concatenates the `[B, …]` of all ranks in rank
+    order, with a backward pass that sums (`Device.gather_sum_grad`); `rank` is this process."""
 
     def __init__(self, config: RunConfig, gather: Callable[[Tensor], Tensor] = alone, rank: int = 0) -> None:
         self.config, self.gather, self.rank = config, gather, rank
@@ -64,7 +64,7 @@ class AdiosRecipe:
         return cast(MaskModel, self.modules["mask_model"])
 
     def phases(self, step: int) -> tuple[str, ...]:
-        """The mask model is trained after the student, at every `mask_update_freq`-th step."""
+        """The student at every step, then the mask model at every `mask_update_freq`-th step."""
         return (STUDENT, MASK) if (step + 1) % self.config.mask_update_freq == 0 else (STUDENT,)
 
     def prepare(self, micro: dict[str, Tensor], progress: Progress) -> dict[str, Tensor]:
@@ -83,8 +83,8 @@ class AdiosRecipe:
     def loss(self, phase: str, micro: dict[str, Tensor], progress: Progress) -> Loss:
         """Σ over the micro-batch of the images' losses, weight = images.
 
-        UserError when the micro-batches of all ranks together are not the global batch: the images that an image is
-        contrasted with would be others, and so would be the loss.
+        UserError if the micro-batches of all ranks are not the whole global batch: an image would have other negatives,
+        which is another loss.
         """
         self._train_only(phase)
         self._warm = progress.step > warmup_steps(self.config)
@@ -102,7 +102,7 @@ class AdiosRecipe:
     @torch.no_grad()
     def signals(self) -> dict[str, float]:
         """Collapse signals over the newest whole views: per-dimension std and RankMe of their class tokens. Warns when
-        they look like collapse after the warm-up; before it all images look alike to a fresh encoder."""
+        they look like collapse after the warm-up; before it the features of all images are alike."""
         seen = min(self._seen, REMEMBERED)
         if seen < 2:
             return {}
@@ -149,7 +149,7 @@ class AdiosRecipe:
         everyone = self.gather(torch.cat([z_a[None], z_b]).transpose(0, 1).contiguous()).transpose(0, 1)
         if everyone.shape[1] != progress.global_batch:
             raise UserError(
-                "an image is contrasted with the whole global batch, so a step takes it at once",
+                "the contrastive loss needs the whole global batch at once",
                 key="micro_batch",
                 found=f"{everyone.shape[1]} images at a time, global_batch {progress.global_batch}",
                 expected="workers x micro_batch = global_batch: more workers, or a smaller global_batch",
@@ -163,17 +163,17 @@ class AdiosRecipe:
         return crops(images, places.transpose(0, 1).flatten(0, 1), self.config.crops.size)
 
     def _normalised(self, images: Tensor) -> Tensor:
-        """Images in 0…1 with the mean colour at 0, which is what a mask paints."""
+        """Images in 0…1 → normalised, with the mean colour at 0, the value of masked pixels."""
         mean, std = (constant(tuple(v), images.device) for v in (self.config.data.mean, self.config.data.std))
         return (images - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
 
     def _train_only(self, phase: str) -> None:
-        """What the phase does not train is frozen: no gradients, nothing dropped."""
+        """Freeze what the phase does not train: no gradients, no dropout."""
         for name, module in ((STUDENT, self.student), (MASK, self.mask_model)):
             module.requires_grad_(name == phase).train(name == phase)
 
     def _remember(self, features: Tensor) -> None:
-        """Keep the newest features where they are: one shape, no copy to the host."""
+        """Keep the newest features on their device, in one shape, without a copy to the host."""
         self._recent = torch.cat([self._recent.to(features.device), features.detach().float()])[-REMEMBERED:]
         self._seen += features.shape[0]
 
@@ -184,7 +184,7 @@ def masked(images: Tensor, masks: Tensor) -> Tensor:
 
 
 def advice(signals: Mapping[str, float], most: int) -> list[str]:
-    """What to change when the signals look like collapse; `most` is the largest rank that there could be."""
+    """What to change when the signals look like collapse; `most` is the largest possible rank."""
     lines = []
     std, rank = signals["feature_std"], signals["feature_rankme"]
     if std < LOW_STD:

@@ -1,6 +1,6 @@
-"""From a resolved run config to what the loop is told, and what of a run is exported.
+"""Derives loop settings and exports from a resolved run config.
 
-Not here: the recipe itself (adios.recipe) and how the parts are put together (adios.assembly).
+Not here: the recipe itself (adios.recipe) and how the parts are assembled (adios.assembly).
 """
 
 from __future__ import annotations
@@ -62,14 +62,14 @@ def phase_optim(config: RunConfig, ratio: float) -> PhaseOptim:
 
 
 def check_networks(config: RunConfig) -> None:
-    """UserError for what neither network, nor a schedule, can be built of. Builds none."""
+    """UserError for values that no network or schedule can be built from. Builds nothing."""
     student_config(config)
     artifact.config_in(fingerprint(config)["values"])
     warmup_steps(config)
 
 
 def encoder_of(recipe: Recipe) -> Encoder:
-    """The student without its head, with what its inputs must look like and where it comes from."""
+    """The student without its head, with the preprocessing of its inputs and its provenance."""
     from adios.recipe import AdiosRecipe
 
     assert isinstance(recipe, AdiosRecipe)
@@ -79,7 +79,7 @@ def encoder_of(recipe: Recipe) -> Encoder:
 
 
 def export(recipe: Recipe, folder: str, facts: dict[str, Any]) -> None:
-    """Write the student as an encoder artifact into `folder`, and the mask model beside that folder."""
+    """Write the student as an encoder artifact into `folder`, and the mask model next to that folder."""
     from adios.recipe import AdiosRecipe
 
     assert isinstance(recipe, AdiosRecipe)

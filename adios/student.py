@@ -1,7 +1,7 @@
 """The student: a ViT with registers and the TME head on its class token, over batches of several image sizes at once.
 
-pre-norm, SwiGLU, LayerScale by depth, stochastic depth per sample; registers stand after the class token and have no
-position. Crops of all sizes go through the encoder as one packed sequence. Not here: the loss (adios.loss).
+Pre-norm, SwiGLU, LayerScale by depth, stochastic depth per sample; registers follow the class token and have no
+position. Crops of all sizes pass the encoder as one packed sequence. Not here: the loss (adios.loss).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathray.nn.vit import ViT, ViTConfig, vit_config
 
 
 class Tokens(NamedTuple):
-    """What the encoder makes of a batch of images: cls `[B, D]`, registers `[B, R, D]`, patches `[B, N, D]`."""
+    """The encoder's output for a batch of images: cls `[B, D]`, registers `[B, R, D]`, patches `[B, N, D]`."""
 
     cls: Tensor
     registers: Tensor
@@ -28,11 +28,11 @@ class Tokens(NamedTuple):
 
 
 class Student(nn.Module):
-    """Encoder and head. The encoder alone is what is kept when training is over."""
+    """Encoder and head. Only the encoder is exported."""
 
     def __init__(self, config: ViTConfig, head: Sequence[int]) -> None:
         super().__init__()
-        assert config.cls_token, "the head stands on the class token"
+        assert config.cls_token, "the head needs the class token"
         self.vit = ViT(config)
         self.head = ProjectionHead((config.dim, *head))
 
@@ -49,7 +49,7 @@ class Student(nn.Module):
 
 
 def student_config(config: RunConfig) -> ViTConfig:
-    """The encoder of a run config. UserError where its keys do not fit together."""
+    """The encoder of a run config. UserError for keys that do not fit together."""
     student, changes = config.student, {"dim": config.embed_dim, "depth": config.depth, "heads": config.num_heads}
     given = {name: value for name, value in changes.items() if value is not None}
     depth = given.get("depth", vit_config(config.arch).depth)
@@ -70,7 +70,7 @@ def student_config(config: RunConfig) -> ViTConfig:
 
 
 def build_student(config: RunConfig) -> Student:
-    """Initialised from the seed; torch's own random state is left as it was."""
+    """Initialised from the seed; torch's global random state does not change."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return Student(student_config(config), config.student.head)

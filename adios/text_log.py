@@ -1,8 +1,8 @@
-"""Training logs as text, of runs that were made with the published code, as rows of metrics: so that they can be drawn.
+"""Reads text logs of the published code as rows of metrics, to draw their curves.
 
-A line counts where it says how far the run is, ``[ 10610/300000]`` or ``Iteration 10610:``, and has figures,
+A line counts if it has an iteration, ``[ 10610/300000]`` or ``Iteration 10610:``, and figures,
 ``student_loss: 8.512300 (8.634100)``: the newest value and, in brackets, the mean since the start, which is left out.
-Rows of our own runs are in metrics.jsonl (pathray.store.metrics_log).
+Not here: rows of our own runs (pathray.store.metrics_log).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NOT_FIGURES = frozenset(("eta", "time", "data", "max", "mem", "Iteration"))  # o
 
 
 def rows_of_text(text: str) -> list[dict[str, Any]]:
-    """The rows of one log, in its order.
+    """The rows of one log, in order.
 
     >>> rows_of_text("x [  20/300] eta: 0:01:02 student_loss: 8.5 (8.6) lr: 5e-05 (0.000049) time: 0.3")
     [{'iteration': 20, 'student_loss': 8.5, 'lr': 5e-05}]
@@ -39,8 +39,8 @@ def rows_of_text(text: str) -> list[dict[str, Any]]:
 
 
 def read_logs(paths: Iterable[str]) -> list[dict[str, Any]]:
-    """The rows of one run's logs, oldest first, as one. Lines of the same iteration are one row; where iterations come
-    again (the run was gone on with from a checkpoint) the later figures count. UserError naming a log without rows."""
+    """The joined rows of one run's logs, oldest first. Lines of the same iteration are one row; where a resumed run
+    repeats iterations, the later figures count. UserError naming a log without rows."""
     out: list[dict[str, Any]] = []
     for path in paths:
         folder, _, name = path.rpartition("/")

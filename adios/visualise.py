@@ -1,6 +1,6 @@
-"""What the mask model masks, as pictures: patches, masks, overlays, masked patches in one grid; a film over training.
+"""Draws what the mask model masks: a grid of patches, masks, overlays and masked patches; a film over training.
 
-Pure drawing: nothing random is drawn, no signal is set. Not here: which patches and when (adios.pictures).
+Drawing only: no random numbers, no signals. Not here: which patches and when (adios.pictures).
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ Floats = npt.NDArray[np.floating]
 Pixels = npt.NDArray[np.uint8]
 FILE = re.compile(r"iter_(\d{8,})\.png")
 CELL, GAP, MARGIN, HEADER, SCALE = 112.0, 6.0, 16.0, 74.0, 1.5
-TINT = 0.55  # of an overlay: how much of its mask's colour stands for what is masked
+TINT = 0.55  # opacity of a mask's colour in an overlay
 FILM, FRAMES, FRAME_MS, LAST_MS, FILM_PX = "masks.gif", 40, 350, 2500, 800
 
 
 def write_masks(folder: str, step: int, images: Pixels, masks: Floats, mean: Sequence[float] | None = None) -> str:
-    """Draw masks `[B, N, H, W]` of patches `[B, H, W, 3]` into `folder` (path or URL) as ``iter_<step>.png``; its
-    path. `mean`: the colour (of values in 0…1) that a mask paints, the normalisation's."""
+    """Draw masks `[B, N, H, W]` of patches `[B, H, W, 3]` into `folder` (path or URL) as ``iter_<step>.png``; returns
+    its path. `mean`: the colour of masked pixels (in 0…1), the normalisation's mean."""
     store, name = Storage.of(folder), f"iter_{step:08d}.png"
     buffer = BytesIO()
     from PIL import Image
@@ -72,8 +72,8 @@ def cells(image: Pixels, masks: Floats, mean: Sequence[float] | None = None) -> 
 
 
 def write_film(folder: str, output: str = "") -> str:
-    """All pictures in `folder` as one GIF, at most 40 evenly chosen of them: `output` (path or URL), or ``masks.gif``
-    there; its path. MissingFile where there is no picture."""
+    """Write the pictures in `folder`, at most 40 spaced evenly, as one GIF: `output` (path or URL), or ``masks.gif``
+    there. Returns its path. MissingFile if there is no picture."""
     from PIL import Image
 
     store = Storage.of(folder)
@@ -98,7 +98,7 @@ def write_film(folder: str, output: str = "") -> str:
 
 
 def step_of(name: str) -> int:
-    """
+    """The iteration in a picture's file name.
     >>> step_of("iter_00000500.png")
     500
     """

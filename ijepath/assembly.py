@@ -1,4 +1,4 @@
-"""The parts of one I-JEPATH run, put together from its resolved config and its plan. No Ray, no devices."""
+"""Builds the parts of one I-JEPATH run from its resolved config and its plan. No Ray, no devices."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pathray.train.perf import PerformanceWatch
 def assemble(config: RunConfig, plan: Plan, world: int) -> Assembly:
     """Recipe, order, reader and loop settings of `config`, whose global batch and budget are resolved.
 
-    UserError for what only the plan can tell: weights of strata that are not there, a site column that is missing.
+    UserError for faults that only the plan shows: weights of unknown strata, a missing site column.
     """
     sites = site_numbers(config, plan)
     sources = {name: plan.sources[name].to_pylist() for name in plan.sources.column_names}
@@ -55,7 +55,7 @@ def performance_watch(config: RunConfig) -> PerformanceWatch | None:
 
 
 def order_of(config: RunConfig, plan: Plan) -> Order:
-    """Which anchor stands at which position: strata by their weights, or all anchors alike."""
+    """Which anchor is at which position: strata by their weights, or all anchors uniformly."""
     data = config.data
     window = data.slide_window
     segments = plan.segments() if window else None
@@ -66,6 +66,6 @@ def order_of(config: RunConfig, plan: Plan) -> Order:
 
 
 def identity_of(config: RunConfig, plan: str) -> dict[str, Any]:
-    """The fingerprint that a resumed run must share: the config's identity fields and which anchors stand where, `plan`
-    being the digest that ijepath.plan.identity gives."""
+    """The fingerprint that a resumed run must share: the config's identity fields and the anchors in their order.
+    `plan` is the digest that ijepath.plan.identity returns."""
     return run_identity(config, SCIENCE, plan)

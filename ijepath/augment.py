@@ -1,7 +1,7 @@
-"""From uint8 pixels to what the encoders see, on the device and batched: normalisation, stain, scanner, brightness.
+"""Turns uint8 pixels into encoder inputs, in batches on the device: normalisation, stain, scanner, brightness.
 
-All randomness is in `draws`, uniforms that travel with each unit (ijepath.data), so a unit looks the same on any device
-and whatever its batch-mates. Not here: geometry.
+All randomness is in `draws`, uniforms that the reader adds to each unit (ijepath.data). So a unit looks the same on any
+device and in any batch. Not here: geometry.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pathray.nn.stain import STAINS, constant, density, jitter_stain
 
 __all__ = ["STAINS", "Pixels", "blur", "constant", "density", "jitter_stain", "simulate_scanner"]
 
-TISSUE_DENSITY = 0.15  # mean optical density from which a pixel counts as tissue
+TISSUE_DENSITY = 0.15  # a pixel above this mean optical density counts as tissue
 BANDS = 4
-# Deviation of each octave of luminance over that of the coarsest, finest first: about that of H&E at 0.5–1 mpp.
+# Standard deviation of each luminance octave, as a ratio to the coarsest, finest first: roughly H&E at 0.5–1 mpp.
 REFERENCE_SPECTRUM = (0.8, 0.95, 1.05, 1.0)
 _STAIN, _SCANNER = slice(0, 6), slice(6, 11)
 
@@ -55,7 +55,7 @@ class Pixels:
 
 
 def normalised_brightness(x: Tensor, reference: float) -> Tensor:
-    """Scale optical density so that its mean over tissue is `reference`; at most by 2 either way. x in 0…1."""
+    """Scale optical density so that its mean over tissue is `reference`, by a factor in 0.5…2. x is in 0…1."""
     od = density(x)
     mean = od.mean(dim=1, keepdim=True)
     tissue = (mean > TISSUE_DENSITY).to(x.dtype)
@@ -68,8 +68,8 @@ def normalised_brightness(x: Tensor, reference: float) -> Tensor:
 def normalised_frequency(x: Tensor, strength: float) -> Tensor:
     """Bring the contrast of the fine octaves to the reference spectrum, relative to the coarsest octave.
 
-    Octaves are differences of à-trous binomial blurs; each is scaled by (wanted / found)^strength, at most by 2 either
-    way. What a scanner's optics and sharpening do to fine detail is taken back, in part.
+    Octaves are differences of à-trous binomial blurs; each is scaled by (wanted / found)^strength, clipped to 0.5…2.
+    This undoes part of what a scanner's optics and sharpening do to fine detail.
     """
     smooth, bands = [x], []
     for octave in range(BANDS):

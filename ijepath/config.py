@@ -1,9 +1,9 @@
-"""The run config of I-JEPATH: every key, its default and what makes a value senseless. Plain dataclasses.
+"""The run config of I-JEPATH: every key with its default and its checks. Plain dataclasses.
 
-`profile=name` merges a profile into `data`, which therefore carries the profile's fields. Fields made with `placement`
-may change when a run is resumed; all others are the run's identity. Not here: how layers are merged
-(pathray.config.load), the planned options' meaning (ijepath.scales, ijepath.augment), tuning (read by the evaluators),
-and where a run executes (`runtime`, added by the job).
+`profile=name` merges a profile into `data`, which therefore has the profile's fields. Fields made with `placement` may
+change when a run is resumed; all others are the run's identity. Not here: how layers are merged (pathray.config.load),
+what the options do (ijepath.scales, ijepath.augment), tuning (read by the evaluators), and where a run executes
+(`runtime`, added by the job).
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ CONTEXT_MASKS = ("all", "block", "random")
 
 @dataclass
 class DataConfig(DecodeConfig, Profile):
-    """What is read, and how often. The geometry's keys are those of the profile."""
+    """What is read, how often and how. The geometry keys come from the profile."""
 
     slide_manifest_csv: str | None = placement(None)
     slide_metadata_parquet: str | None = placement(None)
     anchor_catalog_manifest: str | None = placement(None)
-    batch_size_per_gpu: int = placement(32)  # states the global batch at the first start; see resolve_global_batch
+    batch_size_per_gpu: int = placement(32)  # x workers = the global batch at the first start; see resolve_global_batch
     sampling_strategy: str = "stratified_weighted"
     sampling_stratum_key: str = "organ"
     sampling_stratum_weights: Any = "uniform"  # uniform | proportional | {stratum: share}
-    slide_window: int = 0  # > 0: shuffle within windows of that many anchors of few slides, for remote storage
+    slide_window: int = 0  # > 0: shuffle within windows of this many anchors from few slides, for remote storage
     min_target_tissue_fraction: float = 0.25
     insufficient_target_policy: str = "skip_anchor"
     target_tissue_floor: float = 0.10
@@ -71,15 +71,15 @@ class DataConfig(DecodeConfig, Profile):
         for key in ("mean", "std"):
             if len(getattr(self, key)) != 3:
                 raise UserError(
-                    "one value per colour", key=f"data.{key}", found=getattr(self, key), expected="3 numbers"
+                    "one value per colour is needed", key=f"data.{key}", found=getattr(self, key), expected="3 numbers"
                 )
         if min(self.std) <= 0:
-            raise UserError("a deviation is positive", key="data.std", found=self.std, expected="> 0")
+            raise UserError("std must be > 0", key="data.std", found=self.std, expected="> 0")
         weights = self.sampling_stratum_weights
         if not isinstance(weights, dict) and weights not in ("uniform", "proportional"):
             expected = "uniform, proportional or a map of stratum: share"
             key = "data.sampling_stratum_weights"
-            raise UserError("no such stratum weights", key=key, found=weights, expected=expected)
+            raise UserError("unknown stratum weights", key=key, found=weights, expected=expected)
 
 
 @dataclass
@@ -90,8 +90,8 @@ class ModelConfig:
     pred_depth: int = 6
     pred_emb_dim: int = 192
     pred_heads: int = 0  # 0: one head per 64 dimensions, at least 3
-    predict: str = "joint"  # all targets of a context in one pass | separate: one pass per target, as in the paper
-    loss: str = "pooled"  # the token means | tokens: every teacher token
+    predict: str = "joint"  # joint: all targets of a context in one pass | separate: one pass each, as in the paper
+    loss: str = "pooled"  # pooled: compare token means | tokens: compare every teacher token
     positions: str = "sincos"
     registers: int = 0
     mlp: str = "gelu"
@@ -109,7 +109,7 @@ class ModelConfig:
         between(self, "model", 0, 0.999, "drop_path")
         if self.pred_emb_dim % (2 * self.predictor_heads):
             found = f"{self.pred_emb_dim} / {self.predictor_heads}"
-            message = "heads must divide the predictor's width into even parts"
+            message = "pred_emb_dim / heads must be an even whole number"
             raise UserError(message, key="model.pred_heads", found=found)
 
     @property
@@ -119,15 +119,15 @@ class ModelConfig:
 
 @dataclass
 class MaskConfig:
-    """What the context encoder may see beside the targets, and how many tokens. None: from the geometry."""
+    """Which context tokens the encoder sees, and how many. None: derived from the geometry."""
 
     min_keep: int = 16
-    context: str = "all"  # block: one square block of `context_scale` of the area | random: that share of the tokens
+    context: str = "all"  # block: one square block of `context_scale` of the area | random: this share of the tokens
     context_scale: float = 1.0
-    guard_tokens: int = 0  # tokens hidden around every target beside its own
+    guard_tokens: int = 0  # width of an extra hidden band around each target, in tokens
     context_keep_tokens: int | None = None
     predict_tokens: int | None = None
-    outside_targets: int = 0  # of the targets of each context, those that lie in a ring just outside of it
+    outside_targets: int = 0  # how many targets of each context are in a ring just outside it
     outside_ring_um: float = 32.0  # largest gap between such a target and the context's edge
 
     def __post_init__(self) -> None:
@@ -137,21 +137,21 @@ class MaskConfig:
         at_least(self, "mask", 0, "guard_tokens", "outside_targets", "outside_ring_um")
         positive(self, "mask", "context_keep_tokens", "predict_tokens")
         if self.context == "all" and self.context_scale != 1.0:
-            expected = "mask.context block or random with it"
-            raise UserError("nothing to scale", key="mask.context_scale", found=self.context_scale, expected=expected)
+            key, expected = "mask.context_scale", "1, or mask.context=block or random"
+            raise UserError("no context mask to scale", key=key, found=self.context_scale, expected=expected)
 
 
 @dataclass
 class ScalesConfig:
-    """Which spacings and target shapes occur beside the profile's own. The defaults leave the profile alone."""
+    """Spacings and target shapes in addition to the profile's own. With the defaults there are none."""
 
-    same_resolution_ratio: float = 0.0  # of the steps: context read at the targets' spacing
-    reverse_ratio: float = 0.0  # of the steps: fine context, coarse targets
+    same_resolution_ratio: float = 0.0  # share of the steps that read the context at the targets' spacing
+    reverse_ratio: float = 0.0  # share of the steps with a fine context and coarse targets
     factors: list[float] = field(
         default_factory=lambda: [1.0]
-    )  # both spacings times one of these, where a slide has it
-    target_shapes: int = 1  # how many target shapes there are; one is drawn per step
-    target_scale: list[float] = field(default_factory=lambda: [1.0, 1.0])  # of the area, [low, high]
+    )  # multiplies both spacings by one of these, drawn from those that the slide has
+    target_shapes: int = 1  # number of target shapes; one is drawn per step
+    target_scale: list[float] = field(default_factory=lambda: [1.0, 1.0])  # factor on the area, [low, high]
     target_aspect: list[float] = field(default_factory=lambda: [1.0, 1.0])  # height / width, [low, high]
 
     def __post_init__(self) -> None:
@@ -159,19 +159,19 @@ class ScalesConfig:
         positive(self, "scales", "target_shapes")
         if self.same_resolution_ratio + self.reverse_ratio > 1:
             found = self.same_resolution_ratio + self.reverse_ratio
-            raise UserError("the ratios add up to more than every step", key="scales.reverse_ratio", found=found)
+            raise UserError("the sum of both ratios must be at most 1", key="scales.reverse_ratio", found=found)
         if not self.factors or min(self.factors) <= 0:
-            raise UserError("scale factors are numbers > 0", key="scales.factors", found=self.factors)
+            raise UserError("scale factors must be > 0", key="scales.factors", found=self.factors)
         low_high(self, "scales", "target_scale", "target_aspect")
 
 
 @dataclass
 class AugmentConfig:
-    """Controls against stain and scanner shortcuts; strengths of 0 switch them off. See ijepath.augment."""
+    """Augmentation against stain and scanner shortcuts; a strength of 0 is off. See ijepath.augment."""
 
     stain: float = 0.0  # HED jitter: sigma of the factor and of the shift per stain
     scanner: float = 0.0  # gain per colour, gamma, blur or sharpening
-    independent: bool = True  # context and targets drawn apart, so that the prediction must see past the stain
+    independent: bool = True  # draw for context and targets separately, so that stain does not help to predict
     normalise_brightness: bool = False
     brightness_reference: float = 0.7  # mean optical density of tissue after normalisation
     normalise_frequency: float = 0.0  # exponent of the correction towards the reference spectrum, 1 = full
@@ -201,7 +201,7 @@ class OptimizationConfig(StepConfig):
 
     total_images_budget: Any = MISSING  # images, or {epochs: n} (passes over the anchors), or {iterations: n}
     global_batch: int | None = None  # None: data.batch_size_per_gpu x workers at the first start
-    micro_batch: int | None = placement(None)  # None: all of a worker's share of a step at once
+    micro_batch: int | None = placement(None)  # None: a worker's whole share of a step
     ema: list[float] = field(default_factory=lambda: [0.996, 1.0])
     lr: float = 2e-4
     start_lr: float = 2e-5
@@ -218,7 +218,7 @@ class OptimizationConfig(StepConfig):
             expected = "[first, last] with 0 <= first <= last <= 1"
             raise UserError("EMA momentum must rise", key="optimization.ema", found=self.ema, expected=expected)
         if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
-            raise UserError("AdamW has two betas in [0, 1)", key="optimization.betas", found=self.betas)
+            raise UserError("AdamW needs two betas in [0, 1)", key="optimization.betas", found=self.betas)
         at_least(self, "optimization", 0, "lr", "start_lr", "final_lr", "weight_decay", "final_weight_decay")
         between(self, "optimization", 0, 0.99, "warmup")
         self.check_steps("optimization")
@@ -234,10 +234,10 @@ LOG_EVERY = 100_000  # images
 
 @dataclass
 class TrainingConfig:
-    """Cadences in images seen."""
+    """How often to log and to save, in images."""
 
     log_every: int | None = None  # None: a fiftieth of the budget, at most 100,000 images
-    save_every: int = 1_000_000  # image-tagged snapshots; tuning.tune_every takes its place when tuning is on
+    save_every: int = 1_000_000  # images between snapshots; tuning.tune_every replaces it when tuning is on
 
     def __post_init__(self) -> None:
         positive(self, "training", "log_every", "save_every")
@@ -286,17 +286,15 @@ class RunConfig:
         if self.mask.outside_targets > self.data.targets_per_context:
             expected = f"at most data.targets_per_context = {self.data.targets_per_context}"
             key = "mask.outside_targets"
-            raise UserError(
-                "more targets outside than targets", key=key, found=self.mask.outside_targets, expected=expected
-            )
+            raise UserError("too many outside targets", key=key, found=self.mask.outside_targets, expected=expected)
 
 
 C = TypeVar("C", bound=RunConfig)
 
 
 def resolve_global_batch(config: C, workers: int, before: int | None = None) -> C:
-    """`config` with `optimization.global_batch` filled in, which is part of the run's identity; `before` is that of the
-    checkpoint which is resumed. UserError when `workers` or the micro-batch cannot share it evenly."""
+    """`config` with `optimization.global_batch` filled in, part of the run's identity. `before` is its value in
+    the resumed checkpoint. UserError when `workers` or the micro-batch do not divide it evenly."""
     settings = config.optimization
     batch = choose_global_batch(
         settings.global_batch,

@@ -1,4 +1,4 @@
-"""What the curves of an I-JEPATH run show, in this order."""
+"""The panels of an I-JEPATH run's training curves, in this order."""
 
 from __future__ import annotations
 

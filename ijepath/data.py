@@ -1,8 +1,8 @@
-"""The reader: one plan row → the pixels and tokens of one sample, uint8. Everything random comes from the position.
+"""The reader: one plan row → the pixels and tokens of one sample, uint8. Everything random follows from the position.
 
-An AnchorReader is picklable and safe in several threads; its handles and caches belong to the process and are bounded.
-Not here: which row is at which position (pathray.data.order), replacement of what cannot be read
-(pathray.data.units), and normalisation and augmentation, which happen on the device (ijepath.augment).
+An AnchorReader is picklable and thread-safe; its handles and caches belong to the process and are bounded. Not here:
+which row is at which position (pathray.data.order), replacement of unreadable units (pathray.data.units),
+normalisation and augmentation, which run on the device (ijepath.augment).
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from pathray.wsi.reader import SlideReader
 from pathray.wsi.regions import level_box, resize, round_half_up
 from pathray.wsi.spacing import axis_downsamples, choose_level, level_mpps
 
-BOX_TRIES = 8  # sets of boxes drawn before a unit with too few context tokens is given up
-AVOID_ATTEMPTS = 8  # replacements during which skip_slide insists on another slide
+BOX_TRIES = 8  # sets of boxes to draw before a unit with too few context tokens is rejected
+AVOID_ATTEMPTS = 8  # number of replacements for which skip_slide requires another slide
 DRAWS = 16  # uniforms per image for the augmentation on the device
 REMEMBERED = 4096
 
@@ -47,7 +47,7 @@ Sample = dict[str, Any]
 
 @dataclass(frozen=True)
 class ReaderConfig:
-    """What of a run's config a sample depends on, and the bounds of the caches."""
+    """The values of a run's config that a sample depends on, and the limits of the caches."""
 
     seed: int
     global_batch: int
@@ -87,7 +87,7 @@ class ReaderConfig:
 
 @dataclass(frozen=True)
 class Place:
-    """A sample's context on its slide, in level-0 pixels: left, top and side; `scale` is level-0 per context pixel."""
+    """A sample's context on its slide, in level-0 pixels: left, top, side; `scale`: level-0 per context pixel."""
 
     left: int
     top: int
@@ -118,7 +118,7 @@ class AnchorReader:
         return AnchorReader, (self.config, self.sources)
 
     def read(self, unit: Mapping[str, Any], position: int, attempt: int) -> Sample:
-        """One sample, by f(seed, position, attempt) and the plan row `unit` (`source`, `x`, `y`).
+        """One sample: a function of (seed, position, attempt) and the plan row `unit` (`source`, `x`, `y`).
 
         context uint8 [S, S, 3] · targets uint8 [K, h, w, 3] · boxes int32 [K, 4] (x0, y0, x1, y1 in context pixels) ·
         footprints int32 [K, 4] (R, in context tokens) · context_keep int64 [C] · context_index int64 [C] (the same in
@@ -126,8 +126,8 @@ class AnchorReader:
         · kind, source, site int64 · context_mpp, target_mpp, tissue_threshold float32 · cells int64 [K, G] (only for
         `loss: tokens`).
 
-        Raises UnreadableUnit: missing, truncated, decode … for the data, one of `benign_reasons` for a unit that gives
-        no legal sample.
+        Raises UnreadableUnit: missing, truncated, decode … for unreadable data, one of `benign_reasons` for a unit
+        without a legal sample.
         """
         source = int(unit["source"])
         path = str(self.sources["wsi_path"][source])
@@ -193,7 +193,7 @@ class AnchorReader:
         unit: Mapping[str, Any],
         generator: np.random.Generator,
     ) -> float:
-        """The absolute scale of this unit: uniform among those that the slide has and whose context lies on it."""
+        """The absolute scale of this unit: uniform among those that the slide has and whose context fits on it."""
         if self.config.factors == (1.0,):
             return 1.0
         fit = [
@@ -237,7 +237,7 @@ class AnchorReader:
                 self._poor.pop(position, None)
             poor = source in self._poor.get(position, ())
         if poor and attempt < AVOID_ATTEMPTS:
-            raise UnreadableUnit("same_slide", path, "another anchor of it had too little tissue")
+            raise UnreadableUnit("same_slide", path, "another anchor of this slide had too little tissue")
 
     def _remember_poor_slide(self, source: int, position: int) -> None:
         with self._lock:
@@ -257,8 +257,8 @@ def read_pixels(
 ) -> tuple[Pixels, Pixels]:
     """Context `[S, S, 3]` and targets `[K, h, w, 3]`. Where both come from one level, that level is read once.
 
-    A target shows exactly its box of the context, to the rounding of half a pixel of the levels that are read, so that
-    nothing of it lies in a token that the context may see.
+    A target shows exactly its box of the context, up to half a pixel of rounding in the levels read, so that no part of
+    it is in a token that the context may see.
     """
     spacings = level_mpps(slide, mpp0)
     context_level = choose_level(spacings, geometry.context_mpp * factor, tolerance).level

@@ -1,4 +1,4 @@
-"""The diversity budget: how often a run meets each anchor, and the warnings and knobs that follow. Arithmetic only."""
+"""The diversity budget: how often a run sees each anchor, with warnings and the keys to change. Arithmetic only."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Diversity:
     def __post_init__(self) -> None:
         if self.anchor_count < 1:
             raise UserError(
-                "no anchors to spend a budget on", key="anchor_count", found=self.anchor_count, expected=">= 1"
+                "there are no anchors to train on", key="anchor_count", found=self.anchor_count, expected=">= 1"
             )
         if self.total_images_budget < 1:
             key = "optimization.total_images_budget"
@@ -30,7 +30,7 @@ class Diversity:
         if not 0 <= self.low_threshold <= self.high_threshold:
             found = (self.low_threshold, self.high_threshold)
             key = "data.low_anchor_pass_warning_threshold"
-            raise UserError("thresholds of anchor passes must rise", key=key, found=found, expected="0 <= low <= high")
+            raise UserError("invalid thresholds of anchor passes", key=key, found=found, expected="0 <= low <= high")
 
     @property
     def anchor_passes_total(self) -> float:
@@ -45,7 +45,7 @@ class Diversity:
         return max(0.0, self.anchor_passes_total - 1.0)
 
     def metrics(self) -> dict[str, float]:
-        """For the run's log, under the names of the README."""
+        """The figures for the run's log."""
         return {
             "anchor_count": float(self.anchor_count),
             "anchor_passes_total": self.anchor_passes_total,
@@ -54,7 +54,7 @@ class Diversity:
         }
 
     def warnings(self) -> list[str]:
-        """What is out of balance and which knobs would mend it; empty between the thresholds."""
+        """What is out of balance and which keys to change; empty between the thresholds."""
         passes = self.anchor_passes_total
         if passes < self.low_threshold:
             return [
@@ -73,7 +73,7 @@ class Diversity:
         return []
 
     def lines(self) -> list[str]:
-        """The report of a run's start: the figures, then the warnings."""
+        """The report at the start of a run: the figures, then the warnings."""
         figures = (
             f"diversity budget: {self.total_images_budget:,} images over {self.anchor_count:,} anchors = "
             f"{self.anchor_passes_total:.2f} passes, first-pass coverage {self.coverage_first_pass:.0%}, "
@@ -85,5 +85,5 @@ class Diversity:
 def stratum_passes(
     total_images_budget: int, shares: Mapping[str, float], stratum_counts: Mapping[str, int]
 ) -> dict[str, float]:
-    """Anchor passes of each stratum, given its share of the positions: an even share overworks a rare stratum."""
+    """Anchor passes of each stratum, given its share of the positions. Even shares repeat a rare stratum most."""
     return {name: total_images_budget * share / stratum_counts[name] for name, share in shares.items()}

@@ -1,16 +1,16 @@
-"""From target boxes to tokens: what the predictor is asked for, and what the context encoder may see.
+"""Turns target boxes into tokens: those that the predictor fills, and those that the context encoder may see.
 
 Per target, C is its continuous extent, R every token that C touches (floor/ceil: 64, 72 or 81 tokens for 128 px in
 patches of 16, as the corner is on the grid in both axes, one or none), T ⊆ R the tokens that the predictor fills.
-**The context never holds a token of any R.** Where fewer tokens are wanted than there are, the ones that go are a
-seeded random subset, so that no row or column of the image is seen less than another.
+**The context never holds a token of any R.** Where fewer tokens are wanted than there are, a seeded random subset is
+dropped, so that no row or column of the image is seen less than another.
 
-Counts are decided by the *geometry and the config alone*, never by the other units of a batch: |T| is the smallest R
-there can be (that of an aligned box), the context keeps what the largest possible R of all targets would leave. So a
-unit has the same tokens whatever its batch-mates, micro-batch and worker, all batches have one shape, and compiled
-graphs are built once. Overlapping or aligned boxes leave more than that; the surplus is dropped at random. A unit that
-has fewer (only possible when `mask.min_keep` or `mask.context_keep_tokens` asks for more than the worst case leaves)
-raises TooFewTokens, so that other boxes are drawn or the unit is replaced; it is never filled with target tokens.
+Counts depend on the *geometry and the config alone*, never on the other units of a batch: |T| is the smallest possible
+R (that of an aligned box), and the context keeps what the largest possible R of all targets would leave. So a unit has
+the same tokens in any batch, micro-batch and worker, all batches have one shape, and compiled graphs are built once.
+Overlapping or aligned boxes leave more than that; the surplus is dropped at random. A unit that has fewer (only
+possible when `mask.min_keep` or `mask.context_keep_tokens` exceeds what the worst case leaves) raises TooFewTokens, so
+that other boxes are drawn or the unit is replaced; it is never filled with target tokens.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Counts:
 @dataclass(frozen=True)
 class Footprints:
     """Tokens of one sample. `keep` [counts.keep] indexes the context's grid, `predict` [K, counts.predict] the
-    predictor's grid (larger by the margin when there are outside targets), both rising; `spans` [K, 4] are the R as
-    (column0, row0, column1, row1) in context tokens, ends exclusive."""
+    predictor's grid (larger by the margin if there are outside targets), both in rising order; `spans` [K, 4] are the R
+    as (column0, row0, column1, row1) in context tokens, ends exclusive."""
 
     keep: Ints
     predict: Ints
@@ -68,7 +68,7 @@ def token_counts(geometry: Geometry, mask: MaskConfig, aligned: bool) -> Counts:
     predict = mask.predict_tokens or height * width
     if predict > height * width:
         expected = f"at most {height * width}, the tokens of an aligned target"
-        raise UserError("more tokens than a target has", key="mask.predict_tokens", found=predict, expected=expected)
+        raise UserError("a target has too few tokens", key="mask.predict_tokens", found=predict, expected=expected)
     least_hidden = height * width if inside else 0  # all inside targets on one another
     if keep > visible - least_hidden:
         key = "mask.context_keep_tokens" if mask.context_keep_tokens else "mask.min_keep"
@@ -88,7 +88,7 @@ def token_spans(boxes: npt.ArrayLike, patch: int) -> npt.NDArray[np.int32]:
 def sample_footprints(
     generator: np.random.Generator, boxes: Boxes, geometry: Geometry, mask: MaskConfig, counts: Counts
 ) -> Footprints:
-    """The tokens of one sample. Raises TooFewTokens when its context has fewer than `counts.keep` left to show."""
+    """The tokens of one sample. Raises TooFewTokens when its context has fewer than `counts.keep` visible ones."""
     spans = token_spans(boxes, geometry.patch)
     visible = ~_hidden(spans, geometry.grid, mask.guard_tokens) & _offered(generator, geometry, mask)
     available = np.flatnonzero(visible)
@@ -100,8 +100,8 @@ def sample_footprints(
 
 
 def teacher_cells(boxes: Boxes, predict: Ints, geometry: Geometry) -> Ints:
-    """For every teacher token `[K, gh·gw]` the place in T `[0, M)` of the context token under its centre, −1 where that
-    token was cut from T: how predictions on T are resampled to the teacher's grid (nearest)."""
+    """For every teacher token `[K, gh·gw]` the index in T `[0, M)` of the context token under its centre, −1 where that
+    token was dropped from T. It resamples predictions on T to the teacher's grid (nearest)."""
     rows, columns = geometry.teacher_grid
     offset = geometry.margin * geometry.patch
     y = (np.arange(rows) + 0.5) * geometry.footprint[0] / rows + offset
@@ -116,7 +116,7 @@ def teacher_cells(boxes: Boxes, predict: Ints, geometry: Geometry) -> Ints:
 
 
 def to_predictor_grid(keep: Ints, geometry: Geometry) -> Ints:
-    """Context token indices as the predictor's grid counts them."""
+    """Context token indices → indices in the predictor's grid."""
     row, column = np.divmod(keep, geometry.grid)
     return (row + geometry.margin) * geometry.predictor_grid + column + geometry.margin
 
@@ -141,7 +141,7 @@ def _hidden(spans: npt.NDArray[np.int32], grid: int, guard: int) -> npt.NDArray[
 
 
 def _offered(generator: np.random.Generator, geometry: Geometry, mask: MaskConfig) -> npt.NDArray[np.bool_]:
-    """[grid²], True for what the context mask leaves before the targets are taken out."""
+    """[grid²], True for the tokens that the context mask leaves, before the targets are removed."""
     offered = np.ones((geometry.grid, geometry.grid), bool)
     if mask.context == "block":
         side = _block_side(geometry, mask)
@@ -152,14 +152,14 @@ def _offered(generator: np.random.Generator, geometry: Geometry, mask: MaskConfi
 
 
 def _span_tokens(span: npt.NDArray[np.int32], geometry: Geometry) -> Ints:
-    """The tokens of one R in the predictor's grid, rising."""
+    """The tokens of one R in the predictor's grid, in rising order."""
     column0, row0, column1, row1 = (int(v) + geometry.margin for v in span)
     rows = np.arange(row0, row1, dtype=np.int64)[:, None] * geometry.predictor_grid
     return (rows + np.arange(column0, column1, dtype=np.int64)).ravel()
 
 
 def _subset(generator: np.random.Generator, tokens: Ints, count: int) -> Ints:
-    """`count` of the tokens, every subset equally likely, rising."""
+    """`count` of the tokens in rising order, every subset equally likely."""
     if tokens.size == count:
         return tokens
     return np.sort(generator.choice(tokens, count, replace=False))

@@ -1,8 +1,8 @@
-"""Where the targets stand in a context: sizes of one sample in pixels, and the drawing of its target boxes.
+"""The targets in a context: pixel sizes of one sample, and how its target boxes are drawn.
 
 All lengths are context pixels unless named otherwise; a box is (x0, y0, x1, y1), ends exclusive, and its corner is a
-whole pixel. Everything is drawn from the generator that is handed in, which belongs to one unit: there is no pass
-counter, rank or worker in it. Not here: tokens (ijepath.footprints) and pixels (ijepath.data).
+whole pixel. Everything is drawn from the generator passed in, which belongs to one unit and does not depend on a pass
+counter, rank or worker. Not here: tokens (ijepath.footprints) and pixels (ijepath.data).
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Geometry:
     """Pixel sizes of one sample. Equal geometries give arrays of equal shapes, whatever the slide and its spacings.
 
     `footprint` (Tc) is a target's extent in context pixels, `crop` its extent as the teacher sees it, both
-    (height, width); `edge` (e) keeps boxes off the context's border. The last `outside` targets lie in a ring around
-    the context, at most `ring` pixels away from it; `reach` pixels around the context hold all of them.
+    (height, width); `edge` (e) keeps boxes off the context's border. The last `outside` targets are in a ring around
+    the context, at most `ring` pixels away from it; `reach` pixels around the context cover all of them.
     """
 
     context_px: int
@@ -73,7 +73,7 @@ class Geometry:
 
 
 def profile_geometry(profile: Profile, *, outside: int = 0, ring_um: float = 0.0) -> Geometry:
-    """The geometry that a profile describes: one square target size at the profile's two spacings."""
+    """The geometry of a profile: one square target size at the profile's two spacings."""
     tc, e = profile.target_footprint_px, profile.target_edge_px
     ring = round(ring_um / profile.context_effective_mpp) if outside else 0
     return Geometry(
@@ -119,7 +119,7 @@ class BoxRules:
         )
 
     def thresholds(self) -> Iterator[float]:
-        """Tissue shares to ask for, one after the other."""
+        """Tissue shares to require, in the order of trying."""
         yield self.min_tissue
         if self.policy == "lower_threshold":
             steps = int(np.ceil((self.min_tissue - self.tissue_floor) / self.tissue_step - 1e-9))
@@ -150,10 +150,10 @@ def starts(context_px: int, extent: int, edge: int, patch: int, aligned: bool) -
 def draw_boxes(
     generator: np.random.Generator, geometry: Geometry, rules: BoxRules, tissue: TissueShare | None = None
 ) -> tuple[Boxes, float]:
-    """One legal set of boxes `[K, 4]` int32, and the tissue share that was asked of each.
+    """One legal set of boxes `[K, 4]` int32, and the tissue share that was required of each.
 
     Corners are uniform over the legal positions, given that pairwise overlaps stay within the rules and every box has
-    enough tissue (`tissue` maps boxes `[N, 4]` to shares `[N]`; None asks for none). Raises NoBoxes.
+    enough tissue (`tissue` maps boxes `[N, 4]` to shares `[N]`; None: not required). Raises NoBoxes.
     """
     reason = "overlap"
     for threshold in rules.thresholds() if tissue is not None else (0.0,):
@@ -194,7 +194,7 @@ def _candidates(generator: np.random.Generator, geometry: Geometry, aligned: boo
 
 
 def _ring_corners(generator: np.random.Generator, geometry: Geometry, aligned: bool) -> npt.NDArray[np.int64]:
-    """Corners [outside, CANDIDATES, 2] beyond one of the four sides: a uniform side, gap ≤ ring, and place along it."""
+    """Corners [outside, CANDIDATES, 2] beyond one of the four sides: a uniform side, a gap ≤ ring, a uniform offset."""
     size = (geometry.outside, CANDIDATES)
     step = geometry.patch if aligned else 1
     height, width = geometry.footprint
@@ -212,7 +212,7 @@ def _ring_corners(generator: np.random.Generator, geometry: Geometry, aligned: b
 
 
 def _first_legal(candidates: Boxes, enough: npt.NDArray[np.bool_], max_area: float) -> Boxes | None:
-    """The first candidate of each target that has tissue and does not overlap those chosen before it too much."""
+    """The first candidate of each target with enough tissue and little overlap with those chosen before it."""
     chosen = np.empty((0, 4), np.int32)
     for boxes, ok in zip(candidates, enough, strict=True):
         legal = ok & (overlap_areas(boxes, chosen) <= max_area + 1e-9).all(axis=1)

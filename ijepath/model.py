@@ -39,9 +39,9 @@ def build_encoder(config: RunConfig) -> ViT:
 
 
 def build_modules(config: RunConfig, sites: int = 0) -> nn.ModuleDict:
-    """student, predictor, teacher (a frozen copy of the student) and, when asked for, site — initialised from the seed.
+    """student, predictor, teacher (a frozen copy of the student) and, if configured, site. Initialised from the seed.
 
-    torch's own random state is left as it was.
+    torch's global random state does not change.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.data.seed)
@@ -66,7 +66,7 @@ def build_predictor(config: RunConfig, student: ViT) -> TokenPredictor:
 
 
 def encode_context(student: ViT, context: Tensor, keep: Tensor) -> Tensor:
-    """Tokens [B, C, D] of the visible patches `keep` [B, C] of context [B, 3, S, S]; hidden ones take no part."""
+    """Tokens [B, C, D] of the visible patches `keep` [B, C] of context [B, 3, S, S]; hidden ones are left out."""
     tokens: Tensor = student(context, keep=keep)
     return tokens[:, student.num_prefix :]
 
@@ -85,7 +85,7 @@ def predict(
     """Predictions [B, K, M, D] on the target tokens `target_index` [B, K, M] of a grid of `side`² tokens.
 
     joint: one pass over a context and all of its targets, whose queries attend to one another; else one pass per
-    target, as in the paper. A query carries its position and nothing of the target, so neither leaks.
+    target, as in the paper. A query has its position and nothing of the target, so neither leaks.
     """
     count, length = target_index.shape[1:]
     if joint:
@@ -117,7 +117,7 @@ class SiteHead(nn.Module):
 
     def __init__(self, dim: int, hidden: int, sites: int, weight: float) -> None:
         super().__init__()
-        assert sites >= 2, f"{sites} sites: nothing to tell apart"
+        assert sites >= 2, f"{sites} sites: a classifier needs two or more"
         self.weight = weight
         self.layers = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, sites))
 

@@ -1,6 +1,6 @@
-"""Anchor catalog → plan: one narrow row per anchor, grouped by stratum, beside a table of slides.
+"""Turns an anchor catalog into a plan: one narrow row per anchor, grouped by stratum, and a table of slides.
 
-Not here: the plan's form on disk (pathray.data.plan) and which row is read when (pathray.data.order).
+Not here: the plan's format on disk (pathray.data.plan) and which row is read when (pathray.data.order).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 COLUMNS: dict[str, type[np.generic]] = {"source": np.int32, "x": np.int32, "y": np.int32}
 
-# Facts of a slide, taken from the catalog: row `source` of the plan's slide table.
+# Columns of a slide, copied from the catalog: row `source` of the plan's slide table.
 SLIDE_COLUMNS = (
     "slide_id",
     "stratum_id",
@@ -60,7 +60,7 @@ def build_plan(
     `batch_size` is the number of catalog rows decoded at a time (`data.anchor_stream_batch_size`). Memory does not grow
     with the rows: their coordinates go through a temporary file.
 
-    Raises MissingFile for a catalog that is not there, UserError for a stratum key that the index lacks.
+    Raises MissingFile for a missing catalog, UserError for a stratum key that the index lacks.
     """
     catalog = Catalog.open(catalog_path)
     with tempfile.TemporaryFile(dir=_scratch(out_dir)) as f:
@@ -85,9 +85,9 @@ def strata(plan: Plan) -> list[Stratum]:
 
 
 def identity(plan: Plan) -> str:
-    """Digest of which anchors of which slides stand in which row and stratum, and not of where the slides' files lie.
+    """Digest of which anchors of which slides are in which row and stratum, not of where the slides' files are.
 
-    A run may go on after its slides were moved: their paths, which `plan.hash` covers, are placement.
+    A run may resume after its slides were moved: their paths, which `plan.hash` covers, are placement.
     """
     facts = [plan.meta["anchors_identity"], plan.meta["strata"], plan.sources["stratum_id"].to_pylist()]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
@@ -142,13 +142,13 @@ def _restratify(slides: list[_Slide], catalog: Catalog, key: str) -> None:
     for slide in slides:
         slide_id = slide.facts["slide_id"]
         if slide_id not in by_id:
-            message = "the slide index lacks a slide of the anchor catalog: build the catalog again"
+            message = "a slide of the anchor catalog is not in the slide index: build the catalog again"
             raise UserError(message, file=catalog.slide_index_path, key="slide_id", found=slide_id)
         slide.facts["stratum_id"] = stratum_of(by_id[slide_id], found)
 
 
 def _add_states(slides: list[_Slide], catalog: Catalog) -> None:
-    """What the slides' files were when they were indexed, where the catalog's own index is still there."""
+    """Add the state of each slide's file when it was indexed, if the catalog's own index is unchanged."""
     states: dict[str, str | None] = {}
     try:
         if file_sha256(catalog.slide_index_path) == catalog.manifest["slide_index_sha256"]:

@@ -1,6 +1,6 @@
 """The geometry of an I-JEPATH sample: fields of view in micrometres, turned into pixels. Pure arithmetic.
 
-Not here: where anchors stand on a slide (ijepath.indexing.anchors), and targets in a context (ijepath.geometry).
+Not here: where anchors are on a slide (ijepath.indexing.anchors), and targets in a context (ijepath.geometry).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from pathray.errors import UserError
 
-# Changing one of these moves anchors or alters what the catalog says of them; the others may change without a rebuild.
+# Changing one of these changes the anchors or their catalog columns; the others may change without a rebuild.
 CATALOG_FIELDS = (
     "context_mpp",
     "target_mpp",
@@ -38,7 +38,7 @@ GEOMETRY = (
 class Profile:
     """Sizes and spacings of context and targets. Spacings in µm per pixel, fields of view and margins in µm."""
 
-    profile_id: str = ""  # "" = a name made of the geometry
+    profile_id: str = ""  # "": named after the geometry
     context_mpp: float = 1.0
     target_mpp: float = 0.5
     context_fov_um: float = 512.0
@@ -46,14 +46,14 @@ class Profile:
     targets_per_context: int = 4
     min_tissue_fraction: float = 0.2  # of the context
     anchor_stride_fraction: float = 0.5  # of the context's side
-    target_margin_um: float = 16.0  # between a target and the context's border; below half the target without effect
+    target_margin_um: float = 16.0  # between a target's centre and the context's border; no effect below half a target
     spacing_tolerance: float = 0.05  # a pyramid level this close to the wanted spacing is read as it is
     seed: int = 0
     patch_size: int = 16
 
     @property
     def name(self) -> str:
-        """`profile_id`, or a name made of the geometry where none is given: ``ctx1p0_tgt0p5_fov512um_k4``."""
+        """`profile_id`, or if empty a name made of the geometry: ``ctx1p0_tgt0p5_fov512um_k4``."""
         if self.profile_id:
             return self.profile_id
         context, target = (f"{float(m)!r}".replace(".", "p") for m in (self.context_mpp, self.target_mpp))
@@ -71,7 +71,7 @@ class Profile:
 
     @property
     def context_effective_mpp(self) -> float:
-        """What a context pixel really means once its side was snapped to the patch: fov / px."""
+        """µm per context pixel after its side was snapped to the patch: fov / px."""
         return self.context_fov_um / self.context_px
 
     @property
@@ -101,7 +101,7 @@ class Profile:
         return max(1, round(self.anchor_stride_fraction * self.context_fov_um / mpp0))
 
     def validate(self, file: object | None = None) -> Profile:
-        """This profile, or UserError naming the key that makes no sense."""
+        """This profile. UserError naming the first invalid key."""
         for key in ("context_mpp", "target_mpp", "context_fov_um", "target_fov_um", "anchor_stride_fraction"):
             _require(math.isfinite(getattr(self, key)) and getattr(self, key) > 0, self, key, "a number > 0", file)
         for key in ("targets_per_context", "patch_size"):
@@ -132,8 +132,8 @@ class Profile:
 
 
 def name_in_force(profile: Profile, alone: Any) -> None:
-    """Name `profile` after its geometry where that is no longer the one of the profile's file, which is `alone`: a
-    record must not name a profile that was not in force. An id that somebody else gave stays."""
+    """Name `profile` after its geometry if that differs from the profile's file, `alone`: a record must not name a
+    profile that was not used. An id that another layer set stays."""
     changed = any(getattr(profile, key) != getattr(alone, key) for key in GEOMETRY)
     if not changed or not profile.profile_id or profile.profile_id != alone.profile_id:
         return
@@ -168,4 +168,4 @@ def profile_from_dict(values: dict[str, Any], file: object | None = None) -> Pro
 def _require(ok: bool, profile: Profile, key: str, expected: str, file: object | None) -> None:
     if not ok:
         found = getattr(profile, key)
-        raise UserError("a profile value makes no sense", file=file, key=key, found=found, expected=expected)
+        raise UserError("invalid profile value", file=file, key=key, found=found, expected=expected)

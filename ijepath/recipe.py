@@ -1,4 +1,4 @@
-"""What I-JEPATH knows about training: one phase, its loss, the teacher's EMA, and signals of collapse.
+"""The training recipe of I-JEPATH: one phase, its loss, the teacher's EMA, and signals of collapse.
 
 A pathray.train.recipe.Recipe. Not here: networks and losses (ijepath.model), optimizer settings (ijepath.settings),
 devices, files and Ray.
@@ -34,7 +34,7 @@ from pathray.train.recipe import Loss, Progress
 
 log = logging.getLogger(__name__)
 
-REMEMBERED_TARGETS = 1024  # pooled teacher features that the collapse signals look at
+REMEMBERED_TARGETS = 1024  # pooled teacher features that the collapse signals are computed from
 LOW_STD, LOW_RANK = 0.02, 4.0
 
 
@@ -64,7 +64,7 @@ class IJepathRecipe:
 
     @property
     def encoder(self) -> ViT:
-        """What is kept when training is over: the teacher."""
+        """The network that is exported: the teacher."""
         return cast(ViT, self.modules["teacher"])
 
     @property
@@ -121,7 +121,7 @@ class IJepathRecipe:
     @torch.no_grad()
     def signals(self) -> dict[str, float]:
         """Collapse signals over the newest targets: per-dimension std and RankMe of their pooled teacher features, and
-        how far the teacher is behind. Warns when they look like collapse."""
+        the distance of teacher and student. Warns when they look like collapse."""
         out = {"teacher_student_drift": drift(self.encoder, self.student), "ema": self._momentum}
         seen = min(self._seen, REMEMBERED_TARGETS)
         if seen > 1:
@@ -132,14 +132,14 @@ class IJepathRecipe:
         return out
 
     def _remember(self, features: Tensor) -> None:
-        """Keep the newest features where they are: one shape, no copy to the host."""
+        """Keep the newest features on their device, in one shape, without a copy to the host."""
         self._recent = torch.cat([self._recent.to(features.device), features.detach()])[-REMEMBERED_TARGETS:]
         self._seen += features.shape[0]
 
 
 def advice(signals: Mapping[str, float], most: int, loss: str) -> list[str]:
-    """What to change when the signals of a run with that `loss` look like collapse; `most` is the largest rank that
-    there could be."""
+    """What to change when the signals of a run with this `loss` look like collapse; `most` is the largest possible
+    rank."""
     lines, other = [], ", or take model.loss=tokens" if loss == "pooled" else ""
     std, rank = signals["target_feature_std"], signals["target_rankme"]
     if std < LOW_STD:

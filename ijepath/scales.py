@@ -1,12 +1,12 @@
-"""Which spacings and target shapes a sample has: the profile's own, or one of the planned options mixed in.
+"""Which spacings and target shapes a sample has: the profile's own, or those of the configured options.
 
-What changes array shapes is chosen per **step** (position // global batch), so that a batch holds one shape and the
-same step has it whoever computes it; what does not (the absolute scale) is chosen per unit among what its slide has.
+What changes array shapes is chosen per **step** (position // global batch), so that a batch has one shape, the same on
+every worker; what does not (the absolute scale) is chosen per unit among those that its slide has.
 
 - cross: context at context_mpp, targets at target_mpp (the profile).
 - same: both at target_mpp, the context's field of view shrunk accordingly.
 - reverse: fine context, coarse targets.
-- target shapes: a fixed list of sizes and aspects, one of them per step, all targets of a step alike (as in I-JEPA,
+- target shapes: a fixed list of sizes and aspects, one per step for all of its targets (as in I-JEPA,
   arXiv 2301.08243, section 3, where a batch shares its block size).
 
 The geometry in context pixels stays the profile's throughout, and so does the number of context tokens.
@@ -27,7 +27,7 @@ from pathray.data.order import rng
 
 @dataclass(frozen=True)
 class Kind:
-    """One way a step's samples can look, and its share of the steps."""
+    """A geometry that a step's samples can have, and its share of the steps."""
 
     name: str
     geometry: Geometry
@@ -41,7 +41,7 @@ def kinds(config: RunConfig) -> tuple[Kind, ...]:
     cross = 1.0 - scales.same_resolution_ratio - scales.reverse_ratio
     directions = (("cross", cross), ("same", scales.same_resolution_ratio), ("reverse", scales.reverse_ratio))
     footprints = _footprints(base, scales, config.data.seed)
-    if base.outside:  # one grid for the predictor, whatever the step's target shape
+    if base.outside:  # one predictor grid for all target shapes
         base = replace(base, reach=base.ring + max(max(f) for f in footprints))
     return tuple(
         Kind(f"{name}_{h}x{w}", _shaped(base, config.data, name, (h, w)), share / len(footprints))
@@ -52,7 +52,7 @@ def kinds(config: RunConfig) -> tuple[Kind, ...]:
 
 
 def kind_of_step(choices: Sequence[Kind], seed: int, step: int) -> Kind:
-    """The kind of one step: f(seed, step) and nothing else."""
+    """The kind of one step, a function of (seed, step) alone."""
     if len(choices) == 1:
         return choices[0]
     draw = rng(seed, "kind", step).random()
@@ -61,13 +61,13 @@ def kind_of_step(choices: Sequence[Kind], seed: int, step: int) -> Kind:
 
 
 def available_factors(factors: Sequence[float], geometry: Geometry, finest_mpp: float, tolerance: float) -> list[float]:
-    """The factors at which a slide has both spacings: none finer than its finest level, up to the tolerance."""
+    """The factors for which a slide has both spacings: none finer than its finest level, within the tolerance."""
     need = min(geometry.context_mpp, geometry.target_mpp)
     return [f for f in factors if need * f >= finest_mpp * (1 - tolerance)]
 
 
 def _footprints(base: Geometry, scales: ScalesConfig, seed: int) -> list[tuple[int, int]]:
-    """Target shapes in context pixels, whole patches, drawn once per run; the profile's own when nothing varies."""
+    """Target shapes in context pixels, whole patches, drawn once per run; the profile's own if nothing varies."""
     if scales.target_scale == [1.0, 1.0] and scales.target_aspect == [1.0, 1.0]:
         return [base.footprint]
     shapes = []
@@ -84,7 +84,7 @@ def _snapped(extent: float, base: Geometry) -> int:
 
 
 def _shaped(base: Geometry, profile: Profile, direction: str, footprint: tuple[int, int]) -> Geometry:
-    """`base` with another direction and target shape. A crop is snapped to the patch, its spacing follows."""
+    """`base` with another direction and target shape. A crop is snapped to the patch, which sets its spacing."""
     if direction == "cross" and footprint == base.footprint:
         return base
     fine, coarse = base.target_mpp, base.context_mpp

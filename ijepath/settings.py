@@ -1,6 +1,6 @@
-"""From a resolved run config to what the loop is told, the sites that an adversarial head separates, and the export.
+"""Derives loop settings, the sites of an adversarial head and the export from a resolved run config.
 
-Not here: the recipe itself (ijepath.recipe) and how the parts are put together (ijepath.assembly).
+Not here: the recipe itself (ijepath.recipe) and how the parts are assembled (ijepath.assembly).
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ SCIENCE = "ijepath"
 def loop_settings(config: RunConfig, world: int) -> LoopSettings:
     """Settings of the loop for a config whose global batch and budget (in images) are resolved.
 
-    Metrics are gathered at the finest of the cadences that ask for them. UserError when `world` workers cannot share
-    the global batch.
+    Metrics are gathered at the finest cadence that is configured. UserError when `world` does not divide the global
+    batch.
     """
     settings, batch = config.optimization, int(config.optimization.global_batch or 0)
     assert batch > 0 and settings.micro_batch and isinstance(settings.total_images_budget, int), "resolve the config"
@@ -101,7 +101,7 @@ def _site_column(config: RunConfig, plan: Plan) -> Sequence[str | None]:
     if path is None and config.output is not None:
         path = Storage.of(config.output).join("indexes", "slide_metadata.parquet")
     if path is None:
-        raise UserError("where is the site of a slide?", key="data.slide_metadata_parquet", expected="the slide index")
+        raise UserError("the slide index is required", key="data.slide_metadata_parquet", expected="a path or URL")
     index = read_index(path)
     if key not in index.metadata_columns:
         message = "the slide manifest has no such metadata column"
@@ -111,7 +111,7 @@ def _site_column(config: RunConfig, plan: Plan) -> Sequence[str | None]:
 
 
 def encoder_of(recipe: Recipe) -> Encoder:
-    """The teacher, with what its inputs must look like and where it comes from."""
+    """The teacher with the preprocessing of its inputs and its provenance."""
     from ijepath.recipe import IJepathRecipe
 
     assert isinstance(recipe, IJepathRecipe)
@@ -124,7 +124,7 @@ def export_encoder(recipe: Recipe, folder: str, facts: dict[str, Any]) -> None:
 
 
 def preprocessing(config: RunConfig) -> dict[str, Any]:
-    """What an encoder of this run expects: the teacher saw target crops, at the targets' spacing."""
+    """The inputs that an encoder of this run expects: target crops at the targets' spacing, as the teacher saw."""
     data, augment = config.data, config.augment
     expected: dict[str, Any] = {
         "mean": list(data.mean),
@@ -132,7 +132,7 @@ def preprocessing(config: RunConfig) -> dict[str, Any]:
         "size": data.target_px,
         "mpp": data.target_effective_mpp,
     }
-    # The teacher never saw a pixel without these; who extracts features refuses keys it cannot apply.
+    # The teacher only saw pixels with these applied; feature extraction refuses keys that it cannot apply.
     if augment.normalise_brightness:
         expected["normalise_brightness"] = augment.brightness_reference
     if augment.normalise_frequency:
@@ -141,7 +141,7 @@ def preprocessing(config: RunConfig) -> dict[str, Any]:
 
 
 def provenance(config: RunConfig) -> dict[str, Any]:
-    """How an encoder of this run came to be: the profile's name and every identity field of the config."""
+    """Where an encoder of this run comes from: the profile's name and every identity field of the config."""
     return from_config.run_provenance(config, profile=config.data.name)
 
 

@@ -1,4 +1,4 @@
-"""A trained regression for whoever predicts with it: weights, architecture, preprocessing, gene names, their scale.
+"""Saves and loads a trained regression: weights, architecture, preprocessing, gene names and their scale.
 
 An artifact of the kind `REGRESSION` (pathray.store.artifact_kind), described by ``regression.json``.
 """
@@ -34,7 +34,7 @@ REGRESSION: ArtifactKind[ExpressionNet] = ArtifactKind("regression", DESCRIPTION
 
 @dataclass(frozen=True)
 class Trained:
-    """A network (evaluation mode, on the CPU), what its inputs look like, and how its outputs become expression."""
+    """A network (evaluation mode, on the CPU), the preprocessing of its inputs, and the scale of its outputs."""
 
     net: ExpressionNet
     preprocessing: Preprocessing
@@ -49,7 +49,7 @@ def save(
     normaliser: Normaliser,
     provenance: Mapping[str, Any],
 ) -> None:
-    """Write into `folder` (path or URL), replacing what is there."""
+    """Write into `folder` (path or URL) and replace what is there."""
     backbone = net.backbone
     own = {
         "backbone": "vit" if isinstance(backbone, ViT) else _resnet_name(backbone),
@@ -61,7 +61,7 @@ def save(
 
 
 def load(folder: str) -> Trained:
-    """MissingFile when there is none; UserError when it was altered or is of a newer version."""
+    """The model in `folder`. MissingFile if there is none; UserError if it was altered or is from a newer version."""
     net, description = REGRESSION.load(folder)
     return Trained(net, preprocessing_in(description), Normaliser.of(description["normaliser"]), description)
 

@@ -1,4 +1,4 @@
-"""The parts of one regression run, put together from its resolved config and its plan. No Ray, no devices."""
+"""Builds the parts of one regression run from its resolved config and its plan. No Ray, no devices."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ SCIENCE = "regression"
 
 
 def assemble(config: RunConfig, plan: Plan, world: int) -> Assembly:
-    """Recipe, order, reader and loop settings of `config`, which regression.config.resolve has filled in. Where there
-    is nothing to validate on, nothing selects: the last state is the one that is exported."""
+    """Recipe, order, reader and loop settings of `config`, after regression.config.resolve. Without validation rows the
+    last state is exported."""
     data = config.data
     kept = kept_features(config, plan)
     return Assembly(
@@ -50,15 +50,15 @@ def assemble(config: RunConfig, plan: Plan, world: int) -> Assembly:
 
 
 def kept_features(config: RunConfig, plan: Plan) -> npt.NDArray[np.float32] | None:
-    """`[N, D]` of all rows of `plan.sources`, where the backbone is frozen and every image always looks the same."""
+    """Features `[N, D]` of all rows of `plan.sources`, if the backbone is frozen and images are not augmented."""
     if not uses_cache(config):
         return None
-    assert config.model.features is not None, "the job computes them before"
+    assert config.model.features is not None, "the job must compute them first"
     return FeatureFolder(config.model.features, tuple(plan.sources["path"].to_pylist())).load().seen
 
 
 def loop_settings(config: RunConfig, world: int) -> LoopSettings:
-    """Settings of the loop. UserError when `world` workers cannot share the global batch."""
+    """Settings of the loop. UserError when `world` does not divide the global batch."""
     train, batch, total = config.train, int(config.train.global_batch or 0), int(config.train.images or 0)
     assert batch > 0 and total > 0, "resolve the config"
     return from_config.loop_settings(
@@ -76,20 +76,20 @@ def loop_settings(config: RunConfig, world: int) -> LoopSettings:
 
 
 def selection(config: RunConfig, rows: int) -> Selection:
-    """How the best checkpoint is chosen; `rows` is the number of training rows, an epoch's length."""
+    """How the best checkpoint is selected; `rows` is the number of training rows, the length of an epoch."""
     batch = int(config.train.global_batch or 0)
     every = resolve_cadence(config.eval.every, global_batch=batch, epoch_images=rows, key="eval.every")
     return Selection(config.eval.primary, "max", every, config.eval.patience)
 
 
 def identity_of(config: RunConfig, plan: str) -> dict[str, Any]:
-    """The fingerprint that a resumed run must share: identity fields, the plan's digest, and what the weights began
-    from."""
+    """The fingerprint that a resumed run must share: identity fields, the plan's digest, and the digest of the initial
+    weights."""
     return run_identity(config, SCIENCE, plan, initial=initial_digest(config))
 
 
 def export(recipe: Recipe, folder: str, facts: dict[str, Any]) -> None:
-    """Write the trained model with its preprocessing, gene names and their scale."""
+    """Write the trained model with its preprocessing, gene names and scale."""
     assert isinstance(recipe, RegressionRecipe)
     known = {**run_provenance(recipe.config), **facts}
     artifact.save(folder, recipe.net, recipe.preprocessing, recipe.normaliser, known)

@@ -1,6 +1,6 @@
-"""What a regression must beat: ridge on frozen features, and ridge on the image's colours, which is the floor.
+"""Baselines that a regression must beat: ridge on frozen features, and ridge on the image's colours, the floor.
 
-Closed form; the strength is chosen by cross-validation over the groups of the training rows alone. NumPy only.
+Closed form; the penalty is chosen by cross-validation over the groups of the training rows alone. NumPy only.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Floats = npt.NDArray[np.float64]
 STRENGTHS = tuple(float(s) for s in 10.0 ** np.arange(-6, 4))  # of the penalty, per training row
 TITLES = {"colour": "ridge on colours", "initial": "ridge on the initial backbone"}
 MOST_FOLDS = 10
-MOST_ROWS = 50_000  # that a ridge is fitted to: more tell it nothing and cost memory
+MOST_ROWS = 50_000  # that a ridge is fitted to: more do not improve it and cost memory
 log = logging.getLogger(__name__)
 
 
@@ -49,11 +49,11 @@ def fit_ridge(
     groups: Sequence[Any] | npt.NDArray[Any],
     strengths: Sequence[float] = STRENGTHS,
 ) -> Ridge:
-    """Ridge on training rows `[N, D]`, `[N, K]`, its strength the one of the best correlation in groups left out.
+    """Ridge on training rows `[N, D]`, `[N, K]`, with the strength of the best correlation on held-out groups.
 
-    The mean over genes of Pearson's r within a group left out, averaged over these groups: what is reported. A squared
-    error would be ruled by the offset of whichever patient is unlike the others, and take the strongest penalty. With
-    one group there is nothing to leave out: rows are taken in turn. UserError for features that are not finite.
+    The criterion is the reported one: the mean over genes of Pearson's r within a held-out group, averaged over groups.
+    A squared error would be dominated by the offset of an unusual patient, and select the strongest penalty. With one
+    group, folds are made of rows. UserError for features that are not finite.
     """
     x, y, labels = np.asarray(features, np.float64), np.asarray(targets, np.float64), np.asarray(groups)
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
@@ -68,14 +68,14 @@ def fit_ridge(
 
 
 def predictions(features: npt.NDArray[np.floating[Any]], plan: Plan, seed: int) -> Floats:
-    """What ridge on `features` `[N, D]` of all rows of `plan.sources`, fitted to the training rows, predicts of all
-    rows: `[N, K]` in the targets' own units. Training rows whose features are NaN (unreadable images) are left out, of
-    others they predict NaN; above MOST_ROWS a seeded choice is fitted."""
+    """Predictions `[N, K]` for all rows, in the targets' own units, by ridge on `features` `[N, D]` of all rows of
+    `plan.sources`, fitted to the training rows. Training rows with NaN features (unreadable images) are left out; for
+    other such rows the prediction is NaN. Above MOST_ROWS a seeded sample is fitted."""
     known = np.isfinite(features).all(axis=1)
     train = rows_of(plan, "train")
     train = train[known[train]]
     if train.size > MOST_ROWS:
-        log.info("the ridge sees %d of %d training rows", MOST_ROWS, train.size)
+        log.info("the ridge is fitted to %d of %d training rows", MOST_ROWS, train.size)
         train = np.sort(rng(seed, "baseline", 0).permutation(train)[:MOST_ROWS])
     groups = np.array(plan.sources["group_id"].to_pylist())
     measured = targets(plan)
@@ -100,7 +100,7 @@ def colour_features(pixels: npt.NDArray[np.uint8]) -> Floats:
 
 
 def _path(x: Floats, y: Floats, strengths: Sequence[float]) -> Iterator[Ridge]:
-    """A fit per strength, from one decomposition."""
+    """One fit per strength, from a single decomposition."""
     mean, std, bias = x.mean(axis=0), x.std(axis=0), y.mean(axis=0)
     std = np.where(std > 1e-12 * np.maximum(1.0, np.abs(mean)), std, 1.0)
     u, s, vt = np.linalg.svd((x - mean) / std, full_matrices=False)
@@ -111,7 +111,7 @@ def _path(x: Floats, y: Floats, strengths: Sequence[float]) -> Iterator[Ridge]:
 
 
 def _held_out(groups: npt.NDArray[Any]) -> Iterator[npt.NDArray[np.bool_]]:
-    """Masks of the rows held out in turn: whole groups, in at most MOST_FOLDS parts."""
+    """Masks of the rows that each fold holds out: whole groups, in at most MOST_FOLDS folds."""
     codes = np.unique(groups, return_inverse=True)[1]
     if codes.max() == 0:
         codes = np.arange(len(groups))

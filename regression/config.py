@@ -1,4 +1,4 @@
-"""The run config of a regression: every key, its default and what makes a value senseless. Plain dataclasses.
+"""The run config of a regression: every key with its default and its checks. Plain dataclasses.
 
 Fields made with `placement` may change when a run is resumed; all others are the run's identity. Not here: how layers
 are merged (pathray.config.load), and where a run executes (`runtime`, added by the job).
@@ -26,15 +26,15 @@ METRICS = ("spearman", "pearson")
 
 @dataclass
 class DataConfig(StreamConfig):
-    """The table, its split, and how images are read."""
+    """The table, its split and how images are read."""
 
     table: str = placement(MISSING)  # CSV or parquet: path, group_id, targets
     split: str = placement(MISSING)  # CSV: path, group_id, split
     genes: list[str] | None = None  # the target columns; None: y0, y1 …
-    target_dim: int = 50  # how many there must be
+    target_dim: int = 50  # number of targets
     normalize_target: bool = True  # by the training rows; reported values are in the targets' own units
     image_size: int = 224  # square images of another size are resized
-    mean: list[float] | None = None  # per colour, of values in 0…1; None: what the backbone expects
+    mean: list[float] | None = None  # per colour, for values in 0…1; None: as the backbone expects
     std: list[float] | None = None
     ahead_mb: int = placement(512)
 
@@ -44,21 +44,21 @@ class DataConfig(StreamConfig):
         for key in ("mean", "std"):
             values = getattr(self, key)
             if values is not None and (len(values) != 3 or (key == "std" and min(values) <= 0)):
-                raise UserError("one value per colour", key=f"data.{key}", found=values, expected="3 numbers, std > 0")
+                raise UserError("invalid value", key=f"data.{key}", found=values, expected="3 numbers, std > 0")
         if self.genes is not None and len(self.genes) != self.target_dim:
             found = f"{len(self.genes)} genes, data.target_dim {self.target_dim}"
-            raise UserError("a wrong number of targets", key="data.genes", found=found, expected="as many as named")
+            raise UserError("wrong number of targets", key="data.genes", found=found, expected="equal numbers")
 
 
 @dataclass
 class ModelConfig:
-    """The backbone under the linear head, and what it starts from."""
+    """The backbone below the linear head, and its initial weights."""
 
     backbone: str = "resnet18"  # resnet18 | resnet50 | vit_tiny … vit_huge | artifact
     artifact: str | None = placement(None)  # encoder artifact (its content is identity)
     weights: str | None = placement(None)  # weights file of a named backbone (its content is identity)
-    frozen: bool = False  # train the head alone; without augmentation on features that are computed once and kept
-    features: str | None = placement(None)  # where these are; the job fills it in
+    frozen: bool = False  # train the head alone; without augmentation on features that are computed once and stored
+    features: str | None = placement(None)  # folder of those features; the job sets it
     patch_size: int = 16  # of a ViT
     checkpointing: bool = placement(False)
 
@@ -67,14 +67,14 @@ class ModelConfig:
         positive(self, "model", "patch_size")
         if (self.backbone == "artifact") != (self.artifact is not None):
             expected = "model.backbone=artifact model.artifact=FOLDER, or neither"
-            raise UserError("backbone and artifact go together", key="model.artifact", expected=expected)
+            raise UserError("set backbone and artifact together", key="model.artifact", expected=expected)
         if self.artifact is not None and self.weights is not None:
-            raise UserError("an artifact has its weights", key="model.weights", found=self.weights, expected="none")
+            raise UserError("an artifact has its own weights", key="model.weights", found=self.weights, expected="null")
 
 
 @dataclass
 class AugmentConfig:
-    """What a training image may look like, drawn per unit; applied on the device."""
+    """Augmentation of training images, drawn per unit and applied on the device."""
 
     geometry: bool = True  # one of the eight flips and quarter turns
     stain: float = 0.05  # HED jitter: sigma of the factor and of the shift per stain; 0: off
@@ -85,7 +85,7 @@ class AugmentConfig:
 
 @dataclass
 class LossConfig:
-    """mse | huber, or mix: (1 − w) · mse + w · (1 − r), r Pearson's correlation over the genes of one image."""
+    """mse | huber | mix: (1 − w) · mse + w · (1 − r), with r Pearson's correlation over the genes of one image."""
 
     kind: str = "mse"
     huber_delta: float = 1.0  # in (normalised) target units
@@ -99,13 +99,13 @@ class LossConfig:
 
 @dataclass
 class TrainConfig(StepConfig):
-    """Batch, budget, optimizer. An update sees batch_size x grad_accum_steps x workers images."""
+    """Batch, budget and optimizer. An update uses batch_size x grad_accum_steps x workers images."""
 
-    batch_size: int = placement(4)  # images of a worker at a time
+    batch_size: int = placement(4)  # images per worker and micro-batch
     grad_accum_steps: int = placement(4)
     global_batch: int | None = None  # None: batch_size x grad_accum_steps x workers at the first start
     epochs: float = 20.0  # passes over the training rows
-    images: int | None = None  # a budget in images instead
+    images: int | None = None  # budget in images, instead of epochs
     lr: float = 3e-4
     weight_decay: float = 1e-4
     scheduler: str = "cosine"  # cosine | step (a tenth after each third) | none
@@ -124,17 +124,17 @@ class TrainConfig(StepConfig):
 
 @dataclass
 class EvalConfig:
-    """Validation beside the training and what is best."""
+    """Validation during training, and how the best state is selected."""
 
     primary: str = "spearman"
     secondary: str = "pearson"
-    samplewise: bool = False  # also the correlations over the genes of each image
+    samplewise: bool = False  # also report the correlations over the genes of each image
     every: Any = field(default_factory=lambda: {"epochs": 1})
-    patience: int | None = None  # validations without a better primary metric; None: to the end of the budget
+    patience: int | None = None  # stop after this many validations without a better primary metric; None: never
     batch_size: int = 32
     resamples: int = 2000
-    baselines: bool = True  # ridge on colours, and on features of the backbone as it starts, beside the run
-    probes: dict[str, str] = field(default_factory=dict)  # name: encoder artifact; ridge on its features, too
+    baselines: bool = True  # also fit ridge on colours, and on features of the initial backbone
+    probes: dict[str, str] = field(default_factory=dict)  # name: encoder artifact; also fit ridge on its features
 
     def __post_init__(self) -> None:
         if taken := sorted({"colour", "initial"} & set(self.probes)):
@@ -158,12 +158,12 @@ class LoggingConfig(sections.LoggingConfig):
         super().__post_init__()
         positive(self, "logging", "log_every")
         if (name := self.run_name) is not None and (not name or "/" in name):
-            raise UserError("a name is part of a path", key="logging.run_name", found=name)
+            raise UserError("not a valid folder name", key="logging.run_name", found=name)
 
 
 @dataclass
 class RunConfig:
-    """One training run. `output` is the folder (or URL) under which its own folder is made."""
+    """One training run. `output` is the folder (or URL) that its own folder is created in."""
 
     output: str | None = placement(None)
     seed: int = 42
@@ -180,7 +180,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.loss.kind == "mix" and self.data.target_dim < 2:
             found = f"data.target_dim {self.data.target_dim}"
-            raise UserError("a correlation over genes needs two", key="loss.kind", found=found, expected="mse or huber")
+            raise UserError("mix needs two or more genes", key="loss.kind", found=found, expected="mse or huber")
         if self.model.backbone in VITS and self.data.image_size % self.model.patch_size:
             found = f"{self.data.image_size} pixels in patches of {self.model.patch_size}"
             raise UserError("an image must be whole patches", key="data.image_size", found=found)
@@ -191,7 +191,7 @@ C = TypeVar("C", bound=RunConfig)
 
 def resolve(config: C, workers: int, rows: int, before: int | None = None) -> C:
     """`config` with the global batch and the budget (in images) filled in; `rows` is the number of training rows,
-    `before` the batch of the run which is resumed. UserError when workers x batch_size do not divide it."""
+    `before` the batch of the resumed run. UserError when workers x batch_size does not divide it."""
     train = config.train
     batch = choose_global_batch(
         train.global_batch,
@@ -209,7 +209,7 @@ def resolve(config: C, workers: int, rows: int, before: int | None = None) -> C:
 
 
 def run_name(config: RunConfig, workers: int, timestamp: str) -> str:
-    """The folder of a run: the name given, or what sets it apart."""
+    """The folder of a run: the configured name, or one made of its main settings."""
     train = config.train
     batch = f"bs{train.batch_size}x{train.grad_accum_steps}x{workers}"
     own = f"{config.model.backbone}__{batch}__lr{train.lr:g}__seed{config.seed}__{timestamp}"

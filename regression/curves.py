@@ -1,4 +1,4 @@
-"""What the curves of a regression show, in this order."""
+"""The panels of a regression's training curves, in this order."""
 
 from __future__ import annotations
 

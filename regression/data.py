@@ -1,7 +1,7 @@
 """The reader: one plan row → an image, uint8, with its normalised target and the draws for its augmentation.
 
-Everything random comes from the position. Not here: which row is at which position (pathray.data.order),
-replacement of what cannot be read (pathray.data.units), normalisation and augmentation of pixels (regression.recipe).
+Everything random follows from the position. Not here: which row is at which position (pathray.data.order),
+replacement of unreadable units (pathray.data.units), normalisation and augmentation of pixels (regression.recipe).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathray.features.images import read_image
 from pathray.wsi.resize import resize
 from regression.plan import normaliser, targets
 
-DRAWS = 9  # uniforms per image: three for its turn, six for its stain
+DRAWS = 9  # uniforms per image: three for its rotation and flip, six for its stain
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -34,7 +34,7 @@ class ImageReader:
 
     @classmethod
     def of(cls, plan: Plan, seed: int, size: int) -> ImageReader:
-        """For the units of a plan."""
+        """A reader for the units of a plan."""
         scaled = normaliser(plan).apply(targets(plan)).astype(np.float32)
         return cls(seed, size, plan.sources["path"].to_pylist(), scaled)
 
@@ -53,7 +53,7 @@ class ImageReader:
 
 
 class FeatureReader:
-    """Reads what a frozen backbone has seen, `[N, D]` by `source`, in place of images; `paths` name what is lost."""
+    """Reads the features of a frozen backbone, `[N, D]` by `source`, instead of images; `paths` are for errors."""
 
     benign_reasons: frozenset[str] = frozenset()
 
@@ -65,15 +65,15 @@ class FeatureReader:
 
     @classmethod
     def of(cls, plan: Plan, features: npt.NDArray[np.float32]) -> FeatureReader:
-        """For the units of a plan."""
+        """A reader for the units of a plan."""
         scaled = normaliser(plan).apply(targets(plan)).astype(np.float32)
         return cls(features, plan.sources["path"].to_pylist(), scaled)
 
     def read(self, unit: Mapping[str, Any], position: int, attempt: int) -> dict[str, Any]:
-        """features float32 [D] · target float32 [K] · source int64. Raises UnreadableUnit where the image was lost."""
+        """features float32 [D] · target float32 [K] · source int64. Raises UnreadableUnit if there are no features."""
         source = int(unit["source"])
         if self.lost[source]:
-            raise UnreadableUnit("unreadable", self.paths[source], "it could not be read when features were made")
+            raise UnreadableUnit("unreadable", self.paths[source], "it could not be read to compute features")
         return {"features": self.features[source], "target": self.targets[source], "source": np.int64(source)}
 
     def collate(self, units: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -81,7 +81,7 @@ class FeatureReader:
 
 
 def read_square(path: str, size: int) -> Pixels:
-    """An image `[size, size, 3]`, resized where it has another size. UnreadableUnit: missing, decode, shape."""
+    """An image `[size, size, 3]`, resized if it has another size. UnreadableUnit: missing, decode, shape."""
     try:
         pixels = read_image(path)
     except MissingFile as e:

@@ -1,7 +1,7 @@
-"""Predictions of a part of the rows, shared among workers by row, and what they are worth, gene by gene.
+"""Predicts a part of the rows, shared among workers by row, and evaluates the predictions gene by gene.
 
-The shares carry row numbers, so that putting them together cannot lose or double one. Not here: baselines
-(regression.baseline), who the workers are.
+Shares carry row numbers, so that joining them cannot lose or duplicate a row. Not here: baselines
+(regression.baseline), and the workers.
 """
 
 from __future__ import annotations
@@ -33,28 +33,28 @@ from regression.tables.places import Places, places_in
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Strings = npt.NDArray[np.str_]
-Part = tuple[Ints, npt.NDArray[np.float32]]  # row numbers, and what is known of these rows
+Part = tuple[Ints, npt.NDArray[np.float32]]  # row numbers, and the values of these rows
 
 
 def share(rows: Ints, rank: int, world: int) -> Ints:
-    """The rows that a worker takes: every `world`-th, so that shares differ by one row at most."""
+    """The rows of one worker: every `world`-th, so that shares differ by one row at most."""
     assert 0 <= rank < world, (rank, world)
     return rows[rank::world]
 
 
 def together(rows: Ints, parts: Sequence[Part]) -> npt.NDArray[np.float32]:
-    """What the parts say of `rows`, in their order. Every row is in exactly one part, or this is our mistake."""
+    """The values of `rows`, in their order, from parts that must contain every row exactly once."""
     found = np.concatenate([ids for ids, _ in parts])
-    assert found.size == rows.size and np.array_equal(np.sort(found), np.sort(rows)), "rows were lost or doubled"
+    assert found.size == rows.size and np.array_equal(np.sort(found), np.sort(rows)), "rows were lost or duplicated"
     values = np.concatenate([v for _, v in parts])
     return values[np.argsort(found)][np.argsort(np.argsort(rows))]
 
 
 def predict(recipe: RegressionRecipe, plan: Plan, rows: Ints, device: Device, batch_size: int) -> Floats:
-    """Predictions `[N, K]` for `rows` of `plan.sources` in the targets' own units, the work shared by all ranks.
+    """Predictions `[N, K]` for `rows` of `plan.sources` in the targets' own units, computed by all ranks together.
 
-    Called on every rank, which all get the whole answer. UserError naming an image that cannot be read: an evaluation
-    replaces nothing and leaves nothing out.
+    Call it on every rank; each gets the whole result. UserError naming an unreadable image: an evaluation replaces
+    nothing and leaves nothing out.
     """
     own = share(rows, device.rank, device.world_size)
     paths, size = plan.sources["path"], recipe.preprocessing.size
@@ -76,8 +76,8 @@ def predict(recipe: RegressionRecipe, plan: Plan, rows: Ints, device: Device, ba
 
 
 def metrics(predicted: Floats, measured: Floats, config: EvalConfig) -> dict[str, float]:
-    """Means over genes (and, if asked for, over images) of `[N, K]` in the targets' own units, the mean squared error,
-    and how many genes had no correlation and count as 0."""
+    """Means over genes (and, if configured, over images) of `[N, K]` in the targets' own units, the mean squared error,
+    and the number of genes without a correlation, which count as 0."""
     methods: tuple[Method, ...] = ("spearman", "pearson")
     of = {name: correlation(predicted, measured, name) for name in methods}
     out: dict[str, float] = {name: found.mean for name, found in of.items()}
@@ -90,8 +90,8 @@ def metrics(predicted: Floats, measured: Floats, config: EvalConfig) -> dict[str
 
 
 def validator(plan: Plan, config: EvalConfig, device: Device) -> Validate:
-    """What pathray.train.supervised calls: metrics of the validation rows. UserError when the split has fewer than
-    two."""
+    """The function that pathray.train.supervised calls: metrics of the validation rows. UserError when the split has
+    fewer than two."""
     rows = rows_of(plan, "val")
     if rows.size < 2:
         raise UserError("too few rows to validate on", key="data.split", found=int(rows.size), expected="2 val rows")
@@ -107,8 +107,8 @@ def validator(plan: Plan, config: EvalConfig, device: Device) -> Validate:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Rows `[N]` of a plan with what was predicted and measured `[N, K]`, in the targets' own units; where they lie in
-    their sections, if that is known."""
+    """Rows `[N]` of a plan with predicted and measured values `[N, K]` in the targets' own units, and their places in
+    the sections, if known."""
 
     rows: Ints
     names: Strings
@@ -127,7 +127,7 @@ class Evaluation:
         return cls(rows, names, groups, predicted, targets(plan)[rows], normaliser(plan).genes, own, unit)
 
     def intervals(self, method: Method, config: EvalConfig, seed: int) -> CorrelationIntervals | None:
-        """Cluster bootstrap by group; None where there is one group only."""
+        """Cluster bootstrap by group; None if there is only one group."""
         if np.unique(self.groups).size < 2:
             return None
         return bootstrap_correlation(
@@ -146,7 +146,7 @@ class Evaluation:
         return {method: self.intervals(method, config, seed) for method in methods}
 
     def per_gene(self, intervals: Mapping[Method, CorrelationIntervals | None]) -> pa.Table:
-        """One row per gene: both correlations with their intervals (empty where there is one group), whether they are
+        """One row per gene: both correlations with their intervals (empty if there is one group), whether they are
         undefined, and the root mean squared error."""
         error = np.sqrt(np.square(self.predicted - self.measured).mean(axis=0))
         columns: dict[str, Any] = {"gene": list(self.genes)}
@@ -175,7 +175,7 @@ def write_parquet(path: str, table: pa.Table) -> None:
 def _known(features: npt.NDArray[np.float32], paths: Sequence[str]) -> npt.NDArray[np.float32]:
     lost = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if lost.size:
-        raise UserError("an image to be evaluated could not be read", file=paths[int(lost[0])])
+        raise UserError("an image to be evaluated cannot be read", file=paths[int(lost[0])])
     return features
 
 

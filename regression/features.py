@@ -1,9 +1,8 @@
-"""What a frozen backbone sees in the images of a plan, computed once and kept on storage, part by part.
+"""Features of a frozen backbone for the images of a plan, computed once and stored in parts.
 
-A folder is named after all that its numbers depend on: weights, preprocessing, the images and their state. Whoever asks
-for the same features again, another run, another fold, finds them; one that was interrupted goes on with what is
-lacking. Not here: who computes the parts (ray_jobs.train.frozen_features), what is learnt from them
-(regression.baseline).
+A folder is named after everything that its numbers depend on: weights, preprocessing, the images and their state. Other
+runs and folds reuse the same features; an interrupted computation resumes with the missing parts. Not here: the
+distributed computation (ray_jobs.train.frozen_features), and models of the features (regression.baseline).
 """
 
 from __future__ import annotations
@@ -30,13 +29,13 @@ from regression.model import ExpressionNet, Preprocessing, build_net, preprocess
 from regression.plan import rows_of
 from regression.recipe import as_normalised
 
-VERSION = 1  # raised when equal inputs would give other numbers than before
-PART = 256  # images of a part
+VERSION = 1  # increment it when equal inputs give other numbers than before
+PART = 256  # images per part
 
 
 @dataclass(frozen=True)
 class Features:
-    """`seen` `[N, D]` by the backbone and `colours` `[N, 12]` of the images; NaN rows where one could not be read."""
+    """`seen` `[N, D]` by the backbone and `colours` `[N, 12]` of the images; rows of unreadable images are NaN."""
 
     seen: npt.NDArray[np.float32]
     colours: Floats
@@ -44,7 +43,7 @@ class Features:
 
 @dataclass(frozen=True)
 class FeatureFolder:
-    """The features of `paths`, in their order, in `folder` (path or URL)."""
+    """The features of `paths`, in this order, in `folder` (path or URL)."""
 
     folder: str
     paths: tuple[str, ...]
@@ -57,7 +56,7 @@ class FeatureFolder:
         return self.paths[part * PART : (part + 1) * PART]
 
     def missing(self) -> list[int]:
-        """Parts that are not there yet."""
+        """Parts that do not exist yet."""
         found = set(Storage.of(self.folder).list())
         return [part for part in range(self.parts) if _name(part) not in found]
 
@@ -67,7 +66,7 @@ class FeatureFolder:
         Storage.of(self.folder).write_bytes(_name(part), buffer.getvalue())
 
     def load(self) -> Features:
-        """All of them. UserError naming a part that is damaged."""
+        """The features of all parts. UserError naming a damaged part."""
         store = Storage.of(self.folder)
         with ThreadPoolExecutor(8) as pool:
             found = list(pool.map(lambda part: self._part(store, part), range(self.parts)))
@@ -79,14 +78,14 @@ class FeatureFolder:
                 out = Features(found["seen"], found["colours"])
         except (ValueError, KeyError, OSError) as e:
             where = store.join(_name(part))
-            raise UserError(f"damaged features: {e}", file=where, expected="remove it, and they are made anew") from e
+            raise UserError(f"damaged features: {e}", file=where, expected="remove it, and it is computed again") from e
         assert len(out.seen) == len(out.colours) == len(self.paths_of(part)), part
         return out
 
 
 def feature_folder(root: str, config: RunConfig, paths: Sequence[str], states: Sequence[str]) -> FeatureFolder:
-    """Where the features of a config's backbone, as it starts, are kept below `root`; `states` say which state the
-    image files are in."""
+    """The folder below `root` for the features of a config's initial backbone; `states` are the states of the image
+    files."""
     net = build_net(config)
     facts = {
         "version": VERSION,
@@ -99,7 +98,7 @@ def feature_folder(root: str, config: RunConfig, paths: Sequence[str], states: S
 
 
 def check_evaluated(folder: FeatureFolder, plan: Plan) -> None:
-    """UserError naming the first val or test image that could not be read: an evaluation leaves nothing out."""
+    """UserError naming the first unreadable val or test image: an evaluation leaves nothing out."""
     rows = np.concatenate([rows_of(plan, part) for part in ("val", "test")])
     lost = rows[np.isnan(folder.load().colours[rows]).any(axis=1)]
     if lost.size:
@@ -119,7 +118,7 @@ def backbone_digest(net: ExpressionNet) -> str:
 def features_of(
     net: ExpressionNet, given: Preprocessing, paths: Sequence[str], device: Device, *, batch_size: int, threads: int
 ) -> Features:
-    """Features of images, `net` being on `device` and in evaluation mode. What cannot be read becomes NaN."""
+    """Features of images; `net` must be on `device` and in evaluation mode. Rows of unreadable images are NaN."""
     seen, colours = [], []
     with ThreadPoolExecutor(threads) as pool, torch.no_grad():
         for first in range(0, len(paths), batch_size):
@@ -136,7 +135,7 @@ def features_of(
 
 
 def uses_cache(config: RunConfig) -> bool:
-    """Whether a run trains on kept features: its backbone is frozen and sees every image always the same."""
+    """Whether a run trains on stored features: its backbone is frozen and images are not augmented."""
     return config.model.frozen and not config.augment.geometry and config.augment.stain == 0
 
 

@@ -1,11 +1,11 @@
-"""Losses as sums over images, so that the mean over a global batch does not depend on how it was cut up.
+"""Losses as sums over images, so that the mean over a global batch does not depend on how it was divided.
 
-Predictions and targets z `[B, K]` are normalised; per image, with the mean over its K genes:
+Predictions and targets z `[B, K]` are normalised. Per image, with the mean over its K genes:
     mse    (p − z)²
     huber  d²/2 where |d| ≤ δ, δ(|d| − δ/2) beyond, d = p − z (Huber 1964)
     mix    (1 − w) · mse + w · (1 − r), r = Pearson's correlation of p and z over the genes of the image
-A correlation over the images of a batch, gene by gene, is no sum over images: it would change with micro-batch and
-number of workers, and over four images it is mostly noise. The one over an image's genes is a sum, and exact.
+A correlation over the images of a batch, gene by gene, is not a sum over images: it would change with micro-batch and
+number of workers, and over four images it is mostly noise. The correlation over an image's genes is such a sum.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TINY = 1e-6  # of the squared deviations: keeps the gradient of a constant predi
 
 
 def image_losses(predicted: Tensor, target: Tensor, config: LossConfig) -> Tensor:
-    """The loss of each image `[B]`, in float32 (float64 where the predictions are)."""
+    """The loss of each image `[B]`, in float32 (float64 for float64 predictions)."""
     predicted = predicted if predicted.dtype == torch.float64 else predicted.float()
     target = target.to(predicted.dtype)
     if config.kind == "huber":
@@ -32,7 +32,7 @@ def image_losses(predicted: Tensor, target: Tensor, config: LossConfig) -> Tenso
 
 
 def profile_pearson(predicted: Tensor, target: Tensor) -> Tensor:
-    """Pearson's r over the genes of each image `[B]`; near 0 where either is constant."""
+    """Pearson's r over the genes of each image `[B]`; near 0 if either is constant."""
     p, z = (v - v.mean(dim=1, keepdim=True) for v in (predicted, target))
     below = (p.square().sum(dim=1) + TINY).sqrt() * (z.square().sum(dim=1) + TINY).sqrt()
     return (p * z).sum(dim=1) / below

@@ -1,4 +1,4 @@
-"""Backbone and linear head: image → normalised expression. What it starts from, and what its inputs must look like.
+"""Backbone and linear head: image → normalised expression. Also the initial weights and the preprocessing of inputs.
 
 Not here: losses (regression.loss), the targets' scale (regression.normalise).
 """
@@ -25,7 +25,7 @@ _ALONE = threading.Lock()
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Values in 0…1 less `mean`, over `std`, per colour; images of `size` pixels a side; `mpp` where it is known."""
+    """(value − `mean`) / `std` per colour, for values in 0…1; images are `size` pixels wide; `mpp` if known."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -34,7 +34,7 @@ class Preprocessing:
 
 
 class ExpressionNet(nn.Module):
-    """`[B, 3, S, S]` → normalised targets `[B, K]`. A frozen backbone computes as in evaluation, without gradients."""
+    """`[B, 3, S, S]` → normalised targets `[B, K]`. A frozen backbone runs in evaluation mode without gradients."""
 
     def __init__(self, backbone: ResNet | ViT, outputs: int, *, frozen: bool = False) -> None:
         super().__init__()
@@ -65,8 +65,8 @@ class ExpressionNet(nn.Module):
 
 
 def build_net(config: RunConfig) -> ExpressionNet:
-    """The network of a config, initialised from the seed; torch's own random state is left as it was. One at a time:
-    folds are threads of one process, and torch has one generator."""
+    """The network of a config, initialised from the seed; torch's global random state does not change. A lock makes
+    this thread-safe: folds are threads of one process, and torch has one generator."""
     model = config.model
     with _ALONE, torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -84,9 +84,9 @@ def build_net(config: RunConfig) -> ExpressionNet:
 
 
 def preprocessing(config: RunConfig) -> Preprocessing:
-    """What the backbone's inputs look like: an artifact's own, otherwise ImageNet's, which common weights expect.
+    """The preprocessing for the backbone: the artifact's own, otherwise ImageNet's, which common weights expect.
 
-    UserError for a `data.image_size` or an explicit `data.mean` or `data.std` that an artifact was not trained with.
+    UserError for a `data.image_size` or an explicit `data.mean` or `data.std` that differs from the artifact's.
     """
     data, mpp = config.data, None
     mean, std = IMAGENET_MEAN, IMAGENET_STD
@@ -95,7 +95,7 @@ def preprocessing(config: RunConfig) -> Preprocessing:
         given, patch = description["preprocessing"], description["vit"]["patch_size"]
         if len(patch) != 2 or any(data.image_size % p for p in patch):
             key, expected = "data.image_size", f"whole patches of {patch} pixels"
-            raise UserError("the encoder takes other images", key=key, found=data.image_size, expected=expected)
+            raise UserError("invalid image size", key=key, found=data.image_size, expected=expected)
         mean, std, mpp = tuple(given["mean"]), tuple(given["std"]), given["mpp"]
         for key, own, wanted in (("mean", mean, data.mean), ("std", std, data.std)):
             if wanted is not None and tuple(wanted) != own:
@@ -107,7 +107,7 @@ def preprocessing(config: RunConfig) -> Preprocessing:
 
 
 def initial_digest(config: RunConfig) -> str:
-    """What the backbone starts from: the digest of an artifact's weights or of the weights file, or "random"."""
+    """The backbone's initial weights: the digest of an artifact's weights or of the weights file, or "random"."""
     model = config.model
     if model.backbone == "artifact":
         return str(describe(str(model.artifact))["sha256"])

@@ -1,6 +1,6 @@
-"""Table and split → plan: a unit per training row, beside a table of all rows with their targets and parts.
+"""Turns a table and its split into a plan: a unit per training row, and a table of all rows with targets and parts.
 
-Rows are sorted by path, so that the order of a table changes nothing. Not here: the plan's form on disk
+Rows are sorted by path, so the order of a table does not matter. Not here: the plan's format on disk
 (pathray.data.plan).
 """
 
@@ -23,8 +23,8 @@ def build_plan(table: Table, split: Split, out_dir: str, *, normalize_target: bo
     """Write the plan into the folder `out_dir` and open it.
 
     Units have one column, `source`: the row in `plan.sources`, which has name, path, group_id, split and target, and
-    where the images lie if the table says so. The normalisation of the training rows is in `plan.meta`, with the unit.
-    UserError for a gene that does not vary over them.
+    the places of the images if the table has them. The normalisation of the training rows is in `plan.meta`, with the
+    unit. UserError for a gene that does not vary over them.
     """
     order = np.argsort(table.names)
     part = split.of[order]
@@ -51,7 +51,7 @@ def build_plan(table: Table, split: Split, out_dir: str, *, normalize_target: bo
 
 
 def identity(plan: Plan) -> str:
-    """Digest of the table, the split and the targets' scale, and not of where the images lie."""
+    """Digest of the table, the split and the targets' scale, not of where the images are."""
     return str(plan.meta["identity"])
 
 

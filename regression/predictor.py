@@ -1,6 +1,6 @@
-"""A trained regression as a function from images to expression: what `pathray.load_model` loads by name.
+"""Predicts expression from images with a trained regression; `pathray.load_model` returns it.
 
-Not here: predictions of a plan's rows, shared among workers (regression.evaluate).
+Not here: predictions for the rows of a plan, shared among workers (regression.evaluate).
 """
 
 from __future__ import annotations
@@ -52,5 +52,5 @@ class Predictor:
 
 
 def load_predictor(folder: str, device: Device) -> Predictor:
-    """The predictor of an exported model. Raises as `regression.artifact.load`."""
+    """The predictor of an exported model. Raises what `regression.artifact.load` raises."""
     return Predictor(artifact.load(folder), device)

@@ -1,4 +1,4 @@
-"""What a regression knows about training: one phase, its loss, and what images look like on the device.
+"""The training recipe of a regression: one phase, its loss, and the augmentation of images on the device.
 
 A pathray.train.recipe.Recipe. Not here: networks (regression.model), formulas (regression.loss), devices, files and
 Ray.
@@ -23,9 +23,9 @@ from regression.normalise import Normaliser
 
 
 class RegressionRecipe:
-    """Built from the config's seed alone: equal on every rank; or around an exported `net` with its `given`
-    preprocessing. `normaliser` brings predictions back to the targets' units; `features` `[N, D]` of all rows of the
-    plan stand in for images where a frozen backbone has seen them all."""
+    """Built from the config's seed alone, so equal on every rank; or around an exported `net` with its `given`
+    preprocessing. `normaliser` scales predictions back to the targets' units; `features` `[N, D]` of all rows of the
+    plan, if stored, replace the images of a frozen backbone."""
 
     def __init__(
         self,
@@ -49,8 +49,8 @@ class RegressionRecipe:
         return ("model",)
 
     def prepare(self, micro: dict[str, Tensor], progress: Progress) -> dict[str, Tensor]:
-        """uint8 pixels → augmented, normalised float images; everything else, features too, stays."""
-        if "features" in micro:  # a frozen backbone's, kept on storage
+        """uint8 pixels → augmented, normalised float images; everything else, features too, is unchanged."""
+        if "features" in micro:  # stored features of a frozen backbone
             return micro
         images = augmented(as_float(micro["image"]), micro["draws"], self.config.augment)
         return {**micro, "image": normalised(images, self.preprocessing)}
@@ -91,7 +91,7 @@ def as_normalised(pixels: Tensor, given: Preprocessing) -> Tensor:
 
 
 def augmented(images: Tensor, draws: Tensor, config: AugmentConfig) -> Tensor:
-    """Turned and stained by each image's own draws `[B, 9]`. Images `[B, 3, S, S]` in 0…1."""
+    """Rotate, flip and stain images `[B, 3, S, S]` in 0…1 by each image's own draws `[B, 9]`."""
     if config.geometry:
         images = turned(images, draws[:, :3])
     if config.stain > 0:
@@ -100,7 +100,7 @@ def augmented(images: Tensor, draws: Tensor, config: AugmentConfig) -> Tensor:
 
 
 def turned(images: Tensor, draws: Tensor) -> Tensor:
-    """One of the eight flips and quarter turns of a square, by three uniforms `[B, 3]`; no wait for the device."""
+    """Apply one of the eight flips and quarter turns, by three uniforms `[B, 3]`; does not wait for the device."""
     wanted = (draws < 0.5)[:, :, None, None, None]
     turns: tuple[Callable[[Tensor], Tensor], ...] = (
         lambda x: x.flip(-1),

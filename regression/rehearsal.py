@@ -1,7 +1,7 @@
-"""A dry run of a regression: two batches of one epoch and two batches of validation, here and now, leaving nothing.
+"""A dry run of a regression: two training batches and two validation batches in this process; writes nothing.
 
-It reads real images, runs the real network forward and backward and evaluates, so that what would fail after a queue
-or an hour fails at once. Not here: cluster and workers; the checks of table and split, which come before.
+It reads real images, runs the real network forward and backward and evaluates, so that faults show at once and not
+after an hour in a queue. Not here: cluster and workers; the checks of table and split, which run before.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BATCHES = 2
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """Losses of the updates, images a second (the first update included), and the validation's metrics, if any."""
+    """Losses of the updates, images per second (with the first update), and the validation's metrics, if any."""
 
     losses: list[float]
     images_per_s: float
@@ -39,13 +39,13 @@ class Rehearsal:
 
 
 def rehearse(config: RunConfig, plan: Plan) -> Rehearsal:
-    """Two updates with the resolved `config`, in this process and as if by one worker; two validation batches.
+    """Run two updates with the resolved `config`, in this process as the only worker, and two validation batches.
 
-    Raises what training would: UserError for images that cannot be read, and for a loss that is not finite.
+    Raises what training would: UserError for unreadable images, and for a loss that is not finite.
     """
     train = config.train
     batch = int(train.global_batch or 0)
-    if uses_cache(config):  # the features are not there yet: images then, turned, which costs the same
+    if uses_cache(config):  # there are no features yet: use augmented images, which cost the same
         config = replace(config, augment=replace(config.augment, geometry=True))
     config = replace(config, train=replace(train, images=BATCHES * batch), logging=replace(config.logging, log_every=1))
     parts = assemble(config, plan, 1)

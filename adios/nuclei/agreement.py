@@ -1,7 +1,7 @@
-"""Do masks find nuclei? A mask model's channels against nuclei annotated by hand, as a benchmark of checkpoints.
+"""Benchmarks checkpoints on nuclei: the channels of a mask model against nuclei annotated by hand.
 
-Which channel means nuclei, and how it is cut, is chosen on training images; what is reported comes from the others. The
-`oracle` may choose anew for each test image by its truth: no method, an optimistic bound. Floors: Otsu's threshold in
+The channel for nuclei and its threshold rule are chosen on training images; all reported figures come from the others.
+The `oracle` chooses for each test image by its truth: an optimistic bound, not a method. Floors: Otsu's threshold in
 red, and everything marked. Not here: metrics (adios.nuclei.segmentation), pictures (adios.nuclei.figures).
 """
 
@@ -29,11 +29,11 @@ from pathray.wsi.resize import resize
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 Masks = Callable[[Tensor], Tensor]  # uint8 [B, S, S, 3] -> a softmax [B, N, S, S]
-RULES = ("argmax", "half")  # a pixel is marked where the channel is the largest, or above one half
+RULES = ("argmax", "half")  # a pixel is marked if the channel is the largest, or above one half
 IMAGES, TRUTH = "images", "masks"
 MASK_ENDINGS = (".png", ".tif", ".tiff", ".bmp")
-ENDINGS = (*MASK_ENDINGS, ".jpg", ".jpeg")  # of images that are read
-PLAIN_PARTS = 3  # a nucleus may be in two parts, cut by its neighbour; three are nuclei without numbers
+ENDINGS = (*MASK_ENDINGS, ".jpg", ".jpeg")  # of images
+PLAIN_PARTS = 3  # a neighbour may cut a nucleus into two parts; three parts are nuclei without numbers
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,13 @@ class Pair:
 
 @dataclass(frozen=True)
 class Choice:
-    """The channel that is to mean nuclei, and the rule that cuts it."""
+    """The channel for nuclei, and the rule that thresholds it."""
 
     channel: int
     rule: str
 
     def marked(self, masks: Floats) -> Bools:
-        """Pixels `[H, W]` of masks `[N, H, W]`."""
+        """The marked pixels `[H, W]` of masks `[N, H, W]`."""
         if self.rule == "argmax":
             marked: Bools = masks.argmax(axis=0) == self.channel
         else:
@@ -63,7 +63,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Found:
-    """What a model found on one test image: with the choice made on the training images, and with its oracle."""
+    """A model's result on one test image: with the choice made on the training images, and with the oracle."""
 
     honest: Score
     oracle: Score
@@ -71,12 +71,12 @@ class Found:
 
 def read_pairs(folder: str) -> list[Pair]:
     """`images/NAME` (PNG, JPEG, TIFF or BMP) with the mask of its name in `masks/` (PNG, TIFF or BMP), by name. Masks
-    are instance labels, or plain: 0 and 255, or 0 and 1 where no mask of the folder has two labels; of a plain one each
+    are instance labels, or plain: 0 and 255, or 0 and 1 if no mask of the folder has two labels. In a plain mask each
     connected part, however small, is a nucleus.
 
-    So one nucleus in two parts stays one where it has a number: any but 1 and 255, or 1 beside numbered masks.
+    So one nucleus in two parts stays one if it has a number: any but 1 and 255, or 1 next to numbered masks.
     MissingFile and UserError name an image without a mask, a mask of another size or with labels below 0, a plain mask
-    among numbered ones, and what cannot be read.
+    among numbered ones, and unreadable files.
     """
     store = Storage.of(folder)
     pairs = []
@@ -93,14 +93,14 @@ def read_pairs(folder: str) -> list[Pair]:
 
 
 def _names(store: Storage) -> list[tuple[str, str]]:
-    """Images and their masks. MissingFile for too few and for one without; UserError where it is not clear which."""
+    """Images and their masks. MissingFile for too few images or a missing mask; UserError for an ambiguous one."""
     listed = store.list(IMAGES)
     names = [name for name in listed if name.lower().endswith(ENDINGS)]
     if len(names) < 2:
         others = sorted({os.path.splitext(name)[1] for name in set(listed) - set(names)})
         found = f"{len(names)}, and files of {', '.join(others)}" if others else len(names)
         expected = f"2 or more of {', '.join(ENDINGS)}"
-        raise MissingFile("no images to judge nuclei on", file=store.join(IMAGES), found=found, expected=expected)
+        raise MissingFile("at least two images are required", file=store.join(IMAGES), found=found, expected=expected)
     by_stem, seen = dict[str, list[str]](), dict[str, str]()
     for mask in store.list(TRUTH):
         by_stem.setdefault(os.path.splitext(mask)[0], []).append(mask)
@@ -109,20 +109,20 @@ def _names(store: Storage) -> list[tuple[str, str]]:
         stem = os.path.splitext(name)[0]
         if (other := seen.setdefault(stem, name)) != name:
             file, expected = store.join(IMAGES, name), "one image of each name: rename one, and its mask"
-            raise UserError("two images of one name", file=file, found=other, expected=expected)
+            raise UserError("two images have one name", file=file, found=other, expected=expected)
         masks = by_stem.get(stem, [])
         fit = [mask for mask in masks if mask.lower().endswith(MASK_ENDINGS)]
         fit = [name] if name in fit else fit
         if len(fit) != 1:
             there, file = ", ".join(masks) or None, store.join(TRUTH, f"{stem}.png")
             expected = f"one mask of its name, {', '.join(MASK_ENDINGS)} (JPEG would change labels)"
-            raise MissingFile("an image without its nuclei", file=file, found=there, expected=expected)
+            raise MissingFile("an image has no mask of nuclei", file=file, found=there, expected=expected)
         out.append((name, fit[0]))
     return out
 
 
 def _check_numbered(store: Storage, numbered: str, pairs: Sequence[tuple[str, Pair]]) -> None:
-    """UserError for a plain mask among masks whose nuclei are numbered: all its nuclei would count as one."""
+    """UserError for a plain mask among numbered masks: all its nuclei would count as one."""
     for mask, pair in pairs:
         own = _values(pair.labels)
         if own == [255] or (own == [1] and objects(pair.labels > 0, least_px=1).max() >= PLAIN_PARTS):
@@ -132,7 +132,7 @@ def _check_numbered(store: Storage, numbered: str, pairs: Sequence[tuple[str, Pa
 
 
 def split(pairs: Sequence[Pair], train_fraction: float, seed: int) -> tuple[list[int], list[int]]:
-    """Numbers of the images that choose and of those that judge, at least one each; the same for the same names."""
+    """Indices of the images to choose on and of those to evaluate on, at least one each; equal for equal names."""
     order = rng(seed, "nuclei", 0).permutation(len(pairs))
     count = min(max(1, round(train_fraction * len(pairs))), len(pairs) - 1)
     return sorted(order[:count].tolist()), sorted(order[count:].tolist())
@@ -140,8 +140,8 @@ def split(pairs: Sequence[Pair], train_fraction: float, seed: int) -> tuple[list
 
 def masks_of(model: Masks, image: Pixels, size: int, scale: float, batch: int = 8) -> Floats:
     """Masks `[N, H, W]` of an image of any size: squares of `size` cover the image (enlarged by `scale`) and overlap by
-    a quarter; there their masks are averaged, each with a weight that falls towards its edge, where a network knows
-    least. An image smaller than a square is mirrored at its edges."""
+    a quarter. There their masks are averaged, with weights that fall towards the edge of a square, where a network is
+    least certain. An image smaller than a square is mirrored at its edges."""
     height, width = image.shape[:2]
     scaled = resize(image, max(1, round(width * scale)), max(1, round(height * scale)))
     h, w = scaled.shape[:2]
@@ -166,7 +166,7 @@ def masks_of(model: Masks, image: Pixels, size: int, scale: float, batch: int = 
 
 
 def choose(masks: Iterator[Floats], pairs: Sequence[Pair]) -> tuple[Choice, float]:
-    """The channel and rule of the largest mean Dice over images, and that Dice; the first of equal ones."""
+    """The channel and rule with the largest mean Dice over images, and that Dice; ties go to the first."""
     total: dict[Choice, float] = {}
     for own, pair in zip(masks, pairs, strict=True):
         for choice in candidates(len(own)):
@@ -176,7 +176,7 @@ def choose(masks: Iterator[Floats], pairs: Sequence[Pair]) -> tuple[Choice, floa
 
 
 def find(masks: Floats, pair: Pair, choice: Choice) -> Found:
-    """With the choice given, and with the one that is best for this image."""
+    """The result of `choice`, and of the best choice for this image."""
     oracle = max(candidates(len(masks)), key=lambda c: dice(c.marked(masks), pair.labels > 0))
     honest = score(choice.marked(masks), pair.labels)
     return Found(honest, honest if oracle == choice else score(oracle.marked(masks), pair.labels))
@@ -192,8 +192,8 @@ def dice(marked: Bools, nuclei: Bools) -> float:
 
 
 def report(found: Sequence[Found], floor: Sequence[Score], *, resamples: int, seed: int) -> dict[str, Any]:
-    """All figures of one model on the test images, with 95% intervals over images: the five metrics, the same as
-    ``oracle_…``, and how far its Dice is above Otsu's on the same images."""
+    """All figures of one model on the test images, with 95% intervals over images: the five metrics, those of the
+    oracle as ``oracle_…``, and the difference of its Dice to Otsu's on the same images."""
     honest = summary([f.honest for f in found], resamples=resamples, seed=seed)
     oracle = summary([f.oracle for f in found], resamples=resamples, seed=seed)
     out: dict[str, Any] = {**honest, **{f"oracle_{name}": value for name, value in oracle.items()}}
@@ -205,7 +205,7 @@ def report(found: Sequence[Found], floor: Sequence[Score], *, resamples: int, se
 
 
 def floors(pairs: Sequence[Pair]) -> dict[str, list[Score]]:
-    """What needs no training: Otsu's threshold in the red channel of each image, and everything marked."""
+    """Baselines without training: Otsu's threshold in the red channel of each image, and everything marked."""
     return {
         "otsu": [score(dark_in_red(p.image), p.labels) for p in pairs],
         "everything": [score(np.ones(p.labels.shape, np.bool_), p.labels) for p in pairs],
@@ -222,16 +222,16 @@ def _labels(store: Storage, name: str, shape: tuple[int, ...]) -> npt.NDArray[np
     if values.shape != tuple(shape) or values.dtype.kind not in "biu":
         found = f"{values.dtype} {values.shape}"
         raise UserError(
-            "a mask is labels in its image's size", file=path, found=found, expected=f"whole numbers {shape}"
+            "not a mask of labels in its image's size", file=path, found=found, expected=f"whole numbers {shape}"
         )
     labels = values.astype(np.int64)
     if labels.min() < 0:
-        raise UserError("a label is below 0", file=path, found=int(labels.min()), expected="0, or a nucleus' number")
+        raise UserError("a label is below 0", file=path, found=int(labels.min()), expected="0, or a nucleus number")
     marked = labels[labels > 0]
     if len(np.unique(marked)) > 1 and np.count_nonzero(marked == 255) > marked.size / 2:
         found, expected = f"{len(np.unique(marked))} values, mostly 255", "0 and 255 only: scale it without smoothing"
         raise UserError(
-            "a plain mask with half-tones: each would be a nucleus", file=path, found=found, expected=expected
+            "a plain mask has half-tones, which would count as nuclei", file=path, found=found, expected=expected
         )
     return labels
 
@@ -242,21 +242,21 @@ def _values(labels: npt.NDArray[np.int64]) -> list[int]:
 
 
 def _instances(labels: npt.NDArray[np.int64], numbered: bool) -> npt.NDArray[np.int64]:
-    """Nuclei `[H, W]` from 1: `labels` as they are, of a plain mask its connected parts. `numbered`: in masks beside
-    this one nuclei have numbers, so 1 is one nucleus."""
+    """Nuclei `[H, W]` from 1: `labels` as they are, or the connected parts of a plain mask. `numbered`: other masks of
+    the folder number their nuclei, so 1 is one nucleus."""
     own = _values(labels)
     plain = own == [255] or (own == [1] and not numbered)
     return objects(labels > 0, least_px=1) if plain else labels
 
 
 def _tent(size: int) -> Floats:
-    """Weights `[S, S]`: 1 in the middle, falling evenly to the edges, nowhere 0."""
+    """Weights `[S, S]`: 1 in the middle, falling linearly to the edges, never 0."""
     side = 1 - np.abs(np.arange(size) - (size - 1) / 2) / ((size + 1) / 2)
     return np.outer(side, side).astype(np.float32)
 
 
 def _starts(length: int, size: int) -> list[int]:
-    """Where squares begin so that they cover `length` and overlap by a quarter at least, as few as possible, evenly.
+    """The fewest evenly spaced starts of squares that cover `length` and overlap by at least a quarter.
 
     >>> _starts(320, 224), _starts(224, 224), _starts(120, 32)
     ([0, 96], [0], [0, 22, 44, 66, 88])

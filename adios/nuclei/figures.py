@@ -1,4 +1,4 @@
-"""Pictures of the nuclei benchmark: figures over training beside their floors, and what was marked on some images."""
+"""Pictures of the nuclei benchmark: metrics over training with their floors, and what was marked on some images."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ COLUMN, GAP, MARGIN, HEADER, CAPTION = 240.0, 10.0, 18.0, 92.0, 20.0
 
 
 def draw_results(found: Mapping[str, Any]) -> bytes:
-    """A PNG: Dice, IoU and PQ over training, with intervals over test images; the oracle, dashed and named as what it
-    is; Otsu's threshold and everything marked as lines."""
+    """A PNG: Dice, IoU and PQ over training, with intervals over test images; the oracle, dashed and labelled as
+    optimistic; Otsu's threshold and everything marked as lines."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -71,7 +71,7 @@ def _panel(axes: Any, rows: Sequence[Row], found: Mapping[str, Any], metric: str
         axes.plot(ends, (value, value), color=MUTED, linewidth=1.2, linestyle=style, label=label)
     oracle = [row[f"oracle_{metric}"] for row in rows]
     axes.plot(x, oracle, color=ACCENTS[2], linewidth=1.4, linestyle=(0, (4, 3)), marker="o", markersize=3.5,
-              label="oracle: of best Dice per image, by its truth (optimistic)")  # fmt: skip
+              label="oracle: best Dice per image, by its truth (optimistic)")  # fmt: skip
     values = [row[metric] for row in rows]
     if f"{metric}_low" in rows[0]:
         low, high = ([row[f"{metric}_{end}"] for row in rows] for end in ("low", "high"))
@@ -89,7 +89,7 @@ def _panel(axes: Any, rows: Sequence[Row], found: Mapping[str, Any], metric: str
 
 @dataclass(frozen=True)
 class Example:
-    """A test image, its masks `[N, H, W]`, and how nuclei are read from them."""
+    """A test image, its masks `[N, H, W]`, and the choice that marks nuclei in them."""
 
     pair: Pair
     masks: npt.NDArray[np.float32]
@@ -97,14 +97,14 @@ class Example:
 
 
 def chosen_examples(values: Sequence[float]) -> list[int]:
-    """The images of the best, the median and the worst Dice, each once."""
+    """The images with the best, the median and the worst Dice, each once."""
     order = np.argsort(-np.asarray(values), kind="stable")
     return list(dict.fromkeys(int(order[i]) for i in (0, (len(order) - 1) // 2, -1)))
 
 
 def draw_examples(examples: Sequence[Example]) -> bytes:
-    """A PNG: a row per image: the image, its nuclei, the chosen mask, and what masks and Otsu hit, marked falsely and
-    missed."""
+    """A PNG with a row per image: the image, its nuclei, the chosen mask, and the hits, false marks and misses of masks
+    and of Otsu."""
     from PIL import Image
 
     aspect = max(e.pair.image.shape[0] / e.pair.image.shape[1] for e in examples)
@@ -148,7 +148,7 @@ def _example(canvas: Canvas, example: Example, y: float, high: float) -> None:
 
 
 def outlined(image: Picture, labels: npt.NDArray[np.int64]) -> Picture:
-    """The image with every nucleus outlined, those that touch apart."""
+    """The image with an outline around every nucleus, also between nuclei that touch."""
     edge = np.zeros(labels.shape, np.bool_)
     for axis in (0, 1):
         here, there = labels[:-1] if axis == 0 else labels[:, :-1], labels[1:] if axis == 0 else labels[:, 1:]

@@ -1,9 +1,9 @@
-"""How well a segmentation meets its truth, image by image; pure NumPy, no model. And Otsu's threshold, the floor.
+"""Scores a segmentation against its truth, image by image; pure NumPy, no model. And Otsu's threshold, the floor.
 
     Dice = 2 |A ∩ B| / (|A| + |B|)          IoU = |A ∩ B| / |A ∪ B|
     DQ = TP / (TP + FP/2 + FN/2)   SQ = Σ IoU of matches / TP   PQ = DQ · SQ     (Kirillov et al., arXiv 1801.00868)
 
-Objects match where their IoU exceeds ½, which at most one can. Which pixels a model marks: adios.nuclei.agreement.
+Objects match if their IoU exceeds ½, so each matches at most one. Not here: marked pixels (adios.nuclei.agreement).
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.integer]
 Floats = npt.NDArray[np.float64]
 METRICS = ("dice", "iou", "dq", "sq", "pq")
-LEAST_PX = 16  # smaller connected parts of what is marked are no objects
+LEAST_PX = 16  # smaller connected parts of the marked pixels are no objects
 
 
 @dataclass(frozen=True)
 class Score:
-    """One image: its Dice and IoU, matched, superfluous and missed objects, and the sum of the matches' IoU."""
+    """One image: its Dice and IoU, matched, false and missed objects, and the sum of the matches' IoU."""
 
     dice: float
     iou: float
@@ -36,8 +36,8 @@ class Score:
 
 
 def score(marked: Bools, truth: Ints) -> Score:
-    """Of marked pixels `[H, W]` against instance labels `[H, W]`, 0 being background. Objects are the marked pixels'
-    connected parts of at least 16 pixels. Where neither marks anything both overlaps are 1."""
+    """The score of marked pixels `[H, W]` against instance labels `[H, W]` (0: background). Objects are connected parts
+    of at least 16 marked pixels. If both are empty, Dice and IoU are 1."""
     nuclei = truth > 0
     both, one = int((marked & nuclei).sum()), int((marked | nuclei).sum())
     total = int(marked.sum()) + int(nuclei.sum())
@@ -59,7 +59,7 @@ def objects(marked: Bools, least_px: int = LEAST_PX) -> npt.NDArray[np.int64]:
 
 
 def matches(predicted: Ints, truth: Ints) -> tuple[int, int, int, float]:
-    """TP, FP, FN and the sum of the matches' IoU of two labellings `[H, W]`, 0 being background."""
+    """TP, FP, FN and the sum of the matches' IoU of two labellings `[H, W]` (0: background)."""
     p, p_size = _numbered(predicted)
     t, t_size = _numbered(truth)
     shared = np.bincount(p * len(t_size) + t, minlength=len(p_size) * len(t_size)).reshape(len(p_size), len(t_size))
@@ -70,8 +70,8 @@ def matches(predicted: Ints, truth: Ints) -> tuple[int, int, int, float]:
 
 
 def summary(scores: Sequence[Score], *, resamples: int, seed: int) -> dict[str, float]:
-    """Over images: mean Dice and IoU, and DQ, SQ and PQ of all objects together, each with its ``_low`` and ``_high``
-    of 95% from images drawn with replacement. Where nothing was matched SQ and PQ are 0."""
+    """Over images: mean Dice and IoU, and DQ, SQ and PQ of all objects together, each with ``_low`` and ``_high`` of a
+    95% bootstrap interval over images. If nothing matches, SQ and PQ are 0."""
     table = np.array([[s.dice, s.iou, s.tp, s.fp, s.fn, s.matched_iou] for s in scores], np.float64)
     out = dict(zip(METRICS, _metrics(np.ones((1, len(scores))), table)[0].tolist(), strict=True))
     if len(scores) > 1:
@@ -82,7 +82,7 @@ def summary(scores: Sequence[Score], *, resamples: int, seed: int) -> dict[str, 
 
 
 def _metrics(counts: Floats, table: Floats) -> Floats:
-    """The five metrics `[R, 5]` when image i was drawn counts[r, i] times."""
+    """The five metrics `[R, 5]`, with image i drawn counts[r, i] times."""
     dice, iou, tp, fp, fn, matched = (counts @ table).T
     drawn = counts.sum(axis=1)
     all_objects = tp + (fp + fn) / 2
@@ -92,7 +92,7 @@ def _metrics(counts: Floats, table: Floats) -> Floats:
 
 
 def otsu(values: npt.NDArray[np.uint8]) -> int:
-    """The threshold t that parts values ≤ t from values > t with the largest variance between them (Otsu 1979)."""
+    """The threshold t with the largest variance between values ≤ t and values > t (Otsu 1979)."""
     counts = np.bincount(values.ravel(), minlength=256).astype(np.float64)
     below, total = np.cumsum(counts), counts.sum()
     mass = np.cumsum(counts * np.arange(256))
@@ -105,14 +105,14 @@ def otsu(values: npt.NDArray[np.uint8]) -> int:
 
 
 def dark_in_red(image: npt.NDArray[np.uint8]) -> Bools:
-    """Otsu on the red channel of H&E `[H, W, 3]`: haematoxylin takes red away, eosin does not."""
+    """Otsu on the red channel of H&E `[H, W, 3]`: haematoxylin absorbs red, eosin does not."""
     red = image[:, :, 0]
     marked: Bools = red <= otsu(red)
     return marked
 
 
 def _numbered(labels: Ints) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Labels as 0…K without gaps, flat, and their sizes; 0 stays 0, also where no pixel has it."""
+    """Labels as 0…K without gaps, flat, and their sizes; 0 stays 0, even if no pixel has it."""
     names = np.union1d(labels, [0])
     assert names[0] == 0, "labels are 0 or more"
     flat = np.searchsorted(names, labels.ravel())

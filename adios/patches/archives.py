@@ -1,16 +1,16 @@
 """Zip archives as a file system of patches: the directory of one archive, and one member by one ranged read.
 
-`zipfile` reads the directory (zip64 and all); a member is read by where it stands, which `zipfile` cannot: it would
-read the directory again in every process and ask for header and data separately. Nothing is ever unpacked to disk.
-What is wrong with an archive or a member is an UnreadableUnit with one of these reasons:
+`zipfile` reads the directory (zip64 included). A member is read by its offset, which `zipfile` cannot do: it would read
+the directory again in every process and request header and data separately. Nothing is ever unpacked to disk.
+A fault of an archive or a member is an UnreadableUnit with one of these reasons:
 
-    missing, io, timeout     the storage has it not, or cannot read it now
+    missing, io, timeout     the storage does not have it, or cannot read it now
     archive                  the archive has no readable directory
-    name, duplicate          a member's name leads out of the archive, or stands there twice
-    encrypted, method        it is encrypted, or compressed in another way than stored or deflate
+    name, duplicate          the name of a member leads out of the archive, or occurs twice
+    encrypted, method        it is encrypted, or neither stored nor compressed by deflate
     bomb                     it is, or would become, larger than any patch
-    truncated, header        data end too early, or what stands there is no member
-    deflate, size, crc       the data cannot be decompressed, or are not those that the directory speaks of
+    truncated, header        the data end too early, or there is no member at the offset
+    deflate, size, crc       the data cannot be decompressed, or do not match the directory
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from pathray.wsi.backends.source import ByteSource, open_source
 STORED, DEFLATED = 0, 8
 METHODS = (STORED, DEFLATED)
 ENCRYPTED = 1  # bit of a member's flags
-SLACK = 512  # bytes read for a member's name and extra field, which take some tens; longer ones cost a second read
+SLACK = 512  # bytes to read for a member's name and extra field, usually some tens; longer ones cost a second read
 _HEADER = struct.Struct("<4sHHHHHIIIHH")
 _SIGNATURE = b"PK\x03\x04"
 
 
 @dataclass(frozen=True)
 class Member:
-    """A line of an archive's directory. `offset` is that of its local header."""
+    """An entry of an archive's directory. `offset` is that of its local header."""
 
     name: str
     offset: int
@@ -52,7 +52,7 @@ class Member:
 
 
 class Fault(NamedTuple):
-    """What is wrong with a member."""
+    """A fault of a member."""
 
     reason: str
     detail: str = ""
@@ -60,8 +60,8 @@ class Fault(NamedTuple):
 
 @dataclass(frozen=True)
 class Directory:
-    """The members of an archive in the order of its directory, folders left out; `end` is where the directory begins,
-    before which all data must lie."""
+    """The members of an archive in the order of its directory, without folders; `end` is where the directory begins:
+    all data must end before it."""
 
     members: tuple[Member, ...]
     end: int
@@ -81,7 +81,7 @@ def read_directory(path: str) -> Directory:
             return Directory(members, archive.start_dir)
     except (zipfile.BadZipFile, struct.error, ValueError, IndexError, NotImplementedError, EOFError) as e:
         raise UnreadableUnit("archive", public(path), str(e)) from None
-    except Exception as e:  # every file system raises its own kinds; a directory at a negative offset is EINVAL
+    except Exception as e:  # every file system has errors of its own; a directory at a negative offset is EINVAL
         reason = "archive" if getattr(e, "errno", None) == errno.EINVAL else "io"
         raise UnreadableUnit(reason, public(path), type(e).__name__) from None
     finally:
@@ -94,7 +94,7 @@ def _member(info: zipfile.ZipInfo) -> Member:
 
 
 def fault_of(member: Member, end: int, limit: int) -> Fault | None:
-    """What a directory alone shows to be wrong with a member. `limit` is what a patch may have in bytes."""
+    """A member's fault as far as the directory shows it. `limit` is the most bytes that a patch may have."""
     if member.flags & ENCRYPTED:
         return Fault("encrypted")
     if member.method not in METHODS:
@@ -104,23 +104,23 @@ def fault_of(member: Member, end: int, limit: int) -> Fault | None:
     if member.method == STORED and member.size != member.compressed:
         return Fault("size", f"{member.size} bytes stored in {member.compressed}")
     if member.offset < 0 or member.offset + _HEADER.size + member.compressed > end:
-        return Fault("truncated", f"data from {member.offset} on reach beyond {end}, where the directory begins")
+        return Fault("truncated", f"data from {member.offset} exceed {end}, where the directory begins")
     return None
 
 
 def member_limit(patch_px: int) -> int:
-    """What the file of a patch of `patch_px`² pixels may have in bytes: more than any picture of that size needs."""
+    """The most bytes that the file of a patch of `patch_px`² pixels may have: more than any such image needs."""
     return 8 * patch_px * patch_px + (1 << 18)
 
 
 def unsafe(name: str) -> bool:
-    """Whether a name would leave the folder that an archive is unpacked into."""
+    """Whether a name would leave the folder that an archive is unpacked to."""
     return bool(re.search(r"[\\\0]|^/|^[A-Za-z]:|(^|/)\.\.(/|$)", name))
 
 
 @dataclass(frozen=True)
 class Content:
-    """A member's bytes, and what to call it in a report."""
+    """A member's bytes, and its name in a report."""
 
     content: bytes | memoryview
     where: str
@@ -129,10 +129,10 @@ class Content:
 def read_member(
     source: ByteSource, path: str, offset: int, compressed: int, size: int, crc: int, limit: int
 ) -> Content:
-    """The `size` bytes of the member whose local header stands at `offset`, by one ranged read.
+    """The `size` bytes of the member whose local header is at `offset`, by one ranged read.
 
-    Raises UnreadableUnit, named by archive and member, when they are not exactly those with this `crc`. Never holds
-    more than about twice `limit` bytes.
+    Raises UnreadableUnit, naming archive and member, unless they match `size` and `crc`. Never holds more than about
+    twice `limit` bytes.
     """
     where = f"{public(path)}@{offset}"
     if max(size, compressed) > limit:
@@ -149,7 +149,7 @@ def read_member(
     if start > _HEADER.size + SLACK:
         body = memoryview(source.read_many([(offset + start, compressed)])[0])
     if len(body) < compressed:
-        raise UnreadableUnit("truncated", where, f"{len(body)} of {compressed} bytes are there")
+        raise UnreadableUnit("truncated", where, f"only {len(body)} of {compressed} bytes")
     if flags & ENCRYPTED:
         raise UnreadableUnit("encrypted", where)
     if method not in METHODS:
@@ -163,7 +163,7 @@ def read_member(
 
 
 def _inflated(body: memoryview, size: int, where: str) -> bytes:
-    """At most one byte more than `size`, whatever the data would become."""
+    """Decompress `body`, to at most one byte more than `size`."""
     decompressor = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
         content = decompressor.decompress(body, size + 1)
@@ -182,8 +182,8 @@ def _shown(name: bytes) -> str:
 
 
 class SourceCache:
-    """The archives used last, open for positioned reads: at most `max_open`. Safe in threads; empty after a fork or a
-    pickle. One that falls out is closed when its last read ends."""
+    """The archives used last, open for positioned reads: at most `max_open`. Thread-safe; empty after a fork or
+    unpickling. An evicted archive is closed when its last read ends."""
 
     def __init__(self, max_open: int = 64) -> None:
         assert max_open > 0, max_open
@@ -194,7 +194,7 @@ class SourceCache:
         self._pid, self._lock, self._open = os.getpid(), threading.Lock(), OrderedDict[str, ByteSource]()
 
     def get(self, path: str) -> ByteSource:
-        """The archive at `path`. Raises what `open_source` raises; opening holds up nobody else."""
+        """The archive at `path`. Raises what `open_source` raises. Opening does not block other threads."""
         if self._pid != os.getpid():
             self._clear()
         with self._lock:

@@ -1,9 +1,9 @@
-"""Makes the archives that ADIOS trains on: a slide, or a folder of images → one zip of square PNG patches.
+"""Cuts the archives that ADIOS trains on: a slide, or a folder of images → one zip of square PNG patches.
 
-`patch_000_448_x0_y896.png` is the first patch, of 448² pixels, its upper left corner at (0, 896) in level-0 pixels of
-its slide or in pixels of its image (before it is resampled). Equal files give equal bytes; an archive is there whole or
-not at all, and its comment says what it was made of, so that a job that was stopped goes on. Not here: which slides
-there are, how they are spread over a cluster (ray_jobs.cut_patches).
+`patch_000_448_x0_y896.png` is the first patch, of 448² pixels, with its upper left corner at (0, 896) in level-0 pixels
+of its slide or in pixels of its image (before resampling). Equal files give equal bytes. Archives are written
+atomically, and the comment of an archive has the fingerprint of its inputs, so that a stopped job can resume. Not here:
+which slides there are, and their distribution over a cluster (ray_jobs.cut_patches).
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from pathray.wsi.spacing import MAX_ENLARGEMENT, choose_level, enlarged_note, le
 from pathray.wsi.tiling import TileSpec, tile_grid, tiles_of, tissue_of
 
 BATCH = 16  # tiles of a slide that are read at once
-EPOCH = (1980, 1, 1, 0, 0, 0)  # of every member: the time of making it would make other bytes
+EPOCH = (1980, 1, 1, 0, 0, 0)  # of every member: the current time would change the bytes
 COMMENT = re.compile(rb"pathray patches ([0-9a-f]{64}) (\d+)\n$")  # fingerprint and count, at an archive's end
 TAIL = 128
-TOLERANCE = 0.05  # how far a spacing may be off to count as the patches' own
-PLACES = ("output", "path", "mask_path", "paths", "max_enlargement")  # no byte of an archive depends on these
+TOLERANCE = 0.05  # a spacing this close to the patches' own counts as equal
+PLACES = ("output", "path", "mask_path", "paths", "max_enlargement")  # the bytes of an archive do not depend on these
 
 Patch = tuple[int, int, npt.NDArray[np.uint8]]  # x, y, [size, size, 3]
 
 
 @dataclass(frozen=True)
 class SlideCut:
-    """A slide to be cut into the archive `output`. The states change when the files do; `mask_path` "" computes one."""
+    """A slide to cut into the archive `output`. The states change when the files do; `mask_path` "" computes a mask."""
 
     name: str
     output: str
@@ -58,8 +58,8 @@ class SlideCut:
 
 @dataclass(frozen=True)
 class ImagesCut:
-    """The images of one folder, to be cut into the archive `output`. `states` change when the files do. Images of `mpp`
-    µm per pixel are resampled to the tiles' spacing first; None: their pixels are taken as they are."""
+    """The images of one folder, to cut into the archive `output`. `states` change when the files do. Images of `mpp` µm
+    per pixel are resampled to the tiles' spacing first; None: they are not resampled."""
 
     name: str
     output: str
@@ -71,7 +71,7 @@ class ImagesCut:
 
 @dataclass(frozen=True)
 class CutOutcome:
-    """A line of the report. `status`: ok, skipped (done before), empty (no tissue) or failed; `refused`: images that
+    """A row of the report. `status`: ok, skipped (done before), empty (no tissue) or failed; `refused`: images that
     were left out."""
 
     status: str
@@ -81,8 +81,8 @@ class CutOutcome:
 
 
 def cut_if_needed(job: SlideCut | ImagesCut, spec: TileSpec) -> CutOutcome:
-    """`cut`, unless the archive is there and was made of just this. The data's faults become its outcome; StorageError
-    for an archive that cannot be written, and assertions, are raised."""
+    """`cut`, unless the archive exists and has the same fingerprint. Faults of the data become the outcome; raises
+    StorageError for an archive that cannot be written, and assertions."""
     try:
         current = _with_states(job)
         done = _done(current, spec)
@@ -93,13 +93,13 @@ def cut_if_needed(job: SlideCut | ImagesCut, spec: TileSpec) -> CutOutcome:
         return CutOutcome("skipped", note, done)
     except (AssertionError, StorageError):
         raise
-    except Exception as e:  # the data's: every decoder raises its own kinds
+    except Exception as e:  # a fault of the data: every decoder has errors of its own
         return CutOutcome("failed", describe(e))
 
 
 def cut(job: SlideCut | ImagesCut, spec: TileSpec) -> CutOutcome:
-    """Write the archive of a job. Raises what its slide's files raise, and StorageError for the archive; of a folder
-    of images, those that will not do are left out and named."""
+    """Write the archive of a job. Raises what reading its slide raises, and StorageError for the archive; unusable
+    images of a folder are left out and named."""
     refused = list[str]()
     patches = _of_slide(job, spec) if isinstance(job, SlideCut) else _of_images(job, spec, refused)
     count = _write(job.output, patches, spec.size_px, _fingerprint(job, spec))
@@ -115,7 +115,7 @@ def cut(job: SlideCut | ImagesCut, spec: TileSpec) -> CutOutcome:
 
 
 def _spacing(job: SlideCut | ImagesCut) -> float | None:
-    """The finest µm per pixel of what is cut, where it is known."""
+    """The finest µm per pixel of the source, if known."""
     return job.mpp0 if isinstance(job, SlideCut) else job.mpp
 
 
@@ -127,7 +127,7 @@ def _with_states(job: SlideCut | ImagesCut) -> SlideCut | ImagesCut:
 
 
 def _fingerprint(job: SlideCut | ImagesCut, spec: TileSpec) -> str:
-    """Of all that an archive's bytes depend on, and not of where its source lies."""
+    """Digest of everything that an archive's bytes depend on, but not of where its source is."""
     facts = {k: v for k, v in asdict(job).items() if k not in PLACES}
     tiles = asdict(spec)
     if isinstance(job, ImagesCut):
@@ -137,10 +137,10 @@ def _fingerprint(job: SlideCut | ImagesCut, spec: TileSpec) -> str:
 
 
 def _done(job: SlideCut | ImagesCut, spec: TileSpec) -> int | None:
-    """How many patches the archive has, when it was made of just this. Reads its last bytes only."""
+    """How many patches the archive has, if its fingerprint is that of the job. Reads its last bytes only."""
     try:
         source = open_source(job.output)
-    except UserError:  # most often it is not there yet
+    except UserError:  # usually it does not exist yet
         return None
     try:
         match = COMMENT.search(source.read_many([(max(0, source.size - TAIL), TAIL)])[0])
@@ -189,8 +189,8 @@ def _of_images(job: ImagesCut, spec: TileSpec, refused: list[str]) -> Iterator[P
 
 
 def _write(output: str, patches: Iterable[Patch], size: int, made_of: str) -> int:
-    """The patches in an archive, published when it is complete; none at all, an earlier one neither, when there are
-    none. How many it has."""
+    """Write an archive of the patches and publish it when complete; returns their number. If there are none, no archive
+    is left, nor an earlier one."""
     folder, _, name = output.rpartition("/")
     count = 0
     with tempfile.TemporaryDirectory(prefix="pathray-") as scratch:

@@ -1,12 +1,11 @@
 """The patch index: one row per patch in a folder of zip archives, made from their directories; no pixel is read.
 
-A patch's name says what it is: `patch_001_448_x100_y200.png` has 448² pixels whose upper left corner lies at (100, 200)
-on its slide; the slide is the archive. Rows stand in the order of the archives' names, then of each archive's
-directory, and depend on nothing else: an index that was interrupted, or grew with its folder, has the same bytes as one
-made at once. Archives and members that will not do are left out, with the reason, in a table beside the index.
+The name of a patch describes it: `patch_001_448_x100_y200.png` has 448² pixels with the upper left corner at (100, 200)
+on its slide; the slide is the archive. Rows are in the order of the archives' names, then of each archive's directory,
+and depend on nothing else: an index that was interrupted, or grew with its folder, has the same bytes as one made at
+once. Unusable archives and members are left out and listed, with the reason, in a quarantine table next to the index.
 
-Not here: how an archive's directory is read (adios.patches.archives); how the index is put together
-(adios.patches.index_writer).
+Not here: reading an archive's directory (adios.patches.archives); writing the index (adios.patches.index_writer).
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from pathray.store.storage import Storage, file_state
 from pathray.urls import is_url, public
 
 SCHEMA_VERSION = 1
-OTHER = "other"  # the reason of a member whose name is no patch's: left out, and nothing is wrong with it
+OTHER = "other"  # reason for a member that is not named as a patch: left out, but not a fault
 NAME = re.compile(r"(?:.*/)?[^./][^/]*_([1-9]\d{0,3})_x(\d{1,9})_y(\d{1,9})\.(?:png|jpe?g)", re.IGNORECASE)
 
 SCHEMA = pa.schema(
@@ -43,25 +42,25 @@ SCHEMA = pa.schema(
         ("method", pa.uint8()),  # 0 stored, 8 deflate
         ("crc", pa.uint32()),
         ("slide", pa.string()),  # the archive's name without .zip, __ for /
-        ("x", pa.int32()),  # upper left corner, as its name says
+        ("x", pa.int32()),  # upper left corner, from its name
         ("y", pa.int32()),
-        ("size", pa.int32()),  # side in pixels, as its name says
+        ("size", pa.int32()),  # side in pixels, from its name
     ]
 )
 QUARANTINE = pa.schema(
     [
         ("archive", pa.string()),
-        ("name", pa.string()),  # "" when the whole archive will not do
+        ("name", pa.string()),  # "" for the whole archive
         ("reason", pa.string()),
         ("detail", pa.string()),
-        ("members", pa.int64()),  # how many it stands for
+        ("members", pa.int64()),  # how many this row counts for
     ]
 )
 
 
 @dataclass(frozen=True)
 class Archive:
-    """An archive by name (below the root) and path; of its members only `wanted`, where a pickled index lists them."""
+    """An archive by name (below the root) and path; `wanted`: the members to use, if a pickled index lists them."""
 
     name: str
     path: str
@@ -70,7 +69,7 @@ class Archive:
 
 @dataclass(frozen=True)
 class Refused:
-    """A line of the quarantine; `name` "" stands for the whole archive."""
+    """A row of the quarantine; `name` "" is the whole archive."""
 
     archive: str
     name: str
@@ -81,7 +80,7 @@ class Refused:
 
 @dataclass(frozen=True)
 class Found:
-    """What one archive holds: a table by SCHEMA (None: as it was when its state was this one) and what it lacks."""
+    """The patches of one archive, a table by SCHEMA (None: unchanged since its last read), and what was left out."""
 
     archive: str
     state: str
@@ -96,7 +95,7 @@ class Found:
 def archives_of(source: str) -> tuple[str, list[Archive]]:
     """The root and the archives, by name, of a folder of zips (at any depth) or of a `dataset_index.pkl`.
 
-    MissingFile for what is not there, UserError for a folder without archives or a pickle that is no index.
+    MissingFile if there is no such folder or pickle; UserError for a folder without archives or an invalid pickle.
     """
     if source.lower().endswith((".pkl", ".pickle")):
         return _of_pickle(source)
@@ -123,14 +122,14 @@ def _of_pickle(source: str) -> tuple[str, list[Archive]]:
 
 
 def located(root: str, name: str) -> str:
-    """Path of an archive by the name that the index has for it."""
+    """Path of an archive from its name in the index."""
     return name if is_url(name) or name.startswith("/") else f"{root.rstrip('/')}/{name}"
 
 
 def index_archive(archive: Archive, known: str | None = None) -> Found:
-    """What `archive` holds, from its directory alone; nothing is read when its state is still the one `known`.
+    """The content of `archive`, from its directory alone; nothing is read if its state is still `known`.
 
-    Whatever is wrong with it becomes a line of the quarantine: only an assertion is raised.
+    Its faults become rows of the quarantine: only assertions are raised.
     """
     try:
         state = _state(archive)
@@ -139,7 +138,7 @@ def index_archive(archive: Archive, known: str | None = None) -> Found:
         directory = read_directory(archive.path)
     except AssertionError:
         raise
-    except Exception as e:  # the storage's own kinds
+    except Exception as e:  # storage has errors of its own
         error = e if isinstance(e, UnreadableUnit) else UnreadableUnit("io", archive.path, type(e).__name__)
         reason = "missing" if isinstance(e, MissingFile) else error.reason
         return Found(archive.name, "", SCHEMA.empty_table(), (Refused(archive.name, "", reason, error.detail),))
@@ -176,7 +175,7 @@ def _sorted_out(archive: Archive, members: Sequence[Member], end: int) -> tuple[
         else:
             refused.append(Refused(archive.name, member.name, *found))
     for name in sorted((wanted or set()) - set(last)):
-        refused.append(Refused(archive.name, name, "absent", "listed, and not in the archive"))
+        refused.append(Refused(archive.name, name, "absent", "listed, but not in the archive"))
     if others:
         refused.append(Refused(archive.name, others[0], OTHER, "not named as a patch", len(others)))
     return patches, refused
@@ -216,7 +215,7 @@ def _table(archive: str, patches: Sequence[_Patch]) -> pa.Table:
 
 @dataclass(frozen=True)
 class PatchIndex:
-    """An index on storage, opened to be read in parts. `root` is where its archives were when it was made."""
+    """An index on storage, opened to read in parts. `root` is where its archives were when it was made."""
 
     path: str
     root: str
@@ -224,7 +223,7 @@ class PatchIndex:
 
     @classmethod
     def open(cls, path: str) -> PatchIndex:
-        """MissingFile when it is not there; UserError when it is no patch index or of a newer version."""
+        """The index at `path`. MissingFile if there is none; UserError for another file or a newer version."""
         file = _opened(path)
         version = file.meta.get("schema_version", "0")
         if version.isdecimal() and int(version) > SCHEMA_VERSION:
@@ -251,5 +250,5 @@ def _opened(path: str, dictionaries: Sequence[str] = ()) -> SealedFile:
             name, lambda local: SealedFile(str(local), public(path), "patch index", dictionaries)
         )
     except MissingFile as e:
-        expected = "the parquet file that ray_jobs.index_patches wrote"
+        expected = "the parquet file that ray_jobs.index_patches writes"
         raise MissingFile("no patch index here", file=public(path), expected=expected) from e

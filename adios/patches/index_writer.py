@@ -1,8 +1,8 @@
-"""Puts a patch index together: archives through any ordered map, kept in parts as they come, merged in order.
+"""Writes a patch index: archives through any ordered map, stored in parts as they come, merged in order.
 
-Parts lie beside the index (`INDEX_parts/`): each holds some archives with the state their files had, and is there whole
-or not at all. A job that was killed goes on from them, and a folder that grew is only read where it is new. What could
-not be read is tried again. Not here: what is in an archive (adios.patches.index); the work's spread over a cluster.
+Parts are next to the index (`INDEX_parts/`): each holds some archives with the state of their files, and is written
+atomically. A killed job resumes from them, and in a folder that grew only new archives are read. Unreadable archives
+are tried again. Not here: what is in an archive (adios.patches.index); the distribution over a cluster.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pathray.urls import public
 
 log = logging.getLogger(__name__)
 
-PART_ROWS, PART_ARCHIVES = 1 << 17, 1024  # after so many a part is written: what a kill may lose
+PART_ROWS, PART_ARCHIVES = 1 << 17, 1024  # size of a part: what a kill may lose
 ROW_GROUP = 1 << 18
 OPEN_PARTS, SHOWN = 16, 10
 
@@ -38,7 +38,7 @@ Job = tuple[Archive, str | None]
 
 @dataclass
 class Summary:
-    """What an index was made of. `kept`: archives that were as before; `reasons`: members left out, by reason."""
+    """Counts of an index. `kept`: unchanged archives; `reasons`: members left out, by reason."""
 
     archives: int = 0
     kept: int = 0
@@ -48,7 +48,7 @@ class Summary:
 
     def __str__(self) -> str:
         out = ", ".join(f"{count} {reason}" for reason, count in sorted(self.reasons.items()))
-        known = f" ({self.kept} as before)" if self.kept else ""
+        known = f" ({self.kept} unchanged)" if self.kept else ""
         return f"{self.patches} patches in {self.archives} archives{known}; left out: {out or 'nothing'}"
 
 
@@ -65,11 +65,11 @@ def index_patches(
     map: OrderedMap = map,
     tick: Callable[[], None] = lambda: None,
 ) -> Summary:
-    """Index `archives` (sorted by name) into the parquet file `output`, with the quarantine beside it.
+    """Index `archives` (sorted by name) into the parquet file `output`, with the quarantine next to it.
 
-    `map` is any ordered map; the function and the items given to it are picklable, `tick` is called for every archive.
-    UserError, and no index, when more than `max_corrupt_fraction` of the archives or of their members will not do, or
-    when there is no patch at all; the quarantine is written all the same.
+    `map` is any ordered map; the function and the items passed to it are picklable, `tick` is called for every archive.
+    UserError, and no index, if more than `max_corrupt_fraction` of the archives or of their members are unusable, or if
+    there is no patch at all; the quarantine is written in any case.
     """
     parts = _Parts(f"{output.removesuffix('.parquet')}_parts")
     summary, refused = Summary(len(archives)), list[Refused]()
@@ -104,7 +104,7 @@ def index_one(job: Job) -> Found:
 
 
 def lost(job: Job, error: Exception) -> Found:
-    """What is known of an archive on which the indexing process itself died."""
+    """The outcome of an archive on which the indexing process died."""
     line = Refused(job[0].name, "", "died", f"reading it {error}")
     return Found(job[0].name, "", SCHEMA.empty_table(), (line,))
 
@@ -132,7 +132,7 @@ def _check(summary: Summary, refused: Sequence[Refused], root: str, output: str,
 
 
 def _write(parts: _Parts, names: Sequence[str], output: str, root: str) -> None:
-    """The rows of `names` in their order, in groups of ROW_GROUP whatever parts they came from: equal rows, equal
+    """The rows of `names` in their order, in groups of ROW_GROUP independent of their parts: equal rows give equal
     bytes."""
     folder, _, name = output.rpartition("/")
     store = Storage.of(folder or ".")
@@ -168,7 +168,7 @@ def _write_quarantine(path: str, refused: Sequence[Refused]) -> None:
 
 @dataclass(frozen=True)
 class _Kept:
-    """An archive in a part: its row group there (−1: no patches), its state when it was read."""
+    """An archive in a part: its row group (−1: no patches), and its state when it was read."""
 
     part: str
     group: int
@@ -178,7 +178,7 @@ class _Kept:
 
 
 class _Parts:
-    """The parts of an index. One writer; of an archive that stands in several, the newest counts."""
+    """The parts of an index. One writer; if an archive is in several parts, the newest counts."""
 
     def __init__(self, folder: str) -> None:
         self.store = Storage.of(folder)
@@ -210,7 +210,7 @@ class _Parts:
         return self._part(kept.part).read_group(kept.group)
 
     def add(self, found: Found) -> None:
-        """Keep what was found; what could not be read is forgotten, so that it is tried again."""
+        """Store what was found, except what could not be read, so that it is tried again."""
         self.kept.pop(found.archive, None)
         if found.corrupt:
             return
@@ -241,7 +241,7 @@ class _Parts:
         self._register(name)
 
     def forget_others(self, archives: Iterable[str]) -> None:
-        """Remove parts that hold none of `archives` any more."""
+        """Remove parts that no longer hold any of `archives`."""
         used = {self.kept[name].part for name in archives if name in self.kept}
         for name in set(self.names) - used:
             self.store.remove(name)

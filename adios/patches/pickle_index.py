@@ -1,9 +1,9 @@
-"""`dataset_index.pkl`, read without trusting it: `[(zip_path, [names])]` and nothing else.
+"""Reads `dataset_index.pkl` safely: `[(zip_path, [names])]` and nothing else.
 
-A pickle is a program. Here only the instructions that build lists, tuples, strings and whole numbers exist; whatever
-else stands in the file (a class, a call) is refused by name before it can do anything. The interpreter of the standard
-library written in Python is used for that, with a table of instructions of our own: the one in C always has all of
-them, and allocates what a number in the file tells it to.
+A pickle is a program. Only the instructions that build lists, tuples, strings and whole numbers are allowed; anything
+else in the file (a class, a call) is refused by name before it runs. This uses the Python interpreter of the standard
+library with a restricted table of instructions: the C interpreter always has all of them, and allocates as much memory
+as a number in the file says.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ Entry = tuple[str, list[str]]
 def read_pickle_index(path: str) -> list[Entry]:
     """The entries (zip_path, [member names]) of a `dataset_index.pkl`, in its order. `path` may be a URL.
 
-    MissingFile when it is not there; UserError, naming what was asked for, when it holds anything but lists, tuples,
-    strings and numbers; UserError, naming the entry, when these are put together in another way.
+    MissingFile if there is none; UserError, naming the object, if it holds anything but lists, tuples, strings and
+    numbers; UserError, naming the entry, if their structure is another one.
     """
     source = open_source(path)
     try:
@@ -44,8 +44,8 @@ def read_pickle_index(path: str) -> list[Entry]:
     try:
         found = _Restricted(io.BytesIO(data)).load()
     except _Refused as e:
-        raise UserError("this index asks for more than data", file=public(path), found=str(e), expected=EXPECTED) from e
-    except Exception as e:  # a damaged pickle fails in any way
+        raise UserError("unsafe pickle refused", file=public(path), found=str(e), expected=EXPECTED) from e
+    except Exception as e:  # a damaged pickle can raise anything
         message = "not a pickled index"
         found = f"{type(e).__name__}: {e}"
         raise UserError(message, file=public(path), found=found, expected=EXPECTED) from e
@@ -53,10 +53,10 @@ def read_pickle_index(path: str) -> list[Entry]:
 
 
 class _Refused(Exception):
-    """An instruction that may not be carried out; its text names what was asked for."""
+    """A forbidden instruction; its text names the object or instruction."""
 
 
-_Interpreter: Any = pickle._Unpickler  # type: ignore[attr-defined]  # the one in Python, which has no types
+_Interpreter: Any = pickle._Unpickler  # type: ignore[attr-defined]  # the Python one, which has no types
 
 
 class _Restricted(_Interpreter):  # type: ignore[misc]
@@ -70,7 +70,7 @@ class _Restricted(_Interpreter):  # type: ignore[misc]
         raise _Refused(".".join(self.readline()[:-1].decode("utf-8", "backslashreplace") for _ in range(2)))
 
     def refuse_stack(self) -> None:
-        """STACK_GLOBAL: module and name were put on the stack."""
+        """STACK_GLOBAL: module and name are on the stack."""
         raise _Refused(".".join(str(part) for part in self.stack[-2:]))
 
     def find_class(self, module: str, name: str) -> Any:
@@ -85,7 +85,7 @@ def _refusal(name: str) -> Callable[[Any], None]:
 
 
 def _table() -> dict[int, Callable[[Any], None]]:
-    """Instruction → what it does: those of the standard library that are allowed, a refusal for all others."""
+    """Instruction → its handler: the standard library's if allowed, a refusal for all others."""
     table = {}
     for op in pickletools.opcodes:
         code = ord(op.code)
@@ -103,7 +103,7 @@ _Restricted.dispatch = _table()
 
 def _entries(found: Any, path: str) -> list[Entry]:
     if not isinstance(found, list | tuple):
-        raise UserError("the index is no list", file=path, found=type(found).__name__, expected=EXPECTED)
+        raise UserError("the index is not a list", file=path, found=type(found).__name__, expected=EXPECTED)
     entries = []
     for number, entry in enumerate(found):
         if not (isinstance(entry, list | tuple) and len(entry) == 2 and isinstance(entry[0], str)):
@@ -119,7 +119,7 @@ def _entries(found: Any, path: str) -> list[Entry]:
 
 
 def _shown(value: Any) -> str:
-    """What is wrong, short, however deep it is nested."""
+    """A short description of an invalid value, however deep it is nested."""
     if isinstance(value, list | tuple):
         return f"{type(value).__name__} of {len(value)}"
     return f"{type(value).__name__} {value!r}"[:100]

@@ -1,4 +1,4 @@
-"""Where contexts stand on one slide: a regular grid, kept where the context holds enough tissue. Vectorised, no Ray.
+"""Finds the anchors of a slide: a regular grid, kept where the context holds enough tissue. Vectorised, no Ray.
 
 An anchor is the centre of a context in level-0 pixels. Not here: files (ijepath.indexing.catalog); the targets inside
 a context, which are drawn while training (ijepath.geometry).
@@ -25,7 +25,7 @@ from pathray.wsi.reader import SlideReader, open_mask, open_slide
 from pathray.wsi.spacing import MAX_ENLARGEMENT, choose_level, enlarged_note, too_coarse
 from pathray.wsi.tissue import Mask, tissue_mask
 
-CELLS_PER_STRIDE = 32  # resolution of the tissue map: its cells are at most this part of the anchors' distance
+CELLS_PER_STRIDE = 32  # the tissue map has at least this many cells per stride
 STRIP_BYTES = 32 << 20  # of mask pixels decoded at a time
 
 Floats = npt.NDArray[np.float64]
@@ -34,8 +34,8 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class SlideAnchors:
-    """The anchors of one slide in raster order, or the reason why it has none. `detail` says more of the reason, or
-    that the slide is enlarged a little.
+    """The anchors of one slide in raster order, or the reason why it has none. `detail` explains the reason, or notes
+    that the slide is slightly enlarged.
 
     `reason` is "" or one of slide_status_not_ok, missing_mask_path, invalid_profile_geometry, no_valid_anchors,
     too_coarse, error.
@@ -52,7 +52,7 @@ class SlideAnchors:
 
     @property
     def status(self) -> str:
-        """ok, skipped (nothing wrong with the slide, it only gives no anchors) or failed."""
+        """ok, skipped (the slide is fine but has no anchors) or failed."""
         if not self.reason:
             return "ok"
         return "failed" if self.reason in ("error", "missing_mask_path", "too_coarse") else "skipped"
@@ -73,10 +73,10 @@ def anchors_of(
 
 
 def slide_anchors(slide: Mapping[str, Any], profile: Profile, max_enlargement: float = MAX_ENLARGEMENT) -> SlideAnchors:
-    """The anchors of one slide. What is wrong with the slide becomes `reason` and `detail`: nothing is raised.
+    """The anchors of one slide. Any fault of the slide becomes `reason` and `detail`; nothing is raised.
 
     A slide whose finest level would have to be enlarged more than `max_enlargement` times, for contexts or targets,
-    gives no anchors: its pixels would show detail that it does not hold.
+    has no anchors: it lacks the detail of that spacing.
     """
     row = dict(slide)
     if row["status"] != "ok":
@@ -91,7 +91,7 @@ def slide_anchors(slide: Mapping[str, Any], profile: Profile, max_enlargement: f
     except MissingFile as error:
         reason = "missing_mask_path" if error.where["file"] == public(row["mask_path"]) else "error"
         return SlideAnchors(row, reason, describe(error))
-    except Exception as error:  # a slide is data: one that cannot be read must not end the catalog
+    except Exception as error:  # an unreadable slide must not end the job
         return SlideAnchors(row, "error", describe(error))
 
 
@@ -106,7 +106,7 @@ def _anchors(row: dict[str, Any], profile: Profile) -> SlideAnchors:
     fraction = tissue.mean(left, top, size)
     ys, xs = np.nonzero(fraction >= profile.min_tissue_fraction)  # raster order
     if xs.size == 0:
-        best = f"{fraction.max():.3f} of the best context is tissue, {profile.min_tissue_fraction} is asked for"
+        best = f"{fraction.max():.3f} of the best context is tissue, {profile.min_tissue_fraction} is required"
         return SlideAnchors(row, "no_valid_anchors", best)
     spacings, tolerance = row["wsi_spacings_mpp"], profile.spacing_tolerance
     context = choose_level(spacings, profile.context_effective_mpp, tolerance)
@@ -118,16 +118,16 @@ def _anchors(row: dict[str, Any], profile: Profile) -> SlideAnchors:
 
 
 def grid(length: int, size: int, stride: int) -> Ints:
-    """Edges 0, stride, 2·stride … of all windows of `size` that lie inside `length`, one that just fits included."""
+    """First pixels 0, stride, 2·stride … of all windows of `size` inside `length`, including one that just fits."""
     return np.arange(0, length - size + 1, stride, dtype=np.int64)
 
 
 @dataclass(frozen=True)
 class TissueMap:
-    """Tissue as an integral image over cells with their true edges, so that a window's share is exact area arithmetic.
+    """Tissue as an integral image over cells with exact edges, so that the share of a window is exact.
 
-    `integral[j, i]` is the tissue area (level-0 pixels²) left of `edges_x[i]` and above `edges_y[j]`; within a cell the
-    tissue counts as spread evenly.
+    `integral[j, i]` is the tissue area (level-0 pixels²) left of `edges_x[i]` and above `edges_y[j]`; tissue counts as
+    uniform within a cell.
     """
 
     edges_x: Floats  # [w + 1], level-0 pixels, rising from 0
@@ -182,10 +182,10 @@ def _computed(path: str, backend: str, mpp0: float) -> Mask:
 
 
 def mask_map(reader: SlideReader, width: int, height: int, stride: int) -> TissueMap:
-    """Tissue of a mask over a slide of `width` x `height`, from the coarsest level that still serves the stride.
+    """Tissue of a mask over a slide of `width` x `height`, from the coarsest level that is fine enough.
 
-    A level serves when one of its pixels is at most stride / CELLS_PER_STRIDE wide. Finer levels are read by strips and
-    reduced by area to cells of that size, so a single-level mask at full resolution never stands in memory.
+    A level is fine enough if its pixels are at most stride / CELLS_PER_STRIDE wide. Finer levels are read in strips and
+    reduced by area to cells of that size, so a single-level mask at full resolution is never whole in memory.
     """
     scales = [width / w for w, _ in reader.level_shapes]
     serving = [level for level, scale in enumerate(scales) if scale <= stride / CELLS_PER_STRIDE]
@@ -207,7 +207,7 @@ def reduced(
 ) -> Floats:
     """Share of pixels > 0 in every `factor` x `factor` cell; the last row and column of cells may be narrower.
 
-    `read(y, h)` gives the full-width strip [h, width] at row y.
+    `read(y, h)` returns the full-width strip [h, width] at row y.
     """
     rows = max(1, strip_bytes // (width * factor)) * factor
     strips = []

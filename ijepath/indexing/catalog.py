@@ -1,4 +1,4 @@
-"""The anchor catalog as its readers see it: columns, strata, opening, staleness. A JSON manifest and parquet shards.
+"""Reads the anchor catalog, a JSON manifest and parquet shards: columns, strata, opening, staleness.
 
 Not here: writing it (ijepath.indexing.catalog_writer), and how training reads it (ijepath.plan).
 """
@@ -59,9 +59,9 @@ SCHEMA = pa.schema(
 
 
 def stratum_key(key: str, metadata_columns: Sequence[str]) -> str:
-    """The metadata column that strata come from, or "" when there is none (one stratum, "unknown").
+    """The metadata column that strata come from, or "" if there is none (one stratum, "unknown").
 
-    Only the default key may be absent: a manifest without `organ` is a cohort of one stratum. UserError for another.
+    Only the default key may be absent: a manifest without `organ` is a cohort of one stratum. Others: UserError.
     """
     if key in metadata_columns:
         return key
@@ -72,7 +72,7 @@ def stratum_key(key: str, metadata_columns: Sequence[str]) -> str:
 
 
 def stratum_of(slide: Mapping[str, Any], key: str) -> str:
-    """The stratum of a slide: its metadata value, "unknown" where it has none."""
+    """The stratum of a slide: its metadata value, or "unknown"."""
     return str(slide.get(key) or UNKNOWN) if key else UNKNOWN
 
 
@@ -86,7 +86,7 @@ class Catalog:
 
     @classmethod
     def open(cls, path: str, *, verify: bool = False) -> Catalog:
-        """MissingFile when there is none or a shard is missing; UserError for a newer version or a shard that differs.
+        """MissingFile if the catalog or a shard is missing; UserError for a newer version or an altered shard.
 
         `verify` reads every shard and compares digests.
         """
@@ -120,7 +120,7 @@ class Catalog:
             yield from file.iter_batches(batch_size, columns=list(columns) if columns else None)
 
     def _sound(self, local: Path, shard: Mapping[str, Any]) -> pq.ParquetFile:
-        """A shard that is as it was written."""
+        """Open a shard. UserError if its digest changed."""
         if (found := digest_of(local)) != shard["sha256"]:
             file, expected = resolve(shard["path"], folder_of(self.path)), shard["sha256"]
             raise UserError("a shard of the anchor catalog was altered", file=file, found=found, expected=expected)
@@ -140,7 +140,7 @@ def _parse(data: bytes, path: str) -> dict[str, Any]:
 
 
 def stale_because(path: str, profile: Profile, slide_index: str, sampling_stratum_key: str = STRATUM_KEY) -> str:
-    """Why the catalog at `path` has to be built (again) for this profile and slide index; "" when it is current."""
+    """Why the catalog at `path` must be built (again) for this profile and slide index; "" if it is current."""
     try:
         catalog = Catalog.open(path)
     except MissingFile as error:
@@ -160,12 +160,12 @@ def stale_because(path: str, profile: Profile, slide_index: str, sampling_stratu
 
 
 def is_current(path: str, profile: Profile, slide_index: str, sampling_stratum_key: str = STRATUM_KEY) -> bool:
-    """Whether the catalog at `path` is the one that a build from these inputs would write."""
+    """Whether a build from these inputs would write the catalog at `path`."""
     return not stale_because(path, profile, slide_index, sampling_stratum_key)
 
 
 def file_sha256(path: str) -> str:
-    """MissingFile when it is not there."""
+    """Digest of a file. MissingFile if there is none."""
     store, name = Storage.of(folder_of(path)), os.path.basename(path)
     if not store.exists(name):
         raise MissingFile("no slide index here", file=path)

@@ -1,7 +1,7 @@
-"""Writes the anchor catalog: slide after slide into zstd parquet shards, the JSON manifest last. Memory: one shard.
+"""Writes the anchor catalog: slide by slide into zstd parquet shards, the JSON manifest last. Memory: one shard.
 
-Rows are ordered by slide (index order) then raster; equal inputs give equal names and bytes. Shards are named by their
-content, so that an older catalog stays whole until the manifest of the new one takes its place.
+Rows are ordered by slide (index order), then raster; equal inputs give equal names and bytes. Shards are named by their
+content, so that an older catalog stays whole until the new manifest replaces its own.
 
 Not here: which anchors there are (ijepath.indexing.anchors) and reading (ijepath.indexing.catalog).
 """
@@ -61,8 +61,8 @@ def write_catalog(
 ) -> dict[str, Any]:
     """Write the catalog of `results` (in slide order) to the manifest path `output`, and return the manifest.
 
-    Raises UserError for a stratum key that the index lacks, or when no slide gave an anchor; an older catalog then
-    stays as it was.
+    Raises UserError for a stratum key that the index lacks, or if no slide has an anchor; an older catalog then does
+    not change.
     """
     writer = CatalogWriter(output, profile, stratum_key(sampling_stratum_key, metadata_columns), rows_per_shard)
     reasons: Counter[str] = Counter()
@@ -73,11 +73,11 @@ def write_catalog(
         example = example or (f" ({anchors.slide['slide_id']}: {anchors.detail})" if anchors.detail else "")
     if not reasons[""]:
         raise UserError(
-            f"no slide gave an anchor{example}",
+            f"no slide has an anchor{example}",
             file=slide_index,
             key=f"profile {profile.name}",
             found=", ".join(f"{n} x {reason}" for reason, n in sorted(reasons.items())) or "no slides",
-            expected="at least one anchor: lower min_tissue_fraction or context_fov_um, or mend the masks",
+            expected="at least one anchor: lower min_tissue_fraction or context_fov_um, or fix the masks",
         )
     origin = {
         "slide_index_path": _relative(slide_index, folder_of(output)),
@@ -89,7 +89,7 @@ def write_catalog(
 
 
 def report_line(anchors: SlideAnchors) -> dict[str, Any]:
-    """One slide's line of the report."""
+    """The report's row for one slide."""
     values = anchors.slide["slide_id"], anchors.status, anchors.reason, len(anchors), anchors.detail
     return dict(zip(REPORT_COLUMNS, values, strict=True))
 
@@ -104,7 +104,7 @@ def _relative(path: str, folder: str) -> str:
 class CatalogWriter:
     """Collects anchors slide by slide, writes a shard whenever one is full, and the manifest last.
 
-    `output` is the path of the manifest JSON; shards go to `anchors/` beside it. Memory: one shard, compressed, and one
+    `output` is the path of the manifest JSON; shards go to `anchors/` next to it. Memory: one compressed shard and one
     row group.
     """
 
@@ -126,7 +126,7 @@ class CatalogWriter:
         self._parquet: pq.ParquetWriter | None = None
 
     def add(self, anchors: SlideAnchors) -> None:
-        """The next slide, in index order."""
+        """Add the next slide, in index order."""
         if not len(anchors):
             return
         slide = anchors.slide
@@ -194,18 +194,18 @@ class CatalogWriter:
         self._counts, self._rows, self._buffer = Counter(), 0, io.BytesIO()
 
     def _clear(self) -> None:
-        """Remove the shards that no manifest names; where that fails, the catalog is good all the same."""
+        """Remove the shards that no manifest names. The catalog is valid even if this fails."""
         try:
             named = self._named()
             for name in self._store.list(SHARD_FOLDER):
                 path = f"{SHARD_FOLDER}/{name}"
                 if name.startswith("part-") and name.endswith(".parquet") and path not in named:
                     self._store.remove(path)
-        except UserError as e:  # also storage that refuses
-            log.warning("shards of an older catalog are not removed: %s", e)
+        except UserError as e:  # includes StorageError
+            log.warning("could not remove shards of an older catalog: %s", e)
 
     def _named(self) -> set[str]:
-        """Shards of this catalog, and of those of other profiles whose manifests stand beside its own."""
+        """Shards of this catalog, and of catalogs of other profiles whose manifests are in the same folder."""
         named = {shard["path"] for shard in self.shards}
         for name in self._store.list():
             if name.endswith(".json") and name != self._name:
@@ -214,8 +214,8 @@ class CatalogWriter:
 
 
 def _shards_in(content: bytes, where: str) -> list[str]:
-    """The shards that a JSON file names: none for a file of somebody else's. UserError for one that is damaged: whose
-    shards it names is not known, so none may be removed."""
+    """The shards that a JSON file names; none if it is no catalog manifest. UserError for a damaged file: it might name
+    any shard, so none may be removed."""
     try:
         other = json.loads(content)
     except (ValueError, RecursionError) as e:
@@ -225,7 +225,7 @@ def _shards_in(content: bytes, where: str) -> list[str]:
 
 
 def _table(pieces: Sequence[Piece], profile: Profile, key: str) -> pa.Table:
-    """The catalog's rows of some pieces: facts of a slide repeated, facts of an anchor joined."""
+    """The catalog's rows of some pieces: a slide's columns repeated, an anchor's columns concatenated."""
     counts = np.array([stop - start for _, start, stop in pieces])
     which = np.repeat(np.arange(len(pieces)), counts)
 

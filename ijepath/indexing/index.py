@@ -1,7 +1,7 @@
-"""The slide index: what is known of each slide before a pixel is used. One row per slide, failed ones too.
+"""The slide index: sizes, spacings and file states, one row per slide, failed ones too.
 
-`index_slide` is pure and works on one slide; `index_slides` runs it over a manifest through any ordered map. Nothing
-here knows Ray. Not here: the manifest (ijepath.indexing.manifest) and tissue (ijepath.indexing.anchors).
+`index_slide` works on one slide; `index_slides` runs it over a manifest through any ordered map. Not here: Ray, the
+manifest (ijepath.indexing.manifest) and tissue (ijepath.indexing.anchors).
 """
 
 from __future__ import annotations
@@ -73,10 +73,10 @@ def index_slides(
     backend: str = "auto",
     map: OrderedMap = map,
 ) -> Iterator[Row]:
-    """One index row per manifest row, in manifest order, as they become known.
+    """One index row per manifest row, in manifest order, as soon as each is ready.
 
-    `map` is any ordered map (the builtin, a pool's `imap`, Ray's); the function given to it is picklable. `previous`
-    are rows of an older index: ok ones whose files and `mpp` did not change are kept without opening the slide.
+    `map` is any ordered map (the builtin, a pool's `imap`, Ray's); the function passed to it is picklable. `previous`
+    are rows of an older index: ok ones whose files and `mpp` did not change are reused without opening the slide.
     """
     known = {row["slide_id"]: dict(row) for row in previous if row["status"] == "ok"}
     jobs = [(row, known.get(row.slide_id)) for row in manifest]
@@ -89,7 +89,7 @@ def _index_job(job: tuple[ManifestRow, Row | None], *, backend: str) -> Row:
 
 
 def index_slide(row: ManifestRow, *, previous: Row | None = None, backend: str = "auto") -> Row:
-    """What is known of one slide. Whatever is wrong with it becomes status "failed" and `error`: nothing is raised."""
+    """The index row of one slide. Any fault of the slide becomes status "failed" and `error`; nothing is raised."""
     out = _blank(row)
     try:
         if row.error:
@@ -101,12 +101,12 @@ def index_slide(row: ManifestRow, *, previous: Row | None = None, backend: str =
         return out | _wsi_columns(row, backend) | {"status": "ok", "error": ""}
     except AssertionError:
         raise
-    except Exception as error:  # a slide is data: whatever its decoder raises is that slide's failure
+    except Exception as error:  # whatever a decoder raises is a failure of this slide, not of the job
         return out | {"status": "failed", "error": describe(error)}
 
 
 def failed_row(row: ManifestRow, error: str) -> Row:
-    """The index row of a slide that nothing is known of but what went wrong."""
+    """The index row of a slide of which only the error is known."""
     return _blank(row) | {"status": "failed", "error": error}
 
 
@@ -146,7 +146,7 @@ def _wsi_columns(row: ManifestRow, backend: str) -> Row:
 
 
 def _spacing(row: ManifestRow, reader: SlideReader) -> tuple[float, str, str]:
-    """µm per pixel of level 0, its source, and which other source contradicts it."""
+    """µm per pixel of level 0, its source, and a note if another source contradicts it."""
     if row.mpp is not None:
         return row.mpp, "manifest", _contradiction(row.mpp, reader)
     if reader.mpp is None or reader.mpp_source is None:
@@ -175,7 +175,7 @@ def _mask_columns(row: ManifestRow, width: int, height: int, mpp0: float) -> Row
     scale_x, scale_y = width / mask_width, height / mask_height
     if abs(scale_x / scale_y - 1) > ASPECT_TOLERANCE + 1 / min(mask_width, mask_height):
         raise UserError(
-            f"the mask has another aspect than its slide (tolerance {ASPECT_TOLERANCE:.0%} and one mask pixel)",
+            f"mask and slide differ in aspect ratio (tolerance {ASPECT_TOLERANCE:.0%} and one mask pixel)",
             file=public(row.mask_path),
             row=row.number,
             key="mask_path",
@@ -194,7 +194,7 @@ def _mask_columns(row: ManifestRow, width: int, height: int, mpp0: float) -> Row
 
 
 def _probe(reader: SlideReader) -> None:
-    """Decode the last pixel of every level: a file that was cut short, or cannot be decoded, fails here."""
+    """Decode the last pixel of every level: a truncated or undecodable file fails here."""
     for level, (width, height) in enumerate(reader.level_shapes):
         reader.read_level(level, width - 1, height - 1, 1, 1)
 
@@ -212,9 +212,9 @@ class SlideIndex:
 
 
 def as_begun(index: SlideIndex, begun: Iterable[Row]) -> SlideIndex:
-    """`index` for a run that was begun with the rows `begun`: which slides are part of it is settled.
+    """`index` for a resumed run that started with the rows `begun`: the set of its slides is fixed.
 
-    A slide that failed then, or fails now, keeps what was known of it then; its paths and metadata are those of now.
+    A slide that failed then, or fails now, keeps its values of then; its paths and metadata are the current ones.
     """
     before = dict(_each(begun))
     rows = []
@@ -226,7 +226,7 @@ def as_begun(index: SlideIndex, begun: Iterable[Row]) -> SlideIndex:
 
 
 def _each(rows: Iterable[Row]) -> Iterator[tuple[tuple[str, int], Row]]:
-    """Rows by slide_id, told apart where one stands in the manifest twice."""
+    """Rows by (slide_id, occurrence): a manifest may repeat an id."""
     seen: Counter[str] = Counter()
     for row in rows:
         seen[row["slide_id"]] += 1
@@ -234,25 +234,25 @@ def _each(rows: Iterable[Row]) -> Iterator[tuple[tuple[str, int], Row]]:
 
 
 def write_index(path: str, index: SlideIndex) -> None:
-    """Publish the index as one parquet file, whole or not at all. Equal rows give equal bytes."""
+    """Publish the index as one parquet file, atomically. Equal rows give equal bytes."""
     layout = schema(index.metadata_columns).with_metadata({"schema_version": str(SCHEMA_VERSION)})
     rows = [{name: row.get(name) for name in layout.names} for row in index.rows]
     write_atomic(path, to_bytes(pa.Table.from_pylist(rows, schema=layout)))
 
 
 def read_index(path: str) -> SlideIndex:
-    """MissingFile when it is not there; UserError when it is no slide index or of a newer version."""
+    """The index at `path`. MissingFile if there is none; UserError for another file or a newer version."""
     store, name = Storage.of(folder_of(path)), os.path.basename(path)
     if not store.exists(name):
         raise MissingFile(
-            "no slide index here", file=path, expected="the parquet file that ray_jobs.index_slides wrote"
+            "no slide index here", file=path, expected="the parquet file that ray_jobs.index_slides writes"
         )
     table = of_bytes(store.read_bytes(name), path, "slide index")
     version = int((table.schema.metadata or {}).get(b"schema_version", 0))
     if version > SCHEMA_VERSION:
         message = "the slide index was written by a newer version"
         raise UserError(message, file=path, key="schema_version", found=version, expected=SCHEMA_VERSION)
-    if "spacing_note" not in table.column_names:  # an index of before that column
+    if "spacing_note" not in table.column_names:  # an index from before that column
         table = table.add_column(
             min(len(COLUMNS) - 1, table.num_columns), "spacing_note", pa.nulls(table.num_rows, pa.string())
         )
@@ -264,7 +264,7 @@ def read_index(path: str) -> SlideIndex:
 def is_current(path: str, manifest: Manifest) -> bool:
     """Whether indexing `manifest` again would give the index at `path`: same slides and metadata, all ok, same files.
 
-    No slide is opened; the state of remote files, which takes a request each, is not asked for.
+    No slide is opened; remote files, which take a request each, are not checked.
     """
     try:
         index = read_index(path)

@@ -1,7 +1,7 @@
 """Reads the slide manifest: a CSV `slide_id,wsi_path,mask_path` plus free metadata columns. Opens no slide.
 
-What makes the whole file unusable (a missing column, no rows) is a UserError; what spoils one row (a duplicate id, a
-bad `mpp`) is kept in that row's `error`, so that it becomes one failed line of the report and not the end of the job.
+A fault of the whole file (a missing column, no rows) is a UserError. A fault of one row (a duplicate id, an invalid
+`mpp`) is stored in that row's `error`, so that it fails one line of the report and not the whole job.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ REQUIRED = ("slide_id", "wsi_path", "mask_path")
 
 @dataclass(frozen=True)
 class ManifestRow:
-    """One slide. Paths are absolute or URLs; `mask_path` "" means that a tissue mask is to be computed."""
+    """One slide. Paths are absolute or URLs; for `mask_path` "" a tissue mask is computed."""
 
     number: int  # line of the file, the header being line 1
     slide_id: str
@@ -50,7 +50,7 @@ def read_manifest(path: str, *, reserved: Sequence[str] = ()) -> Manifest:
 
     Relative paths are resolved against the manifest's own folder; the file itself may be a URL. `reserved` are names
     that a metadata column must not have. Raises MissingFile, and UserError for a missing or repeated column, a reserved
-    name, a URL that holds a secret, or no rows.
+    name, a URL that contains a secret, or no rows.
     """
     path = os.fspath(path)
     numbered = records(path, read_user_text(path, "slide manifest"), ",")
@@ -73,7 +73,7 @@ def read_manifest(path: str, *, reserved: Sequence[str] = ()) -> Manifest:
 
 
 def _refuse_secrets(path: str, rows: tuple[ManifestRow, ...]) -> None:
-    """UserError for a URL with a login or a signature in it: it would stand in index, catalog, plan and bags."""
+    """UserError for a URL with a login or a signature in it: it would be stored in index, catalog, plan and bags."""
     for row in rows:
         for column, cell in {"wsi_path": row.wsi_path, "mask_path": row.mask_path, **row.metadata}.items():
             if cell and holds_secret(cell):
@@ -110,12 +110,12 @@ def _check_header(header: list[str], path: str, reserved: Sequence[str]) -> None
     for name in REQUIRED:
         if name not in header:
             hint = " (its cells may be empty: a mask is then computed)" if name == "mask_path" else ""
-            message = f"the manifest lacks a column{hint}"
+            message = f"the manifest lacks a required column{hint}"
             raise UserError(message, file=path, key=name, found=",".join(header), expected=",".join(REQUIRED))
     if "" in header:
         raise UserError("a column of the manifest has no name", file=path, row=1, found=",".join(header))
     if clashing := sorted(set(header) & (set(reserved) - set(REQUIRED))):
-        message = "a metadata column has the name of one that the slide index writes: rename it"
+        message = "a metadata column has a name that the slide index reserves: rename it"
         raise UserError(message, file=path, key=clashing[0], found=clashing)
 
 

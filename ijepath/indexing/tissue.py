@@ -1,7 +1,7 @@
-"""Tissue inside a context, for the choice of its targets: shares of small cells, read where needed, kept within bounds.
+"""Tissue inside a context, for drawing its targets: shares of small cells, read on demand into a bounded cache.
 
-A slide's mask is read at the coarsest level that serves the cells, in blocks around the contexts that ask; small masks,
-images and computed masks are reduced whole, and kept compactly. Where anchors stand: ijepath.indexing.anchors.
+A slide's mask is read at the coarsest level that is fine enough for the cells, in blocks around the contexts. Small
+masks, images and computed masks are reduced whole and stored compactly. Not here: anchors (ijepath.indexing.anchors).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CELLS_PER_TARGET = 8  # along one side of the profile's target
 BLOCK = 64  # cells along one side of a block
 WHOLE_PIXELS = 1 << 22  # a mask level up to this size is read at once
 MASK_CACHE_BYTES = 4 << 20  # decoded mask tiles kept per open mask
-WAIT_S = 60.0  # for a thread that makes the same; one whose read hangs must not hold up the others for ever
+WAIT_S = 60.0  # for a thread that reads the same; a read that hangs must not block the others for ever
 
 Shares = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]
@@ -33,7 +33,7 @@ Floats = npt.NDArray[np.float64]
 class Window:
     """The tissue of a rectangle of a slide, as an integral image over its cells (`[h + 1, w + 1]`, in cells).
 
-    `origin` is the rectangle's first cell and `cell` a cell's size in level-0 pixels, both (x, y).
+    `origin` is the rectangle's first cell, `cell` the size of a cell in level-0 pixels, both (x, y).
     """
 
     integral: Floats
@@ -41,7 +41,7 @@ class Window:
     cell: tuple[float, float]
 
     def share(self, boxes: Floats) -> Floats:
-        """Tissue share `[N]` of boxes (x0, y0, x1, y1) in level-0 pixels `[N, 4]`; tissue is even within a cell."""
+        """Tissue share `[N]` of boxes (x0, y0, x1, y1) in level-0 pixels `[N, 4]`; tissue is uniform in a cell."""
         x = boxes[:, 0::2] / self.cell[0] - self.origin[0]
         y = boxes[:, 1::2] / self.cell[1] - self.origin[1]
         area = (
@@ -55,7 +55,7 @@ class Window:
         return shares
 
     def _at(self, x: Floats, y: Floats) -> Floats:
-        """The integral at fractional cell coordinates: bilinear, which is exact for even cells."""
+        """The integral at fractional cell coordinates: bilinear, which is exact for uniform cells."""
         height, width = self.integral.shape
         x, y = np.clip(x, 0, width - 1), np.clip(y, 0, height - 1)
         i, j = np.minimum(x.astype(np.int64), width - 2), np.minimum(y.astype(np.int64), height - 2)
@@ -68,7 +68,7 @@ class Window:
 
 @dataclass(frozen=True)
 class _Cells:
-    """How a slide's mask is cut into cells: `factor` x `factor` pixels of `level`."""
+    """How a slide's mask is divided into cells: `factor` x `factor` pixels of `level`."""
 
     level: int
     factor: int
@@ -80,12 +80,12 @@ class _Cells:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Shares of a whole mask in blocks of BLOCK² cells, equal ones kept once; as bits where all are 0 or 255.
+    """Shares of a whole mask in blocks of BLOCK² cells, equal ones stored once; as bits where all are 0 or 255.
 
-    So a computed mask, mostly blocks that are all tissue or all glass, takes about a fiftieth of its cells' bytes.
+    A computed mask is mostly blocks of all tissue or all glass, so it takes about a fiftieth of its cells' bytes.
     """
 
-    place: npt.NDArray[np.int32]  # [rows, columns] of blocks: which of `kinds` stands there
+    place: npt.NDArray[np.int32]  # [rows, columns] of blocks: index into `kinds`
     kinds: Shares  # [n, BLOCK * BLOCK], or [n, BLOCK * BLOCK / 8] as bits
 
     @classmethod
@@ -104,7 +104,7 @@ class Blocks:
         return self.place.nbytes + self.kinds.nbytes
 
     def part(self, top: int, bottom: int, left: int, right: int) -> Shares:
-        """The shares `[bottom - top, right - left]` of a box of cells that lies inside."""
+        """The shares `[bottom - top, right - left]` of a box of cells inside the mask."""
         row, column = top // BLOCK, left // BLOCK
         place = self.place[row : -(-bottom // BLOCK), column : -(-right // BLOCK)]
         blocks = self.kinds[place].reshape(*place.shape, BLOCK, -1)
@@ -116,9 +116,9 @@ class Blocks:
 
 
 class TissueCache:
-    """Tissue shares of slides, at most `max_bytes` of them. Safe in threads; empty after a fork or a pickle.
+    """A cache of slides' tissue shares, at most `max_bytes`. Thread-safe; empty after a fork or unpickling.
 
-    `cell_um` is the wanted size of a cell; masks coarser than that give cells of their own pixels.
+    `cell_um` is the wanted size of a cell; in a coarser mask a cell is one of its pixels.
     """
 
     def __init__(self, cell_um: float, max_bytes: int = 64 << 20, max_open: int = 32) -> None:
@@ -126,9 +126,9 @@ class TissueCache:
         self._clear()
 
     def window(self, slide: SlideReader, mask_path: str, mpp0: float, box: tuple[float, float, float, float]) -> Window:
-        """The tissue of `box` (level-0 pixels) of a slide. Outside of the slide there is none.
+        """The tissue of `box` (level-0 pixels) of a slide. Outside the slide there is none.
 
-        `mask_path` "" computes a mask from the slide. Raises what opening and reading a mask or slide raises.
+        `mask_path` "" computes a mask from the slide. Raises what opening or reading a mask or slide raises.
         """
         key = _key(slide, mask_path, mpp0)
         cells: _Cells = self._once((key, -1, -1), lambda: self._layout(slide, mask_path, mpp0))
@@ -193,7 +193,7 @@ class TissueCache:
         """`size` cells of a mask from the cell `first` on, both (row, column)."""
         mask, f = self._mask(mask_path), cells.factor
         pixels = mask.read_level(cells.level, first[1] * f, first[0] * f, size[1] * f, size[0] * f) > 0  # outside: 0
-        if mask.backend == "image":  # it holds its whole image, which is not needed again
+        if mask.backend == "image":  # it holds the whole image, which is not needed again
             with self._lock:
                 self._masks.pop(mask_path, None)
         counts = pixels.reshape(size[0], f, size[1], f).sum(axis=(1, 3))
@@ -215,7 +215,7 @@ class TissueCache:
         return mask
 
     def _once(self, key: tuple[str, int, int], make: Callable[[], Any]) -> Any:
-        """What is kept under `key`, made when it is not there; threads that want it meanwhile wait for the first."""
+        """The cached value of `key`, made if missing; other threads that ask for it wait for the first."""
         found = self._get(key)
         if found is not None:
             return found
@@ -263,7 +263,7 @@ class TissueCache:
 
 
 def computed(slide: SlideReader, mpp0: float, shape: tuple[int, int]) -> Shares:
-    """A computed mask, or the one kept on this node, brought to `shape` cells (height, width), 0 or 255."""
+    """A computed mask, or the one stored on this node, resized to `shape` cells (height, width), 0 or 255."""
     from pathray.wsi.kept_masks import computed_mask
 
     mask = computed_mask(slide, mpp0) > 0
@@ -274,6 +274,6 @@ def computed(slide: SlideReader, mpp0: float, shape: tuple[int, int]) -> Shares:
 
 
 def _key(slide: SlideReader, mask_path: str, mpp0: float) -> str:
-    """Of a mask as one slide sees it: slides of other sizes or spacings may share a mask file, and have other cells."""
+    """Cache key of a slide's mask: slides of other sizes or spacings may share a mask file, but have other cells."""
     width, height = slide.level_shapes[0]
     return f"{mask_path or slide.path}|{width}x{height}@{mpp0}"

@@ -1,7 +1,7 @@
-"""One picture per slide: where its tissue was found and where its anchors stand. For judging masks at a glance.
+"""Draws one picture per slide with its tissue and its anchors, to check masks at a glance.
 
-The tissue is the mask that anchors were built from (given, or computed at 8 µm/px); an anchor is a dot at its context's
-centre, coloured by the tissue share of the context. What training sees at an anchor: ijepath.pictures.previews.
+The tissue is the mask that anchors were built from (given, or computed at 8 µm/px). An anchor is a dot at its context's
+centre, coloured by the tissue share of the context. Not here: what training sees (ijepath.pictures.previews).
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _joined(parts: list[dict[str, npt.NDArray[Any]]]) -> SlideOverlay:
 
 
 def draw_overlay(overlay: SlideOverlay, profile_name: str, scale: float = 1.0) -> Picture:
-    """Thumbnail, tissue contour, anchors, legend. Raises what opening and reading the slide or its mask raises."""
+    """Thumbnail, tissue contour, anchors, legend. Raises what opening or reading the slide or its mask raises."""
     facts = overlay.slide
     mpp0, mask_path = float(facts["wsi_level0_spacing_mpp"]), str(facts["mask_path"] or "")
     slide = open_slide(str(facts["wsi_path"]))
@@ -107,11 +107,11 @@ def _mask(path: str) -> npt.NDArray[np.uint8]:
 
 def _header(canvas: Canvas, overlay: SlideOverlay) -> None:
     canvas.text(MARGIN, 22, str(overlay.slide["slide_id"]), 22, INK, bold=True)
-    canvas.text(MARGIN, 54, "tissue, and the anchors that contexts are read at", 13, MUTED)
+    canvas.text(MARGIN, 54, "tissue, and the anchors: the centres of contexts", 13, MUTED)
 
 
 def _anchors(canvas: Canvas, overlay: SlideOverlay, unit: float) -> None:
-    """The context with the most tissue as a dashed frame, and over it every anchor as a dot."""
+    """Draw the context with the most tissue as a dashed frame, and every anchor as a dot over it."""
     side = float(overlay.slide["context_size_level0"]) * unit
     x, y = MARGIN + overlay.x * unit, HEADER + overlay.y * unit
     best, radius = int(np.argmax(overlay.tissue)), float(np.clip(0.09 * side, 1.2, 6.0))
@@ -122,7 +122,7 @@ def _anchors(canvas: Canvas, overlay: SlideOverlay, unit: float) -> None:
 
 
 def _one_context(canvas: Canvas, x: float, y: float, side: float) -> None:
-    """A frame of dark dashes on white, to be seen on any stain."""
+    """Draw a frame of dark dashes on white, visible on any stain."""
     canvas.rect(x - 1, y - 1, side + 2, side + 2, outline="#ffffff", line=2)
     canvas.frame(x, y, side, side, INK, 2, 5)
 

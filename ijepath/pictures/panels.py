@@ -1,7 +1,7 @@
 """The six steps of a preview as panels: slide, context, target boxes, high-resolution targets, tokens, prediction.
 
 Each function draws one step's picture into a square (the last: a rectangle) of a canvas. `part` reveals it gradually.
-Where panels stand is ijepath.pictures.previews'.
+Not here: the layout of the panels (ijepath.pictures.previews).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def colour(target: int) -> str:
 
 
 def letters(side: float) -> float:
-    """Size of the letters in a picture of that side."""
+    """Font size in a picture of this side."""
     return max(11.0, side / 42)
 
 
@@ -72,7 +72,7 @@ def draw_slide(canvas: Canvas, sample: PreviewSample, square: Square, part: int 
 
 
 def draw_context(canvas: Canvas, sample: PreviewSample, square: Square, part: int = ALL) -> None:
-    """The context; what the tissue mask leaves out is veiled."""
+    """The context, with a veil over what is outside the tissue mask."""
     x, y, side = square
     canvas.picture(sample.context, x, y, side, side)
     cell = side / sample.tissue.shape[0]
@@ -86,7 +86,7 @@ def draw_context(canvas: Canvas, sample: PreviewSample, square: Square, part: in
 
 
 def context_view(canvas: Canvas, sample: PreviewSample, square: Square) -> Square:
-    """Where the context stands in a square that also has room for targets just outside of it: all of it without any."""
+    """The context's part of `square`, which leaves room for targets just outside the context; all of it without any."""
     x, y, whole = square
     geometry = sample.geometry
     if not geometry.margin:
@@ -97,7 +97,7 @@ def context_view(canvas: Canvas, sample: PreviewSample, square: Square) -> Squar
 
 
 def draw_boxes(canvas: Canvas, sample: PreviewSample, square: Square, part: int = ALL) -> None:
-    """The target boxes in the context, or just outside of it."""
+    """The target boxes in the context, or just outside it."""
     x, y, side = context_view(canvas, sample, square)
     canvas.picture(sample.context, x, y, side, side)
     unit = side / sample.geometry.context_px
@@ -161,7 +161,7 @@ def draw_tokens(canvas: Canvas, sample: PreviewSample, square: Square, part: int
 def token_legend(
     canvas: Canvas, x: float, y: float, width: float, size: float, rows: Sequence[tuple[str, str]] = LEGEND
 ) -> float:
-    """What C, R, T and the fading mean; returns the y below."""
+    """Draw the legend of C, R, T and the veil; returns the y below it."""
     first, side = colour(0), size * 1.15
     for name, text in rows:
         if name == "C":
@@ -228,7 +228,7 @@ def _token_facts(sample: PreviewSample) -> list[tuple[str, str]]:
 
 
 STEPS = (
-    Step("The slide, and one anchor", draw_slide, _slide_facts, lambda s: "Anchors stand on a grid over the tissue."),
+    Step("The slide, and one anchor", draw_slide, _slide_facts, lambda s: "Anchors are on a grid over the tissue."),
     Step(
         "Context at low resolution",
         draw_context,
@@ -239,11 +239,11 @@ STEPS = (
         "Targets drawn inside",
         draw_boxes,
         _box_facts,
-        lambda s: "From (seed, position): other boxes at every pass.",
+        lambda s: "From (seed, position): new boxes in every pass.",
         lambda s: len(s.boxes),
     ),
     Step(
-        "The same places in high resolution",
+        "The same places at high resolution",
         draw_targets,
         _target_facts,
         lambda s: "What the teacher sees: nuclei.",

@@ -34,7 +34,7 @@ def stem(index: int, sample: PreviewSample) -> str:
 
 
 def file_name(slide_id: str) -> str:
-    """A slide id without what does not belong into a file name.
+    """A slide id with a dash for every character that is unsafe in a file name.
 
     >>> file_name("TCGA/01 A")
     'TCGA-01-A'
@@ -143,7 +143,7 @@ def _card(canvas: Canvas, sample: PreviewSample, step: int, part: int) -> None:
 
 
 def _aside(canvas: Canvas, sample: PreviewSample, step: Step, x: float, y: float, width: float) -> None:
-    """Facts as label over value, then the caption, beside a panel's picture."""
+    """Facts as label over value, then the caption, next to a panel's picture."""
     for name, value in step.facts(sample):
         canvas.text(x, y, name, 11, MUTED)
         canvas.text(x, y + 14, value, 14, INK, bold=True)

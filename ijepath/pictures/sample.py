@@ -1,6 +1,6 @@
-"""One training sample with all that a picture of it needs: what the reader gave, and where on the slide it came from.
+"""One training sample with everything that a picture of it needs: the reader's output and its place on the slide.
 
-Read through the very order, replacement rule and reader that training uses, so what is shown is what trains. Not here:
+Read through the same order, replacement rule and reader as training, so pictures show what a run trains on. Not here:
 drawing (ijepath.pictures.panels).
 """
 
@@ -25,7 +25,7 @@ TISSUE_CELLS = 48  # along the context's side
 
 @dataclass(frozen=True)
 class PreviewSample:
-    """`slide` are the plan's facts of the slide; boxes in context pixels, spans in context tokens, `keep` and `predict`
+    """`slide` is the slide's row of the plan; boxes in context pixels, spans in context tokens, `keep` and `predict`
     token indices; `tissue` `[n, n]` shares over the context."""
 
     position: int
@@ -45,7 +45,7 @@ class PreviewSample:
     target_tissue: npt.NDArray[np.float64]
     context_mpp: float
     target_mpp: float
-    replaced: int  # units that were tried before this one
+    replaced: int  # units that were tried and rejected before this one
 
     @property
     def slide_id(self) -> str:

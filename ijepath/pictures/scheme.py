@@ -76,7 +76,7 @@ def _module(canvas: Canvas, x: float, y: float, width: float, names: tuple[str, 
 
 
 def _vectors(canvas: Canvas, sample: PreviewSample, x: float, y: float, name: str, what: str, unit: float) -> None:
-    """One little feature vector per target, in the targets' colours."""
+    """One small feature vector per target, in the targets' colours."""
     count = len(sample.boxes)
     pitch = min(14 * unit, 56 * unit / count)
     for k in range(count):

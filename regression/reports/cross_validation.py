@@ -1,8 +1,8 @@
-"""What the folds of a cross-validation say together: per fold and per gene, the model beside its baselines.
+"""Joins the results of a cross-validation: per fold and per gene, the model next to its baselines.
 
-The unit is the fold: a correlation is taken within the rows that a fold holds out, and intervals are over folds. Rows
-of several folds are never ranked together: sections differ in depth and stain, and a model that only told sections
-apart would look good. Not here: training (a fold is a run like another); figures of one run (.figures).
+The unit is the fold: a correlation is computed within the rows that a fold holds out, and intervals are over folds.
+Rows of several folds are never ranked together: sections differ in depth and stain, and a model that only distinguishes
+sections would look good. Not here: training (a fold is an ordinary run); figures of one run (.figures).
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from regression.reports.report import BASELINES, METRICS, PREDICTIONS
 
 Floats = npt.NDArray[np.float64]
 METHODS: tuple[Method, ...] = ("spearman", "pearson")
-MODEL = "model"  # the trained one, beside the baselines' names
+MODEL = "model"  # the trained one, next to the baselines' names
 
 
 @dataclass(frozen=True)
 class Folds:
     """Correlations `[F, K]` within each fold's test rows, 0 where undefined, per method and per model (MODEL, then the
-    baselines); `held` names what a fold holds out, `rows` how many; `undefined` per model over folds and genes."""
+    baselines); `held` names a fold's held-out groups, `rows` count them; `undefined` per model over folds, genes."""
 
     names: tuple[str, ...]
     held: tuple[str, ...]
@@ -50,7 +50,7 @@ class Folds:
 
 def read_folds(root: Storage, names: Sequence[str]) -> tuple[Folds, pa.Table]:
     """Results of the runs `names` below `root`, and all their test predictions with a column `fold`. UserError for a
-    run without test rows, or one whose genes or baselines differ."""
+    run without test rows, or runs whose genes or baselines differ."""
     held, rows, tables = [], [], []
     found: dict[Method, dict[str, list[Floats]]] = {method: {} for method in METHODS}
     undefined: dict[str, int] = {}
@@ -61,7 +61,7 @@ def read_folds(root: Storage, names: Sequence[str]) -> tuple[Folds, pa.Table]:
         genes = genes or own
         if own != genes:
             raise UserError(
-                "folds of other genes", file=root.join(name, PREDICTIONS), found=own[:3], expected=genes[:3]
+                "the folds have other genes", file=root.join(name, PREDICTIONS), found=own[:3], expected=genes[:3]
             )
         measured = _matrix(table, "measured", genes)
         predicted = {MODEL: _matrix(table, "predicted", genes)}
@@ -81,16 +81,14 @@ def read_folds(root: Storage, names: Sequence[str]) -> tuple[Folds, pa.Table]:
     for kind, each in found["pearson"].items():
         if len(each) != len(names):
             expected = f"{kind} in each of {len(names)} folds"
-            raise UserError(
-                "baselines are not the same in all folds", file=root.url, found=len(each), expected=expected
-            )
+            raise UserError("the folds have other baselines", file=root.url, found=len(each), expected=expected)
     stacked = {method: {kind: np.stack(each) for kind, each in of.items()} for method, of in found.items()}
     folds = Folds(tuple(names), tuple(held), tuple(rows), genes, stacked, undefined)
     return folds, pa.concat_tables(tables)
 
 
 def summary(folds: Folds) -> dict[str, Any]:
-    """Means over genes: of each fold, over folds with their interval, and the model less each baseline fold by fold."""
+    """Means over genes: of each fold, over folds with an interval, and the model minus each baseline fold by fold."""
     out: dict[str, Any] = {"folds": list(folds.names), "held_out": list(folds.held), "rows": list(folds.rows)}
     out["n_undefined"] = dict(folds.undefined)
     for method in METHODS:
@@ -106,7 +104,7 @@ def summary(folds: Folds) -> dict[str, Any]:
 
 def per_gene(folds: Folds) -> pa.Table:
     """A row per gene: its correlation within the folds' test rows, mean over folds with a t interval, for the model and
-    each baseline; best first by the model's Spearman."""
+    each baseline; sorted by the model's Spearman, best first."""
     columns: dict[str, Any] = {"gene": list(folds.genes)}
     for method in METHODS:
         for kind, each in folds.values[method].items():
@@ -118,7 +116,7 @@ def per_gene(folds: Folds) -> pa.Table:
 
 
 def as_markdown(folds: Folds, title: str) -> str:
-    """The table that people read: a row per fold, a column per model, mean Pearson and Spearman over genes."""
+    """The readable table: a row per fold, a column per model, mean Pearson and Spearman over genes."""
     names = [kind if kind == MODEL else TITLES.get(kind, f"ridge on {kind}") for kind in folds.models]
     lines = [f"# {title}", ""]
     for method in METHODS:
@@ -132,15 +130,15 @@ def as_markdown(folds: Folds, title: str) -> str:
         over = [_shown(_interval(each)) for each in means.values()]
         lines.append("| mean over folds | | " + " | ".join(over) + " |")
         less = [""] + [_shown(_interval(means[MODEL] - each), sign=True) for k, each in means.items() if k != MODEL]
-        lines += ["| model less it | | " + " | ".join(less) + " |", ""]
+        lines += ["| model minus baseline | | " + " | ".join(less) + " |", ""]
     counts = ", ".join(f"{name} {folds.undefined[kind]}" for kind, name in zip(folds.models, names, strict=True))
-    lines.append("In brackets 95% t intervals over folds, which share training rows: they are rather too narrow.")
+    lines.append("In brackets: 95% t intervals over folds. Folds share training rows, so they are slightly too narrow.")
     lines.append(f"Undefined correlations, which count as 0: {counts}.")
     return "\n".join(lines) + "\n"
 
 
 def draw_folds(folds: Folds, method: Method, title: str) -> bytes:
-    """A PNG: a group of bars per fold, the model beside its baselines, with every gene as a dot."""
+    """A PNG: a group of bars per fold, the model next to its baselines, with every gene as a dot."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -178,7 +176,7 @@ def draw_folds(folds: Folds, method: Method, title: str) -> bytes:
 
 
 def write_summary(root: Storage, names: Sequence[str], title: str) -> tuple[str, dict[str, float]]:
-    """Everything above into `root`, folds.json last; the Markdown, and the means over folds by ``method/model``."""
+    """Write all of this into `root`, folds.json last. Returns the Markdown, and mean over folds by ``method/model``."""
     from regression.evaluate import write_csv, write_parquet
 
     folds, predictions = read_folds(root, names)
@@ -194,7 +192,7 @@ def write_summary(root: Storage, names: Sequence[str], title: str) -> tuple[str,
 
 
 def unfinished(root: Storage, names: Sequence[str]) -> list[str]:
-    """Folds without results yet."""
+    """The runs without results yet."""
     return [name for name in names if not root.exists(f"{name}/{METRICS}")]
 
 

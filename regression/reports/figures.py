@@ -1,6 +1,6 @@
-"""Pictures of an evaluation: predicted over measured, a bar per gene, and a gene over the real section.
+"""Draws an evaluation: predicted over measured, a bar per gene, and maps of a gene over the section.
 
-What they show was computed elsewhere (regression.evaluate); nothing here decides what a model is worth.
+Not here: the evaluation itself (regression.evaluate).
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from regression.evaluate import Evaluation
 
 log = logging.getLogger(__name__)
 Pixels = npt.NDArray[np.uint8]
-POINTS, GROUPS = 20_000, len(ACCENTS)  # drawn of a scatter at most; groups that have colours of their own
-SECTIONS = 12  # that have maps: a report, not an atlas
+POINTS, GROUPS = 20_000, len(ACCENTS)  # at most so many points in a scatter; groups with colours of their own
+SECTIONS = 12  # at most so many sections have maps
 UNDEFINED = "#c0392b"
-SECTION_PX = 3000  # longer side of a section's picture, before it is cut to the spots
-NAMED_GENES = 150  # more bars than that have no names
+SECTION_PX = 3000  # longer side of a section's picture, before cropping to the spots
+NAMED_GENES = 150  # more bars than this have no names
 
 
 def figures(judged: Evaluation, per_gene: pa.Table, part: str, method: Method) -> Iterator[tuple[str, bytes]]:
-    """Names and PNGs of all figures of one part of the rows, one after the other. `per_gene` is the evaluation's."""
+    """Names and PNGs of all figures of one part of the rows, one at a time. `per_gene` is the evaluation's table."""
     told = telling(judged, method)
     yield f"genes_{part}.png", draw_genes(judged, told, part)
     yield f"per_gene_{part}.png", draw_per_gene(per_gene, method, part)
@@ -41,7 +41,7 @@ def figures(judged: Evaluation, per_gene: pa.Table, part: str, method: Method) -
         return
     sections = sorted(set(judged.places.section.tolist()))
     if len(sections) > SECTIONS:
-        log.info("maps of the first %d of %d sections", SECTIONS, len(sections))
+        log.info("drawing maps of the first %d of %d sections only", SECTIONS, len(sections))
     for section in sections[:SECTIONS]:
         here = Section.of(judged, section)
         for _, gene in told:
@@ -50,8 +50,8 @@ def figures(judged: Evaluation, per_gene: pa.Table, part: str, method: Method) -
 
 
 def telling(judged: Evaluation, method: Method) -> list[tuple[str, int]]:
-    """The genes that tell the story, by how well they are predicted: best, median and worst, each once. Those without
-    a correlation are left out, unless there is nothing else."""
+    """The best, the median and the worst predicted gene, each once. Genes without a correlation are left out, unless
+    there are no others."""
     found = correlation(judged.predicted, judged.measured, method)
     order = np.argsort(-found.values, kind="stable")
     order = order[~found.undefined[order]] if not found.undefined.all() else order
@@ -94,7 +94,7 @@ def draw_genes(judged: Evaluation, told: list[tuple[str, int]], part: str) -> by
 
 
 def draw_per_gene(per_gene: pa.Table, method: Method, part: str) -> bytes:
-    """A PNG: a bar per gene, the best first, with the intervals of its correlation; genes without one are marked."""
+    """A PNG: a bar per gene, best first, with the interval of its correlation; genes without one are marked."""
     value = per_gene[method].to_numpy()
     order = np.argsort(-value, kind="stable")
     value, undefined = value[order], per_gene["undefined"].to_numpy()[order]
@@ -126,7 +126,7 @@ def draw_per_gene(per_gene: pa.Table, method: Method, part: str) -> bytes:
 @dataclass(frozen=True)
 class Section:
     """The spots of one section: their `rows` in the evaluation, radius in pixels, the part of the section's image that
-    they lie in (None: not known), and `extent`: its left, right, bottom and top in pixels of the whole image."""
+    contains them (None: unknown), and `extent`: its left, right, bottom and top in pixels of the whole image."""
 
     name: str
     rows: npt.NDArray[np.int64]
@@ -150,7 +150,7 @@ class Section:
 
 
 def draw_map(judged: Evaluation, section: Section, gene: int, part: str) -> bytes:
-    """A PNG: the tissue (where its image is known), measured and predicted expression over it on one colour scale."""
+    """A PNG: the tissue (if its image is known), measured and predicted expression over it on one colour scale."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
@@ -189,7 +189,7 @@ COLOURS = "viridis"
 
 
 def _radius(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> float:
-    """Four tenths of the usual distance between neighbours, where nobody says how large a spot is."""
+    """Four tenths of the usual distance between neighbours, for spots of unknown size."""
     from scipy.spatial import cKDTree
 
     if x.size < 2:
@@ -199,7 +199,7 @@ def _radius(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> float:
 
 
 def _cut(image: str, box: tuple[float, ...]) -> tuple[Pixels | None, tuple[float, float, float, float]]:
-    """The part of a section's image around its spots. One that cannot be read is told, and left out of the picture."""
+    """The part of a section's image around its spots. An unreadable image is logged and left out of the picture."""
     from regression.tables.spatial import open_section
 
     left, right, bottom, top = box
@@ -223,7 +223,7 @@ def _tissue(axes: Any, section: Section, faint: bool) -> None:
     left, right, bottom, top = section.extent
     if section.picture is not None:
         shown = section.picture
-        if faint:  # grey and pale: the only colours are the expression's
+        if faint:  # grey and pale, so that only the expression has colours
             grey = shown.astype(np.float32).mean(axis=2, keepdims=True)
             shown = np.repeat((255 - 0.45 * (255 - grey)).astype(np.uint8), 3, axis=2)
         axes.imshow(shown, extent=section.extent, interpolation="antialiased")

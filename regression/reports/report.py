@@ -1,4 +1,4 @@
-"""What a finished run leaves for comparisons: metrics.json, predictions, a table per gene, figures; all runs as one.
+"""Writes the results of a finished run: metrics.json, predictions, a table per gene, figures; and a table of all runs.
 
 Not here: what the metrics are (regression.evaluate), how figures look (regression.reports.figures).
 """
@@ -29,7 +29,7 @@ from regression.reports.figures import figures
 
 METRICS, PREDICTIONS, PER_GENE = layout.RESULTS, "predictions.parquet", "per_gene.csv"
 BASELINES = "baselines.parquet"
-COMPARED = ("colour", "initial")  # baselines that have a column in the table over runs
+COMPARED = ("colour", "initial")  # baselines with a column in the table of runs
 SHOWN = ("best", "last", "test")  # of a run's metrics, each with both correlations
 COLUMNS = (
     "run",
@@ -42,20 +42,19 @@ COLUMNS = (
 
 
 def recipe_of(trained: artifact.Trained) -> RegressionRecipe:
-    """An exported model as what `predict` takes."""
+    """A recipe for `predict` from an exported model."""
     return RegressionRecipe(RunConfig(), trained.normaliser, trained.net, trained.preprocessing)
 
 
 def write_results(
     folder: str, plan: Plan, config: RunConfig, end: str, device: Device, baselines: Mapping[str, Floats]
 ) -> dict[str, Any]:
-    """Evaluate the exported model of the run in `folder` on its val and test rows; metrics.json comes last. `baselines`
-    are predictions `[N, K]` of all rows by whatever the model is to be compared with, in the targets' units.
+    """Evaluate the exported model of the run in `folder` on its val and test rows; metrics.json is written last.
+    `baselines` are predictions `[N, K]` of all rows by the models to compare with, in the targets' units.
 
     metrics.json: run_name, how it ended, `best` (val metrics of the exported state), `last` (those of the last
-    validation of the training), `test`, `best_primary` (of val alone: runs are ranked by it), the number of genes
-    without a correlation, and intervals over groups where there are two or more; `baselines` has the same of each of
-    them.
+    validation of the training), `test`, `best_primary` (on val, which ranks the runs), the number of genes without a
+    correlation, and intervals over groups if there are two or more; `baselines` has the same for each baseline.
     """
     store = Storage.of(folder)
     trained = artifact.load(store.join(layout.ENCODER))
@@ -75,7 +74,7 @@ def write_results(
 
 
 def last_validation(store: Storage) -> dict[str, Any]:
-    """Metrics of the last validation in a run's metrics.jsonl, and at which image it was; empty without one."""
+    """Metrics of the last validation in a run's metrics.jsonl, with its `images_seen`; empty without one."""
     for row in reversed(MetricsLog(store.join(layout.METRICS)).read()):
         if found := {key.removeprefix("val/"): value for key, value in row.items() if key.startswith("val/")}:
             return {**found, "images_seen": row["images_seen"]}
@@ -91,7 +90,7 @@ def judge(
     seed: int,
     device: Device,
 ) -> dict[str, dict[str, Any]]:
-    """Metrics of each part of the rows. Written into `store`: every prediction and a row per gene, with a column
+    """Metrics of each part of the rows. Writes into `store`: every prediction and a row per gene, with a column
     `part`, and figures."""
     recipe.modules.to(device.torch_device)
     found: dict[str, dict[str, Any]] = {}
@@ -120,7 +119,7 @@ def judge_baselines(
     seed: int,
     baselines: Mapping[str, Floats],
 ) -> dict[str, dict[str, Any]]:
-    """Metrics of each baseline on each part of the rows; what it predicts goes into `store`."""
+    """Metrics of each baseline on each part of the rows. Writes the predictions into `store`."""
     found: dict[str, dict[str, Any]] = {name: {} for name in baselines}
     tables = []
     for part in parts:
@@ -153,13 +152,13 @@ def _of_part(table: pa.Table, part: str) -> pa.Table:
 
 
 def metrics_text(found: Mapping[str, Any]) -> bytes:
-    """metrics.json, with a digest of itself."""
+    """The content of metrics.json, with its own digest."""
     return json.dumps(sealed(json.loads(json.dumps(found))), indent=1, sort_keys=True).encode()
 
 
 def read_results(store: Storage) -> list[dict[str, Any]]:
-    """metrics.json of every finished run below a folder, named by where it lies; those of evaluations, which have a
-    `part`, are passed over. UserError naming one that is damaged."""
+    """metrics.json of every finished run below a folder, with its path as the name; those of evaluations, which have a
+    `part`, are skipped. UserError naming a damaged one."""
     found = []
     for path in store.files():
         if path.rpartition("/")[2] != METRICS:
@@ -171,16 +170,16 @@ def read_results(store: Storage) -> list[dict[str, Any]]:
             if "part" in row:
                 continue
             row["run_name"] = path.rpartition("/")[0] or row["run_name"]  # the folds of two runs have the same names
-            results_table([row])  # what a damaged file holds instead of figures ends here, under its name
-        except (ValueError, LookupError, TypeError, AttributeError) as e:  # a UserError of the seal, too
-            expected = f"{METRICS} as a run wrote it; move the file away, and the run's own command writes it again"
+            results_table([row])  # a damaged file without figures fails here, with its name
+        except (ValueError, LookupError, TypeError, AttributeError) as e:  # also the UserError of the seal
+            expected = f"{METRICS} as a run wrote it; remove the file and run the same command to write it again"
             raise UserError(f"not the metrics of a run: {e!r}", file=store.join(path), expected=expected) from e
         found.append(row)
     return found
 
 
 def results_table(runs: Sequence[Mapping[str, Any]]) -> str:
-    """One Markdown row per run, the best primary validation metric first; runs without one come last."""
+    """One Markdown row per run, sorted by the primary validation metric, best first; runs without one are last."""
 
     def rank(run: Mapping[str, Any]) -> tuple[bool, float]:
         value = run.get("best_primary")
@@ -202,7 +201,7 @@ def results_table(runs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _figure(found: Mapping[str, Any], name: str) -> str:
-    """``0.412 [0.38, 0.44]``; empty where it was not measured."""
+    """``0.412 [0.38, 0.44]``; empty if not measured."""
     if found.get(name) is None:
         return ""
     ends = f" [{found[f'{name}_low']:.3f}, {found[f'{name}_high']:.3f}]" if f"{name}_low" in found else ""

@@ -1,8 +1,8 @@
-"""Where a table's images lie in their sections, for maps: optional columns of the table, which training ignores.
+"""The places of a table's images in their sections, for maps: optional columns of the table, which training ignores.
 
-`x`, `y` are the centre in pixels of the section's image; beside them may stand `section` (else the group), `image`
-(path of the section's image), `image_mpp` (µm per pixel of it) and `radius_px` (of a spot). Not here: the maps
-(regression.reports.figures), who cut the patches (regression.tables.spatial).
+`x`, `y` are the centre in pixels of the section's image. Optional: `section` (default: the group), `image` (path of the
+section's image), `image_mpp` (its µm per pixel) and `radius_px` (of a spot). Not here: the maps
+(regression.reports.figures), cutting the patches (regression.tables.spatial).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ NUMBERS, TEXTS = ("x", "y", "image_mpp", "radius_px"), ("section", "image")
 
 @dataclass(frozen=True)
 class Places:
-    """One entry per row `[N]`. `image` is a path or URL, "" where none is known; `image_mpp` and `radius_px` are NaN
-    where nobody said."""
+    """One entry per row `[N]`. `image` is a path or URL, "" if unknown; `image_mpp` and `radius_px` are NaN if
+    unknown."""
 
     x: Floats
     y: Floats
@@ -45,7 +45,7 @@ class Places:
 
 
 def places_in(sources: pa.Table) -> Places | None:
-    """What a plan's sources say; None where its table had no coordinates."""
+    """The places in a plan's sources; None if its table had no coordinates."""
     if not {"x", "y"} <= set(sources.column_names):
         return None
     columns: dict[str, Any] = {name: np.asarray(sources[name].to_numpy(), np.float64) for name in NUMBERS}

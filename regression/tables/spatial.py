@@ -1,9 +1,9 @@
 """Spatial transcriptomics → a regression's table: spots with counts, and patches around them at a given spacing.
 
-    counts c of a spot with n in all → y = ln(1 + 10⁴ c / n)        (log1p CP10k)
+    counts c of a spot with n in total → y = ln(1 + 10⁴ c / n)        (log1p CP10k)
 
-Spots and counts are joined by id, one to one, or refused. Genes are chosen on training groups only. Not here: what a
-table must hold to be trained on (regression.tables.table) and who trains (pathray.data.splits).
+Spots and counts are joined by id, one to one, or refused. Genes are selected on training groups only. Not here: the
+requirements of training on a table (regression.tables.table), and splits (pathray.data.splits).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ UNIT, WHOLE = "ln(1 + CP10k)", "a whole number of molecules, 0 or more"
 
 @dataclass(frozen=True)
 class Counts:
-    """Molecules of each gene in each spot, `[N, G]`; `total` `[N]` over all genes, also those that are not here."""
+    """Molecules of each gene in each spot, `[N, G]`; `total` `[N]` over all genes, also those that are not included."""
 
     spots: tuple[str, ...]
     genes: tuple[str, ...]
@@ -44,7 +44,7 @@ class Counts:
     total: Floats
 
     def of(self, spots: Sequence[str], genes: Sequence[str] | None = None) -> Counts:
-        """Those of some spots, and of some genes (None: of all). KeyError for what is not here."""
+        """The counts of some spots, and of some genes (None: all). KeyError for an unknown spot or gene."""
         row, column = ({name: i for i, name in enumerate(names)} for names in (self.spots, self.genes))
         rows, wanted = [row[name] for name in spots], self.genes if genes is None else tuple(genes)
         columns = [column[name] for name in wanted]
@@ -52,13 +52,13 @@ class Counts:
 
 
 def read_counts(path: str, totals: dict[str, float] | None = None) -> Counts:
-    """A CSV or TSV (also .gz), the first column spot ids, a column per gene. `totals` of the spots where the file holds
-    only some of the genes. UserError naming row and gene for what is no count, a spot twice, a spot without counts."""
+    """A CSV or TSV (also .gz): spot ids in the first column, then a column per gene. `totals` of the spots, if the file
+    has only some of the genes. UserError naming row and gene for an invalid count, a duplicate or empty spot."""
     sheet = read_sheet(path, "table of counts")
     ids, genes = sheet.texts(sheet.names[0]), tuple(sheet.names[1:])
     _once(sheet, sheet.names[0], ids)
     if "" in genes:
-        message, expected = "a column of the counts has no gene's name", "a name, or no separator at the ends of lines"
+        message, expected = "a column of the counts has no gene name", "a name, or no separator at the ends of lines"
         raise UserError(message, file=path, found=f"column {genes.index('') + 2}", expected=expected)
     values = np.empty((len(ids), len(genes)))
     for k, gene in enumerate(genes):
@@ -72,7 +72,7 @@ def read_counts(path: str, totals: dict[str, float] | None = None) -> Counts:
     if short.size:
         row = int(short[0])
         where = {"file": path, "row": sheet.lines[row], "key": ids[row]}
-        expected = "a total > 0, at least the sum of the genes here"
+        expected = "a total > 0, at least the sum of the genes in the file"
         raise UserError("a spot's total is too small", **where, found=float(total[row]), expected=expected)
     return Counts(tuple(ids), genes, values, total)
 
@@ -84,17 +84,17 @@ def log1p_cp10k(counts: Counts) -> Floats:
 
 
 def select_genes(expression: Floats, genes: Sequence[str], train: npt.NDArray[np.bool_], count: int) -> list[str]:
-    """The `count` genes that vary most over the rows of `train` `[N]`: others have no say in what is predicted."""
+    """The `count` genes with the largest variance over the rows of `train` `[N]`; other rows are not used."""
     varies = expression[train].var(axis=0)
     if count > (alive := int((varies > 0).sum())):
-        raise UserError("fewer genes vary over the training rows", key="genes", found=alive, expected=count)
+        raise UserError("too few genes vary over the training rows", key="genes", found=alive, expected=count)
     return [genes[k] for k in sorted(range(len(genes)), key=lambda k: (-varies[k], genes[k]))[:count]]
 
 
 @dataclass(frozen=True)
 class Spots:
-    """Where the spots are: ids, groups (patients or sections), the sections they lie in, centres `[N, 2]` in pixels of
-    the section's image, and the `sheet` they were read from, whose rows are theirs."""
+    """Where the spots are: ids, groups (patients or sections), their sections, centres `[N, 2]` in pixels of the
+    section's image, and the `sheet` they were read from, with the same rows."""
 
     file: str
     ids: tuple[str, ...]
@@ -114,36 +114,36 @@ def read_spots(
     path: str, *, group: str, section: str | None = None, x: str = "pixel_x", y: str = "pixel_y", spot: str = "spot_id"
 ) -> Spots:
     """A CSV or TSV with these columns; without `section` the groups are sections. UserError naming row and column for
-    a column that is missing, a spot that stands twice, an empty cell, and a coordinate that is no number."""
+    a missing column, a duplicate spot, an empty cell, and a coordinate that is not a number."""
     section = section or group
     sheet = read_sheet(path, "table of spots")
     sheet.need(spot, group, section, x, y)
     ids, groups, sections = (tuple(sheet.texts(name)) for name in (spot, group, section))
     _once(sheet, spot, ids)
     check_groups(sheet, group, groups)
-    centres = np.stack([sheet.numbers(name, "a coordinate is no finite number") for name in (x, y)], axis=1)
+    centres = np.stack([sheet.numbers(name, "not a finite coordinate") for name in (x, y)], axis=1)
     return Spots(path, ids, groups, sections, centres, sheet)
 
 
 def belong_together(spots: Spots, counts: Counts) -> None:
-    """UserError unless both are of the same spots."""
+    """UserError unless both have the same spots."""
     if set(spots.ids) != set(counts.spots):
         apart = sorted(set(spots.ids) ^ set(counts.spots))
-        found = f"{len(apart)} spots on one side only, the first {apart[0]}"
+        found = f"{len(apart)} spots in one file only, the first {apart[0]}"
         turned = "spots in rows and genes in columns: transpose the counts"
         expected = turned if set(spots.ids) & set(counts.genes) else "each spot in both files"
-        message = "spots and counts do not belong together"
+        message = "spots and counts have different spots"
         raise UserError(message, file=spots.file, key="spot_id", found=found, expected=expected)
 
 
 def write_table(
     path: str, spots: Spots, patches: Sequence[str], counts: Counts, images: Mapping[str, SectionImage] | None = None
 ) -> None:
-    """The table of a regression: `path`, `group_id`, a column per gene of `counts`, and where the patches lie
+    """Write the table of a regression: `path`, `group_id`, a column per gene of `counts`, and the patches' places
     (regression.tables.places); a row per spot, in the spots' order.
 
-    `patches` are paths as they shall stand in it, `images` those of the sections. UserError unless spots and counts are
-    of the same spots.
+    `patches` are the paths to write, `images` those of the sections. UserError unless `spots` and `counts` have the
+    same spots.
     """
     belong_together(spots, counts)
     assert len(patches) == len(spots.ids), (len(patches), len(spots.ids))
@@ -156,7 +156,7 @@ def write_table(
         if all(i.radius_px is not None for i in of):
             columns["radius_px"] = [i.radius_px for i in of]
     if taken := sorted(set(columns) & set(counts.genes)):
-        raise UserError("a gene has the name of another column", file=path, key=taken[0])
+        raise UserError("a gene is named like another column", file=path, key=taken[0])
     table = pa.table(columns | {gene: expression[:, k] for k, gene in enumerate(counts.genes)})
     if path.endswith(".parquet"):
         import pyarrow.parquet as pq
@@ -173,7 +173,7 @@ def write_table(
 
 @dataclass(frozen=True)
 class SectionImage:
-    """A section's image, its µm per pixel, and the radius of its spots in its pixels, where that is known."""
+    """A section's image, its µm per pixel, and the radius of its spots in pixels, if known."""
 
     path: str
     mpp: float
@@ -181,12 +181,12 @@ class SectionImage:
 
 
 def open_section(path: str) -> SlideReader:
-    """A slide, or a plain image, which is decoded whole."""
+    """Open a slide, or a plain image, which is decoded whole."""
     return _Plain(path) if path.lower().endswith(IMAGE_SUFFIXES) else open_slide(path)
 
 
 def spacing_of(reader: SlideReader, image_mpp: float | None) -> float:
-    """µm per pixel: what was given, else what the image says. UserError where nobody says it."""
+    """µm per pixel: `image_mpp`, else that of the image. UserError if there is neither."""
     mpp0 = image_mpp or reader.mpp
     if mpp0 is None:
         expected = "µm per pixel"
@@ -204,11 +204,11 @@ def cut_patches(
     image_mpp: float | None = None,
     max_enlargement: float = MAX_ENLARGEMENT,
 ) -> list[str]:
-    """A PNG `<spot>.png` of `size_px` pixels of `mpp` µm around every spot, below `folder`; their names.
+    """Write a PNG `<spot>.png` of `size_px` pixels of `mpp` µm around every spot, below `folder`; returns their names.
 
-    `image` is a slide, or a plain image, which is decoded whole; `image_mpp` is µm per pixel of it, where it does not
-    say. Outside the image is white. UserError where nobody says the spacing, for a spot outside the
-    image, and for an image that would be enlarged more than `max_enlargement` times.
+    `image` is a slide, or a plain image, which is decoded whole; `image_mpp` is its µm per pixel, if it has none.
+    Outside the image is white. UserError for an unknown spacing, for a spot outside the image, and for an image that
+    would be enlarged more than `max_enlargement` times.
     """
     from PIL import Image
 
@@ -220,11 +220,11 @@ def cut_patches(
         width, height = reader.level_shapes[0]
         for spot, (cx, cy) in zip(spots.ids, spots.centres.tolist(), strict=True):
             if "/" in spot or "\\" in spot:
-                raise UserError("a spot's id names its patch", file=spots.file, key=spot, expected="no slashes")
+                raise UserError("a spot id is not a file name", file=spots.file, key=spot, expected="no slashes")
             if not (0 <= cx < width and 0 <= cy < height):
                 found, expected = f"({cx:g}, {cy:g})", f"inside {width} x {height}"
                 raise UserError(
-                    "a spot lies outside the image", file=spots.file, key=spot, found=found, expected=expected
+                    "a spot is outside the image", file=spots.file, key=spot, found=found, expected=expected
                 )
         store, names = Storage.of(folder), [f"{spot}.png" for spot in spots.ids]
         for first in range(0, len(names), AT_A_TIME):
@@ -266,12 +266,12 @@ class _Plain:
         return out
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Nothing is open."""
 
 
 def totals_of(spots: Spots, column: str) -> dict[str, float]:
     """The molecules of each spot over all genes, from a column of the spots. UserError naming the row for a cell that
-    is empty, no number, or not above 0."""
+    is empty, not a number, or not above 0."""
     sheet = spots.sheet
     sheet.need(column)
     values = sheet.numbers(column, "not a total", "a number > 0")
@@ -284,6 +284,4 @@ def _once(sheet: Sheet, name: str, ids: Sequence[str]) -> None:
     seen: dict[str, int] = {}
     for i, spot in enumerate(ids):
         if (first := seen.setdefault(spot, i)) != i:
-            raise sheet.refused(
-                "a spot is there twice", i, name, f"each spot once, already in row {sheet.lines[first]}"
-            )
+            raise sheet.refused("duplicate spot", i, name, f"each spot once, already in row {sheet.lines[first]}")

@@ -1,8 +1,8 @@
 """The table of a regression: one image per row with its group and its targets, read and checked before anything else.
 
 CSV or parquet with the columns `path`, `group_id` and one column per target: y0 … y{K−1}, or named genes. Paths are
-relative to the table. It may say where the images lie in their sections (regression.tables.places) and, in a column
-`unit`, what the targets are in. Not here: which rows train (pathray.data.splits); the images (regression.data).
+relative to the table. Optional: the places of the images in their sections (regression.tables.places) and, in a column
+`unit`, the unit of the targets. Not here: which rows train (pathray.data.splits); the images (regression.data).
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Table:
-    """`names` `[N]` are the paths as written, `groups` `[N]`, `targets` `[N, K]` of the `genes`, in `unit` ("": not
-    said); read from `file`, from the line of each row in `lines` (none: 2 and on). `places` where the images lie in
-    their sections, if the table says so."""
+    """`names` `[N]` are the paths as written, `groups` `[N]`, `targets` `[N, K]` of the `genes`, in `unit` ("":
+    unknown); read from `file`, with the line of each row in `lines` (empty: from line 2 on). `places` of the images in
+    their sections, if the table has them."""
 
     file: str
     names: Strings
@@ -50,13 +50,13 @@ class Table:
 
     @property
     def paths(self) -> list[str]:
-        """Where the images are: absolute, or URLs."""
+        """Absolute paths, or URLs, of the images."""
         folder = Storage.of(posixpath.dirname(self.file) or ".").url
         return [_below(folder, name) for name in self.names.tolist()]
 
     @property
     def hash(self) -> str:
-        """Digest of all rows, whatever their order, and not of where the table lies."""
+        """Digest of all rows, independent of their order and of where the table is."""
         order = np.argsort(self.names)
         digest = hashlib.sha256("\x00".join(self.genes).encode())
         digest.update("\x00".join(self.names[order].tolist() + self.groups[order].tolist()).encode())
@@ -76,20 +76,20 @@ def read_table(
     check_files: bool = True,
     constant_genes: bool = False,
 ) -> Table:
-    """The table at a path or URL, checked whole. With `constant_genes` a gene may have one value in all rows: a model
-    may be judged on a cohort in which one of its genes is silent, though it could not be trained there.
+    """The table at a path or URL, completely checked. With `constant_genes` a gene may have one value in all rows: a
+    model may be evaluated on a cohort in which one of its genes is silent, though it could not be trained there.
 
-    `genes` names the target columns; without them they are y0, y1 … `target_dim` is how many there must be.
-    MissingFile for the table or an image; UserError naming file, row and column for missing columns, another number of
-    targets, empty cells, a path twice, a target that is no finite number, and genes that are the same in all rows;
-    for coordinates that are no numbers, and several units.
+    `genes` names the target columns; the default is y0, y1 … `target_dim` is their required number.
+    MissingFile for the table or an image; UserError naming file, row and column for missing columns, a wrong number of
+    targets, empty cells, a duplicate path, a target that is not a finite number, genes that do not vary, coordinates
+    that are not numbers, and several units.
     """
     sheet = read_sheet(path)
     sheet.need("path", "group_id")
     chosen = _targets(path, sheet.names, genes, target_dim)
     names, groups = (np.array(sheet.texts(name), np.str_) for name in ("path", "group_id"))
     check_groups(sheet, "group_id", groups.tolist())
-    values = np.column_stack([sheet.numbers(name, "a target is no finite number") for name in chosen])
+    values = np.column_stack([sheet.numbers(name, "not a finite target") for name in chosen])
     places, unit = _places(sheet, chosen, groups), _unit(sheet)
     table = Table(path, names, groups, values, chosen, places, unit, sheet.lines)
     _check(table, check_files, constant_genes)
@@ -97,8 +97,8 @@ def read_table(
 
 
 def check_groups(sheet: Sheet, column: str, groups: Sequence[str]) -> None:
-    """UserError for two groups that differ in case only, or in how their letters are encoded: one patient in two
-    spellings would train and test."""
+    """UserError for two groups that differ only in case or Unicode form: one patient in two spellings would be in both
+    training and test."""
     first: dict[str, str] = {}
     for i, group in enumerate(groups):
         other = first.setdefault(spelling(group), group)
@@ -107,7 +107,7 @@ def check_groups(sheet: Sheet, column: str, groups: Sequence[str]) -> None:
             row = sheet.lines[groups.index(other)]
             raise sheet.refused(message, i, column, f"one spelling: row {row} has {other}")
     if rounded := [group for group in first.values() if ROUNDED.fullmatch(group)]:
-        log.warning("%s: has a spreadsheet rounded the group %s? Several may be one now", sheet.file, rounded[0])
+        log.warning("%s: group %s may be a number that a spreadsheet rounded", sheet.file, rounded[0])
 
 
 def _targets(path: str, found: Sequence[str], genes: Sequence[str] | None, wanted: int | None) -> tuple[str, ...]:
@@ -120,19 +120,19 @@ def _targets(path: str, found: Sequence[str], genes: Sequence[str] | None, wante
     if len(genes) == 0 or (wanted is not None and len(genes) != wanted):
         other = f"{wanted}, or target_dim={len(genes)} (data.target_dim in a training) if all of them are meant"
         expected = "y0, y1 …" if wanted is None or len(genes) == 0 else other
-        raise UserError("a wrong number of targets", file=path, key="targets", found=len(genes), expected=expected)
+        raise UserError("wrong number of targets", file=path, key="targets", found=len(genes), expected=expected)
     if len(set(genes)) < len(genes):
         raise UserError("a gene is named twice", file=path, found=[g for g in genes if list(genes).count(g) > 1][:1])
     return tuple(genes)
 
 
 def _places(sheet: Sheet, genes: Sequence[str], groups: Strings) -> Places | None:
-    """What the table says of where its images lie; a column that is a target says nothing of it."""
+    """The places of the table's images; a column that is a target is not used for them."""
     found = set(sheet.names) - set(genes)
     if not {"x", "y"} <= found:
         return None
     unknown = np.full(len(groups), np.nan)
-    message = "a coordinate or a size is no finite number"
+    message = "not a finite coordinate or size"
     numbers = {
         name: sheet.numbers(name, message) if name in found else unknown
         for name in ("x", "y", "image_mpp", "radius_px")
@@ -153,26 +153,26 @@ def _unit(sheet: Sheet) -> str:
         return ""
     units = sorted(set(sheet.texts("unit")))
     if len(units) > 1:
-        raise UserError("targets are in one unit", file=sheet.file, key="unit", found=units[:NAMED_AT_MOST])
+        raise UserError("targets have several units", file=sheet.file, key="unit", found=units[:NAMED_AT_MOST])
     return units[0]
 
 
 def _check(table: Table, check_files: bool, constant_genes: bool) -> None:
     seen: dict[str, int] = {}
-    for row, path in enumerate(table.paths):  # and not as written: ./a.png is a.png
+    for row, path in enumerate(table.paths):  # resolved: ./a.png is a.png
         if (first := seen.setdefault(path, row)) != row:
             found = f"{table.names[row]}, already in row {table.row_of(first)}"
-            raise UserError("a path stands twice", file=table.file, row=table.row_of(row), key="path", found=found)
+            raise UserError("duplicate path", file=table.file, row=table.row_of(row), key="path", found=found)
     if len(table) > 1 and not constant_genes and (same := np.flatnonzero(np.ptp(table.targets, axis=0) == 0)).size:
         dull = [table.genes[k] for k in same[:NAMED_AT_MOST]]
-        message = "targets that are the same in every row have nothing to learn: leave them out"
+        message = "targets do not vary over the rows: leave them out"
         raise UserError(message, file=table.file, key=dull[0], found=dull, expected="values that vary")
     if check_files:
         _check_files(table)
 
 
 def _check_files(table: Table) -> None:
-    """Every image is there, the sections' too; folders are listed once instead of asking for each file."""
+    """MissingFile for a missing image, also of a section; lists each folder once instead of checking each file."""
     listed: dict[str, set[str]] = {}
     sections = table.places.image.tolist() if table.places is not None else []
     for key, paths in (("path", table.paths), ("image", sections)):

@@ -36,7 +36,7 @@ def test_every_row_is_evaluated_once_whatever_their_number_and_the_workers(world
 def test_a_row_that_is_lost_or_doubled_is_noticed():
     rows, values = np.arange(3), np.zeros((3, 1), np.float32)
     for wrong in (rows[:2], np.array([0, 1, 1])):
-        with pytest.raises(AssertionError, match="lost or doubled"):
+        with pytest.raises(AssertionError, match="lost or duplicated"):
             together(rows, [(wrong, values[: wrong.size])])
 
 

@@ -199,10 +199,10 @@ def two_masks_of_one(folder):
     [
         (
             lambda f: (f / "masks" / "3.png").rename(f / "masks" / "3.jpg"),
-            r"without its nuclei.*masks/3\.png.*3\.jpg.*JPEG",
+            r"has no mask of nuclei.*masks/3\.png.*3\.jpg.*JPEG",
         ),
-        (two_masks_of_one, r"without its nuclei.*3\.png, 3\.tif"),
-        (lambda f: Image.open(f / "images" / "3.png").save(f / "images" / "3.jpg"), r"two images of one name"),
+        (two_masks_of_one, r"has no mask of nuclei.*3\.png, 3\.tif"),
+        (lambda f: Image.open(f / "images" / "3.png").save(f / "images" / "3.jpg"), r"two images have one name"),
     ],
 )
 def test_an_image_whose_mask_is_not_clear_is_named(tmp_path, change, words):

@@ -110,7 +110,7 @@ def test_no_anchor_at_all_is_an_error_that_counts_the_reasons_and_keeps_the_old_
     build(cohort)
     path, index, results = cohort
     none = [replace(r, center_x=r.center_x[:0], reason="no_valid_anchors", detail="0.1 is tissue") for r in results]
-    with pytest.raises(UserError, match=r"no slide gave an anchor \(b: 0.1 is tissue\)") as caught:
+    with pytest.raises(UserError, match=r"no slide has an anchor \(b: 0.1 is tissue\)") as caught:
         build((path, index, none))
     assert caught.value.where["found"] == "5 x no_valid_anchors" and caught.value.where["file"] == index
     assert Catalog.open(path, verify=True).total_anchors == 24
@@ -175,9 +175,8 @@ def test_shards_of_an_older_catalog_that_cannot_be_removed_are_a_warning(cohort,
 
     monkeypatch.setattr(Storage, "remove", forbidden)
     build(cohort, rows_per_shard=7)
-    assert (
-        "older catalog are not removed" in caplog.text and len(Catalog.open(cohort[0]).manifest["anchor_shards"]) == 4
-    )
+    assert "could not remove shards" in caplog.text
+    assert len(Catalog.open(cohort[0]).manifest["anchor_shards"]) == 4
 
 
 def test_a_stratum_column_that_is_not_there_is_named(cohort):

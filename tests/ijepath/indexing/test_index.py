@@ -69,7 +69,7 @@ def test_a_mask_of_another_aspect_is_a_named_error_with_the_tolerance(tmp_path):
     mask = write_mask(tmp_path / "m.png", square_mask(256, 256))
     row = index_slide(row_for(tmp_path, mask_path=str(mask)))
     assert row["status"] == "failed"
-    for part in ("another aspect", "tolerance 2% and one mask pixel", "256 x 256, ratio 1.0000", "1024 x 768, 1.3333"):
+    for part in ("aspect ratio (", "tolerance 2% and one mask pixel", "256 x 256, ratio 1.0000", "1024 x 768, 1.3333"):
         assert part in row["error"]
 
 

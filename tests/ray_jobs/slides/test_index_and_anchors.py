@@ -171,7 +171,7 @@ def test_zero_anchors_are_an_error_and_the_report_says_why(ray_cluster, tmp_path
     assert index_job(tmp_path) == 0
     assert anchors_job(tmp_path, profile=["profile=ctx1p0_tgt0p5_fov512um_k4"]) == 2
     said = capsys.readouterr().err
-    assert "no slide gave an anchor" in said and "3 x invalid_profile_geometry" in said and "Traceback" not in said
+    assert "no slide has an anchor" in said and "3 x invalid_profile_geometry" in said and "Traceback" not in said
     lines = report(tmp_path / "indexes" / "anchor_catalog_manifest_report.csv")
     assert {line["reason"] for line in lines} == {"invalid_profile_geometry"}
     assert not (tmp_path / "indexes" / "anchor_catalog_manifest.json").exists()

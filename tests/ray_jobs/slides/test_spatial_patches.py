@@ -96,7 +96,7 @@ def test_faults_of_the_files_are_named_by_row(tmp_path, capsys):
         ("s3,p0", "s2,p0", "row: 5"),
         ("s3,p0,S1", "s3,,S1", "row: 5; key: patient"),
         ("s3,p0,S1", "s3,p0,../S1", "cannot be used as a folder name"),
-        ("s3,p0", "s3x,p0", "do not belong together"),
+        ("s3,p0", "s3x,p0", "have different spots"),
     ):
         (tmp_path / "spots.csv").write_text(text.replace(old, new))
         assert run(words, "held_out=[]", "totals=null") == 2

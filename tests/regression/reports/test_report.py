@@ -135,5 +135,5 @@ def test_the_last_validation_is_the_newest_row_that_has_one(tmp_path):
 def test_what_is_no_runs_metrics_is_named_with_the_remedy(tmp_path, content):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "metrics.json").write_bytes(content)
-    with pytest.raises(UserError, match=r"not the metrics of a run.*a/metrics\.json.*move the file away"):
+    with pytest.raises(UserError, match=r"not the metrics of a run.*a/metrics\.json.*remove the file"):
         read_results(Storage.of(tmp_path))

@@ -61,14 +61,14 @@ def test_the_digest_is_of_the_rows_and_not_of_their_order_or_place(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message", "row", "key"),
     [
-        (lambda t: t.assign(y1=[0, 1, np.nan, 3, 4, 5]), "no finite number", 4, "y1"),
-        (lambda t: t.assign(y1=["0", "1", "2", "much", "4", "5"]), "no finite number", 5, "y1"),
-        (lambda t: t.assign(y2=[0, 1, 2, 3, np.inf, 5]), "no finite number", 6, "y2"),
-        (lambda t: t.assign(path=[*t.path[:5], t.path[1]]), "stands twice", 7, "path"),
-        (lambda t: t.assign(path=[*t.path[:5], "./img//1.png"]), "stands twice", 7, "path"),
+        (lambda t: t.assign(y1=[0, 1, np.nan, 3, 4, 5]), "not a finite target", 4, "y1"),
+        (lambda t: t.assign(y1=["0", "1", "2", "much", "4", "5"]), "not a finite target", 5, "y1"),
+        (lambda t: t.assign(y2=[0, 1, 2, 3, np.inf, 5]), "not a finite target", 6, "y2"),
+        (lambda t: t.assign(path=[*t.path[:5], t.path[1]]), "duplicate path", 7, "path"),
+        (lambda t: t.assign(path=[*t.path[:5], "./img//1.png"]), "duplicate path", 7, "path"),
         (lambda t: t.assign(path=[*t.path[:5], "img/none.png"]), "no such image", 7, "path"),
         (lambda t: t.assign(group_id=["a", "", *"bcde"]), "empty cell", 3, "group_id"),
-        (lambda t: t.assign(y0=1.5), "same in every row", None, "y0"),
+        (lambda t: t.assign(y0=1.5), "do not vary over the rows", None, "y0"),
         (lambda t: t.drop(columns="group_id"), "no such column", None, "group_id"),
         (lambda t: t.drop(columns="y2"), "wrong number of targets", None, "targets"),
         (lambda t: t.drop(columns="y1"), "lacks target columns", None, "y1"),
@@ -121,7 +121,7 @@ def test_a_table_may_say_where_its_images_lie_and_is_the_same_table(tmp_path):
 
 def test_coordinates_that_are_none_are_refused_by_row(tmp_path):
     for old, new, words in (
-        ("10,20", "ten,20", "a coordinate or a size is no finite number.*row: 2; key: x"),
+        ("10,20", "ten,20", "not a finite coordinate or size.*row: 2; key: x"),
         ("30,40,02,,0.5", "30,40,02,,0", "must be positive.*row: 3; key: image_mpp"),
     ):
         with pytest.raises(UserError, match=words):
@@ -142,7 +142,7 @@ def test_targets_of_a_table_are_in_one_unit(tmp_path):
 def test_a_gene_that_is_silent_is_refused_for_training_and_taken_for_an_evaluation(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("path,group_id,y0,y1\na.png,p,1.0,0\nb.png,q,2.5,0\n")
-    with pytest.raises(UserError, match="the same in every row"):
+    with pytest.raises(UserError, match="do not vary over the rows"):
         read_table(str(path), check_files=False)
     assert read_table(str(path), check_files=False, constant_genes=True).targets.tolist() == [[1.0, 0.0], [2.5, 0.0]]
 
@@ -165,7 +165,7 @@ def test_a_target_that_only_looks_like_a_number_is_refused_with_its_row(tmp_path
     else:
         table = pa.table({"path": ["a.png", "b.png"], "group_id": ["p", "q"], "y0": ["1.0", cell]})
         pq.write_table(table, path)
-    with pytest.raises(UserError, match="no finite number") as e:
+    with pytest.raises(UserError, match="not a finite target") as e:
         read_table(path, check_files=False)
     assert (e.value.where["row"], e.value.where["key"], e.value.where["found"]) == (
         3 if suffix == "csv" else 1,
