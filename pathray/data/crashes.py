@@ -36,6 +36,7 @@ from pathray.data.plan import Plan
 from pathray.data.units import Batch, UnitReader
 from pathray.errors import UnreadableUnit
 from pathray.store.records import check_seal, parsed, sealed, text
+from pathray.store.outages import through_outages
 from pathray.store.storage import Storage, digest_bytes
 
 log = logging.getLogger(__name__)
@@ -181,13 +182,13 @@ def begin(run: str, plan: str) -> _Begun:
     with _beginning:
         key = run, plan
         if key not in _begun:
-            note_crashes(run)
+            through_outages(lambda: note_crashes(run), "decoding")
             journal = None
             try:
                 journal = Journal(run, plan)
             except OSError as e:
                 log.warning("decoder crashes cannot be traced to a unit, because no journal could be opened: %s", e)
-            _begun[key] = _Begun(journal, excluded(noted(run), plan).rows)
+            _begun[key] = _Begun(journal, excluded(through_outages(lambda: noted(run), "decoding"), plan).rows)
         return _begun[key]
 
 

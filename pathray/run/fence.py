@@ -29,6 +29,7 @@ from pathray.errors import UserError
 from pathray.run.layout import OWNER
 from pathray.store.exclusive import SETTLE_S, content, create, discard, swap
 from pathray.store.liveness import is_gone, this_process
+from pathray.store.outages import through_outages
 from pathray.store.records import text
 from pathray.store.storage import Storage, StorageError
 
@@ -82,7 +83,7 @@ class Fence:
     def take(self) -> str:
         """Own the folder from now on; the token. Waits for a silent owner on another machine.
 
-        UserError when the folder's owner is alive.
+        UserError when the folder's owner is alive, StorageError when storage is away to begin with.
         """
         assert not self.token, "the folder is taken already"
         self._began, token = time.time(), uuid.uuid4().hex
@@ -151,7 +152,10 @@ class Fence:
             if gone or left <= 0:
                 return found
             time.sleep(min(left, self.every_s * STALE_BEATS / LOOKS))
-            found = self._read()
+            looked = time.monotonic()
+            found = through_outages(self._read, "the place in the run's folder")
+            if until is not None and time.monotonic() - looked > self.every_s:  # storage was away, for the owner, too
+                until = time.monotonic() + self.every_s * STALE_BEATS
         return None
 
     def _silence(self, owner: Owner) -> float:

@@ -18,6 +18,7 @@ from typing import Any
 from pathray.errors import MissingFile
 from pathray.run.layout import LOG, METRICS
 from pathray.store.metrics_log import TIME, rows_of
+from pathray.store.outages import through_outages
 from pathray.store.storage import Storage
 from pathray.urls import public_text
 
@@ -70,8 +71,8 @@ class _Writer(logging.Handler):
         super().__init__(logging.INFO)
         self.setFormatter(logging.Formatter(FORMAT, STAMP))
         self._store, self._written = store, True
-        self._text = b"" if store.local else self._content(LOG)
-        rows = self._content(METRICS)
+        self._text = b"" if store.local else through_outages(lambda: self._content(LOG), LOG)
+        rows = through_outages(lambda: self._content(METRICS), LOG)
         self._read = len(rows)
         self._told = max(map(_when, rows_of(rows)), default=(0.0, 0))
         self._own, self._ending = threading.Lock(), threading.Event()

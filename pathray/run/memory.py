@@ -13,6 +13,7 @@ from pathray.device import Device
 from pathray.errors import UserError
 from pathray.run.layout import memory_note
 from pathray.run.outcome import RunSettings
+from pathray.store.outages import START, through_outages
 from pathray.store.storage import Storage
 from pathray.train.assembly import Assembly
 from pathray.train.settings import LoopSettings
@@ -45,14 +46,15 @@ def changes_after(
     log.warning("out of memory with micro_batch=%d; the next attempt takes %d", settings.micro_batch, size)
     changes = {"micro_batch": size}
     if device.world_size > 1:
-        store.write_bytes(memory_note(fit_id), json.dumps(changes).encode())
+        note = json.dumps(changes).encode()
+        through_outages(lambda: store.write_bytes(memory_note(fit_id), note), "the smaller micro-batch")
         raise error
     return changes
 
 
 def with_changes(assembly: Assembly, store: Storage, settings: RunSettings, device: Device) -> Assembly:
     """The assembly with what an attempt of this job that ran out of memory asked to change; the same on all ranks."""
-    noted = noted_changes(store, settings.fit_id) if device.rank == 0 else {}
+    noted = through_outages(lambda: noted_changes(store, settings.fit_id), START) if device.rank == 0 else {}
     changes: dict[str, Any] = settings.changes | device.broadcast_object(noted)
     if changes and device.rank == 0:
         log.warning("an earlier attempt ran out of memory: training with micro_batch=%d", changes["micro_batch"])

@@ -104,14 +104,17 @@ class Saves:
             "science": parts.science,
             "fit_id": self.fit_id,
         }
+
+        def prune() -> None:
+            checkpoint.prune(self.root, rolling, parts.keep_last_n)
+
         if snapshot is None:
-            self.saver.save(self.root, rolling, tensors, meta, None, self._before_commit)
+            self.saver.save(self.root, rolling, tensors, meta, None, self._before_commit, prune)
         else:
             if parts.tuning is not None:  # without it nobody removes them
                 meta["tune_index"] = snapshot
             name = f"{parts.tag}-img{state.images_seen}"
-            self.saver.save(self.root, name, tensors, meta, self._encoder(state), self._before_commit)
-        checkpoint.prune(self.root, rolling, parts.keep_last_n)
+            self.saver.save(self.root, name, tensors, meta, self._encoder(state), self._before_commit, prune)
 
     def _before_commit(self) -> None:
         """In the saver's thread: the rows up to a checkpoint are there when it counts, and the run is still ours."""

@@ -28,7 +28,7 @@ from pathray.run.outcome import BUDGET, EARLY_STOP, ENDED, RETRY, Outcome, RunSe
 from pathray.run.saves import Saves
 from pathray.run.stop_poll import StopPoll
 from pathray.run.tick_log import TickLog
-from pathray.store.outages import through_outages
+from pathray.store.outages import START, through_outages
 from pathray.store.storage import Storage
 from pathray.train.assembly import Assembly
 from pathray.train.loop import run
@@ -58,8 +58,8 @@ def train(
     keeps_log = device.rank == 0 and settings.keep_log
     with owned(store.url, device.rank, settings.owner) as fence:
         if device.rank == 0 and not settings.keep_stop:
-            store.remove(STOP)
-            store.remove(PROGRESS)
+            through_outages(lambda: store.remove(STOP), START)
+            through_outages(lambda: store.remove(PROGRESS), START)
         try:
             with run_log(store) if keeps_log else nullcontext():
                 return Session(assembly, plan, store, device, batches, settings, fence).train()
@@ -131,23 +131,29 @@ class Session:
     # --- start ---
 
     def _resume(self, state: TrainState) -> None:
-        """Load the checkpoint that rank 0 chose, if there is one; UserError when it belongs to another run."""
-        crashes.note_crashes(self.store.url)
-        self.device.gather_objects(None)  # every machine has told
+        """Load the checkpoint that rank 0 chose, if there is one; UserError when it belongs to another run.
+
+        Waits for storage: a rank that died may be started again while it is away.
+        """
         rank0, url = self.device.rank == 0, self.store.url
-        known: Any = (self._chosen(), resume.excluded(url, self.plan)) if rank0 else None
+        through_outages(lambda: crashes.note_crashes(url), START)
+        self.device.gather_objects(None)  # every machine has told
+        excluded = through_outages(lambda: resume.excluded(url, self.plan), START) if rank0 else None
+        known: Any = (self._chosen(), excluded) if rank0 else None
         path, excluded = self.device.broadcast_object(known)
         reader: Any = crashes.Guarded(self.parts.reader, url, self.plan, excluded)
         self.parts.reader = reader
         if path is not None:
-            resume.load(state, path, self.parts.identity, self.settings)
+            through_outages(lambda: resume.load(state, path, self.parts.identity, self.settings), START)
         self.faults.since, self.fresh = state.images_seen, path is None
-        self.tick_log.start(state.images_seen, self.settings.start_metrics if self.fresh else {})
+        first = self.settings.start_metrics if self.fresh else {}
+        through_outages(lambda: self.tick_log.start(state.images_seen, first), START)
         if rank0:
-            quarantine.sweep(self.store, state.images_seen)
+            through_outages(lambda: quarantine.sweep(self.store, state.images_seen), START)
 
     def _chosen(self) -> str | None:
-        found = resume.chosen(self.store.url, self.parts.tag, self.settings.resume, self.settings.fit_id)
+        settings, tag = self.settings, self.parts.tag
+        found = through_outages(lambda: resume.chosen(self.store.url, tag, settings.resume, settings.fit_id), "the run")
         return None if found is None else found.path
 
     # --- ticks ---

@@ -10,6 +10,7 @@ from typing import Any
 
 from pathray.evaluation.early_stopping import EARLY_STOPPED
 from pathray.run.layout import STOP
+from pathray.store.outages import through_outages
 from pathray.store.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -21,12 +22,13 @@ def request_stop(run_dir: str, reason: str = "asked to") -> None:
 
 
 def name_end(end: str, store: Storage, rank: int, images_seen: int) -> str:
-    """How a run ended: ``early_stopped`` for a stop that an evaluator asked for, which rank 0 looks up, else `end`."""
+    """How a run ended: ``early_stopped`` for a stop that an evaluator asked for, which rank 0 looks up, else `end`.
+    Waits for storage: a run that is called interrupted exports nothing."""
     if end != "stopped" or rank != 0:
         return end
     asked: Any = None
     with suppress(OSError, ValueError):  # whatever else is in it was written by hand
-        asked = json.loads(store.read_bytes(STOP))
+        asked = json.loads(through_outages(lambda: store.read_bytes(STOP), STOP))
     if not isinstance(asked, dict) or asked.get("reason") != EARLY_STOPPED:
         return end
     log.warning("early stopping: ended at %s images", f"{images_seen:,}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 
@@ -9,13 +10,15 @@ from pathray.data.plan import Plan
 from pathray.device import Device
 from pathray.run.evaluations import Blocked
 from pathray.run.failure import SharedFailure
-from pathray.run.layout import METRICS
+from pathray.run.layout import METRICS, PROGRESS
 from pathray.run.metrics_writer import MetricsWriter
 from pathray.run.progress import write_beat
-from pathray.store.storage import Storage
+from pathray.store.outages import through_outages
+from pathray.store.storage import Storage, StorageError
 from pathray.train.assembly import Watch
 from pathray.train.supervised import SupervisedTick
 
+log = logging.getLogger(__name__)
 BEAT_EVERY_S = 5.0
 
 
@@ -65,7 +68,12 @@ class TickLog:
             return
         self.beat_at = time.monotonic()
         with self.failure.together():
-            write_beat(self.store, images_seen)
+            try:
+                write_beat(self.store.without_retries(), images_seen)
+            except StorageError as e:  # no step waits for a sign of life
+                if not e.passing:
+                    raise
+                log.warning("%s could not be written; retrying: %s", PROGRESS, e)
 
     def check(self) -> None:
         """Note what the log's thread met that no later try can mend."""
@@ -82,4 +90,4 @@ class TickLog:
     def end(self, images_seen: int, end: str) -> None:
         """The last sign of life says how the run ended."""
         if self.beat_at:
-            write_beat(self.store, images_seen, end)
+            through_outages(lambda: write_beat(self.store, images_seen, end), PROGRESS)

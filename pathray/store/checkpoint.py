@@ -31,7 +31,6 @@ from pathray.store.committed import (
     sweep,
 )
 from pathray.store.outages import FIRST_PAUSE_S, OUTAGE_S, through_outages
-from pathray.store.storage import StorageError
 
 log = logging.getLogger(__name__)
 
@@ -83,8 +82,8 @@ def prune(
 ) -> list[str]:
     """Keep the newest `keep_last_n` committed checkpoints called `name`, and those whose paths are in `protect`.
 
-    Also sweeps what was begun and never committed. Returns the paths removed. What storage refuses to remove is a
-    warning: the newer checkpoints are there, and the next call tries again.
+    Also sweeps what was begun and never committed. Returns the paths removed. What storage refuses to remove, or a
+    damaged record among the older ones, is a warning: the newer checkpoints are there, and the next call tries again.
     """
     assert keep_last_n >= 1, keep_last_n
     removed: list[str] = []
@@ -156,12 +155,13 @@ class AsyncSaver:
         meta: Mapping[str, Any],
         also: Also | None = None,
         before_commit: Callable[[], object] | None = None,
+        after_commit: Callable[[], object] | None = None,
     ) -> None:
         """Copy the tensors now, write them while training goes on. Waits for a save that is still being written.
 
         also(directory, copies) writes further files into the directory before it is committed. before_commit() comes
         last, in the background, too: what has to be on storage before the checkpoint counts, and whether this process
-        may still write; what it raises ends the save.
+        may still write; what it raises ends the save. after_commit() follows, also in the background.
         """
         self.wait()
         copies, own = cpu_copy(tensors), dict(meta)
@@ -170,6 +170,8 @@ class AsyncSaver:
             try:
                 path = self._through_outages(lambda: _write(parent, name, copies, own, also, before_commit))
                 self.last = self._through_outages(lambda: read_committed(path))
+                if after_commit is not None:
+                    after_commit()
             except BaseException as e:  # raised by the next wait()
                 self._error = e
 
@@ -230,10 +232,10 @@ def _write(
 
 @contextlib.contextmanager
 def _warned(what: str) -> Iterator[None]:
-    """Storage that refuses is a line in the log and not an error."""
+    """Storage that refuses, and a damaged record, are a line in the log and not an error."""
     try:
         yield
-    except StorageError as e:
+    except (UserError, OSError) as e:
         log.warning("%s cannot be removed at present: %s", what, e)
 
 

@@ -196,7 +196,8 @@ def sweep(parent: str, older_than_s: float = 3600.0) -> list[str]:
     """Remove directories under `parent` that were never committed and not touched for `older_than_s` seconds.
 
     Links, and directories without a `-<uid8>` ending, are kept. Committed directories are recognised without a request
-    each, since a run has many.
+    each, since a run has many. Before one is removed it is asked for its record again: a listing may leave out what it
+    cannot read.
     """
     storage, swept = Storage.of(parent), []
     entries = storage.list()
@@ -207,7 +208,9 @@ def sweep(parent: str, older_than_s: float = 3600.0) -> list[str]:
         if not ours or entry in committed or (storage.local and os.path.islink(storage.path(entry))):
             continue
         touched = storage.at(entry).touched()
-        if touched is not None and time.time() - touched > older_than_s:
+        if touched is None or time.time() - touched <= older_than_s:
+            continue
+        if not storage.exists(f"{entry}/{COMMITTED}"):
             storage.remove(entry)
             swept.append(entry)
     return swept

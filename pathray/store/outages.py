@@ -13,6 +13,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 OUTAGE_S, FIRST_PAUSE_S, LONGEST_PAUSE_S = 600.0, 1.0, 60.0
+START = "the start of the training"  # of a rank, also after another one died
 
 
 def through_outages(

@@ -101,8 +101,15 @@ class Storage:
         return replace(self, attempts=1)
 
     def exists(self, name: str = "") -> bool:
+        """Whether there is such a file or folder. StorageError if that cannot be told: `fs.exists` of many file systems
+        says no to any error."""
         self._refresh()
-        return bool(self._retried(lambda: self.fs.exists(self.path(name)), name))
+        look = os.stat if self.local else self.fs.info
+        try:
+            self._retried(lambda: look(self.path(name)), name)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
 
     def list(self, name: str = "") -> list[str]:
         """The sorted names of a folder's entries, without unfinished files; empty if the folder does not exist."""

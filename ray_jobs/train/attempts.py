@@ -9,10 +9,12 @@ from typing import Any
 from pathray.config.sections import ScalingConfig
 from pathray.run.layout import CHECKPOINTS, RAY
 from pathray.run.outcome import RETRY
+from pathray.store.outages import through_outages
 from ray_jobs.train.driver import run_in_thread
 from ray_jobs.train.job import TrainJob
 
 log = logging.getLogger(__name__)
+NEXT_FIT = "the next fit"
 
 
 def fit_while_it_advances(job: TrainJob, store: Any) -> dict[str, Any]:
@@ -52,7 +54,7 @@ def _crashes_in(store: Any) -> int:
     from pathray.data import crashes
 
     try:
-        return len(store.list(crashes.FOLDER))
+        return len(through_outages(lambda: store.list(crashes.FOLDER), NEXT_FIT))
     except OSError as e:
         log.warning("the notes of crashes could not be looked at: %s", e)
         return 0
@@ -63,7 +65,7 @@ def _newest_of(job: TrainJob, store: Any) -> int:
     from pathray.store.committed import list_committed
 
     try:
-        found = list_committed(store.join(CHECKPOINTS))
+        found = through_outages(lambda: list_committed(store.join(CHECKPOINTS)), NEXT_FIT)
     except OSError as e:
         log.warning("the checkpoints could not be looked at: %s", e)
         return 0

@@ -11,11 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from pathray.errors import user_error_in
 from pathray.run.progress import TrainingProgress
 from pathray.run.stop import request_stop
+from pathray.store.outages import through_outages
 from ray_jobs.shell.cli import Terminated
 
 log = logging.getLogger(__name__)
@@ -66,7 +68,8 @@ def stop_on_signals(store: Any) -> Iterator[None]:
             "once, from the checkpoint before",
             signal.Signals(signum).name,
         )
-        threading.Thread(target=request_stop, args=(store.url,), daemon=True).start()
+        stop = partial(through_outages, partial(request_stop, store.url), "the request to stop")
+        threading.Thread(target=stop, daemon=True).start()
         threading.Thread(target=_say_that_it_waits, args=(ended,), daemon=True).start()
 
     before = {s: signal.signal(s, ask) for s in (signal.SIGTERM, signal.SIGINT)}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pathray.config.load import Loaded
 from pathray.run.fence import hold
+from pathray.store.outages import through_outages
 from ray_jobs.shell.cli import Outputs
 from ray_jobs.shell.run_summary import write_run_summary
 from ray_jobs.shell.runtime import ray_session
@@ -80,8 +81,8 @@ def pretrain(job: Pretraining[Any], loaded: Loaded[Any]) -> Outputs | None:
     if outcome.artifact:
         beside = outcome.artifact.rpartition("/")[0]
         paths |= {"encoder": outcome.artifact} | {name: f"{beside}/{name}" for name in job.exports}
-    write_run_summary(str(config.output), outcome, paths)
-    return Outputs(paths | evaluated(config))
+    through_outages(lambda: write_run_summary(str(config.output), outcome, paths), "the summary")
+    return Outputs(paths | through_outages(lambda: evaluated(config), "the summary"))
 
 
 def train(job: Pretraining[C], asked: C, plan: Plan, accelerator: str | None = None) -> Outcome:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pathray.errors import UserError
 from pathray.run.layout import fatal_note
+from pathray.store.outages import START, through_outages
 from pathray.store.storage import Storage, StorageError
 
 if TYPE_CHECKING:
@@ -41,8 +42,8 @@ def train_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
     job: TrainJob = pickle.loads(loop_config["job"])
     store = Storage.of(job.run_dir)
     note = fatal_note(job.fit_id)
-    if store.exists(note):
-        return {"fatal": json.loads(store.read_bytes(note))}
+    if through_outages(lambda: store.exists(note), START):
+        return {"fatal": json.loads(through_outages(lambda: store.read_bytes(note), START))}
     try:
         return _train(job)
     except UserError as e:

@@ -18,7 +18,7 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -28,6 +28,7 @@ from pathray.evaluation.attempts import Attempts
 from pathray.evaluation.early_stopping import EARLY_STOPPED
 from pathray.evaluation.settings import TuningConfig
 from pathray.run.layout import ENCODER, RAY
+from pathray.store.outages import OUTAGE_S, through_outages
 from pathray.store.storage import StorageError
 from ray_jobs.tune.evaluation_resources import Request
 
@@ -36,7 +37,7 @@ log = logging.getLogger(__name__)
 LOCAL_LOOK_S, REMOTE_LOOK_S = 1.0, 15.0
 RESTART_AFTER_S, RESTARTS = 10.0, 5
 REPORT_EVERY_S = 600.0
-ALIVE_S, GIVE_UP_S = 5.0, 60.0
+ALIVE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class Evaluators:
         self.unrecorded: list[_Finished] = []
         self.over, self.abandoned = threading.Event(), threading.Event()
         self.failure: UserError | None = None
+        self.owed = dict[str, Callable[[], Any]]()  # by name, what storage has not taken yet
         self.claimed = self.current = False
         self.troubled: float | None = None
         self.judged = 0  # evaluations of this process that have come to an end, well or not
@@ -96,7 +98,7 @@ class Evaluators:
 
         if self.request.advice:
             log.warning("%s", self.request.advice)
-        self.claimed = self.results.claim(self.key)
+        self.claimed = through_outages(partial(self.results.claim, self.key), "the evaluator")
         if not self.claimed:
             log.warning("another evaluator is, or was a minute ago, at work on %s: waiting for it", self.run_dir)
         WATCHES[self.key] = self
@@ -137,18 +139,19 @@ class Evaluators:
             log.info("%d evaluations are still to come; Ctrl-C once more leaves them to the next start", count)
         while self._thread is not None and self.working:
             self._thread.join(0.5)
-        self.report()
+        self.report(wait=True)
         if self.failure is not None:
             raise self.failure
 
-    def report(self) -> str | None:
-        """The robustness report as a page; None while nothing was judged."""
+    def report(self, *, wait: bool = False) -> str | None:
+        """The robustness report as a page; None while nothing was judged. `wait`: until storage takes it."""
         if not self.results.rows:
             return None
         from pathray.evaluation.report import write_report
 
         self._reported = time.monotonic()
-        page: str | None = self._safely(partial(write_report, self.run_dir))
+        write = partial(write_report, self.run_dir)
+        page: str | None = self._safely(partial(through_outages, write, "the report") if wait else write)
         return page
 
     # --- asked by Tune ----------------------------------------------------------------------------------------------
@@ -166,6 +169,7 @@ class Evaluators:
         try:
             self._catch_up()
             self._record_finished()
+            self._make_up()
             found = self._next(trial_id, look=over and not self.running)
         except Exception as e:
             return FINISHED if self._given_up(e, over) else None
@@ -215,7 +219,8 @@ class Evaluators:
             if self.owner and self.tag is not None:
                 self.results.cut_back(self.tag)
             self.current = True
-            decision = self._safely(self.results.settle)
+            self._now_or_later("the decision", self.results.settle)
+            decision = self.results.decision()
             if self.owner and decision is not None and decision.stop and self.tuning.early_stopping.stop_training:
                 self._stop_training(EARLY_STOPPED)  # decided before, but the job died before the training had ended
 
@@ -224,7 +229,7 @@ class Evaluators:
         if self.troubled is None:
             log.warning("snapshots could not be read; retrying: %s", error, exc_info=not isinstance(error, UserError))
             self.troubled = time.monotonic()
-        if over and time.monotonic() - self.troubled >= GIVE_UP_S:
+        if over and time.monotonic() - self.troubled >= OUTAGE_S:
             log.error("what is not evaluated yet is left to the next start")
             return True
         self.abandoned.wait(LOCAL_LOOK_S if over else 0.0)
@@ -293,7 +298,7 @@ class Evaluators:
             self._record(snapshot, "failed", due, {**row, "error": why, **({"trace": trace} if trace else {})})
             log.warning("the evaluation at %s images failed: %s\n%s", f"{images:,}", why, trace)
         decision = self.results.decision()
-        self._safely(self.results.settle)
+        self._now_or_later("the decision", self.results.settle)
         self._tell(snapshot, decision)
         if self.owner:
             self._safely(partial(self.results.prune, self.tuning.execution.keep_last_n_snapshots, self.tag))
@@ -353,7 +358,8 @@ class Evaluators:
         from pathray.run.stop import request_stop
 
         log.warning("asking the training to stop at its next poll: %s", reason.replace("_", " "))
-        self._safely(partial(request_stop, self.run_dir, reason))
+        wish = partial(request_stop, self.run_dir, reason)
+        self._now_or_later("the stop", lambda: None if self.over.is_set() else wish())
 
     # --- threads ----------------------------------------------------------------------------------------------------
 
@@ -423,6 +429,25 @@ class Evaluators:
         if self.claimed:
             self.claimed = False
             self._safely(self.results.release)
+
+    def _now_or_later(self, what: str, action: Callable[[], Any]) -> None:
+        """`_safely`, and once more at each later look until storage that is away has taken it."""
+        self.owed[what] = action
+        self._safely(partial(self._make_up, what))
+
+    def _make_up(self, *names: str) -> None:
+        """Do what is owed. StorageError while storage is away: it is then kept for the next time."""
+        for what in names or tuple(self.owed):
+            try:
+                self.owed[what]()
+            except StorageError as e:
+                if e.passing:
+                    raise
+                log.warning("%s: %s", what, e)
+            except BaseException:
+                del self.owed[what]
+                raise
+            del self.owed[what]
 
     def _safely(self, action: Any) -> Any:
         """What it gives; None after an error, which is logged: bookkeeping must not end a run."""

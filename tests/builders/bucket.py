@@ -3,7 +3,8 @@
 ``bucket://…`` lies under BUCKET_ROOT, one file per object. `make_known` leads every process whose PYTHONPATH holds
 its folder to it through fsspec's entry points, as an installed gcsfs or s3fs is found. The second object whose key
 matches the pattern BUCKET_HANGS, where it is set, is never finished, and a file `hangs` beside the objects says so.
-While a file `away` lies beside the objects, nothing can be reached. An object may be made on condition that there is
+While a file `away` lies beside the objects, nothing can be reached; an `Outage` does that to this process from a
+chosen call on. An object may be made on condition that there is
 none, as in GCS and S3, unless BUCKET_WITHOUT_CONDITIONS is set.
 """
 
@@ -13,10 +14,11 @@ import io
 import os
 import time
 import uuid
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import quote, unquote
 
 from fsspec import AbstractFileSystem
@@ -33,11 +35,43 @@ def make_known(folder: Path) -> Path:
     return folder
 
 
+class HttpError(Exception):
+    """A failed request as gcsfs tells of it: no OSError."""
+
+
+@dataclass
+class Outage:
+    """Every call fails for `seconds`, from the first one of `operation` (write, read, look, list, remove) on a key that
+    matches `pattern`, but for the first `spared` of them. `errors` are raised in turn."""
+
+    operation: str
+    pattern: str
+    seconds: float
+    spared: int = 0
+    errors: tuple[type[Exception], ...] = (HttpError, ConnectionError, OSError)
+    began: float | None = None
+    refused: list[tuple[str, str]] = field(default_factory=list)
+
+    def meet(self, operation: str, key: str) -> None:
+        if self.began is None and operation == self.operation and fnmatch(key, self.pattern):
+            self.spared -= 1
+            self.began = time.monotonic() if self.spared < 0 else None
+        if self.began is not None and time.monotonic() - self.began < self.seconds:
+            self.refused.append((operation, key))
+            raise self.errors[len(self.refused) % len(self.errors)]("503: the service is unavailable")
+
+
 class BucketFileSystem(AbstractFileSystem):
     protocol, cachable = "bucket", False
+    outage: ClassVar[Outage | None] = None
+
+    def _call(self, operation: str, key: str) -> None:
+        if self.outage is not None:
+            self.outage.meet(operation, key)
 
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **more: Any) -> None:
         key = self._strip_protocol(path)
+        self._call("write", key)
         if mode != "create" or "BUCKET_WITHOUT_CONDITIONS" in os.environ:
             super().pipe_file(key, value, mode)
             return
@@ -50,6 +84,7 @@ class BucketFileSystem(AbstractFileSystem):
 
     def ls(self, path: str, detail: bool = True, **more: Any) -> list[Any]:
         path = self._strip_protocol(path)
+        self._call("list", path)
         found: dict[str, dict[str, Any]] = {}
         for key in self._keys():
             if key == path:
@@ -63,6 +98,7 @@ class BucketFileSystem(AbstractFileSystem):
 
     def info(self, path: str, **more: Any) -> dict[str, Any]:
         path = self._strip_protocol(path)
+        self._call("look", path)
         if _file(path).exists():
             return self._about(path)
         if any(key.startswith(f"{path}/") for key in self._keys()):
@@ -71,12 +107,14 @@ class BucketFileSystem(AbstractFileSystem):
 
     def modified(self, path: str) -> datetime:
         path = self._strip_protocol(path)
+        self._call("look", path)
         if not _file(path).exists():
             raise FileNotFoundError(path)
         return datetime.fromtimestamp(_file(path).stat().st_mtime, UTC)
 
     def rm(self, path: str, recursive: bool = False, maxdepth: int | None = None) -> None:
         path = self._strip_protocol(path)
+        self._call("remove", path)
         for key in self._keys():
             if key == path or (recursive and key.startswith(f"{path}/")):
                 _file(key).unlink()
@@ -86,6 +124,7 @@ class BucketFileSystem(AbstractFileSystem):
 
     def _open(self, path: str, mode: str = "rb", **more: Any) -> Any:
         assert mode in ("rb", "wb"), f"an object store has no {mode}"
+        self._call("read" if mode == "rb" else "write", path)
         _reachable()
         return open(_file(path), "rb") if mode == "rb" else _Upload(path)
 

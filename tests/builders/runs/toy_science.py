@@ -9,6 +9,7 @@ import ctypes
 import json
 import os
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,6 +101,7 @@ class ToyRecipe:
         }
         with (Path(config.run) / f"seen-{os.getpid()}.jsonl").open("a") as f:
             f.write(json.dumps(lines) + "\n")
+        time.sleep(config.slow_s)
         killed = Path(config.run) / f"killed_{progress.step}"
         once = progress.step in config.kills and not killed.exists()
         if rank == 0 and (once or progress.step == config.kill_always_at):

@@ -22,7 +22,7 @@ from tests.builders.jobs import wait_for
 from tests.builders.runs.toy_run import rows, train_toy
 from tests.builders.runs.toy_science import ToyConfig, assemble, write_plan
 
-SLOW = {"total_images": 12 * 60, "slow_s": 0.05}
+SLOW = {"total_images": 12 * 60, "slow_s": 0.005}
 
 
 @pytest.fixture(scope="module")

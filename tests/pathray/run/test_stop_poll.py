@@ -29,7 +29,12 @@ def exists(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Sets what the bucket answers to each question."""
 
     def answer(how: Any) -> None:
-        monkeypatch.setattr(FaultyFileSystem, "exists", lambda self, path, **more: how(path))
+        def info(self: FaultyFileSystem, path: str, **more: Any) -> dict[str, Any]:
+            if not how(path):
+                raise FileNotFoundError(path)
+            return {"name": path, "size": 0, "type": "file"}
+
+        monkeypatch.setattr(FaultyFileSystem, "info", info)
 
     return answer
 

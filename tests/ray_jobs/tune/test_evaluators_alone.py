@@ -141,9 +141,9 @@ def test_draining_ends_where_storage_does_not_answer_and_the_training_keeps_its_
     monkeypatch.setattr(evaluators, "LOCAL_LOOK_S", 0.0)
     monkeypatch.setattr(evaluators, "time", SimpleNamespace(monotonic=lambda: clock[0], time=time.time))
     assert found.suggest("a") is None
-    clock[0] += 30
+    clock[0] += evaluators.OUTAGE_S - 1
     assert found.suggest("a") is None
-    clock[0] += 31
+    clock[0] += 2
     assert found.suggest("a") == FINISHED
     assert "left to the next start" in caplog.text
 
