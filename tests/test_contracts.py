@@ -113,6 +113,12 @@ def test_nothing_else_breaks_a_contract(broken_contracts):
     assert found == {said for *_, said in FORBIDDEN}
 
 
+def test_files_that_start_first_exist():
+    from tests.conftest import START_FIRST
+
+    assert [name for name in START_FIRST if not (ROOT / name).is_file()] == []
+
+
 def test_ray_stands_within_the_range_that_was_tested():
     (pin,) = [r for r in map(Requirement, PROJECT["project"]["dependencies"]) if r.name == "ray"]
     assert str(pin.specifier) == "<2.61,>=2.58"
