@@ -6,8 +6,10 @@ VENV_XLA ?= .venv-xla
 VENV_GPU ?= .venv-gpu
 EXTRAS ?= dev,docs,openslide,fastslide,oct
 PYTEST_FLAGS ?=
-# Processes of the tests. All that need Ray run in one of them (tests/conftest.py), which has the session's one cluster.
+# Processes of the tests. A file's tests stay in one process, for its fixtures; each process starts a Ray cluster when
+# its first test asks for one. The files that take longest come first (tests/conftest.py).
 TEST_PROCESSES ?= 2
+SPREAD := -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 BIN := $(VENV)/bin
 XLA := $(VENV_XLA)/bin
 GPU := $(VENV_GPU)/bin
@@ -31,10 +33,10 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m demo $(if $(SLIDES),slides="$(SLIDES)") $(if $(MPP),mpp=$(MPP)) $(DEMO_FLAGS)
 
 test: lint
-	$(BIN)/python -m pytest -m "not heavy" -n $(TEST_PROCESSES) --dist loadgroup $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -m "not heavy" $(SPREAD) $(PYTEST_FLAGS)
 
 test-heavy: $(VENV)/.installed
-	$(BIN)/python -m pytest -m heavy $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -m heavy $(SPREAD) $(PYTEST_FLAGS)
 
 test-xla: $(if $(wildcard tests/xla/test_*.py),$(VENV_XLA)/.installed)
 	@if ls tests/xla/test_*.py >/dev/null 2>&1; then \

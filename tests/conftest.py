@@ -26,6 +26,25 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 SHARED_DATA = ROOT.parent / "shared" / "data"
+START_FIRST = (  # the files that take longest, the longest first: from the list that .ci/run prints at its end
+    "tests/demo/test_whole_demo.py",
+    "tests/ray_jobs/train/test_regression_jobs.py",
+    "tests/ray_jobs/tune/test_evaluator_faults.py",
+    "tests/ray_jobs/train/test_faults.py",
+    "tests/ray_jobs/train/test_finished_runs.py",
+    "tests/ray_jobs/train/test_adios_with_others.py",
+    "tests/ray_jobs/tune/test_evaluators.py",
+    "tests/ray_jobs/tune/test_sweep_regression.py",
+    "tests/ray_jobs/tune/test_sweep_schedulers.py",
+    "tests/ray_jobs/tune/test_sweep.py",
+    "tests/ray_jobs/train/test_trainer.py",
+    "tests/ray_jobs/train/test_in_process.py",
+    "tests/ray_jobs/train/test_pretrain_ijepath.py",
+    "tests/ray_jobs/train/test_pretrain_adios.py",
+    "tests/ray_jobs/slides/test_patch_jobs.py",
+    "tests/ray_jobs/extract/test_extract_features.py",
+    "tests/ray_jobs/shell/test_bad_input.py",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +67,8 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """One embedded cluster for the whole session: six logical CPUs, no dashboard, nothing attached from outside."""
+    """One embedded cluster for the session of this process: six logical CPUs, no dashboard, nothing attached from
+    outside. Where tests run in several processes, each has its own: those that wait for Ray then run side by side."""
     import ray
 
     assert not ray.is_initialized(), "a test started Ray by itself; use the ray_cluster fixture"
@@ -65,9 +85,8 @@ def ray_cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where tests run in several processes: all that need Ray in one of them, which has the one cluster; of the others
-    a file stays together, for its fixtures."""
-    for item in items if config.pluginmanager.hasplugin("xdist") else ():
-        needs_ray = item.get_closest_marker("ray") is not None or "ray_cluster" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("ray" if needs_ray else item.nodeid.partition("::")[0]))
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files of `START_FIRST` before all others. `make test` and `make test-heavy` give whole files to two
+    processes, and a long one at the end would leave the other process idle."""
+    first = {str(ROOT / name): number for number, name in enumerate(START_FIRST)}
+    items.sort(key=lambda item: first.get(str(item.path), len(first)))

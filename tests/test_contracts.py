@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import json
+import re
+import runpy
 import subprocess
 import sys
 import tomllib
+import warnings
+from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -27,9 +33,15 @@ def modules(*packages: str) -> list[Path]:
     return [path for package in packages for path in sorted((ROOT / package).rglob("*.py"))]
 
 
+@cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    """All nodes of a module's source, the module itself first."""
+    return tuple(ast.walk(ast.parse(path.read_text())))
+
+
 def imported(path: Path) -> set[str]:
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -37,11 +49,10 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-def test_the_import_contracts_hold():
-    linter = Path(sys.executable).parent / "lint-imports"
-    run = subprocess.run([str(linter), "--no-cache"], cwd=ROOT, env=job_environment(), capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert "0 broken" in run.stdout
+def test_make_test_checks_the_import_contracts_first():
+    """`make lint` runs the linter over the tree, so no test does it again."""
+    makefile = (ROOT / "Makefile").read_text()
+    assert "\ntest: lint\n" in makefile and "\t$(BIN)/lint-imports\n" in makefile.partition("\nlint:")[2]
 
 
 def test_types_of_every_package_are_checked_strictly():
@@ -58,34 +69,54 @@ def test_the_import_contracts_cover_every_package():
             assert sorted(contract["source_modules"]) == sorted(["pathray", *SCIENCES]), contract["name"]
 
 
-@pytest.mark.parametrize(
-    ("module", "line"),
-    [
-        ("ijepath/model.py", "import ray"),
-        ("ijepath/model.py", "from ray.data import Datasource"),
-        ("ijepath/model.py", "import ray_jobs.shell.cli"),
-        ("ijepath/model.py", "import mil"),
-        ("pathray/store/plan.py", "import pathray.run.layout"),
-        ("pathray/wsi/order.py", "import pathray.data"),
-    ],
+FORBIDDEN = (
+    ("ijepath/model.py", "import ray", "ijepath.model -> ray (l.1)"),
+    ("ijepath/data.py", "from ray.data import Datasource", "ijepath.data -> ray (l.1)"),
+    ("ijepath/run.py", "import ray_jobs.shell.cli", "ijepath.run -> ray_jobs.shell.cli (l.1)"),
+    ("ijepath/loss.py", "import mil", "ijepath.loss -> mil (l.1)"),
+    ("pathray/store/plan.py", "import pathray.run.layout", "pathray.store.plan -> pathray.run.layout (l.1)"),
+    ("pathray/wsi/order.py", "import pathray.data", "pathray.wsi.order -> pathray.data (l.1)"),
 )
-def test_a_module_that_breaks_a_contract_is_caught(tmp_path, module, line):
+
+
+@pytest.fixture(scope="module")
+def broken_contracts(tmp_path_factory):
+    """What the linter says of a tree of empty packages in which every module of `FORBIDDEN` breaks a contract."""
+    folder = tmp_path_factory.mktemp("broken")
     contracts = PROJECT["tool"]["importlinter"]["contracts"]
     layers = next(c["layers"] for c in contracts if c.get("containers") == ["pathray"])
     groups = [f"pathray/{group.strip()}" for layer in layers for group in layer.split("|")]
     for package in (*PACKAGES, "mil", "ray_jobs/shell", *groups):
-        (tmp_path / package).mkdir(exist_ok=True)
-        (tmp_path / package / "__init__.py").write_text("")
-    (tmp_path / "ray_jobs" / "shell" / "cli.py").write_text("")
-    (tmp_path / "pathray" / "run" / "layout.py").write_text("")
-    (tmp_path / module).write_text(f"{line}\n")
+        (folder / package).mkdir(exist_ok=True)
+        (folder / package / "__init__.py").write_text("")
+    (folder / "ray_jobs" / "shell" / "cli.py").write_text("")
+    (folder / "pathray" / "run" / "layout.py").write_text("")
+    for module, line, _ in FORBIDDEN:
+        (folder / module).write_text(f"{line}\n")
     text = (ROOT / "pyproject.toml").read_text().replace('"ijepath"', '"ijepath", "mil"')
     text = text[text.index("[tool.importlinter]") :].replace('"mil", "mil"', '"mil"')
-    (tmp_path / "pyproject.toml").write_text(text)
+    (folder / "pyproject.toml").write_text(text)
     linter = str(Path(sys.executable).parent / "lint-imports")
-    environment = {**job_environment(), "PYTHONPATH": str(tmp_path)}
-    run = subprocess.run([linter, "--no-cache"], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert run.returncode == 1 and "1 broken" in run.stdout, run.stdout + run.stderr
+    environment = {**job_environment(), "PYTHONPATH": str(folder)}
+    run = subprocess.run([linter, "--no-cache"], cwd=folder, env=environment, capture_output=True, text=True)
+    assert run.returncode == 1, run.stdout + run.stderr
+    return run.stdout
+
+
+@pytest.mark.parametrize(("module", "line", "said"), FORBIDDEN)
+def test_a_module_that_breaks_a_contract_is_caught(broken_contracts, module, line, said):
+    assert said in broken_contracts, f"{module}: {line}"
+
+
+def test_nothing_else_breaks_a_contract(broken_contracts):
+    found = set(re.findall(r"\S+ -> \S+ \(l\.\d+\)", broken_contracts))
+    assert found == {said for *_, said in FORBIDDEN}
+
+
+def test_files_that_start_first_exist():
+    from tests.conftest import START_FIRST
+
+    assert [name for name in START_FIRST if not (ROOT / name).is_file()] == []
 
 
 def test_ray_stands_within_the_range_that_was_tested():
@@ -106,7 +137,7 @@ def test_ray_stands_within_the_range_that_was_tested():
 def test_rays_developer_interfaces_stand_in_one_file_each(names, file):
     users = set()
     for path in modules("pathray", *SCIENCES, "ray_jobs"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in nodes(path):
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "ray":
                 if {alias.name for alias in node.names} & set(names):
                     users.add(path.relative_to(ROOT).as_posix())
@@ -152,7 +183,7 @@ def test_torchvision_and_timm_are_not_used():
 
 
 def test_every_module_says_what_it_is_for():
-    silent = [p.relative_to(ROOT) for p in modules(*PACKAGES) if not ast.get_docstring(ast.parse(p.read_text()))]
+    silent = [p.relative_to(ROOT) for p in modules(*PACKAGES) if not ast.get_docstring(nodes(p)[0])]
     assert [p for p in silent if p.name != "__init__.py"] == []
 
 
@@ -167,11 +198,11 @@ LOGS_TEXT_ONLY = {
 }
 
 
-def logs_without_trace(tree: ast.AST) -> list[int]:
+def logs_without_trace(nodes: Iterable[ast.AST]) -> list[int]:
     """Lines of log calls that say of any exception whatever only its text: it may be a mistake of ours, and the text of
     an AssertionError is empty."""
     found = []
-    for handler in (node for node in ast.walk(tree) if isinstance(node, ast.ExceptHandler)):
+    for handler in (node for node in nodes if isinstance(node, ast.ExceptHandler)):
         caught = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
         if not any(kind is None or ast.unparse(kind) in ("Exception", "BaseException") for kind in caught):
             continue
@@ -184,7 +215,7 @@ def logs_without_trace(tree: ast.AST) -> list[int]:
 
 
 def test_no_unexpected_exception_is_logged_without_its_trace():
-    found = {p.relative_to(ROOT).as_posix(): logs_without_trace(ast.parse(p.read_text())) for p in modules(*PACKAGES)}
+    found = {p.relative_to(ROOT).as_posix(): logs_without_trace(nodes(p)) for p in modules(*PACKAGES)}
     assert {name: len(lines) for name, lines in found.items() if lines} == LOGS_TEXT_ONLY, found
 
 
@@ -201,7 +232,7 @@ def test_no_unexpected_exception_is_logged_without_its_trace():
     ],
 )
 def test_a_log_without_its_trace_is_caught(handler, bad):
-    assert bool(logs_without_trace(ast.parse(f"try:\n    act()\n{handler}"))) == bad
+    assert bool(logs_without_trace(ast.walk(ast.parse(f"try:\n    act()\n{handler}")))) == bad
 
 
 def test_python_m_ray_jobs_lists_every_job_with_its_description():
@@ -230,26 +261,53 @@ def test_a_job_named_without_its_package_is_told_the_command():
     assert (run.returncode, "python -m ray_jobs.doctor" in run.stderr) == (2, True)
 
 
-@pytest.mark.parametrize("name", sorted(jobs()))
-def test_help_of_every_job_imports_neither_ray_nor_torch(name, tmp_path):
+HELP = """
+import contextlib, io, json, runpy, sys
+said = {}
+for name in sys.argv[1:]:
+    sys.argv = [name, "--help"]
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        try:
+            runpy.run_module(name, run_name="__main__", alter_sys=True)
+        except SystemExit as end:
+            said[name] = [end.code, out.getvalue()]
+print(json.dumps(said))
+"""
+
+
+@pytest.fixture(scope="module")
+def helps(tmp_path_factory):
+    """Exit code and text of `--help` of every job, from one interpreter in which neither Ray nor torch can be
+    imported."""
+    traps = tmp_path_factory.mktemp("traps")
     for package in ("ray", "torch"):
-        (tmp_path / package).mkdir()
-        (tmp_path / package / "__init__.py").write_text("raise SystemError('imported for --help')")
-    run = run_job_process(ROOT, name, "--help", paths=(tmp_path,))
+        (traps / package).mkdir()
+        (traps / package / "__init__.py").write_text("raise SystemError('imported for --help')")
+    words = [sys.executable, "-W", "ignore::RuntimeWarning", "-c", HELP, *sorted(jobs())]
+    run = subprocess.run(words, cwd=ROOT, env=job_environment(traps), capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
-    assert f"usage: python -m {name} " in run.stdout
+    return json.loads(run.stdout)
 
 
 @pytest.mark.parametrize("name", sorted(jobs()))
-def test_a_misspelt_key_of_every_job_ends_with_exit_code_2_and_no_trace(name):
-    run = run_job_process(ROOT, name, "surely_no_such_key=1")
-    assert (run.returncode, "Traceback" in run.stderr) == (2, False), run.stderr
-    assert run.stderr.startswith("error: unknown key")
+def test_help_of_every_job_imports_neither_ray_nor_torch(name, helps):
+    code, said = helps[name]
+    assert code == 0 and f"usage: python -m {name} " in said
+
+
+@pytest.mark.parametrize("name", sorted(jobs()))
+def test_a_misspelt_key_of_every_job_ends_with_exit_code_2_and_no_trace(name, monkeypatch, capfd):
+    """The module's last lines run, as `python -m` does."""
+    monkeypatch.setattr(sys, "argv", [name, "surely_no_such_key=1"])
+    with pytest.raises(SystemExit) as end, warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # the module is imported already
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
+    said = capfd.readouterr().err
+    assert (end.value.code, "Traceback" in said) == (2, False), said
+    assert said.startswith("error: unknown key")
 
 
 def test_every_job_named_in_a_shipped_file_exists():
-    import re
-
     named = set()
     texts = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("**/*.md"), *(ROOT / "cluster").glob("**/*")]
     texts += [p for science in SCIENCES for p in (ROOT / science).rglob("*") if p.suffix in (".md", ".yaml")]

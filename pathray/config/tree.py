@@ -146,7 +146,7 @@ class ConfigTree:
         self.origin[key] = source
         if isinstance(value, str) and "${" in value:
             self.interpolated.append(parts)
-        _unlock(self.config)
+        _unlock(self._node(parts[:-1]))
 
     def _node(self, parts: list[Part]) -> Any:
         node: Any = self.config

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -77,15 +79,42 @@ def write_slide(
 ) -> Path:
     """A tiled pyramid. `kind`: ``generic`` (pages in a row, spacing in tags), ``subifds``, ``svs`` (Aperio text in the
     description, spacing there, a striped thumbnail as second page), ``ome`` (SubIFDs, spacing in OME-XML)."""
-    base = tissue_image(width, height, seed) if image is None else image
+    settings = {
+        "tile": tile, "downsamples": tuple(downsamples), "mpp": mpp, "codec": codec, "quality": quality, "kind": kind,
+        "planar": planar, "byteorder": byteorder, "bigtiff": bigtiff,
+    }  # fmt: skip
+    path = Path(path)
+    path.write_bytes(_painted(width, height, seed, **settings) if image is None else _pyramid(image, **settings))
+    return path
+
+
+@lru_cache(maxsize=48)  # many tests write the same few slides
+def _painted(width: int, height: int, seed: int, **settings: Any) -> bytes:
+    return _pyramid(tissue_image(width, height, seed), **settings)
+
+
+def _pyramid(
+    base: np.ndarray,
+    *,
+    tile: int,
+    downsamples: Sequence[int],
+    mpp: float | None,
+    codec: str,
+    quality: int,
+    kind: str,
+    planar: bool,
+    byteorder: str,
+    bigtiff: bool,
+) -> bytes:
+    """The file's bytes."""
     height, width = base.shape[:2]
     levels = [base if d == 1 else reduced(base, d) for d in downsamples]
     common = {**_codec(codec, quality), "tile": (tile, tile), "metadata": None}
     if planar:
         levels = [np.ascontiguousarray(np.moveaxis(level, 2, 0)) for level in levels]
         common["planarconfig"] = "separate"
-    nested = kind in ("subifds", "ome")
-    with tifffile.TiffWriter(path, bigtiff=bigtiff, byteorder=byteorder, ome=kind == "ome") as tiff:
+    nested, file = kind in ("subifds", "ome"), BytesIO()
+    with tifffile.TiffWriter(file, bigtiff=bigtiff, byteorder=byteorder, ome=kind == "ome") as tiff:
         for i, level in enumerate(levels):
             options: dict[str, Any] = dict(common)
             if mpp is not None and kind in ("generic", "subifds"):
@@ -101,7 +130,7 @@ def write_slide(
             tiff.write(ycbcr(level) if codec == "jp2k_33003" else level, **options)
             if i == 0 and kind == "svs":
                 _thumbnail(tiff, base, width, height)
-    return Path(path)
+    return file.getvalue()
 
 
 def ycbcr(rgb: np.ndarray) -> np.ndarray:
