@@ -278,10 +278,8 @@ def test_a_stop_that_comes_while_features_are_computed_ends_the_run(table, tmp_p
         )
 
 
-@pytest.mark.ray
-@pytest.mark.heavy
-def test_a_finished_regression_is_trained_on_to_its_longer_budget(ray_cluster, table, tmp_path):
-    argv = [*REGRESSION, "eval.baselines=false", "logging.run_name=r", f"data.table={table[0]}"]
+def test_a_finished_regression_is_trained_on_to_its_longer_budget(table, tmp_path):
+    argv = [*REGRESSION, "scaling.workers=0", "eval.baselines=false", "logging.run_name=r", f"data.table={table[0]}"]
     argv += [f"data.split={table[1]}", f"output={tmp_path}"]
     schema, where = train_regression.TrainRegressionConfig, train_regression.CONFIGS_DIR
     assert run_job(train_regression.main, schema, argv, where) == 0
