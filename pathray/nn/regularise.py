@@ -32,8 +32,8 @@ def covariance_term(x: Tensor) -> Tensor:
     centred = x - x.mean(dim=0)
     with torch.autocast(x.device.type, enabled=False):
         covariance = centred.T @ centred / (len(x) - 1)
-    out: Tensor = (covariance.square().sum() - covariance.diagonal().square().sum()) / x.shape[1]
-    return out
+    apart: Tensor = covariance - torch.diag(covariance.diagonal())
+    return apart.square().sum() / x.shape[1]
 
 
 def random_directions(dim: int, count: int, seed: int) -> Tensor:
