@@ -40,7 +40,8 @@ def random_directions(dim: int, count: int, seed: int) -> Tensor:
     """`count` random unit vectors in `dim` dimensions, float32 `[dim, count]` on the CPU, the same for equal seeds."""
     generator = torch.Generator().manual_seed(seed)
     directions = torch.randn(dim, count, generator=generator)
-    return directions / directions.norm(dim=0)
+    unit: Tensor = directions / directions.norm(dim=0)
+    return unit
 
 
 def sigreg(x: Tensor, directions: Tensor) -> Tensor:
