@@ -1,15 +1,19 @@
-"""Does I-JEPATH learn? Linear probe and kNN on H&E patches: random against pretrained weights, seed by seed.
+"""Does I-JEPATH learn? Probes of H&E patches over the images seen, next to random weights and to colours.
 
-    python benchmarks/learning_ijepath.py                       # three seeds, about 20 minutes in all on two free cores
-    python benchmarks/learning_ijepath.py images=24000          # 20 minutes a seed
+    python benchmarks/learning_ijepath.py                           # three seeds, 30 minutes on two free cores
+    python benchmarks/learning_ijepath.py seeds=1 images=24000 curve=curve.jsonl    # rows as they come, then a picture
+    python benchmarks/learning_ijepath.py plot=curve.jsonl          # a table and curve.png, also of an unfinished run
     python benchmarks/learning_ijepath.py optimization.lr=1e-3 model.loss=pooled    # any key of a run config
 
 Pretrains vit_tiny at a small geometry (96 px contexts at 1.0 mpp, 64 px targets at 0.5 mpp, patches of 8) on the real
-slides `wsi/*.svs` and on patches: `patches/tcga_sites` and the training part of `patches/crc5` (its test part is never
-seen). The probe uses the mean of the teacher's patch tokens. It is trained on crc5's training part and tested on its
-test part (5 classes, 450 and 150 images). Colour means and deviations alone are the baseline. Prints accuracy per seed,
-the paired difference pretrained − random with its 95% t interval over seeds, loss and collapse signals. The same seeds
-on the same machine give the same figures.
+slides `wsi/*.svs` and on patches without their labels: `patches/tcga_sites` and the training part of `patches/crc5`.
+The probes are linear and kNN on the mean of the teacher's patch tokens, by five-fold cross-validation over all 600
+patches of crc5 (5 classes; its index names no patients, so folds are stratified by class only). Intervals are 95% t
+intervals over folds. Baselines are the network as initialised, and colour means and deviations alone.
+
+Every `every` images a row tells the probes, the loss, and whether there is learning at all: `explained`, the share of
+the targets' variance that predictions explain (0: no more than the batch's mean), RankMe and deviation of targets,
+predictions and context features. The same seeds on the same machine give the same figures.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -48,19 +53,45 @@ from pathray.data.plan import Plan, PlanWriter
 from pathray.data.share import Lookup, rank_rows
 from pathray.data.stream import DecodeSettings, decoded
 from pathray.device import Device
+from pathray.draw.charts import Panel, draw_curves
 from pathray.evaluation.metrics.probe import knn_probe, linear_probe
-from pathray.stats.bootstrap import paired_difference
+from pathray.stats.bootstrap import paired_difference, t_interval
 from pathray.train.loop import TrainState, run
 
 PATCH_MPP = 0.5  # taken as the patches' spacing
+CS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # strengths of the linear probe
+PROBES = ("linear", "knn")
+KINDS = ("target", "prediction", "student")
+SIGNALS = ("loss", "explained", *(f"{kind}_{signal}" for signal in ("rankme", "std") for kind in KINDS))
+Figures = dict[str, Any]
 GEOMETRY = (
     "data.context_fov_um=96", "data.target_fov_um=32", "data.targets_per_context=4", "data.patch_size=8",
     "data.target_margin_um=4", "data.anchor_stride_fraction=0.25", "data.min_tissue_fraction=0.4",
     "data.max_open_slides=1024", "data.threads=1", "mask.min_keep=16", "data.sampling_stratum_weights=proportional",
     "model.name=vit_tiny", "model.pred_depth=3", "model.pred_emb_dim=192", "model.use_bfloat16=false",
     "model.loss=tokens", "optimization.global_batch=16", "optimization.lr=3e-4", "optimization.ema=[0.99,1.0]",
-    "training.log_every=1600",
 )  # fmt: skip
+
+
+def _probe_panel(title: str, name: str) -> Panel:
+    lines = ((name, "pretrained"), (f"{name}_random", "random weights"), (f"{name}_colours", "colours"))
+    return Panel(title, lines, "accuracy", band=(f"{name}_low", f"{name}_high"))
+
+
+def _kinds_panel(title: str, signal: str) -> Panel:
+    return Panel(title, tuple((f"{kind}_{signal}", kind) for kind in KINDS), from_zero=True)
+
+
+PANELS = (
+    _probe_panel("Linear probe", "linear"),
+    _probe_panel("20 nearest neighbours", "knn"),
+    Panel("Loss", (("loss", "loss"),), from_zero=True),
+    Panel("Learning rate", (("lr", "lr"),), from_zero=True, smooth=False),
+    Panel("Explained by the prediction", (("explained", "explained"),), "share, 0: the mean", low=-1.0),
+    _kinds_panel("RankMe", "rankme"),
+    _kinds_panel("Deviation", "std"),
+    Panel("Gradient norm", (("grad_norm", "norm"),), from_zero=True),
+)
 
 
 @dataclass
@@ -70,10 +101,14 @@ class Settings:
     data_dir: str = "../shared/data"
     seeds: int = 3
     images: int = 4_800  # per seed
+    every: int = 1_600  # images between rows
+    folds: int = 5
     eval_px: int = 112  # crc5 patches are 224 px; 112 is four times cheaper
     neighbours: int = 20
     threads: int = 2
     output: str | None = None  # JSON of all figures
+    curve: str | None = None  # JSON lines, one per row, written as they come; a picture next to it at the end
+    plot: str | None = None  # only draw and print such a file
 
 
 @dataclass(frozen=True)
@@ -91,48 +126,54 @@ def main() -> None:
     keys = [a for a in sys.argv[1:] if a not in mine]
     merged = OmegaConf.merge(OmegaConf.structured(Settings), OmegaConf.from_dotlist(mine))
     settings: Any = OmegaConf.to_object(merged)
+    if settings.plot:
+        draw(Path(settings.plot))
+        return
     torch.set_num_threads(settings.threads)
     patches = crc5(Path(settings.data_dir))
-    floor = probe(colour_features(patches.images), patches, settings.neighbours)
-    print(f"colour floor      linear {floor['linear']:.3f}  kNN {floor['knn']:.3f}", flush=True)
+    floor = cross_validated(colour_features(patches.images), patches, settings)
+    print(f"colours   {in_words(floor)}", flush=True)
     results = []
     with tempfile.TemporaryDirectory() as folder:
         plan = build(Path(settings.data_dir), Path(folder), run_config(settings, keys, 0))
         for seed in range(settings.seeds):
-            results.append(one_seed(run_config(settings, keys, seed), plan, patches, settings))
+            results.append(one_seed(run_config(settings, keys, seed), plan, patches, settings, floor, keys))
     differences = report(results)
     if settings.output:
         figures = {"settings": asdict(settings), "keys": keys, "floor": floor, "seeds": results}
         Path(settings.output).write_text(json.dumps({**figures, "differences": differences}, indent=1))
+    if settings.curve:
+        draw(Path(settings.curve))
 
 
 def run_config(settings: Settings, keys: Sequence[str], seed: int) -> RunConfig:
-    budget = f"optimization.total_images_budget={settings.images}"
-    argv = (*GEOMETRY, budget, *keys, f"data.seed={seed}")
+    own = (f"optimization.total_images_budget={settings.images}", f"training.log_every={settings.every}")
+    argv = (*GEOMETRY, *own, *keys, f"data.seed={seed}")
     config = load_config(RunConfig, argv, configs_dir=CONFIGS_DIR, groups=GROUPS).config
     return resolve_global_batch(config, 1)
 
 
-def one_seed(config: RunConfig, plan: Plan, patches: Patches, settings: Settings) -> dict[str, Any]:
-    """Probe the teacher as initialised, pretrain, probe it again."""
+def one_seed(
+    config: RunConfig, plan: Plan, patches: Patches, settings: Settings, floor: Figures, keys: Sequence[str]
+) -> list[Figures]:
+    """Pretrain one seed: a row before it, and one after every `every` images."""
     recipe, start = IJepathRecipe(config), time.perf_counter()
-    out: dict[str, Any] = {"seed": config.data.seed}
-    out["random"] = probe(features(recipe.encoder, config, patches, settings.eval_px), patches, settings.neighbours)
-    losses = []
-    for metrics in pretrain(recipe, config, plan):
-        losses.append(metrics["loss"])
-        signals = " ".join(f"{k} {v:.3g}" for k, v in metrics.items() if "target" in k or k in ("loss", "images_seen"))
-        print(f"  seed {out['seed']}  {time.perf_counter() - start:5.0f} s  {signals}", flush=True)
-    out["pretrained"] = probe(features(recipe.encoder, config, patches, settings.eval_px), patches, settings.neighbours)
-    out |= {
-        "seconds": time.perf_counter() - start,
-        "first_loss": losses[0],
-        "last_loss": losses[-1],
-        **recipe.signals(),
-    }
-    for name in ("random", "pretrained"):
-        print(f"seed {out['seed']} {name:<11} linear {out[name]['linear']:.3f}  kNN {out[name]['knn']:.3f}", flush=True)
-    return out
+    first = {"keys": [*keys], "images": settings.images, **renamed(floor, "colours")}
+    rows: list[Figures] = []
+    for metrics in chain([{"images_seen": 0.0}], pretrain(recipe, config, plan)):
+        probes = cross_validated(features(recipe.encoder, config, patches, settings.eval_px), patches, settings)
+        if not rows:
+            first |= renamed(probes, "random")
+        times = {"seed": config.data.seed, "seconds": round(time.perf_counter() - start, 1)}
+        rows.append({**times, **first, **metrics, **probes})
+        signals = "  ".join(f"{name} {metrics[name]:.3f}" for name in SIGNALS if name in metrics)
+        print(
+            f"seed {config.data.seed} {metrics['images_seen']:7.0f} images  {in_words(probes)}  {signals}", flush=True
+        )
+        if settings.curve:
+            with Path(settings.curve).open("a") as f:
+                f.write(json.dumps(rows[-1]) + "\n")
+    return rows
 
 
 def pretrain(recipe: IJepathRecipe, config: RunConfig, plan: Plan) -> Iterator[dict[str, float]]:
@@ -179,11 +220,37 @@ def probe(x: np.ndarray, patches: Patches, k: int) -> dict[str, float]:
     return {"linear": linear_probe(*split).accuracy, "knn": knn_probe(*split, k=k).accuracy}
 
 
-def report(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Print and return the paired differences over seeds."""
+def cross_validated(x: np.ndarray, patches: Patches, settings: Settings) -> Figures:
+    """Accuracy over folds of all patches, trained on the other folds: the mean and its t interval over folds."""
+    from sklearn.model_selection import StratifiedKFold
+
+    labels, found = patches.labels, {name: [] for name in PROBES}  # type: dict[str, list[float]]
+    for train, test in StratifiedKFold(settings.folds, shuffle=True, random_state=0).split(x, labels):
+        split = (x[train], labels[train], x[test], labels[test])
+        found["linear"].append(linear_probe(*split, cs=CS).accuracy)
+        found["knn"].append(knn_probe(*split, k=settings.neighbours).accuracy)
+    out: Figures = {}
+    for name, values in found.items():
+        interval = t_interval(values)
+        out |= {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
+        out[f"{name}_folds"] = values
+    return out
+
+
+def renamed(probes: Figures, what: str) -> Figures:
+    """The estimates of a baseline, under its own name."""
+    return {f"{name}_{what}": probes[name] for name in PROBES}
+
+
+def in_words(probes: Figures) -> str:
+    return "  ".join(f"{n} {probes[n]:.3f} [{probes[n + '_low']:.3f}, {probes[n + '_high']:.3f}]" for n in PROBES)
+
+
+def report(results: Sequence[Sequence[Figures]]) -> dict[str, dict[str, float]]:
+    """Print and return the paired differences pretrained − random over seeds."""
     out = {}
-    for kind in ("linear", "knn"):
-        after, before = ([r[name][kind] for r in results] for name in ("pretrained", "random"))
+    for kind in PROBES:
+        before, after = ([rows[i][kind] for rows in results] for i in (0, -1))
         print(f"{kind:<7} random {np.mean(before):.3f}  pretrained {np.mean(after):.3f}", end="  ")
         if len(results) > 1:
             interval = paired_difference(after, before)
@@ -191,6 +258,20 @@ def report(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
             print(f"difference {interval}", end="")
         print()
     return out
+
+
+def draw(path: Path) -> None:
+    """Print the rows of a curve file as a table, and draw the newest seed's as a picture next to it."""
+    rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    newest = [row for row in rows if row["seed"] == rows[-1]["seed"]]
+    shown = ("images_seen", *PROBES, *SIGNALS)
+    print("  ".join(f"{name:>18}" for name in shown))
+    for row in newest:
+        print("  ".join(f"{row[name]:>18.4g}" if name in row else f"{'':>18}" for name in shown))
+    of = f"{newest[-1]['images_seen']:,.0f} of {newest[-1]['images']:,} images"
+    title = " ".join(["I-JEPATH, vit_tiny,", of, *newest[0]["keys"]])
+    path.with_suffix(".png").write_bytes(draw_curves(newest, PANELS, title))
+    print(path.with_suffix(".png"))
 
 
 def crc5(root: Path) -> Patches:

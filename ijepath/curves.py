@@ -7,9 +7,10 @@ from pathray.reports.curves import GRADIENT_NORM, LEARNING_RATE, LOSS, SPEED
 
 CURVES = (
     LOSS,
+    Panel("Explained by the prediction", (("explained", "targets' variance"),), "share, 0: the mean", low=-1.0),
     Panel(
-        "Collapse: RankMe of the targets",
-        (("target_rankme", "teacher features"),),
+        "Collapse: RankMe",
+        (("target_rankme", "targets"), ("prediction_rankme", "predictions"), ("student_rankme", "context")),
         "effective dimensions",
         from_zero=True,
     ),
@@ -19,6 +20,7 @@ CURVES = (
             ("target_std", "targets, per batch"),
             ("target_feature_std", "targets, newest"),
             ("prediction_std", "predictions"),
+            ("student_std", "context"),
         ),
         from_zero=True,
     ),

@@ -25,7 +25,7 @@ from ijepath.model import (
     tokens_loss,
 )
 from ijepath.scales import kinds
-from pathray.evaluation.metrics.collapse import feature_std, rankme
+from pathray.evaluation.metrics.collapse import Newest, explained_variance, feature_std, rankme
 from pathray.nn.predictor import TokenPredictor
 from pathray.nn.vit import ViT
 from pathray.optim.ema import Ema
@@ -34,7 +34,8 @@ from pathray.train.recipe import Loss, Progress
 
 log = logging.getLogger(__name__)
 
-REMEMBERED_TARGETS = 1024  # pooled teacher features that the collapse signals are computed from
+REMEMBERED = 1024  # pooled features of each kind that the collapse signals are computed from
+KINDS = ("target", "prediction", "student")  # of features: the teacher's, the predictor's, the context encoder's
 LOW_STD, LOW_RANK = 0.02, 4.0
 
 
@@ -58,8 +59,7 @@ class IJepathRecipe:
         }
         self.pixels = Pixels(config.augment, config.data.mean, config.data.std)
         self.grid = kinds(config)[0].geometry.predictor_grid
-        width = self.student.config.dim
-        self._recent, self._seen = torch.zeros(REMEMBERED_TARGETS, width), 0
+        self._newest = {kind: Newest(REMEMBERED, self.student.config.dim) for kind in KINDS}
         self._momentum = config.optimization.ema[0]
 
     @property
@@ -98,13 +98,10 @@ class IJepathRecipe:
             site = site_loss(logits, micro["site"])
             metrics |= {"loss_site": site.detach().mean(), "site_accuracy": _accuracy(logits, micro["site"])}
             each = each + site
-        pooled = h.mean(dim=2)
-        self._remember(pooled.flatten(0, 1))
         metrics |= {
             "context_keep_tokens": _constant(tokens.shape[1], each),
             "target_predict_tokens": _constant(wanted.shape[-1], each),
-            "target_std": pooled.flatten(0, 1).std(dim=0, correction=0).mean(),
-            "prediction_std": z.detach().float().mean(dim=2).flatten(0, 1).std(dim=0, correction=0).mean(),
+            **self._learning(h, z, tokens),
         }
         return Loss(each.sum(), _constant(each.shape[0], each), metrics)
 
@@ -120,21 +117,27 @@ class IJepathRecipe:
 
     @torch.no_grad()
     def signals(self) -> dict[str, float]:
-        """Collapse signals over the newest targets: per-dimension std and RankMe of their pooled teacher features, and
-        the distance of teacher and student. Warns when they look like collapse."""
+        """Collapse signals over the newest pooled features: RankMe of targets, predictions and context encoder, the
+        targets' std per dimension, and the distance of teacher and student. Warns when they look like collapse."""
         out = {"teacher_student_drift": drift(self.encoder, self.student), "ema": self._momentum}
-        seen = min(self._seen, REMEMBERED_TARGETS)
-        if seen > 1:
-            recent = self._recent.float().cpu()[-seen:]  # cut on the host: each new shape would be a new XLA graph
-            out |= {"target_feature_std": float(feature_std(recent)), "target_rankme": float(rankme(recent))}
-            for line in advice(out, min(recent.shape), self.config.model.loss):
+        features = {kind: newest.on_host() for kind, newest in self._newest.items() if newest.seen > 1}
+        out |= {f"{kind}_rankme": float(rankme(x)) for kind, x in features.items()}
+        if "target" in features:
+            out["target_feature_std"] = float(feature_std(features["target"]))
+            for line in advice(out, min(features["target"].shape), self.config.model.loss):
                 log.warning("%s", line)
         return out
 
-    def _remember(self, features: Tensor) -> None:
-        """Keep the newest features on their device, in one shape, without a copy to the host."""
-        self._recent = torch.cat([self._recent.to(features.device), features.detach()])[-REMEMBERED_TARGETS:]
-        self._seen += features.shape[0]
+    @torch.no_grad()
+    def _learning(self, h: Tensor, z: Tensor, tokens: Tensor) -> dict[str, Tensor]:
+        """Of this micro-batch, pooled over tokens: std per dimension of targets h `[B, K, G, D]`, predictions z
+        `[B, K, M, D]` and context tokens `[B, C, D]`, and the share of the targets' variance that z explains."""
+        pooled = (h.mean(dim=2).flatten(0, 1), z.float().mean(dim=2).flatten(0, 1), tokens.float().mean(dim=1))
+        features = dict(zip(KINDS, pooled, strict=True))
+        for kind, x in features.items():
+            self._newest[kind].add(x)
+        std = {f"{kind}_std": x.std(dim=0, correction=0).mean() for kind, x in features.items()}
+        return {**std, "explained": explained_variance(features["prediction"], features["target"])}
 
 
 def advice(signals: Mapping[str, float], most: int, loss: str) -> list[str]:

@@ -35,6 +35,7 @@ class Panel:
     band: tuple[str, str] | None = None
     log: bool = False
     from_zero: bool = False
+    low: float | None = None  # values below are drawn there
     smooth: bool = True  # a running mean over many points; not for schedules
 
 
@@ -77,7 +78,9 @@ def _draw(axes: Any, rows: Sequence[Row], panel: Panel, along: str) -> None:
         if x.size and np.array_equal(x, x_high):
             axes.fill_between(x, low, high, color=ACCENTS[0], alpha=0.13, linewidth=0, label="range")
     for i, (metric, label) in enumerate(panel.series):
-        _line(axes, *curve(rows, metric, along), ACCENTS[i % len(ACCENTS)], label, panel.smooth)
+        x, y = curve(rows, metric, along)
+        y = y if panel.low is None else np.maximum(y, panel.low)
+        _line(axes, x, y, ACCENTS[i % len(ACCENTS)], label, panel.smooth)
     axes.set_title(panel.title, loc="left", fontsize=11.5, fontweight="bold", color=INK, y=1.08)
     axes.set_ylabel(panel.unit, fontsize=9, color=MUTED)
     axes.set_xlabel(along.replace("_", " "), fontsize=9, color=MUTED)

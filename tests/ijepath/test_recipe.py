@@ -23,6 +23,7 @@ from ijepath.geometry import draw_boxes
 from ijepath.recipe import IJepathRecipe, advice, drift
 from ijepath.scales import kind_of_step
 from pathray.data.order import rng
+from pathray.evaluation.metrics.collapse import rankme
 from pathray.nn.vit import PRESETS
 from pathray.train.recipe import Progress
 
@@ -193,11 +194,36 @@ def test_metrics_name_the_tokens_and_signals_see_a_collapse(caplog):
     signals = recipe.signals()
     assert signals["teacher_student_drift"] == 0.0
     assert signals["target_rankme"] > 1 and signals["target_feature_std"] > 0
-    recipe._remember(torch.ones(2000, 48))
+    recipe._newest["target"].add(torch.ones(2000, 48))
     with caplog.at_level(logging.WARNING):
         collapsed = recipe.signals()
     assert collapsed["target_feature_std"] < 1e-3
     assert "optimization.lr" in caplog.text and "target_rankme" in caplog.text
+
+
+def test_signals_of_learning_are_those_of_the_pooled_tokens(monkeypatch):
+    recipe = IJepathRecipe(config())
+    rng64 = np.random.default_rng(1)
+    h = rng64.normal(size=(G, 2, 16, 48))
+    z = rng64.normal(size=(G, 2, 4, 48)) * 0.1 + h.mean(axis=2, keepdims=True)
+    context = rng64.normal(size=(G, 9, 48)) * 2
+    given = {"encode_targets": h, "predict": z, "encode_context": context}
+    for name, value in given.items():
+        tensor = torch.from_numpy(value).float()
+        monkeypatch.setattr(f"ijepath.recipe.{name}", lambda *args, tensor=tensor, **options: tensor)
+    metrics = recipe.loss("model", recipe.prepare(batch_of(config(), 0), progress(0)), progress(0)).metrics
+    targets, predictions = (x.mean(axis=2).reshape(-1, 48) for x in (h, z))
+    error, spread = ((targets - predictions) ** 2).sum(axis=0), ((targets - targets.mean(axis=0)) ** 2).sum(axis=0)
+    expected = {
+        "explained": (1 - error / spread).mean(),
+        "target_std": targets.std(axis=0).mean(),
+        "prediction_std": predictions.std(axis=0).mean(),
+        "student_std": context.mean(axis=1).std(axis=0).mean(),
+    }
+    assert {name: float(metrics[name]) for name in expected} == pytest.approx(expected, rel=1e-4)
+    signals = recipe.signals()
+    for kind, x in (("target", targets), ("prediction", predictions), ("student", context.mean(axis=1))):
+        assert signals[f"{kind}_rankme"] == pytest.approx(float(rankme(torch.from_numpy(x))), rel=1e-4)
 
 
 def test_healthy_features_give_no_advice():

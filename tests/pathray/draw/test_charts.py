@@ -62,5 +62,12 @@ def test_long_logarithmic_and_zero_based_panels_draw() -> None:
     assert Image.open(io.BytesIO(draw_curves(rows, panels, "t"))).size[0] == 800
 
 
+def test_values_below_a_panels_low_are_drawn_there() -> None:
+    far, near = ([{"images_seen": i, "share": x} for i, x in enumerate((first, 0.1, 0.4))] for first in (-900.0, -1.0))
+    bounded, free = (Panel("Share", (("share", "share"),), low=low) for low in (-1.0, None))
+    assert draw_curves(far, [bounded], "t") == draw_curves(near, [bounded], "t") == draw_curves(near, [free], "t")
+    assert draw_curves(far, [free], "t") != draw_curves(near, [free], "t")
+
+
 def test_image_counts_are_short() -> None:
     assert [thousands(v) for v in (0, 999, 1500, 2e6)] == ["0", "999", "1.5k", "2M"]

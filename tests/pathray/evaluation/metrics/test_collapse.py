@@ -1,12 +1,13 @@
-"""RankMe and feature std against numpy and known ranks."""
+"""RankMe, feature std and the explained variance against NumPy in float64, scikit-learn and known answers."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import r2_score
 
-from pathray.evaluation.metrics.collapse import feature_std, rankme
+from pathray.evaluation.metrics.collapse import Newest, explained_variance, feature_std, rankme
 
 
 def test_rankme_is_the_papers_formula_in_float64():
@@ -38,3 +39,42 @@ def test_feature_std_is_the_mean_deviation_of_the_dimensions():
     assert float(feature_std(x)) == pytest.approx(float(np.std(x.numpy(), axis=0, ddof=1).mean()), rel=1e-5)
     assert float(feature_std(torch.ones(9, 4) * 7)) == 0
     assert feature_std(x.bfloat16()).dtype == torch.float32
+
+
+def test_explained_variance_is_the_mean_over_dimensions_of_numpy_and_scikit_learn():
+    rng = np.random.default_rng(3)
+    h = rng.normal(size=(64, 9)) * np.linspace(0.05, 3, 9) + rng.normal(size=9)
+    z = 0.8 * h + 0.3 * rng.normal(size=h.shape)
+    each = 1 - ((h - z) ** 2).sum(axis=0) / ((h - h.mean(axis=0)) ** 2).sum(axis=0)
+    assert each.std() > 1  # dimensions differ, so a mean weighted by their variance would be another one
+    found = explained_variance(torch.from_numpy(z), torch.from_numpy(h))
+    assert found.dtype == torch.float32
+    assert float(found) == pytest.approx(each.mean(), rel=1e-4)
+    assert float(found) == pytest.approx(r2_score(h, z, multioutput="uniform_average"), rel=1e-4)
+
+
+def test_explained_variance_of_known_predictions():
+    h = torch.randn(40, 6)
+    assert float(explained_variance(h, h)) == 1
+    assert float(explained_variance(h.mean(dim=0).expand_as(h), h)) == pytest.approx(0, abs=1e-5)
+    assert float(explained_variance(2 * h.mean(dim=0) - h, h)) == pytest.approx(-3, rel=1e-4)
+
+
+def test_dimensions_in_which_all_targets_are_equal_do_not_count():
+    h = torch.randn(40, 6)
+    wide, flat = torch.cat([h, torch.full((40, 2), 0.3)], dim=1), torch.full((40, 6), 0.3)
+    assert float(explained_variance(wide + 0.1, wide)) == pytest.approx(float(explained_variance(h + 0.1, h)), rel=1e-5)
+    assert float(explained_variance(torch.randn(40, 6), flat)) == 0
+
+
+def test_newest_keeps_the_last_rows_in_order():
+    newest = Newest(5, 2)
+    assert newest.on_host().shape == (0, 2)
+    rows = torch.arange(16.0).view(8, 2)
+    newest.add(rows[:3].requires_grad_())
+    assert torch.equal(newest.on_host(), rows[:3].detach()) and not newest.features.requires_grad
+    newest.add(rows[3:4].bfloat16())
+    newest.add(rows[4:])
+    assert torch.equal(newest.on_host(), rows[3:].detach()) and newest.seen == 8
+    newest.add(torch.full((9, 2), 7.0))
+    assert torch.equal(newest.on_host(), torch.full((5, 2), 7.0))
