@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import tokenize
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -26,9 +27,17 @@ def texts_of(path: Path) -> list[tuple[int, str]]:
     if path.suffix == ".md":
         return [(1, text)]
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    owners = [node for node in ast.walk(ast.parse(text)) if isinstance(node, kinds)]
+    owners = [node for node in statements(ast.parse(text)) if isinstance(node, kinds)]
     docstrings = [(getattr(n, "lineno", 1), doc) for n in owners if (doc := ast.get_docstring(n))]
     return docstrings + comments_of(path, text)
+
+
+def statements(node: ast.AST) -> Iterator[ast.AST]:
+    """A node and the statements below it, without their expressions."""
+    yield node
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.stmt | ast.ExceptHandler | ast.match_case):
+            yield from statements(child)
 
 
 def comments_of(path: Path, text: str) -> list[tuple[int, str]]:
@@ -56,6 +65,7 @@ def names_in(path: Path) -> frozenset[str]:
     return frozenset(found)
 
 
+@cache
 def resolves(name: str) -> bool:
     """Whether a dotted name is a module of the tree, or something that one binds."""
     parts = name.split(".")

@@ -9,9 +9,11 @@ from pathlib import Path
 
 
 class HangingServer:
-    """Serves `file` at `url`; once `hang` is called, requests get no answer until the server is closed."""
+    """Serves `file` at `url`; once `hang` is called, requests get no answer until the server is closed; `asked` counts
+    those."""
 
     def __init__(self, file: Path) -> None:
+        self.asked, server = 0, self
         data, self._hangs, self._closed = file.read_bytes(), threading.Event(), threading.Event()
         hangs, closed = self._hangs, self._closed
 
@@ -29,6 +31,7 @@ class HangingServer:
 
             def _answer(self, status: int, headers: dict[str, str]) -> bool:
                 if hangs.is_set():
+                    server.asked += 1
                     closed.wait(300)
                     return False
                 self.send_response(status)

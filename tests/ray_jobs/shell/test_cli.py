@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -23,15 +24,31 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def here(folder, monkeypatch, capfd):
+    """Runs the toy job in this process as `python -m` does; its exit code and what it said on stdout and stderr."""
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(folder))
+
+    def run(*argv: str) -> tuple[object, str, str]:
+        monkeypatch.delitem(sys.modules, "toy_job", raising=False)
+        monkeypatch.setattr(sys, "argv", ["toy_job", *argv])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_module("toy_job", run_name="__main__", alter_sys=True)
+        sys.modules.pop("toy_job", None)
+        return end.value.code, *capfd.readouterr()
+
+    return run
+
+
 def test_the_last_line_names_the_outputs_and_nothing_lives_in_main(folder):
     run = run_job_process(folder, "toy_job", "end=well", "--dry-run")
     assert run.returncode == 0, run.stderr
     assert run.stdout.splitlines() == ["toy_job True", "outputs: index=a.parquet report=r.csv"]
 
 
-def test_a_result_that_is_not_good_enough_sets_the_exit_code(folder):
-    run = run_job_process(folder, "toy_job", "end=poor")
-    assert (run.returncode, run.stdout) == (1, "outputs: report=r.csv\n")
+def test_a_result_that_is_not_good_enough_sets_the_exit_code(here):
+    assert here("end=poor")[:2] == (1, "outputs: report=r.csv\n")
 
 
 @pytest.mark.parametrize(
@@ -43,17 +60,15 @@ def test_a_result_that_is_not_good_enough_sets_the_exit_code(folder):
         ("amount=1", "error: a required key is not set (key: end; expected: 'end=…')\n"),
     ],
 )
-def test_a_users_error_is_one_line_without_a_trace_and_exit_code_2(folder, argument, said):
-    run = run_job_process(folder, "toy_job", argument)
-    assert run.returncode == 2
-    assert run.stderr.replace("; found: 'edn'", "") == said.replace("; found: 'edn'", "")
-    assert run.stdout == ""
+def test_a_users_error_is_one_line_without_a_trace_and_exit_code_2(here, argument, said):
+    code, out, err = here(argument)
+    assert (code, out) == (2, "")
+    assert err.replace("; found: 'edn'", "") == said.replace("; found: 'edn'", "")
 
 
-def test_our_own_error_leaves_a_trace_and_exit_code_1(folder):
-    run = run_job_process(folder, "toy_job", "end=assert")
-    assert run.returncode == 1
-    assert "Traceback" in run.stderr and "AssertionError: ours" in run.stderr
+def test_our_own_error_leaves_a_trace_and_exit_code_1(here):
+    code, _, err = here("end=assert")
+    assert code == 1 and "Traceback" in err and "AssertionError: ours" in err
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -69,9 +84,8 @@ def test_a_stopped_job_cleans_up_and_says_so_by_its_exit_code(folder, sent, code
     assert "Traceback" not in err
 
 
-def test_print_config_prints_yaml_and_runs_nothing(folder):
-    run = run_job_process(folder, "toy_job", "end=user", "--print-config")
-    assert (run.returncode, run.stdout) == (0, "end: user\namount: 1\n")
+def test_print_config_prints_yaml_and_runs_nothing(here):
+    assert here("end=user", "--print-config")[:2] == (0, "end: user\namount: 1\n")
 
 
 def test_help_opens_with_the_jobs_docstring_and_imports_neither_ray_nor_torch(folder, tmp_path):

@@ -13,7 +13,7 @@ from pathray.reports.progress import Progress
 from ray_jobs.shell.cli import GRACE_S, run_job
 from tests.builders.cohort import write_manifest, write_slide
 from tests.builders.hanging_server import hanging_server
-from tests.builders.jobs import job_command, job_environment
+from tests.builders.jobs import job_command, job_environment, wait_for
 
 
 @dataclass
@@ -65,7 +65,7 @@ def test_sigterm_ends_an_index_job_whose_slides_do_not_answer(tmp_path):
         process = subprocess.Popen(
             job_command("ray_jobs.index_slides", *words), env=job_environment(), text=True, stderr=subprocess.PIPE
         )
-        time.sleep(20)
+        wait_for(lambda: server.asked or process.poll() is not None)
         started = time.monotonic()
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=60)
