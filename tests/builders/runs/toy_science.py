@@ -9,6 +9,7 @@ import ctypes
 import json
 import os
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +44,6 @@ class ToyConfig:
     unreadable_every: int = 0  # every n-th row cannot be read
     max_corrupt_fraction: float = 0.5
     kills: list[int] = placement(default_factory=list)  # steps at which rank 0 kills itself, at each once
-    kill_always_at: int = placement(-1)  # and there whenever it comes by
     stop_at_step: int = placement(-1)  # rank 0 asks for a stop there
     bad_at_step: int = placement(-1)  # the loss is NaN from there on
     crash_rows: list[int] = placement(default_factory=list)  # reading them ends the process
@@ -100,9 +100,9 @@ class ToyRecipe:
         }
         with (Path(config.run) / f"seen-{os.getpid()}.jsonl").open("a") as f:
             f.write(json.dumps(lines) + "\n")
+        time.sleep(config.slow_s)
         killed = Path(config.run) / f"killed_{progress.step}"
-        once = progress.step in config.kills and not killed.exists()
-        if rank == 0 and (once or progress.step == config.kill_always_at):
+        if rank == 0 and progress.step in config.kills and not killed.exists():
             killed.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         if rank == 0 and progress.step == config.stop_at_step:
