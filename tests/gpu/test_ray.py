@@ -14,11 +14,12 @@ from tests.builders.cohort import write_manifest
 from tests.builders.encoders import write_encoder
 from tests.builders.expression import write_images
 from tests.builders.patches import write_patches, write_tuning
+from tests.builders.runs import adios_job
 from tests.builders.runs.run import BUDGET, metrics, pretrain, write_cohort
 from tests.builders.slides import write_slide
 from tests.builders.zips import write_folder
 from tests.ray_jobs.extract.test_extract_features import extract
-from tests.ray_jobs.train import test_pretrain_adios, test_regression_jobs
+from tests.ray_jobs.train import test_regression_jobs
 from tests.ray_jobs.tune.test_evaluators import RI, rows
 
 pytestmark = pytest.mark.ray
@@ -49,11 +50,11 @@ def test_adios_in_bfloat16_goes_on_from_its_checkpoint_to_the_same_bits(ray_clus
     write_folder(tmp_path / "zips", archives=2, patches=6)
     argv = (*GPU, "optimization.precision=bf16", "optimization.deterministic=true", "viz_freq=0")
     run = tmp_path / "run"
-    assert test_pretrain_adios.pretrain(run, tmp_path / "zips", *argv) == 0
+    assert adios_job.pretrain(run, tmp_path / "zips", *argv) == 0
     whole = states(run)
     assert sorted(whole) == [8, 16] and whole[16][1]["ran_on"]["kind"] == "cuda"
-    shutil.rmtree(test_pretrain_adios.checkpoints(run)[16])
-    assert test_pretrain_adios.pretrain(run, tmp_path / "zips", *argv) == 0
+    shutil.rmtree(adios_job.checkpoints(run)[16])
+    assert adios_job.pretrain(run, tmp_path / "zips", *argv) == 0
     a, b = whole[16][0], states(run)[16][0]
     assert a.keys() == b.keys() and [n for n in a if not a[n].equal(b[n])] == []
 

@@ -12,7 +12,7 @@ import io
 import json
 import resource
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from tests.builders.cohort import write_manifest
 from tests.builders.slides import write_slide
 
 STEPS, GLOBAL_BATCH = 8, 4
+WITHOUT_RAY = "scaling.workers=0"
 BUDGET = STEPS * GLOBAL_BATCH
 TAG = "ijepath"
 # 96 px contexts at 1.0 mpp (6 x 6 tokens), two targets of 24 px in it, read at 0.5 mpp (48 px, 3 x 3 tokens).
@@ -56,7 +57,7 @@ def command(output: Path | str, manifest: Path | str | None, *argv: str) -> list
 
 
 def pretrain(output: Path | str, manifest: Path | str | None, *argv: str) -> int:
-    """The job in this process, on the Ray that is running; its exit code."""
+    """The job in this process, through the Ray that is running unless `argv` has WITHOUT_RAY; its exit code."""
     from ijepath.config import CONFIGS_DIR, GROUPS
     from ray_jobs import pretrain_ijepath as job
     from ray_jobs.shell.cli import run_job
@@ -102,10 +103,10 @@ class Run:
 
 @functools.cache
 def undisturbed(base: Path) -> Run:
-    """The tiny run on its own cohort under `base`, trained once per session with one worker: what others must equal."""
+    """The tiny run on its own cohort under `base`, trained once per session without Ray: what others must equal."""
     manifest, folder, printed = write_cohort(base / "cohort"), base / "undisturbed", io.StringIO()
     with contextlib.redirect_stdout(printed):
-        code = pretrain(folder, manifest)
+        code = pretrain(folder, manifest, WITHOUT_RAY)
     return Run(folder, manifest, code, printed.getvalue())
 
 
@@ -158,6 +159,16 @@ def discard(*runs: Path) -> None:
 ROOM, FULL_FROM = 1 << 20, 20  # files stay below that many bytes once this position is read
 
 
+@contextlib.contextmanager
+def room_afterwards() -> Iterator[None]:
+    """Once the block has ended, this process can write large files again."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 class FillingDisk:
     """A reader around the run's own: from one position on, its process cannot write files of more than a megabyte."""
 
@@ -175,10 +186,12 @@ class FillingDisk:
         return batch
 
 
-def assemble_on_a_filling_disk(config: Any, plan: Any, world: int) -> Any:
-    """Stands in for ijepath.assembly.assemble, by name, because it travels to the workers."""
-    from ijepath.assembly import assemble
+def on_a_filling_disk(assemble: Callable[..., Any]) -> Callable[..., Any]:
+    """`assemble` of a science, with a reader after which the disk is full."""
 
-    parts = assemble(config, plan, world)
-    parts.reader = FillingDisk(parts.reader)
-    return parts
+    def assemble_with_reader(config: Any, plan: Any, world: int) -> Any:
+        parts = assemble(config, plan, world)
+        parts.reader = FillingDisk(parts.reader)
+        return parts
+
+    return assemble_with_reader

@@ -44,7 +44,6 @@ class ToyConfig:
     unreadable_every: int = 0  # every n-th row cannot be read
     max_corrupt_fraction: float = 0.5
     kills: list[int] = placement(default_factory=list)  # steps at which rank 0 kills itself, at each once
-    kill_always_at: int = placement(-1)  # and there whenever it comes by
     stop_at_step: int = placement(-1)  # rank 0 asks for a stop there
     bad_at_step: int = placement(-1)  # the loss is NaN from there on
     crash_rows: list[int] = placement(default_factory=list)  # reading them ends the process
@@ -103,8 +102,7 @@ class ToyRecipe:
             f.write(json.dumps(lines) + "\n")
         time.sleep(config.slow_s)
         killed = Path(config.run) / f"killed_{progress.step}"
-        once = progress.step in config.kills and not killed.exists()
-        if rank == 0 and (once or progress.step == config.kill_always_at):
+        if rank == 0 and progress.step in config.kills and not killed.exists():
             killed.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         if rank == 0 and progress.step == config.stop_at_step:

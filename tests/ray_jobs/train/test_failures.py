@@ -1,4 +1,6 @@
-"""When a training that failed is begun anew, and when not: without Ray."""
+"""When a training that failed is begun anew, and when not. Starts no Ray."""
+
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +19,8 @@ def fits(monkeypatch, tmp_path):
     images is a checkpoint that is written before the workers fail, None none."""
     from ray.train import WorkerGroupError
 
+    changes = []
+
     def write(images, fit_id):
         meta = {"images_seen": images, "fit_id": fit_id}
         save(str(tmp_path / "checkpoints"), f"toy-img{images}", {"x": torch.zeros(1)}, meta)
@@ -27,25 +31,30 @@ def fits(monkeypatch, tmp_path):
         for images in older:
             write(images, "another job's")
 
-        def fit(job, store, number):
-            names.append(number)
+        def fit():
             end = left.pop(0)
             if isinstance(end, BaseException):
                 raise end
             if end == "done":
-                return {"end": "budget"}
+                return SimpleNamespace(return_value={"end": "budget"})
             if isinstance(end, dict):
-                return end
+                return SimpleNamespace(return_value=end)
             if end:
                 write(end, job.fit_id)
             raise WorkerGroupError("a worker died", {})
 
-        monkeypatch.setattr(attempts, "_fit", fit)
+        def trainer(job, store, number):
+            names.append(number)
+            changes.append(job.run_settings().changes)
+            return SimpleNamespace(fit=fit)
+
+        monkeypatch.setattr(attempts, "ray_trainer", trainer)
         try:
             return attempts.fit_while_it_advances(job, Storage.of(str(tmp_path))), names
         except WorkerGroupError:
             return None, names
 
+    run.changes = changes
     return run
 
 
@@ -84,3 +93,4 @@ def test_checkpoints_of_earlier_jobs_are_no_progress(fits):
 def test_an_attempt_that_ran_out_of_memory_is_followed_by_one_with_smaller_micro_batches(fits):
     again = {"end": "retry", "changes": {"micro_batch": 2}}
     assert fits(again, "done", max_failures=0) == ({"end": "budget"}, [1, 2])
+    assert fits.changes == [{}, {"micro_batch": 2}]

@@ -1,4 +1,4 @@
-"""Pre-formed ragged batches through a whole training job, decoded in the workers and on the cluster."""
+"""Pre-formed ragged batches through a whole run: stopped without Ray, and resumed by workers that decode elsewhere."""
 
 import pyarrow.parquet as pq
 import pytest
@@ -8,15 +8,16 @@ from pathray.config.sections import ScalingConfig
 from pathray.store import checkpoint
 from ray_jobs.train.job import Tracking, TrainJob
 from ray_jobs.train.trainer import fit
+from tests.builders.runs.ranks import run_ranks
 from tests.builders.runs.toy_bags import BagConfig, assemble, bag_order, expected_rows, seen, write_bags
+from tests.builders.runs.toy_ranks import train_in_turn
 
 pytestmark = pytest.mark.ray
 
 
-def train(run, plan, **changes):
-    run.mkdir(exist_ok=True)
+def resume_on_the_cluster(run, plan):
     scaling = ScalingConfig(workers=2, accelerator="cpu", cpus_per_worker=0.5)
-    config = BagConfig(run=str(run), **changes)
+    config = BagConfig(run=str(run), decode_on="cluster")
     return fit(TrainJob(assemble, config, plan.path, str(run), scaling, tracking=Tracking(mlflow=False)))
 
 
@@ -28,10 +29,10 @@ def end_of(run):
 @pytest.mark.heavy
 def test_a_run_over_groups_that_stops_and_decodes_elsewhere_afterwards_ends_bit_equal(ray_cluster, tmp_path):
     plan = write_bags(tmp_path / "plan")
-    whole = train(tmp_path / "whole", plan)
-    stopped = train(tmp_path / "parts", plan, stop_at_step=2)
-    assert stopped.end == "stopped" and 0 < stopped.images_seen < whole.images_seen == 72
-    train(tmp_path / "parts", plan, decode_on="cluster")
+    configs = [BagConfig(run=str(tmp_path / "whole")), BagConfig(run=str(tmp_path / "parts"), stop_at_step=2)]
+    (whole, stopped), _ = run_ranks(2, train_in_turn, tmp_path / "ranks", assemble, plan.path, configs)
+    assert stopped["end"] == "stopped" and 0 < stopped["images_seen"] < whole["images_seen"] == 72
+    assert resume_on_the_cluster(tmp_path / "parts", plan).end == "budget"
     (tensors, *rest), (again, *same) = end_of(tmp_path / "whole"), end_of(tmp_path / "parts")
     assert all(torch.equal(tensors[name], again[name]) for name in tensors) and rest == same
     order, x = bag_order(plan, 0), plan.column("x")

@@ -10,18 +10,19 @@ import pytest
 from pathray.config.sections import ScalingConfig
 from pathray.data.plan import Plan
 from pathray.errors import UserError
+from pathray.run.stop import request_stop
 from ray_jobs.extract.actor_map import ActorMap
 from ray_jobs.extract.ordered_map import RayMap
 from ray_jobs.train.job import Tracking, TrainJob
 from ray_jobs.train.resources import resolve_accelerator
-from ray_jobs.train.trainer import fit
+from ray_jobs.train.trainer import begin, fit
 from ray_jobs.train.training_jobs import check_tuning
 from tests.builders.jobs import job_environment, wait_for
+from tests.builders.runs import adios_job as adios
 from tests.builders.runs import run as tiny
 from tests.builders.runs import toy_run
 from tests.builders.runs.toy_science import ToyConfig, assemble, write_plan
 from tests.builders.zips import write_folder
-from tests.ray_jobs.train import test_pretrain_adios as adios
 from tests.ray_jobs.train import test_regression_jobs as regression
 
 RUN = """
@@ -33,7 +34,7 @@ except SystemExit as end:
     assert "ray" not in sys.modules, "Ray was imported"
     raise
 """
-NO_RAY = "scaling.workers=0"
+NO_RAY = tiny.WITHOUT_RAY
 
 
 def start(module: str, *words: str) -> subprocess.Popen[str]:
@@ -49,39 +50,24 @@ def finish(job: subprocess.Popen[str]) -> str:
     return said
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """I-JEPATH from a manifest, without Ray: the run's folder and its manifest."""
-    folder = tmp_path_factory.mktemp("tiny")
-    manifest = tiny.write_cohort(folder / "cohort")
-    said = finish(start("ray_jobs.pretrain_ijepath", *tiny.command(folder / "run", manifest, NO_RAY)))
-    assert "built now: slide index, anchor catalog, plan" in said and f"encoder={folder / 'run' / 'encoder'}" in said
-    return folder / "run", manifest
-
-
-def test_a_signal_checkpoints_and_the_same_command_ends_bit_equal(whole, tmp_path):
-    undisturbed, manifest = whole
-    words = tiny.command(tmp_path / "run", manifest, NO_RAY)
-    job = start("ray_jobs.pretrain_ijepath", *words)
-    wait_for(lambda: (tmp_path / "run" / "metrics.jsonl").exists() and tiny.metrics(tmp_path / "run"))
+def test_a_signal_checkpoints_and_the_same_command_ends_bit_equal(tmp_path, tmp_path_factory):
+    whole, run = tiny.undisturbed(tmp_path_factory.getbasetemp()), tmp_path / "run"
+    job = start("ray_jobs.pretrain_ijepath", *tiny.command(run, whole.manifest, NO_RAY))
+    wait_for(lambda: (run / "metrics.jsonl").exists() and tiny.metrics(run))
     job.send_signal(signal.SIGTERM)
-    assert "waiting for the step in progress and a checkpoint" in finish(job)
-    assert tiny.weights(tmp_path / "run")[0] <= tiny.BUDGET
-    finish(start("ray_jobs.pretrain_ijepath", *words))
-    assert tiny.weights(tmp_path / "run") == tiny.weights(undisturbed)
-    assert [row["images_seen"] for row in tiny.metrics(tmp_path / "run")] == list(range(4, tiny.BUDGET + 1, 4))
-
-
-@pytest.mark.ray
-@pytest.mark.heavy
-def test_one_worker_through_ray_has_the_same_bits(ray_cluster, whole, tmp_path_factory):
-    through_ray = tiny.undisturbed(tmp_path_factory.getbasetemp())
-    assert tiny.weights(whole[0]) == tiny.weights(through_ray.folder)
+    said = finish(job)
+    assert "built now: slide index, anchor catalog, plan" in said
+    assert "waiting for the step in progress and a checkpoint" in said
+    assert tiny.weights(run)[0] <= tiny.BUDGET
+    assert tiny.pretrain(run, whole.manifest, NO_RAY) == 0
+    assert tiny.weights(run) == tiny.weights(whole.folder)
+    assert [row["images_seen"] for row in tiny.metrics(run)] == list(range(4, tiny.BUDGET + 1, 4))
+    tiny.discard(run)
 
 
 def test_adios_trains_from_a_folder_of_zips(tmp_path):
     write_folder(tmp_path / "zips")
-    words = [*adios.KEYS, f"data_path={tmp_path / 'zips'}", f"output={tmp_path / 'run'}", NO_RAY]
+    words = adios.command(tmp_path / "run", tmp_path / "zips", NO_RAY)
     said = finish(start("ray_jobs.pretrain_adios", *words))
     assert "mask_model=" in said and max(adios.checkpoints(tmp_path / "run")) == 16
 
@@ -106,6 +92,17 @@ def test_out_of_memory_trains_on_in_smaller_micro_batches(tmp_path):
     assert outcome.end == "budget"
     assert toy_run.positions_by_step(run) == {s: set(range(12 * s, 12 * s + 12)) for s in range(8)}
     assert {len(line["position"]) for line in toy_run.seen(run) if line["step"] > 3} == {1}
+
+
+def test_a_stop_asked_for_while_a_job_prepares_holds(tmp_path):
+    plan, run, scaling = write_plan(tmp_path / "plan"), tmp_path / "run", ScalingConfig(workers=0, accelerator="cpu")
+    run.mkdir()
+    request_stop(str(run))
+    assert begin(str(run), scaling) == "cpu" and not (run / "STOP").exists(), "one from before the job is void"
+    request_stop(str(run))
+    config, tracking = ToyConfig(run=str(run)), Tracking(mlflow=False)
+    outcome = fit(TrainJob(assemble, config, plan.path, str(run), scaling, tracking=tracking, accelerator="cpu"))
+    assert outcome.end == "stopped" and outcome.images_seen < 96
 
 
 def test_what_is_wrong_with_the_data_ends_the_job_with_its_report(tmp_path):

@@ -19,6 +19,7 @@ from tests.builders.runs.run import (
     GLOBAL_BATCH,
     STEPS,
     TAG,
+    WITHOUT_RAY,
     checkpoints,
     discard,
     index_and_catalog,
@@ -29,12 +30,12 @@ from tests.builders.runs.run import (
     weights,
 )  # fmt: skip
 
-pytestmark = [pytest.mark.ray, pytest.mark.integration]
+pytestmark = pytest.mark.integration
 IMAGES = list(range(GLOBAL_BATCH, BUDGET + 1, GLOBAL_BATCH))
 
 
 @pytest.fixture(scope="module")
-def whole(ray_cluster, tmp_path_factory):
+def whole(tmp_path_factory):
     return undisturbed(tmp_path_factory.getbasetemp())
 
 
@@ -110,20 +111,22 @@ def test_the_same_command_again_does_nothing_more(whole):
         return {str(p): (p.stat().st_mtime_ns, p.read_bytes() if p.suffix != ".safetensors" else b"") for p in kept}
 
     before, artifact = left(), (whole.folder / "encoder" / "artifact.json").read_bytes()
-    assert pretrain(whole.folder, whole.manifest) == 0
+    assert pretrain(whole.folder, whole.manifest, WITHOUT_RAY) == 0
     after = left()
     changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
     assert changed == set()
     assert (whole.folder / "encoder" / "artifact.json").read_bytes() == artifact
 
 
-def test_decoding_on_the_cluster_ends_with_the_same_weights(whole, run):
+@pytest.mark.ray
+def test_a_worker_of_ray_that_decodes_on_the_cluster_ends_with_the_same_weights(ray_cluster, whole, run):
     assert pretrain(run, whole.manifest, "data.decode_on=cluster") == 0
     assert weights(run) == weights(whole.folder)
     assert losses(run) == losses(whole.folder)
 
 
-def test_two_workers_take_the_same_steps_up_to_rounding(whole, run):
+@pytest.mark.ray
+def test_two_workers_take_the_same_steps_up_to_rounding(ray_cluster, whole, run):
     words = ("scaling.workers=2", "optimization.micro_batch=1", "data.anchor_stream_batch_size=4")
     assert pretrain(run, whole.manifest, *words) == 0
     assert [row["images_seen"] for row in metrics(run)] == IMAGES
@@ -135,7 +138,7 @@ def test_two_workers_take_the_same_steps_up_to_rounding(whole, run):
 def test_a_run_goes_on_from_a_named_checkpoint_of_another_folder_to_the_same_weights(whole, run):
     (snapshot,) = (whole.folder / "checkpoints").glob(f"{TAG}-img{BUDGET // 2}-*")
     before = sorted(p.name for p in (whole.folder / "checkpoints").iterdir())
-    assert pretrain(run, whole.manifest, f"checkpoint.resume={snapshot}") == 0
+    assert pretrain(run, whole.manifest, WITHOUT_RAY, f"checkpoint.resume={snapshot}") == 0
     assert weights(run) == weights(whole.folder)
     assert [row["images_seen"] for row in metrics(run)] == [n for n in IMAGES if n > BUDGET // 2]
     assert losses(run) == losses(whole.folder)[STEPS // 2 :]
@@ -143,7 +146,7 @@ def test_a_run_goes_on_from_a_named_checkpoint_of_another_folder_to_the_same_wei
 
 
 @pytest.mark.heavy
-def test_the_real_slides_train_with_their_catalog_given(ray_cluster, shared_data, run, tmp_path):
+def test_the_real_slides_train_with_their_catalog_given(shared_data, run, tmp_path):
     wsi = shared_data / "wsi"
     slides = {"CMU-1-Small-Region.svs": "", "TCGA-CR-7395-01A-01-TS1.svs": 0.5, "derived/CMU1_pyramid_jp2k.svs": ""}
     rows = [
@@ -152,7 +155,8 @@ def test_the_real_slides_train_with_their_catalog_given(ray_cluster, shared_data
     ]
     manifest = write_manifest(tmp_path / "slides.csv", rows)
     catalog = index_and_catalog(tmp_path, manifest)
-    assert pretrain(run, None, f"data.anchor_catalog_manifest={catalog}", "data.max_corrupt_fraction=0") == 0
+    words = (WITHOUT_RAY, f"data.anchor_catalog_manifest={catalog}", "data.max_corrupt_fraction=0")
+    assert pretrain(run, None, *words) == 0
     assert set(Catalog.open(catalog).manifest["stratum_counts"]) == {"organ0", "organ1", "organ2"}
     assert len(losses(run)) == STEPS and all(math.isfinite(x) for x in losses(run))
     assert all(row["benign"] for row in quarantined(run))

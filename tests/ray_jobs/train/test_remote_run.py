@@ -1,4 +1,4 @@
-"""The whole pretraining job with its run folder in an object store, which all its processes reach."""
+"""The whole pretraining job with its run folder in an object store: killed with its Ray, and resumed without one."""
 
 import subprocess
 
@@ -13,7 +13,7 @@ from pathray.store.artifact import EncoderArtifact
 from pathray.store.committed import list_committed
 from tests.builders.bucket import BucketFileSystem, make_known
 from tests.builders.jobs import job_command, job_environment, kill_job, run_job_process, wait_for
-from tests.builders.runs.run import BUDGET, GLOBAL_BATCH, TAG, command, metrics, undisturbed, weights
+from tests.builders.runs.run import BUDGET, GLOBAL_BATCH, TAG, WITHOUT_RAY, command, metrics, undisturbed, weights
 
 pytestmark = [pytest.mark.ray, pytest.mark.integration, pytest.mark.heavy]
 URL = "bucket://store/run"
@@ -41,7 +41,7 @@ def kill_at_its_second_checkpoint(words, folder, bucket, paths):
             kill_job(job)
 
 
-def test_a_killed_job_goes_on_from_a_bucket_to_the_same_bits(ray_cluster, bucket, tmp_path, tmp_path_factory):
+def test_a_killed_job_goes_on_from_a_bucket_to_the_same_bits(bucket, tmp_path, tmp_path_factory):
     whole = undisturbed(tmp_path_factory.getbasetemp())
     known, folder = make_known(tmp_path / "site"), tmp_path / "here"
     folder.mkdir()
@@ -50,6 +50,7 @@ def test_a_killed_job_goes_on_from_a_bucket_to_the_same_bits(ray_cluster, bucket
     (before,) = list_committed(f"{URL}/checkpoints")
     assert before.meta["images_seen"] == 2 * GLOBAL_BATCH
 
+    words.append(WITHOUT_RAY)
     done = run_job_process(folder, "ray_jobs.pretrain_ijepath", *words, paths=(known,), timeout=300)
     assert done.returncode == 0, done.stderr
     assert weights(URL) == weights(whole.folder) and weights(URL)[0] == BUDGET

@@ -51,15 +51,14 @@ def test_the_datasource_api_is_as_this_code_expects():
 
 
 def test_ray_streams_the_same_rows_as_the_local_stream(ray_cluster, lookup):
-    for world in (1, 2, 3):
-        for rank in range(world):
-            share = Share(24, 24 * 60, 24, 4, rank, world)
-            local = list(rank_rows(lookup, 24, 24 * 60, 24, rank, world, 4))
-            through_ray = list(rows(lookup, share, chunk=128))
-            assert len(through_ray) == len(local)
-            for a, b in zip(through_ray, local, strict=True):
-                assert sorted(a) == sorted(b)
-                assert all(np.array_equal(a[k], b[k]) for k in b)
+    for rank, world in ((0, 1), (1, 2), (2, 3)):
+        share = Share(24, 24 * 60, 24, 4, rank, world)
+        local = list(rank_rows(lookup, 24, 24 * 60, 24, rank, world, 4))
+        through_ray = list(rows(lookup, share, chunk=128))
+        assert len(through_ray) == len(local)
+        for a, b in zip(through_ray, local, strict=True):
+            assert sorted(a) == sorted(b)
+            assert all(np.array_equal(a[k], b[k]) for k in b)
 
 
 def test_decoding_on_the_cluster_gives_the_same_units_as_decoding_in_the_worker(ray_cluster, lookup):
@@ -96,7 +95,7 @@ def test_a_consumer_that_pauses_for_long_does_not_lose_its_stream(ray_cluster, l
     before = context.execution_no_progress_timeout_s
     context.execution_no_progress_timeout_s = 1
     try:
-        batches = rows(lookup, Share(0, 24 * 4000, 24, 4, 0, 1), chunk=128)
+        batches = rows(lookup, Share(0, 24 * 4000, 24, 24, 0, 1), chunk=128)
         seen = len(next(batches)["position"])
         time.sleep(4)
         seen += sum(len(batch["position"]) for batch in batches)

@@ -23,9 +23,9 @@ from pathray.store.artifact import EncoderArtifact
 from pathray.store.metrics_log import rows_of
 from tests.builders.expression import write_images
 from tests.builders.patches import CENTERS, write_patches, write_tuning
+from tests.builders.runs.adios_job import WITHOUT_RAY, checkpoints, pretrain
 from tests.builders.zips import write_folder
 from tests.ray_jobs.extract.test_extract_features import extract
-from tests.ray_jobs.train.test_pretrain_adios import checkpoints, pretrain
 from tests.ray_jobs.train.test_regression_jobs import KEYS, runs, split, train
 
 MEAN, STD = (0.7, 0.55, 0.65), (0.2, 0.25, 0.15)  # of the run, and no defaults
@@ -220,7 +220,7 @@ def test_a_regression_on_the_frozen_student_predicts_from_its_features(trained, 
     from regression import artifact
 
     table, parts = expression
-    frozen = ("model.backbone=artifact", f"model.artifact={trained.encoder}", "model.frozen=true")
+    frozen = (WITHOUT_RAY, "model.backbone=artifact", f"model.artifact={trained.encoder}", "model.frozen=true")
     assert train(tmp_path / "out", table, parts, *frozen, "train.images=16", "eval.baselines=false") == 0
     (run,) = runs(tmp_path / "out")
     found = artifact.load(str(run / "encoder"))

@@ -1,39 +1,18 @@
-"""The ADIOS job: what it refuses before Ray is started; from a folder of zips to artifacts; on with other workers."""
+"""The ADIOS job: what it refuses before Ray is started; from a folder of zips to artifacts; on with other workers.
+
+Two workers of Ray train once. What begins from their checkpoint is trained without Ray.
+"""
 
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pathray.store import checkpoint
-from pathray.store.committed import list_committed
+from tests.builders.runs.adios_job import WITHOUT_RAY, checkpoints, command, pretrain, train_rank
+from tests.builders.runs.ranks import run_ranks
 from tests.builders.zips import write_archive, write_folder
-
-KEYS = (
-    "arch=vit_tiny", "patch_size=8", "embed_dim=32", "depth=2", "num_heads=2", "mask_model_type=adios",
-    "mask_model.channels=8", "student.head=[16,8]", "student.drop_path=0", "data.patch_px=32", "data.image_size=32",
-    "crops.size=16", "global_batch=4", "total_iterations=4", "save_freq=2", "viz_freq=2", "lr=1e-3",
-    "logging.log_every={iterations: 1}", "logging.mlflow=false", "optimization.precision=fp32",
-    "optimization.warmup_iterations=1", "data.threads=1", "checkpoint.latest_minutes=0",
-    "scaling.accelerator=cpu", "scaling.cpus_per_worker=0.5", "runtime.worker_logs=false",
-)  # fmt: skip
-
-
-def pretrain(output: Path, data: Path | str, *argv: str) -> int:
-    from adios.config import CONFIGS_DIR
-    from ray_jobs import pretrain_adios as job
-    from ray_jobs.shell.cli import run_job
-
-    return run_job(
-        job.main, job.PretrainAdiosConfig, [*KEYS, f"data_path={data}", f"output={output}", *argv], CONFIGS_DIR
-    )
-
-
-def checkpoints(run: Path) -> dict[int, str]:
-    return {c.meta["images_seen"]: c.path for c in list_committed(str(run / "checkpoints"))}
-
 
 REFUSED = [
     (["data_path=null"], "data_path", "FOLDER of zips"),
@@ -103,7 +82,7 @@ def test_a_checkpoint_of_two_workers_goes_on_with_one_and_ends_alike_though_the_
     shutil.rmtree(checkpoints(tmp_path / "run")[16])
     write_archive(two / "zips" / "later.zip", 3)
     try:
-        assert pretrain(tmp_path / "run", two / "zips", "scaling.workers=1") == 0
+        assert pretrain(tmp_path / "run", two / "zips", WITHOUT_RAY) == 0
     finally:
         (two / "zips" / "later.zip").unlink()
     (expected, meta), (found, own) = (checkpoint.load(checkpoints(run)[16]) for run in (two / "run", tmp_path / "run"))
@@ -116,10 +95,11 @@ def test_a_checkpoint_of_two_workers_goes_on_with_one_and_ends_alike_though_the_
 
 @pytest.mark.ray
 @pytest.mark.heavy
-def test_two_workers_that_go_on_from_their_own_checkpoint_end_with_the_same_bits(two, tmp_path):
+def test_two_processes_that_go_on_from_a_checkpoint_of_two_workers_end_with_the_same_bits(two, tmp_path):
     shutil.copytree(two / "run", tmp_path / "run")
     shutil.rmtree(checkpoints(tmp_path / "run")[16])
-    assert pretrain(tmp_path / "run", two / "zips", "scaling.workers=2") == 0
+    words = command(tmp_path / "run", two / "zips", "scaling.workers=2")
+    assert run_ranks(2, train_rank, tmp_path / "ranks", words) == ["budget", "budget"]
     (expected, _), (found, own) = (checkpoint.load(checkpoints(run)[16]) for run in (two / "run", tmp_path / "run"))
     assert own["ran_on"]["world_size"] == 2 and set(found) == set(expected)
     assert {name.partition(".")[0] for name in found} >= {"model", "optimizer"}, "weights and both optimizers"
@@ -127,9 +107,7 @@ def test_two_workers_that_go_on_from_their_own_checkpoint_end_with_the_same_bits
         assert np.array_equal(found[name].numpy(), tensor.numpy()), name
 
 
-@pytest.mark.ray
-@pytest.mark.heavy
-def test_a_damaged_archive_is_quarantined_and_the_run_goes_on(ray_cluster, tmp_path):
+def test_a_damaged_archive_is_quarantined_and_the_run_goes_on(tmp_path):
     import pyarrow.parquet as pq
 
     write_folder(tmp_path / "zips")
@@ -139,7 +117,7 @@ def test_a_damaged_archive_is_quarantined_and_the_run_goes_on(ray_cluster, tmp_p
     data[start : start + 8] = bytes(8)
     archive.write_bytes(data)
     lenient = ("data.max_corrupt_fraction=0.5", "total_iterations=9", "save_freq=0", "viz_freq=0")
-    assert pretrain(tmp_path / "run", tmp_path / "zips", "scaling.workers=1", *lenient) == 0
+    assert pretrain(tmp_path / "run", tmp_path / "zips", WITHOUT_RAY, *lenient) == 0
     rows = pq.read_table(tmp_path / "run" / "quarantine.parquet").to_pylist()
     assert rows and {row["reason"] for row in rows} == {"crc"} and all("s0.zip" in str(row) for row in rows)
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])

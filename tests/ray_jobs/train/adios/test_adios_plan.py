@@ -16,8 +16,8 @@ from pathray.data.plan import Plan
 from pathray.errors import UserError
 from ray_jobs import pretrain_adios
 from ray_jobs.train import pretraining
+from tests.builders.runs.adios_job import command
 from tests.builders.zips import write_archive, write_folder
-from tests.ray_jobs.train.test_pretrain_adios import KEYS
 
 
 @pytest.fixture(params=["local", "remote"])
@@ -42,7 +42,7 @@ def run(request, tmp_path, monkeypatch):
     monkeypatch.setattr(pretrain_adios, "_index", index)
 
     def prepare(data_path, *argv):
-        words = [*KEYS, f"data_path={data_path}", f"output={output}", *argv]
+        words = command(output, data_path, *argv)
         config = load_config(pretrain_adios.PretrainAdiosConfig, words, configs_dir=CONFIGS_DIR).config
         plan = pretrain_adios.prepare(config)
         if state.newest is None:
