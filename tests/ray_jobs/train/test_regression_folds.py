@@ -38,13 +38,17 @@ def mlflow_runs(output: Path) -> tuple:
 
 
 def folds(output: Path, table: str, splits: Path, *argv: str) -> int:
-    """The job's exit code."""
     words = [*KEYS, f"data.table={table}", f"splits={splits}", f"output={output}", *argv]
     return run_job(train_folds.main, train_folds.TrainFoldsConfig, words, CONFIGS_DIR)
 
 
-# In this process, one fold after the other; it saves only what is best, a stop and the end.
-HERE = ("scaling.workers=0", "eval.baselines=false", "checkpoint.latest_every=1000")
+def folds_here(folder: Path, table: str) -> int:
+    """Three folds of a small network in this process, one after the other, to `folder`/out."""
+    if not (folder / "folds").exists():
+        assert split(table, folder / "folds", "kind=group_kfold", "k=3") == 0
+        save_random_encoder(folder / "small")
+    small = ("model.backbone=artifact", f"model.artifact={folder / 'small'}", "eval.baselines=false")
+    return folds(folder / "out", table, folder / "folds", *small, "scaling.workers=0")
 
 
 def test_folds_that_cannot_all_be_trained_are_refused_before_the_first_begins(data, tmp_path, capsys):
@@ -86,8 +90,6 @@ def test_a_probe_that_is_no_encoder_is_refused_before_the_first_fold_begins(data
 
 def test_interrupted_folds_go_on_by_the_same_command(data, tmp_path, monkeypatch):
     output, read = tmp_path / "out", ImageReader.read
-    words = (output, data[0], tmp_path / "folds", *HERE, "train.images=32")
-    assert split(data[0], tmp_path / "folds", "kind=group_kfold", "k=3") == 0
     monkeypatch.setattr("ray_jobs.train.folds.POLL_S", 0.02)
 
     def read_and_stop(reader, unit, position, attempt):
@@ -98,21 +100,20 @@ def test_interrupted_folds_go_on_by_the_same_command(data, tmp_path, monkeypatch
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ImageReader, "read", read_and_stop)
-        assert folds(*words) == 0
-    assert 0 < weights(output / "fold_0")["images"] < 32 and not (output / "folds.json").exists()
+        assert folds_here(tmp_path, data[0]) == 0
+    assert 0 < weights(output / "fold_0")["images"] < 48 and not (output / "folds.json").exists()
     assert not (output / "fold_2" / "checkpoints").exists(), "nothing new begins after a stop"
-    assert folds(*words) == 0
-    assert {weights(output / f"fold_{i}")["images"] for i in range(3)} == {32}
+    assert folds_here(tmp_path, data[0]) == 0
+    assert {weights(output / f"fold_{i}")["images"] for i in range(3)} == {48}
     assert json.loads((output / "folds.json").read_text())["folds"] == ["fold_0", "fold_1", "fold_2"]
 
 
 def test_a_fold_that_fails_does_not_end_the_others(data, tmp_path):
     output = tmp_path / "out"
-    assert split(data[0], tmp_path / "folds", "kind=group_kfold", "k=3") == 0
     (output / "fold_1" / "encoder").mkdir(parents=True)
     (output / "fold_1" / "encoder").chmod(0o500)
     (output / "fold_1" / "checkpoints").write_text("in the way")
-    assert folds(output, data[0], tmp_path / "folds", *HERE, "train.images=8") != 0
+    assert folds_here(tmp_path, data[0]) != 0
     assert sorted(p.parent.name for p in output.glob("*/metrics.json")) == ["fold_0", "fold_2"]
     assert not (output / "folds.json").exists()
 

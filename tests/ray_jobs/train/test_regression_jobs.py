@@ -35,7 +35,7 @@ from tests.builders.runs.run import metrics
 KEYS = (
     "data.target_dim=3", "data.image_size=32", "data.threads=1", "data.ahead=1", "model.backbone=vit_tiny",
     "train.batch_size=4", "train.grad_accum_steps=1", "train.images=48", "train.lr=1e-3", "eval.every=16",
-    "logging.mlflow=false", "logging.log_every=4", "checkpoint.latest_every=8",
+    "logging.mlflow=false", "logging.log_every=4",
     "scaling.accelerator=cpu", "scaling.cpus_per_worker=0.5",
 )  # fmt: skip
 
