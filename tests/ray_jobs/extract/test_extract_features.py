@@ -431,7 +431,7 @@ def test_a_job_that_is_killed_goes_on_where_it_was(here, tmp_path):
         stderr=subprocess.DEVNULL, text=True,
     )  # fmt: skip
     try:
-        wait_for(lambda: len(list((tmp_path / "out").rglob("*.h5"))) >= 2 or job.poll() is not None)
+        wait_for(lambda: len(list((tmp_path / "out").rglob("*.h5"))) >= 2 or job.poll() is not None, seconds=300)
     finally:
         kill_job(job)
     assert job.returncode == -signal.SIGKILL
