@@ -6,8 +6,7 @@ import dataclasses
 import difflib
 import re
 import types
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 Part = str | int
@@ -62,8 +61,7 @@ def join_key(parts: Sequence[Part]) -> str:
     return "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in parts).lstrip(".")
 
 
-@cache
-def fields_of(section: Any) -> Mapping[str, Any]:
+def fields_of(section: Any) -> dict[str, Any]:
     """Field name -> type of a dataclass, in declared order."""
     hints = get_type_hints(section)
     return {f.name: hints[f.name] for f in dataclasses.fields(section) if f.init}

@@ -72,18 +72,24 @@ def test_a_public_name_is_what_its_module_has():
     assert set(pathray._MODULES) | {"__version__", "train"} == set(pathray.__all__)
 
 
-@pytest.mark.parametrize("first", ["pathray.train", "import pathray.train.loop", "from pathray.train import loop"])
-def test_train_trains_and_holds_the_loop_whichever_is_used_first(first):
-    code = f"""
-import pathray
-{first}
-import pathray.run, pathray.train.loop
-pathray.run.train = lambda *arguments, **keywords: (arguments, keywords)
-print(pathray.train(1, 2, settings=3), pathray.train.loop.run.__name__)
-from pathray import train
-print(train is pathray.train)
+FIRST = ("pathray.train", "import pathray.train.loop", "from pathray.train import loop")
+TRAIN = """
+import sys
+for first in sys.argv[1:]:
+    for name in [m for m in sys.modules if m.partition(".")[0] == "pathray"]:
+        del sys.modules[name]  # as if in a new interpreter
+    import pathray
+    exec(first)
+    import pathray.run, pathray.train.loop
+    pathray.run.train = lambda *arguments, **keywords: (arguments, keywords)
+    from pathray import train
+    print(first, pathray.train(1, 2, settings=3), pathray.train.loop.run.__name__, train is pathray.train)
 """
-    assert run("-c", code).stdout.splitlines() == ["((1, 2), {'settings': 3}) run", "True"]
+
+
+def test_train_trains_and_holds_the_loop_whichever_is_used_first():
+    said = run("-c", TRAIN, *FIRST).stdout.splitlines()
+    assert said == [f"{first} ((1, 2), {{'settings': 3}}) run True" for first in FIRST]
 
 
 def test_train_travels_with_a_notebooks_functions():

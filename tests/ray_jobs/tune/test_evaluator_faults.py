@@ -16,6 +16,7 @@ from tests.builders.jobs import (
     job_command,
     job_environment,
     kill_job,
+    run_job_process,
     wait_for,
 )
 from tests.builders.patches import write_patches, write_tuning
@@ -77,9 +78,9 @@ def test_a_job_killed_between_evaluations_judges_every_snapshot_once_when_it_goe
     ray_cluster, run, tmp_path, tmp_path_factory
 ):
     whole = undisturbed(tmp_path_factory.getbasetemp())
-    words = ("--config", tuning(tmp_path), "tuning.execution.mode=sync")
+    words = command(run, whole.manifest, "--config", tuning(tmp_path), "tuning.execution.mode=sync")
     with (tmp_path / "said").open("w") as said:
-        line = job_command("ray_jobs.pretrain_ijepath", *command(run, whole.manifest, *words))
+        line = job_command("ray_jobs.pretrain_ijepath", *words)
         job = subprocess.Popen(line, cwd=tmp_path, env=job_environment(), stdout=said, stderr=said)
         try:
             wait_for(lambda: len(judged(run)) >= 2 or job.poll() is not None, seconds=240)
@@ -89,6 +90,7 @@ def test_a_job_killed_between_evaluations_judges_every_snapshot_once_when_it_goe
     before = judged(run)
     assert 2 <= len(before) < 5
 
-    assert pretrain(run, whole.manifest, *words) == 0
+    done = run_job_process(tmp_path, "ray_jobs.pretrain_ijepath", *words, timeout=300)
+    assert done.returncode == 0, done.stderr
     assert judged(run) == [(images, "ok") for images in range(0, BUDGET + 1, 8)]
     assert weights(run) == weights(whole.folder)
