@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from pathray.config.checks import at_least, between, check_accelerator, one_of, positive
+from pathray.config.checks import check_accelerator, check_at_least, check_between, check_one_of, check_positive
 from pathray.errors import UserError
 from pathray.fingerprint import placement
 
@@ -29,10 +29,10 @@ class DecodeConfig:
     max_stalled_reads: int = placement(16)  # slow reads among the newest 1,024 that end the run when exceeded
 
     def __post_init__(self) -> None:
-        positive(self, "data", "threads", "ahead", "ahead_mb", "read_timeout_s")
-        at_least(self, "data", 0, "max_stalled_reads")
-        between(self, "data", 0, 1, "max_corrupt_fraction")
-        one_of(self, "data", decode_on=("worker", "cluster"))
+        check_positive(self, "data", "threads", "ahead", "ahead_mb", "read_timeout_s")
+        check_at_least(self, "data", 0, "max_stalled_reads")
+        check_between(self, "data", 0, 1, "max_corrupt_fraction")
+        check_one_of(self, "data", decode_on=("worker", "cluster"))
 
 
 @dataclass
@@ -43,7 +43,7 @@ class StreamConfig(DecodeConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, "data", "stream_batch_size")
+        check_positive(self, "data", "stream_batch_size")
 
 
 @dataclass
@@ -55,8 +55,8 @@ class StepConfig:
     deterministic: bool = placement(False)  # reproducible kernels on a GPU, slower: bit-equal on resume there, too
 
     def check_steps(self, section: str) -> None:
-        positive(self, section, "max_bad_steps")
-        one_of(self, section, grad_sync=GRAD_SYNC)
+        check_positive(self, section, "max_bad_steps")
+        check_one_of(self, section, grad_sync=GRAD_SYNC)
 
 
 @dataclass
@@ -83,8 +83,8 @@ class CheckpointConfig:
     resume_changes: list[str] = field(default_factory=list)  # identity keys that may differ from the checkpoint's
 
     def __post_init__(self) -> None:
-        positive(self, "checkpoint", "keep_last_n", "latest_every")
-        at_least(self, "checkpoint", 0, "latest_minutes")
+        check_positive(self, "checkpoint", "keep_last_n", "latest_every")
+        check_at_least(self, "checkpoint", 0, "latest_minutes")
 
 
 @dataclass
