@@ -16,7 +16,7 @@ from typing import Any
 
 from pathray.errors import UserError
 from pathray.urls import public
-from pathray.wsi.backends.source import open_source
+from pathray.wsi.backends.source import read_source
 
 EXPECTED = "a pickled list of (zip_path, [names]): lists, tuples and strings only"
 ALLOWED = (
@@ -36,11 +36,7 @@ def read_pickle_index(path: str) -> list[Entry]:
     MissingFile if there is none; UserError, naming the object, if it holds anything but lists, tuples, strings and
     numbers; UserError, naming the entry, if their structure is another one.
     """
-    source = open_source(path)
-    try:
-        data = source.read_many([(0, source.size)])[0]
-    finally:
-        source.close()
+    data = read_source(path)
     try:
         found = _Restricted(io.BytesIO(data)).load()
     except _Refused as e:

@@ -67,7 +67,7 @@ class LoggingConfig:
     mlflow: bool = True
     tracking_uri: str | None = None  # None: SQLite next to the run's other outputs
     experiment: str = "pathray"
-    mlflow_parent: str | None = None  # id of the MLflow run that this one is a part of: a sweep's
+    mlflow_parent: str | None = None  # id of the MLflow run that this run belongs to, such as a sweep
 
     def __post_init__(self) -> None:
         if not self.write_tag or "/" in self.write_tag:
@@ -77,8 +77,8 @@ class LoggingConfig:
 @dataclass
 class CheckpointConfig:
     resume: str = "auto"  # auto: from the newest committed checkpoint of the run, if any | never | a checkpoint's path
-    latest_minutes: float = 10.0  # between two <write_tag>-latest; 0: not by time
-    latest_every: int | None = None  # and images between them; None: by time alone
+    latest_minutes: float = 10.0  # minutes between two <write_tag>-latest; 0: not by time
+    latest_every: int | None = None  # images between two; None: by time alone
     keep_last_n: int = 2
     resume_changes: list[str] = field(default_factory=list)  # identity keys that may differ from the checkpoint's
 
@@ -97,12 +97,12 @@ class ScalingConfig:
     gpus_per_worker: float = placement(1.0)
     resources_per_worker: dict[str, float] = placement(default_factory=dict)
     threads_per_worker: int = placement(0)
-    tpu_type: str | None = placement(None)  # several TPU hosts: what kind of slice they are, TPU-V5P say
-    tpu_topology: str | None = placement(None)  # and its shape, 2x2x2 say
-    max_failures: int = placement(3)  # restarts of the workers before training has got further than it was
+    tpu_type: str | None = placement(None)  # type of slice for several TPU hosts, such as TPU-V5P
+    tpu_topology: str | None = placement(None)  # shape of that slice, such as 2x2x2
+    max_failures: int = placement(3)  # restarts of the workers without progress in between
     preemption_check_steps: int = placement(0)
     collective_timeout_s: int = placement(1800)
-    autoscaling: bool = placement(False)  # the cluster may grow to what is asked for: do not check it beforehand
+    autoscaling: bool = placement(False)  # the cluster may grow on demand: do not check its size at the start
 
     def __post_init__(self) -> None:
         if self.workers < 0:
