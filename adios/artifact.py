@@ -58,11 +58,11 @@ class TrainedMaskModel(nn.Module):
         """
         images = images.to(next(self.parameters()).device)
         if images.dtype == torch.uint8:
-            images = normalised(images, self.mean, self.std)
+            images = normalise(images, self.mean, self.std)
         return self.model.masks(images)
 
 
-def normalised(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """uint8 `[B, H, W, 3]` -> float32 `[B, 3, H, W]`, (x / 255 − mean) / std per colour."""
     x = pixels.movedim(-1, 1).to(torch.float32) / 255.0
     shift, scale = constant(tuple(mean), x.device), constant(tuple(std), x.device)

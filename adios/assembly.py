@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from adios.augment import draws_needed
+from adios.augment import count_draws
 from adios.config import RunConfig
 from adios.data import PatchReader
 from adios.pictures import MaskPictures
@@ -30,7 +30,7 @@ def assemble(config: RunConfig, plan: Plan, world: int) -> Assembly:
     recipe = AdiosRecipe(config, device.gather_sum_grad, device.rank if device.reduces else 0)
     order = order_of(config, plan)
     reader = PatchReader.of(
-        plan, config.seed, size=data.image_size, draws=draws_needed(config), max_open=data.max_open_archives
+        plan, config.seed, size=data.image_size, draws=count_draws(config), max_open=data.max_open_archives
     )
     return Assembly(
         science=SCIENCE,
@@ -40,7 +40,7 @@ def assemble(config: RunConfig, plan: Plan, world: int) -> Assembly:
         reader=reader,
         identity=identity_of(config, plan_identity(plan)),
         export=export,
-        watch=pictures(config, recipe, partial(shown, reader, Lookup(plan, order)), device),
+        watch=pictures(config, recipe, partial(read_first_patches, reader, Lookup(plan, order)), device),
         encoder=encoder_of,
         tuning=config.tuning if config.tuning.enable else None,
         passes_name="patch_passes_seen",
@@ -60,7 +60,7 @@ def identity_of(config: RunConfig, plan: str) -> dict[str, Any]:
     return run_identity(config, SCIENCE, plan)
 
 
-def shown(reader: PatchReader, lookup: Lookup, count: int) -> Any:
+def read_first_patches(reader: PatchReader, lookup: Lookup, count: int) -> Any:
     """The patches at the first `count` positions, uint8 `[count, S, S, 3]`, which all pictures of a run show."""
     return decode(reader, lookup(np.arange(count)), lookup)["image"]
 

@@ -22,7 +22,7 @@ VIEWS = 2
 SUPERSAMPLED = 2  # crops are sampled finer by this factor, then averaged
 
 
-def draws_needed(config: RunConfig) -> int:
+def count_draws(config: RunConfig) -> int:
     """The number of uniforms that the reader must add to each unit."""
     return VIEWS * OF_VIEW + config.num_masks * config.crops_per_mask * OF_CROP
 
@@ -31,7 +31,7 @@ def view(images: Tensor, draws: Tensor, config: ViewConfig) -> Tensor:
     """Images `[B, 3, S, S]` in 0…1, draws `[B, OF_VIEW]` -> `[B, 3, S, S]` in 0…1: a part of the image, rotated and
     flipped, with another stain and another scanner."""
     theta = view_place(draws[:, :5], config)
-    out = resampled(images, theta, images.shape[-1])
+    out = resample(images, theta, images.shape[-1])
     if config.stain > 0:
         out = jitter_stain(out, draws[:, 5:11], config.stain)
     if config.scanner > 0:
@@ -58,11 +58,11 @@ def crop_place(draws: Tensor, config: CropConfig) -> Tensor:
 
 def crops(images: Tensor, theta: Tensor, size: int) -> Tensor:
     """Images `[M, 3, S, S]`, maps `[M, 2, 3]` -> `[M, 3, size, size]`, each pixel the mean of finer samples."""
-    fine = resampled(images, theta, SUPERSAMPLED * size)
+    fine = resample(images, theta, SUPERSAMPLED * size)
     return F.avg_pool2d(fine, SUPERSAMPLED)
 
 
-def resampled(images: Tensor, theta: Tensor, size: int) -> Tensor:
+def resample(images: Tensor, theta: Tensor, size: int) -> Tensor:
     """Images `[M, 3, S, S]` at the points of the maps `[M, 2, 3]`, bilinear, `[M, 3, size, size]`.
 
     A map takes output coordinates, −1 … 1 from edge to edge, (x, y, 1), to image coordinates; the image is mirrored

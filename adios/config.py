@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pathray.config import sections
-from pathray.config.checks import at_least, between, low_high, one_of, positive
+from pathray.config.checks import check_at_least, check_between, check_one_of, check_positive, check_range, check_rgb
 from pathray.config.load import placement
 from pathray.config.sections import CheckpointConfig, ScalingConfig, StepConfig, StreamConfig
 from pathray.errors import UserError
@@ -40,12 +40,9 @@ class DataConfig(StreamConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, "data", "patch_px", "image_size", "max_open_archives", "mpp")
-        at_least(self, "data", 0, "archive_window")
-        for key in ("mean", "std"):
-            values = getattr(self, key)
-            if len(values) != 3 or (key == "std" and min(values) <= 0):
-                raise UserError("invalid value", key=f"data.{key}", found=values, expected="3 numbers, std > 0")
+        check_positive(self, "data", "patch_px", "image_size", "max_open_archives", "mpp")
+        check_at_least(self, "data", 0, "archive_window")
+        check_rgb(self, "data")
 
 
 @dataclass
@@ -60,9 +57,9 @@ class StudentConfig:
     checkpointing: bool = placement(False)
 
     def __post_init__(self) -> None:
-        one_of(self, "student", positions=("learned", "sincos", "rope"))
-        at_least(self, "student", 0, "registers")
-        between(self, "student", 0, 0.999, "drop_path")
+        check_one_of(self, "student", positions=("learned", "sincos", "rope"))
+        check_at_least(self, "student", 0, "registers")
+        check_between(self, "student", 0, 0.999, "drop_path")
         if not self.head or min(self.head) < 1:
             raise UserError("a head is required", key="student.head", found=self.head, expected="[widths …, outputs]")
 
@@ -78,8 +75,8 @@ class MaskModelSettings:
     drop_path: float = 0.1
 
     def __post_init__(self) -> None:
-        positive(self, "mask_model", "channels", "dim", "depth", "heads")
-        between(self, "mask_model", 0, 0.999, "drop_path")
+        check_positive(self, "mask_model", "channels", "dim", "depth", "heads")
+        check_between(self, "mask_model", 0, 0.999, "drop_path")
 
 
 @dataclass
@@ -92,8 +89,8 @@ class ViewConfig:
     scanner: float = 0.5  # gain per colour, gamma, blur or sharpening
 
     def __post_init__(self) -> None:
-        low_high(self, "views", "scale")
-        between(self, "views", 0, 1, "stain", "scanner")
+        check_range(self, "views", "scale")
+        check_between(self, "views", 0, 1, "stain", "scanner")
         if self.scale[1] > 1:
             raise UserError("a view exceeds its image", key="views.scale", found=self.scale, expected="at most 1")
 
@@ -107,9 +104,9 @@ class CropConfig:
     rotation: float = 180.0  # degrees, to either side
 
     def __post_init__(self) -> None:
-        positive(self, "crops", "size")
-        low_high(self, "crops", "scale")
-        between(self, "crops", 0, 180, "rotation")
+        check_positive(self, "crops", "size")
+        check_range(self, "crops", "scale")
+        check_between(self, "crops", 0, 180, "rotation")
         if self.scale[1] > 1:
             raise UserError("a crop exceeds its image", key="crops.scale", found=self.scale, expected="at most 1")
 
@@ -130,13 +127,13 @@ class OptimizationConfig(StepConfig):
     precision: str = "bf16"  # on accelerators: fp32 | bf16 | fp16; a CPU computes in float32
 
     def __post_init__(self) -> None:
-        at_least(self, "optimization", 0, "final_lr", "weight_decay")
-        positive(self, "optimization", "mask_lr_ratio", "lars_trust", "clip_grad")
-        between(self, "optimization", 0, 0.999, "momentum")
-        one_of(self, "optimization", lars_clip=("ratio", "larc"), precision=("fp32", "bf16", "fp16"))
+        check_at_least(self, "optimization", 0, "final_lr", "weight_decay")
+        check_positive(self, "optimization", "mask_lr_ratio", "lars_trust", "clip_grad")
+        check_between(self, "optimization", 0, 0.999, "momentum")
+        check_one_of(self, "optimization", lars_clip=("ratio", "larc"), precision=("fp32", "bf16", "fp16"))
         self.check_steps("optimization")
         if self.warmup_iterations is not None:
-            at_least(self, "optimization", 0, "warmup_iterations")
+            check_at_least(self, "optimization", 0, "warmup_iterations")
         if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
             raise UserError("AdamW needs two betas in [0, 1)", key="optimization.betas", found=self.betas)
 
@@ -201,12 +198,14 @@ class RunConfig:
     scaling: ScalingConfig = placement(default_factory=ScalingConfig)
 
     def __post_init__(self) -> None:
-        one_of(self, "", arch=ARCHS, mask_model_type=("vit_unet", "adios"), optimizer_type=("adamw", "sgd"))
-        one_of(self, "", sparsity_penalty_type=("inverse_sin", "sinh_squared"))
-        positive(self, "", "patch_size", "embed_dim", "depth", "num_heads", "mask_update_freq", "batch_size_per_gpu")
-        positive(self, "", "global_batch", "total_iterations", "total_images", "lr", "initial_temp", "final_temp")
-        at_least(self, "", 0, "crops_per_mask", "alpha_sparsity", "viz_freq", "save_freq")
-        at_least(self, "", 2, "num_masks")
+        check_one_of(self, "", arch=ARCHS, mask_model_type=("vit_unet", "adios"), optimizer_type=("adamw", "sgd"))
+        check_one_of(self, "", sparsity_penalty_type=("inverse_sin", "sinh_squared"))
+        check_positive(
+            self, "", "patch_size", "embed_dim", "depth", "num_heads", "mask_update_freq", "batch_size_per_gpu"
+        )
+        check_positive(self, "", "global_batch", "total_iterations", "total_images", "lr", "initial_temp", "final_temp")
+        check_at_least(self, "", 0, "crops_per_mask", "alpha_sparsity", "viz_freq", "save_freq")
+        check_at_least(self, "", 2, "num_masks")
         if self.sparsity_target is not None and not 0 < self.sparsity_target < 1:
             found, expected = self.sparsity_target, "a share between 0 and 1"
             raise UserError("invalid share of an image", key="sparsity_target", found=found, expected=expected)

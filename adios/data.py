@@ -64,7 +64,7 @@ class PatchReader:
         offset, compressed, size, crc = (int(unit[name]) for name in ("offset", "compressed", "bytes", "crc"))
         member = read_member(archive, path, offset, compressed, size, crc, member_limit(self.patch_size))
         try:
-            pixels = decoded(member.content, self.patch_size)
+            pixels = decode_patch(member.content, self.patch_size)
         except Undecodable as e:
             raise UnreadableUnit(e.reason, member.where, str(e)) from e
         return {
@@ -86,7 +86,7 @@ class Undecodable(Exception):
         super().__init__(detail)
 
 
-def decoded(data: bytes | memoryview, size: int) -> Pixels:
+def decode_patch(data: bytes | memoryview, size: int) -> Pixels:
     """PNG or JPEG → ``[size, size, 3]``; transparent parts become white, grey is repeated, orientation is ignored.
 
     The header is checked before anything is decoded, so no larger image is ever decoded. Raises Undecodable.

@@ -129,7 +129,7 @@ class UNet(nn.Module):
         x = self.mlp(x.flatten(1)).view_as(x)
         for number, block in enumerate(self.up):
             if number:
-                x = _repeated(x)
+                x = _repeat_pixels(x)
             x = block(torch.cat([x, skips[-1 - number]], dim=1))
         out: Tensor = self.head(x)
         return out
@@ -194,7 +194,7 @@ def _conv(before: int, after: int) -> nn.Module:
     )
 
 
-def _repeated(x: Tensor) -> Tensor:
+def _repeat_pixels(x: Tensor) -> Tensor:
     """Every pixel four times, `[B, C, 2H, 2W]`. Used instead of nearest-neighbour interpolation, whose gradient XLA
     would compute on the host."""
     return x[..., :, None, :, None].expand(-1, -1, -1, 2, -1, 2).flatten(4, 5).flatten(2, 3)

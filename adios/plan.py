@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from adios.patches.index import PatchIndex, located
+from adios.patches.index import PatchIndex, archive_path
 from pathray.data.plan import Plan, PlanWriter
 from pathray.errors import UserError
 from pathray.store.storage import Storage
@@ -44,12 +44,12 @@ def build_plan(index_path: str, out_dir: str, *, patch_size: int = 448, root: st
     """
     index = PatchIndex.open(index_path)
     root = Storage.of(root).url if root else index.root
-    sizes, archives = _counted(index, patch_size)
+    sizes, archives = _count_sizes(index, patch_size)
     if not archives:
         message = f"the index has no patches of {patch_size} pixels"
         found = {f"{size} px": count for size, count in sorted(sizes.items())}
         raise UserError(message, file=index_path, key="patch_size", found=found)
-    sources = pa.table({"archive": archives, "path": [located(root, name) for name in archives]})
+    sources = pa.table({"archive": archives, "path": [archive_path(root, name) for name in archives]})
     digest = hashlib.sha256(json.dumps([archives, patch_size]).encode())
     number = {name: i for i, name in enumerate(archives)}
     meta: dict[str, Any] = {"kind": "adios-patches", "patch_size": patch_size}
@@ -62,11 +62,11 @@ def build_plan(index_path: str, out_dir: str, *, patch_size: int = 448, root: st
     return Plan.open(out_dir)
 
 
-def relocated(plan: Plan, root: str, out_dir: str) -> Plan:
+def relocate(plan: Plan, root: str, out_dir: str) -> Plan:
     """The plan with its archives below `root`, in the folder `out_dir`; the same plan if they are there already.
     Identity and order do not change."""
     root = Storage.of(root).url
-    moved = [located(root, name) for name in plan.sources["archive"].to_pylist()]
+    moved = [archive_path(root, name) for name in plan.sources["archive"].to_pylist()]
     if moved == paths(plan) and plan.origin == out_dir:
         return plan
     sources = plan.sources.set_column(plan.sources.schema.get_field_index("path"), "path", [moved])
@@ -87,7 +87,7 @@ def paths(plan: Plan) -> list[str]:
     return found
 
 
-def _counted(index: PatchIndex, patch_size: int) -> tuple[Counter[int], list[str]]:
+def _count_sizes(index: PatchIndex, patch_size: int) -> tuple[Counter[int], list[str]]:
     """Patches per size, and the archives that have some of `patch_size`, in the index's order."""
     sizes, archives = Counter[int](), dict[str, None]()
     for table in index.tables(("archive", "size")):

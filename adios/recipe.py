@@ -35,7 +35,7 @@ REMEMBERED = 1024  # class tokens that the collapse signals are computed from
 LOW_STD, LOW_RANK = 0.02, 4.0
 
 
-def alone(z: Tensor) -> Tensor:
+def keep_local(z: Tensor) -> Tensor:
     """The whole batch, if there is one process, or one program over all devices."""
     return z
 
@@ -44,7 +44,7 @@ class AdiosRecipe:
     """Built from the config's seed alone: equal on every rank. `gather` concatenates the `[B, …]` of all ranks in rank
     order, with a backward pass that sums (`Device.gather_sum_grad`); `rank` is this process."""
 
-    def __init__(self, config: RunConfig, gather: Callable[[Tensor], Tensor] = alone, rank: int = 0) -> None:
+    def __init__(self, config: RunConfig, gather: Callable[[Tensor], Tensor] = keep_local, rank: int = 0) -> None:
         self.config, self.gather, self.rank = config, gather, rank
         mask_model = build_mask_model(config_in(fingerprint(config)["values"]), config.seed + 1)
         self.modules = nn.ModuleDict({"student": build_student(config), "mask_model": mask_model})
@@ -72,7 +72,7 @@ class AdiosRecipe:
         config, draws = self.config, micro["draws"]
         pixels = micro["image"].movedim(-1, 1).to(torch.float32) / 255.0
         a, *other = (
-            self._normalised(view(pixels, draws[:, i * OF_VIEW : (i + 1) * OF_VIEW], config.views))
+            self._normalise(view(pixels, draws[:, i * OF_VIEW : (i + 1) * OF_VIEW], config.views))
             for i in range(1 if config.single_view else VIEWS)
         )
         b = other[0] if other else a
@@ -117,7 +117,7 @@ class AdiosRecipe:
         config, a, b = self.config, micro["a"], micro["b"]
         with torch.no_grad():
             masks = self.mask_model.masks(b)
-        seen = masked(b, masks)
+        seen = apply_masks(b, masks)
         batches = [torch.cat([a[None], seen]).flatten(0, 1)]
         if config.crops_per_mask:
             batches.append(self._crops(seen, micro["crops"]))
@@ -136,7 +136,7 @@ class AdiosRecipe:
         with torch.no_grad():
             z_a = self.student.embed(self.student.tokens([a])[0].cls)
         masks = self.mask_model.masks(b)
-        (tokens,) = self.student.tokens([masked(b, masks).flatten(0, 1)])
+        (tokens,) = self.student.tokens([apply_masks(b, masks).flatten(0, 1)])
         z_b = self.student.embed(tokens.cls).unflatten(0, (-1, len(a)))
         temperature = scalar(self.temperature(progress), a.device)
         adversarial = self._contrasts(z_a, z_b, temperature, progress).sum(dim=0)
@@ -162,7 +162,7 @@ class AdiosRecipe:
         images = seen.repeat_interleave(count, dim=0).flatten(0, 1)
         return crops(images, places.transpose(0, 1).flatten(0, 1), self.config.crops.size)
 
-    def _normalised(self, images: Tensor) -> Tensor:
+    def _normalise(self, images: Tensor) -> Tensor:
         """Images in 0…1 → normalised, with the mean colour at 0, the value of masked pixels."""
         mean, std = (constant(tuple(v), images.device) for v in (self.config.data.mean, self.config.data.std))
         return (images - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
@@ -178,7 +178,7 @@ class AdiosRecipe:
         self._seen += features.shape[0]
 
 
-def masked(images: Tensor, masks: Tensor) -> Tensor:
+def apply_masks(images: Tensor, masks: Tensor) -> Tensor:
     """x ⊙ (1 − m_n): normalised images `[B, 3, H, W]`, masks `[B, N, H, W]` -> `[N, B, 3, H, W]`."""
     return images[None] * (1 - masks.transpose(0, 1)[:, :, None])
 

@@ -44,19 +44,19 @@ def draw_masks(images: Pixels, masks: Floats, title: str, mean: Sequence[float] 
     them masked, as the student sees it. Above each mask its mean activation over the patches."""
     count = masks.shape[1]
     assert masks.shape == (len(images), count, *images.shape[1:3]), (images.shape, masks.shape)
-    columns = ["patch", *_numbered("mask", count), "overlay", *_numbered("without", count)]
+    columns = ["patch", *_number_titles("mask", count), "overlay", *_number_titles("without", count)]
     width = 2 * MARGIN + len(columns) * CELL + (len(columns) - 1) * GAP
     canvas = Canvas(width, HEADER + len(images) * (CELL + GAP) + MARGIN - GAP, SCALE)
     canvas.text(MARGIN, 12, title, 18, bold=True)
     for i, name in enumerate(columns):
-        x = _left(i)
+        x = _column_x(i)
         canvas.text(x, 42, name, 11, INK, bold=True)
         if 1 <= i <= count:
             canvas.text(x, 57, f"mean {masks[:, i - 1].mean():.2f}", 10, MUTED)
             canvas.rect(x + CELL - 12, 44, 12, 8, fill=_colour(i - 1))
     for row, (image, own) in enumerate(zip(images, masks, strict=True)):
         for i, picture in enumerate(cells(image, own, mean)):
-            canvas.picture(picture, _left(i), HEADER + row * (CELL + GAP), CELL, CELL)
+            canvas.picture(picture, _column_x(i), HEADER + row * (CELL + GAP), CELL, CELL)
     return canvas.finished()
 
 
@@ -89,7 +89,7 @@ def write_film(folder: str, output: str = "") -> str:
                 image = file.convert("RGB")
         except (OSError, SyntaxError, ValueError) as e:
             raise UserError("a picture cannot be read", file=store.join(names[i]), found=str(e)) from e
-        size = size or _fitting(image.width, image.height)
+        size = size or _fit_size(image.width, image.height)
         frames.append((np.asarray(image.resize(size, Image.Resampling.LANCZOS)), FRAME_MS))
     frames[-1] = frames[-1][0], LAST_MS
     path = output or store.join(FILM)
@@ -107,16 +107,16 @@ def step_of(name: str) -> int:
     return int(found[1])
 
 
-def _fitting(width: int, height: int) -> tuple[int, int]:
+def _fit_size(width: int, height: int) -> tuple[int, int]:
     scale = min(1.0, FILM_PX / max(width, height))
     return round(width * scale), round(height * scale)
 
 
-def _numbered(name: str, count: int) -> list[str]:
+def _number_titles(name: str, count: int) -> list[str]:
     return [f"{name} {n + 1}" for n in range(count)]
 
 
-def _left(column: int) -> float:
+def _column_x(column: int) -> float:
     return MARGIN + column * (CELL + GAP)
 
 

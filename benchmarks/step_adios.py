@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adios.augment import draws_needed
+from adios.augment import count_draws
 from adios.config import (
     CropConfig,
     DataConfig,
@@ -163,7 +163,7 @@ def images(config: RunConfig) -> dict[str, Any]:
     coarse = torch.from_numpy(g.random((count, 3, 8, 8), np.float32))
     smooth = torch.nn.functional.interpolate(coarse, (size, size), mode="bilinear")
     pixels = (smooth * 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
-    return {"image": pixels, "draws": g.random((count, draws_needed(config)), np.float32), "corrupt": 0}
+    return {"image": pixels, "draws": g.random((count, count_draws(config)), np.float32), "corrupt": 0}
 
 
 if __name__ == "__main__":

@@ -43,9 +43,9 @@ class Pixels:
         """uint8 [N, H, W, 3] → float32 [N, 3, H, W]."""
         x, config = pixels.movedim(-1, 1).to(torch.float32) / 255.0, self.config
         if config.normalise_brightness:
-            x = normalised_brightness(x, config.brightness_reference)
+            x = normalise_brightness(x, config.brightness_reference)
         if config.normalise_frequency > 0:
-            x = normalised_frequency(x, config.normalise_frequency)
+            x = normalise_frequency(x, config.normalise_frequency)
         if config.stain > 0:
             x = jitter_stain(x, draws[:, _STAIN], config.stain)
         if config.scanner > 0:
@@ -54,7 +54,7 @@ class Pixels:
         return (x - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
 
 
-def normalised_brightness(x: Tensor, reference: float) -> Tensor:
+def normalise_brightness(x: Tensor, reference: float) -> Tensor:
     """Scale optical density so that its mean over tissue is `reference`, by a factor in 0.5…2. x is in 0…1."""
     od = density(x)
     mean = od.mean(dim=1, keepdim=True)
@@ -65,7 +65,7 @@ def normalised_brightness(x: Tensor, reference: float) -> Tensor:
     return torch.exp(-od * factor)
 
 
-def normalised_frequency(x: Tensor, strength: float) -> Tensor:
+def normalise_frequency(x: Tensor, strength: float) -> Tensor:
     """Bring the contrast of the fine octaves to the reference spectrum, relative to the coarsest octave.
 
     Octaves are differences of à-trous binomial blurs; each is scaled by (wanted / found)^strength, clipped to 0.5…2.

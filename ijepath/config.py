@@ -12,9 +12,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ijepath.profile import Profile, name_in_force
+from ijepath.profile import Profile, name_by_geometry
 from pathray.config import sections
-from pathray.config.checks import at_least, between, low_high, one_of, ordered, positive
+from pathray.config.checks import (
+    check_at_least,
+    check_between,
+    check_one_of,
+    check_ordered,
+    check_positive,
+    check_range,
+    check_rgb,
+)
 from pathray.config.load import MISSING, Group, is_set, placement
 from pathray.config.sections import CheckpointConfig, DecodeConfig, ScalingConfig, StepConfig
 from pathray.errors import UserError
@@ -23,7 +31,7 @@ from pathray.train.budget import resolve_budget, resolve_cadence
 from pathray.train.global_batch import choose_global_batch
 
 CONFIGS_DIR = Path(__file__).parent / "configs"
-GROUPS = (Group("profile", "data", name_in_force),)
+GROUPS = (Group("profile", "data", name_by_geometry),)
 MODELS = ("vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge")
 STRATEGIES = ("stratified_weighted", "global_uniform")
 POLICIES = ("skip_anchor", "skip_slide", "lower_threshold")
@@ -61,20 +69,14 @@ class DataConfig(DecodeConfig, Profile):
     def __post_init__(self) -> None:
         self.validate()
         super().__post_init__()
-        one_of(self, "data", sampling_strategy=STRATEGIES, insufficient_target_policy=POLICIES)
-        between(self, "data", 0, 1, "min_target_tissue_fraction", "target_tissue_floor", "max_target_overlap")
-        positive(self, "data", "batch_size_per_gpu", "anchor_stream_batch_size", "target_tissue_step")
-        positive(self, "data", "max_open_slides", "tile_cache_mb", "tissue_cache_mb")
-        at_least(self, "data", 0, "slide_window", "low_anchor_pass_warning_threshold")
-        ordered(self, "data", "low_anchor_pass_warning_threshold", "high_anchor_pass_warning_threshold")
-        ordered(self, "data", "target_tissue_floor", "min_target_tissue_fraction")
-        for key in ("mean", "std"):
-            if len(getattr(self, key)) != 3:
-                raise UserError(
-                    "one value per colour is needed", key=f"data.{key}", found=getattr(self, key), expected="3 numbers"
-                )
-        if min(self.std) <= 0:
-            raise UserError("std must be > 0", key="data.std", found=self.std, expected="> 0")
+        check_one_of(self, "data", sampling_strategy=STRATEGIES, insufficient_target_policy=POLICIES)
+        check_between(self, "data", 0, 1, "min_target_tissue_fraction", "target_tissue_floor", "max_target_overlap")
+        check_positive(self, "data", "batch_size_per_gpu", "anchor_stream_batch_size", "target_tissue_step")
+        check_positive(self, "data", "max_open_slides", "tile_cache_mb", "tissue_cache_mb")
+        check_at_least(self, "data", 0, "slide_window", "low_anchor_pass_warning_threshold")
+        check_ordered(self, "data", "low_anchor_pass_warning_threshold", "high_anchor_pass_warning_threshold")
+        check_ordered(self, "data", "target_tissue_floor", "min_target_tissue_fraction")
+        check_rgb(self, "data")
         weights = self.sampling_stratum_weights
         if not isinstance(weights, dict) and weights not in ("uniform", "proportional"):
             expected = "uniform, proportional or a map of stratum: share"
@@ -102,11 +104,11 @@ class ModelConfig:
     checkpointing: bool = placement(False)
 
     def __post_init__(self) -> None:
-        one_of(self, "model", name=MODELS, loss=("pooled", "tokens"), predict=("joint", "separate"))
-        one_of(self, "model", positions=("sincos", "learned", "rope"), mlp=("gelu", "swiglu"))
-        positive(self, "model", "pred_depth", "pred_emb_dim")
-        at_least(self, "model", 0, "registers", "pred_heads")
-        between(self, "model", 0, 0.999, "drop_path")
+        check_one_of(self, "model", name=MODELS, loss=("pooled", "tokens"), predict=("joint", "separate"))
+        check_one_of(self, "model", positions=("sincos", "learned", "rope"), mlp=("gelu", "swiglu"))
+        check_positive(self, "model", "pred_depth", "pred_emb_dim")
+        check_at_least(self, "model", 0, "registers", "pred_heads")
+        check_between(self, "model", 0, 0.999, "drop_path")
         if self.pred_emb_dim % (2 * self.predictor_heads):
             found = f"{self.pred_emb_dim} / {self.predictor_heads}"
             message = "pred_emb_dim / heads must be an even whole number"
@@ -131,11 +133,11 @@ class MaskConfig:
     outside_ring_um: float = 32.0  # largest gap between such a target and the context's edge
 
     def __post_init__(self) -> None:
-        one_of(self, "mask", context=CONTEXT_MASKS)
-        positive(self, "mask", "min_keep", "context_scale")
-        between(self, "mask", 0, 1, "context_scale")
-        at_least(self, "mask", 0, "guard_tokens", "outside_targets", "outside_ring_um")
-        positive(self, "mask", "context_keep_tokens", "predict_tokens")
+        check_one_of(self, "mask", context=CONTEXT_MASKS)
+        check_positive(self, "mask", "min_keep", "context_scale")
+        check_between(self, "mask", 0, 1, "context_scale")
+        check_at_least(self, "mask", 0, "guard_tokens", "outside_targets", "outside_ring_um")
+        check_positive(self, "mask", "context_keep_tokens", "predict_tokens")
         if self.context == "all" and self.context_scale != 1.0:
             key, expected = "mask.context_scale", "1, or mask.context=block or random"
             raise UserError("no context mask to scale", key=key, found=self.context_scale, expected=expected)
@@ -155,14 +157,14 @@ class ScalesConfig:
     target_aspect: list[float] = field(default_factory=lambda: [1.0, 1.0])  # height / width, [low, high]
 
     def __post_init__(self) -> None:
-        between(self, "scales", 0, 1, "same_resolution_ratio", "reverse_ratio")
-        positive(self, "scales", "target_shapes")
+        check_between(self, "scales", 0, 1, "same_resolution_ratio", "reverse_ratio")
+        check_positive(self, "scales", "target_shapes")
         if self.same_resolution_ratio + self.reverse_ratio > 1:
             found = self.same_resolution_ratio + self.reverse_ratio
             raise UserError("the sum of both ratios must be at most 1", key="scales.reverse_ratio", found=found)
         if not self.factors or min(self.factors) <= 0:
             raise UserError("scale factors must be > 0", key="scales.factors", found=self.factors)
-        low_high(self, "scales", "target_scale", "target_aspect")
+        check_range(self, "scales", "target_scale", "target_aspect")
 
 
 @dataclass
@@ -177,8 +179,8 @@ class AugmentConfig:
     normalise_frequency: float = 0.0  # exponent of the correction towards the reference spectrum, 1 = full
 
     def __post_init__(self) -> None:
-        between(self, "augment", 0, 1, "stain", "scanner", "normalise_frequency")
-        positive(self, "augment", "brightness_reference")
+        check_between(self, "augment", 0, 1, "stain", "scanner", "normalise_frequency")
+        check_positive(self, "augment", "brightness_reference")
 
 
 @dataclass
@@ -191,8 +193,8 @@ class SiteConfig:
     hidden: int = 128
 
     def __post_init__(self) -> None:
-        at_least(self, "site", 0, "weight")
-        positive(self, "site", "hidden")
+        check_at_least(self, "site", 0, "weight")
+        check_positive(self, "site", "hidden")
 
 
 @dataclass
@@ -219,10 +221,10 @@ class OptimizationConfig(StepConfig):
             raise UserError("EMA momentum must rise", key="optimization.ema", found=self.ema, expected=expected)
         if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
             raise UserError("AdamW needs two betas in [0, 1)", key="optimization.betas", found=self.betas)
-        at_least(self, "optimization", 0, "lr", "start_lr", "final_lr", "weight_decay", "final_weight_decay")
-        between(self, "optimization", 0, 0.99, "warmup")
+        check_at_least(self, "optimization", 0, "lr", "start_lr", "final_lr", "weight_decay", "final_weight_decay")
+        check_between(self, "optimization", 0, 0.99, "warmup")
         self.check_steps("optimization")
-        positive(self, "optimization", "global_batch", "micro_batch", "clip_grad")
+        check_positive(self, "optimization", "global_batch", "micro_batch", "clip_grad")
         if is_set(self.total_images_budget):
             value, key = self.total_images_budget, "optimization.total_images_budget"
             resolve_budget(value, global_batch=1, epoch_images=1, key=key)
@@ -240,7 +242,7 @@ class TrainingConfig:
     save_every: int = 1_000_000  # images between snapshots; tuning.tune_every replaces it when tuning is on
 
     def __post_init__(self) -> None:
-        positive(self, "training", "log_every", "save_every")
+        check_positive(self, "training", "log_every", "save_every")
 
 
 @dataclass

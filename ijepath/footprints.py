@@ -57,7 +57,7 @@ class Footprints:
 def token_counts(geometry: Geometry, mask: MaskConfig, aligned: bool) -> Counts:
     """The run's fixed counts for a geometry. UserError when the targets may leave no context at all."""
     height, width = (-(-extent // geometry.patch) for extent in geometry.footprint)
-    most = [_widest(extent, geometry.patch, aligned) + 2 * mask.guard_tokens for extent in geometry.footprint]
+    most = [_most_tokens(extent, geometry.patch, aligned) + 2 * mask.guard_tokens for extent in geometry.footprint]
     inside = geometry.targets - geometry.outside
     visible = _block_side(geometry, mask) ** 2 if mask.context == "block" else geometry.grid**2
     hidden = inside * min(most[0], geometry.grid) * min(most[1], geometry.grid)
@@ -90,7 +90,7 @@ def sample_footprints(
 ) -> Footprints:
     """The tokens of one sample. Raises TooFewTokens when its context has fewer than `counts.keep` visible ones."""
     spans = token_spans(boxes, geometry.patch)
-    visible = ~_hidden(spans, geometry.grid, mask.guard_tokens) & _offered(generator, geometry, mask)
+    visible = ~_hidden_tokens(spans, geometry.grid, mask.guard_tokens) & _context_mask(generator, geometry, mask)
     available = np.flatnonzero(visible)
     if available.size < counts.keep:
         raise TooFewTokens(available.size, counts.keep)
@@ -121,7 +121,7 @@ def to_predictor_grid(keep: Ints, geometry: Geometry) -> Ints:
     return (row + geometry.margin) * geometry.predictor_grid + column + geometry.margin
 
 
-def _widest(extent: int, patch: int, aligned: bool) -> int:
+def _most_tokens(extent: int, patch: int, aligned: bool) -> int:
     """Most tokens that a target of `extent` pixels touches along one axis."""
     return -(-extent // patch) if aligned else -(-(extent - 1) // patch) + 1
 
@@ -130,7 +130,7 @@ def _block_side(geometry: Geometry, mask: MaskConfig) -> int:
     return max(1, round(geometry.grid * float(np.sqrt(mask.context_scale))))
 
 
-def _hidden(spans: npt.NDArray[np.int32], grid: int, guard: int) -> npt.NDArray[np.bool_]:
+def _hidden_tokens(spans: npt.NDArray[np.int32], grid: int, guard: int) -> npt.NDArray[np.bool_]:
     """[grid²], True for the tokens of any R, and of the guard band around it."""
     hidden = np.zeros((grid, grid), bool)
     for column0, row0, column1, row1 in spans:
@@ -140,7 +140,7 @@ def _hidden(spans: npt.NDArray[np.int32], grid: int, guard: int) -> npt.NDArray[
     return hidden.ravel()
 
 
-def _offered(generator: np.random.Generator, geometry: Geometry, mask: MaskConfig) -> npt.NDArray[np.bool_]:
+def _context_mask(generator: np.random.Generator, geometry: Geometry, mask: MaskConfig) -> npt.NDArray[np.bool_]:
     """[grid²], True for the tokens that the context mask leaves, before the targets are removed."""
     offered = np.ones((geometry.grid, geometry.grid), bool)
     if mask.context == "block":

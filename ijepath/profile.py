@@ -131,7 +131,7 @@ class Profile:
         return hashlib.sha256(json.dumps(values, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
-def name_in_force(profile: Profile, alone: Any) -> None:
+def name_by_geometry(profile: Profile, alone: Any) -> None:
     """Name `profile` after its geometry if that differs from the profile's file, `alone`: a record must not name a
     profile that was not used. An id that another layer set stays."""
     changed = any(getattr(profile, key) != getattr(alone, key) for key in GEOMETRY)

@@ -44,7 +44,7 @@ def kinds(config: RunConfig) -> tuple[Kind, ...]:
     if base.outside:  # one predictor grid for all target shapes
         base = replace(base, reach=base.ring + max(max(f) for f in footprints))
     return tuple(
-        Kind(f"{name}_{h}x{w}", _shaped(base, config.data, name, (h, w)), share / len(footprints))
+        Kind(f"{name}_{h}x{w}", _reshape(base, config.data, name, (h, w)), share / len(footprints))
         for name, share in directions
         if share > 1e-9
         for h, w in footprints
@@ -75,15 +75,15 @@ def _footprints(base: Geometry, scales: ScalesConfig, seed: int) -> list[tuple[i
         generator = rng(seed, "target_shape", i)
         area = generator.uniform(scales.target_scale[0], scales.target_scale[1]) * base.footprint[0] * base.footprint[1]
         aspect = np.exp(generator.uniform(np.log(scales.target_aspect[0]), np.log(scales.target_aspect[1])))
-        shapes.append((_snapped(np.sqrt(area * aspect), base), _snapped(np.sqrt(area / aspect), base)))
+        shapes.append((_snap(np.sqrt(area * aspect), base), _snap(np.sqrt(area / aspect), base)))
     return shapes
 
 
-def _snapped(extent: float, base: Geometry) -> int:
+def _snap(extent: float, base: Geometry) -> int:
     return min(size_px(extent, 1.0, base.patch), base.context_px)
 
 
-def _shaped(base: Geometry, profile: Profile, direction: str, footprint: tuple[int, int]) -> Geometry:
+def _reshape(base: Geometry, profile: Profile, direction: str, footprint: tuple[int, int]) -> Geometry:
     """`base` with another direction and target shape. A crop is snapped to the patch, which sets its spacing."""
     if direction == "cross" and footprint == base.footprint:
         return base

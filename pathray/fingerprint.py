@@ -39,7 +39,7 @@ def fingerprint(config: Any, *, placement: bool = False) -> dict[str, Any]:
     return {"hash": hashlib.sha256(text.encode()).hexdigest(), "values": values}
 
 
-def differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+def list_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """(key, old, new) for every key that differs between two fingerprints (or two flat dicts), sorted by key.
 
     A key that exists on one side only has the value `ABSENT` on the other.

@@ -18,11 +18,11 @@ from typing import Any
 
 import ijepath
 from ijepath.indexing.anchors import SlideAnchors, anchors_of
-from ijepath.indexing.catalog import STRATUM_KEY, stale_because, stratum_key
+from ijepath.indexing.catalog import STRATUM_KEY, stale_reason, stratum_key
 from ijepath.indexing.catalog_writer import REPORT_COLUMNS, ROWS_PER_SHARD, report_line, write_catalog
 from ijepath.indexing.index import SlideIndex, read_index
 from ijepath.indexing.manifest import folder_of
-from ijepath.profile import Profile, name_in_force
+from ijepath.profile import Profile, name_by_geometry
 from pathray.config.load import MISSING, Group, Loaded, is_set, placement
 from pathray.errors import UserError
 from pathray.reports.progress import Progress
@@ -35,7 +35,7 @@ from ray_jobs.shell.runtime import RuntimeConfig, ray_session
 
 log = logging.getLogger(__name__)
 CONFIGS_DIR = Path(ijepath.__file__).parent / "configs"
-GROUPS = (Group("profile", "profile", name_in_force),)
+GROUPS = (Group("profile", "profile", name_by_geometry),)
 
 
 @dataclass
@@ -77,7 +77,7 @@ def main(loaded: Loaded[BuildAnchorsConfig]) -> Outputs | None:
     config = loaded.config
     index = read_index(config.slide_index)
     strata = stratum_key(config.sampling_stratum_key, index.metadata_columns)
-    stale = stale_because(config.output, config.profile, config.slide_index, config.sampling_stratum_key)
+    stale = stale_reason(config.output, config.profile, config.slide_index, config.sampling_stratum_key)
     log.info("%d slides, profile %s, strata by %s", len(index.rows), config.profile.name, strata or "nothing (one)")
     log.info("catalog: %s", stale or "current")
     if loaded.dry_run:

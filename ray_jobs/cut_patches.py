@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import adios
-from pathray.config.checks import at_least, positive
+from pathray.config.checks import check_at_least, check_positive
 from pathray.config.load import MISSING, Loaded, is_set, placement
 from pathray.errors import UserError
 from pathray.reports.progress import Progress
@@ -60,8 +60,8 @@ class CutPatchesConfig:
             self.report = f"{self.output.rstrip('/')}/report.csv"
         if not 1 <= self.size <= 9999:
             raise UserError("size must be between 1 and 9999", key="size", found=self.size, expected="1 to 9999")
-        positive(self, "", "image_mpp")
-        at_least(self, "", 1, "max_enlargement")
+        check_positive(self, "", "image_mpp")
+        check_at_least(self, "", 1, "max_enlargement")
         if self.image_mpp is not None and self.slides:
             message = "image_mpp cannot be set with slides, which have their own spacing"
             raise UserError(message, key="image_mpp", found=self.image_mpp, expected="null, or images=FOLDER")

@@ -89,7 +89,7 @@ def make_paths_absolute(config: EvaluateConfig) -> EvaluateConfig:
         watch=absolute(config.watch),
         snapshot=absolute(config.snapshot),
         output=absolute(config.output),
-        tuning=config.tuning.located(absolute),
+        tuning=config.tuning.map_paths(absolute),
     )
 
 

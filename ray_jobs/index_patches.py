@@ -66,7 +66,7 @@ def main(loaded: Loaded[IndexPatchesConfig]) -> Outputs | None:
 
 def build(config: IndexPatchesConfig, root: str, archives: list[Archive]) -> Summary:
     """Write the index of `archives` on the running Ray."""
-    from adios.patches.index_writer import index_patches, lost
+    from adios.patches.index_writer import index_patches, report_death
 
     with Progress(len(archives), "index", "archives") as progress:
         summary = index_patches(
@@ -74,7 +74,7 @@ def build(config: IndexPatchesConfig, root: str, archives: list[Archive]) -> Sum
             archives,
             config.output,
             max_corrupt_fraction=config.max_corrupt_fraction,
-            map=RayMap(lost, chunk=config.archives_per_task, timeout_s=config.archive_timeout_s),
+            map=RayMap(report_death, chunk=config.archives_per_task, timeout_s=config.archive_timeout_s),
             tick=progress.update,
         )
     log.info("%s", summary)

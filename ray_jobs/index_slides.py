@@ -20,9 +20,9 @@ from ijepath.indexing.index import (
     REPORT_COLUMNS,
     Row,
     SlideIndex,
-    as_begun,
     failed_row,
     index_slides,
+    keep_first_results,
     read_index,
     write_index,
 )
@@ -92,7 +92,7 @@ def build(
 ) -> SlideIndex:
     """Index the slides of `manifest` on the running Ray; write and return the index, with a report and a summary.
 
-    For a run that started with the rows `begun`, the index is written as `as_begun` returns it.
+    For a run that started with the rows `begun`, the index is written as `keep_first_results` returns it.
     """
     over_ray = RayMap(_lost, chunk=config.slides_per_task, timeout_s=config.slide_timeout_s)
     rows = []
@@ -101,7 +101,7 @@ def build(
             rows.append(row)
             progress.update()
     index = SlideIndex(tuple(rows), manifest.metadata_columns)
-    write_index(config.output, as_begun(index, begun))
+    write_index(config.output, keep_first_results(index, begun))
     write_report(config.report, REPORT_COLUMNS, index.rows)
     write_summary(folder_of(config.output), summary_of(config, index, previous))
     return index

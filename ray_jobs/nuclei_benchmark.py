@@ -169,7 +169,7 @@ def evaluate_model(
     evaluate; `tell` is called after each image."""
     from adios import artifact
     from adios.nuclei.agreement import choose, find, masks_of, report
-    from adios.nuclei.figures import Example, chosen_examples
+    from adios.nuclei.figures import Example, choose_examples
     from pathray.device import Device
 
     train, test = parts
@@ -186,7 +186,7 @@ def evaluate_model(
     figures = report(own, otsu, resamples=config.resamples, seed=config.seed)
     facts = {key: model.facts.get(key) for key in ("images_seen", "step")}
     row = {"path": path, **facts, "channel": choice.channel, "rule": choice.rule, "train_dice": train_dice, **figures}
-    shown = [test[k] for k in chosen_examples([f.honest.dice for f in own])]
+    shown = [test[k] for k in choose_examples([f.honest.dice for f in own])]
     again = (masks_of(model.masks, pairs[i].image, size, config.scale, config.batch_size) for i in shown)
     drawn = [Example(pairs[i], m, choice) for m, i in zip(again, shown, strict=True)]
     return row, drawn

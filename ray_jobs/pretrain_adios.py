@@ -55,10 +55,10 @@ def main(loaded: Loaded[PretrainAdiosConfig]) -> Outputs | None:
     return pretrain(JOB, loaded)
 
 
-def located(config: PretrainAdiosConfig) -> PretrainAdiosConfig:
+def make_paths_absolute(config: PretrainAdiosConfig) -> PretrainAdiosConfig:
     """The config with every path made absolute: a worker runs in another folder than the command."""
     data = replace(config.data, archives_root=absolute(config.data.archives_root))
-    done: PretrainAdiosConfig = training_jobs.located(
+    done: PretrainAdiosConfig = training_jobs.make_paths_absolute(
         replace(config, output_dir=None), data_path=absolute(config.data_path), data=data
     )
     return done
@@ -91,11 +91,11 @@ def resolved(config: PretrainAdiosConfig, patches: int = 0) -> PretrainAdiosConf
 
 def rehearse(config: PretrainAdiosConfig) -> None:
     """MissingFile where archives that an index lists are not there."""
-    from adios.patches.index import PatchIndex, located
+    from adios.patches.index import PatchIndex, archive_path
 
     path = str(config.data_path)
     root, names = _archives(config)
-    units = [(check_files([located(root, name) for name in sorted(names)], path, "data_path"), "archives")]
+    units = [(check_files([archive_path(root, name) for name in sorted(names)], path, "data_path"), "archives")]
     if path.endswith(".parquet"):
         units.append((PatchIndex.open(path).rows, "patches"))
     tell(*units)
@@ -131,7 +131,7 @@ def _begun(config: PretrainAdiosConfig, root: Storage, folder: str) -> Plan | No
     """The plan that the run was begun with, in `folder`, when it is still there: what has been added to the archives'
     folder since is not part of the run. Where the archives have moved, it says so. UserError when they are not where
     `data_path` says."""
-    from adios.plan import identity, relocated
+    from adios.plan import identity, relocate
     from pathray.data.plan import Plan
 
     known = recorded(config).get("plan")
@@ -154,7 +154,7 @@ def _begun(config: PretrainAdiosConfig, root: Storage, folder: str) -> Plan | No
         found = f"no {lost[0]}" + (f" and {len(lost) - 1} more" if len(lost) > 1 else "")
         raise UserError(message, file=config.data_path, key="data_path", found=found, expected=expected)
     log.info("resuming with the patches that this run was started with")
-    return relocated(plan, where, folder)
+    return relocate(plan, where, folder)
 
 
 def _archives(config: PretrainAdiosConfig) -> tuple[str, set[str]]:
@@ -217,7 +217,7 @@ def announce(asked: PretrainAdiosConfig, config: PretrainAdiosConfig, plan: Plan
 
 JOB = Pretraining(
     science="adios",
-    locate=located,
+    locate=make_paths_absolute,
     check=check,
     rehearse=rehearse,
     finished=_finished,

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ijepath.config import CONFIGS_DIR, GROUPS, RunConfig, resolve_global_batch
-from pathray.config.checks import at_least
+from pathray.config.checks import check_at_least
 from pathray.config.load import Loaded, placement
 from pathray.errors import UserError
 from pathray.run.layout import PLAN
@@ -62,7 +62,7 @@ class PretrainConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, "", 1, "max_enlargement")
+        check_at_least(self, "", 1, "max_enlargement")
 
 
 def main(loaded: Loaded[PretrainConfig]) -> Outputs | None:
@@ -75,7 +75,7 @@ def shared(config: PretrainConfig, varied: Sequence[str]) -> list[str]:
     from ijepath.profile import CATALOG_FIELDS
     from pathray.store.storage import Storage
 
-    config = located(config)
+    config = make_paths_absolute(config)
     data, root = config.data, Storage.of(str(config.output))
     of_the_index = {"data.slide_manifest_csv", "data.slide_metadata_parquet", "data.anchor_catalog_manifest"}
     if not is_index_built(config) or of_the_index & set(varied):
@@ -91,12 +91,12 @@ def shared(config: PretrainConfig, varied: Sequence[str]) -> list[str]:
     return words
 
 
-def located(config: PretrainConfig) -> PretrainConfig:
+def make_paths_absolute(config: PretrainConfig) -> PretrainConfig:
     """The config with every path made absolute: a worker runs in another folder than the command."""
     keys = ("slide_manifest_csv", "slide_metadata_parquet", "anchor_catalog_manifest")
     paths: dict[str, Any] = {key: absolute(getattr(config.data, key)) for key in keys}
     data = replace(config.data, **paths)
-    done: PretrainConfig = training_jobs.located(config, data=data)
+    done: PretrainConfig = training_jobs.make_paths_absolute(config, data=data)
     return done
 
 
@@ -214,7 +214,7 @@ def _check_resumed(config: PretrainConfig) -> None:
 
 JOB = Pretraining(
     science="ijepath",
-    locate=located,
+    locate=make_paths_absolute,
     check=check,
     rehearse=rehearse,
     finished=_finished,

@@ -96,12 +96,12 @@ def main(loaded: Loaded[SpatialPatchesConfig]) -> Outputs | None:
 
 def read(config: SpatialPatchesConfig) -> tuple[Spots, Counts]:
     """The spots of the requested sections, and their counts. The complete files are checked against each other."""
-    from regression.tables.spatial import belong_together, read_counts, read_spots, totals_of
+    from regression.tables.spatial import check_same_spots, read_counts, read_spots, totals_of
 
     spots = read_spots(config.spots, group=config.group, section=config.section)
     totals = None if config.totals is None else totals_of(spots, config.totals)
     counts = read_counts(config.counts, totals)
-    belong_together(spots, counts)
+    check_same_spots(spots, counts)
     for section in config.sections or ():
         if section not in spots.sections:
             found = sorted(set(spots.sections))

@@ -17,7 +17,7 @@ import sys
 import tempfile
 from dataclasses import dataclass, field, replace
 
-from pathray.config.checks import at_least
+from pathray.config.checks import check_at_least
 from pathray.config.load import MISSING, Loaded, placement
 from pathray.errors import UserError
 from ray_jobs.shell.cli import Outputs, job
@@ -26,7 +26,7 @@ from ray_jobs.train.folds import Fold, check_apart, find_splits, train_all
 from ray_jobs.train.regression_checks import is_finished, tell_rehearsal
 from ray_jobs.train.regression_runs import Run, plan_of, run_of
 from ray_jobs.train.training_jobs import check_output
-from ray_jobs.train_regression import TrainRegressionConfig, check_probes, checked_run, located, work_on
+from ray_jobs.train_regression import TrainRegressionConfig, check_probes, checked_run, make_paths_absolute, work_on
 from ray_jobs.tune.mlflow import Parent
 from regression.config import CONFIGS_DIR, DataConfig
 
@@ -44,7 +44,7 @@ class TrainFoldsConfig(TrainRegressionConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, "", 1, "parallel")
+        check_at_least(self, "", 1, "parallel")
         if self.parallel > 1 and self.scaling.workers == 0:
             expected = "parallel=1, or scaling.workers >= 1"
             raise UserError("several folds at a time need Ray", key="parallel", found=self.parallel, expected=expected)
@@ -55,7 +55,7 @@ class TrainFoldsConfig(TrainRegressionConfig):
 
 def main(loaded: Loaded[TrainFoldsConfig]) -> Outputs | None:
     from pathray.store.storage import Storage
-    from regression.reports.cross_validation import unfinished, write_summary
+    from regression.reports.cross_validation import list_unfinished, write_summary
 
     config = loaded.config
     folds = folds_of(config)
@@ -76,7 +76,7 @@ def main(loaded: Loaded[TrainFoldsConfig]) -> Outputs | None:
             cpus = at_a_time * (scaling.ranks * scaling.cpus_per_worker + 0.5)
             with ray_session(config.runtime, cpus=cpus, autoscaling=scaling.autoscaling, needed=bool(scaling.workers)):
                 train_all(root, [fold.below(parent) for fold in left], at_a_time, train_one)
-        if waiting := unfinished(root, names):
+        if waiting := list_unfinished(root, names):
             log.info("interrupted; the same command goes on with %s", ", ".join(waiting))
             return Outputs({"runs": root.url})
         text, metrics = write_summary(root, names, config.title or posixpath.basename(root.url.rstrip("/")))
@@ -122,7 +122,7 @@ def folds_of(config: TrainFoldsConfig) -> list[Fold]:
     for name, split in find_splits(config.splits).items():
         own = TrainRegressionConfig(**copy.deepcopy(base))
         own = replace(own, data=replace(own.data, split=split))
-        own = located(replace(own, logging=replace(own.logging, run_name=name)))
+        own = make_paths_absolute(replace(own, logging=replace(own.logging, run_name=name)))
         out.append(Fold(name, own, Storage.of(str(own.output)).join(name), split))
     return out
 

@@ -51,7 +51,7 @@ class TrainRegressionConfig(RunConfig):
 
 
 def main(loaded: Loaded[TrainRegressionConfig]) -> Outputs | None:
-    config = located(loaded.config)
+    config = make_paths_absolute(loaded.config)
     check_output(config.output)
     check_probes(config)
     if loaded.dry_run:
@@ -117,7 +117,7 @@ def _train_and_judge(run: Run, store: Storage, done: Outputs) -> Outputs:
     return done
 
 
-def located(config: TrainRegressionConfig) -> TrainRegressionConfig:
+def make_paths_absolute(config: TrainRegressionConfig) -> TrainRegressionConfig:
     """With every path absolute: a worker runs in another folder than the command."""
     for key in ("table", "split"):
         if not is_set(getattr(config.data, key)):
@@ -125,7 +125,7 @@ def located(config: TrainRegressionConfig) -> TrainRegressionConfig:
     data = replace(config.data, table=str(absolute(config.data.table)), split=str(absolute(config.data.split)))
     model = replace(config.model, artifact=absolute(config.model.artifact), weights=absolute(config.model.weights))
     probes = {name: str(absolute(path)) for name, path in config.eval.probes.items()}
-    done: TrainRegressionConfig = training_jobs.located(
+    done: TrainRegressionConfig = training_jobs.make_paths_absolute(
         config, data=data, model=model, eval=replace(config.eval, probes=probes)
     )
     return done

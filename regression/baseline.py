@@ -59,7 +59,7 @@ def fit_ridge(
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise UserError("features or targets are not finite", found="NaN or inf", expected="numbers")
     scores = np.zeros(len(strengths))
-    for held in _held_out(labels):
+    for held in _fold_masks(labels):
         if held.sum() > 1:
             scores += [pearson(fitted(x[held]), y[held]).mean for fitted in _path(x[~held], y[~held], strengths)]
     best = int(np.argmax(scores))
@@ -110,7 +110,7 @@ def _path(x: Floats, y: Floats, strengths: Sequence[float]) -> Iterator[Ridge]:
         yield Ridge(mean, std, weights, bias, float(strength))
 
 
-def _held_out(groups: npt.NDArray[Any]) -> Iterator[npt.NDArray[np.bool_]]:
+def _fold_masks(groups: npt.NDArray[Any]) -> Iterator[npt.NDArray[np.bool_]]:
     """Masks of the rows that each fold holds out: whole groups, in at most MOST_FOLDS folds."""
     codes = np.unique(groups, return_inverse=True)[1]
     if codes.max() == 0:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pathray.config import sections
-from pathray.config.checks import at_least, between, one_of, positive
+from pathray.config.checks import check_at_least, check_between, check_one_of, check_positive, check_rgb
 from pathray.config.load import MISSING, placement
 from pathray.config.sections import CheckpointConfig, ScalingConfig, StepConfig, StreamConfig
 from pathray.errors import UserError
@@ -40,11 +40,8 @@ class DataConfig(StreamConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, "data", "target_dim", "image_size")
-        for key in ("mean", "std"):
-            values = getattr(self, key)
-            if values is not None and (len(values) != 3 or (key == "std" and min(values) <= 0)):
-                raise UserError("invalid value", key=f"data.{key}", found=values, expected="3 numbers, std > 0")
+        check_positive(self, "data", "target_dim", "image_size")
+        check_rgb(self, "data")
         if self.genes is not None and len(self.genes) != self.target_dim:
             found = f"{len(self.genes)} genes, data.target_dim {self.target_dim}"
             raise UserError("wrong number of targets", key="data.genes", found=found, expected="equal numbers")
@@ -63,8 +60,8 @@ class ModelConfig:
     checkpointing: bool = placement(False)
 
     def __post_init__(self) -> None:
-        one_of(self, "model", backbone=(*RESNETS, *VITS, "artifact"))
-        positive(self, "model", "patch_size")
+        check_one_of(self, "model", backbone=(*RESNETS, *VITS, "artifact"))
+        check_positive(self, "model", "patch_size")
         if (self.backbone == "artifact") != (self.artifact is not None):
             expected = "model.backbone=artifact model.artifact=FOLDER, or neither"
             raise UserError("set backbone and artifact together", key="model.artifact", expected=expected)
@@ -80,7 +77,7 @@ class AugmentConfig:
     stain: float = 0.05  # HED jitter: sigma of the factor and of the shift per stain; 0: off
 
     def __post_init__(self) -> None:
-        between(self, "augment", 0, 1, "stain")
+        check_between(self, "augment", 0, 1, "stain")
 
 
 @dataclass
@@ -92,9 +89,9 @@ class LossConfig:
     pearson_weight: float = 0.5
 
     def __post_init__(self) -> None:
-        one_of(self, "loss", kind=("mse", "huber", "mix"))
-        positive(self, "loss", "huber_delta")
-        between(self, "loss", 0, 1, "pearson_weight")
+        check_one_of(self, "loss", kind=("mse", "huber", "mix"))
+        check_positive(self, "loss", "huber_delta")
+        check_between(self, "loss", 0, 1, "pearson_weight")
 
 
 @dataclass
@@ -114,11 +111,11 @@ class TrainConfig(StepConfig):
     amp: str = "bf16"  # on accelerators: none | bf16 | fp16; a CPU computes in float32
 
     def __post_init__(self) -> None:
-        positive(self, "train", "batch_size", "grad_accum_steps", "global_batch", "epochs", "images", "lr")
-        positive(self, "train", "clip_grad")
-        at_least(self, "train", 0, "weight_decay")
-        between(self, "train", 0, 0.99, "warmup")
-        one_of(self, "train", scheduler=("cosine", "step", "none"), amp=("none", "bf16", "fp16"))
+        check_positive(self, "train", "batch_size", "grad_accum_steps", "global_batch", "epochs", "images", "lr")
+        check_positive(self, "train", "clip_grad")
+        check_at_least(self, "train", 0, "weight_decay")
+        check_between(self, "train", 0, 0.99, "warmup")
+        check_one_of(self, "train", scheduler=("cosine", "step", "none"), amp=("none", "bf16", "fp16"))
         self.check_steps("train")
 
 
@@ -139,8 +136,8 @@ class EvalConfig:
     def __post_init__(self) -> None:
         if taken := sorted({"colour", "initial"} & set(self.probes)):
             raise UserError("a baseline has this name", key="eval.probes", found=taken, expected="another name")
-        one_of(self, "eval", primary=METRICS, secondary=METRICS)
-        positive(self, "eval", "patience", "batch_size", "resamples")
+        check_one_of(self, "eval", primary=METRICS, secondary=METRICS)
+        check_positive(self, "eval", "patience", "batch_size", "resamples")
         resolve_cadence(self.every, global_batch=1, epoch_images=1, key="eval.every")
 
 
@@ -156,7 +153,7 @@ class LoggingConfig(sections.LoggingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, "logging", "log_every")
+        check_positive(self, "logging", "log_every")
         if (name := self.run_name) is not None and (not name or "/" in name):
             raise UserError("not a valid folder name", key="logging.run_name", found=name)
 

@@ -49,7 +49,7 @@ class ImageReader:
         }
 
     def collate(self, units: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        return _stacked(units)
+        return _stack(units)
 
 
 class FeatureReader:
@@ -77,7 +77,7 @@ class FeatureReader:
         return {"features": self.features[source], "target": self.targets[source], "source": np.int64(source)}
 
     def collate(self, units: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        return _stacked(units)
+        return _stack(units)
 
 
 def read_square(path: str, size: int) -> Pixels:
@@ -94,5 +94,5 @@ def read_square(path: str, size: int) -> Pixels:
     return resize(pixels, size, size)
 
 
-def _stacked(units: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _stack(units: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {name: np.stack([unit[name] for unit in units]) for name in units[0]}

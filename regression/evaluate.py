@@ -42,7 +42,7 @@ def share(rows: Ints, rank: int, world: int) -> Ints:
     return rows[rank::world]
 
 
-def together(rows: Ints, parts: Sequence[Part]) -> npt.NDArray[np.float32]:
+def join_parts(rows: Ints, parts: Sequence[Part]) -> npt.NDArray[np.float32]:
     """The values of `rows`, in their order, from parts that must contain every row exactly once."""
     found = np.concatenate([ids for ids, _ in parts])
     assert found.size == rows.size and np.array_equal(np.sort(found), np.sort(rows)), "rows were lost or duplicated"
@@ -65,14 +65,14 @@ def predict(recipe: RegressionRecipe, plan: Plan, rows: Ints, device: Device, ba
         for first in range(0, own.size, batch_size):
             batch = own[first : first + batch_size]
             if recipe.features is not None:
-                features = _known(recipe.features[batch], [paths[int(i)].as_py() for i in batch])
+                features = _require_read(recipe.features[batch], [paths[int(i)].as_py() for i in batch])
                 predicted = recipe.net.head(torch.from_numpy(features).to(device.torch_device))
             else:
                 pixels = np.stack([_read(paths[int(i)].as_py(), size) for i in batch])
                 predicted = recipe.net(recipe.inputs(torch.from_numpy(pixels).to(device.torch_device)))
             out[first : first + batch_size] = predicted.float().cpu().numpy()
     recipe.net.train(training)
-    return recipe.normaliser.invert(together(rows, device.gather_objects((own, out))))
+    return recipe.normaliser.invert(join_parts(rows, device.gather_objects((own, out))))
 
 
 def metrics(predicted: Floats, measured: Floats, config: EvalConfig) -> dict[str, float]:
@@ -172,7 +172,7 @@ def write_parquet(path: str, table: pa.Table) -> None:
     write_atomic(path, to_bytes(table))
 
 
-def _known(features: npt.NDArray[np.float32], paths: Sequence[str]) -> npt.NDArray[np.float32]:
+def _require_read(features: npt.NDArray[np.float32], paths: Sequence[str]) -> npt.NDArray[np.float32]:
     lost = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if lost.size:
         raise UserError("an image to be evaluated cannot be read", file=paths[int(lost[0])])

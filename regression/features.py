@@ -27,7 +27,7 @@ from regression.config import RunConfig
 from regression.data import read_square
 from regression.model import ExpressionNet, Preprocessing, build_net, preprocessing
 from regression.plan import rows_of
-from regression.recipe import as_normalised
+from regression.recipe import to_inputs
 
 VERSION = 1  # increment it when equal inputs give other numbers than before
 PART = 256  # images per part
@@ -124,7 +124,7 @@ def features_of(
         for first in range(0, len(paths), batch_size):
             images = list(pool.map(lambda path: _read(path, given.size), paths[first : first + batch_size]))
             pixels = np.stack([np.zeros((given.size,) * 2 + (3,), np.uint8) if i is None else i for i in images])
-            inputs = as_normalised(torch.from_numpy(pixels).to(device.torch_device), given)
+            inputs = to_inputs(torch.from_numpy(pixels).to(device.torch_device), given)
             batch = net.features(inputs).float().cpu().numpy()
             colour = colour_features(pixels)
             lost = np.array([i is None for i in images])

@@ -14,7 +14,7 @@ from pathray.errors import UnreadableUnit, UserError
 from pathray.wsi.resize import resize
 from regression import artifact
 from regression.data import Pixels, read_square
-from regression.recipe import as_normalised
+from regression.recipe import to_inputs
 
 
 class Predictor:
@@ -46,7 +46,7 @@ class Predictor:
     def predict(self, pixels: Pixels) -> npt.NDArray[np.float64]:
         """uint8 `[B, S, S, 3]` → float64 `[B, K]` in the genes' own units."""
         with torch.no_grad():
-            images = as_normalised(torch.from_numpy(pixels).to(self.device), self.preprocessing)
+            images = to_inputs(torch.from_numpy(pixels).to(self.device), self.preprocessing)
             predicted = self.net(images).float().cpu().numpy()
         return self.normaliser.invert(predicted)
 

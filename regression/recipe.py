@@ -52,12 +52,12 @@ class RegressionRecipe:
         """uint8 pixels → augmented, normalised float images; everything else, features too, is unchanged."""
         if "features" in micro:  # stored features of a frozen backbone
             return micro
-        images = augmented(as_float(micro["image"]), micro["draws"], self.config.augment)
-        return {**micro, "image": normalised(images, self.preprocessing)}
+        images = augment(to_float(micro["image"]), micro["draws"], self.config.augment)
+        return {**micro, "image": normalise(images, self.preprocessing)}
 
     def inputs(self, pixels: Tensor) -> Tensor:
         """uint8 `[B, S, S, 3]` → what the network takes, without augmentation."""
-        return as_normalised(pixels, self.preprocessing)
+        return to_inputs(pixels, self.preprocessing)
 
     def loss(self, phase: str, micro: dict[str, Tensor], progress: Progress) -> Loss:
         """Σ of the images' losses, weight = images."""
@@ -74,32 +74,32 @@ class RegressionRecipe:
         return {}
 
 
-def as_float(pixels: Tensor) -> Tensor:
+def to_float(pixels: Tensor) -> Tensor:
     """uint8 `[B, S, S, 3]` → float32 `[B, 3, S, S]` in 0…1."""
     return pixels.movedim(-1, 1).to(torch.float32) / 255.0
 
 
-def normalised(images: Tensor, given: Preprocessing) -> Tensor:
+def normalise(images: Tensor, given: Preprocessing) -> Tensor:
     """`[B, 3, S, S]` in 0…1 → what the network takes."""
     mean, std = constant(given.mean, images.device), constant(given.std, images.device)
     return (images - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
 
 
-def as_normalised(pixels: Tensor, given: Preprocessing) -> Tensor:
+def to_inputs(pixels: Tensor, given: Preprocessing) -> Tensor:
     """uint8 `[B, S, S, 3]` → what the network takes, without augmentation."""
-    return normalised(as_float(pixels), given)
+    return normalise(to_float(pixels), given)
 
 
-def augmented(images: Tensor, draws: Tensor, config: AugmentConfig) -> Tensor:
+def augment(images: Tensor, draws: Tensor, config: AugmentConfig) -> Tensor:
     """Rotate, flip and stain images `[B, 3, S, S]` in 0…1 by each image's own draws `[B, 9]`."""
     if config.geometry:
-        images = turned(images, draws[:, :3])
+        images = turn(images, draws[:, :3])
     if config.stain > 0:
         images = jitter_stain(images, draws[:, 3:], config.stain)
     return images
 
 
-def turned(images: Tensor, draws: Tensor) -> Tensor:
+def turn(images: Tensor, draws: Tensor) -> Tensor:
     """Apply one of the eight flips and quarter turns, by three uniforms `[B, 3]`; does not wait for the device."""
     wanted = (draws < 0.5)[:, :, None, None, None]
     turns: tuple[Callable[[Tensor], Tensor], ...] = (

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from adios.nuclei.segmentation import Bools, Score, dark_in_red, objects, score, summary
+from adios.nuclei.segmentation import Bools, Score, objects, score, summary, threshold_red
 from pathray.data.order import rng
 from pathray.errors import MissingFile, UnreadableUnit, UserError
 from pathray.features.images import read_image
@@ -52,7 +52,7 @@ class Choice:
     channel: int
     rule: str
 
-    def marked(self, masks: Floats) -> Bools:
+    def mark(self, masks: Floats) -> Bools:
         """The marked pixels `[H, W]` of masks `[N, H, W]`."""
         if self.rule == "argmax":
             marked: Bools = masks.argmax(axis=0) == self.channel
@@ -170,16 +170,16 @@ def choose(masks: Iterator[Floats], pairs: Sequence[Pair]) -> tuple[Choice, floa
     total: dict[Choice, float] = {}
     for own, pair in zip(masks, pairs, strict=True):
         for choice in candidates(len(own)):
-            total[choice] = total.get(choice, 0.0) + dice(choice.marked(own), pair.labels > 0)
+            total[choice] = total.get(choice, 0.0) + dice(choice.mark(own), pair.labels > 0)
     best = max(total, key=lambda choice: total[choice])
     return best, total[best] / len(pairs)
 
 
 def find(masks: Floats, pair: Pair, choice: Choice) -> Found:
     """The result of `choice`, and of the best choice for this image."""
-    oracle = max(candidates(len(masks)), key=lambda c: dice(c.marked(masks), pair.labels > 0))
-    honest = score(choice.marked(masks), pair.labels)
-    return Found(honest, honest if oracle == choice else score(oracle.marked(masks), pair.labels))
+    oracle = max(candidates(len(masks)), key=lambda c: dice(c.mark(masks), pair.labels > 0))
+    honest = score(choice.mark(masks), pair.labels)
+    return Found(honest, honest if oracle == choice else score(oracle.mark(masks), pair.labels))
 
 
 def candidates(channels: int) -> list[Choice]:
@@ -207,7 +207,7 @@ def report(found: Sequence[Found], floor: Sequence[Score], *, resamples: int, se
 def floors(pairs: Sequence[Pair]) -> dict[str, list[Score]]:
     """Baselines without training: Otsu's threshold in the red channel of each image, and everything marked."""
     return {
-        "otsu": [score(dark_in_red(p.image), p.labels) for p in pairs],
+        "otsu": [score(threshold_red(p.image), p.labels) for p in pairs],
         "everything": [score(np.ones(p.labels.shape, np.bool_), p.labels) for p in pairs],
     }
 

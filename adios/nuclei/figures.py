@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adios.nuclei.agreement import Choice, Pair, dice
-from adios.nuclei.segmentation import Bools, dark_in_red
+from adios.nuclei.segmentation import Bools, threshold_red
 from pathray.draw.canvas import ACCENTS, INK, MUTED, Canvas, Picture
 from pathray.draw.charts import plain_axes
 from pathray.draw.figures import plain_text
@@ -96,7 +96,7 @@ class Example:
     choice: Choice
 
 
-def chosen_examples(values: Sequence[float]) -> list[int]:
+def choose_examples(values: Sequence[float]) -> list[int]:
     """The images with the best, the median and the worst Dice, each once."""
     order = np.argsort(-np.asarray(values), kind="stable")
     return list(dict.fromkeys(int(order[i]) for i in (0, (len(order) - 1) // 2, -1)))
@@ -130,10 +130,10 @@ def draw_examples(examples: Sequence[Example]) -> bytes:
 
 def _example(canvas: Canvas, example: Example, y: float, high: float) -> None:
     image, nuclei = example.pair.image, example.pair.labels > 0
-    marked, otsu = example.choice.marked(example.masks), dark_in_red(image)
+    marked, otsu = example.choice.mark(example.masks), threshold_red(image)
     mask = np.repeat((255 * example.masks[example.choice.channel, :, :, None]).astype(np.uint8), 3, axis=2)
-    pictures = [image, outlined(image, example.pair.labels), mask]
-    pictures += [compared(image, own, nuclei) for own in (marked, otsu)]
+    pictures = [image, draw_outlines(image, example.pair.labels), mask]
+    pictures += [draw_hits(image, own, nuclei) for own in (marked, otsu)]
     scale = min(COLUMN / image.shape[1], high / image.shape[0])
     for i, picture in enumerate(pictures):
         x = MARGIN + i * (COLUMN + GAP)
@@ -147,7 +147,7 @@ def _example(canvas: Canvas, example: Example, y: float, high: float) -> None:
             canvas.text(x, y + image.shape[0] * scale + 4, words[i], 11, MUTED)
 
 
-def outlined(image: Picture, labels: npt.NDArray[np.int64]) -> Picture:
+def draw_outlines(image: Picture, labels: npt.NDArray[np.int64]) -> Picture:
     """The image with an outline around every nucleus, also between nuclei that touch."""
     edge = np.zeros(labels.shape, np.bool_)
     for axis in (0, 1):
@@ -160,7 +160,7 @@ def outlined(image: Picture, labels: npt.NDArray[np.int64]) -> Picture:
     return out
 
 
-def compared(image: Picture, marked: Bools, nuclei: Bools) -> Picture:
+def draw_hits(image: Picture, marked: Bools, nuclei: Bools) -> Picture:
     """The image, pale and grey, with hits, false marks and misses in colour."""
     grey = 255 - 0.5 * (255 - image.mean(axis=2, keepdims=True))
     out = np.repeat(grey, 3, axis=2)

@@ -60,8 +60,8 @@ def objects(marked: Bools, least_px: int = LEAST_PX) -> npt.NDArray[np.int64]:
 
 def matches(predicted: Ints, truth: Ints) -> tuple[int, int, int, float]:
     """TP, FP, FN and the sum of the matches' IoU of two labellings `[H, W]` (0: background)."""
-    p, p_size = _numbered(predicted)
-    t, t_size = _numbered(truth)
+    p, p_size = _renumber(predicted)
+    t, t_size = _renumber(truth)
     shared = np.bincount(p * len(t_size) + t, minlength=len(p_size) * len(t_size)).reshape(len(p_size), len(t_size))
     iou = shared / np.maximum(p_size[:, None] + t_size[None] - shared, 1)
     found = iou[1:, 1:][iou[1:, 1:] > 0.5]
@@ -104,14 +104,14 @@ def otsu(values: npt.NDArray[np.uint8]) -> int:
     return int(np.argmax(below * above * gap**2))
 
 
-def dark_in_red(image: npt.NDArray[np.uint8]) -> Bools:
+def threshold_red(image: npt.NDArray[np.uint8]) -> Bools:
     """Otsu on the red channel of H&E `[H, W, 3]`: haematoxylin absorbs red, eosin does not."""
     red = image[:, :, 0]
     marked: Bools = red <= otsu(red)
     return marked
 
 
-def _numbered(labels: Ints) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _renumber(labels: Ints) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Labels as 0…K without gaps, flat, and their sizes; 0 stays 0, even if no pixel has it."""
     names = np.union1d(labels, [0])
     assert names[0] == 0, "labels are 0 or more"

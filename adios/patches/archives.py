@@ -143,7 +143,7 @@ def read_member(
     signature, _, flags, method, *_, name_length, extra_length = _HEADER.unpack_from(data)
     if signature != _SIGNATURE:
         raise UnreadableUnit("header", where, f"{signature!r} instead of a member's header")
-    where = f"{public(path)}!{_shown(bytes(data[_HEADER.size : _HEADER.size + name_length]))}"
+    where = f"{public(path)}!{_readable_name(bytes(data[_HEADER.size : _HEADER.size + name_length]))}"
     start = _HEADER.size + name_length + extra_length
     body = data[start : start + compressed]
     if start > _HEADER.size + SLACK:
@@ -154,7 +154,7 @@ def read_member(
         raise UnreadableUnit("encrypted", where)
     if method not in METHODS:
         raise UnreadableUnit("method", where, f"method {method}, expected stored (0) or deflate (8)")
-    content = body if method == STORED else _inflated(body, size, where)
+    content = body if method == STORED else _inflate(body, size, where)
     if len(content) != size:
         raise UnreadableUnit("size", where, f"{len(content)} bytes, the directory says {size}")
     if (found := zlib.crc32(content)) != crc:
@@ -162,7 +162,7 @@ def read_member(
     return Content(content, where)
 
 
-def _inflated(body: memoryview, size: int, where: str) -> bytes:
+def _inflate(body: memoryview, size: int, where: str) -> bytes:
     """Decompress `body`, to at most one byte more than `size`."""
     decompressor = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
@@ -176,7 +176,7 @@ def _inflated(body: memoryview, size: int, where: str) -> bytes:
     return content
 
 
-def _shown(name: bytes) -> str:
+def _readable_name(name: bytes) -> str:
     text = name.decode("utf-8", "backslashreplace")
     return text if text.isprintable() else ascii(text)[1:-1]
 

@@ -85,7 +85,7 @@ def cut_if_needed(job: SlideCut | ImagesCut, spec: TileSpec) -> CutOutcome:
     StorageError for an archive that cannot be written, and assertions."""
     try:
         current = _with_states(job)
-        done = _done(current, spec)
+        done = _count_done(current, spec)
         if done is None:
             return cut(current, spec)
         spacing = _spacing(job)
@@ -136,7 +136,7 @@ def _fingerprint(job: SlideCut | ImagesCut, spec: TileSpec) -> str:
     return str(fingerprint({"job": facts, "tiles": tiles})["hash"])
 
 
-def _done(job: SlideCut | ImagesCut, spec: TileSpec) -> int | None:
+def _count_done(job: SlideCut | ImagesCut, spec: TileSpec) -> int | None:
     """How many patches the archive has, if its fingerprint is that of the job. Reads its last bytes only."""
     try:
         source = open_source(job.output)

@@ -118,10 +118,10 @@ def _of_pickle(source: str) -> tuple[str, list[Archive]]:
         wanted.setdefault(inside.removeprefix(f"{root.url}/"), []).extend(names)
     if not wanted:
         raise UserError("the index lists no archive", file=public(source))
-    return root.url, [Archive(name, located(root.url, name), tuple(wanted[name])) for name in sorted(wanted)]
+    return root.url, [Archive(name, archive_path(root.url, name), tuple(wanted[name])) for name in sorted(wanted)]
 
 
-def located(root: str, name: str) -> str:
+def archive_path(root: str, name: str) -> str:
     """Path of an archive from its name in the index."""
     return name if is_url(name) or name.startswith("/") else f"{root.rstrip('/')}/{name}"
 
@@ -142,7 +142,7 @@ def index_archive(archive: Archive, known: str | None = None) -> Found:
         error = e if isinstance(e, UnreadableUnit) else UnreadableUnit("io", archive.path, type(e).__name__)
         reason = "missing" if isinstance(e, MissingFile) else error.reason
         return Found(archive.name, "", SCHEMA.empty_table(), (Refused(archive.name, "", reason, error.detail),))
-    rows, refused = _sorted_out(archive, directory.members, directory.end)
+    rows, refused = _sort_members(archive, directory.members, directory.end)
     return Found(archive.name, state, _table(archive.name, rows), tuple(refused))
 
 
@@ -160,14 +160,14 @@ class _Patch(NamedTuple):
     y: int
 
 
-def _sorted_out(archive: Archive, members: Sequence[Member], end: int) -> tuple[list[_Patch], list[Refused]]:
+def _sort_members(archive: Archive, members: Sequence[Member], end: int) -> tuple[list[_Patch], list[Refused]]:
     wanted = None if archive.wanted is None else set(archive.wanted)
     last = {member.name: number for number, member in enumerate(members)}
     patches, refused, others = list[_Patch](), list[Refused](), list[str]()
     for number, member in enumerate(members):
         if wanted is not None and member.name not in wanted:
             continue
-        found = _judged(member, end, replaced=last[member.name] != number)
+        found = _check_member(member, end, replaced=last[member.name] != number)
         if isinstance(found, _Patch):
             patches.append(found)
         elif found.reason == OTHER:
@@ -181,7 +181,7 @@ def _sorted_out(archive: Archive, members: Sequence[Member], end: int) -> tuple[
     return patches, refused
 
 
-def _judged(member: Member, end: int, *, replaced: bool) -> _Patch | Fault:
+def _check_member(member: Member, end: int, *, replaced: bool) -> _Patch | Fault:
     if unsafe(member.name):
         backslash = "a backslash in the name, which zip forbids: pack the archive again" if "\\" in member.name else ""
         return Fault("name", backslash or "the name leads out of the archive")
@@ -224,7 +224,7 @@ class PatchIndex:
     @classmethod
     def open(cls, path: str) -> PatchIndex:
         """The index at `path`. MissingFile if there is none; UserError for another file or a newer version."""
-        file = _opened(path)
+        file = _open_sealed(path)
         version = file.meta.get("schema_version", "0")
         if version.isdecimal() and int(version) > SCHEMA_VERSION:
             message = "the patch index was written by a newer version"
@@ -240,10 +240,10 @@ class PatchIndex:
 
     def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """Its rows in order, some 10^5 at a time; archives as a dictionary."""
-        yield from _opened(self.path, ("archive",)).tables(columns)
+        yield from _open_sealed(self.path, ("archive",)).tables(columns)
 
 
-def _opened(path: str, dictionaries: Sequence[str] = ()) -> SealedFile:
+def _open_sealed(path: str, dictionaries: Sequence[str] = ()) -> SealedFile:
     folder, _, name = path.rpartition("/")
     try:
         return Storage.of(folder or ".").read_local(

@@ -103,7 +103,7 @@ def index_one(job: Job) -> Found:
     return index_archive(*job)
 
 
-def lost(job: Job, error: Exception) -> Found:
+def report_death(job: Job, error: Exception) -> Found:
     """The outcome of an archive on which the indexing process died."""
     line = Refused(job[0].name, "", "died", f"reading it {error}")
     return Found(job[0].name, "", SCHEMA.empty_table(), (line,))
@@ -142,12 +142,12 @@ def _write(parts: _Parts, names: Sequence[str], output: str, root: str) -> None:
     with tempfile.TemporaryDirectory(prefix=".index-", dir=store.root if store.local else None) as scratch:
         path = Path(scratch) / name
         with SealedWriter(str(path), layout) as writer:
-            for table in _regrouped(parts.table(name) for name in names):
+            for table in _regroup(parts.table(name) for name in names):
                 writer.write(table.cast(layout))
         store.put(path, name)
 
 
-def _regrouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+def _regroup(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
     waiting, rows = list[pa.Table](), 0
     for table in tables:
         waiting.append(table)

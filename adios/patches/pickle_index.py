@@ -16,7 +16,7 @@ from typing import Any
 
 from pathray.errors import UserError
 from pathray.urls import public
-from pathray.wsi.backends.source import open_source
+from pathray.wsi.backends.source import read_source
 
 EXPECTED = "a pickled list of (zip_path, [names]): lists, tuples and strings only"
 ALLOWED = (
@@ -36,11 +36,7 @@ def read_pickle_index(path: str) -> list[Entry]:
     MissingFile if there is none; UserError, naming the object, if it holds anything but lists, tuples, strings and
     numbers; UserError, naming the entry, if their structure is another one.
     """
-    source = open_source(path)
-    try:
-        data = source.read_many([(0, source.size)])[0]
-    finally:
-        source.close()
+    data = read_source(path)
     try:
         found = _Restricted(io.BytesIO(data)).load()
     except _Refused as e:
@@ -107,18 +103,18 @@ def _entries(found: Any, path: str) -> list[Entry]:
     entries = []
     for number, entry in enumerate(found):
         if not (isinstance(entry, list | tuple) and len(entry) == 2 and isinstance(entry[0], str)):
-            raise UserError("not an entry", file=path, row=number, found=_shown(entry), expected="(zip_path, [names])")
+            raise UserError("not an entry", file=path, row=number, found=_brief(entry), expected="(zip_path, [names])")
         archive, names = entry
         if not isinstance(names, list | tuple):
-            raise UserError("an entry without a list of names", file=path, row=number, key=archive, found=_shown(names))
+            raise UserError("an entry without a list of names", file=path, row=number, key=archive, found=_brief(names))
         for name in names:
             if not isinstance(name, str):
-                raise UserError("not a member's name", file=path, row=number, key=archive, found=_shown(name))
+                raise UserError("not a member's name", file=path, row=number, key=archive, found=_brief(name))
         entries.append((archive, list(names)))
     return entries
 
 
-def _shown(value: Any) -> str:
+def _brief(value: Any) -> str:
     """A short description of an invalid value, however deep it is nested."""
     if isinstance(value, list | tuple):
         return f"{type(value).__name__} of {len(value)}"

@@ -163,7 +163,7 @@ def _tissue(row: dict[str, Any], stride: int) -> TissueMap:
     width, height = row["wsi_level0_width"], row["wsi_level0_height"]
     if not row["mask_path"]:
         path, mpp0 = slide_file_of(row["wsi_path"]), row["wsi_level0_spacing_mpp"]
-        mask = kept_mask(path, row["backend"], mpp0, partial(_computed, path, row["backend"], mpp0))
+        mask = kept_mask(path, row["backend"], mpp0, partial(_compute_mask, path, row["backend"], mpp0))
         rows, columns = mask.shape
         return TissueMap.of(mask > 0, np.linspace(0, width, columns + 1), np.linspace(0, height, rows + 1))
     reader = open_mask(row["mask_path"])
@@ -173,7 +173,7 @@ def _tissue(row: dict[str, Any], stride: int) -> TissueMap:
         reader.close()
 
 
-def _computed(path: str, backend: str, mpp0: float) -> Mask:
+def _compute_mask(path: str, backend: str, mpp0: float) -> Mask:
     reader = open_slide(path, backend=backend)
     try:
         return tissue_mask(reader, mpp0)
@@ -192,13 +192,13 @@ def mask_map(reader: SlideReader, width: int, height: int, stride: int) -> Tissu
     level = max(serving, key=lambda i: scales[i]) if serving else int(np.argmin(scales))
     mask_width, mask_height = reader.level_shapes[level]
     factor = max(1, int(stride / CELLS_PER_STRIDE / scales[level]))
-    share = reduced(lambda y, h: reader.read_level(level, 0, y, mask_width, h), mask_width, mask_height, factor)
+    share = reduce_mask(lambda y, h: reader.read_level(level, 0, y, mask_width, h), mask_width, mask_height, factor)
     edges_x = np.minimum(np.arange(share.shape[1] + 1) * factor, mask_width) * (width / mask_width)
     edges_y = np.minimum(np.arange(share.shape[0] + 1) * factor, mask_height) * (height / mask_height)
     return TissueMap.of(share, edges_x, edges_y)
 
 
-def reduced(
+def reduce_mask(
     read: Callable[[int, int], npt.NDArray[np.uint8]],
     width: int,
     height: int,

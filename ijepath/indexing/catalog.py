@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from ijepath.indexing.manifest import folder_of, resolve
 from ijepath.profile import CATALOG_FIELDS, Profile, profile_from_dict
 from pathray.errors import MissingFile, UserError
-from pathray.store.records import check_seal, parsed
+from pathray.store.records import check_seal, parse_record
 from pathray.store.storage import Storage, digest_of
 
 SCHEMA_VERSION = 1
@@ -116,10 +116,10 @@ class Catalog:
         """The catalog's rows in order, `batch_size` at a time; memory stays at one row group."""
         store = Storage.of(folder_of(self.path))
         for shard in self.manifest["anchor_shards"]:
-            file = store.read_local(shard["path"], partial(self._sound, shard=shard))
+            file = store.read_local(shard["path"], partial(self._open_shard, shard=shard))
             yield from file.iter_batches(batch_size, columns=list(columns) if columns else None)
 
-    def _sound(self, local: Path, shard: Mapping[str, Any]) -> pq.ParquetFile:
+    def _open_shard(self, local: Path, shard: Mapping[str, Any]) -> pq.ParquetFile:
         """Open a shard. UserError if its digest changed."""
         if (found := digest_of(local)) != shard["sha256"]:
             file, expected = resolve(shard["path"], folder_of(self.path)), shard["sha256"]
@@ -128,7 +128,7 @@ class Catalog:
 
 
 def _parse(data: bytes, path: str) -> dict[str, Any]:
-    manifest = parsed(data, path, "anchor catalog manifest")
+    manifest = parse_record(data, path, "anchor catalog manifest")
     version = manifest.get("schema_version")
     if isinstance(version, int) and version > SCHEMA_VERSION:
         message = "the anchor catalog was written by a newer version"
@@ -139,7 +139,7 @@ def _parse(data: bytes, path: str) -> dict[str, Any]:
     return manifest
 
 
-def stale_because(path: str, profile: Profile, slide_index: str, sampling_stratum_key: str = STRATUM_KEY) -> str:
+def stale_reason(path: str, profile: Profile, slide_index: str, sampling_stratum_key: str = STRATUM_KEY) -> str:
     """Why the catalog at `path` must be built (again) for this profile and slide index; "" if it is current."""
     try:
         catalog = Catalog.open(path)
@@ -161,7 +161,7 @@ def stale_because(path: str, profile: Profile, slide_index: str, sampling_stratu
 
 def is_current(path: str, profile: Profile, slide_index: str, sampling_stratum_key: str = STRATUM_KEY) -> bool:
     """Whether a build from these inputs would write the catalog at `path`."""
-    return not stale_because(path, profile, slide_index, sampling_stratum_key)
+    return not stale_reason(path, profile, slide_index, sampling_stratum_key)
 
 
 def file_sha256(path: str) -> str:

@@ -36,7 +36,7 @@ from ijepath.indexing.catalog import (
 from ijepath.indexing.manifest import folder_of
 from ijepath.profile import Profile
 from pathray.errors import UserError
-from pathray.store.records import sealed, text
+from pathray.store.records import add_seal, text
 from pathray.store.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -160,7 +160,7 @@ class CatalogWriter:
             "anchor_shards": self.shards,
             **extra,
         }
-        manifest = sealed(manifest)
+        manifest = add_seal(manifest)
         self._store.write_bytes(self._name, text(manifest))
         self._clear()
         return manifest
@@ -196,7 +196,7 @@ class CatalogWriter:
     def _clear(self) -> None:
         """Remove the shards that no manifest names. The catalog is valid even if this fails."""
         try:
-            named = self._named()
+            named = self._shards_in_use()
             for name in self._store.list(SHARD_FOLDER):
                 path = f"{SHARD_FOLDER}/{name}"
                 if name.startswith("part-") and name.endswith(".parquet") and path not in named:
@@ -204,7 +204,7 @@ class CatalogWriter:
         except UserError as e:  # includes StorageError
             log.warning("could not remove shards of an older catalog: %s", e)
 
-    def _named(self) -> set[str]:
+    def _shards_in_use(self) -> set[str]:
         """Shards of this catalog, and of catalogs of other profiles whose manifests are in the same folder."""
         named = {shard["path"] for shard in self.shards}
         for name in self._store.list():

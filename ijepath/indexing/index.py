@@ -111,10 +111,10 @@ def failed_row(row: ManifestRow, error: str) -> Row:
 
 
 def _blank(row: ManifestRow) -> Row:
-    return dict.fromkeys(COLUMNS) | _named(row)
+    return dict.fromkeys(COLUMNS) | _manifest_columns(row)
 
 
-def _named(row: ManifestRow) -> Row:
+def _manifest_columns(row: ManifestRow) -> Row:
     return {"slide_id": row.slide_id, "wsi_path": row.wsi_path, "mask_path": row.mask_path} | row.metadata
 
 
@@ -211,21 +211,21 @@ class SlideIndex:
         return tuple(row for row in self.rows if row["status"] != "ok")
 
 
-def as_begun(index: SlideIndex, begun: Iterable[Row]) -> SlideIndex:
+def keep_first_results(index: SlideIndex, begun: Iterable[Row]) -> SlideIndex:
     """`index` for a resumed run that started with the rows `begun`: the set of its slides is fixed.
 
     A slide that failed then, or fails now, keeps its values of then; its paths and metadata are the current ones.
     """
-    before = dict(_each(begun))
+    before = dict(_by_occurrence(begun))
     rows = []
-    for key, row in _each(index.rows):
+    for key, row in _by_occurrence(index.rows):
         old = before.get(key, row)
         settled = row["status"] == old["status"] == "ok"
         rows.append(row if settled else row | {c: old[c] for c in PROBED})
     return replace(index, rows=tuple(rows))
 
 
-def _each(rows: Iterable[Row]) -> Iterator[tuple[tuple[str, int], Row]]:
+def _by_occurrence(rows: Iterable[Row]) -> Iterator[tuple[tuple[str, int], Row]]:
     """Rows by (slide_id, occurrence): a manifest may repeat an id."""
     seen: Counter[str] = Counter()
     for row in rows:
@@ -272,11 +272,11 @@ def is_current(path: str, manifest: Manifest) -> bool:
         return False
     if index.failed or index.metadata_columns != manifest.metadata_columns or len(index.rows) != len(manifest):
         return False
-    return all(_still(known, row) for known, row in zip(index.rows, manifest, strict=True))
+    return all(_matches(known, row) for known, row in zip(index.rows, manifest, strict=True))
 
 
-def _still(known: Row, row: ManifestRow) -> bool:
-    if row.error or any(known[k] != v for k, v in _named(row).items()):
+def _matches(known: Row, row: ManifestRow) -> bool:
+    if row.error or any(known[k] != v for k, v in _manifest_columns(row).items()):
         return False
     local = [(c, known[f"{c}_path"]) for c in ("wsi", "mask") if known[f"{c}_path"] and not is_url(known[f"{c}_path"])]
     try:

@@ -172,7 +172,7 @@ class TissueCache:
 
     def _whole(self, slide: SlideReader, mask_path: str, mpp0: float, cells: _Cells) -> Shares:
         if not mask_path:
-            return computed(slide, mpp0, cells.shape)
+            return compute_shares(slide, mpp0, cells.shape)
         return self._read(mask_path, cells, (0, 0), cells.shape)
 
     def _around(self, mask_path: str, key: str, cells: _Cells, box: tuple[int, int, int, int]) -> Shares:
@@ -201,7 +201,7 @@ class TissueCache:
         return shares
 
     def _mask(self, path: str) -> SlideReader:
-        self._here()
+        self._reset_after_fork()
         with self._lock:
             mask = self._masks.get(path)
             if mask is not None:
@@ -233,7 +233,7 @@ class TissueCache:
                 turn.release()
 
     def _get(self, key: tuple[str, int, int]) -> Any:
-        self._here()
+        self._reset_after_fork()
         with self._lock:
             found = self._shares.get(key)
             if found is not None:
@@ -248,7 +248,7 @@ class TissueCache:
             while self._bytes > self.max_bytes and len(self._shares) > 1:
                 self._bytes -= self._shares.popitem(last=False)[1].nbytes
 
-    def _here(self) -> None:
+    def _reset_after_fork(self) -> None:
         if self._pid != os.getpid():
             self._clear()
 
@@ -262,7 +262,7 @@ class TissueCache:
         return TissueCache, (self.cell_um, self.max_bytes, self.max_open)
 
 
-def computed(slide: SlideReader, mpp0: float, shape: tuple[int, int]) -> Shares:
+def compute_shares(slide: SlideReader, mpp0: float, shape: tuple[int, int]) -> Shares:
     """A computed mask, or the one stored on this node, resized to `shape` cells (height, width), 0 or 255."""
     from pathray.wsi.kept_masks import computed_mask
 

@@ -54,14 +54,14 @@ def slides_of(catalog: Catalog) -> Iterator[SlideOverlay]:
         cuts = np.flatnonzero(columns["slide_id"][1:] != columns["slide_id"][:-1]) + 1
         for piece in np.split(np.arange(batch.num_rows), cuts):
             if parts and columns["slide_id"][piece[0]] != parts[-1]["slide_id"][0]:
-                yield _joined(parts)
+                yield _join(parts)
                 parts = []
             parts.append({name: values[piece] for name, values in columns.items()})
     if parts:
-        yield _joined(parts)
+        yield _join(parts)
 
 
-def _joined(parts: list[dict[str, npt.NDArray[Any]]]) -> SlideOverlay:
+def _join(parts: list[dict[str, npt.NDArray[Any]]]) -> SlideOverlay:
     columns = {name: np.concatenate([part[name] for part in parts]) for name in COLUMNS}
     facts = {name: columns[name][0] for name in COLUMNS}
     return SlideOverlay(facts, columns["center_x_level0"], columns["center_y_level0"], columns["tissue_fraction"])

@@ -43,7 +43,7 @@ def colour(target: int) -> str:
     return ACCENTS[target % len(ACCENTS)]
 
 
-def letters(side: float) -> float:
+def font_size(side: float) -> float:
     """Font size in a picture of this side."""
     return max(11.0, side / 42)
 
@@ -68,7 +68,7 @@ def draw_slide(canvas: Canvas, sample: PreviewSample, square: Square, part: int 
             canvas.line([start, (middle[0] + dx * reach * 1.7, middle[1] + dy * reach * 1.7)], ANCHOR, 2)
     canvas.rect(box[0] - 1, box[1] - 1, box[2] + 2, box[2] + 2, outline=ANCHOR, line=2)
     um = float(sample.slide["wsi_level0_spacing_mpp"]) / unit
-    canvas.scale_bar(left + 6, top + h - 6, um, 0.3 * w, size=letters(side))
+    canvas.scale_bar(left + 6, top + h - 6, um, 0.3 * w, size=font_size(side))
 
 
 def draw_context(canvas: Canvas, sample: PreviewSample, square: Square, part: int = ALL) -> None:
@@ -81,7 +81,7 @@ def draw_context(canvas: Canvas, sample: PreviewSample, square: Square, part: in
             canvas.rect(x + start * cell, y + row * cell, (stop - start) * cell, cell, fill=(95, 107, 126, 70))
     canvas.rect(x, y, side, side, outline=ANCHOR, line=2)
     canvas.scale_bar(
-        x + 6, y + side - 6, sample.context_mpp * sample.geometry.context_px / side, 0.35 * side, size=letters(side)
+        x + 6, y + side - 6, sample.context_mpp * sample.geometry.context_px / side, 0.35 * side, size=font_size(side)
     )
 
 
@@ -105,7 +105,7 @@ def draw_boxes(canvas: Canvas, sample: PreviewSample, square: Square, part: int 
         box = x + x0 * unit, y + y0 * unit, (x1 - x0) * unit, (y1 - y0) * unit
         canvas.rect(*box, fill=faded(colour(k), 0.06), outline=colour(k), line=max(2.0, side / 150))
         canvas.badge(box[0] + side / 26, box[1] + side / 26, str(k + 1), colour(k), side / 34)
-    canvas.scale_bar(x + 6, y + side - 6, sample.context_mpp / unit, 0.35 * side, size=letters(side))
+    canvas.scale_bar(x + 6, y + side - 6, sample.context_mpp / unit, 0.35 * side, size=font_size(side))
 
 
 def draw_targets(canvas: Canvas, sample: PreviewSample, square: Square, part: int = ALL) -> None:
@@ -125,7 +125,7 @@ def draw_targets(canvas: Canvas, sample: PreviewSample, square: Square, part: in
         canvas.rect(left, top, w, h, outline=colour(k), line=max(2.0, side / 110))
         canvas.badge(left + side / 24, top + side / 24, str(k + 1), colour(k), side / 34)
         if k == 0:
-            canvas.scale_bar(left + 6, top + h - 6, sample.target_mpp * width / w, 0.6 * w, size=letters(side))
+            canvas.scale_bar(left + 6, top + h - 6, sample.target_mpp * width / w, 0.6 * w, size=font_size(side))
 
 
 def draw_tokens(canvas: Canvas, sample: PreviewSample, square: Square, part: int = ALL) -> None:
@@ -158,7 +158,7 @@ def draw_tokens(canvas: Canvas, sample: PreviewSample, square: Square, part: int
         )
 
 
-def token_legend(
+def draw_legend(
     canvas: Canvas, x: float, y: float, width: float, size: float, rows: Sequence[tuple[str, str]] = LEGEND
 ) -> float:
     """Draw the legend of C, R, T and the veil; returns the y below it."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from io import BytesIO
 
-from ijepath.pictures.panels import ALL, LEGEND, STEPS, Step, draw_tokens, token_legend
+from ijepath.pictures.panels import ALL, LEGEND, STEPS, Step, draw_legend, draw_tokens
 from ijepath.pictures.sample import PreviewSample
 from ijepath.pictures.scheme import PARTS, draw_scheme
 from pathray.draw.canvas import CARD, FAINT, INK, MUTED, Canvas, Picture
@@ -78,7 +78,7 @@ def draw_zoom(sample: PreviewSample, scale: float = 1.0) -> Picture:
         canvas.text(x, y + side + 42, facts, 15, MUTED)
         for column in (0, 1) if step.draw is draw_tokens else ():
             rows = LEGEND[2 * column : 2 * column + 2]
-            token_legend(canvas, x + column * side / 2, y + side + 70, side / 2 - 10, 13, rows)
+            draw_legend(canvas, x + column * side / 2, y + side + 70, side / 2 - 10, 13, rows)
     return canvas.finished()
 
 
@@ -149,6 +149,6 @@ def _aside(canvas: Canvas, sample: PreviewSample, step: Step, x: float, y: float
         canvas.text(x, y + 14, value, 14, INK, bold=True)
         y += 39
     if step.draw is draw_tokens:
-        token_legend(canvas, x, y + 6, width, 10.5)
+        draw_legend(canvas, x, y + 6, width, 10.5)
     else:
         canvas.paragraph(x, y + 8, step.caption(sample), 12, width)

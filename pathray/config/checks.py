@@ -12,42 +12,50 @@ from pathray.errors import UserError
 ACCELERATORS = ("auto", "cpu", "cuda", "xla")
 
 
-def one_of(config: object, section: str, **choices: tuple[str, ...]) -> None:
+def check_one_of(config: object, section: str, **choices: tuple[str, ...]) -> None:
     for key, names in choices.items():
         if getattr(config, key) not in names:
             _fail("unknown choice", section, key, getattr(config, key), " | ".join(names))
 
 
-def positive(config: object, section: str, *keys: str) -> None:
+def check_positive(config: object, section: str, *keys: str) -> None:
     for key in keys:
         value = getattr(config, key)
         if value is not None and not (math.isfinite(value) and value > 0):
             _fail("the value must be > 0", section, key, value, "> 0")
 
 
-def at_least(config: object, section: str, low: float, *keys: str) -> None:
+def check_at_least(config: object, section: str, low: float, *keys: str) -> None:
     for key in keys:
         value = getattr(config, key)
         if not (math.isfinite(value) and value >= low):
             _fail(f"the value must be >= {low:g}", section, key, value, f">= {low}")
 
 
-def between(config: object, section: str, low: float, high: float, *keys: str) -> None:
+def check_between(config: object, section: str, low: float, high: float, *keys: str) -> None:
     for key in keys:
         if not low <= getattr(config, key) <= high:
             _fail("the value is out of range", section, key, getattr(config, key), f"between {low} and {high}")
 
 
-def ordered(config: object, section: str, low: str, high: str) -> None:
+def check_ordered(config: object, section: str, low: str, high: str) -> None:
     if getattr(config, low) > getattr(config, high):
         _fail(f"must not exceed {section}.{high}", section, low, getattr(config, low), f"<= {getattr(config, high)}")
 
 
-def low_high(config: object, section: str, *keys: str) -> None:
+def check_range(config: object, section: str, *keys: str) -> None:
     for key in keys:
         pair = getattr(config, key)
         if len(pair) != 2 or not 0 < pair[0] <= pair[1]:
             _fail("the value must be [low, high]", section, key, pair, "0 < low <= high")
+
+
+def check_rgb(config: object, section: str) -> None:
+    """UserError unless `mean` and `std` are None or have a value for each colour, and std > 0."""
+    for key in ("mean", "std"):
+        values = getattr(config, key)
+        if values is not None and (len(values) != 3 or (key == "std" and min(values) <= 0)):
+            _fail("one value per colour is required", section, key, values, "3 numbers, std > 0")
 
 
 def check_accelerator(name: str, key: str) -> None:

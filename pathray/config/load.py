@@ -23,7 +23,7 @@ from omegaconf import MISSING, OmegaConf
 from pathray.config.files import read_config_file
 from pathray.config.tree import COMMAND_LINE, ConfigTree
 from pathray.errors import MissingFile, UserError
-from pathray.fingerprint import ABSENT, differing, fingerprint, flatten, placement
+from pathray.fingerprint import ABSENT, fingerprint, flatten, list_differences, placement
 from pathray.store.storage import check_regular
 
 __all__ = [
@@ -31,7 +31,7 @@ __all__ = [
     "MISSING",
     "Group",
     "Loaded",
-    "differing",
+    "list_differences",
     "fingerprint",
     "flatten",
     "is_set",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from pathray.config.checks import at_least, between, check_accelerator, one_of, positive
+from pathray.config.checks import check_accelerator, check_at_least, check_between, check_one_of, check_positive
 from pathray.errors import UserError
 from pathray.fingerprint import placement
 
@@ -29,10 +29,10 @@ class DecodeConfig:
     max_stalled_reads: int = placement(16)  # slow reads among the newest 1,024 that end the run when exceeded
 
     def __post_init__(self) -> None:
-        positive(self, "data", "threads", "ahead", "ahead_mb", "read_timeout_s")
-        at_least(self, "data", 0, "max_stalled_reads")
-        between(self, "data", 0, 1, "max_corrupt_fraction")
-        one_of(self, "data", decode_on=("worker", "cluster"))
+        check_positive(self, "data", "threads", "ahead", "ahead_mb", "read_timeout_s")
+        check_at_least(self, "data", 0, "max_stalled_reads")
+        check_between(self, "data", 0, 1, "max_corrupt_fraction")
+        check_one_of(self, "data", decode_on=("worker", "cluster"))
 
 
 @dataclass
@@ -43,7 +43,7 @@ class StreamConfig(DecodeConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, "data", "stream_batch_size")
+        check_positive(self, "data", "stream_batch_size")
 
 
 @dataclass
@@ -55,8 +55,8 @@ class StepConfig:
     deterministic: bool = placement(False)  # reproducible kernels on a GPU, slower: bit-equal on resume there, too
 
     def check_steps(self, section: str) -> None:
-        positive(self, section, "max_bad_steps")
-        one_of(self, section, grad_sync=GRAD_SYNC)
+        check_positive(self, section, "max_bad_steps")
+        check_one_of(self, section, grad_sync=GRAD_SYNC)
 
 
 @dataclass
@@ -67,7 +67,7 @@ class LoggingConfig:
     mlflow: bool = True
     tracking_uri: str | None = None  # None: SQLite next to the run's other outputs
     experiment: str = "pathray"
-    mlflow_parent: str | None = None  # id of the MLflow run that this one is a part of: a sweep's
+    mlflow_parent: str | None = None  # id of the MLflow run that this run belongs to, such as a sweep
 
     def __post_init__(self) -> None:
         if not self.write_tag or "/" in self.write_tag:
@@ -77,14 +77,14 @@ class LoggingConfig:
 @dataclass
 class CheckpointConfig:
     resume: str = "auto"  # auto: from the newest committed checkpoint of the run, if any | never | a checkpoint's path
-    latest_minutes: float = 10.0  # between two <write_tag>-latest; 0: not by time
-    latest_every: int | None = None  # and images between them; None: by time alone
+    latest_minutes: float = 10.0  # minutes between two <write_tag>-latest; 0: not by time
+    latest_every: int | None = None  # images between two; None: by time alone
     keep_last_n: int = 2
     resume_changes: list[str] = field(default_factory=list)  # identity keys that may differ from the checkpoint's
 
     def __post_init__(self) -> None:
-        positive(self, "checkpoint", "keep_last_n", "latest_every")
-        at_least(self, "checkpoint", 0, "latest_minutes")
+        check_positive(self, "checkpoint", "keep_last_n", "latest_every")
+        check_at_least(self, "checkpoint", 0, "latest_minutes")
 
 
 @dataclass
@@ -97,12 +97,12 @@ class ScalingConfig:
     gpus_per_worker: float = placement(1.0)
     resources_per_worker: dict[str, float] = placement(default_factory=dict)
     threads_per_worker: int = placement(0)
-    tpu_type: str | None = placement(None)  # several TPU hosts: what kind of slice they are, TPU-V5P say
-    tpu_topology: str | None = placement(None)  # and its shape, 2x2x2 say
-    max_failures: int = placement(3)  # restarts of the workers before training has got further than it was
+    tpu_type: str | None = placement(None)  # type of slice for several TPU hosts, such as TPU-V5P
+    tpu_topology: str | None = placement(None)  # shape of that slice, such as 2x2x2
+    max_failures: int = placement(3)  # restarts of the workers without progress in between
     preemption_check_steps: int = placement(0)
     collective_timeout_s: int = placement(1800)
-    autoscaling: bool = placement(False)  # the cluster may grow to what is asked for: do not check it beforehand
+    autoscaling: bool = placement(False)  # the cluster may grow on demand: do not check its size at the start
 
     def __post_init__(self) -> None:
         if self.workers < 0:

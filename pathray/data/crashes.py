@@ -35,8 +35,8 @@ from typing import Any
 from pathray.data.plan import Plan
 from pathray.data.units import Batch, UnitReader
 from pathray.errors import UnreadableUnit
-from pathray.store.records import check_seal, parsed, sealed, text
 from pathray.store.outages import through_outages
+from pathray.store.records import add_seal, check_seal, parse_record, text
 from pathray.store.storage import Storage, digest_bytes
 
 log = logging.getLogger(__name__)
@@ -223,7 +223,7 @@ def noted(run: str) -> list[dict[str, Any]]:
     store = Storage.of(run).at(FOLDER)
     notes = []
     for name in (n for n in store.list() if n.endswith(".json")):
-        note = parsed(store.read_bytes(name), store.join(name), "note of a crash")
+        note = parse_record(store.read_bytes(name), store.join(name), "note of a crash")
         check_seal(note, store.join(name), "note of a crash", frozenset())
         notes.append(note)
     return notes
@@ -267,5 +267,5 @@ def _in_flight(slots: bytes, trace: str) -> list[dict[str, int]]:
 def _note(run: str, name: str, plan: str, units: list[dict[str, int]], trace: str) -> None:
     what = _SIGNAL.search(trace)
     log.warning("a process ended while it read %s:\n%s", json.dumps(units), trace.strip())
-    note = sealed({"plan": plan, "units": units, "signal": what[1] if what else "", "trace": trace[:4000]})
+    note = add_seal({"plan": plan, "units": units, "signal": what[1] if what else "", "trace": trace[:4000]})
     Storage.of(run).at(FOLDER).write_bytes(f"{name}.json", text(note))

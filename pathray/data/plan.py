@@ -27,7 +27,7 @@ import pyarrow as pa
 
 from pathray.errors import MissingFile, UserError
 from pathray.store.described import publish_described
-from pathray.store.records import parsed
+from pathray.store.records import parse_record
 from pathray.store.storage import Storage, digest_bytes, fetch_cached
 
 SCHEMA_VERSION = 1
@@ -225,7 +225,7 @@ def _fetched(url: str) -> Path:
 
 def _described(text: bytes, where: str) -> dict[str, Any]:
     """The description of a plan, unaltered. UserError for damage and for a newer version."""
-    description = parsed(text, where, "description of a plan")
+    description = parse_record(text, where, "description of a plan")
     version = description.get("schema_version")
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise UserError("the plan was written by a newer version", file=where, found=version, expected=SCHEMA_VERSION)

@@ -122,7 +122,7 @@ def micro_batches(rows: Rows, micro: int) -> Iterator[Rows]:
         yield {name: values[first:last] for name, values in rows.items()}
 
 
-def asserted(
+def check_positions(
     batches: Iterable[dict[str, Any]], start: int, global_batch: int, rank: int, world: int, micro: int
 ) -> Iterator[dict[str, Any]]:
     """Pass batches (of rows, or decoded) through, asserting that each has exactly the next positions of this rank."""

@@ -115,7 +115,7 @@ def read_manifest(path: str, *, root: str = "") -> Patches:
     subset = table.get("subset", [IN_DOMAIN] * len(images))
     for row, value in enumerate(subset):
         if own and value.upper() not in (IN_DOMAIN, OUT_OF_DOMAIN):
-            raise sheet.refused("no such subset", row, "subset", "ID | OOD")
+            raise sheet.cell_error("no such subset", row, "subset", "ID | OOD")
     patches = Patches(
         path,
         tuple(_below(path, root, image) for image in images),

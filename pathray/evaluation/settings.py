@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
-from pathray.config.checks import at_least, one_of, positive
+from pathray.config.checks import check_at_least, check_one_of, check_positive
 from pathray.errors import UserError
 from pathray.evaluation.early_stopping import EarlyStopping, metric_key
 from pathray.evaluation.plugins import EVALUATORS, load_evaluator
@@ -34,11 +34,11 @@ class ExecutionConfig:
 
     def __post_init__(self) -> None:
         section = "tuning.execution"
-        one_of(self, section, mode=("async", "sync"), coalesce_policy=("newest",))
-        positive(self, section, "max_pending_jobs", "keep_last_n_snapshots", "cpus")
-        at_least(self, section, 0, "max_retries")
+        check_one_of(self, section, mode=("async", "sync"), coalesce_policy=("newest",))
+        check_positive(self, section, "max_pending_jobs", "keep_last_n_snapshots", "cpus")
+        check_at_least(self, section, 0, "max_retries")
         if self.gpus is not None:
-            at_least(self, section, 0, "gpus")
+            check_at_least(self, section, 0, "gpus")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             expected = "auto | cpu | cuda:<id>"
             raise UserError("no such device", key=f"{section}.device", found=self.device, expected=expected)
@@ -62,7 +62,7 @@ class EveryConfig:
     every_n_evals: int = 1
 
     def __post_init__(self) -> None:
-        at_least(self, "tuning.plugins[*].metric", 0, "every_n_evals")
+        check_at_least(self, "tuning.plugins[*].metric", 0, "every_n_evals")
 
 
 @dataclass
@@ -88,9 +88,9 @@ class PluginConfig:
         section = "tuning.plugins[*]"
         if self.name not in EVALUATORS:
             load_evaluator(self.name)  # raises, with the nearest right name
-        one_of(self, section, features=("mean", "cls", "cls+mean"), embedding=("pca", "umap", "none"))
-        at_least(self, section, 1, "feature_num_workers")
-        positive(self, section, "feature_batch_size", "feature_prefetch_factor")
+        check_one_of(self, section, features=("mean", "cls", "cls+mean"), embedding=("pca", "umap", "none"))
+        check_at_least(self, section, 1, "feature_num_workers")
+        check_positive(self, section, "feature_batch_size", "feature_prefetch_factor")
 
     @property
     def cadences(self) -> dict[str, int]:
@@ -107,7 +107,7 @@ class SelectionConfig:
     mode: str = "max"  # max for ri, apd (0 is best, negative is worse) and clustering_score alike
 
     def __post_init__(self) -> None:
-        one_of(self, "tuning.early_stopping.selection", mode=("min", "max"))
+        check_one_of(self, "tuning.early_stopping.selection", mode=("min", "max"))
 
     @property
     def key(self) -> str:
@@ -125,7 +125,7 @@ class EarlyStoppingConfig:
     save_best_checkpoint: bool = True
 
     def __post_init__(self) -> None:
-        positive(self, "tuning.early_stopping", "patience_evals", "min_evals")
+        check_positive(self, "tuning.early_stopping", "patience_evals", "min_evals")
 
     def rule(self) -> EarlyStopping:
         """UserError for a direction that would pick the worst."""
@@ -142,11 +142,11 @@ class TuningConfig:
     early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
 
     def __post_init__(self) -> None:
-        positive(self, "tuning", "tune_every")
+        check_positive(self, "tuning", "tune_every")
         if self.enable:
             self.check()
 
-    def located(self, absolute: Callable[[str | None], str | None]) -> TuningConfig:
+    def map_paths(self, absolute: Callable[[str | None], str | None]) -> TuningConfig:
         """With the paths of all datasets made absolute: an evaluator runs in another folder than the command."""
         plugins = []
         for plugin in self.plugins:

@@ -23,7 +23,7 @@ from pathray.features.inference import PixelBatch, Size, encode_batches, read_ah
 from pathray.features.tables import FEATURES, feature_column, feature_type, write_table
 from pathray.files.images import ImageError, open_image, rgb_of
 from pathray.urls import public
-from pathray.wsi.backends.source import open_source
+from pathray.wsi.backends.source import read_source
 from pathray.wsi.resize import resize
 
 if TYPE_CHECKING:
@@ -106,11 +106,7 @@ def extract_images(
 def read_image(path: str) -> Pixels:
     """An image file (path or URL) as uint8 ``[h, w, 3]``; transparent parts become white, grey is repeated, orientation
     tags are ignored. Raises MissingFile, UserError, UnreadableUnit (``decode``)."""
-    source = open_source(path)
-    try:
-        data = source.read_many([(0, source.size)])[0]
-    finally:
-        source.close()
+    data = read_source(path)
     try:
         with open_image(data) as image:
             return rgb_of(image)

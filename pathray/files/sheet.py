@@ -67,9 +67,9 @@ class Sheet:
             cells = pc.utf8_trim_whitespace(pc.fill_null(self.table[name].cast(pa.string()), "")).to_pylist()
         except (pa.ArrowException, UnicodeDecodeError) as e:
             row = next((i for i, cell in enumerate(self.table[name].to_pylist()) if not _is_text(cell)), 0)
-            raise self.refused("not text", row, name, "text in UTF-8, or numbers") from e
+            raise self.cell_error("not text", row, name, "text in UTF-8, or numbers") from e
         if not may_be_empty and "" in cells:
-            raise self.refused("an empty cell", cells.index(""), name, "a value")
+            raise self.cell_error("an empty cell", cells.index(""), name, "a value")
         return [str(cell) for cell in cells]
 
     def numbers(self, name: str, message: str = "not a number", expected: str = "a number") -> Floats:
@@ -79,10 +79,10 @@ class Sheet:
             cell = self.table[name][int(bad[0])].as_py()
             comma = isinstance(cell, str) and "," in cell and plain_number(cell.replace(",", ".")) is not None
             hint = " with a decimal point" if comma else ""
-            raise self.refused(message, int(bad[0]), name, f"{expected}{hint}")
+            raise self.cell_error(message, int(bad[0]), name, f"{expected}{hint}")
         return values
 
-    def refused(self, message: str, i: int, name: str, expected: str) -> UserError:
+    def cell_error(self, message: str, i: int, name: str, expected: str) -> UserError:
         """A UserError that shows the cell in row `i` of column `name`."""
         cell = self.table[name][i].as_py()
         empty = cell is None or (isinstance(cell, str) and not cell.strip())

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pathray.data import crashes
 from pathray.data.plan import Plan
 from pathray.errors import UserError
-from pathray.fingerprint import differing
+from pathray.fingerprint import list_differences
 from pathray.run.layout import CHECKPOINTS
 from pathray.store import checkpoint
 from pathray.store.committed import Committed, read_committed
@@ -59,7 +59,7 @@ def _allowing(changes: Sequence[str], found: Committed, identity: Mapping[str, A
     if not changes or "identity" not in found.meta:
         return found.meta
     then, now = dict(found.meta["identity"]["values"]), identity["values"]
-    for key, old, new in differing(then, now):
+    for key, old, new in list_differences(then, now):
         if any(key == change or key.startswith((f"{change}.", f"{change}[")) for change in changes):
             log.info("%s: %r in the checkpoint %s, %r from here on", key, old, found.path, new)
             then.pop(key, None)

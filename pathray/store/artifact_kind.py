@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pathray.errors import MissingFile, UserError
 from pathray.store.described import publish_described
-from pathray.store.records import SEAL, check_seal, parsed, sealed, text
+from pathray.store.records import SEAL, add_seal, check_seal, parse_record, text
 from pathray.store.storage import Storage, digest_of
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class ArtifactKind(Generic[Module]):
         except (MissingFile, NotADirectoryError) as e:
             expected = f"a folder with {self.file}, as a run exports it"
             raise MissingFile(f"no {self.name} here", file=folder, expected=expected) from e
-        description = parsed(data, where, kind)
+        description = parse_record(data, where, kind)
         found = description.get("schema_version")
         if isinstance(found, int) and found > SCHEMA_VERSION:
             raise UserError("written by a newer version", file=where, found=found, expected=f"at most {SCHEMA_VERSION}")
@@ -126,7 +126,7 @@ class ArtifactKind(Generic[Module]):
     def _description(self, own: Mapping[str, Any], provenance: Mapping[str, Any], sha256: str) -> dict[str, Any]:
         assert own.keys() == self.keys, sorted(own.keys() ^ self.keys)
         shared = {"schema_version": SCHEMA_VERSION, "sha256": sha256, "provenance": dict(provenance)}
-        return sealed({**own, **shared})
+        return add_seal({**own, **shared})
 
 
 def read_weights(store: Storage, sha256: str) -> dict[str, Tensor]:

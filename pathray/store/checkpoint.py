@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pathray.errors import UserError
-from pathray.fingerprint import differing
+from pathray.fingerprint import list_differences
 from pathray.store.committed import (
     COMMITTED,
     Committed,
@@ -101,7 +101,7 @@ def check_identity(meta: Mapping[str, Any], identity: Mapping[str, Any]) -> None
     """UserError naming every key in which the checkpoint's identity differs from this run's, with both values."""
     if "identity" not in meta:
         raise UserError("the checkpoint does not say which run it belongs to", key="identity")
-    rows = differing(meta["identity"], identity)
+    rows = list_differences(meta["identity"], identity)
     if rows:
         more = f" and {len(rows) - NAMED_AT_MOST} more" if len(rows) > NAMED_AT_MOST else ""
         text = "; ".join(f"{key}: {old!r} in the checkpoint, {new!r} now" for key, old, new in rows[:NAMED_AT_MOST])

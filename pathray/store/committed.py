@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pathray.errors import MissingFile, UserError, explain
-from pathray.store.records import check_seal, parsed, sealed, text
+from pathray.store.records import add_seal, check_seal, parse_record, text
 from pathray.store.storage import Storage, StorageError, digest_bytes, digest_of, fsync, storage_error
 
 log = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ class CommittedWriter:
             fsync(Path(self.storage.root))
         created = time.time()
         record = {"schema_version": SCHEMA_VERSION, "name": self.name, "created": created}
-        self.storage.write_bytes(COMMITTED, text(sealed({**record, "files": self.files, "meta": self.meta})))
+        self.storage.write_bytes(COMMITTED, text(add_seal({**record, "files": self.files, "meta": self.meta})))
         return Committed(self.path, self.name, created, self.files, self.meta)
 
     def _register(self, name: str, path: Path) -> None:
@@ -163,7 +163,7 @@ def read_committed(path: str) -> Committed:
     except (MissingFile, NotADirectoryError) as e:
         raise MissingFile("not a committed directory", file=path, expected=COMMITTED) from e
     where = storage.join(COMMITTED)
-    record = parsed(data, where, "record of a committed directory", REMEDY)
+    record = parse_record(data, where, "record of a committed directory", REMEDY)
     version = record.get("schema_version")
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise UserError("written by a newer version", file=where, found=version, expected=f"at most {SCHEMA_VERSION}")

@@ -15,7 +15,7 @@ from pathray.store.storage import digest_bytes
 SEAL = "digest"
 
 
-def parsed(data: bytes, where: str, what: str, remedy: str | None = None) -> dict[str, Any]:
+def parse_record(data: bytes, where: str, what: str, remedy: str | None = None) -> dict[str, Any]:
     """The JSON object in `data`. UserError naming the file `where` if there is none.
 
     `what` describes the file; `remedy` is what the error gives as expected.
@@ -30,7 +30,7 @@ def parsed(data: bytes, where: str, what: str, remedy: str | None = None) -> dic
     return record
 
 
-def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+def add_seal(record: Mapping[str, Any]) -> dict[str, Any]:
     """The record with its own digest added. Values must be plain, as returned by `json.loads`."""
     assert SEAL not in record
     return {**record, SEAL: digest(record)}

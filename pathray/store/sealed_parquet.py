@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pathray.errors import UserError
-from pathray.store.records import check_seal, parsed, sealed
+from pathray.store.records import add_seal, check_seal, parse_record
 
 SEAL = "pathray_seal"
 KEYS = frozenset(("schema", "meta", "rows", "groups"))
@@ -48,7 +48,7 @@ class SealedWriter:
     def close(self) -> None:
         if self._writer.is_open:
             record = {"schema": _form(self.schema), "meta": _meta(self.schema.metadata), "rows": self._rows}
-            seal = json.dumps(sealed({**record, "groups": self._groups}), separators=(",", ":"))
+            seal = json.dumps(add_seal({**record, "groups": self._groups}), separators=(",", ":"))
             self._writer.add_key_value_metadata({SEAL: seal})
             self._writer.close()
 
@@ -105,7 +105,7 @@ class SealedFile:
     def _sealed(self, seal: bytes | None) -> list[list[int]]:
         if seal is None:
             return []
-        record = parsed(seal, self.where, self.what)
+        record = parse_record(seal, self.where, self.what)
         check_seal(record, self.where, self.what, KEYS)
         plain = {"schema": _form(self.schema), "meta": self.meta, "rows": self.rows}
         for key, found in plain.items():

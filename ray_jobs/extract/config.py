@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pathray.config.checks import at_least
+from pathray.config.checks import check_at_least
 from pathray.config.load import MISSING, is_set, placement
 from pathray.errors import UserError
 from pathray.wsi.spacing import MAX_ENLARGEMENT
@@ -67,7 +67,7 @@ class ExtractConfig:
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise UserError(f"{key} must be >= 1", key=key, found=value, expected=">= 1")
-        at_least(self, "", 1, "max_enlargement")
+        check_at_least(self, "", 1, "max_enlargement")
         for key in ("mpp", "slide_mpp", "read_timeout_s", "gpus_per_actor"):
             value = getattr(self, key)
             if value is not None and not 0 < value < float("inf"):

@@ -1,6 +1,6 @@
 """summary.md in the folder of a training: how it ended, the last figures, units that could not be read, what it left.
 
-Short, since metrics.jsonl and config_resolved.yaml have all of it. Of any science.
+Short, since metrics.jsonl and config_resolved.yaml have all of it. For any science.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ SETTINGS = (
     *("optimization.global_batch", "global_batch", "train.global_batch"),
     *("optimization.total_images_budget", "total_images", "train.images", "optimization.lr", "lr", "train.lr"),
 )
-CURVES = ("loss", "loss_student", "loss_mask", "images_per_s", "target_rankme")  # and what validation found
 FILES = {
     "metrics": METRICS,
     "resolved config": CONFIG,
@@ -49,8 +48,9 @@ def write_run_summary(run_dir: str, outcome: Outcome, files: Mapping[str, object
     """Write the section "Training"; `files` are the job's outputs by name."""
     store = Storage.of(run_dir)
     facts: dict[str, object] = {"ended": ENDS.get(outcome.end, outcome.end), "images seen": outcome.images_seen}
+    names = _curves(store)
     for row in MetricsLog(store.join(METRICS)).read():
-        facts |= {name: value for name, value in row.items() if _is_told(name, value)}
+        facts |= {name: value for name, value in row.items() if _is_reported(name, value, names)}
     facts["unreadable units"] = outcome.unreadable
     left = {name: str(path) for name, path in files.items() if path and name not in ("run", "report", "robustness")}
     left |= {name: store.join(path) for name, path in FILES.items() if store.exists(path)}
@@ -66,9 +66,16 @@ def write_run_summary(run_dir: str, outcome: Outcome, files: Mapping[str, object
     write_summary(store.url, summary)
 
 
-def _is_told(name: str, value: Any) -> bool:
-    told = name in CURVES or name.startswith(("val/", "tune/pathorob"))
-    return told and isinstance(value, int | float) and math.isfinite(value)
+def _curves(store: Storage) -> set[str]:
+    """The first metric of each panel of the run's science."""
+    from ray_jobs.plot_training import panels_of
+
+    return {panel.series[0][0] for panel in panels_of(store)}
+
+
+def _is_reported(name: str, value: Any, curves: set[str]) -> bool:
+    reported = name in curves or name.startswith(("val/", "tune/pathorob"))
+    return reported and isinstance(value, int | float) and math.isfinite(value)
 
 
 def _settings(store: Storage) -> dict[str, object]:

@@ -87,12 +87,12 @@ def build_index(config: PretrainConfig, output: str) -> list[str]:
 
 
 def build_catalog(config: PretrainConfig, index: str, output: str) -> list[str]:
-    from ijepath.indexing.catalog import stale_because
+    from ijepath.indexing.catalog import stale_reason
     from ijepath.indexing.index import read_index
     from ray_jobs import build_anchors
 
     profile, key = profile_of(config), config.data.sampling_stratum_key
-    stale = stale_because(output, profile, index, key)
+    stale = stale_reason(output, profile, index, key)
     if not stale:
         return []
     log.info("anchor catalog: %s", stale)

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from pathray.data.faults import Fault
-from pathray.data.share import Lookup, Share, asserted, check_geometry, micro_batches, share_rows
+from pathray.data.share import Lookup, Share, check_geometry, check_positions, micro_batches, share_rows
 from pathray.data.stream import DecodeSettings, decode, decoded
 from pathray.data.units import Batch, UnitReader, join_groups
 
@@ -38,7 +38,7 @@ def rows(lookup: Lookup, share: Share, *, chunk: int = 2048) -> Iterator[dict[st
     """This rank's plan rows in micro-batches, in order, each batch's positions asserted."""
     windows = _windows(lookup, share, chunk)
     micros = (batch for window in windows for batch in micro_batches(window, share.micro))
-    return asserted(micros, share.start, share.global_batch, share.rank, share.world, share.micro)
+    return check_positions(micros, share.start, share.global_batch, share.rank, share.world, share.micro)
 
 
 def _windows(lookup: Lookup, share: Share, chunk: int) -> Iterator[dict[str, Any]]:
@@ -106,7 +106,7 @@ def stream(
     if decode_on == "worker":
         return decoded(rows(lookup, share, chunk=chunk), reader, lookup, settings)
     assert decode_on == "cluster", decode_on
-    return asserted(
+    return check_positions(
         _decoded_in_tasks(lookup, reader, share, tasks, chunk),
         share.start,
         share.global_batch,

@@ -38,14 +38,14 @@ def absolute(path: str | None) -> str | None:
     return Storage.of(path).url if path and is_set(path) else path
 
 
-def located(config: Any, **changes: Any) -> Any:
+def make_paths_absolute(config: Any, **changes: Any) -> Any:
     """`config` with `changes`; output, checkpoint to go on from and what evaluations read are absolute. Of a trial's
     config, too, which has no output yet."""
     checkpoint = config.checkpoint
     if checkpoint.resume not in ("auto", "never"):
         checkpoint = replace(checkpoint, resume=absolute(checkpoint.resume) or "auto")
     if (tuning := _tuning(config)) is not None:
-        changes["tuning"] = tuning.located(absolute)
+        changes["tuning"] = tuning.map_paths(absolute)
     return replace(config, output=absolute(config.output), checkpoint=checkpoint, **changes)
 
 

@@ -82,8 +82,8 @@ def best_yaml(job: TrainingJob, best: Entry, space: Mapping[str, Dimension], obj
     """The job's config with the best trial's values, headed by the command that runs it."""
     assert best.best is not None
     loaded = job.load(best.values).config
-    located = getattr(job.module, "located", lambda config: config)  # it may be run from another folder
-    config = OmegaConf.structured(replace(located(loaded), output=None))
+    resolve = getattr(job.module, "make_paths_absolute", lambda config: config)  # for a run from another folder
+    config = OmegaConf.structured(replace(resolve(loaded), output=None))
     if uri := OmegaConf.select(config, URI):
         OmegaConf.update(config, URI, public(str(uri)))
     value, images = best.best[1], best.best[0]

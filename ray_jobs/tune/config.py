@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pathray.config.checks import between, positive
+from pathray.config.checks import check_between, check_positive
 from pathray.config.load import Loaded, load_config, placement
 from pathray.config.schema import keys_of
 from pathray.errors import UserError
@@ -38,8 +38,8 @@ class AshaConfig:
     max_images: int | None = None  # None: each trial's own budget
 
     def __post_init__(self) -> None:
-        positive(self, "asha", "grace_images", "max_images")
-        between(self, "asha", 1.1, 100, "reduction_factor")
+        check_positive(self, "asha", "grace_images", "max_images")
+        check_between(self, "asha", 1.1, 100, "reduction_factor")
 
 
 @dataclass
@@ -50,8 +50,8 @@ class PbtConfig:
     quantile: float = 0.25  # this share of the trials, the worst, takes over the weights of the best
 
     def __post_init__(self) -> None:
-        positive(self, "pbt", "perturbation_images")
-        between(self, "pbt", 0.01, 0.5, "quantile")
+        check_positive(self, "pbt", "perturbation_images")
+        check_between(self, "pbt", 0.01, 0.5, "quantile")
 
 
 @dataclass

@@ -127,9 +127,9 @@ def as_markdown(folds: Folds, title: str) -> str:
             best = max(means, key=lambda kind: means[kind][i])
             cells = [f"**{v[i]:.3f}**" if kind == best else f"{v[i]:.3f}" for kind, v in means.items()]
             lines.append(f"| {held} | {rows} | " + " | ".join(cells) + " |")
-        over = [_shown(_interval(each)) for each in means.values()]
+        over = [_format(_interval(each)) for each in means.values()]
         lines.append("| mean over folds | | " + " | ".join(over) + " |")
-        less = [""] + [_shown(_interval(means[MODEL] - each), sign=True) for k, each in means.items() if k != MODEL]
+        less = [""] + [_format(_interval(means[MODEL] - each), sign=True) for k, each in means.items() if k != MODEL]
         lines += ["| model minus baseline | | " + " | ".join(less) + " |", ""]
     counts = ", ".join(f"{name} {folds.undefined[kind]}" for kind, name in zip(folds.models, names, strict=True))
     lines.append("In brackets: 95% t intervals over folds. Folds share training rows, so they are slightly too narrow.")
@@ -191,7 +191,7 @@ def write_summary(root: Storage, names: Sequence[str], title: str) -> tuple[str,
     return text, {f"{method}/{kind}": found[method][kind]["mean"] for method in METHODS for kind in folds.models}
 
 
-def unfinished(root: Storage, names: Sequence[str]) -> list[str]:
+def list_unfinished(root: Storage, names: Sequence[str]) -> list[str]:
     """The runs without results yet."""
     return [name for name in names if not root.exists(f"{name}/{METRICS}")]
 
@@ -203,7 +203,7 @@ def _interval(values: Floats) -> dict[str, float | None]:
     return {"mean": found.estimate, "low": found.low, "high": found.high}
 
 
-def _shown(found: Mapping[str, float | None], sign: bool = False) -> str:
+def _format(found: Mapping[str, float | None], sign: bool = False) -> str:
     form = "+.3f" if sign else ".3f"
     ends = "" if found["low"] is None else f" [{found['low']:{form}}, {found['high']:{form}}]"
     return f"{found['mean']:{form}}{ends}"

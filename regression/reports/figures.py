@@ -34,8 +34,8 @@ NAMED_GENES = 150  # more bars than this have no names
 
 def figures(judged: Evaluation, per_gene: pa.Table, part: str, method: Method) -> Iterator[tuple[str, bytes]]:
     """Names and PNGs of all figures of one part of the rows, one at a time. `per_gene` is the evaluation's table."""
-    told = telling(judged, method)
-    yield f"genes_{part}.png", draw_genes(judged, told, part)
+    picked = pick_genes(judged, method)
+    yield f"genes_{part}.png", draw_genes(judged, picked, part)
     yield f"per_gene_{part}.png", draw_per_gene(per_gene, method, part)
     if judged.places is None:
         return
@@ -44,12 +44,12 @@ def figures(judged: Evaluation, per_gene: pa.Table, part: str, method: Method) -
         log.info("drawing maps of the first %d of %d sections only", SECTIONS, len(sections))
     for section in sections[:SECTIONS]:
         here = Section.of(judged, section)
-        for _, gene in told:
+        for _, gene in picked:
             name = f"map_{quote(section, safe='')}_{quote(judged.genes[gene], safe='')}_{part}.png"
             yield name, draw_map(judged, here, gene, part)
 
 
-def telling(judged: Evaluation, method: Method) -> list[tuple[str, int]]:
+def pick_genes(judged: Evaluation, method: Method) -> list[tuple[str, int]]:
     """The best, the median and the worst predicted gene, each once. Genes without a correlation are left out, unless
     there are no others."""
     found = correlation(judged.predicted, judged.measured, method)
@@ -61,13 +61,13 @@ def telling(judged: Evaluation, method: Method) -> list[tuple[str, int]]:
     return [(name, int(gene)) for name, gene in chosen]
 
 
-def draw_genes(judged: Evaluation, told: list[tuple[str, int]], part: str) -> bytes:
+def draw_genes(judged: Evaluation, picked: list[tuple[str, int]], part: str) -> bytes:
     """A PNG: predicted over measured for some genes, on equal axes, with both correlations and the identity."""
-    figure = _figure(4.6 * len(told) + 0.4, 5.7, f"Predicted and measured expression, {part}", _size(judged))
+    figure = _figure(4.6 * len(picked) + 0.4, 5.7, f"Predicted and measured expression, {part}", _size(judged))
     named = sorted(set(judged.groups.tolist()))
     rows = np.random.default_rng(0).permutation(len(judged.groups))[:POINTS]
-    for i, (place, gene) in enumerate(told):
-        axes = figure.add_subplot(1, len(told), i + 1)
+    for i, (place, gene) in enumerate(picked):
+        axes = figure.add_subplot(1, len(picked), i + 1)
         x, y = judged.measured[:, gene], judged.predicted[:, gene]
         low, high = float(min(x.min(), y.min())), float(max(x.max(), y.max()))
         margin = 0.04 * (high - low or 1.0)
@@ -77,7 +77,7 @@ def draw_genes(judged: Evaluation, told: list[tuple[str, int]], part: str) -> by
         colour = [ACCENTS[named.index(g)] if len(named) <= GROUPS else ACCENTS[0] for g in judged.groups[rows].tolist()]
         axes.scatter(x[rows], y[rows], s=size, c=colour, alpha=0.6, linewidths=0, zorder=2)
         axes.set(xlim=ends, ylim=ends, aspect="equal")
-        _titled(axes, f"{plain_text(judged.genes[gene], 28)}  ({place})", _correlations(judged, gene))
+        _set_title(axes, f"{plain_text(judged.genes[gene], 28)}  ({place})", _correlations(judged, gene))
         axes.set_xlabel(_axis("measured", judged.unit), fontsize=9, color=MUTED)
         axes.set_ylabel("predicted" if i else _axis("predicted", judged.unit), fontsize=9, color=MUTED)
         plain_frame(axes)
@@ -288,6 +288,6 @@ def _figure(width: float, height: float, title: str, below: str) -> Any:
     return figure
 
 
-def _titled(axes: Any, title: str, below: str) -> None:
+def _set_title(axes: Any, title: str, below: str) -> None:
     axes.set_title(title, loc="left", fontsize=11.5, fontweight="bold", color=INK, y=1.07)
     axes.text(0, 1.02, below, transform=axes.transAxes, fontsize=9, color=MUTED, va="bottom")

@@ -17,7 +17,7 @@ from pathray.errors import UserError
 from pathray.run import layout
 from pathray.stats.correlation import CorrelationIntervals, Method
 from pathray.store.metrics_log import MetricsLog
-from pathray.store.records import SEAL, check_seal, sealed
+from pathray.store.records import SEAL, add_seal, check_seal
 from pathray.store.storage import Storage
 from regression import artifact
 from regression.baseline import TITLES
@@ -153,7 +153,7 @@ def _of_part(table: pa.Table, part: str) -> pa.Table:
 
 def metrics_text(found: Mapping[str, Any]) -> bytes:
     """The content of metrics.json, with its own digest."""
-    return json.dumps(sealed(json.loads(json.dumps(found))), indent=1, sort_keys=True).encode()
+    return json.dumps(add_seal(json.loads(json.dumps(found))), indent=1, sort_keys=True).encode()
 
 
 def read_results(store: Storage) -> list[dict[str, Any]]:

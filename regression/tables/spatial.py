@@ -64,7 +64,7 @@ def read_counts(path: str, totals: dict[str, float] | None = None) -> Counts:
     for k, gene in enumerate(genes):
         values[:, k] = column = sheet.numbers(gene, "not a count", WHOLE)
         if (bad := np.flatnonzero((column < 0) | (column != np.floor(column)))).size:
-            raise sheet.refused("not a count", int(bad[0]), gene, WHOLE)
+            raise sheet.cell_error("not a count", int(bad[0]), gene, WHOLE)
     if totals is not None and (missing := [i for i in ids if i not in totals]):
         raise UserError("a spot without a total", file=path, key=missing[0], found=f"{len(missing)} such spots")
     total = values.sum(axis=1) if totals is None else np.array([totals[i] for i in ids], np.float64)
@@ -125,7 +125,7 @@ def read_spots(
     return Spots(path, ids, groups, sections, centres, sheet)
 
 
-def belong_together(spots: Spots, counts: Counts) -> None:
+def check_same_spots(spots: Spots, counts: Counts) -> None:
     """UserError unless both have the same spots."""
     if set(spots.ids) != set(counts.spots):
         apart = sorted(set(spots.ids) ^ set(counts.spots))
@@ -145,7 +145,7 @@ def write_table(
     `patches` are the paths to write, `images` those of the sections. UserError unless `spots` and `counts` have the
     same spots.
     """
-    belong_together(spots, counts)
+    check_same_spots(spots, counts)
     assert len(patches) == len(spots.ids), (len(patches), len(spots.ids))
     expression = log1p_cp10k(counts.of(spots.ids))
     columns: dict[str, Any] = {"path": list(patches), "group_id": list(spots.groups), "section": list(spots.sections)}
@@ -276,7 +276,7 @@ def totals_of(spots: Spots, column: str) -> dict[str, float]:
     sheet.need(column)
     values = sheet.numbers(column, "not a total", "a number > 0")
     if (bad := np.flatnonzero(values <= 0)).size:
-        raise sheet.refused("not a total", int(bad[0]), column, "a number > 0")
+        raise sheet.cell_error("not a total", int(bad[0]), column, "a number > 0")
     return dict(zip(spots.ids, values.tolist(), strict=True))
 
 
@@ -284,4 +284,4 @@ def _once(sheet: Sheet, name: str, ids: Sequence[str]) -> None:
     seen: dict[str, int] = {}
     for i, spot in enumerate(ids):
         if (first := seen.setdefault(spot, i)) != i:
-            raise sheet.refused("duplicate spot", i, name, f"each spot once, already in row {sheet.lines[first]}")
+            raise sheet.cell_error("duplicate spot", i, name, f"each spot once, already in row {sheet.lines[first]}")

@@ -105,7 +105,7 @@ def check_groups(sheet: Sheet, column: str, groups: Sequence[str]) -> None:
         if other != group:
             message = "two groups differ only in case or Unicode form"
             row = sheet.lines[groups.index(other)]
-            raise sheet.refused(message, i, column, f"one spelling: row {row} has {other}")
+            raise sheet.cell_error(message, i, column, f"one spelling: row {row} has {other}")
     if rounded := [group for group in first.values() if ROUNDED.fullmatch(group)]:
         log.warning("%s: group %s may be a number that a spreadsheet rounded", sheet.file, rounded[0])
 
@@ -139,7 +139,7 @@ def _places(sheet: Sheet, genes: Sequence[str], groups: Strings) -> Places | Non
     }
     for name in ("image_mpp", "radius_px"):
         if (bad := np.flatnonzero(numbers[name] <= 0)).size:
-            raise sheet.refused("a size must be positive", int(bad[0]), name, "> 0")
+            raise sheet.cell_error("a size must be positive", int(bad[0]), name, "> 0")
     section = np.array(sheet.texts("section"), np.str_) if "section" in found else groups
     image = np.full(len(groups), "")
     if "image" in found:

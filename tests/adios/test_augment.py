@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.ndimage import map_coordinates
 
-from adios.augment import OF_CROP, OF_VIEW, crop_place, crops, draws_needed, resampled, view, view_place
+from adios.augment import OF_CROP, OF_VIEW, count_draws, crop_place, crops, resample, view, view_place
 from adios.config import CropConfig, ViewConfig
 from tests.builders.runs.adios_run import batch, config
 
@@ -48,7 +48,7 @@ def test_resampling_is_bilinear_with_mirrored_edges_as_scipy_has_it():
         for channel in range(3):
             pixels = image[i, channel].double().numpy()
             expected = map_coordinates(pixels, [rows, columns], order=1, mode="reflect")
-            np.testing.assert_allclose(resampled(image, theta, 10)[i, channel].numpy(), expected, atol=1e-5)
+            np.testing.assert_allclose(resample(image, theta, 10)[i, channel].numpy(), expected, atol=1e-5)
 
 
 def test_resampling_is_what_torch_samples_on_a_grid_also_far_outside():
@@ -56,7 +56,7 @@ def test_resampling_is_what_torch_samples_on_a_grid_also_far_outside():
     grid = torch.nn.functional.affine_grid(theta, [3, 3, 14, 14], align_corners=False)
     options = {"mode": "bilinear", "padding_mode": "reflection", "align_corners": False}
     expected = torch.nn.functional.grid_sample(image.double(), grid.double(), **options)
-    torch.testing.assert_close(resampled(image.double(), theta.double(), 14), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(resample(image.double(), theta.double(), 14), expected, atol=1e-4, rtol=0)
 
 
 def test_an_upright_whole_crop_is_the_image_made_smaller():
@@ -106,7 +106,7 @@ def test_half_precision_does_not_move_a_crop():
 @pytest.mark.parametrize(("masks", "each"), [(3, 1), (2, 4), (3, 0)])
 def test_the_reader_is_asked_for_as_many_draws_as_there_are_views_and_crops(masks, each):
     run = config(num_masks=masks, crops_per_mask=each)
-    assert draws_needed(run) == 2 * OF_VIEW + masks * each * OF_CROP == batch(run, 0, 1)["draws"].shape[1]
+    assert count_draws(run) == 2 * OF_VIEW + masks * each * OF_CROP == batch(run, 0, 1)["draws"].shape[1]
 
 
 def test_stain_and_scanner_change_colours_within_bounds():

@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from adios import artifact
-from adios.mask_models import KINDS, MaskModel, MaskModelConfig, UNet, ViTUNet, _repeated, build_mask_model, skip_widths
+from adios.mask_models import (
+    KINDS,
+    MaskModel,
+    MaskModelConfig,
+    UNet,
+    ViTUNet,
+    _repeat_pixels,
+    build_mask_model,
+    skip_widths,
+)
 from pathray.errors import MissingFile, UserError
 
 SMALL = {"image_size": 32, "dim": 32, "depth": 4, "heads": 2}
@@ -50,7 +59,7 @@ def test_the_unet_of_a_224_pixel_image_has_the_published_levels():
 
 def test_the_unet_doubles_by_repeating_pixels():
     x = torch.randn(2, 3, 4, 5)
-    assert torch.equal(_repeated(x), torch.nn.functional.interpolate(x, scale_factor=2, mode="nearest"))
+    assert torch.equal(_repeat_pixels(x), torch.nn.functional.interpolate(x, scale_factor=2, mode="nearest"))
 
 
 def test_skips_of_the_vit_unet_grow_with_its_width():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adios.data import PatchReader, Undecodable, bicubic, decoded
+from adios.data import PatchReader, Undecodable, bicubic, decode_patch
 from adios.patches.index import archives_of
 from adios.patches.index_writer import index_patches
 from adios.plan import build_plan
@@ -71,16 +71,16 @@ def test_resizing_is_pillows_bicubic(before, after):
 
 def test_every_format_of_pixels_becomes_rgb():
     pixels = picture("a")
-    assert np.array_equal(decoded(encoded(pixels), SIZE), pixels)
-    assert np.array_equal(decoded(memoryview(encoded(pixels)), SIZE), pixels)
+    assert np.array_equal(decode_patch(encoded(pixels), SIZE), pixels)
+    assert np.array_equal(decode_patch(memoryview(encoded(pixels)), SIZE), pixels)
     grey = pixels[..., 0]
-    assert np.array_equal(decoded(encoded(grey), SIZE), np.repeat(grey[..., None], 3, axis=2))
+    assert np.array_equal(decode_patch(encoded(grey), SIZE), np.repeat(grey[..., None], 3, axis=2))
     jpeg = encoded(pixels, "jpeg", quality=95)
-    assert np.array_equal(decoded(jpeg, SIZE), np.asarray(Image.open(io.BytesIO(jpeg))))
+    assert np.array_equal(decode_patch(jpeg, SIZE), np.asarray(Image.open(io.BytesIO(jpeg))))
     palette = Image.fromarray(pixels).quantize(16)
     file = io.BytesIO()
     palette.save(file, "png")
-    assert np.array_equal(decoded(file.getvalue(), SIZE), np.asarray(palette.convert("RGB")))
+    assert np.array_equal(decode_patch(file.getvalue(), SIZE), np.asarray(palette.convert("RGB")))
 
 
 def test_transparent_parts_become_white():
@@ -88,9 +88,9 @@ def test_transparent_parts_become_white():
     alpha[:8], alpha[8:16] = 0, 100
     pixels = picture("a")
     expected = np.floor(pixels * (alpha / 255) + 255 * (1 - alpha / 255) + 0.5).astype(np.uint8)
-    assert np.array_equal(decoded(encoded(np.concatenate([pixels, alpha], axis=2)), SIZE), expected)
+    assert np.array_equal(decode_patch(encoded(np.concatenate([pixels, alpha], axis=2)), SIZE), expected)
     grey = np.concatenate([pixels[..., :1], alpha], axis=2)
-    assert np.array_equal(decoded(encoded(grey), SIZE), np.repeat(expected[..., :1], 3, axis=2))
+    assert np.array_equal(decode_patch(encoded(grey), SIZE), np.repeat(expected[..., :1], 3, axis=2))
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg"])
@@ -109,7 +109,7 @@ def test_a_png_cut_and_closed_again_is_not_accepted():
     end = data[data.index(b"IEND") - 4 :]
     shorter = data[:at] + struct.pack(">I", length) + chunk + struct.pack(">I", zlib.crc32(chunk)) + end
     with pytest.raises(Undecodable):
-        decoded(shorter, SIZE)
+        decode_patch(shorter, SIZE)
 
 
 @pytest.mark.parametrize("data", [b"no image", encoded(picture("a"), "bmp"), encoded(picture("a"), "tiff")])
@@ -136,19 +136,19 @@ def test_an_interlaced_png_is_read(capfd):
     pixels = picture("a")
     passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
     rows = b"".join(b"\0" + row.tobytes() for x, y, dx, dy in passes for row in pixels[y::dy, x::dx])
-    assert np.array_equal(decoded(png(SIZE, rows, interlaced=1), SIZE), pixels)
+    assert np.array_equal(decode_patch(png(SIZE, rows, interlaced=1), SIZE), pixels)
     assert capfd.readouterr().err == ""  # libpng warns of each
 
 
 def test_an_image_that_would_become_huge_is_refused_by_its_head():
     with pytest.raises(Undecodable) as caught:
-        decoded(png(60000, b""), SIZE)
+        decode_patch(png(60000, b""), SIZE)
     assert caught.value.reason == "shape"
 
 
 def test_sixteen_bit_pixels_are_refused():
     with pytest.raises(Undecodable, match="8-bit"):
-        decoded(encoded(np.zeros((SIZE, SIZE), np.uint16)), SIZE)
+        decode_patch(encoded(np.zeros((SIZE, SIZE), np.uint16)), SIZE)
 
 
 def damage(path, at, value=b"\xff\xfe\xfd"):

@@ -8,7 +8,7 @@ import torch
 
 from adios.augment import crops, view
 from adios.config import OptimizationConfig, StudentConfig
-from adios.recipe import MASK, STUDENT, AdiosRecipe, advice, masked
+from adios.recipe import MASK, STUDENT, AdiosRecipe, advice, apply_masks
 from adios.settings import loop_settings, phase_optim
 from pathray.device import Device
 from pathray.errors import UserError
@@ -125,7 +125,7 @@ def test_the_student_sees_whole_views_and_crops_as_one_packed_sequence():
 def test_a_mask_paints_the_mean_colour():
     images, masks = torch.randn(2, 3, 4, 4), torch.zeros(2, 3, 4, 4)
     masks[:, 1, :2] = 1
-    found = masked(images, masks)
+    found = apply_masks(images, masks)
     assert found.shape == (3, 2, 3, 4, 4)
     assert torch.equal(found[0], images) and torch.equal(found[1, :, :, 2:], images[:, :, 2:])
     assert float(found[1, :, :, :2].abs().max()) == 0

@@ -10,8 +10,8 @@ from ijepath.augment import (
     blur,
     density,
     jitter_stain,
-    normalised_brightness,
-    normalised_frequency,
+    normalise_brightness,
+    normalise_frequency,
     simulate_scanner,
 )
 from ijepath.config import AugmentConfig
@@ -96,20 +96,20 @@ def test_the_middle_draw_changes_nothing():
 def test_brightness_normalisation_undoes_a_darker_stain_and_leaves_background_white():
     x = tissue(1)
     darker = torch.exp(-density(x) * 1.4)
-    a, b = normalised_brightness(x, 0.7), normalised_brightness(darker, 0.7)
+    a, b = normalise_brightness(x, 0.7), normalise_brightness(darker, 0.7)
     assert (x - darker).abs().mean() > 4 * (a - b).abs().mean()
     assert torch.equal(b[:, :, :8], torch.ones_like(b[:, :, :8]))
     blank = torch.ones(1, 3, 16, 16)
-    assert torch.equal(normalised_brightness(blank, 0.7), blank)
+    assert torch.equal(normalise_brightness(blank, 0.7), blank)
 
 
 def test_frequency_normalisation_brings_a_blurred_and_a_sharp_image_together():
     sharp = tissue(1, size=96)
     soft = (sharp + blur(sharp, 1)) / 2
     before = (sharp - soft).abs().mean()
-    after = (normalised_frequency(sharp, 1.0) - normalised_frequency(soft, 1.0)).abs().mean()
+    after = (normalise_frequency(sharp, 1.0) - normalise_frequency(soft, 1.0)).abs().mean()
     assert after < 0.7 * before
-    assert torch.allclose(normalised_frequency(sharp, 1e-9), sharp.clamp(0, 1), atol=1e-5)
+    assert torch.allclose(normalise_frequency(sharp, 1e-9), sharp.clamp(0, 1), atol=1e-5)
 
 
 def test_blur_equals_a_library_convolution():

@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 
 from ijepath.config import CONFIGS_DIR, GROUPS, RunConfig, resolve_global_batch
 from ijepath.data import ReaderConfig
-from pathray.config.load import differing, fingerprint, load_config
+from pathray.config.load import fingerprint, list_differences, load_config
 from pathray.errors import UserError
 from pathray.evaluation.settings import poll_every_steps
 
@@ -148,7 +148,7 @@ def test_global_batch_comes_from_the_first_start_and_stays():
     assert (first.optimization.global_batch, first.optimization.micro_batch) == (24, 8)
     resumed = resolve_global_batch(config, workers=2, before=24)
     assert (resumed.optimization.global_batch, resumed.optimization.micro_batch) == (24, 12)
-    assert not differing(fingerprint(first), fingerprint(resumed))
+    assert not list_differences(fingerprint(first), fingerprint(resumed))
     explicit = resolve_global_batch(load(BUDGET, "optimization.global_batch=64"), workers=2)
     assert explicit.optimization.global_batch == 64
 
@@ -171,7 +171,7 @@ def test_where_and_how_a_run_is_done_is_placement_and_what_it_learns_is_identity
     )  # fmt: skip
     assert fingerprint(base) == fingerprint(moved)
     for change in ("data.seed=1", "optimization.lr=1e-3", "model.name=vit_tiny", "data.targets_per_context=3"):
-        (key, _, _) = differing(fingerprint(base), fingerprint(load(BUDGET, change)))[0]
+        (key, _, _) = list_differences(fingerprint(base), fingerprint(load(BUDGET, change)))[0]
         assert key == change.split("=")[0]
 
 

@@ -14,7 +14,7 @@ from pathray.device import Device
 from pathray.errors import UserError
 from regression.assembly import assemble
 from regression.config import EvalConfig, resolve
-from regression.evaluate import Evaluation, metrics, predict, share, together, validator, write_csv, write_parquet
+from regression.evaluate import Evaluation, join_parts, metrics, predict, share, validator, write_csv, write_parquet
 from regression.plan import normaliser, rows_of, targets
 from regression.recipe import RegressionRecipe
 from tests.builders.expression import made, run_config
@@ -30,14 +30,14 @@ def test_every_row_is_evaluated_once_whatever_their_number_and_the_workers(world
         shares = [share(rows, rank, world) for rank in range(world)]
         assert sorted(np.concatenate(shares)) == sorted(rows) and max(map(len, shares)) - min(map(len, shares)) <= 1
         parts = [(own, 2.0 * own[:, None].astype(np.float32)) for own in reversed(shares)]
-        assert np.array_equal(together(rows, parts)[:, 0], 2 * rows)
+        assert np.array_equal(join_parts(rows, parts)[:, 0], 2 * rows)
 
 
 def test_a_row_that_is_lost_or_doubled_is_noticed():
     rows, values = np.arange(3), np.zeros((3, 1), np.float32)
     for wrong in (rows[:2], np.array([0, 1, 1])):
         with pytest.raises(AssertionError, match="lost or duplicated"):
-            together(rows, [(wrong, values[: wrong.size])])
+            join_parts(rows, [(wrong, values[: wrong.size])])
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from regression.config import AugmentConfig, RunConfig, resolve
 from regression.evaluate import metrics, predict
 from regression.model import initial_digest
 from regression.plan import normaliser, rows_of, targets
-from regression.recipe import augmented, turned
+from regression.recipe import augment, turn
 from regression.rehearsal import rehearse
 from tests.builders.encoders import MEAN, write_encoder
 from tests.builders.expression import made, run_config
@@ -157,7 +157,7 @@ def test_an_encoder_artifact_is_fine_tuned_with_its_own_preprocessing(plan, tmp_
     with pytest.raises(UserError, match="other inputs"):
         assemble(resolve(config, 1, plan.rows), plan, 1)
     config.data.mean, config.data.image_size = None, 40
-    with pytest.raises(UserError, match="other images"):
+    with pytest.raises(UserError, match="invalid image size"):
         assemble(resolve(config, 1, plan.rows), plan, 1)
 
 
@@ -180,13 +180,13 @@ def test_the_exported_model_predicts_what_the_trained_one_did(plan, tmp_path, ba
 def test_each_image_is_turned_by_its_own_draws():
     images = torch.arange(9.0).view(1, 1, 3, 3).repeat(8, 1, 1, 1)
     draws = torch.tensor([[a, b, c] for a in (0.1, 0.9) for b in (0.1, 0.9) for c in (0.1, 0.9)])
-    out = turned(images, draws)
+    out = turn(images, draws)
     assert len({tuple(o.flatten().tolist()) for o in out}) == 8 and torch.equal(out[7], images[7])
     assert torch.equal(out[6], images[6].transpose(-1, -2)) and torch.equal(out[3], images[3].flip(-1))
-    alone = turned(images[2:3], draws[2:3])
+    alone = turn(images[2:3], draws[2:3])
     assert torch.equal(alone[0], out[2])
     x, u = torch.rand(2, 3, 4, 4), torch.rand(2, 9)
-    assert torch.equal(augmented(x, u, AugmentConfig(False, 0.0)), x)
+    assert torch.equal(augment(x, u, AugmentConfig(False, 0.0)), x)
 
 
 def test_validation_is_once_an_epoch(plan):

@@ -78,7 +78,17 @@ class OpenSlideLibrary:
         return _on_white(np.asarray(slide.read_region(at, level, (width, height))))
 
 
-class FastSlideLibrary:
+class _LevelSizes:
+    """The levels of a slide as plain numbers, for libraries with the same two attributes."""
+
+    def shapes(self, slide: Any) -> tuple[tuple[int, int], ...]:
+        return tuple((int(w), int(h)) for w, h in slide.level_dimensions)
+
+    def downsamples(self, slide: Any) -> tuple[float, ...]:
+        return tuple(float(d) for d in slide.level_downsamples)
+
+
+class FastSlideLibrary(_LevelSizes):
     name, by_thread, fills = "fastslide", False, True
 
     def __init__(self) -> None:
@@ -106,12 +116,6 @@ class FastSlideLibrary:
             raise ValueError(f"{slide.num_channels} channels of {slide.dtype}, not 8-bit RGB")
         return slide
 
-    def shapes(self, slide: Any) -> tuple[tuple[int, int], ...]:
-        return tuple((int(w), int(h)) for w, h in slide.level_dimensions)
-
-    def downsamples(self, slide: Any) -> tuple[float, ...]:
-        return tuple(float(d) for d in slide.level_downsamples)
-
     def spacing(self, slide: Any) -> Spacing:
         x, y = slide.mpp
         return _spacing(x, y, "header")
@@ -120,7 +124,7 @@ class FastSlideLibrary:
         return _rgb8(np.asarray(slide.read_region((x, y), level, (width, height)).numpy()))
 
 
-class TiffSlideLibrary:
+class TiffSlideLibrary(_LevelSizes):
     name, by_thread, fills = "tiffslide", True, False
 
     def can_open(self, path: str) -> bool:
@@ -133,12 +137,6 @@ class TiffSlideLibrary:
         if (dtype := slide.ts_tifffile.series[0].dtype) != np.uint8:
             raise ValueError(f"pixels of {dtype}, not 8-bit RGB")
         return slide
-
-    def shapes(self, slide: Any) -> tuple[tuple[int, int], ...]:
-        return tuple((int(w), int(h)) for w, h in slide.level_dimensions)
-
-    def downsamples(self, slide: Any) -> tuple[float, ...]:
-        return tuple(float(d) for d in slide.level_downsamples)
 
     def spacing(self, slide: Any) -> Spacing:
         source = "header" if slide.properties.get("tiffslide.vendor") == "aperio" else "tags"

@@ -34,6 +34,15 @@ def open_source(path: str) -> ByteSource:
     return RemoteFile(path) if is_url(path) else LocalFile(local_path(path))
 
 
+def read_source(path: str) -> bytes:
+    """The whole content of a path or URL. Raises what `open_source` and reading raise."""
+    source = open_source(path)
+    try:
+        return source.read_many([(0, source.size)])[0]
+    finally:
+        source.close()
+
+
 class LocalFile:
     """`os.pread` on its own descriptor, closed when the source is no longer used."""
 

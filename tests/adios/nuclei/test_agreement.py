@@ -21,7 +21,7 @@ from adios.nuclei.agreement import (
     report,
     split,
 )  # fmt: skip
-from adios.nuclei.figures import HIT, Example, chosen_examples, compared, draw_examples, draw_results, outlined
+from adios.nuclei.figures import HIT, Example, choose_examples, draw_examples, draw_hits, draw_outlines, draw_results
 from adios.nuclei.segmentation import METRICS, score, summary
 from pathray.errors import MissingFile, UserError
 
@@ -250,12 +250,12 @@ def test_pictures_mark_hits_misses_and_touching_nuclei_apart():
     image = np.full((4, 6, 3), 200, np.uint8)
     labels = np.zeros((4, 6), np.int64)
     labels[:, :2], labels[:, 2:4] = 1, 2
-    drawn = outlined(image, labels)
+    drawn = draw_outlines(image, labels)
     green = tuple(int(HIT[i : i + 2], 16) for i in (1, 3, 5))
     assert [tuple(drawn[0, x]) == green for x in range(6)] == [False, True, True, True, False, False]
-    shown = compared(image, labels == 1, labels > 0)
+    shown = draw_hits(image, labels == 1, labels > 0)
     assert len({tuple(shown[0, x]) for x in (0, 2, 5)}) == 3 and shown[0, 5].tolist() == [228] * 3
-    assert chosen_examples([0.2, 0.9, 0.5]) == [1, 2, 0] and chosen_examples([0.4]) == [0]
+    assert choose_examples([0.2, 0.9, 0.5]) == [1, 2, 0] and choose_examples([0.4]) == [0]
 
 
 def test_results_and_examples_are_drawn_also_for_one_checkpoint():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from adios.data import decoded
+from adios.data import decode_patch
 from adios.patches.archives import read_directory
 from adios.patches.cut import ImagesCut, SlideCut, cut, cut_if_needed
 from adios.patches.index import archives_of
@@ -45,7 +45,7 @@ def test_patches_are_the_tiles_that_hold_enough_tissue(slide):
     assert list(found) == [f"patch_{i:03d}_64_x{x}_y{y}.png" for i, (x, y) in enumerate(corners)]
     reader = open_slide(slide.path)
     for (x, y), data in zip(corners, found.values(), strict=True):
-        assert np.array_equal(decoded(data, 64), read_region(reader, x + 32, y + 32, 64, 0.5, mpp0=0.5).pixels)
+        assert np.array_equal(decode_patch(data, 64), read_region(reader, x + 32, y + 32, 64, 0.5, mpp0=0.5).pixels)
     reader.close()
 
 
@@ -145,7 +145,7 @@ def test_images_are_cut_into_squares_side_by_side(tmp_path):
     places = ["x0_y0", "x32_y0", "x0_y32", "x32_y32", "x0_y0"]
     assert list(found) == [f"patch_{i:03d}_32_{place}.png" for i, place in enumerate(places)]
     whole = np.resize(picture("a", 128), (64, 70, 3))
-    assert np.array_equal(decoded(found["patch_001_32_x32_y0.png"], 32), whole[:32, 32:64])
+    assert np.array_equal(decode_patch(found["patch_001_32_x32_y0.png"], 32), whole[:32, 32:64])
     assert (outcome.status, outcome.patches, outcome.refused) == ("ok", 5, 0)
 
 
@@ -185,7 +185,7 @@ def test_images_of_another_spacing_are_resampled_and_say_where_they_lie_in_their
     assert list(found) == [f"patch_{i:03d}_32_x{corners[x]}_y{corners[y]}.png" for i, (x, y) in enumerate(places)]
     assert (outcome.status, outcome.patches, outcome.refused) == ("ok", len(places), 0)
     for (x, y), data in zip(places, found.values(), strict=True):
-        apart = decoded(data, 32).astype(np.float64) - whole[y : y + 32, x : x + 32]
+        apart = decode_patch(data, 32).astype(np.float64) - whole[y : y + 32, x : x + 32]
         assert np.abs(apart).max() <= 0.5 + 1e-3, "rounded to whole numbers, and no more"
 
 
@@ -198,7 +198,7 @@ def test_squares_of_images_overlap_as_those_of_slides_do(tmp_path):
     assert list(found) == [f"patch_{i:03d}_32_x{x}_y{y}.png" for i, (x, y) in enumerate(corners)]
     whole = whole_image("a", 70, 48)
     for (x, y), data in zip(corners, found.values(), strict=True):
-        assert np.array_equal(decoded(data, 32), whole[y : y + 32, x : x + 32])
+        assert np.array_equal(decode_patch(data, 32), whole[y : y + 32, x : x + 32])
 
 
 def test_overlap_is_of_the_resampled_pixels(tmp_path):
@@ -206,7 +206,7 @@ def test_overlap_is_of_the_resampled_pixels(tmp_path):
     cut(ImagesCut("in", str(tmp_path / "in.zip"), paths, 0.5), replace(SPEC, size_px=32, mpp=0.25, overlap_px=24))
     found = members(tmp_path / "in.zip")
     assert list(found) == [f"patch_{i:03d}_32_x{x}_y0.png" for i, x in enumerate((0, 4, 8))]
-    left, right = (decoded(found[name], 32) for name in list(found)[:2])
+    left, right = (decode_patch(found[name], 32) for name in list(found)[:2])
     assert np.array_equal(left[:, 8:], right[:, :24]) and not np.array_equal(left, right)
 
 

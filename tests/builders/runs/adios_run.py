@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from adios.augment import draws_needed
+from adios.augment import count_draws
 from adios.config import (
     CropConfig,
     DataConfig,
@@ -56,7 +56,7 @@ def batch(run: RunConfig, first: int, count: int) -> dict[str, Any]:
         g = rng(run.seed, "image", position)
         waves = [np.sin(2 * np.pi * (g.integers(1, 4) * x + g.integers(1, 4) * y) + 6 * g.random()) for _ in range(3)]
         images.append((127 + 60 * np.stack(waves, -1) + g.integers(-40, 40, 3)).clip(0, 255).astype(np.uint8))
-        draws.append(rng(run.seed, "augment", position).random(draws_needed(run), np.float32))
+        draws.append(rng(run.seed, "augment", position).random(count_draws(run), np.float32))
     position = np.arange(first, first + count)
     return {"image": np.stack(images), "draws": np.stack(draws), "position": position, "corrupt": 0}
 

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ijepath.indexing.anchors import TissueMap, anchors_of, grid, mask_map, reduced, slide_anchors
+from ijepath.indexing.anchors import TissueMap, anchors_of, grid, mask_map, reduce_mask, slide_anchors
 from ijepath.indexing.index import index_slide
 from ijepath.indexing.manifest import ManifestRow
 from ijepath.profile import Profile
@@ -75,7 +75,7 @@ def test_reduction_by_strips_is_the_mean_of_each_cell_with_narrow_ones_at_the_ed
         [(mask[y : y + factor, x : x + factor] > 0).mean() for x in range(0, width, factor)]
         for y in range(0, height, factor)
     ]
-    got = reduced(lambda y, h: mask[y : y + h], width, height, factor, strip_bytes=3 * width * factor)
+    got = reduce_mask(lambda y, h: mask[y : y + h], width, height, factor, strip_bytes=3 * width * factor)
     np.testing.assert_allclose(got, expected, rtol=1e-6)
 
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ijepath.indexing.anchors import SlideAnchors
-from ijepath.indexing.catalog import SCHEMA, Catalog, is_current, stale_because
+from ijepath.indexing.catalog import SCHEMA, Catalog, is_current, stale_reason
 from ijepath.indexing.catalog_writer import ROWS_PER_GROUP, report_line, write_catalog
 from ijepath.indexing.manifest import folder_of
 from pathray.errors import MissingFile, UserError
@@ -192,16 +192,16 @@ def test_without_an_organ_column_there_is_one_stratum(cohort):
 def test_a_catalog_is_current_only_for_the_inputs_it_was_built_from(cohort, tmp_path):
     path, index, _ = cohort
     profile = small_profile()
-    assert stale_because(path, profile, index) == "none yet"
+    assert stale_reason(path, profile, index) == "none yet"
     build(cohort)
     assert is_current(path, profile, index) and is_current(path, replace(profile, targets_per_context=9), index)
-    assert "min_tissue_fraction 0.2 -> 0.5" in stale_because(path, replace(profile, min_tissue_fraction=0.5), index)
-    assert "stratum key" in stale_because(path, profile, index, "site")
+    assert "min_tissue_fraction 0.2 -> 0.5" in stale_reason(path, replace(profile, min_tissue_fraction=0.5), index)
+    assert "stratum key" in stale_reason(path, profile, index, "site")
     write_small_index(index, [index_row("other", "skin")])
-    assert "slide index changed" in stale_because(path, profile, index)
+    assert "slide index changed" in stale_reason(path, profile, index)
     (shard,) = build(cohort)["anchor_shards"]
     (tmp_path / "indexes" / shard["path"]).unlink()
-    assert "missing" in stale_because(path, profile, index)
+    assert "missing" in stale_reason(path, profile, index)
 
 
 def test_identity_does_not_depend_on_where_files_lie_but_on_anchors_and_strata(cohort, tmp_path):

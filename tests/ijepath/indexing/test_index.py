@@ -13,10 +13,10 @@ from ijepath.indexing.catalog_writer import write_catalog
 from ijepath.indexing.index import (
     COLUMNS,
     SlideIndex,
-    as_begun,
     index_slide,
     index_slides,
     is_current,
+    keep_first_results,
     read_index,
     schema,
     write_index,
@@ -193,10 +193,10 @@ def test_slides_of_a_run_that_was_begun_are_those_of_its_beginning(tmp_path):
     assert [row["status"] for row in (first, second, third)] == ["ok", "ok", "failed"]
     begun = (third, first, first | {"status": "failed", "error": "duplicate slide_id"}, second)
     found = SlideIndex((first | {"organ": "liver"}, second | {"status": "failed"}, third | {"status": "ok"}))
-    assert as_begun(found, begun).rows == (first | {"organ": "liver"}, second, third)
-    assert as_begun(found, ()).rows == found.rows
+    assert keep_first_results(found, begun).rows == (first | {"organ": "liver"}, second, third)
+    assert keep_first_results(found, ()).rows == found.rows
     twice = SlideIndex((first, first | {"status": "failed", "error": "duplicate slide_id"}))
-    assert as_begun(twice, begun).rows == twice.rows
+    assert keep_first_results(twice, begun).rows == twice.rows
 
 
 def test_what_is_no_index_is_refused_by_name(tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pathray.config.load import ABSENT, Group, differing, fingerprint, load_config
+from pathray.config.load import ABSENT, Group, fingerprint, list_differences, load_config
 from pathray.errors import MissingFile, UserError
 from tests.builders.schemas import Data, Optimization, Plugin, Precision, Run, Runtime, Tuning, Vit
 
@@ -353,7 +353,7 @@ def test_the_hash_is_the_same_in_another_process():
 
 def test_differing_names_keys_with_old_and_new():
     a, b = fingerprint(full()), fingerprint(full(data=Data(seed=3), tuning=Tuning(plugins=[Plugin("a")])))
-    assert differing(a, b) == [
+    assert list_differences(a, b) == [
         ("data.seed", 0, 3),
         ("tuning", None, ABSENT),
         ("tuning.plugins[0].every_n_evals", ABSENT, 1),
@@ -361,7 +361,7 @@ def test_differing_names_keys_with_old_and_new():
         ("tuning.plugins[0].manifest_csv", ABSENT, ""),
         ("tuning.tune_every", ABSENT, 1000),
     ]
-    assert differing(a, a) == []
+    assert list_differences(a, a) == []
 
 
 @pytest.mark.parametrize(

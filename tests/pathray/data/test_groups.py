@@ -12,7 +12,7 @@ from pathray.data.crashes import Excluded, Guarded
 from pathray.data.groups import FEWEST, grouped_order
 from pathray.data.order import uniform_order
 from pathray.data.plan import Plan, PlanWriter
-from pathray.data.share import Lookup, asserted, micro_batches, rank_rows
+from pathray.data.share import Lookup, check_positions, micro_batches, rank_rows
 from pathray.data.stream import DecodeSettings, decode, decoded
 from pathray.data.units import held_bytes
 from pathray.errors import UnreadableUnit, UserError
@@ -139,7 +139,7 @@ def test_micro_batches_of_groups_are_of_whole_groups_and_go_to_one_rank_at_their
     held = {}
     for rank in range(world):
         share = (12 * 6, 12, rank, world, 2)
-        batches = list(asserted(rank_rows(lookup, 0, *share, chunk=40), 0, 12, rank, world, 2))
+        batches = list(check_positions(rank_rows(lookup, 0, *share, chunk=40), 0, 12, rank, world, 2))
         assert len(batches) == 6 * 12 // world // 2
         for batch in batches:
             positions = batch["position"][batch["slot"] == 0]
@@ -149,7 +149,7 @@ def test_micro_batches_of_groups_are_of_whole_groups_and_go_to_one_rank_at_their
     assert held == {p: lookup.order.members([p])[0].tolist() for p in range(72)}
     (first, second, *_) = rank_rows(lookup, 0, 12, 12, 0, 1, 2)
     with pytest.raises(AssertionError):
-        list(asserted([second, first], 0, 12, 0, 1, 2))
+        list(check_positions([second, first], 0, 12, 0, 1, 2))
 
 
 # --- decoding ---------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 from pathray.data.faults import StreamError
 from pathray.data.order import uniform_order
 from pathray.data.plan import Plan, PlanWriter
-from pathray.data.share import Lookup, asserted, check_geometry, rank_rows
+from pathray.data.share import Lookup, check_geometry, check_positions, rank_rows
 from pathray.data.stalls import WINDOW, Stalls
 from pathray.data.stream import DecodeSettings, decode, decoded
 from pathray.errors import UnreadableUnit, UserError
@@ -73,9 +73,9 @@ def test_a_stream_from_the_middle_is_the_tail_of_the_whole(lookup):
 
 def test_a_batch_out_of_order_is_our_own_fault(lookup):
     rows = list(rank_rows(lookup, 0, 24, 12, 0, 1, 4))
-    assert len(list(asserted(rows, 0, 12, 0, 1, 4))) == 6
+    assert len(list(check_positions(rows, 0, 12, 0, 1, 4))) == 6
     with pytest.raises(AssertionError):
-        list(asserted([rows[1], rows[0]], 0, 12, 0, 1, 4))
+        list(check_positions([rows[1], rows[0]], 0, 12, 0, 1, 4))
 
 
 @pytest.mark.parametrize(("g", "world", "micro"), [(12, 5, 1), (12, 2, 4), (0, 1, 1), (8, 1, 0)])

@@ -67,7 +67,7 @@ def test_an_evaluator_is_listed_once():
 
 def test_paths_of_all_datasets_are_made_absolute():
     own = {"a": DatasetConfig("m.csv", reduced_csv="r.csv", root="images"), "b": DatasetConfig(None)}
-    found = TuningConfig(plugins=[PluginConfig(datasets=own)]).located(lambda p: p and f"/x/{p}").plugins[0].datasets
+    found = TuningConfig(plugins=[PluginConfig(datasets=own)]).map_paths(lambda p: p and f"/x/{p}").plugins[0].datasets
     assert (found["a"].manifest_csv, found["a"].reduced_csv, found["a"].root) == ("/x/m.csv", "/x/r.csv", "/x/images")
     assert (found["b"].manifest_csv, found["b"].root) == (None, "")
 

@@ -12,7 +12,7 @@ import torch
 from pathray.errors import MissingFile, UserError
 from pathray.nn.vit import ViT, ViTConfig
 from pathray.store.artifact import DESCRIPTION, WEIGHTS, EncoderArtifact, describe
-from pathray.store.records import sealed
+from pathray.store.records import add_seal
 from pathray.store.storage import Storage
 from tests.builders.storage import FaultyFileSystem
 
@@ -135,7 +135,7 @@ def test_a_description_that_builds_no_network_is_refused_by_its_file(folder: str
     for change, named in (({"architecture": "cnn"}, "another architecture"), ({"vit": {"width": 3}}, "cannot be used")):
         description = json.loads(store.read_bytes(DESCRIPTION)) | change
         del description["digest"]
-        store.write_bytes(DESCRIPTION, json.dumps(sealed(description)).encode())
+        store.write_bytes(DESCRIPTION, json.dumps(add_seal(description)).encode())
         with pytest.raises(UserError, match=named) as error:
             EncoderArtifact.load(folder)
         assert str(error.value.where["file"]).endswith(f"encoder/{DESCRIPTION}")

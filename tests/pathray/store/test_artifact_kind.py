@@ -12,7 +12,7 @@ from pathray.errors import MissingFile, UserError
 from pathray.store.artifact_kind import WEIGHTS, ArtifactKind
 from pathray.store.checkpoint import cpu_copy
 from pathray.store.committed import committed_dir
-from pathray.store.records import sealed
+from pathray.store.records import add_seal
 
 LINE = ArtifactKind("line", "line.json", frozenset(("inputs",)), lambda found: nn.Linear(found["inputs"], 1))
 
@@ -25,7 +25,7 @@ def folder(tmp_path):
 
 def rewrite(folder, change, seal=True):
     description = {k: v for k, v in json.loads((folder / "line.json").read_text()).items() if k != "digest"} | change
-    (folder / "line.json").write_text(json.dumps(sealed(description) if seal else description))
+    (folder / "line.json").write_text(json.dumps(add_seal(description) if seal else description))
 
 
 def test_what_is_loaded_is_what_was_saved_and_does_not_train(tmp_path):

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from pathray.config.load import differing, fingerprint, placement
+from pathray.config.load import fingerprint, list_differences, placement
 from pathray.config.sections import CheckpointConfig, LoggingConfig, ScalingConfig, StepConfig, StreamConfig
 from pathray.data.stream import DecodeSettings
 from pathray.errors import UserError
@@ -79,5 +79,7 @@ def test_an_identity_knows_science_plan_and_more_and_no_placement():
     assert own["values"] == {"lr": 0.1, "science": "small", "plan": "digest", "initial": "random"}
     moved = replace(config, output="elsewhere", scaling=ScalingConfig(workers=3), data=StreamConfig(threads=8))
     assert run_identity(moved, "small", "digest", initial="random") == own
-    assert [key for key, _, _ in differing(own, run_identity(config, "small", "another", initial="random"))] == ["plan"]
+    assert [key for key, _, _ in list_differences(own, run_identity(config, "small", "another", initial="random"))] == [
+        "plan"
+    ]
     assert fingerprint(config)["values"] == {"lr": 0.1}, "every key of the shared sections may change on resume"

@@ -82,7 +82,7 @@ def test_an_archive_on_which_the_process_dies_is_quarantined_alone(tmp_path, ray
 
     write_folder(tmp_path / "zips", archives=4)
     root, archives = archives_of(str(tmp_path / "zips"))
-    over = RayMap(index_writer.lost, chunk=4)
+    over = RayMap(index_writer.report_death, chunk=4)
     summary = index_writer.index_patches(
         root,
         archives,

@@ -66,7 +66,7 @@ class Pretraining:
         return load_config(self.schema, argv, configs_dir=self.module.CONFIGS_DIR, groups=self.groups).config
 
     def identity(self) -> dict:
-        config = self.module.located(self.config())
+        config = self.module.make_paths_absolute(self.config())
         if self.name == "ijepath":
             from ijepath.assembly import identity_of
 
@@ -139,7 +139,7 @@ def test_snapshots_that_wait_for_evaluators_are_something_left_to_do(tmp_path):
 def test_anchors_in_a_budget_of_passes_are_those_of_the_runs_plan(tmp_path, monkeypatch):
     made = Pretraining("ijepath", tmp_path)
     made.words.append("optimization.total_images_budget={epochs: 2}")
-    config, asked = pretrain_ijepath.located(made.config()), []
+    config, asked = pretrain_ijepath.make_paths_absolute(made.config()), []
     monkeypatch.setattr(pretrain_ijepath, "finished", lambda config, images, keys: asked.append(images))
     monkeypatch.setattr(pretrain_ijepath, "resumed", lambda config: object())
     monkeypatch.setattr(pretrain_ijepath, "recorded", lambda config: {})
@@ -180,7 +180,7 @@ def regression(table, output: Path, *words: str):
 
 def ended(table, output: Path, seen: int = 48, end: str = "budget", since: int = 0) -> Path:
     """A run with results at `seen` images."""
-    run = train_regression.checked_run(train_regression.located(regression(table, output)))
+    run = train_regression.checked_run(train_regression.make_paths_absolute(regression(table, output)))
     meta = {"images_seen": seen, "identity": run.identity, "notes": {"selection": {"since_best": since}}}
     checkpoint.save(f"{run.folder}/checkpoints", "regression-latest", {"w": torch.zeros(1)}, meta)
     (Path(run.folder) / "metrics.json").write_text(json.dumps({"end": end, "run_name": "r"}))
@@ -188,12 +188,12 @@ def ended(table, output: Path, seen: int = 48, end: str = "budget", since: int =
 
 
 def begin_again(table, output: Path, *words: str) -> train_regression.Run:
-    return train_regression.checked_run(train_regression.located(regression(table, output, *words)))
+    return train_regression.checked_run(train_regression.make_paths_absolute(regression(table, output, *words)))
 
 
 def test_the_command_of_a_finished_regression_without_a_name_finds_it_and_another_one_does_not(table, tmp_path):
     unnamed = ("logging.run_name=null",)
-    config = train_regression.located(regression(table, tmp_path, *unnamed))
+    config = train_regression.make_paths_absolute(regression(table, tmp_path, *unnamed))
     run = train_regression.checked_run(config)
     placement = fingerprint(run.config, placement=True)
     meta = {"images_seen": 48, "identity": run.identity, "placement": placement}
@@ -253,7 +253,7 @@ def test_results_that_are_damaged_are_named(table, tmp_path):
 def test_a_stop_that_comes_while_features_are_computed_ends_the_run(table, tmp_path, monkeypatch, caplog):
     """`ray_jobs.stop` finds the run, and the STOP is neither lost nor waited out."""
     caplog.set_level("INFO")
-    run = train_regression.checked_run(train_regression.located(regression(table, tmp_path)))
+    run = train_regression.checked_run(train_regression.make_paths_absolute(regression(table, tmp_path)))
     asked: list[str] = []
 
     def parts(work, missing):

@@ -196,7 +196,7 @@ def test_runs_on_the_same_rows_share_a_plan_and_another_split_has_its_own(data, 
 def config_of(data, output: Path, *argv: str):
     words = [*KEYS, f"data.table={data[0]}", f"data.split={data[1]}", f"output={output}", *argv]
     loaded = load_config(train_regression.TrainRegressionConfig, words, configs_dir=CONFIGS_DIR)
-    return train_regression.located(loaded.config)
+    return train_regression.make_paths_absolute(loaded.config)
 
 
 def begun(data, output: Path, *argv: str) -> train_regression.Run:

@@ -31,14 +31,16 @@ def test_a_trials_config_is_located_though_it_has_no_output(job, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     module, schema, argv, configs, groups = parts(job)
     config = load_config(schema, [*argv, "checkpoint.resume=there"], configs_dir=configs, groups=groups).config
-    done = module.located(config)
+    done = module.make_paths_absolute(config)
     assert done.output is None and done.checkpoint.resume == str(tmp_path / "there")
     key, _, name = argv[0].partition("=")
     value = done
     for part in key.split("."):
         value = getattr(value, part)
     assert value == str(tmp_path / name)
-    again = module.located(load_config(schema, [*argv, "output=run"], configs_dir=configs, groups=groups).config)
+    again = module.make_paths_absolute(
+        load_config(schema, [*argv, "output=run"], configs_dir=configs, groups=groups).config
+    )
     assert again.output == str(tmp_path / "run") and not os.listdir(tmp_path)
 
 

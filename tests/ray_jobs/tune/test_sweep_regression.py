@@ -45,7 +45,7 @@ def test_the_folder_of_a_trial_is_the_folder_of_its_run_for_every_training_job(n
     if name != "train_regression":
         assert words == {"output": folder}
         return
-    config = train_regression.located(job.load({}, *job.words_for(folder)).config)
+    config = train_regression.make_paths_absolute(job.load({}, *job.words_for(folder)).config)
     assert train_regression.run_of(config, train_regression.plan_of(config)).folder == folder
 
 

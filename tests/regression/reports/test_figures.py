@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from regression.evaluate import Evaluation
-from regression.reports.figures import Section, draw_map, figures, telling
+from regression.reports.figures import Section, draw_map, figures, pick_genes
 from regression.tables.places import Places
 
 
@@ -33,15 +33,15 @@ def per_gene(judged: Evaluation) -> pa.Table:
 
 def test_the_genes_shown_are_the_best_the_median_and_the_worst_that_have_a_correlation():
     judged = evaluation()
-    assert [(name, judged.genes[k]) for name, k in telling(judged, "pearson")] == [
+    assert [(name, judged.genes[k]) for name, k in pick_genes(judged, "pearson")] == [
         ("best", "A"), ("median", "E"), ("worst", "D")
     ]  # fmt: skip
     judged.predicted[:, 3] = 1.0  # no correlation
-    assert [judged.genes[k] for _, k in telling(judged, "pearson")][-1] == "B"
-    assert [name for name, _ in telling(evaluation(genes=1), "pearson")] == ["best"]
-    assert [name for name, _ in telling(evaluation(genes=2), "pearson")] == ["best", "worst"]
+    assert [judged.genes[k] for _, k in pick_genes(judged, "pearson")][-1] == "B"
+    assert [name for name, _ in pick_genes(evaluation(genes=1), "pearson")] == ["best"]
+    assert [name for name, _ in pick_genes(evaluation(genes=2), "pearson")] == ["best", "worst"]
     judged.predicted[:] = 1.0
-    assert len(telling(judged, "pearson")) == 3, "a collapsed model has its figures, too"
+    assert len(pick_genes(judged, "pearson")) == 3, "a collapsed model has its figures, too"
 
 
 def test_every_figure_is_a_picture_under_its_own_name():

@@ -13,7 +13,7 @@ from pathray.errors import UserError
 from pathray.features.images import read_image
 from regression.tables.spatial import (
     Counts,
-    belong_together,
+    check_same_spots,
     cut_patches,
     log1p_cp10k,
     read_counts,
@@ -242,7 +242,7 @@ def test_patients_in_two_spellings_are_refused(tmp_path):
 def test_counts_with_genes_in_rows_are_told_to_be_transposed(tmp_path):
     counts, spots = files(tmp_path, "gene\ts1\ts2\nA\t1\t3\nB\t2\t4\n")
     with pytest.raises(UserError, match="transpose the counts"):
-        belong_together(read_spots(spots, group="patient"), read_counts(counts))
+        check_same_spots(read_spots(spots, group="patient"), read_counts(counts))
     counts, spots = files(tmp_path, "spot\tA\ns1\t1\ns3\t2\n")
     with pytest.raises(UserError, match="each spot in both files"):
-        belong_together(read_spots(spots, group="patient"), read_counts(counts))
+        check_same_spots(read_spots(spots, group="patient"), read_counts(counts))

@@ -135,7 +135,7 @@ def test_coordinates_that_are_none_are_refused_by_row(tmp_path):
 def test_targets_of_a_table_are_in_one_unit(tmp_path):
     text = "path,group_id,y0,unit\na.png,p,1,{}\nb.png,q,2,{}\n"
     assert placed(tmp_path, text.format("CP10k", "CP10k")).unit == "CP10k"
-    with pytest.raises(UserError, match="one unit"):
+    with pytest.raises(UserError, match="several units"):
         placed(tmp_path, text.format("CP10k", "TPM"))
 
 
@@ -193,7 +193,7 @@ def test_a_patient_in_two_spellings_is_refused(tmp_path):
 
 def test_a_group_that_a_spreadsheet_rounded_is_warned_of(tmp_path, caplog):
     placed(tmp_path, "path,group_id,y0\na.png,1.00E+05,1\nb.png,1.00E+05,2\n")
-    assert "rounded the group 1.00E+05" in caplog.text
+    assert "group 1.00E+05 may be a number that a spreadsheet rounded" in caplog.text
     caplog.clear()
     placed(tmp_path, "path,group_id,y0\na.png,1e2,1\nb.png,007,2\n")
     assert caplog.text == ""
