@@ -35,8 +35,8 @@ from typing import Any
 from pathray.data.plan import Plan
 from pathray.data.units import Batch, UnitReader
 from pathray.errors import UnreadableUnit
-from pathray.store.records import check_seal, parsed, sealed, text
 from pathray.store.outages import through_outages
+from pathray.store.records import check_seal, parsed, sealed, text
 from pathray.store.storage import Storage, digest_bytes
 
 log = logging.getLogger(__name__)
