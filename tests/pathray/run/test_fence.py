@@ -19,6 +19,7 @@ from pathray.errors import UserError
 from pathray.run.fence import Fence, Superseded
 from pathray.run.layout import OWNER
 from pathray.store.liveness import started, this_process
+from pathray.store.outages import through_outages
 from pathray.store.storage import Storage, StorageError
 from tests.builders.bucket import BucketFileSystem, away
 from tests.builders.jobs import ROOT, wait_for
@@ -237,6 +238,33 @@ def test_storage_that_is_away_costs_the_owner_nothing_but_is_told_to_who_asks(
         wait_for(lambda: owner("bucket://store/run")["beat"] > before, seconds=30)
         own.check()
     assert caplog.text.count("could not be renewed") == 1
+
+
+@pytest.mark.parametrize("trouble", ["hangs", "is away"])
+def test_who_waits_for_a_place_does_not_take_an_outage_for_the_owners_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    """The owner elsewhere cannot renew its beat either, and does so a moment after the outage."""
+    run, read, looks = str(tmp_path), Fence._read, [0]
+    write_owner(run, host="elsewhere", beat=time.time() - 3600)
+
+    def troubled(self: Fence) -> Any:
+        looks[0] += 1
+        if looks[0] == 2:
+            before = read(self)
+            time.sleep(1.0)  # longer than an old beat is watched
+            threading.Timer(0.3, write_owner, (run,), {"host": "elsewhere"}).start()
+            if trouble == "hangs":
+                return before
+            error = StorageError("503", file=run)
+            error.passing = True
+            raise error
+        return read(self)
+
+    monkeypatch.setattr(Fence, "_read", troubled)
+    monkeypatch.setitem(through_outages.__kwdefaults__, "first_pause_s", 0.01)
+    with pytest.raises(UserError, match="being trained by another process"):
+        fence(run, every_s=0.4).take()
 
 
 def test_a_file_system_without_hard_links_has_one_owner_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
