@@ -45,7 +45,7 @@ def start(module: str, *words: str) -> subprocess.Popen[str]:
 
 
 def finish(job: subprocess.Popen[str]) -> str:
-    said = job.communicate(timeout=120)[0]
+    said = job.communicate(timeout=300)[0]
     assert job.returncode == 0, said
     return said
 
