@@ -24,7 +24,7 @@ from ray_jobs.train import frozen_features, training_jobs
 from ray_jobs.train.frozen_features import FeaturesStopped
 from ray_jobs.train.mlflow_feed import tell_tracking
 from ray_jobs.train.regression_checks import is_finished
-from tests.builders.expression import write_images
+from tests.builders.expression import save_random_encoder, write_images
 from tests.builders.runs.run import KEYS
 from tests.builders.zips import write_folder
 from tests.ray_jobs.train.test_regression_jobs import KEYS as REGRESSION
@@ -278,11 +278,12 @@ def test_a_stop_that_comes_while_features_are_computed_ends_the_run(table, tmp_p
         )
 
 
-@pytest.mark.ray
-@pytest.mark.heavy
-def test_a_finished_regression_is_trained_on_to_its_longer_budget(ray_cluster, table, tmp_path):
-    argv = [*REGRESSION, "eval.baselines=false", "logging.run_name=r", f"data.table={table[0]}"]
-    argv += [f"data.split={table[1]}", f"output={tmp_path}"]
+def test_a_finished_regression_is_trained_on_to_its_longer_budget(table, tmp_path, monkeypatch):
+    monkeypatch.setattr("regression.reports.report.figures", lambda *args: ())
+    save_random_encoder(tmp_path / "small")
+    argv = [*REGRESSION, "scaling.workers=0", "eval.baselines=false", "logging.run_name=r", f"data.table={table[0]}"]
+    argv += [f"data.split={table[1]}", f"output={tmp_path}", "model.backbone=artifact"]
+    argv += [f"model.artifact={tmp_path / 'small'}"]
     schema, where = train_regression.TrainRegressionConfig, train_regression.CONFIGS_DIR
     assert run_job(train_regression.main, schema, argv, where) == 0
     assert run_job(train_regression.main, schema, [*argv, *LONGER], where) == 0

@@ -1,4 +1,7 @@
-"""The regression jobs on tiny images whose colour says what is expressed: splits, training, evaluation, comparison."""
+"""The regression jobs on tiny images whose colour says what is expressed: splits, training, evaluation, comparison.
+
+Not here: cross-validations (tests/ray_jobs/train/test_regression_folds.py).
+"""
 
 import csv
 import errno
@@ -13,14 +16,16 @@ import torch
 
 from pathray.config.load import load_config
 from pathray.errors import UserError
+from pathray.run.stop import request_stop
 from pathray.store import checkpoint
 from pathray.store.storage import Storage
-from ray_jobs import aggregate_results, evaluate_regression, make_splits, train_folds, train_regression
+from ray_jobs import aggregate_results, evaluate_regression, make_splits, train_regression
 from ray_jobs.shell.cli import run_job
 from ray_jobs.train import regression_runs
 from regression import artifact
 from regression import plan as plan_module
 from regression.config import CONFIGS_DIR
+from regression.data import ImageReader
 from regression.normalise import Normaliser
 from regression.recipe import RegressionRecipe
 from regression.reports.report import read_results
@@ -29,7 +34,7 @@ from tests.builders.expression import save_random_encoder, write_images
 KEYS = (
     "data.target_dim=3", "data.image_size=32", "data.threads=1", "data.ahead=1", "model.backbone=vit_tiny",
     "train.batch_size=4", "train.grad_accum_steps=1", "train.images=48", "train.lr=1e-3", "eval.every=16",
-    "logging.mlflow=false", "logging.log_every=4", "checkpoint.latest_every=8",
+    "logging.mlflow=false", "logging.log_every=4",
     "scaling.accelerator=cpu", "scaling.cpus_per_worker=0.5",
 )  # fmt: skip
 
@@ -42,6 +47,13 @@ def split(table: str, output: Path, *argv: str) -> int:
 def train(output: Path, table: str, parts: Path, *argv: str) -> int:
     words = [*KEYS, f"data.table={table}", f"data.split={parts}", f"output={output}", *argv]
     return run_job(train_regression.main, train_regression.TrainRegressionConfig, words, CONFIGS_DIR)
+
+
+def train_here(output: Path, table: str, parts: Path, *argv: str) -> int:
+    """The same in this process, without the session's cluster if there is one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ray_jobs.extract.actor_map.is_ray_running", lambda: False)
+        return train(output, table, parts, *argv, "scaling.workers=0")
 
 
 def runs(output: Path) -> list[Path]:
@@ -62,7 +74,7 @@ def data(tmp_path_factory):
     return table, folder / "split.csv"
 
 
-# --- without Ray ------------------------------------------------------------------------------------------------------
+# --- nothing trains ---------------------------------------------------------------------------------------------------
 
 
 def test_a_split_is_made_by_whole_groups_and_again_the_same(data, tmp_path):
@@ -139,10 +151,10 @@ def test_two_rows_that_validate_are_enough_for_early_stopping(data, tmp_path):
 
 
 def test_more_passes_than_were_asked_for_are_told_before_the_training(data, tmp_path, caplog):
-    words = ("train.images=null", "train.epochs=5", "train.grad_accum_steps=16", "--dry-run")
-    assert train(tmp_path / "out", *data, *words) == 0
+    words = ("train.images=null", "train.epochs=5", "train.grad_accum_steps=16")
+    train_regression.checked_run(config_of(data, tmp_path, *words))
     assert "5.33 passes" not in caplog.text, "64 images for 60 are nearly five passes"
-    assert train(tmp_path / "out", *data, *words, "train.epochs=1") == 0
+    train_regression.checked_run(config_of(data, tmp_path, *words, "train.epochs=1"))
     assert "5.33 passes over the 12 training units instead of 1: a step uses 64" in caplog.text
     assert "train.global_batch" in caplog.text
 
@@ -276,57 +288,9 @@ def test_a_folder_without_finished_runs_is_named(tmp_path, capsys):
     assert str(tmp_path) in capsys.readouterr().err
 
 
-def mlflow_runs(output: Path) -> tuple:
-    """The cross-validation's run, and its folds'."""
-    from mlflow import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{output}/mlflow.db")
-    known = client.search_runs([e.experiment_id for e in client.search_experiments()])
-    (parent,) = (run for run in known if "mlflow.parentRunId" not in run.data.tags)
-    return parent, [run for run in known if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
-
-
-def folds(output: Path, table: str, splits: Path, *argv: str) -> int:
-    words = [*KEYS, f"data.table={table}", f"splits={splits}", f"output={output}", *argv]
-    return run_job(train_folds.main, train_folds.TrainFoldsConfig, words, CONFIGS_DIR)
-
-
-def test_folds_that_cannot_all_be_trained_are_refused_before_the_first_begins(data, tmp_path, capsys):
-    table, parts = data
-    assert folds(tmp_path / "out", table, tmp_path) == 2
-    assert "fold_0.csv" in capsys.readouterr().err
-    assert split(table, tmp_path / "folds", "kind=group_kfold", "k=3") == 0
-    assert folds(tmp_path / "out", table, tmp_path / "folds", "--dry-run") == 0
-    assert folds(tmp_path / "out", table, tmp_path / "folds", f"data.split={parts}", "--dry-run") == 2
-    assert "data.split" in capsys.readouterr().err
-    (tmp_path / "folds" / "fold_2.csv").write_text(parts.read_text().replace(",test", ",train"))
-    assert folds(tmp_path / "out", table, tmp_path / "folds") == 2
-    assert "fold_2.csv" in capsys.readouterr().err and runs(tmp_path / "out") == []
-
-
-def test_a_fold_that_tests_a_single_row_is_refused_before_the_first_begins(data, tmp_path, capsys):
-    rows = Path(data[0]).read_text().splitlines()
-    table = Path(data[0]).with_name("one.csv")
-    table.write_text("\n".join([rows[0], rows[1].replace(",p0,", ",alone,"), *rows[2:]]) + "\n")
-    assert split(str(table), tmp_path / "folds", "kind=leave_one_group_out") == 0
-    assert folds(tmp_path / "out", str(table), tmp_path / "folds", "--dry-run") == 2
-    assert "two or more rows of test" in capsys.readouterr().err
-
-
-def test_folds_left_of_another_number_of_folds_are_refused(data, tmp_path, capsys):
-    for k in (4, 3):
-        assert split(data[0], tmp_path / "folds", "kind=group_kfold", f"k={k}") == 0
-    assert folds(tmp_path / "out", data[0], tmp_path / "folds", "--dry-run") == 2
-    said = capsys.readouterr().err
-    assert "a group tests twice" in said and "fold_3.csv" in said
-
-
 def test_a_probe_that_is_no_encoder_is_refused_before_the_training_and_not_after_it(data, tmp_path, capsys):
     probe = f"eval.probes.other={tmp_path / 'none'}"
-    assert split(data[0], tmp_path / "folds", "kind=group_kfold", "k=3") == 0
     assert train(tmp_path / "out", *data, probe, "--dry-run") == 2
-    assert str(tmp_path / "none") in capsys.readouterr().err
-    assert folds(tmp_path / "out", data[0], tmp_path / "folds", probe, "--dry-run") == 2
     assert str(tmp_path / "none") in capsys.readouterr().err
     save_random_encoder(tmp_path / "none")
     train_regression.check_probes(config_of(data, tmp_path, probe))
@@ -337,19 +301,18 @@ def test_the_title_of_a_probe_cannot_be_that_of_a_baseline(data, tmp_path, capsy
     assert "eval.probes" in capsys.readouterr().err
 
 
-# --- through Ray ------------------------------------------------------------------------------------------------------
+# --- trained in this process ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def trained(ray_cluster, data, tmp_path_factory):
+def trained(data, tmp_path_factory):
+    """The run that was trained undisturbed: the folder of all runs, and its own."""
     output = tmp_path_factory.mktemp("regression") / "out"
-    assert train(output, *data) == 0
+    assert train_here(output, *data) == 0
     (run,) = runs(output)
     return output, run
 
 
-@pytest.mark.ray
-@pytest.mark.heavy
 def test_a_run_leaves_its_model_its_metrics_and_every_prediction_once(trained, data):
     output, run = trained
     assert run.name.startswith("vit_tiny__bs4x1x1__lr0.001__seed42__")
@@ -372,43 +335,34 @@ def test_a_run_leaves_its_model_its_metrics_and_every_prediction_once(trained, d
     assert "48 images, step 12: " in (run / "log.txt").read_text()
 
 
-@pytest.mark.ray
-@pytest.mark.heavy
 def test_a_finished_run_is_left_as_it_is_named_again_or_not(trained, data):
     output, run = trained
     before = (run / "metrics.json").stat().st_mtime_ns
     for words in ((f"logging.run_name={run.name}",), ()):
-        assert train(output, *data, *words) == 0
+        assert train_here(output, *data, *words) == 0
     assert runs(output) == [run] and (run / "metrics.json").stat().st_mtime_ns == before
 
 
-@pytest.mark.ray
-@pytest.mark.heavy
-def test_an_interrupted_run_is_gone_on_with_by_the_same_command_to_the_same_bits(trained, data, tmp_path):
-    import threading
+def test_an_interrupted_run_is_gone_on_with_by_the_same_command_to_the_same_bits(trained, data, tmp_path, monkeypatch):
+    output, read = tmp_path / "out", ImageReader.read
+    monkeypatch.setattr("regression.reports.report.figures", lambda *args: ())
 
-    from tests.builders.jobs import wait_for
+    def read_and_stop(reader, unit, position, attempt):
+        if position == 20:
+            request_stop(str(runs(output)[0]))
+        return read(reader, unit, position, attempt)
 
-    output, stopper = tmp_path / "out", None
-
-    def stop() -> None:
-        (run,) = wait_for(lambda: output.exists() and [r for r in runs(output) if (r / "metrics.jsonl").exists()])
-        (run / "STOP").write_text("{}")
-
-    stopper = threading.Thread(target=stop)
-    stopper.start()
-    assert train(output, *data) == 0
-    stopper.join()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ImageReader, "read", read_and_stop)
+        assert train_here(output, *data) == 0
     (run,) = runs(output)
-    assert weights(run)["images"] < 48 and not (run / "metrics.json").exists()
-    assert train(output, *data) == 0
+    assert 0 < weights(run)["images"] <= 24 and not (run / "metrics.json").exists()
+    assert train_here(output, *data) == 0
     assert runs(output) == [run] and weights(run) == weights(trained[1])
     known, found = (json.loads((r / "metrics.json").read_text()) for r in (trained[1], run))
     assert known["test"] == found["test"] and known["best"] == found["best"]
 
 
-@pytest.mark.ray
-@pytest.mark.heavy
 def test_evaluating_the_exported_model_gives_the_runs_own_figures(trained, data, tmp_path, capsys):
     words = [f"model={trained[1] / 'encoder'}", f"table={data[0]}", f"split={data[1]}", f"output={tmp_path}"]
     job = evaluate_regression
@@ -417,74 +371,7 @@ def test_evaluating_the_exported_model_gives_the_runs_own_figures(trained, data,
     assert {key: found[key] for key in known["test"]} == pytest.approx(known["test"])
 
 
-@pytest.mark.ray
-@pytest.mark.heavy
 def test_runs_are_compared_in_one_table_that_is_printed_too(trained, capsys):
     assert run_job(aggregate_results.main, aggregate_results.AggregateConfig, [f"runs={trained[0]}"], CONFIGS_DIR) == 0
     assert f"| {trained[1].name} |" in capsys.readouterr().out
     assert f"| {trained[1].name} |" in (trained[0] / "results.md").read_text()
-
-
-@pytest.mark.ray
-@pytest.mark.heavy
-def test_a_frozen_backbone_sees_every_image_once_for_all_folds_and_is_trained_on_what_it_saw(
-    ray_cluster, data, trained, tmp_path
-):
-    table, output = data[0], tmp_path / "out"
-    assert split(table, tmp_path / "folds", "kind=group_kfold", "k=3") == 0
-    probe = tmp_path / "probe"
-    save_random_encoder(probe)
-    frozen = (
-        "model.frozen=true",
-        "augment.geometry=false",
-        "augment.stain=0",
-        f"eval.probes.other={probe}",
-        "logging.mlflow=true",
-    )
-    words = (output, table, tmp_path / "folds", *frozen, "parallel=2")
-    assert folds(*words) == 0
-    (kept, other) = sorted((output / "features").iterdir())
-    made = {path: path.stat().st_mtime_ns for path in [*kept.iterdir(), *other.iterdir()]}
-    known = (output / "folds.json").read_bytes()
-    found = json.loads(known)
-    assert found["folds"] == ["fold_0", "fold_1", "fold_2"] and found["rows"] == [8, 8, 8]
-    assert set(found["spearman"]) == {"model", "colour", "initial", "other"}
-    parent, children = mlflow_runs(output)
-    assert len(children) == 3 and parent.data.metrics["spearman/model"] == found["spearman"]["model"]["mean"]
-    own = json.loads((output / "fold_1" / "metrics.json").read_text())
-    assert found["spearman"]["colour"]["folds"][1] == own["baselines"]["colour"]["test"]["spearman"]
-    assert found["spearman"]["model"]["folds"][1] == pytest.approx(own["test"]["spearman"], abs=1e-6)
-    assert found["spearman"]["colour"]["mean"] > 0.5, "colour is what is expressed here"
-    (output / "fold_1" / "metrics.json").unlink()
-    assert folds(*words) == 0, "a fold that lacks its results is judged again, the others are left"
-    assert {path: path.stat().st_mtime_ns for path in made} == made
-    assert (output / "folds.json").read_bytes() == known
-
-
-@pytest.mark.ray
-@pytest.mark.heavy
-def test_interrupted_folds_go_on_and_one_that_fails_does_not_end_the_others(ray_cluster, data, tmp_path, capsys):
-    import threading
-
-    from tests.builders.jobs import wait_for
-
-    table, output = data[0], tmp_path / "out"
-    assert split(table, tmp_path / "folds", "kind=group_kfold", "k=3") == 0
-
-    def stop() -> None:
-        wait_for(lambda: (output / "fold_0" / "metrics.jsonl").exists())
-        (output / "STOP").write_text("{}")
-
-    stopper = threading.Thread(target=stop)
-    stopper.start()
-    assert folds(output, table, tmp_path / "folds", "train.images=4000", "eval.baselines=false") == 0
-    stopper.join()
-    assert weights(output / "fold_0")["images"] < 4000 and not (output / "folds.json").exists()
-    assert not (output / "fold_2" / "checkpoints").exists(), "nothing new begins after a stop"
-    other = tmp_path / "other"
-    (other / "fold_1" / "encoder").mkdir(parents=True)
-    (other / "fold_1" / "encoder").chmod(0o500)
-    (other / "fold_1" / "checkpoints").write_text("in the way")
-    assert folds(other, table, tmp_path / "folds", "eval.baselines=false") != 0
-    assert sorted(p.parent.name for p in other.glob("*/metrics.json")) == ["fold_0", "fold_2"]
-    assert not (other / "folds.json").exists()
