@@ -137,7 +137,7 @@ def test_a_sweep_over_a_regression_stops_is_restored_and_finds_its_objective(ray
 
     stopper = threading.Thread(target=stop)
     stopper.start()
-    code, said = run(*command([*args, "train.images=800", "eval.every=400"], *argv))
+    code, said = run(*command([*args, "train.images=800", "eval.every=400", "scaling.workers=0"], *argv))
     stopper.join()
     assert code == 0 and "unfinished" in (root / "leaderboard.md").read_text(), said
     before = {path.parent.name: metrics(path.parent)[-1]["images_seen"] for path in root.glob("trials/*/metrics.jsonl")}
