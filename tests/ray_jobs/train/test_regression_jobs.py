@@ -30,6 +30,7 @@ from regression.normalise import Normaliser
 from regression.recipe import RegressionRecipe
 from regression.reports.report import read_results
 from tests.builders.expression import save_random_encoder, write_images
+from tests.builders.runs.run import metrics
 
 KEYS = (
     "data.target_dim=3", "data.image_size=32", "data.threads=1", "data.ahead=1", "model.backbone=vit_tiny",
@@ -375,3 +376,18 @@ def test_runs_are_compared_in_one_table_that_is_printed_too(trained, capsys):
     assert run_job(aggregate_results.main, aggregate_results.AggregateConfig, [f"runs={trained[0]}"], CONFIGS_DIR) == 0
     assert f"| {trained[1].name} |" in capsys.readouterr().out
     assert f"| {trained[1].name} |" in (trained[0] / "results.md").read_text()
+
+
+# --- through Ray ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.ray
+@pytest.mark.heavy
+def test_two_workers_see_the_same_units_at_every_step_and_end_in_the_same_results(ray_cluster, trained, data, tmp_path):
+    assert train(tmp_path, *data, "train.batch_size=2", "scaling.workers=2", "logging.run_name=two") == 0
+    here, through_ray = trained[1], tmp_path / "two"
+    known, found = ([row["loss"] for row in metrics(run) if "loss" in row] for run in (here, through_ray))
+    assert len(known) == 12 and found == pytest.approx(known, rel=1e-3)
+    known, found = (json.loads((run / "metrics.json").read_text()) for run in (here, through_ray))
+    assert found["baselines"] == known["baselines"] and found["test"] == pytest.approx(known["test"], abs=0.05)
+    assert weights(through_ray)["images"] == 48
