@@ -278,7 +278,8 @@ def test_a_stop_that_comes_while_features_are_computed_ends_the_run(table, tmp_p
         )
 
 
-def test_a_finished_regression_is_trained_on_to_its_longer_budget(table, tmp_path):
+def test_a_finished_regression_is_trained_on_to_its_longer_budget(table, tmp_path, monkeypatch):
+    monkeypatch.setattr("regression.reports.report.figures", lambda *args: ())
     save_random_encoder(tmp_path / "small")
     argv = [*REGRESSION, "scaling.workers=0", "eval.baselines=false", "logging.run_name=r", f"data.table={table[0]}"]
     argv += [f"data.split={table[1]}", f"output={tmp_path}", "model.backbone=artifact"]

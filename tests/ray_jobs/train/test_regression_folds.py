@@ -43,12 +43,14 @@ def folds(output: Path, table: str, splits: Path, *argv: str) -> int:
 
 
 def folds_here(folder: Path, table: str) -> int:
-    """Three folds of a small network in this process, one after the other, to `folder`/out."""
+    """Three folds of a small network in this process, one after the other, to `folder`/out; no figures."""
     if not (folder / "folds").exists():
         assert split(table, folder / "folds", "kind=group_kfold", "k=3") == 0
         save_random_encoder(folder / "small")
     small = ("model.backbone=artifact", f"model.artifact={folder / 'small'}", "eval.baselines=false")
-    return folds(folder / "out", table, folder / "folds", *small, "scaling.workers=0")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("regression.reports.report.figures", lambda *args: ())
+        return folds(folder / "out", table, folder / "folds", *small, "scaling.workers=0")
 
 
 def test_folds_that_cannot_all_be_trained_are_refused_before_the_first_begins(data, tmp_path, capsys):

@@ -344,8 +344,9 @@ def test_a_finished_run_is_left_as_it_is_named_again_or_not(trained, data):
     assert runs(output) == [run] and (run / "metrics.json").stat().st_mtime_ns == before
 
 
-def test_an_interrupted_run_is_gone_on_with_by_the_same_command_to_the_same_bits(trained, data, tmp_path):
+def test_an_interrupted_run_is_gone_on_with_by_the_same_command_to_the_same_bits(trained, data, tmp_path, monkeypatch):
     output, read = tmp_path / "out", ImageReader.read
+    monkeypatch.setattr("regression.reports.report.figures", lambda *args: ())
 
     def read_and_stop(reader, unit, position, attempt):
         if position == 20:
