@@ -42,7 +42,7 @@ from ijepath.config import CONFIGS_DIR, GROUPS, RunConfig, resolve_global_batch
 from ijepath.data import AnchorReader, ReaderConfig
 from ijepath.indexing.anchors import slide_anchors
 from ijepath.indexing.index import index_slide
-from ijepath.indexing.manifest import ManifestRow
+from ijepath.indexing.manifest import ManifestRow, read_manifest
 from ijepath.plan import COLUMNS, strata
 from ijepath.profile import Profile
 from ijepath.recipe import IJepathRecipe
@@ -99,6 +99,7 @@ class Settings:
     """Settings of the benchmark; every other key is one of the run config."""
 
     data_dir: str = "../shared/data"
+    manifest: str | None = None  # train on the slides of this manifest instead, such as the demo's cohort
     seeds: int = 3
     images: int = 4_800  # per seed
     every: int = 1_600  # images between rows
@@ -135,7 +136,7 @@ def main() -> None:
     print(f"colours   {in_words(floor)}", flush=True)
     results = []
     with tempfile.TemporaryDirectory() as folder:
-        plan = build(Path(settings.data_dir), Path(folder), run_config(settings, keys, 0))
+        plan = build(Path(settings.data_dir), Path(folder), run_config(settings, keys, 0), settings.manifest)
         for seed in range(settings.seeds):
             results.append(one_seed(run_config(settings, keys, seed), plan, patches, settings, floor, keys))
     differences = report(results)
@@ -269,7 +270,7 @@ def draw(path: Path) -> None:
     for row in newest:
         print("  ".join(f"{row[name]:>18.4g}" if name in row else f"{'':>18}" for name in shown))
     of = f"{newest[-1]['images_seen']:,.0f} of {newest[-1]['images']:,} images"
-    title = " ".join(["I-JEPATH, vit_tiny,", of, *newest[0]["keys"]])
+    title = ", ".join(["I-JEPATH, vit_tiny", of, *newest[0]["keys"]])
     path.with_suffix(".png").write_bytes(draw_curves(newest, PANELS, title))
     print(path.with_suffix(".png"))
 
@@ -280,19 +281,20 @@ def crc5(root: Path) -> Patches:
     return Patches(images, np.array([r["class"] for r in rows]), np.array([r["split"] == "test" for r in rows]))
 
 
-def build(root: Path, folder: Path, config: RunConfig) -> Plan:
-    """A plan of anchors on the slides and on patches, which are written as one-tile slides into `folder`."""
+def build(root: Path, folder: Path, config: RunConfig, manifest: str | None = None) -> Plan:
+    """A plan of anchors on the slides and on patches, which are written as one-tile slides into `folder`; or on the
+    slides of `manifest` alone."""
     data = config.data
     profile = Profile(**{f.name: getattr(data, f.name) for f in fields(Profile)})
     sources: list[dict[str, Any]] = []
     units: list[np.ndarray] = []
-    for path in sorted((root / "wsi").glob("*.svs")):
-        row = index_slide(ManifestRow(0, path.stem, str(path.resolve()), "", None if "CMU" in path.stem else PATCH_MPP))
+    for slide in read_manifest(manifest).rows if manifest else slides_of(root):
+        row = index_slide(slide)
         anchors = slide_anchors(row, profile)
-        assert len(anchors), (path, anchors.reason, anchors.detail)
+        assert len(anchors), (slide.wsi_path, anchors.reason, anchors.detail)
         units.append(np.stack([anchors.center_x, anchors.center_y], axis=1))
-        sources.append(source(str(path.resolve()), "", row["wsi_level0_spacing_mpp"]))
-    for number, path in enumerate(patch_files(root)):
+        sources.append(source(slide.wsi_path, slide.mask_path, row["wsi_level0_spacing_mpp"]))
+    for number, path in enumerate([] if manifest else patch_files(root)):
         image, name = pixels(path), folder / f"{number}.tif"
         save(name, image)
         save(folder / f"{image.shape[0]}_mask.tif", np.full(image.shape[:2], 255, np.uint8))
@@ -307,6 +309,11 @@ def build(root: Path, folder: Path, config: RunConfig) -> Plan:
             writer.append({"source": np.full(len(xy), number), "x": xy[:, 0], "y": xy[:, 1]})
     print(f"{total} anchors on {len(sources)} slides and patches", flush=True)
     return Plan.open(folder / "plan")
+
+
+def slides_of(root: Path) -> list[ManifestRow]:
+    paths = sorted((root / "wsi").glob("*.svs"))
+    return [ManifestRow(0, p.stem, str(p.resolve()), "", None if "CMU" in p.stem else PATCH_MPP) for p in paths]
 
 
 def patch_files(root: Path) -> list[Path]:

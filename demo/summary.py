@@ -21,6 +21,8 @@ from pathray.store.metrics_log import rows_of
 
 log = logging.getLogger(__name__)
 TIMES = "times.json"
+PROBE = "probe/hospitals/linear_id"
+MARGIN = 0.05  # a probe has to gain so much on some 70 patches before the page speaks of learning
 WIDE = 1600  # pixels of a picture on the page
 CLOSE = "One sample close up: what the student sees, the places that it predicts, and what the teacher sees there."
 DOTS = (
@@ -65,10 +67,12 @@ class Facts:
     loss: tuple[float, float] | None
     rankme: tuple[float, float] | None
     deviation: tuple[float, float] | None
+    explained: tuple[float, float] | None
     images_per_s: float | None
     train_s: float
     total_s: float
     robustness: tuple[float, float] | None = None
+    probe: tuple[float, float] | None = None  # random weights, trained
     evaluations: int = 0
     files: dict[str, Path] = field(default_factory=dict)
 
@@ -101,10 +105,12 @@ def gather(output: Path, manifest: Path, train_s: float, total_s: float) -> Fact
         loss=first_and_last(rows, "loss"),
         rankme=first_and_last(rows, "target_rankme"),
         deviation=first_and_last(rows, "target_std"),
+        explained=first_and_last(rows, "explained"),
         images_per_s=speeds[len(speeds) // 2] if speeds else None,
         train_s=train_s,
         total_s=total_s,
         robustness=first_and_last(judged, "pathorob/hospitals/ri"),
+        probe=_probe(judged),
         evaluations=len(judged),
         files=_files(output),
     )
@@ -128,6 +134,14 @@ def _judged(run: Path) -> list[dict[str, float]]:
     path = run / "robustness.jsonl"
     rows = [row for row in whole_rows(rows_of(path.read_bytes())) if row["status"] == "ok"] if path.is_file() else []
     return sorted(rows, key=lambda row: row["images_seen"])
+
+
+def _probe(judged: list[dict[str, float]]) -> tuple[float, float] | None:
+    """The linear probe of the random weights and of the last snapshot; None unless both were judged."""
+    found = [row for row in judged if row.get(PROBE) is not None]
+    if len(found) < 2 or found[0]["images_seen"] != 0:
+        return None
+    return found[0][PROBE], found[-1][PROBE]
 
 
 def first_and_last(rows: list[dict[str, float]], metric: str) -> tuple[float, float] | None:
@@ -157,6 +171,7 @@ def _files(output: Path) -> dict[str, Path]:
 def text(facts: Facts, page: Path) -> str:
     """The closing lines on the terminal."""
     lines = [f"{name:<18}{value}" for name, value in figures(facts)]
+    lines += ["", verdict(facts)]
     lines += ["", *(f"{name:<18}{path}" for name, path in facts.files.items())]
     lines += ["", f"{'open':<18}{page}"]
     if facts.mlflow:
@@ -176,6 +191,12 @@ def figures(facts: Facts) -> list[tuple[str, str]]:
         out.append(("RankMe", f"{facts.rankme[0]:.1f} → {facts.rankme[1]:.1f} effective dimensions"))
     if facts.deviation:
         out.append(("feature deviation", f"{facts.deviation[0]:.3f} → {facts.deviation[1]:.3f} (0 would be collapse)"))
+    if facts.explained:
+        change = " → ".join(map(_percent, facts.explained))
+        out.append(("explained", f"{change} of the variance between targets (none: no more than their mean)"))
+    if facts.probe:
+        words = f"{facts.probe[0]:.3f} with random weights → {facts.probe[1]:.3f} trained"
+        out.append(("tissue probe", f"{words} (balanced accuracy on patches of other slides)"))
     if facts.robustness:
         change = f"{facts.robustness[0]:.3f} → {facts.robustness[1]:.3f}"
         out.append(("robustness index", f"{change} over {facts.evaluations} evaluations (1: hospitals do not matter)"))
@@ -185,9 +206,32 @@ def figures(facts: Facts) -> list[tuple[str, str]]:
     return out
 
 
+def verdict(facts: Facts) -> str:
+    """What this run shows, and what it does not, from its own figures."""
+    parts = ["This run shows that the pipeline works from slides to encoder."]
+    if facts.explained:
+        learned = facts.explained[1] > 0
+        parts.append(
+            f"The predictor explains {_percent(facts.explained[1])} of the variance between targets, at the start "
+            f"{_percent(facts.explained[0])}."
+            if learned
+            else "The predictor knows no more than the mean of its targets, so it has not learned its task."
+        )
+    if facts.probe:
+        random, trained = facts.probe
+        end = "The features have improved" if trained - random >= MARGIN else "The features have not learned tissue"
+        parts.append(f"{end}: a linear probe for tissue has {trained:.2f}, with random weights {random:.2f}.")
+    return " ".join(parts)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f}%" if share > 0 else "none"
+
+
 def _curves(facts: Facts) -> str:
     fell = f" The loss goes from {facts.loss[0]:.4f} to {facts.loss[1]:.4f}." if facts.loss else ""
-    return f"Training curves over {facts.images:,} images seen: loss, signs of collapse, schedules, speed.{fell}"
+    more = " A falling loss alone is no learning: a prediction of the mean has a low loss, too."
+    return f"Training curves over {facts.images:,} images seen: loss, what predictions explain, collapse.{fell}{more}"
 
 
 def write_page(output: Path, facts: Facts) -> Path:
@@ -204,6 +248,7 @@ def write_page(output: Path, facts: Facts) -> Path:
     titles = [(section.id, section.id.replace("-", " ").capitalize()) for section in shown]
     values = {
         "links": [("figures", "In figures"), *titles, ("files", "Files")],
+        "verdict": verdict(facts),
         "figures": figures(facts),
         "sections": shown,
         "files": [(name, _link(page, path), str(path)) for name, path in facts.files.items()],

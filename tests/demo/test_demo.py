@@ -174,3 +174,41 @@ def test_damaged_lines_of_a_run_do_not_end_the_summary(tmp_path: Path) -> None:
         with (tmp_path / "run" / name).open("ab") as f:
             f.write(b'{"images_seen": 9\xff\n7\n{"loss": 1}\n{"half')
     assert "0.8000 → 0.4000" in _page(tmp_path)
+
+
+def _judged_run(output: Path, explained: float, probes: list[tuple[int, float]]) -> summary.Facts:
+    """A finished run that logged what predictions explain, and a probe per snapshot."""
+    _finished_run(output)
+    with (output / "run" / "metrics.jsonl").open("a") as f:
+        f.write(json.dumps({"images_seen": 64, "explained": -7.0}) + "\n")
+        f.write(json.dumps({"images_seen": 128, "explained": explained}) + "\n")
+    rows = [{"images_seen": seen, "status": "ok", summary.PROBE: value} for seen, value in probes]
+    (output / "run" / "robustness.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (output / "m.csv").write_text("slide_id,wsi_path,mask_path\na,a.tif,\n")
+    return summary.gather(output, output / "m.csv", 3.0, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("explained", "probes", "words"),
+    [
+        (
+            0.31,
+            [(0, 0.5), (128, 0.7)],
+            ["explains 31%", "start none", "have improved", "has 0.70", "weights 0.50"],
+        ),
+        (0.31, [(0, 0.5), (128, 0.52)], ["explains 31%", "have not learned tissue", "has 0.52", "weights 0.50"]),
+        (-0.2, [(0, 0.7), (128, 0.5)], ["no more than the mean", "have not learned tissue"]),
+    ],
+)
+def test_the_page_says_whether_anything_was_learned(
+    tmp_path: Path, explained: float, probes: list[tuple[int, float]], words: list[str]
+) -> None:
+    facts = _judged_run(tmp_path, explained, probes)
+    page = html.unescape(summary.write_page(tmp_path, facts).read_text())
+    for text in (page, summary.text(facts, tmp_path / "index.html")):
+        assert all(word in text for word in words), text
+
+
+def test_a_probe_without_random_weights_is_no_comparison(tmp_path: Path) -> None:
+    facts = _judged_run(tmp_path, 0.31, [(64, 0.5), (128, 0.7)])
+    assert facts.probe is None and "probe" not in summary.verdict(facts)
