@@ -124,7 +124,7 @@ POINTS: dict[str, Callable[[], None]] = {
     "after the export": _calling("pathray.run.quarantine", "merge"),
     "before the place is given back": _calling("pathray.run.fence:Fence", "release"),
     "in a takeover, before the owner is written": _writing("/owner.json"),
-    "in a takeover, after the owner was written": _calling("pathray.run.fence", "_is_settled"),
+    "in a takeover, after the owner was written": _calling("pathray.store.exclusive", "_is_settled"),
     "in a takeover on a disk, after the owner was written": _calling("pathray.run.fence:Fence", "_beat"),
     "": lambda: None,
 }

@@ -6,6 +6,7 @@ import pytest
 
 from pathray.evaluation.results import Results
 from pathray.evaluation.settings import EarlyStoppingConfig, SelectionConfig
+from pathray.run.fence import hold
 from pathray.run.layout import STOP
 from pathray.store.checkpoint import AsyncSaver
 from pathray.store.outages import through_outages
@@ -48,11 +49,13 @@ def test_every_snapshot_is_evaluated_once_though_storage_was_away(stage, tmp_pat
     found = evaluation_runner.Evaluators(URL, tuning(), request, identity=None, tag="toy")
     found.claimed = True
     thread = threading.Thread(target=evaluate_snapshots, args=(found, trained))
-    with outage(stage, 1.0) as away:
+    with hold(URL), outage(stage, 1.0) as away:
         thread.start()
-        train_in_bucket(tmp_path / "seen", write_plan(tmp_path / "plan"), **TOY)
-        trained.set()
-        thread.join()
+        try:
+            train_in_bucket(tmp_path / "seen", write_plan(tmp_path / "plan"), **TOY)
+        finally:
+            trained.set()
+            thread.join()
     assert away.refused, "storage was never away"
     rows = Results(URL, None).rows
     assert sorted(row["images_seen"] for row in rows) == [4 * BATCH * number for number in range(1, 5)]
