@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import demo.__main__ as program
+import pathray
 from demo.cohort import CohortSettings, generate
 from ray_jobs.shell.cli import run_job
 from ray_jobs.tune.config import TrainingJob
@@ -53,5 +54,6 @@ def run_here(title: str, command: list[str]) -> float:
     """A step of the demo in this process; only of a finished run, whose training starts no Ray."""
     name, *words = command
     job = import_module(f"ray_jobs.{name}")
-    assert run_job(job.main, TrainingJob(name, ()).schema, words, job.CONFIGS_DIR, getattr(job, "GROUPS", ())) == 0
+    configs = getattr(job, "CONFIGS_DIR", Path(pathray.__file__).parent)
+    assert run_job(job.main, TrainingJob(name, ()).schema, words, configs, getattr(job, "GROUPS", ())) == 0
     return 1.0
