@@ -122,7 +122,7 @@ def test_files_that_start_first_exist():
 def test_ray_stands_within_the_range_that_was_tested():
     (pin,) = [r for r in map(Requirement, PROJECT["project"]["dependencies"]) if r.name == "ray"]
     assert str(pin.specifier) == "<2.61,>=2.58"
-    assert pin.extras == {"data", "train", "tune", "serve"}
+    assert pin.extras == {"data", "default", "train", "tune"}
     assert pin.specifier.contains(Version(importlib.metadata.version("ray")))
 
 

@@ -131,7 +131,7 @@ def test_a_mask_paints_the_mean_colour():
     assert float(found[1, :, :, :2].abs().max()) == 0
     recipe = AdiosRecipe(config())
     mean = torch.tensor(recipe.config.data.mean).view(1, 3, 1, 1).expand(1, 3, 2, 2)
-    assert float(recipe._normalised(mean).abs().max()) < 1e-6
+    assert float(recipe._normalise(mean).abs().max()) < 1e-6
 
 
 def test_one_view_is_contrasted_with_its_own_masked_self():
