@@ -201,7 +201,7 @@ class Results:
             try:
                 remove_committed(snapshot.path)
             except StorageError as e:
-                log.warning("%s cannot be removed at present: %s", snapshot.path, e)
+                log.warning("%s cannot be removed now: %s", snapshot.path, e)
                 continue
             self._listed.pop(snapshot.path.rpartition("/")[2], None)
             removed.append(snapshot.path)
@@ -278,7 +278,7 @@ def _sum(known: Mapping[str, Any]) -> str:
 
 
 def whole_rows(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those that say which snapshot they are of and what became of it; the others are damaged, and logged."""
+    """The rows that name their snapshot and its outcome. The others are damaged; they are logged and left out."""
     found = []
     for row in rows:
         if isinstance(row.get("images_seen"), int) and isinstance(row.get("status"), str):

@@ -58,7 +58,7 @@ class MlflowFeeder:
     metric that tells which of a file's rows MLflow has (at step `images_seen`, as all of them). tags: of the MLflow
     run. As a context manager it feeds while the block runs, and ends the MLflow run as finished or failed, unless
     `ends` is False (a job that adds to another's run). The run's id stands in ``mlflow_run.json`` beside the metrics,
-    so a restarted job goes on with it.
+    so a restarted job continues it.
     """
 
     def __init__(

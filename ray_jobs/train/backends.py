@@ -92,9 +92,10 @@ def scaling_config(
     `tpu_type` like ``TPU-V5P`` and `tpu_topology` like ``2x2x2``."""
     on_tpu = accelerator == "xla" and resources.get("TPU", 0) > 0
     if on_tpu and workers > 1:
-        for key, value in (("tpu_type", tpu_type), ("tpu_topology", tpu_topology)):
+        for key, value, example in (("tpu_type", tpu_type, "TPU-V5P"), ("tpu_topology", tpu_topology, "2x2x2")):
             if value is None:
-                raise UserError("several TPU hosts are one slice: say which", key=f"scaling.{key}", expected="its kind")
+                message = "several TPU hosts need the type and topology of their slice"
+                raise UserError(message, key=f"scaling.{key}", expected=f"for example {example}")
     return RayScaling(
         num_workers=workers,
         use_gpu=accelerator == "cuda",
