@@ -1,5 +1,7 @@
 """What a sweep tells Tune, and what it makes of Tune's trials. Starts no Ray."""
 
+import pickle
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +15,9 @@ from ray_jobs.tune import tuner as sweep_tune
 from ray_jobs.tune.board import Status, entries_of, read_statuses, write_statuses
 from ray_jobs.tune.config import AshaConfig, Sweep, SweepConfig, TrainingJob
 from ray_jobs.tune.tuner import Halving, Watch, domain_of
+from tests.builders.bucket import BucketFileSystem, Outage
+from tests.builders.jobs import wait_for
+from tests.builders.runs.bucket_run import register
 
 
 def trial(name: str, status: str = "RUNNING", error: Exception | None = None, **result):
@@ -89,6 +94,22 @@ def test_a_trials_status_is_how_it_ended_and_not_how_tune_was_left(tmp_path):
     assert found[5].error["where"]["key"] == "data.slides" and found[5].error["text"] == "no slides"
     assert found[6].error["message"] == "RuntimeError: the worker died" and found[6].error["where"] is None
     assert found[4].values == {"lr": 1.0}
+
+
+def test_a_bucket_that_is_away_ends_no_sweep_and_its_stop_is_found_later(tmp_path, monkeypatch, caplog):
+    from pathray.run.stop import request_stop
+
+    register(tmp_path, monkeypatch.setenv)
+    monkeypatch.setattr(sweep_tune, "LOOK_S", 0.0)
+    ended, away = [], Outage("look", "store/sweep/STOP", 1.0)
+    monkeypatch.setattr(sweep_tune.signal, "raise_signal", ended.append)
+    watch = pickle.loads(pickle.dumps(Watch("bucket://store/sweep", None)))  # Tune saves it
+    watch.refreshed = time.monotonic()
+    request_stop("bucket://store/sweep")
+    monkeypatch.setattr(BucketFileSystem, "outage", away)
+    wait_for(lambda: watch.on_step_end(1, []) or ended, seconds=30)
+    assert len(away.refused) > 1 and len(ended) == 1
+    assert caplog.text.count("could not look for a stop of the sweep; retrying") == 1
 
 
 def test_the_leaderboard_is_read_from_the_runs_and_knows_trials_that_have_none(tmp_path):
