@@ -96,9 +96,8 @@ def _train_and_judge(run: Run, store: Storage, done: Outputs) -> Outputs:
 
     config = run.config
     through_outages(lambda: keep_results(run), START)
-    through_outages(
-        lambda: save_config(config, run.folder), START
-    )  # before the features of baselines: `ray_jobs.stop` knows the run by it
+    # Before the features of baselines: `ray_jobs.stop` knows the run by its config
+    through_outages(lambda: save_config(config, run.folder), START)
     scaling = config.scaling
     session = ray_session(
         config.runtime, cpus=cpus_of(config), autoscaling=scaling.autoscaling, needed=bool(scaling.workers)

@@ -85,7 +85,7 @@ def resumed(config: Any) -> Committed | None:
 
 
 def recorded(config: Any) -> dict[str, Any]:
-    """The identity of the run that this one goes on with, as its checkpoint has it; empty for a fresh start."""
+    """The identity of the run that this one resumes, as its checkpoint has it; empty for a fresh start."""
     newest = resumed(config)
     return {} if newest is None else dict(newest.meta.get("identity", {}).get("values", {}))
 
