@@ -3,8 +3,8 @@
     python -m ray_jobs.make_splits table=metadata.csv output=splits/loso kind=leave_one_group_out
     python -m ray_jobs.train_folds splits=splits/loso data.table=metadata.csv output=outputs/loso parallel=2
 
-`output/fold_0` … are runs like any other. The same command goes on with those that are not finished; interrupted, all
-of them checkpoint. A fold that fails does not end the others. What folds share, the plan's images and the features of
+`output/fold_0` … are runs like any other. The same command resumes those that are not finished; interrupted, all of
+them checkpoint. A fold that fails does not end the others. What folds share, the plan's images and the features of
 frozen backbones, is computed once.
 """
 
@@ -77,7 +77,7 @@ def main(loaded: Loaded[TrainFoldsConfig]) -> Outputs | None:
             with ray_session(config.runtime, cpus=cpus, autoscaling=scaling.autoscaling, needed=bool(scaling.workers)):
                 train_all(root, [fold.below(parent) for fold in left], at_a_time, train_one)
         if waiting := list_unfinished(root, names):
-            log.info("interrupted; the same command goes on with %s", ", ".join(waiting))
+            log.info("interrupted; the same command resumes %s", ", ".join(waiting))
             return Outputs({"runs": root.url})
         text, metrics = write_summary(root, names, config.title or posixpath.basename(root.url.rstrip("/")))
     finally:

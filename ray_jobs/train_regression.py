@@ -4,7 +4,7 @@
     python -m ray_jobs.train_regression data.table=metadata.csv data.split=split.csv output=outputs/regression
 
 A run has a folder of its own below `output`, named after what sets it apart unless `logging.run_name` says otherwise.
-The same command goes on with an unfinished run of the same config; what is finished is left as it is.
+The same command resumes an unfinished run of the same config; what is finished is left as it is.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathray.config.load import Loaded, is_set, placement
 from pathray.errors import UserError
 from pathray.run.layout import ENCODER, RESULTS, STOP
 from pathray.run.outcome import Outcome
+from pathray.store.outages import START, Looks, through_outages
 from ray_jobs.shell.cli import Outputs, job
 from ray_jobs.shell.run_summary import write_run_summary
 from ray_jobs.shell.runtime import RuntimeConfig, ray_session
@@ -94,8 +95,9 @@ def _train_and_judge(run: Run, store: Storage, done: Outputs) -> Outputs:
     from ray_jobs.train.frozen_features import FeaturesStopped
 
     config = run.config
-    keep_results(run)
-    save_config(config, run.folder)  # before the features of baselines: `ray_jobs.stop` knows the run by it
+    through_outages(lambda: keep_results(run), START)
+    # Before the features of baselines: `ray_jobs.stop` knows the run by its config
+    through_outages(lambda: save_config(config, run.folder), START)
     scaling = config.scaling
     session = ray_session(
         config.runtime, cpus=cpus_of(config), autoscaling=scaling.autoscaling, needed=bool(scaling.workers)
@@ -110,18 +112,22 @@ def _train_and_judge(run: Run, store: Storage, done: Outputs) -> Outputs:
             return Outputs({"run": run.folder})
         log.info("ended (%s) after %s images", outcome.end, f"{outcome.images_seen:,}")
         if outcome.artifact is None:  # interrupted: the same command goes on
-            write_run_summary(run.folder, outcome, {"checkpoint": outcome.checkpoint})
+            _summarise(run, outcome, {"checkpoint": outcome.checkpoint})
             return Outputs({"run": run.folder, "checkpoint": outcome.checkpoint})
         judge(run, outcome.end, kept)
-        write_run_summary(run.folder, outcome, {"model": outcome.artifact, "checkpoint": outcome.checkpoint})
+        _summarise(run, outcome, {"model": outcome.artifact, "checkpoint": outcome.checkpoint})
     return done
+
+
+def _summarise(run: Run, outcome: Outcome, files: dict[str, object]) -> None:
+    through_outages(lambda: write_run_summary(run.folder, outcome, files), "the summary")
 
 
 def make_paths_absolute(config: TrainRegressionConfig) -> TrainRegressionConfig:
     """With every path absolute: a worker runs in another folder than the command."""
     for key in ("table", "split"):
         if not is_set(getattr(config.data, key)):
-            raise UserError("what shall be trained on?", key=f"data.{key}", expected=f"data.{key}=FILE")
+            raise UserError(f"no {key} was given", key=f"data.{key}", expected=f"data.{key}=FILE")
     data = replace(config.data, table=str(absolute(config.data.table)), split=str(absolute(config.data.split)))
     model = replace(config.model, artifact=absolute(config.model.artifact), weights=absolute(config.model.weights))
     probes = {name: str(absolute(path)) for name, path in config.eval.probes.items()}
@@ -187,8 +193,8 @@ def features_for(run: Run) -> dict[str, FeatureFolder]:
 def is_asked_to_stop(run: Run) -> Callable[[], bool]:
     from pathray.store.storage import Storage
 
-    store = Storage.of(run.folder)
-    return lambda: store.exists(STOP)
+    store, looks = Storage.of(run.folder).without_retries(), Looks(STOP)
+    return lambda: looks.look(lambda: store.exists(STOP), False)
 
 
 def judge(run: Run, end: str, kept: dict[str, FeatureFolder]) -> None:
@@ -209,6 +215,13 @@ def judge(run: Run, end: str, kept: dict[str, FeatureFolder]) -> None:
 
 
 def _judge(folder: str, plan_path: str, config: RunConfig, end: str, kept: dict[str, FeatureFolder], kind: str) -> None:
+    """Waits for storage here: an error that has left its task does not say whether it passes."""
+    through_outages(lambda: _write_results(folder, plan_path, config, end, kept, kind), "the results")
+
+
+def _write_results(
+    folder: str, plan_path: str, config: RunConfig, end: str, kept: dict[str, FeatureFolder], kind: str
+) -> None:
     from pathray.data.plan import Plan
     from pathray.device import Device
     from regression.baseline import predictions

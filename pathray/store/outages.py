@@ -35,3 +35,25 @@ def through_outages(
             log.warning("%s waits for storage; retrying in %.0f s: %s", what, pause, e)
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_S)
+
+
+class Looks:
+    """Looks again and again at storage that may be away: a look that fails for a while finds nothing yet."""
+
+    def __init__(self, what: str) -> None:
+        self.what, self.away = what, False
+
+    def look(self, action: Callable[[], T], nothing: T) -> T:
+        """`action()`, or `nothing` while storage is away, which is logged once. Raises a StorageError that will not
+        pass."""
+        try:
+            found = action()
+        except StorageError as e:
+            if not e.passing:
+                raise
+            if not self.away:
+                log.warning("could not look for %s; retrying: %s", self.what, e)
+            self.away = True
+            return nothing
+        self.away = False
+        return found

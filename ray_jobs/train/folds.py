@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pathray.config.load import is_set
 from pathray.errors import MissingFile, UserError
+from pathray.store.outages import through_outages
 
 if TYPE_CHECKING:
     from pathray.store.storage import Storage
@@ -35,6 +36,7 @@ class Fold:
     split: str
     thread: threading.Thread | None = None
     error: BaseException | None = None
+    unasked: bool = False  # whether storage refused the last request to stop
 
     def start(self, train: Train) -> None:
         def work() -> None:
@@ -46,6 +48,19 @@ class Fold:
         log.info("%s begins", self.name)
         self.thread = threading.Thread(target=work, name=f"pathray-{self.name}", daemon=True)
         self.thread.start()
+
+    def ask_to_stop(self) -> None:
+        """Request a stop. Trouble with storage ends no fold: it is logged once, and the next call tries again."""
+        from pathray.run.stop import request_stop
+        from pathray.store.storage import StorageError
+
+        try:
+            request_stop(self.folder)
+            self.unasked = False
+        except StorageError as e:
+            if not self.unasked:
+                log.warning("could not ask %s to stop; retrying: %s", self.name, e)
+            self.unasked = True
 
     def below(self, parent: Parent) -> Fold:
         """The same, its MLflow run being a child of the cross-validation's."""
@@ -66,7 +81,7 @@ def find_splits(splits: str) -> dict[str, str]:
     from pathray.store.storage import Storage
 
     if not is_set(splits):
-        raise UserError("which folds?", key="splits", expected="a folder that make_splits has written")
+        raise UserError("no folds were selected", key="splits", expected="a folder written by make_splits")
     store = Storage.of(splits)
     names = [n.removesuffix(".csv") for n in store.list() if n.startswith("fold_") and n.endswith(".csv")]
     if not names:
@@ -87,21 +102,22 @@ def check_apart(folds: Sequence[Fold], tested: Mapping[str, set[str]]) -> None:
 
 def train_all(root: Storage, folds: Sequence[Fold], at_a_time: int, train: Train) -> None:
     """All folds, `at_a_time` of them together, on the running Ray. A STOP of the whole, which a signal writes, goes to
-    each that runs; the first error is raised when all have ended."""
+    each that runs; the first error is raised when all have ended. Storage that is away ends no fold."""
     from pathray.run.layout import STOP
-    from pathray.run.stop import request_stop
+    from pathray.run.stop_poll import StopPoll
     from ray_jobs.train.driver import stop_on_signals
 
-    root.remove(STOP)
-    waiting, stopping = list(folds), False
-    with stop_on_signals(root):
+    through_outages(lambda: root.remove(STOP), "the start of the folds")
+    waiting = list(folds)
+    with stop_on_signals(root), StopPoll(root) as poll:
         while waiting or any(fold.running for fold in folds):
-            stopping = stopping or root.exists(STOP)
             running = [fold for fold in folds if fold.running]
+            begins = bool(waiting) and len(running) < at_a_time
+            stopping = poll.look_now() if begins else poll.asked()  # no fold begins after a STOP
             if stopping:
                 waiting.clear()
                 for fold in running:
-                    request_stop(fold.folder)  # again and again: a run that only begins removes an older one
+                    fold.ask_to_stop()  # again and again: a run that only begins removes an older one
             while waiting and len(running) < at_a_time:
                 running.append(waiting.pop(0))
                 running[-1].start(train)

@@ -108,7 +108,7 @@ def run_of(config: TrainRegressionConfig, plan: Plan) -> Run:
     known = runs_in(root, tag) if config.checkpoint.resume == "auto" else []
     for name, newest in known:
         if not root.exists(f"{name}/{RESULTS}") and same(newest):
-            log.info("going on with %s", name)
+            log.info("resuming %s", name)
             return of(name, newest)
     for name, newest in known:
         if root.exists(f"{name}/{RESULTS}") and is_repeated(of(name), newest):

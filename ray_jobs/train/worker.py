@@ -34,7 +34,7 @@ def train_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
 
     A UserError is the user's to mend, so a restart would only meet it again. Where all ranks end with it together it is
     the outcome; where one rank alone does, the group has to be restarted: the error is noted in the run folder, and the
-    next attempt finds the note and ends at once with it.
+    next attempt finds the note and ends at once with it. Storage that is away is nothing to mend.
     """
     from pathray.run.failure import RunFailed
     from pathray.train.recipe import TrainingStopped
@@ -47,6 +47,8 @@ def train_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
     try:
         return _train(job)
     except UserError as e:
+        if isinstance(e, StorageError) and e.passing:
+            raise  # a restart may find storage again
         fatal = _fatal(e)
         if job.scaling.workers == 1 or isinstance(e, RunFailed | TrainingStopped):
             return {"fatal": fatal}
@@ -62,8 +64,9 @@ def _train(job: TrainJob) -> dict[str, Any]:
     from pathray.device import Device
     from pathray.run.session import train
 
-    device, plan = Device.of(str(job.accelerator)), Plan.open(job.plan_path)
-    parts = job.assemble(job.config, plan, device.world_size)
+    device = Device.of(str(job.accelerator))
+    plan = through_outages(lambda: Plan.open(job.plan_path), START)
+    parts = through_outages(lambda: job.assemble(job.config, plan, device.world_size), START)
     return asdict(train(parts, plan, job.run_dir, device, ray_batches, settings=_settings(job)))
 
 

@@ -22,7 +22,8 @@ from pathray.run.layout import CONFIG, METRICS
 from pathray.run.stop import request_stop
 from pathray.search.objective import IMAGES, Objective, Point
 from pathray.store.metrics_log import rows_of
-from pathray.store.storage import Storage, private_cache
+from pathray.store.outages import through_outages
+from pathray.store.storage import Storage, StorageError, private_cache
 from ray_jobs.tune.config import TrainingJob
 
 log = logging.getLogger(__name__)
@@ -45,8 +46,8 @@ class TrialRun:
 
     def start(self) -> None:
         record = {"trial": self.trial, "values": self.values, "began": time.time()}
-        if not self.store.exists(TRIAL):
-            self.store.write_bytes(TRIAL, json.dumps(record).encode())
+        if not through_outages(lambda: self.store.exists(TRIAL), "the trial"):
+            through_outages(lambda: self.store.write_bytes(TRIAL, json.dumps(record).encode()), "the trial")
         self._thread = threading.Thread(target=self._run, name="pathray-trial", daemon=True)
         self._thread.start()
 
@@ -64,7 +65,12 @@ class TrialRun:
             return True
         deadline = time.monotonic() + seconds
         while self._thread.is_alive() and time.monotonic() < deadline:
-            request_stop(self.store.url)  # repeated, because a starting run removes an older request
+            try:
+                request_stop(self.store.url)  # repeated, because a starting run removes an older request
+            except StorageError as e:
+                if not e.passing:
+                    raise
+                log.warning("could not ask %s to stop; retrying: %s", self.store.url, e)
             self._thread.join(2.0)
         return not self._thread.is_alive()
 

@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from ray import tune
@@ -23,6 +24,7 @@ from pathray.run.layout import CHECKPOINTS, STOP
 from pathray.search.objective import IMAGES, Objective, Point
 from pathray.search.space import word
 from pathray.store.committed import Committed, list_committed
+from pathray.store.outages import Looks, through_outages
 from pathray.store.storage import Storage
 from ray_jobs.tune.config import CHANGES, SAVE_EVERY, TrainingJob
 from ray_jobs.tune.sweep_run import TrialRun, no_objective
@@ -62,30 +64,37 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]
         self.told: set[int] = set()  # images seen of the results that were returned to Tune
         self.from_images = -1  # earlier results are already known
         self.last: Point = (0, math.nan)
+        self.stops, self.rows = Looks("a stop of the sweep"), Looks(f"the results of {self.trial_id}")
 
     def step(self) -> dict[str, Any]:
         poll = POLL_S if self.sweep.local else REMOTE_POLL_S
         while True:
-            if token := stop_token(self.sweep):
+            if token := self.stops.look(lambda: stop_token(self.sweep), ""):
                 return self._park(token, poll)
             run = self._running()
             ended = run.ended  # checked before reading the rows, so that none is missed
-            fresh = [p for p in run.history() if p[0] > self.from_images and p[0] not in self.told]
-            if fresh and (ended or len(fresh) > 1 or not 0 < run.budget <= fresh[0][0]):
+            fresh = self.rows.look(partial(self._fresh, run, ended), None)
+            if fresh:
                 self.last = fresh[0]
                 self.told.add(fresh[0][0])
                 if len(fresh) > 1 or not ended or run.error is not None:
                     return self._result()
-            if ended:
+            if ended and fresh is not None:
                 return self._ended(run)
             time.sleep(poll)
+
+    def _fresh(self, run: TrialRun, ended: bool) -> list[Point]:
+        """The results to return to Tune, in order. The one at the end of the budget waits for the run's end."""
+        fresh = [p for p in run.history() if p[0] > self.from_images and p[0] not in self.told]
+        waits = len(fresh) == 1 and not ended and 0 < run.budget <= fresh[0][0]
+        return [] if waits else fresh
 
     def _ended(self, run: TrialRun) -> dict[str, Any]:
         """The last result, returned after the run has ended, because PBT would let others continue a complete run."""
         if run.error is not None:
             raise run.error
         if not self.told and self.from_images < 0:
-            raise no_objective(run.store, run.objective)
+            raise through_outages(lambda: no_objective(run.store, run.objective), "the trial")
         return {**self._result(), "done": True, END: "finished"}
 
     def _running(self) -> TrialRun:
@@ -142,7 +151,7 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]
         deadline = time.monotonic() + SNAPSHOT_WITHIN_S
         while True:
             ended = self.run is None or self.run.ended
-            found = self._snapshots()
+            found = through_outages(self._snapshots, "the trial")
             if late := [c for c in found if c.meta["images_seen"] >= due]:
                 return min(late, key=lambda c: int(c.meta["images_seen"]))
             if ended or time.monotonic() > deadline:

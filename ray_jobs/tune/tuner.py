@@ -29,6 +29,7 @@ from pathray.errors import explain, user_error_in
 from pathray.search.leaderboard import FAILED, FINISHED, STOPPED, UNFINISHED
 from pathray.search.objective import IMAGES, Objective
 from pathray.search.space import Dimension
+from pathray.store.outages import Looks
 from pathray.store.storage import Storage
 from ray_jobs.tune.board import RUNS, Status, write_board, write_statuses
 from ray_jobs.tune.config import Sweep
@@ -38,6 +39,7 @@ from ray_jobs.tune.trial import END, PARKED, SweepTrial, TrialSettings, plain, s
 log = logging.getLogger(__name__)
 FOLDER = "tune"
 REFRESH_S, LOOK_S = 30.0, 0.5
+STOP_OF_SWEEP = "a stop of the sweep"
 BUILD_CPUS = 1.0  # for building a run's inputs before training, which Ray takes from the trial's share
 ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # metrics.jsonl and MLflow are used instead
@@ -170,6 +172,11 @@ class Watch(tune.Callback):  # type: ignore[misc]
         self.root, self.sweep = root, sweep
         self.looked = self.refreshed = 0.0
         self.ended: set[str] = set()
+        self.looks = Looks(STOP_OF_SWEEP)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a sweep that an earlier version began, too: it had no `looks`."""
+        self.__dict__.update({"looks": Looks(STOP_OF_SWEEP), **state})
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         now = time.monotonic()
@@ -178,7 +185,8 @@ class Watch(tune.Callback):  # type: ignore[misc]
         self.looked = now
         if now - self.refreshed > REFRESH_S:
             self._refresh(trials)
-        token = stop_token(Storage.of(self.root))
+        store = Storage.of(self.root).without_retries()  # Tune's loop waits for no storage
+        token = self.looks.look(lambda: stop_token(store), "")
         running = [trial for trial in trials if trial.status == "RUNNING"]
         if token and all(_last(trial).get(PARKED) == token for trial in running):
             assert threading.current_thread() is threading.main_thread(), "the signal must be raised on the main thread"

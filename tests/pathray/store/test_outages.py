@@ -3,7 +3,7 @@
 import pytest
 
 from pathray.store import outages
-from pathray.store.outages import through_outages
+from pathray.store.outages import Looks, through_outages
 from pathray.store.storage import StorageError
 
 
@@ -47,3 +47,12 @@ def test_what_does_not_pass_and_what_is_no_matter_of_storage_is_raised_at_once(p
     with pytest.raises(ZeroDivisionError):
         through_outages(lambda: 1 // 0, "the save")
     assert pauses == []
+
+
+def test_a_look_finds_nothing_yet_while_storage_is_away_and_says_so_once_per_outage(caplog):
+    looks = Looks("the stop")
+    first, second = failing(3), failing(2)
+    assert [looks.look(act, 0) for act in (first,) * 4 + (second,) * 3] == [0, 0, 0, 4, 0, 0, 3]
+    assert caplog.text.count("could not look for the stop; retrying: 503") == 2
+    with pytest.raises(StorageError):
+        looks.look(failing(1, passing=False), 0)

@@ -16,9 +16,10 @@ from pathray.run.stop import request_stop
 from pathray.search.objective import Objective
 from pathray.store.committed import committed_dir
 from pathray.store.metrics_log import MetricsLog
-from pathray.store.storage import Storage
+from pathray.store.storage import Storage, StorageError
 from ray_jobs.tune.config import TrainingJob
 from ray_jobs.tune.trial import PARKED, SweepTrial, TrialSettings
+from tests.builders.jobs import wait_for
 
 
 @dataclass
@@ -79,6 +80,12 @@ def trial(job, tmp_path, monkeypatch):
     return make
 
 
+def passing() -> StorageError:
+    error = StorageError("503")
+    error.passing = True
+    return error
+
+
 def told(trial) -> list[dict]:
     """All results until the trial is done."""
     results = [trial.step()]
@@ -122,6 +129,54 @@ def test_a_sweep_that_is_to_end_stops_the_run_and_tells_so_until_it_goes_on(tria
     assert one.run.ended and (tmp_path / "trials" / "a" / STOP).exists()
     waiting = trial("b", how="wait")
     assert waiting.step()[PARKED] == token and waiting.run is None, "a trial that has not begun does not begin"
+
+
+@pytest.mark.parametrize(
+    ("operation", "name"), [("exists", STOP), ("read_bytes", "metrics.jsonl"), ("exists", "config")]
+)
+def test_a_trial_tells_every_result_though_storage_was_away(trial, monkeypatch, caplog, operation, name):
+    """Also when that was after the run's end, which is known before its last rows are read."""
+    one, real, missed = trial("a", lr=6.0), getattr(Storage, operation), []
+    one._running()
+    wait_for(lambda: one.run.ended, seconds=30)
+    monkeypatch.setattr(type(one.run), "ended", property(lambda run: len(missed) >= 5))
+
+    def away(store, file=""):
+        if file.startswith(name) and len(missed) < 6:
+            missed.append(file)
+            raise passing()
+        return real(store, file)
+
+    monkeypatch.setattr(Storage, operation, away)
+    results = told(one)
+    assert len(missed) >= 5, "storage was never away"
+    assert [r["loss"] for r in results] == [6.0, 3.0, 2.0] and results[-1]["end"] == "finished"
+    assert caplog.text.count("could not look for") == 1
+
+
+def test_a_request_to_stop_that_storage_refuses_is_made_again(trial, tmp_path, monkeypatch, caplog):
+    one, refused = trial("a", how="wait"), []
+    one.step()
+
+    def refuse(folder):
+        if not refused:
+            refused.append(folder)
+            raise passing()
+        request_stop(folder)
+
+    monkeypatch.setattr("ray_jobs.tune.sweep_run.request_stop", refuse)
+    one.cleanup()
+    assert refused and one.run.ended and one.run.error is None
+    assert "to stop; retrying: 503" in caplog.text
+
+
+def test_an_error_of_the_run_ends_the_trial_also_when_it_is_one_of_storage(trial, monkeypatch):
+    one = trial("a")
+    one._running()
+    wait_for(lambda: one.run.ended, seconds=30)
+    one.run.error = passing()
+    with pytest.raises(StorageError, match="503"):
+        told(one)
 
 
 def test_a_stopped_trial_waits_for_its_run(trial, tmp_path):

@@ -1,5 +1,7 @@
 """What a sweep tells Tune, and what it makes of Tune's trials. Starts no Ray."""
 
+import pickle
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +15,9 @@ from ray_jobs.tune import tuner as sweep_tune
 from ray_jobs.tune.board import Status, entries_of, read_statuses, write_statuses
 from ray_jobs.tune.config import AshaConfig, Sweep, SweepConfig, TrainingJob
 from ray_jobs.tune.tuner import Halving, Watch, domain_of
+from tests.builders.bucket import BucketFileSystem, Outage
+from tests.builders.jobs import wait_for
+from tests.builders.runs.bucket_run import register
 
 
 def trial(name: str, status: str = "RUNNING", error: Exception | None = None, **result):
@@ -91,6 +96,22 @@ def test_a_trials_status_is_how_it_ended_and_not_how_tune_was_left(tmp_path):
     assert found[4].values == {"lr": 1.0}
 
 
+def test_a_bucket_that_is_away_ends_no_sweep_and_its_stop_is_found_later(tmp_path, monkeypatch, caplog):
+    from pathray.run.stop import request_stop
+
+    register(tmp_path, monkeypatch.setenv)
+    monkeypatch.setattr(sweep_tune, "LOOK_S", 0.0)
+    ended, away = [], Outage("look", "store/sweep/STOP", 1.0)
+    monkeypatch.setattr(sweep_tune.signal, "raise_signal", ended.append)
+    watch = pickle.loads(pickle.dumps(Watch("bucket://store/sweep", None)))  # Tune saves it
+    watch.refreshed = time.monotonic()
+    request_stop("bucket://store/sweep")
+    monkeypatch.setattr(BucketFileSystem, "outage", away)
+    wait_for(lambda: watch.on_step_end(1, []) or ended, seconds=30)
+    assert len(away.refused) > 1 and len(ended) == 1
+    assert caplog.text.count("could not look for a stop of the sweep; retrying") == 1
+
+
 def test_the_leaderboard_is_read_from_the_runs_and_knows_trials_that_have_none(tmp_path):
     from pathray.store.storage import Storage
 
@@ -105,3 +126,11 @@ def test_the_leaderboard_is_read_from_the_runs_and_knows_trials_that_have_none(t
     assert (one.trial, one.best, one.last, one.images_seen) == ("a", (8, 0.2), (12, 0.3), 12)
     assert one.values == {"lr": 1.0}, "those of the run in which it was best"
     assert (other.trial, other.best, other.values) == ("b", None, {"lr": 2.0})
+
+
+def test_a_watch_that_an_earlier_version_saved_still_looks_for_a_stop(tmp_path):
+    watch = Watch(str(tmp_path), None)
+    state = {name: value for name, value in vars(watch).items() if name != "looks"}
+    restored = Watch.__new__(Watch)
+    restored.__setstate__(state)
+    assert restored.root == str(tmp_path) and restored.looks.look(lambda: "found", "") == "found"
