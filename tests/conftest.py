@@ -28,7 +28,7 @@ import pytest  # noqa: E402
 SHARED_DATA = ROOT.parent / "shared" / "data"
 START_FIRST = (  # the files that take longest, the longest first: from the list that .ci/run prints at its end
     "tests/demo/test_whole_demo.py",
-    "tests/ray_jobs/train/test_regression_jobs.py",
+    "tests/ray_jobs/train/regression/test_regression_jobs.py",
     "tests/ray_jobs/tune/test_evaluator_faults.py",
     "tests/ray_jobs/train/test_faults.py",
     "tests/ray_jobs/train/test_finished_runs.py",

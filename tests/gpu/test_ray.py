@@ -19,7 +19,7 @@ from tests.builders.runs.run import BUDGET, metrics, pretrain, write_cohort
 from tests.builders.slides import write_slide
 from tests.builders.zips import write_folder
 from tests.ray_jobs.extract.test_extract_features import extract
-from tests.ray_jobs.train import test_regression_jobs
+from tests.ray_jobs.train.regression import test_regression_jobs
 from tests.ray_jobs.tune.test_evaluators import RI, rows
 
 pytestmark = pytest.mark.ray

@@ -27,8 +27,8 @@ from ray_jobs.train.regression_checks import is_finished
 from tests.builders.expression import save_random_encoder, write_images
 from tests.builders.runs.run import KEYS
 from tests.builders.zips import write_folder
-from tests.ray_jobs.train.test_regression_jobs import KEYS as REGRESSION
-from tests.ray_jobs.train.test_regression_jobs import split
+from tests.ray_jobs.train.regression.test_regression_jobs import KEYS as REGRESSION
+from tests.ray_jobs.train.regression.test_regression_jobs import split
 
 
 def leave(run: Path, tag: str, identity: dict, seen: int, exported: bool = True) -> None:

@@ -23,7 +23,7 @@ from tests.builders.runs import run as tiny
 from tests.builders.runs import toy_run
 from tests.builders.runs.toy_science import ToyConfig, assemble, write_plan
 from tests.builders.zips import write_folder
-from tests.ray_jobs.train import test_regression_jobs as regression
+from tests.ray_jobs.train.regression import test_regression_jobs as regression
 
 RUN = """
 import runpy, sys

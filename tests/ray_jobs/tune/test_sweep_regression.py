@@ -19,7 +19,7 @@ from regression.config import CONFIGS_DIR
 from tests.builders.expression import made, write_images
 from tests.builders.jobs import wait_for
 from tests.builders.runs.run import metrics
-from tests.ray_jobs.train.test_regression_jobs import KEYS, split
+from tests.ray_jobs.train.regression.test_regression_jobs import KEYS, split
 from tests.ray_jobs.tune.test_sweep import run
 
 GRID = {"train.lr": {"grid": [1e-3, 1e-4]}}

@@ -26,7 +26,7 @@ from tests.builders.patches import CENTERS, write_patches, write_tuning
 from tests.builders.runs.adios_job import WITHOUT_RAY, checkpoints, pretrain
 from tests.builders.zips import write_folder
 from tests.ray_jobs.extract.test_extract_features import extract
-from tests.ray_jobs.train.test_regression_jobs import KEYS, runs, split, train
+from tests.ray_jobs.train.regression.test_regression_jobs import KEYS, runs, split, train
 
 MEAN, STD = (0.7, 0.55, 0.65), (0.2, 0.25, 0.15)  # of the run, and no defaults
 INPUTS = (f"data.mean={list(MEAN)}", f"data.std={list(STD)}", "data.mpp=0.5")

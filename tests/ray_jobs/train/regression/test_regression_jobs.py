@@ -1,6 +1,6 @@
 """The regression jobs on tiny images whose colour says what is expressed: splits, training, evaluation, comparison.
 
-Not here: cross-validations (tests/ray_jobs/train/test_regression_folds.py).
+Not here: cross-validations (tests/ray_jobs/train/regression/test_regression_folds.py).
 """
 
 import csv

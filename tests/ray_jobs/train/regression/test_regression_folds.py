@@ -1,6 +1,6 @@
 """The job of a cross-validation of a regression: what is refused, folds next to each other, interrupted, failed.
 
-Not here: its threads (tests/ray_jobs/train/test_folds.py), a single run (tests/ray_jobs/train/test_regression_jobs.py).
+Not here: its threads (tests/ray_jobs/train/regression/test_folds.py), a single run (tests/ray_jobs/train/regression/test_regression_jobs.py).
 """
 
 import json
@@ -15,7 +15,7 @@ from regression.config import CONFIGS_DIR
 from regression.data import ImageReader
 from tests.builders.expression import save_random_encoder, write_images
 from tests.builders.jobs import wait_for
-from tests.ray_jobs.train.test_regression_jobs import KEYS, runs, split, weights
+from tests.ray_jobs.train.regression.test_regression_jobs import KEYS, runs, split, weights
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from regression.config import CONFIGS_DIR
 from tests.builders.bucket import BucketFileSystem, Outage
 from tests.builders.runs.bucket_run import register
 from tests.builders.runs.toy_science import write_plan
-from tests.ray_jobs.train.test_regression_jobs import KEYS
+from tests.ray_jobs.train.regression.test_regression_jobs import KEYS
 
 FOLDER = "bucket://store/out/run"
 BEFORE, RESULT = b'{"of": "a shorter budget"}', b'{"best_primary": 0.5}'
