@@ -1,6 +1,6 @@
 """The job of a cross-validation of a regression: what is refused, folds next to each other, interrupted, failed.
 
-Not here: its threads (tests/ray_jobs/train/regression/test_folds.py), a single run (tests/ray_jobs/train/regression/test_regression_jobs.py).
+Not here: its threads (test_folds.py), a single run (test_regression_jobs.py).
 """
 
 import json
