@@ -64,6 +64,16 @@ class UnreadableUnit(Exception):
         return type(self), (self.reason, self.path, self.detail)
 
 
+class UnreachableUnit(UnreadableUnit):
+    """A unit whose storage cannot be reached now (reason ``io``): no fault of the unit; a later read may succeed."""
+
+    def __init__(self, path: str, detail: str = "") -> None:
+        super().__init__("io", path, detail)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.path, self.detail)
+
+
 def user_error_in(error: BaseException | None) -> UserError | None:
     """The `UserError` inside `error`, through any layers of Ray's task and worker-group errors; None if there is none.
 

@@ -26,7 +26,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from pathray.errors import MissingFile, UnreadableUnit, UserError
+from pathray.errors import MissingFile, UnreachableUnit, UnreadableUnit, UserError
 from pathray.urls import public
 from pathray.wsi.backends.source import ByteSource, open_source
 
@@ -68,7 +68,7 @@ class Directory:
 
 
 def read_directory(path: str) -> Directory:
-    """The directory of the archive at `path` (or URL). UnreadableUnit: missing, io, archive."""
+    """The directory of the archive at `path` (or URL). UnreadableUnit: missing, io, archive; UnreachableUnit."""
     try:
         source = open_source(path)
     except MissingFile as e:
@@ -79,6 +79,8 @@ def read_directory(path: str) -> Directory:
         with source.buffered() as file, zipfile.ZipFile(file) as archive:
             members = tuple(_member(info) for info in archive.infolist() if not info.is_dir())
             return Directory(members, archive.start_dir)
+    except UnreachableUnit:
+        raise
     except (zipfile.BadZipFile, struct.error, ValueError, IndexError, NotImplementedError, EOFError) as e:
         raise UnreadableUnit("archive", public(path), str(e)) from None
     except Exception as e:  # every file system has errors of its own; a directory at a negative offset is EINVAL

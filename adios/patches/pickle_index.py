@@ -14,7 +14,7 @@ import pickletools
 from collections.abc import Callable
 from typing import Any
 
-from pathray.errors import UserError
+from pathray.errors import UnreachableUnit, UserError
 from pathray.urls import public
 from pathray.wsi.backends.source import read_source
 
@@ -36,7 +36,10 @@ def read_pickle_index(path: str) -> list[Entry]:
     MissingFile if there is none; UserError, naming the object, if it holds anything but lists, tuples, strings and
     numbers; UserError, naming the entry, if their structure is another one.
     """
-    data = read_source(path)
+    try:
+        data = read_source(path)
+    except UnreachableUnit as e:
+        raise UserError("the index cannot be read", file=e.path, found=e.detail) from e
     try:
         found = _Restricted(io.BytesIO(data)).load()
     except _Refused as e:

@@ -1,8 +1,8 @@
 """One unit of training data: decoding it with a reader, replacing it if it cannot be read, and collating units.
 
 A unit that cannot be read is replaced by another row of its stratum, counted by reason, and reported with the batch;
-the plan itself never changes. Not here: the threads that read units (pathray.data.stream), the content of a unit (the
-sciences' readers).
+the plan itself never changes. A unit whose storage cannot be reached is no fault: it is read again. Not here: the
+threads that read units (pathray.data.stream), the content of a unit (the sciences' readers).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,7 +20,9 @@ import numpy.typing as npt
 
 from pathray.data.faults import Fault, StreamError, no_replacement
 from pathray.data.share import Lookup
-from pathray.errors import UnreadableUnit
+from pathray.errors import UnreachableUnit, UnreadableUnit
+from pathray.store.outages import through_outages
+from pathray.store.storage import StorageError
 
 Batch = dict[str, Any]
 MAX_ATTEMPTS = 16  # reads of one position that may fail because the data are damaged
@@ -29,7 +32,8 @@ MAX_REPLACEMENTS = 256  # limit of all reads of a position: a plan with mostly b
 class UnitReader(Protocol):
     """Decodes one unit. Must be picklable and thread-safe.
 
-    `read` raises UnreadableUnit for unusable data. Units with a reason in `benign_reasons` (such as too little tissue)
+    `read` raises UnreadableUnit for unusable data, and UnreachableUnit, to be called again with the same arguments,
+    while its storage cannot be reached. Units with a reason in `benign_reasons` (such as too little tissue)
     are also replaced, but do not count as corrupt. `collate` makes a batch from the units of a micro-batch or, if
     positions hold groups, of one group, which it may stack, pad, pack or leave as lists. Then `unit["slot"]` is the
     unit's place in its group, which `rng` takes in addition to position and attempt.
@@ -44,7 +48,8 @@ class UnitReader(Protocol):
 
 @dataclass
 class Unit:
-    """A plan row that is being read. `generation` counts reads that were abandoned as too slow."""
+    """A plan row that is being read. `generation` counts reads that were abandoned as too slow; `started` is None while
+    the unit waits for storage, which is not slow."""
 
     row: dict[str, Any]
     generation: int = 0
@@ -64,7 +69,10 @@ class Unit:
         return int(self.row["slot"]) if "slot" in self.row else None
 
     def run(self, reader: UnitReader, lookup: Lookup, generation: int, lock: threading.Lock) -> bool:
-        """Read the unit or a replacement. False if a timeout took over the unit, so that this result is dropped."""
+        """Read the unit or a replacement. False if a timeout took over the unit, so that this result is dropped.
+
+        Waits for storage that cannot be reached; StorageError, naming the file, if it stays away.
+        """
         position = self.position
         for attempt in range(self.attempt, MAX_REPLACEMENTS):
             if sum(not fault.benign for fault in self.faults) >= MAX_ATTEMPTS:
@@ -73,8 +81,9 @@ class Unit:
             with lock:
                 if self.generation != generation:
                     return False
-                self.attempt, self.tried, self.started = attempt, row, time.monotonic()
-            value, fault = _attempt(reader, row, position, attempt)
+                self.attempt, self.tried = attempt, row
+            read = partial(self._read, reader, row, generation, lock)
+            value, fault = through_outages(read, "the reading of training data")
             with lock:
                 if self.generation != generation:
                     return False
@@ -83,6 +92,25 @@ class Unit:
                     return True
                 self.faults.append(fault)
         raise no_replacement(position, self.faults)
+
+    def _read(
+        self, reader: UnitReader, row: Mapping[str, Any], generation: int, lock: threading.Lock
+    ) -> tuple[dict[str, Any] | None, Fault | None]:
+        """The unit or its fault, nothing for a read that was abandoned. A passing StorageError while the storage is
+        away."""
+        with lock:
+            if self.generation != generation:
+                return None, None
+            attempt, self.started = self.attempt, time.monotonic()
+        try:
+            return _attempt(reader, row, self.position, attempt)
+        except UnreachableUnit as e:
+            with lock:
+                if self.generation == generation:
+                    self.started = None
+            error = StorageError("the storage of the training data cannot be reached", file=e.path, found=e.detail)
+            error.passing = True
+            raise error from e
 
     def abandon(self, reader: UnitReader, lookup: Lookup, timeout_s: float) -> None:
         """Abandon the current read because it took too long; another thread makes the next attempt."""
@@ -97,6 +125,8 @@ def _attempt(
 ) -> tuple[dict[str, Any] | None, Fault | None]:
     try:
         return reader.read(row, position, attempt), None
+    except UnreachableUnit:
+        raise
     except UnreadableUnit as e:
         return None, _fault(reader, row, position, attempt, e)
 

@@ -11,7 +11,7 @@ import importlib
 import logging
 import tempfile
 import traceback
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -113,7 +113,7 @@ def features_of(
 ) -> npt.NDArray[np.float32]:
     """Features `[N, D]` of `dataset.images` by an encoder artifact, as `pathray.features` extracts them (its pooling,
     precision, sizes). UserError naming the first image that cannot be read or encoded: metrics on a part of a dataset
-    would not compare."""
+    would not compare. A passing StorageError if their storage cannot be reached now."""
     from pathray.features.encoder import EncoderSpec, load_encoder
     from pathray.features.images import ImageJob, ImageSettings, extract_images
     from pathray.features.tables import read_table
@@ -125,9 +125,10 @@ def features_of(
         table = f"{folder}/features.parquet"
         names = dataset.images
         job = ImageJob(names, names, ("",) * len(names), tables=((spec.name, table),))
-        errors: Mapping[int, str] = extract_images(job, {spec.name: spec}, {spec.name: model}, settings, device).errors
-        if errors:
-            first, why = next(iter(errors.items()))
-            found = f"{len(errors)} of {len(names)} images fail; the first: {why}"
+        specs, models = {spec.name: spec}, {spec.name: model}
+        outcome = extract_images(job, specs, models, settings, device, raise_unreachable=True)
+        if outcome.errors:
+            first, why = next(iter(outcome.errors.items()))
+            found = f"{len(outcome.errors)} of {len(names)} images fail; the first: {why}"
             raise UserError("images of the dataset cannot be encoded", file=names[first], key=dataset.name, found=found)
         return np.asarray(read_table(table).features, np.float32)

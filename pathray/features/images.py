@@ -15,13 +15,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pathray.errors import UnreadableUnit, UserError
+from pathray.errors import UnreachableUnit, UnreadableUnit, UserError
 from pathray.features.bags import check_finite
 from pathray.features.encoder import EncoderSpec
 from pathray.features.identity import fingerprint, identity_of
 from pathray.features.inference import PixelBatch, Size, encode_batches, read_ahead
 from pathray.features.tables import FEATURES, feature_column, feature_type, write_table
 from pathray.files.images import ImageError, open_image, rgb_of
+from pathray.store.storage import StorageError
 from pathray.urls import public
 from pathray.wsi.backends.source import read_source
 from pathray.wsi.resize import resize
@@ -83,14 +84,20 @@ def extract_images(
     encoders: Mapping[str, FeatureEncoder],
     settings: ImageSettings,
     device: Device,
+    *,
+    raise_unreachable: bool = False,
 ) -> ImageOutcome:
     """Write the tables of one part. Images that cannot be read or stored become `errors`. Raises StorageError for the
-    output, and EncodingError."""
+    output, and EncodingError.
+
+    raise_unreachable: raise a passing StorageError for an image whose storage cannot be reached now.
+    """
     errors: dict[int, str] = {}
     wanted = {name: specs[name] for name, _ in job.tables}
     shapes = np.zeros((len(job.paths), 2), np.int64)
     features = {n: np.zeros((len(job.paths), s.dim(settings.pooling)), settings.dtype) for n, s in wanted.items()}
-    for rows, found in encode_batches(_batches(job, wanted, settings, shapes, errors), encoders, device):
+    batches = _batches(job, wanted, settings, shapes, errors, raise_unreachable)
+    for rows, found in encode_batches(batches, encoders, device):
         for name, values in found.items():
             _store(features[name], rows, values, job, errors)
     kept = np.array([i for i in range(len(job.paths)) if i not in errors], np.int64)
@@ -105,7 +112,7 @@ def extract_images(
 
 def read_image(path: str) -> Pixels:
     """An image file (path or URL) as uint8 ``[h, w, 3]``; transparent parts become white, grey is repeated, orientation
-    tags are ignored. Raises MissingFile, UserError, UnreadableUnit (``decode``)."""
+    tags are ignored. Raises MissingFile, UserError, UnreadableUnit (``decode``), UnreachableUnit."""
     data = read_source(path)
     try:
         with open_image(data) as image:
@@ -120,6 +127,7 @@ def _batches(
     settings: ImageSettings,
     shapes: npt.NDArray[np.int64],
     errors: dict[int, str],
+    raise_unreachable: bool,
 ) -> Iterator[PixelBatch]:
     """Batches of images of equal size; at most four batches' worth of images are held. Fills `shapes` and `errors`."""
 
@@ -129,6 +137,8 @@ def _batches(
             for spec in specs.values():
                 spec.input_px(pixels.shape[1], pixels.shape[0], resize=settings.resize)
         except (UserError, UnreadableUnit) as e:
+            if raise_unreachable and isinstance(e, UnreachableUnit):
+                raise _away(e) from e
             return None, " ".join(str(e).split())
         return pixels, ""
 
@@ -153,6 +163,12 @@ def _batches(
             yield _batch(waiting.pop(largest), largest, specs, settings)
     for size, images in waiting.items():
         yield _batch(images, size, specs, settings)
+
+
+def _away(e: UnreachableUnit) -> StorageError:
+    error = StorageError("the storage of the images cannot be reached", file=e.path, found=e.detail)
+    error.passing = True
+    return error
 
 
 def _batch(

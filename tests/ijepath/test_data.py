@@ -20,8 +20,13 @@ from ijepath.config import (
 )
 from ijepath.data import AnchorReader, ReaderConfig, locate, read_pixels
 from ijepath.indexing.tissue import TissueCache
-from pathray.errors import UnreadableUnit
+from pathray.data.stream import decode
+from pathray.errors import UnreachableUnit, UnreadableUnit
+from pathray.store.outages import through_outages
+from pathray.store.storage import file_state, write_atomic
 from pathray.wsi.regions import resize
+from tests.builders.bucket import BucketFileSystem, Outage
+from tests.builders.runs.bucket_run import register
 from tests.builders.slides import write_mask as write_levels
 
 WIDTH, HEIGHT = 2048, 1536  # 0.5 mpp: 1024 x 768 µm
@@ -352,3 +357,23 @@ def test_the_tissue_cache_keeps_within_its_bytes(speckled, monkeypatch):
         assert np.array_equal(here.integral, there.integral)
         assert cache.nbytes <= 20_000
     assert free.nbytes > 20_000
+
+
+@pytest.mark.parametrize("operation", ["look", "read"])
+def test_samples_are_the_same_after_the_bucket_of_their_slides_was_away(cohort, tmp_path, monkeypatch, operation):
+    register(tmp_path, monkeypatch.setenv)
+    monkeypatch.setitem(through_outages.__kwdefaults__, "first_pause_s", 0.05)
+    remote = {"wsi_level0_spacing_mpp": cohort["wsi_level0_spacing_mpp"]}
+    for name in ("wsi_path", "mask_path"):
+        remote[name] = [f"bucket://store/{Path(path).name}" for path in cohort[name]]
+        for path, url in zip(cohort[name], remote[name], strict=True):
+            write_atomic(url, Path(path).read_bytes())
+    remote["wsi_state"] = [file_state(url) for url in remote["wsi_path"]]
+    monkeypatch.setattr(BucketFileSystem, "outage", away := Outage(operation, "store/*", 1.0))
+    with pytest.raises(UnreachableUnit):
+        reader(remote).read(unit(), 5, 0)
+    row = {name: np.array([value]) for name, value in unit(x=700).items()} | {"position": np.array([5])}
+    found, expected = decode(reader(remote), row, None), decode(reader(cohort), row, None)
+    assert len(away.refused) > 3, "storage was still away when the stream began to read"
+    assert found.pop("faults") == expected.pop("faults") == []
+    assert all(np.array_equal(found[name], expected[name]) for name in expected)

@@ -5,15 +5,23 @@ No file offset is shared, so a source is safe in several threads and after a for
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Sequence
-from typing import Any, BinaryIO, Protocol, cast
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, BinaryIO, Protocol, TypeVar, cast
 
-from pathray.errors import MissingFile, UnreadableUnit, UserError
-from pathray.store.storage import check_regular
+from pathray.errors import MissingFile, UnreachableUnit, UnreadableUnit, UserError
+from pathray.store.storage import ABSENT, FINAL, REFUSED, check_regular
 from pathray.urls import is_url, local_path, public
 
+T = TypeVar("T")
+
 PARSE_BLOCK = 1 << 18  # bytes fetched at a time while the structure of a remote file is parsed
+PAUSES_S = (0.1, 0.3)  # before the second and the third try of a request
+RETRY_S = 1.0  # no further try after this time: the file system has made its own, and a read has a time limit
+TRY_AGAIN = (408, 429)  # HTTP: request timeout, too many requests
+OWN_MISTAKES = (ValueError, TypeError, AttributeError, AssertionError, NotImplementedError, LookupError, ImportError)
 
 
 class ByteSource(Protocol):
@@ -30,7 +38,7 @@ class ByteSource(Protocol):
 
 def open_source(path: str) -> ByteSource:
     """Open a path or URL. MissingFile if it does not exist; UserError if it is not readable or its scheme is
-    unknown."""
+    unknown; UnreachableUnit if its storage cannot be reached now."""
     return RemoteFile(path) if is_url(path) else LocalFile(local_path(path))
 
 
@@ -41,6 +49,40 @@ def read_source(path: str) -> bytes:
         return source.read_many([(0, source.size)])[0]
     finally:
         source.close()
+
+
+def requested(url: str, request: Callable[[], T]) -> T:
+    """`request()`, tried again at once while the storage of `url` fails temporarily; then UnreachableUnit.
+
+    Raises any other error of the request as it is.
+    """
+    began, pauses = time.monotonic(), iter(PAUSES_S)
+    while True:
+        try:
+            return request()
+        except Exception as e:  # every file system raises its own kinds
+            if not may_pass(e):
+                raise
+            pause = next(pauses, None)
+            if pause is None or time.monotonic() - began + pause > RETRY_S:
+                raise UnreachableUnit(public(url), f"{type(e).__name__} in a request") from None
+        time.sleep(pause)
+
+
+def may_pass(e: Exception) -> bool:
+    """Whether an error of a remote file system may be temporary: not a missing or forbidden object, nor a timeout of
+    the reader's own, nor a mistake in the request."""
+    if isinstance(e, (*ABSENT, UserError, UnreadableUnit, PermissionError)):
+        return False
+    if isinstance(e, TimeoutError):
+        return e.errno == errno.ETIMEDOUT  # of the connection
+    for name in ("status", "code"):
+        status = getattr(e, name, None)
+        if isinstance(status, int) and 400 <= status < 500 and status not in TRY_AGAIN:
+            return False
+    if isinstance(e, OSError):
+        return e.errno not in (*FINAL, errno.EINVAL) and not str(e).startswith(REFUSED)
+    return not isinstance(e, OWN_MISTAKES)
 
 
 class LocalFile:
@@ -78,16 +120,19 @@ class LocalFile:
 class RemoteFile:
     """Range requests through fsspec; all ranges of one call at once if the file system supports it.
 
-    Errors are not chained to the file system's exceptions, whose text may contain a signed URL.
+    A request that fails temporarily is tried again, then UnreachableUnit. Errors are not chained to the file system's
+    exceptions, whose text may contain a signed URL.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url
         self._file_system()
         try:
-            self.size = int(self._fs.info(self._path)["size"])
+            self.size = int(requested(url, lambda: self._fs.info(self._path)["size"]))
         except FileNotFoundError:
             raise MissingFile("no such object", file=public(url)) from None
+        except UnreachableUnit:
+            raise
         except Exception as e:  # every file system raises its own kinds
             raise UserError(f"the object cannot be opened: {type(e).__name__}", file=public(url)) from None
 
@@ -95,11 +140,9 @@ class RemoteFile:
         if self._pid != os.getpid():  # an asynchronous file system does not work in a forked child
             self._file_system()
         try:
-            starts, ends = [o for o, _ in ranges], [o + n for o, n in ranges]
-            if len(ranges) == 1:
-                return [self._fs.cat_file(self._path, start=starts[0], end=ends[0])]
-            found = self._fs.cat_ranges([self._path] * len(ranges), starts, ends, on_error="raise")
-            return cast("list[bytes]", found)
+            return requested(self.url, lambda: self._ranges(ranges))
+        except UnreachableUnit:
+            raise
         except FileNotFoundError:
             raise UnreadableUnit("missing", public(self.url), "the object no longer exists") from None
         except TimeoutError as e:
@@ -108,10 +151,18 @@ class RemoteFile:
             raise UnreadableUnit("io", public(self.url), f"{type(e).__name__} in a range request") from None
 
     def buffered(self) -> BinaryIO:
-        return cast(BinaryIO, self._fs.open(self._path, "rb", block_size=PARSE_BLOCK, cache_type="blockcache"))
+        how = {"block_size": PARSE_BLOCK, "cache_type": "blockcache"}
+        opened = requested(self.url, lambda: self._fs.open(self._path, "rb", **how))
+        return cast(BinaryIO, _RemoteBuffer(self.url, opened))
 
     def close(self) -> None:
         """Does nothing: nothing is open between requests."""
+
+    def _ranges(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        starts, ends = [o for o, _ in ranges], [o + n for o, n in ranges]
+        if len(ranges) == 1:
+            return [self._fs.cat_file(self._path, start=starts[0], end=ends[0])]
+        return cast("list[bytes]", self._fs.cat_ranges([self._path] * len(ranges), starts, ends, on_error="raise"))
 
     def _file_system(self) -> None:
         import fsspec
@@ -123,3 +174,35 @@ class RemoteFile:
             raise UserError(f"no file system for {scheme}://", file=public(self.url), expected=str(e)) from e
         self._fs: Any = fs
         self._pid = os.getpid()
+
+
+class _RemoteBuffer:
+    """An open remote file whose reads are `requested`. An UnreachableUnit is raised again at the end of its `with`
+    block: parsers take any error of a read for a damaged file."""
+
+    def __init__(self, url: str, file: Any) -> None:
+        self._url, self._file, self._error = url, file, cast("UnreachableUnit | None", None)
+
+    def read(self, size: int = -1) -> bytes:
+        return cast(bytes, self._requested(lambda: self._file.read(size)))
+
+    def readinto(self, into: Any) -> int:
+        return cast(int, self._requested(lambda: self._file.readinto(into)))
+
+    def _requested(self, request: Callable[[], T]) -> T:
+        try:
+            return requested(self._url, request)
+        except UnreachableUnit as e:
+            self._error = e
+            raise
+
+    def __enter__(self) -> _RemoteBuffer:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+        if self._error is not None:
+            raise self._error from None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)

@@ -13,7 +13,9 @@ from pathray.data.plan import Plan, PlanWriter
 from pathray.data.share import Lookup, check_geometry, check_positions, rank_rows
 from pathray.data.stalls import WINDOW, Stalls
 from pathray.data.stream import DecodeSettings, decode, decoded
-from pathray.errors import UnreadableUnit, UserError
+from pathray.errors import UnreachableUnit, UnreadableUnit, UserError
+from pathray.store.outages import through_outages
+from pathray.store.storage import StorageError
 
 
 @pytest.fixture(scope="module")
@@ -212,6 +214,42 @@ def test_threads_end_with_the_stream(lookup):
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.02)
     assert threading.active_count() <= before
+
+
+class AwayReader(Reader):
+    """The storage of its data cannot be reached for `seconds` from the first read of the unit `x` on."""
+
+    def __init__(self, x, seconds):
+        super().__init__()
+        self.x, self.seconds, self.until = x, seconds, None
+
+    def read(self, unit, position, attempt):
+        if self.until is None and int(unit["x"]) == self.x:
+            self.until = time.monotonic() + self.seconds
+        if self.until is not None and time.monotonic() < self.until:
+            raise UnreachableUnit("gs://bucket/slide.svs", "ConnectionError in a request")
+        return super().read(unit, position, attempt)
+
+
+def test_an_outage_longer_than_a_read_may_take_replaces_no_unit_and_counts_no_stall(lookup, monkeypatch):
+    monkeypatch.setitem(through_outages.__kwdefaults__, "first_pause_s", 0.05)
+    rows = list(rank_rows(lookup, 0, 48, 12, 0, 1, 4))
+    settings = DecodeSettings(threads=2, timeout_s=0.5, max_stalled=0)
+    reader = AwayReader(int(rows[1]["x"][0]), seconds=1.2)
+    batches = list(decoded(iter(rows), reader, lookup, settings))
+    assert reader.until is not None, "storage was never away"
+    for batch, r in zip(batches, rows, strict=True):
+        assert np.array_equal(batch["value"][:, 0], 2 * r["x"]) and not batch["attempt"].any()
+        assert batch["corrupt"] == 0 and batch["faults"] == []
+
+
+def test_data_that_stay_away_end_the_stream_with_an_error_that_names_them(lookup, monkeypatch):
+    monkeypatch.setitem(through_outages.__kwdefaults__, "first_pause_s", 0.05)
+    monkeypatch.setitem(through_outages.__kwdefaults__, "outage_s", 0.2)
+    rows = rank_rows(lookup, 0, 12, 12, 0, 1, 4)
+    with pytest.raises(StorageError, match="gs://bucket/slide.svs") as e:
+        list(decoded(rows, AwayReader(int(lookup([5])["x"][0]), seconds=60.0), lookup))
+    assert e.value.passing
 
 
 def test_a_readers_own_bug_is_raised_and_not_counted(lookup):

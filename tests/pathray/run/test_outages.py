@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -13,6 +14,7 @@ from urllib.parse import quote
 import pytest
 
 from pathray.data.plan import Plan
+from pathray.data.stream import DecodeSettings
 from pathray.device import Device
 from pathray.errors import UserError
 from pathray.evaluation.early_stopping import EARLY_STOPPED
@@ -25,7 +27,8 @@ from pathray.store.checkpoint import AsyncSaver
 from pathray.store.committed import list_committed, sweep
 from pathray.store.metrics_log import MetricsLog
 from pathray.store.outages import through_outages
-from pathray.store.storage import Storage, StorageError
+from pathray.store.storage import Storage, StorageError, write_atomic
+from pathray.wsi.backends.source import open_source
 from tests.builders.bucket import BucketFileSystem, Outage
 from tests.builders.jobs import wait_for
 from tests.builders.runs.bucket_run import (
@@ -44,6 +47,7 @@ from tests.builders.runs.bucket_run import (
 from tests.builders.runs.toy_science import ToyConfig, write_plan
 
 STEPS = 20
+TILE = "bucket://store/tile"
 TOY: dict[str, Any] = {"total_images": STEPS * BATCH, "save_every": 5 * BATCH, "unreadable_every": 7, "slow_s": 0.002}
 AWAY_S = 1.0
 EVERY_ROW = [BATCH * step for step in range(1, STEPS + 1)]
@@ -92,6 +96,58 @@ def test_a_run_ends_as_if_storage_had_never_been_away(
     assert lost_and_doubled(found["rows"], undisturbed["rows"]) == (0, 0)
     assert found == undisturbed
     assert not Storage.of(URL).exists(OWNER), "the folder is given back"
+
+
+class ReaderOfBucket:
+    """The toy reader over an object in the bucket; a unit's noise is that of a reader without one."""
+
+    def __init__(self, reader: Any) -> None:
+        self.reader, self.benign_reasons = reader, reader.benign_reasons
+        self.source = open_source(TILE)
+
+    def read(self, unit: Any, position: int, attempt: int) -> Any:
+        assert self.source.read_many([(0, 4)]) == [b"tile"]
+        return self.reader.read(unit, position, attempt)
+
+    def collate(self, units: Any) -> Any:
+        return self.reader.collate(units)
+
+
+def train_on_bucket(plan: Plan, folder: Path) -> Any:
+    """The toy run with its folder and its data in the bucket. A read may take half as long as an outage does."""
+    folder.mkdir()
+    write_atomic(TILE, b"tile")
+    parts = assemble(ToyConfig(run=str(folder), **TOY), plan, 1)
+    decode = DecodeSettings(threads=2, ahead=2, timeout_s=0.7 * AWAY_S, max_stalled=0)
+    parts = replace(parts, reader=ReaderOfBucket(parts.reader), decode=decode)
+    return train(parts, plan, URL, Device.of("cpu"))
+
+
+def test_a_run_whose_data_are_away_reads_the_same_units_as_if_they_had_not_been(
+    plan: Plan, undisturbed: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    BucketFileSystem.outage = away = Outage("read", TILE.partition("://")[2], AWAY_S, spared=100)
+    assert train_on_bucket(plan, tmp_path / "seen").images_seen == STEPS * BATCH
+    assert away.refused, "storage was never away"
+    assert "the reading of training data waits for storage" in caplog.text
+    assert left(URL) == undisturbed
+
+
+def test_a_run_whose_data_stay_away_ends_with_an_error_that_names_them(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(through_outages.__kwdefaults__, "outage_s", 0.5)
+    tile = TILE.partition("://")[2]
+
+    class OnlyData(Outage):
+        def meet(self, operation: str, key: str) -> None:
+            if key == tile:
+                super().meet(operation, key)
+
+    BucketFileSystem.outage = OnlyData("read", tile, 60.0, spared=100)
+    with pytest.raises(StorageError, match=f"training data cannot be reached.*{TILE}"):
+        train_on_bucket(plan, tmp_path / "seen")
+    assert not Storage.of(URL).exists("encoder")
 
 
 def test_an_outage_while_older_checkpoints_are_removed_does_not_hold_up_the_step(

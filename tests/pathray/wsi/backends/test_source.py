@@ -1,5 +1,6 @@
 """Slides behind URLs, through an in-memory file system and a local web server that knows ranges."""
 
+import errno
 import http.server
 import os
 import re
@@ -10,10 +11,12 @@ import fsspec
 import numpy as np
 import pytest
 
-from pathray.errors import MissingFile, UnreadableUnit, UserError
+from pathray.errors import MissingFile, UnreachableUnit, UnreadableUnit, UserError
 from pathray.features.images import read_image
+from pathray.store.storage import file_state
 from pathray.urls import is_url, public
 from pathray.wsi.backends.source import RemoteFile, open_source
+from pathray.wsi.handles import HandleCache
 from pathray.wsi.reader import open_mask, open_slide
 from tests.builders.slides import truncate_tile, write_mask, write_slide
 
@@ -124,6 +127,64 @@ def test_a_remote_read_that_times_out_or_fails_says_which(in_memory, monkeypatch
         with pytest.raises(UnreadableUnit) as e:
             remote.read_level(0, 0, 0, 256, 256)
         assert e.value.reason == reason
+
+
+class Refused(Exception):
+    """A failed request as gcsfs and aiohttp tell of it."""
+
+    def __init__(self, status):
+        super().__init__(f"status {status}")
+        self.status = self.code = status
+
+
+NO_CONNECTION = TimeoutError(errno.ETIMEDOUT, "connect")
+PASSING = [ConnectionError("gone"), OSError("503"), NO_CONNECTION, Refused(503), Refused(429)]
+FORBIDDEN = [PermissionError("no"), OSError("Forbidden: no"), Refused(403)]
+FINAL = [*FORBIDDEN, TimeoutError(), Refused(416), FileNotFoundError()]
+
+
+@pytest.mark.parametrize("error", PASSING, ids=repr)
+def test_a_request_that_fails_for_a_moment_is_tried_again_and_then_storage_is_away(in_memory, monkeypatch, error):
+    remote, left = open_slide(in_memory), [error, error]
+    whole, expected = type(remote._source._fs).cat_file, remote.read_level(0, 0, 0, 256, 256)
+
+    def fail(*args, **more):
+        if left:
+            raise left.pop()
+        return whole(*args, **more)
+
+    monkeypatch.setattr(type(remote._source._fs), "cat_file", fail)
+    assert np.array_equal(open_slide(in_memory).read_level(0, 0, 0, 256, 256), expected) and not left
+    left += [error] * 3
+    with pytest.raises(UnreachableUnit) as e:
+        remote.read_level(0, 256, 0, 256, 256)
+    assert e.value.path == in_memory and not left
+
+
+@pytest.mark.parametrize("error", FINAL, ids=repr)
+def test_a_refusal_that_no_later_try_can_mend_is_a_fault_at_once(in_memory, monkeypatch, error):
+    remote, tries = open_slide(in_memory), []
+
+    def fail(*args, **more):
+        tries.append(1)
+        raise error
+
+    monkeypatch.setattr(type(remote._source._fs), "cat_file", fail)
+    with pytest.raises(UnreadableUnit) as e:
+        remote.read_level(0, 0, 0, 256, 256)
+    assert not isinstance(e.value, UnreachableUnit) and len(tries) == 1
+
+
+@pytest.mark.parametrize("call", ["info", "cat_file", "_open"])
+def test_a_slide_whose_storage_is_away_is_neither_damaged_nor_unsupported(in_memory, monkeypatch, call):
+    def fail(*args, **more):
+        raise ConnectionError("503")
+
+    state = file_state(in_memory)
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), call, fail)
+    for opened in (open_slide, lambda path: HandleCache().get(path, state)):
+        with pytest.raises(UnreachableUnit):
+            opened(in_memory)
 
 
 def test_a_truncated_tile_is_found_remotely_too(slide, tmp_path):
