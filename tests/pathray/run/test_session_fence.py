@@ -17,7 +17,7 @@ from pathray.errors import UserError
 from pathray.run import RunSettings, train
 from pathray.run.failure import SharedFailure
 from pathray.run.fence import Fence, Superseded, hold
-from pathray.run.layout import LOG, OWNER, QUARANTINE, memory_note
+from pathray.run.layout import LOG, OWNER, PROGRESS, QUARANTINE, memory_note
 from pathray.run.memory import changes_after
 from pathray.run.quarantine import Faults
 from pathray.run.saves import Saves
@@ -177,6 +177,15 @@ def test_an_attempt_that_was_replaced_while_its_export_waited_for_storage_tries_
     with pytest.raises(UserError, match="another start has taken over this run"):
         train_toy(run, plan)
     assert tries == [0]
+
+
+def test_an_attempt_that_was_replaced_gives_no_sign_of_life(tmp_path):
+    with Fence(str(tmp_path)) as fence:
+        store, failure = Storage.of(str(tmp_path)), SharedFailure(0, str(tmp_path))
+        tick_log = TickLog(store, Device.of("cpu"), None, None, failure, guard=fence.check)
+        take_over(tmp_path)
+        tick_log.beat(8)
+        assert not store.exists(PROGRESS) and isinstance(failure.error, Superseded)
 
 
 def test_a_group_of_an_attempt_that_was_replaced_asks_for_no_smaller_micro_batch(tmp_path):
