@@ -30,7 +30,7 @@ class SharedFailure:
         """Keeps an OSError of the block for the end of the run (rank 0), or raises it (other ranks)."""
         try:
             yield
-        except Superseded as e:  # only rank 0 looks
+        except Superseded as e:  # on any rank: it writes no more, and rank 0 ends the run when it looks itself
             self.error = self.error or e
         except OSError as e:
             error = e if isinstance(e, UserError) else storage_error(e, self.run_dir, writing=True)

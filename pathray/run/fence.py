@@ -116,7 +116,7 @@ class Fence:
         return True
 
     def release(self) -> None:
-        """Give the folder back, if it is still ours. Storage that refuses is a warning: the beat then runs out."""
+        """Give the folder back, if it is still ours. What prevents it is a warning: the beat then runs out."""
         self._ending.set()
         if self._thread is not None:
             self._thread.join()
@@ -124,8 +124,8 @@ class Fence:
             return
         try:
             discard(self.store, OWNER, self._is_ours)
-        except StorageError as e:
-            log.warning("%s could not be removed: %s", OWNER, e)
+        except Exception as e:
+            log.warning("%s could not be removed: %s", OWNER, e, exc_info=not isinstance(e, StorageError))
         self.token = ""
 
     def __enter__(self) -> Fence:
@@ -187,7 +187,8 @@ class Fence:
         return bool(self.token) and data is not None and self.token.encode() in data
 
     def _beat(self) -> None:
-        """Renew the beat until the end. Trouble with storage is logged once, and tried again at the next beat."""
+        """Renew the beat until the end. Trouble is logged once, and tried again at the next beat: without
+        one, another machine would take over a run that lives."""
         store, troubled = self.store.without_retries(), False
         while not self._ending.wait(self.every_s):
             try:
@@ -195,9 +196,10 @@ class Fence:
                     log.warning("%s", self._superseded())
                     return
                 troubled = False
-            except StorageError as e:
+            except Exception as e:
                 if not troubled:
-                    log.warning("%s could not be renewed; retrying: %s", OWNER, e)
+                    unexpected = not isinstance(e, StorageError)
+                    log.warning("%s could not be renewed; retrying: %s", OWNER, e, exc_info=unexpected)
                     log.debug("", exc_info=True)
                 troubled = True
 

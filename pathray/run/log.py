@@ -75,7 +75,8 @@ class _Writer(logging.Handler):
         rows = through_outages(lambda: self._content(METRICS), LOG)
         self._read = len(rows)
         self._told = max(map(_when, rows_of(rows)), default=(0.0, 0))
-        self._own, self._ending = threading.Lock(), threading.Event()
+        # a signal's handler may log while its thread is writing here
+        self._own, self._ending = threading.RLock(), threading.Event()
         self._thread = threading.Thread(target=self._follow, name="pathray-run-log", daemon=True)
         self._thread.start()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -39,15 +40,28 @@ def smaller_micro_batch(settings: LoopSettings, world: int) -> int:
 
 
 def changes_after(
-    error: BaseException, store: Storage, fit_id: str, settings: LoopSettings, device: Device
+    error: BaseException,
+    store: Storage,
+    fit_id: str,
+    settings: LoopSettings,
+    device: Device,
+    guard: Callable[[], None] = lambda: None,
 ) -> dict[str, int]:
-    """What the next attempt changes. In a group a note says it, and the group ends: the others wait in vain."""
+    """What the next attempt changes. In a group a note says it, and the group ends: the others wait in vain.
+
+    `guard` is called before the note is written: it raises when another start owns the run.
+    """
     size = smaller_micro_batch(settings, device.world_size)
     log.warning("out of memory with micro_batch=%d; the next attempt takes %d", settings.micro_batch, size)
     changes = {"micro_batch": size}
     if device.world_size > 1:
         note = json.dumps(changes).encode()
-        through_outages(lambda: store.write_bytes(memory_note(fit_id), note), "the smaller micro-batch")
+
+        def write() -> None:
+            guard()
+            store.write_bytes(memory_note(fit_id), note)
+
+        through_outages(write, "the smaller micro-batch")
         raise error
     return changes
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from pathray.data.faults import Fault
 from pathray.reports.progress import Progress
+from pathray.run.fence import Superseded
 from pathray.run.layout import QUARANTINE, QUARANTINE_REPORT
 from pathray.store.sealed_parquet import of_bytes, to_bytes
 
@@ -53,10 +54,11 @@ def to_parquet(faults: Sequence[Fault], sources: pa.Table) -> bytes:
 
 
 class Faults:
-    """What one rank could not read since its last save, positions from `since` on."""
+    """What one rank could not read since its last save, positions from `since` on. `guard` is called before each write:
+    it raises when another start owns the run."""
 
-    def __init__(self, store: Any, sources: pa.Table, rank: int) -> None:
-        self.store, self.sources, self.rank = store, sources, rank
+    def __init__(self, store: Any, sources: pa.Table, rank: int, guard: Callable[[], None] = lambda: None) -> None:
+        self.store, self.sources, self.rank, self.guard = store, sources, rank, guard
         self.found: list[Fault] = []
         self.since = 0
 
@@ -65,6 +67,7 @@ class Faults:
         if self.found:
             end = max(images_seen, 1 + max(f.position for f in self.found))
             part = to_parquet(self.found, self.sources)
+            self.guard()
             self.store.write_bytes(part_name(self.since, end, self.rank), part)
         self.since, self.found = images_seen, []
 
@@ -73,7 +76,7 @@ class Faults:
         self.found += getattr(error, "faults", ())
         try:
             self.write(images_seen)
-        except OSError as e:
+        except (OSError, Superseded) as e:
             log.warning("the newest rows of the quarantine report could not be written: %s", e)
 
 

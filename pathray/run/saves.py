@@ -32,8 +32,9 @@ def provenance(parts: Assembly, state: TrainState) -> dict[str, Any]:
 class Saves:
     """The saves of one rank. Rank 0 writes checkpoints, in the background; every rank its unreadable units.
 
-    `metrics`: the log whose rows are on storage before a checkpoint counts, on rank 0; `guard` is called before that:
-    it raises when another start owns the run. `blocked`: the time that snapshots took from training.
+    `metrics`: the log whose rows are on storage before a checkpoint counts, on rank 0; `guard` is called at the start
+    of a save and before a checkpoint counts: it raises when another start owns the run. `blocked`: the time that
+    snapshots took from training.
     """
 
     def __init__(
@@ -77,8 +78,10 @@ class Saves:
         """
         began = self.saved_at = time.monotonic()
         tensors = state.tensors()  # on every rank: on XLA it is a graph, which all hosts run
+        self._look_whose_run_it_is()
         with self.failure.together():
-            through_outages(lambda: self.faults.write(state.images_seen), "the report of unreadable units")
+            if self.failure.error is None:
+                through_outages(lambda: self.faults.write(state.images_seen), "the report of unreadable units")
         self.device.gather_objects(None)
         with self.failure.together():
             if self.metrics is not None and self.failure.error is None:
@@ -91,6 +94,17 @@ class Saves:
         """Until the last save is written."""
         with self.failure.together():
             self.saver.close()
+
+    def _look_whose_run_it_is(self) -> None:
+        """On rank 0: nothing is begun for a run that another start owns. Each write looks again."""
+        if self.metrics is None:
+            return
+        with self.failure.together():
+            try:
+                self.guard()
+            except StorageError as e:  # while storage is away, nobody can write
+                if not e.passing:
+                    raise
 
     def _save_checkpoint(
         self, state: TrainState, tensors: dict[str, Tensor], snapshot: int | None, best: bool = False
@@ -118,11 +132,11 @@ class Saves:
 
     def _before_commit(self) -> None:
         """In the saver's thread: the rows up to a checkpoint are there when it counts, and the run is still ours."""
-        self.guard()
         if self.metrics is not None and not self.metrics.flush(ROWS_S):
             error = StorageError("rows of metrics wait for storage", file=self.store.url)
             error.passing = True
             raise error
+        self.guard()  # last: rows may have waited for a minute
 
     def _encoder(self, state: TrainState) -> Also | None:
         """What writes the recipe's encoder next to a snapshot's tensors, from the same copies."""

@@ -7,10 +7,10 @@ the gradients. Not here: which checkpoint (pathray.run.resume), what a save cons
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from pathray.data import crashes
 from pathray.data.plan import Plan
@@ -36,6 +36,7 @@ from pathray.train.state import TrainState
 from pathray.train.supervised import SupervisedTick, ended_early, supervised
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 def train(
@@ -85,16 +86,16 @@ class Session:
         fence: Fence | None = None,
     ) -> None:
         self.plan, self.store, self.device, self.batches = plan, store, device, batches
-        self.settings = replace(settings, fit_id=device.broadcast_object(settings.fit_id))
+        fit_id, token = device.broadcast_object((settings.fit_id, fence.token if fence is not None else ""))
+        self.settings = replace(settings, fit_id=fit_id)
         self.parts = memory.with_changes(assembly, store, self.settings, device)
-        self.faults = quarantine.Faults(store, plan.sources, device.rank)
+        self.guard: Any = Fence.of(store.url, token).check if token else lambda: None
+        self.faults = quarantine.Faults(store, plan.sources, device.rank, self.guard)
         self.failure = SharedFailure(device.rank, store.url)
-        guard: Any = fence.check if fence is not None else lambda: None
         name = self.parts.passes_name
-        self.tick_log = TickLog(store, device, plan, self.parts.watch, self.failure, name, guard)
-        self.saves = Saves(
-            self.parts, store, device, self.failure, self.faults, self.tick_log.metrics, self.settings.fit_id, guard
-        )
+        self.tick_log = TickLog(store, device, plan, self.parts.watch, self.failure, name, self.guard)
+        metrics = self.tick_log.metrics
+        self.saves = Saves(self.parts, store, device, self.failure, self.faults, metrics, fit_id, self.guard)
         self.stop_poll: StopPoll | None = None
         self.fresh = True
 
@@ -112,7 +113,8 @@ class Session:
             if not memory.is_out_of_memory(error):
                 raise
             end, metrics = RETRY, {}
-            changes = memory.changes_after(error, self.store, self.settings.fit_id, self.parts.settings, self.device)
+            settings, fit_id = self.parts.settings, self.settings.fit_id
+            changes = memory.changes_after(error, self.store, fit_id, settings, self.device, self.guard)
         finally:
             self._close()
         self.failure.check()
@@ -222,10 +224,19 @@ class Session:
         self.tick_log.end(seen, end)
         path = last.path if last is not None else (self._chosen() if rank0 else None)
         if end in ENDED and rank0:
-            artifact = through_outages(lambda: export(self.parts, state, self.store), "the export")
+            artifact = self._write(lambda: export(self.parts, state, self.store), "the export")
         report = "the report of unreadable units"
-        unreadable = through_outages(lambda: quarantine.merge(self.store), report) if rank0 else 0
+        unreadable = self._write(lambda: quarantine.merge(self.store), report) if rank0 else 0
         return Outcome(end, seen, metrics, path, artifact, unreadable)
+
+    def _write(self, action: Callable[[], T], what: str) -> T:
+        """`action()`, tried again while storage is away, as long as the run is ours."""
+
+        def write() -> T:
+            self.guard()
+            return action()
+
+        return through_outages(write, what)
 
     def _retry(self, changes: dict[str, int]) -> Outcome:
         return Outcome(RETRY, self.faults.since, {}, self._chosen(), None, changes=changes)

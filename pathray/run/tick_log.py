@@ -39,6 +39,7 @@ class TickLog:
         guard: Callable[[], None] = lambda: None,
     ) -> None:
         self.store, self.plan, self.watch, self.failure, self.passes_name = store, plan, watch, failure, passes_name
+        self.guard = guard
         self.metrics = MetricsWriter(store.join(METRICS), guard) if device.rank == 0 else None
         self.beat_at = 0.0
 
@@ -69,6 +70,7 @@ class TickLog:
         self.beat_at = time.monotonic()
         with self.failure.together():
             try:
+                self.guard()
                 write_beat(self.store.without_retries(), images_seen)
             except StorageError as e:  # no step waits for a sign of life
                 if not e.passing:
@@ -89,5 +91,11 @@ class TickLog:
 
     def end(self, images_seen: int, end: str) -> None:
         """The last sign of life says how the run ended."""
-        if self.beat_at:
-            through_outages(lambda: write_beat(self.store, images_seen, end), PROGRESS)
+        if not self.beat_at:
+            return
+
+        def write() -> None:
+            self.guard()
+            write_beat(self.store, images_seen, end)
+
+        through_outages(write, PROGRESS)

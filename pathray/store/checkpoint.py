@@ -175,7 +175,8 @@ class AsyncSaver:
             except BaseException as e:  # raised by the next wait()
                 self._error = e
 
-        self._thread = threading.Thread(target=write, name="pathray-save")
+        # who needs the checkpoint waits or closes; a process that is ended at once waits for no storage
+        self._thread = threading.Thread(target=write, name="pathray-save", daemon=True)
         self._thread.start()
 
     def _through_outages(self, action: Callable[[], T]) -> T:

@@ -110,7 +110,12 @@ def _lock_folder(store: Storage, name: str) -> Iterator[bool]:
     if not store.local or not os.path.isdir(folder):
         yield False
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor: int | None = None
+    with contextlib.suppress(OSError):  # a network file system may lose a folder for a moment
+        descriptor = os.open(folder, os.O_RDONLY)
+    if descriptor is None:
+        yield False
+        return
     try:
         yield _is_locked(descriptor)
     finally:

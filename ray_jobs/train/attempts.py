@@ -20,10 +20,11 @@ NEXT_FIT = "the next fit"
 def fit_while_it_advances(job: TrainJob, store: Any) -> dict[str, Any]:
     """Ray counts the failures of a whole fit; days of training on machines that come and go have more of them than a
     broken one has. So once they are used up, another fit begins, if there is a newer checkpoint than at the last, or
-    more is known of units whose decoding ends processes."""
+    more is known of units whose decoding ends processes. Out of memory is no failure to be counted: as long as a group
+    notes a smaller micro-batch for the next one, that one is begun."""
     from ray.train import TrainingFailedError
 
-    reached, fits = (0, 0), 1
+    reached, fits, smaller = (0, 0), 1, dict[str, Any]()
     while True:
         try:
             value = _fit(job, store, fits)
@@ -31,17 +32,19 @@ def fit_while_it_advances(job: TrainJob, store: Any) -> dict[str, Any]:
                 return value
             job.changes, fits = job.changes | value["changes"], fits + 1
         except TrainingFailedError as e:
-            newest, crashes = _newest_of(job, store), _crashes_in(store)
-            if not job.scaling.max_failures or (newest <= reached[0] and crashes <= reached[1]):
+            newest, crashes, noted = _newest_of(job, store), _crashes_in(store), _noted_in(job, store)
+            advances = newest > reached[0] or crashes > reached[1]
+            if noted in ({}, smaller) and not (job.scaling.max_failures and advances):
                 raise
             failure = " ".join(str(e).split())[:400]
-            got = (
-                f"training has come to {newest} images"
-                if newest > reached[0]
-                else "more crashing units were identified"
-            )
+            if noted not in ({}, smaller):
+                got = f"the next attempt takes micro_batch={noted['micro_batch']}"
+            elif newest > reached[0]:
+                got = f"training has come to {newest} images"
+            else:
+                got = "more crashing units were identified"
             log.warning("scaling.max_failures is used up, but %s: %s", got, failure)
-            reached, fits = (newest, crashes), fits + 1
+            reached, fits, smaller = (newest, crashes), fits + 1, noted or smaller
 
 
 def _fit(job: TrainJob, store: Any, number: int) -> dict[str, Any]:
@@ -58,6 +61,17 @@ def _crashes_in(store: Any) -> int:
     except OSError as e:
         log.warning("the notes of crashes could not be looked at: %s", e)
         return 0
+
+
+def _noted_in(job: TrainJob, store: Any) -> dict[str, Any]:
+    """What attempts of this job that ran out of memory asked to change; nothing where that cannot be seen."""
+    from pathray.run.memory import noted_changes
+
+    try:
+        return through_outages(lambda: noted_changes(store, job.fit_id), NEXT_FIT)
+    except OSError as e:
+        log.warning("the note of a smaller micro-batch could not be looked at: %s", e)
+        return {}
 
 
 def _newest_of(job: TrainJob, store: Any) -> int:

@@ -35,7 +35,8 @@ from ray_jobs.tune.evaluation_resources import Request
 log = logging.getLogger(__name__)
 
 LOCAL_LOOK_S, REMOTE_LOOK_S = 1.0, 15.0
-RESTART_AFTER_S, RESTARTS = 10.0, 5
+RESTART_AFTER_S, RESTARTS = 10.0, 5  # without an evaluation between them
+ERROR_PAUSE_S, ERRORS = 10.0, 3  # of the bookkeeping itself, before evaluations end with the next one
 REPORT_EVERY_S = 600.0
 ALIVE_S = 5.0
 
@@ -87,6 +88,7 @@ class Evaluators:
         self.owed = dict[str, Callable[[], Any]]()  # by name, what storage has not taken yet
         self.claimed = self.current = False
         self.troubled: float | None = None
+        self.errors, self.again_at, self.ended = 0, 0.0, False  # of the bookkeeping itself
         self.judged = 0  # evaluations of this process that have come to an end, well or not
         self.newest, self.new_at = 0, time.monotonic()
         self._looked, self._seen, self._reported = 0.0, list[Any](), time.monotonic()
@@ -136,7 +138,9 @@ class Evaluators:
             waiting = min(waiting, self.tuning.execution.max_pending_jobs)
         if waiting or self.running:
             count = waiting + len(self.running)
-            log.info("%d evaluations are still to come; Ctrl-C once more leaves them to the next start", count)
+            log.info(
+                "%d evaluations are still to come; Ctrl-C once more ends now, and the next start evaluates them", count
+            )
         while self._thread is not None and self.working:
             self._thread.join(0.5)
         self.report(wait=True)
@@ -157,23 +161,30 @@ class Evaluators:
     # --- asked by Tune ----------------------------------------------------------------------------------------------
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """See ray_jobs.tune.searchers.Watched. What raises here is logged: Tune would end with it."""
+        """See ray_jobs.tune.searchers.Watched. What raises here is logged: Tune would end with it.
+        Storage is asked again for as long as it takes, anything else a few times."""
         from ray_jobs.tune.searchers import FINISHED
 
-        if self.abandoned.is_set() or self.failure is not None:
+        if self.abandoned.is_set() or self.failure is not None or self.ended:
             return FINISHED
         if not self.claimed:
             self.current = False
             return None
-        over = self.over.is_set()  # before looking: what is committed by now is found
+        if time.monotonic() < self.again_at:
+            return None
+        looked, over = self._looked, self.over.is_set()  # before looking: what is committed by now is found
         try:
             self._catch_up()
             self._record_finished()
             self._make_up()
             found = self._next(trial_id, look=over and not self.running)
-        except Exception as e:
+        except OSError as e:
             return FINISHED if self._given_up(e, over) else None
+        except Exception as e:
+            return FINISHED if self._ends_with(e) else None
         self.troubled = None
+        if self._looked != looked:
+            self.errors = 0
         if found is not None:
             return found
         return FINISHED if over and not self.running else None
@@ -185,7 +196,7 @@ class Evaluators:
         snapshot, due, began = self.running.pop(trial_id)
         result = result or {}
         if self.abandoned.is_set() and (error or "judged" not in result):
-            return  # left to the next start
+            return  # the next start evaluates it
         self.judged += 1
         self.unrecorded.append(_Finished(snapshot, due, time.monotonic() - began, result))
         self._safely(self._record_finished)  # what storage does not take now is recorded at the next look
@@ -230,9 +241,22 @@ class Evaluators:
             log.warning("snapshots could not be read; retrying: %s", error, exc_info=not isinstance(error, UserError))
             self.troubled = time.monotonic()
         if over and time.monotonic() - self.troubled >= OUTAGE_S:
-            log.error("what is not evaluated yet is left to the next start")
+            log.error("the next start evaluates what has not been evaluated yet")
             return True
         self.abandoned.wait(LOCAL_LOOK_S if over else 0.0)
+        return False
+
+    def _ends_with(self, error: Exception) -> bool:
+        """Log an error that is not storage's; whether there were so many in a row that evaluations end."""
+        self.errors += 1
+        if self.errors > ERRORS:
+            self.ended = True
+            message = "evaluations end: %s; python -m ray_jobs.evaluate watch=%s resumes them"
+            log.error(message, error or type(error).__name__, self.run_dir, exc_info=error)
+            return True
+        self.again_at = time.monotonic() + ERROR_PAUSE_S
+        message = "snapshots could not be evaluated; retrying in %.0f s: %s"
+        log.warning(message, ERROR_PAUSE_S, error or type(error).__name__, exc_info=error)
         return False
 
     def _next(self, trial_id: str, look: bool) -> dict[str, Any] | None:
@@ -365,12 +389,15 @@ class Evaluators:
 
     def _run(self) -> None:
         """Tune, started again when it breaks: it must not take the training along, nor leave it without evaluations."""
-        for attempt in range(1 + RESTARTS):
+        attempt = failures = judged = 0
+        while failures <= RESTARTS:
             try:
                 self._tune(attempt)
                 return
             except Exception as e:
                 self.running.clear()
+                failures = 1 if self.judged > judged else failures + 1
+                attempt, judged = attempt + 1, self.judged
                 log.warning("evaluations are interrupted: %s", type(e).__name__, exc_info=True)
                 if self.over.wait(RESTART_AFTER_S) and self.abandoned.is_set():
                     return

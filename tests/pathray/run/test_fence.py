@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -10,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import fsspec
 import pytest
@@ -18,6 +19,7 @@ import pytest
 from pathray.errors import UserError
 from pathray.run.fence import Fence, Superseded
 from pathray.run.layout import OWNER
+from pathray.store.exclusive import swap
 from pathray.store.liveness import started, this_process
 from pathray.store.outages import through_outages
 from pathray.store.storage import Storage, StorageError
@@ -81,7 +83,7 @@ def test_a_folder_has_one_owner_until_it_is_released(run: str) -> None:
 
 
 def test_a_worker_with_the_drivers_token_may_write_until_another_start_owns_the_folder(run: str) -> None:
-    first = fence(run)
+    first = fence(run, every_s=3600.0)  # no beat that was about to be written when the other began
     worker = Fence.of(run, first.take())
     worker.check()
     write_owner(run)
@@ -278,3 +280,38 @@ def test_a_file_system_without_hard_links_has_one_owner_too(tmp_path: Path, monk
         fence(str(tmp_path / "run")).take()
     own.release()
     assert os.listdir(tmp_path / "run") == []
+
+
+def stale(*given: Any, **more: Any) -> NoReturn:
+    raise OSError(errno.ESTALE, "Stale file handle")
+
+
+def test_a_folder_that_cannot_be_opened_for_its_lock_is_written_without_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.open
+    monkeypatch.setattr(os, "open", lambda path, *more: stale() if path == str(tmp_path) else real(path, *more))
+    assert swap(Storage.of(str(tmp_path)), "name", lambda found: found is None, b"ours", 0.0)
+    assert (tmp_path / "name").read_bytes() == b"ours"
+
+
+def test_the_beat_outlives_errors_of_the_file_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with fence(str(tmp_path)) as own:
+        with monkeypatch.context() as patch:
+            patch.setattr("pathray.run.fence.swap", stale)
+            wait_for(lambda: "could not be renewed" in caplog.text, seconds=30)
+        before = owner(str(tmp_path))["beat"]
+        wait_for(lambda: owner(str(tmp_path))["beat"] > before, seconds=30)
+        own.check()
+    assert "Traceback" in caplog.text and "Stale file handle" in caplog.text
+
+
+def test_errors_of_the_file_system_at_the_end_hide_no_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("pathray.run.fence.discard", stale)
+    with fence(str(tmp_path)):
+        result = "trained"
+    assert result == "trained" and "could not be removed" in caplog.text

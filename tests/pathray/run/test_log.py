@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from pathray.run.log import run_log
+from pathray.run.log import _Writer, run_log
 from pathray.store.metrics_log import MetricsLog
 from pathray.store.storage import Storage
 from tests.builders.jobs import wait_for
@@ -88,3 +89,29 @@ def test_runs_beside_each_other_have_their_own_words_alone(tmp_path):
     for name in ("one", "other"):
         (line,) = (tmp_path / name / "log.txt").read_text().splitlines()
         assert line.endswith(f"{name} begins")
+
+
+def test_a_signal_whose_handler_logs_while_a_line_is_written_does_not_hold_the_run_up(tmp_path, monkeypatch):
+    written, makedirs, interrupted = threading.Event(), os.makedirs, []
+
+    def write():
+        writer = _Writer(Storage.of(tmp_path))
+
+        def handler(*given, **more):  # in the middle of a line
+            if threading.current_thread() is thread and not interrupted:
+                interrupted.append(True)
+                writer.note("from the handler")
+            makedirs(*given, **more)
+
+        monkeypatch.setattr(os, "makedirs", handler)
+        writer.note("a line")
+        writer.close()
+        written.set()
+
+    thread = threading.Thread(target=write, daemon=True)
+    thread.start()
+    assert written.wait(20), "the handler waits for the line that it interrupted"
+    assert [line.split(" ", 2)[2] for line in (tmp_path / "log.txt").read_text().splitlines()] == [
+        "from the handler",
+        "a line",
+    ]

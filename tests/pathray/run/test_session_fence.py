@@ -5,18 +5,26 @@ from __future__ import annotations
 import json
 import threading
 import time
+from types import SimpleNamespace
 
 import fsspec
+import pyarrow as pa
 import pytest
 
+from pathray.data.faults import Fault
 from pathray.device import Device
 from pathray.errors import UserError
 from pathray.run import RunSettings, train
-from pathray.run.fence import Fence, hold
-from pathray.run.layout import OWNER
+from pathray.run.failure import SharedFailure
+from pathray.run.fence import Fence, Superseded, hold
+from pathray.run.layout import LOG, OWNER, PROGRESS, QUARANTINE, memory_note
+from pathray.run.memory import changes_after
+from pathray.run.quarantine import Faults
+from pathray.run.saves import Saves
+from pathray.run.tick_log import TickLog
 from pathray.store import checkpoint
 from pathray.store.metrics_log import MetricsLog
-from pathray.store.storage import Storage
+from pathray.store.storage import Storage, StorageError
 from tests.builders.bucket import BucketFileSystem, away
 from tests.builders.jobs import wait_for
 from tests.builders.runs.toy_run import rows, train_toy
@@ -33,6 +41,17 @@ def plan(tmp_path_factory):
 def tensors(run):
     newest = checkpoint.latest(f"{run}/checkpoints", "toy")
     return newest.meta["images_seen"], {name: t.tolist() for name, t in checkpoint.load(newest.path)[0].items()}
+
+
+def take_over(run):
+    record = json.loads((run / OWNER).read_bytes()) | {"token": "another"}
+    (run / OWNER).write_text(json.dumps(record))
+
+
+def files_of(run):
+    """All that the runs of a folder share, with what is in it; what a process says of itself is left out."""
+    files = (p for p in run.rglob("*") if p.is_file() and p.name != LOG and not p.name.startswith("seen-"))
+    return {str(p.relative_to(run)): p.read_bytes() for p in files}
 
 
 def test_a_bucket_that_is_away_for_a_while_ends_no_run_and_loses_nothing(plan, tmp_path, monkeypatch, caplog):
@@ -86,23 +105,96 @@ def test_an_attempt_that_another_start_replaced_ends_and_writes_no_more(plan, tm
 
     def replace():
         wait_for(lambda: checkpoint.latest(f"{run}/checkpoints", "toy") is not None, seconds=60)
-        record = json.loads((run / OWNER).read_bytes()) | {"token": "another"}
-        (run / OWNER).write_text(json.dumps(record))
+        take_over(run)
         time.sleep(0.5)  # what was about to be written when the other began
-        left.append(state_of(run))
-
-    def state_of(folder):
-        names = {p.name for p in (folder / "checkpoints").iterdir() if (p / "COMMITTED.json").exists()}
-        return (folder / "metrics.jsonl").read_bytes(), names
+        left.append(files_of(run))
 
     thread = threading.Thread(target=replace)
     thread.start()
     with pytest.raises(UserError, match="another start has taken over this run"):
-        train_toy(run, plan, **SLOW)
+        train_toy(run, plan, unreadable_every=7, save_every=240, **SLOW)
     thread.join()
-    assert [state_of(run)] == left
+    assert [files_of(run)] == left
     assert json.loads((run / OWNER).read_bytes())["token"] == "another"
     assert not (run / "encoder").exists()
+
+
+def test_an_attempt_that_was_replaced_lists_no_unreadable_units_at_its_next_save(plan, tmp_path, monkeypatch):
+    run, left, save = tmp_path / "run", [], Saves.save
+
+    def replaced(self, *given, **more):
+        if not left:
+            take_over(run)
+            left.append({name for name in files_of(run) if name.startswith("quarantine")})
+        save(self, *given, **more)
+
+    monkeypatch.setattr(Saves, "save", replaced)
+    with pytest.raises(UserError, match="another start has taken over this run"):
+        train_toy(run, plan, unreadable_every=5)
+    assert left == [{name for name in files_of(run) if name.startswith("quarantine")}] == [set()]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_every_rank_of_an_attempt_that_was_replaced_keeps_its_unreadable_units_to_itself(tmp_path, rank):
+    with Fence(str(tmp_path)) as fence:
+        store, failure = Storage.of(str(tmp_path)), SharedFailure(rank, str(tmp_path))
+        faults = Faults(store, pa.table({"path": ["none"]}), rank, Fence.of(str(tmp_path), fence.token).check)
+        saves = Saves(None, store, Device.of("cpu"), failure, faults, None)
+        for images_seen, parts in ((8, 1), (16, 1)):
+            faults.found.append(Fault(images_seen - 1, 0, 7, 0, "missing", "a.tiff", "", False))
+            saves.save(SimpleNamespace(tensors=dict, images_seen=images_seen))
+            assert len(list((tmp_path / QUARANTINE).iterdir())) == parts
+            take_over(tmp_path)
+        assert isinstance(failure.error, Superseded)
+
+
+def test_an_attempt_that_was_replaced_at_its_end_exports_and_reports_nothing(plan, tmp_path, monkeypatch):
+    run, left, close = tmp_path / "run", [], TickLog.close
+
+    def closed(self):
+        close(self)
+        take_over(run)
+        left.append(files_of(run))
+
+    monkeypatch.setattr(TickLog, "close", closed)
+    with pytest.raises(UserError, match="another start has taken over this run"):
+        train_toy(run, plan, unreadable_every=7)
+    assert [files_of(run)] == left
+
+
+def test_an_attempt_that_was_replaced_while_its_export_waited_for_storage_tries_no_more(plan, tmp_path, monkeypatch):
+    run, tries = tmp_path / "run", []
+
+    def export(parts, state, store):
+        assert not tries, "tried again"
+        tries.append(len(tries))
+        take_over(run)
+        error = StorageError("no answer", file=store.url)
+        error.passing = True
+        raise error
+
+    monkeypatch.setattr("pathray.run.session.export", export)
+    with pytest.raises(UserError, match="another start has taken over this run"):
+        train_toy(run, plan)
+    assert tries == [0]
+
+
+def test_an_attempt_that_was_replaced_gives_no_sign_of_life(tmp_path):
+    with Fence(str(tmp_path)) as fence:
+        store, failure = Storage.of(str(tmp_path)), SharedFailure(0, str(tmp_path))
+        tick_log = TickLog(store, Device.of("cpu"), None, None, failure, guard=fence.check)
+        take_over(tmp_path)
+        tick_log.beat(8)
+        assert not store.exists(PROGRESS) and isinstance(failure.error, Superseded)
+
+
+def test_a_group_of_an_attempt_that_was_replaced_asks_for_no_smaller_micro_batch(tmp_path):
+    with Fence(str(tmp_path)) as fence:
+        store, settings = Storage.of(str(tmp_path)), SimpleNamespace(micro_batch=8, global_batch=16)
+        take_over(tmp_path)
+        with pytest.raises(Superseded):
+            changes_after(MemoryError(), store, "fit", settings, SimpleNamespace(world_size=2), fence.check)
+        assert not store.exists(memory_note("fit"))
 
 
 def test_a_run_whose_driver_owns_the_folder_takes_it_not_again(plan, tmp_path):

@@ -236,6 +236,16 @@ def test_a_save_that_comes_due_in_an_outage_waits_for_the_one_before(bucket: str
     assert [c.meta["images_seen"] for c in list_committed(bucket)] == [1, 2]
 
 
+def test_a_save_that_waits_for_storage_holds_up_no_process_that_is_ended_but_everyone_who_closes(bucket: str) -> None:
+    away().touch()
+    with checkpoint.AsyncSaver(first_pause_s=0.01) as saver:
+        saver.save(bucket, "t-latest", some_tensors(), {"images_seen": 1})
+        holding = [t.name for t in threading.enumerate() if not t.daemon]  # a process ends when these have ended
+        away().unlink()
+    assert "pathray-save" not in holding
+    assert [c.meta["images_seen"] for c in list_committed(bucket)] == [1]
+
+
 def test_an_outage_longer_than_its_bound_is_an_error(bucket: str) -> None:
     away().touch()
     saver = checkpoint.AsyncSaver(outage_s=0.2, first_pause_s=0.01)

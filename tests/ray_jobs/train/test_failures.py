@@ -1,5 +1,6 @@
 """When a training that failed is begun anew, and when not. Starts no Ray."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from pathray.config.sections import ScalingConfig
 from pathray.errors import UserError
+from pathray.run.layout import memory_note
 from pathray.store.checkpoint import save
 from pathray.store.storage import Storage
 from ray_jobs.train import attempts
@@ -16,7 +18,8 @@ from ray_jobs.train.job import TrainJob
 @pytest.fixture
 def fits(monkeypatch, tmp_path):
     """`fits(end, …)`: a job whose fits end so, in turn -> (how the job ends, the numbers of the fits). A number of
-    images is a checkpoint that is written before the workers fail, None none."""
+    images is a checkpoint that is written before the workers fail, None none; ("micro_batch", n) is what they note when
+    they run out of memory."""
     from ray.train import WorkerGroupError
 
     changes = []
@@ -39,7 +42,9 @@ def fits(monkeypatch, tmp_path):
                 return SimpleNamespace(return_value={"end": "budget"})
             if isinstance(end, dict):
                 return SimpleNamespace(return_value=end)
-            if end:
+            if isinstance(end, tuple):
+                Storage.of(str(tmp_path)).write_bytes(memory_note(job.fit_id), json.dumps(dict([end])).encode())
+            elif end:
                 write(end, job.fit_id)
             raise WorkerGroupError("a worker died", {})
 
@@ -94,3 +99,12 @@ def test_an_attempt_that_ran_out_of_memory_is_followed_by_one_with_smaller_micro
     again = {"end": "retry", "changes": {"micro_batch": 2}}
     assert fits(again, "done", max_failures=0) == ({"end": "budget"}, [1, 2])
     assert fits.changes == [{}, {"micro_batch": 2}]
+
+
+@pytest.mark.parametrize("max_failures", [0, 3])
+def test_a_group_that_notes_a_smaller_micro_batch_is_followed_by_another_however_few_failures_are_allowed(
+    fits, max_failures
+):
+    ends = [("micro_batch", n) for n in (32, 16, 8, 4)]
+    assert fits(*ends, "done", max_failures=max_failures) == ({"end": "budget"}, [1, 2, 3, 4, 5])
+    assert fits(("micro_batch", 4), None, max_failures=max_failures) == (None, [1, 2]), "the same note is no progress"

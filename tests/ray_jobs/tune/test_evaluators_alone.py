@@ -145,7 +145,7 @@ def test_draining_ends_where_storage_does_not_answer_and_the_training_keeps_its_
     assert found.suggest("a") is None
     clock[0] += 2
     assert found.suggest("a") == FINISHED
-    assert "left to the next start" in caplog.text
+    assert "the next start evaluates what has not been evaluated yet" in caplog.text
 
 
 def test_while_the_training_goes_on_storage_that_does_not_answer_is_asked_again(tmp_path, monkeypatch):
@@ -158,6 +158,73 @@ def test_while_the_training_goes_on_storage_that_does_not_answer_is_asked_again(
     monkeypatch.setattr(Results, "snapshots", answer)
     found._looked = 0.0
     assert judge_all(found) == [100] and found.troubled is None
+
+
+def test_an_error_in_the_bookkeeping_ends_evaluations_after_a_few_tries_and_the_training_goes_on(
+    tmp_path, monkeypatch, caplog
+):
+    snapshot(tmp_path, 1)
+    asked = []
+
+    def decide(*_):
+        asked.append(len(asked))
+        raise AssertionError("a bug")
+
+    def tune(self, attempt):
+        while self.suggest("a") != FINISHED:
+            assert time.monotonic() < until, "evaluations do not end"
+
+    until = time.monotonic() + 20
+    for name in ("LOCAL_LOOK_S", "ERROR_PAUSE_S", "RESTART_AFTER_S"):
+        monkeypatch.setattr(evaluators, name, 0.0)
+    monkeypatch.setattr(evaluators, "ALIVE_S", 0.01)
+    monkeypatch.setattr("pathray.evaluation.backlog.decide", decide)
+    monkeypatch.setattr(Evaluators, "_tune", tune)
+    with beside(tmp_path) as found:
+        found._thread.join(90)
+        found._pulse.join(30)
+        assert not found.working and not watched(str(tmp_path)), "nobody waits for them"
+        found.drain()
+    assert len(asked) == evaluators.ERRORS + 1
+    assert [r.levelname for r in caplog.records if "a bug" in r.getMessage()] == ["WARNING"] * evaluators.ERRORS + [
+        "ERROR"
+    ]
+
+
+def test_errors_in_the_bookkeeping_that_pass_are_forgotten(tmp_path, monkeypatch):
+    snapshot(tmp_path, 1)
+    found, clock = beside(tmp_path), [1000.0]
+    found.claimed, look = True, Results.snapshots
+    monkeypatch.setattr(evaluators, "time", SimpleNamespace(monotonic=lambda: clock[0], time=time.time))
+
+    def broken(_):
+        raise ValueError("a bug")
+
+    for _ in range(2):
+        monkeypatch.setattr(Results, "snapshots", broken)
+        for _ in range(evaluators.ERRORS):
+            found._looked = 0.0
+            assert found.suggest("a") is None and found.suggest("a") is None, "not asked again before the pause"
+            clock[0] += evaluators.ERROR_PAUSE_S
+        monkeypatch.setattr(Results, "snapshots", look)
+        found._looked = 0.0
+        found.suggest("a")
+        assert found.errors == 0
+    assert found.running
+
+
+def test_tune_is_started_again_as_often_as_evaluations_come_between_its_failures(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluators, "RESTART_AFTER_S", 0.0)
+    found, attempts, advances = beside(tmp_path), [], 2 * evaluators.RESTARTS
+
+    def tune(self, attempt):
+        attempts.append(attempt)
+        self.judged += attempt < advances
+        raise RuntimeError("a machine is gone")
+
+    monkeypatch.setattr(Evaluators, "_tune", tune)
+    found._run()
+    assert attempts == list(range(advances + evaluators.RESTARTS)), "those after the last evaluation are counted"
 
 
 def test_a_training_that_waits_is_told_when_nobody_evaluates_any_more(tmp_path, monkeypatch, caplog):

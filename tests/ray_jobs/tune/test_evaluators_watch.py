@@ -17,6 +17,7 @@ from pathray.evaluation.settings import (
 )
 from pathray.store.committed import committed_dir, list_committed
 from pathray.store.metrics_log import rows_of
+from pathray.store.storage import StorageError
 from ray_jobs.tune import evaluation_runner as evaluators
 from ray_jobs.tune.evaluation_resources import Request
 from ray_jobs.tune.evaluation_runner import Evaluators
@@ -190,8 +191,12 @@ def test_while_another_evaluates_the_run_nothing_is_suggested(tmp_path):
 def test_storage_that_cannot_be_listed_for_a_while_is_asked_again(tmp_path, monkeypatch):
     watch = watching(tmp_path)
     snapshot(tmp_path, 0, 0)
+
+    def away():
+        raise StorageError("503", file="checkpoints")
+
     with monkeypatch.context() as broken:
-        broken.setattr(watch.results, "snapshots", lambda: 1 / 0)
+        broken.setattr(watch.results, "snapshots", away)
         assert watch.suggest("a") is None
     assert watch.suggest("a")["images_seen"] == 0
 
