@@ -26,9 +26,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pathray.errors import MissingFile, UserError
+from pathray.store.cache import fetch_cached
 from pathray.store.described import publish_described
 from pathray.store.records import parse_record
-from pathray.store.storage import Storage, digest_bytes, fetch_cached
+from pathray.store.storage import Storage, digest_bytes
 
 SCHEMA_VERSION = 1
 CHUNK_BITS = 20

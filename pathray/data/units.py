@@ -108,9 +108,8 @@ class Unit:
             with lock:
                 if self.generation == generation:
                     self.started = None
-            error = StorageError("the storage of the training data cannot be reached", file=e.path, found=e.detail)
-            error.passing = True
-            raise error from e
+            message = "the storage of the training data cannot be reached"
+            raise StorageError.temporary(message, file=e.path, found=e.detail) from e
 
     def abandon(self, reader: UnitReader, lookup: Lookup, timeout_s: float) -> None:
         """Abandon the current read because it took too long; another thread makes the next attempt."""

@@ -138,7 +138,8 @@ def _batches(
                 spec.input_px(pixels.shape[1], pixels.shape[0], resize=settings.resize)
         except (UserError, UnreadableUnit) as e:
             if raise_unreachable and isinstance(e, UnreachableUnit):
-                raise _away(e) from e
+                message = "the storage of the images cannot be reached"
+                raise StorageError.temporary(message, file=e.path, found=e.detail) from e
             return None, " ".join(str(e).split())
         return pixels, ""
 
@@ -163,12 +164,6 @@ def _batches(
             yield _batch(waiting.pop(largest), largest, specs, settings)
     for size, images in waiting.items():
         yield _batch(images, size, specs, settings)
-
-
-def _away(e: UnreachableUnit) -> StorageError:
-    error = StorageError("the storage of the images cannot be reached", file=e.path, found=e.detail)
-    error.passing = True
-    return error
 
 
 def _batch(

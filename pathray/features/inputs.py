@@ -14,7 +14,7 @@ from itertools import zip_longest
 from pathray.errors import MissingFile, UserError
 from pathray.files.csv_rows import check_header, records, separator_of
 from pathray.files.text import read_user_text
-from pathray.store.storage import storage_error
+from pathray.store.storage_errors import storage_error
 from pathray.urls import holds_secret, public
 from pathray.wsi.backends.formats import UNSUPPORTED
 

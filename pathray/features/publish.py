@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pathray.errors import MissingFile
-from pathray.store.storage import Storage, StorageError, fsync, storage_error
+from pathray.store.storage import Storage, fsync
+from pathray.store.storage_errors import StorageError, storage_error
 
 ABANDONED_S = 86400.0  # a partial file of another machine is abandoned after this time
 _PARTIAL = re.compile(r"\..+-(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}\.partial(\.\d+\.part)?")

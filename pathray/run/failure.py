@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from pathray.errors import UserError
 from pathray.run.fence import Superseded
-from pathray.store.storage import storage_error
+from pathray.store.storage_errors import storage_error
 
 
 class RunFailed(UserError):

@@ -133,9 +133,7 @@ class Saves:
     def _before_commit(self) -> None:
         """In the saver's thread: the rows up to a checkpoint are there when it counts, and the run is still ours."""
         if self.metrics is not None and not self.metrics.flush(ROWS_S):
-            error = StorageError("rows of metrics wait for storage", file=self.store.url)
-            error.passing = True
-            raise error
+            raise StorageError.temporary("rows of metrics wait for storage", file=self.store.url)
         self.guard()  # last: rows may have waited for a minute
 
     def _encoder(self, state: TrainState) -> Also | None:

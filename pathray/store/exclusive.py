@@ -15,7 +15,8 @@ import uuid
 from collections.abc import Callable, Iterator
 
 from pathray.errors import MissingFile
-from pathray.store.storage import Storage, storage_error
+from pathray.store.storage import Storage
+from pathray.store.storage_errors import storage_error
 
 SETTLE_S = 1.0  # after this time a simultaneous write of another process is visible
 LOCK_WAIT_S = 2.0

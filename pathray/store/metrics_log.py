@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from pathray.errors import MissingFile
-from pathray.store.storage import Storage, StorageError, storage_error
+from pathray.store.storage import Storage
+from pathray.store.storage_errors import StorageError, storage_error
 
 log = logging.getLogger(__name__)
 

@@ -9,14 +9,11 @@ Not here: committed directories (pathray.store.committed), the meaning of files
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import logging
 import os
-import re
 import shutil
 import stat
-import tempfile
 import time
 import uuid
 from collections.abc import Callable
@@ -26,28 +23,16 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from pathray.errors import MissingFile, UserError
+from pathray.store.cache import fetch_cached
+from pathray.store.storage_errors import ABSENT, may_pass, storage_error
+from pathray.store.storage_errors import StorageError as StorageError
 from pathray.urls import public, public_text
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 ATTEMPTS, FIRST_WAIT_S = 5, 0.5
-FINAL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.ENAMETOOLONG))
-REFUSED = "Forbidden"  # start of gcsfs's message for a missing permission, which has no errno
-ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError)
 PROBE_BYTES = 1 << 16  # more than fits into a full file system
-CACHE_ENV = "PATHRAY_CACHE_DIR"
-CACHE_BYTES, ABANDONED_S = 20 * 10**9, 86400.0  # an unfinished copy is abandoned after this time
-CACHED = re.compile(r"\.?[0-9a-f]{24}-.+")
-
-
-class StorageError(UserError, OSError):
-    """Storage cannot be written or read: full, forbidden, or still failing after retries. The message has the path.
-
-    `passing`: the cause may be temporary (an unreachable bucket), unlike a full disk or a missing permission.
-    """
-
-    passing = False
 
 
 @dataclass(frozen=True)
@@ -282,7 +267,7 @@ class Storage:
             except Exception as e:  # object stores raise more than OSError
                 if isinstance(e, (*ABSENT, UserError)) and not writing:
                     raise
-                passing = self._may_pass(e) and not isinstance(e, ABSENT)
+                passing = may_pass(e, local=self.local)
                 if not passing or attempt == self.attempts:
                     error = storage_error(e, self.join(name), writing=writing)
                     error.passing = passing
@@ -291,56 +276,6 @@ class Storage:
                 log.warning("%s: %s; retrying", public(self.join(name)), said)
                 time.sleep(FIRST_WAIT_S * 2 ** (attempt - 1))
         raise AssertionError
-
-    def _may_pass(self, e: Exception) -> bool:
-        if isinstance(e, OSError):
-            return e.errno not in FINAL and not isinstance(e, PermissionError) and not str(e).startswith(REFUSED)
-        return not self.local and not isinstance(e, TypeError | AttributeError | AssertionError | NotImplementedError)
-
-
-def private_cache() -> Path:
-    """The folder for local copies of remote files: PATHRAY_CACHE_DIR, or a private one in the temporary folder.
-    UserError if the latter is a link or belongs to another user."""
-    given = os.environ.get(CACHE_ENV)
-    folder = Path(given or Path(tempfile.gettempdir()) / f"pathray-cache-{os.getuid()}")
-    try:
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir(mode=0o700, parents=True)
-        found = folder.stat() if given else folder.lstat()
-        own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
-        if own and not given and stat.S_IMODE(found.st_mode) != 0o700:
-            folder.chmod(0o700)
-    except OSError as e:
-        raise storage_error(e, str(folder), writing=True) from e
-    if not own and not given:
-        what = "a link" if folder.is_symlink() else f"owned by user {found.st_uid}"
-        expected = f"a folder of your own; set {CACHE_ENV}"
-        raise UserError("the cache folder is not your own", file=folder, found=what, expected=expected)
-    return folder
-
-
-def fetch_cached(name: str, fetch: Callable[[Path], object], size: int) -> Path:
-    """The file or folder `name` in the cache, made by `fetch(path)` if it does not exist.
-
-    `name` begins with 24 hexadecimal digits that identify the content. Before fetching, the least recently used entries
-    are removed until `size` bytes fit into CACHE_BYTES or a tenth of the disk.
-    """
-    folder = private_cache()
-    target, partial = folder / name, folder / f".{name}-{uuid.uuid4().hex[:8]}"
-    assert CACHED.fullmatch(name), name
-    with contextlib.suppress(FileNotFoundError):
-        os.utime(target)  # checks and marks it as used in one step, since others may be evicting
-        return target
-    _make_room(folder, size)
-    try:
-        fetch(partial)
-        os.replace(partial, target)
-    except OSError:
-        if not target.exists():  # it exists if another process was first
-            raise
-    finally:
-        _discard(partial)
-    return target
 
 
 def write_atomic(path: str, data: bytes) -> None:
@@ -426,44 +361,6 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def storage_error(e: Exception, path: str, *, writing: bool) -> StorageError:
-    """An exception of the storage as a StorageError with one line that names the path."""
-    number = getattr(e, "errno", None)
-    what = os.strerror(number) if isinstance(number, int) else str(e) or type(e).__name__
-    error = StorageError(f"cannot {'write' if writing else 'read'}: {what}", file=path)
-    error.errno = number
-    error.passing = isinstance(number, int) and number not in FINAL and not isinstance(e, ABSENT)
-    return error
-
-
-def _make_room(folder: Path, size: int) -> None:
-    """Remove the least recently used entries that `fetch_cached` made, except those still being fetched."""
-    entries: list[tuple[float, int, Path]] = []
-    for path in folder.iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            if CACHED.fullmatch(path.name):
-                files = list(path.iterdir()) if path.is_dir() else [path]
-                entries.append((path.stat().st_mtime, sum(f.stat().st_size for f in files), path))
-    room = min(CACHE_BYTES, shutil.disk_usage(folder).total // 10) - size - sum(n for _, n, _ in entries)
-    for used, bytes_, path in sorted(entries):
-        if room >= 0:
-            return
-        if not path.name.startswith(".") or time.time() - used > ABANDONED_S:
-            _discard(path)
-            room += bytes_
-
-
-def _discard(path: Path) -> None:
-    """Remove a file or folder, atomically for readers, if it exists."""
-    with contextlib.suppress(OSError):
-        if path.is_dir():
-            gone = path.with_name(f".{path.name.lstrip('.')}-{uuid.uuid4().hex[:8]}")
-            os.replace(path, gone)
-            shutil.rmtree(gone)
-        else:
-            path.unlink()
 
 
 def _replace(path: str, write: Callable[[BinaryIO], None]) -> None:

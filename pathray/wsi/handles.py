@@ -14,7 +14,7 @@ from typing import Any
 from pathray.errors import UnreadableUnit
 from pathray.store.storage import file_state
 from pathray.urls import is_url, public
-from pathray.wsi.backends.source import requested
+from pathray.wsi.backends.source import retry_request
 from pathray.wsi.backends.tiles import TileCache
 from pathray.wsi.reader import SlideReader, open_with
 
@@ -76,7 +76,7 @@ class HandleCache:
     def _check_unchanged(self, here: _Open, path: str, indexed: str) -> None:
         if is_url(path) and not indexed:
             return  # asking for the state would cost one request per opening
-        now = requested(path, lambda: file_state(path)) if is_url(path) else file_state(path)
+        now = retry_request(path, lambda: file_state(path)) if is_url(path) else file_state(path)
         same = now == indexed if is_url(path) else _sizes(now) == _sizes(indexed)
         if indexed and not same:
             detail = f"the file changed since it was indexed: was {indexed}, now {now}"

@@ -17,7 +17,8 @@ from functools import lru_cache
 import numpy as np
 
 from pathray.errors import UserError, explain
-from pathray.store.storage import digest_bytes, fetch_cached, file_state, private_cache
+from pathray.store.cache import fetch_cached, private_cache
+from pathray.store.storage import digest_bytes, file_state
 from pathray.wsi import tissue
 from pathray.wsi.reader import SlideReader
 from pathray.wsi.tissue import MASK_MPP, VERSION, Mask

@@ -44,7 +44,8 @@ def plan_of(config: RunConfig, scratch: str = "") -> Plan:
     the folder `scratch` instead where one is given: a dry run leaves nothing."""
     from pathray.data.plan import Plan as Opened
     from pathray.data.split_files import read_split
-    from pathray.store.storage import Storage, private_cache
+    from pathray.store.cache import private_cache
+    from pathray.store.storage import Storage
     from regression.plan import build_plan
     from regression.tables.table import read_table
 

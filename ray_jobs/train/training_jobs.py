@@ -178,7 +178,7 @@ def plan_folder(root: Any) -> str:
     """Where the plan is built: in the output folder, or on the local disk when that is remote."""
     if root.local:
         return str(root.join(PLAN))
-    from pathray.store.storage import private_cache
+    from pathray.store.cache import private_cache
 
     digest = hashlib.sha256(root.url.encode()).hexdigest()[:24]
     return str(private_cache() / f"{digest}-plan-built")

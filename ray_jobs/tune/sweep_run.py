@@ -21,9 +21,10 @@ from pathray.errors import UserError
 from pathray.run.layout import CONFIG, METRICS
 from pathray.run.stop import request_stop
 from pathray.search.objective import IMAGES, Objective, Point
+from pathray.store.cache import private_cache
 from pathray.store.metrics_log import rows_of
 from pathray.store.outages import through_outages
-from pathray.store.storage import Storage, StorageError, private_cache
+from pathray.store.storage import Storage, StorageError
 from ray_jobs.tune.config import TrainingJob
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO, Protocol, TypeVar, cast
 
 from pathray.errors import MissingFile, UnreachableUnit, UnreadableUnit, UserError
-from pathray.store.storage import ABSENT, FINAL, REFUSED, check_regular
+from pathray.store.storage import check_regular
+from pathray.store.storage_errors import may_pass
 from pathray.urls import is_url, local_path, public
 
 T = TypeVar("T")
@@ -20,8 +21,6 @@ T = TypeVar("T")
 PARSE_BLOCK = 1 << 18  # bytes fetched at a time while the structure of a remote file is parsed
 PAUSES_S = (0.1, 0.3)  # before the second and the third try of a request
 RETRY_S = 1.0  # no further try after this time: the file system has made its own, and a read has a time limit
-TRY_AGAIN = (408, 429)  # HTTP: request timeout, too many requests
-OWN_MISTAKES = (ValueError, TypeError, AttributeError, AssertionError, NotImplementedError, LookupError, ImportError)
 
 
 class ByteSource(Protocol):
@@ -51,7 +50,7 @@ def read_source(path: str) -> bytes:
         source.close()
 
 
-def requested(url: str, request: Callable[[], T]) -> T:
+def retry_request(url: str, request: Callable[[], T]) -> T:
     """`request()`, tried again at once while the storage of `url` fails temporarily; then UnreachableUnit.
 
     Raises any other error of the request as it is.
@@ -61,7 +60,7 @@ def requested(url: str, request: Callable[[], T]) -> T:
         try:
             return request()
         except Exception as e:  # every file system raises its own kinds
-            if not may_pass(e):
+            if not _is_temporary(e):
                 raise
             pause = next(pauses, None)
             if pause is None or time.monotonic() - began + pause > RETRY_S:
@@ -69,20 +68,11 @@ def requested(url: str, request: Callable[[], T]) -> T:
         time.sleep(pause)
 
 
-def may_pass(e: Exception) -> bool:
-    """Whether an error of a remote file system may be temporary: not a missing or forbidden object, nor a timeout of
-    the reader's own, nor a mistake in the request."""
-    if isinstance(e, (*ABSENT, UserError, UnreadableUnit, PermissionError)):
-        return False
+def _is_temporary(e: Exception) -> bool:
+    """`may_pass`, but no timeout of the reader's own, which makes the unit slow, and no error of the request itself."""
     if isinstance(e, TimeoutError):
         return e.errno == errno.ETIMEDOUT  # of the connection
-    for name in ("status", "code"):
-        status = getattr(e, name, None)
-        if isinstance(status, int) and 400 <= status < 500 and status not in TRY_AGAIN:
-            return False
-    if isinstance(e, OSError):
-        return e.errno not in (*FINAL, errno.EINVAL) and not str(e).startswith(REFUSED)
-    return not isinstance(e, OWN_MISTAKES)
+    return may_pass(e) and not isinstance(e, UnreadableUnit | ValueError | LookupError | ImportError)
 
 
 class LocalFile:
@@ -128,7 +118,7 @@ class RemoteFile:
         self.url = url
         self._file_system()
         try:
-            self.size = int(requested(url, lambda: self._fs.info(self._path)["size"]))
+            self.size = int(retry_request(url, lambda: self._fs.info(self._path)["size"]))
         except FileNotFoundError:
             raise MissingFile("no such object", file=public(url)) from None
         except UnreachableUnit:
@@ -140,7 +130,7 @@ class RemoteFile:
         if self._pid != os.getpid():  # an asynchronous file system does not work in a forked child
             self._file_system()
         try:
-            return requested(self.url, lambda: self._ranges(ranges))
+            return retry_request(self.url, lambda: self._ranges(ranges))
         except UnreachableUnit:
             raise
         except FileNotFoundError:
@@ -152,7 +142,7 @@ class RemoteFile:
 
     def buffered(self) -> BinaryIO:
         how = {"block_size": PARSE_BLOCK, "cache_type": "blockcache"}
-        opened = requested(self.url, lambda: self._fs.open(self._path, "rb", **how))
+        opened = retry_request(self.url, lambda: self._fs.open(self._path, "rb", **how))
         return cast(BinaryIO, _RemoteBuffer(self.url, opened))
 
     def close(self) -> None:
@@ -177,21 +167,24 @@ class RemoteFile:
 
 
 class _RemoteBuffer:
-    """An open remote file whose reads are `requested`. An UnreachableUnit is raised again at the end of its `with`
-    block: parsers take any error of a read for a damaged file."""
+    """An open remote file whose reads are tried again by `retry_request`.
+
+    An UnreachableUnit is raised again at the end of its `with` block: parsers take any error of a read for a damaged
+    file.
+    """
 
     def __init__(self, url: str, file: Any) -> None:
         self._url, self._file, self._error = url, file, cast("UnreachableUnit | None", None)
 
     def read(self, size: int = -1) -> bytes:
-        return cast(bytes, self._requested(lambda: self._file.read(size)))
+        return cast(bytes, self._retried(lambda: self._file.read(size)))
 
     def readinto(self, into: Any) -> int:
-        return cast(int, self._requested(lambda: self._file.readinto(into)))
+        return cast(int, self._retried(lambda: self._file.readinto(into)))
 
-    def _requested(self, request: Callable[[], T]) -> T:
+    def _retried(self, request: Callable[[], T]) -> T:
         try:
-            return requested(self._url, request)
+            return retry_request(self._url, request)
         except UnreachableUnit as e:
             self._error = e
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import stat
 import time
 from collections.abc import Callable
@@ -15,7 +16,8 @@ import pytest
 
 import pathray.store.storage
 from pathray.errors import MissingFile, UserError
-from pathray.store.storage import Storage, StorageError, check_writable, file_state, private_cache, write_atomic
+from pathray.store.cache import private_cache
+from pathray.store.storage import Storage, StorageError, check_writable, file_state, write_atomic
 from tests.builders.storage import FaultyFileSystem, full
 
 
@@ -78,7 +80,7 @@ def test_a_local_copy_is_a_local_file_and_follows_changes(store: Storage) -> Non
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of at most 25 bytes for the store at faulty://bucket."""
-    monkeypatch.setattr(pathray.store.storage, "CACHE_BYTES", 25)
+    monkeypatch.setattr(pathray.store.cache, "CACHE_BYTES", 25)
     monkeypatch.setenv("PATHRAY_CACHE_DIR", str(tmp_path / "cache"))
     FaultyFileSystem.reset()
     for name in "abcd":
@@ -210,6 +212,14 @@ def test_a_full_disk_is_not_tried_again() -> None:
     assert isinstance(e.value, UserError) and isinstance(e.value, OSError)
 
 
+class HttpError(Exception):
+    """As gcsfs raises it: no OSError, with the status as `code`."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 @pytest.mark.parametrize(
     ("error", "passing", "calls"),
     [
@@ -218,6 +228,8 @@ def test_a_full_disk_is_not_tried_again() -> None:
         (OSError(errno.ESTALE, os.strerror(errno.ESTALE)), True, 5),
         (OSError("Forbidden: bucket/a.txt\nno storage.objects.create access"), False, 1),
         (PermissionError("Access Denied"), False, 1),
+        (HttpError("Invalid Credentials", 401), False, 1),
+        (HttpError("Too Many Requests", 429), True, 5),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), False, 1),
         (FileNotFoundError("no such bucket"), False, 1),
     ],
@@ -337,3 +349,9 @@ def test_pipes_and_folders_are_no_files_and_nobody_waits_for_them(tmp_path: Path
 def test_a_name_may_hold_what_fsspec_takes_for_a_chain(tmp_path):
     (tmp_path / "x::y.tif").write_bytes(b"12345")
     assert file_state(str(tmp_path / "x::y.tif")).startswith("5:")
+
+
+def test_an_error_that_may_pass_still_may_after_it_was_pickled() -> None:
+    error = pickle.loads(pickle.dumps(StorageError.temporary("away", file="faulty://bucket/a", found="503")))
+    assert error.passing and str(error) == "away (file: faulty://bucket/a; found: '503')"
+    assert not pickle.loads(pickle.dumps(StorageError("full", file="a"))).passing

@@ -99,7 +99,8 @@ def test_an_index_job_that_was_killed_goes_on_and_ends_with_the_same_bytes(tmp_p
     write_folder(tmp_path / "zips", archives=300, patches=2)
     environment = {**job_environment(), "PART_ARCHIVES": "40"}
     program = (
-        "import os; from adios.patches import index_writer; index_writer.PART_ARCHIVES = int(os.environ['PART_ARCHIVES'])\n"
+        "import os; from adios.patches import index_writer\n"
+        "index_writer.PART_ARCHIVES = int(os.environ['PART_ARCHIVES'])\n"
         "from ray_jobs import index_patches; from ray_jobs.shell.cli import job\n"
         "job(index_patches.main, index_patches.IndexPatchesConfig, index_patches.CONFIGS_DIR)"
     )
