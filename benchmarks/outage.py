@@ -3,8 +3,8 @@
     python benchmarks/outage.py [seconds=60] [together=4] [stage=NAME]
 
 The toy science of the tests trains through the driver of the jobs (`scaling.workers=0`) into an object store, and its
-snapshots are evaluated at the same time. From the first call of a stage on, every call to the store fails for so many
-seconds. Each stage is a process of its own, `together` at a time. Prints a table: how long storage was away and how
+snapshots are evaluated at the same time. From the first call of a stage on, every call to the store fails for
+`seconds`. Each stage is a process of its own, `together` at a time. Prints a table: how long storage was away and how
 many calls it refused, how much longer the run took than one without an outage, rows of metrics and evaluations lost or
 doubled, and whether weights, snapshots, artifact and report are those of an undisturbed run to the bit. Exit code 1
 when anything differs. Takes ten minutes and little of a core: it mostly waits.
@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT))
 from tests.builders.runs import bucket_run as toy  # noqa: E402
 
 NONE = "none"
-STEPS, MICRO_BATCHES, LONGER = 120, 6, 1.5  # the training takes so many times the outage
+STEPS, MICRO_BATCHES, LONGER = 120, 6, 1.5  # LONGER: length of the training, in outages
 COLUMNS = (
     *("the outage begins with", "seconds away", "calls refused", "seconds lost"),
     *("rows lost / doubled", "evaluations lost / doubled", "bit-equal"),

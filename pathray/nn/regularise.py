@@ -50,7 +50,7 @@ def sigreg(x: Tensor, directions: Tensor) -> Tensor:
     Mean over the M projections of the Epps–Pulley statistic with the weight exp(−t²/2),
         N ∫ |φ̂(t) − exp(−t²/2)|² exp(−t²/2) dt,   φ̂(t) = Σ_n exp(i t x_n·a) / N,
     by the trapezoidal rule on 17 points of [−5, 5]. The integrand is even, so half of them are computed. A scalar;
-    about 1 for normal rows, N at most. In float32 or float64, also under autocast.
+    about 1 for normal rows, and of the order of N for collapsed ones. In float32 or float64, also under autocast.
     """
     x = _batch(x)
     half = POINTS // 2 + 1

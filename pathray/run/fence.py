@@ -19,11 +19,11 @@ import math
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from operator import eq
-from typing import Any
+from typing import Any, TypeVar
 
 from pathray.errors import UserError
 from pathray.run.layout import OWNER
@@ -34,6 +34,7 @@ from pathray.store.records import text
 from pathray.store.storage import Storage, StorageError
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 EVERY_S, STALE_BEATS = 10.0, 6
 LOOKS = 20  # at a silent owner, while its place is waited for
@@ -41,6 +42,17 @@ LOOKS = 20  # at a silent owner, while its place is waited for
 
 class Superseded(UserError):
     """Another start owns the run folder: this attempt must not write there any more."""
+
+
+def write_guarded(guard: Callable[[], None], action: Callable[[], T], what: str) -> T:
+    """`action()`, right after `guard()`, which raises when another start owns the run; both are tried again while
+    storage is away."""
+
+    def write() -> T:
+        guard()
+        return action()
+
+    return through_outages(write, what)
 
 
 @dataclass(frozen=True)

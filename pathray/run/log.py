@@ -108,7 +108,7 @@ class _Writer(logging.Handler):
             self._tell_rows()
             self._flush()
         except OSError as e:  # tried again at the next look
-            print(f"{LOG} cannot be written at present: {e}", file=sys.stderr)
+            print(f"{LOG} cannot be written now: {e}", file=sys.stderr)
 
     def _tell_rows(self) -> None:
         """The new rows: by their time, since a run that is gone on with cuts its metrics back."""

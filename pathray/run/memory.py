@@ -12,6 +12,7 @@ import torch
 
 from pathray.device import Device
 from pathray.errors import UserError
+from pathray.run.fence import write_guarded
 from pathray.run.layout import memory_note
 from pathray.run.outcome import RunSettings
 from pathray.store.outages import START, through_outages
@@ -56,12 +57,7 @@ def changes_after(
     changes = {"micro_batch": size}
     if device.world_size > 1:
         note = json.dumps(changes).encode()
-
-        def write() -> None:
-            guard()
-            store.write_bytes(memory_note(fit_id), note)
-
-        through_outages(write, "the smaller micro-batch")
+        write_guarded(guard, lambda: store.write_bytes(memory_note(fit_id), note), "the smaller micro-batch")
         raise error
     return changes
 

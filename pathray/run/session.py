@@ -7,10 +7,10 @@ the gradients. Not here: which checkpoint (pathray.run.resume), what a save cons
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 from pathray.data import crashes
 from pathray.data.plan import Plan
@@ -21,7 +21,7 @@ from pathray.run import memory, quarantine, resume, stop
 from pathray.run.batches import Batches, local
 from pathray.run.export import export
 from pathray.run.failure import SharedFailure
-from pathray.run.fence import Fence, owned
+from pathray.run.fence import Fence, owned, write_guarded
 from pathray.run.layout import PROGRESS, STOP
 from pathray.run.log import run_log
 from pathray.run.outcome import BUDGET, EARLY_STOP, ENDED, RETRY, Outcome, RunSettings
@@ -36,7 +36,6 @@ from pathray.train.state import TrainState
 from pathray.train.supervised import SupervisedTick, ended_early, supervised
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
 def train(
@@ -224,19 +223,10 @@ class Session:
         self.tick_log.end(seen, end)
         path = last.path if last is not None else (self._chosen() if rank0 else None)
         if end in ENDED and rank0:
-            artifact = self._write(lambda: export(self.parts, state, self.store), "the export")
+            artifact = write_guarded(self.guard, lambda: export(self.parts, state, self.store), "the export")
         report = "the report of unreadable units"
-        unreadable = self._write(lambda: quarantine.merge(self.store), report) if rank0 else 0
+        unreadable = write_guarded(self.guard, lambda: quarantine.merge(self.store), report) if rank0 else 0
         return Outcome(end, seen, metrics, path, artifact, unreadable)
-
-    def _write(self, action: Callable[[], T], what: str) -> T:
-        """`action()`, tried again while storage is away, as long as the run is ours."""
-
-        def write() -> T:
-            self.guard()
-            return action()
-
-        return through_outages(write, what)
 
     def _retry(self, changes: dict[str, int]) -> Outcome:
         return Outcome(RETRY, self.faults.since, {}, self._chosen(), None, changes=changes)

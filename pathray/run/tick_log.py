@@ -10,10 +10,10 @@ from pathray.data.plan import Plan
 from pathray.device import Device
 from pathray.run.evaluations import Blocked
 from pathray.run.failure import SharedFailure
+from pathray.run.fence import write_guarded
 from pathray.run.layout import METRICS, PROGRESS
 from pathray.run.metrics_writer import MetricsWriter
 from pathray.run.progress import write_beat
-from pathray.store.outages import through_outages
 from pathray.store.storage import Storage, StorageError
 from pathray.train.assembly import Watch
 from pathray.train.supervised import SupervisedTick
@@ -91,11 +91,5 @@ class TickLog:
 
     def end(self, images_seen: int, end: str) -> None:
         """The last sign of life says how the run ended."""
-        if not self.beat_at:
-            return
-
-        def write() -> None:
-            self.guard()
-            write_beat(self.store, images_seen, end)
-
-        through_outages(write, PROGRESS)
+        if self.beat_at:
+            write_guarded(self.guard, lambda: write_beat(self.store, images_seen, end), PROGRESS)

@@ -237,7 +237,7 @@ def _warned(what: str) -> Iterator[None]:
     try:
         yield
     except (UserError, OSError) as e:
-        log.warning("%s cannot be removed at present: %s", what, e)
+        log.warning("%s cannot be removed now: %s", what, e)
 
 
 def _tag(name: str) -> str:

@@ -247,7 +247,7 @@ class Evaluators:
         return False
 
     def _ends_with(self, error: Exception) -> bool:
-        """Log an error that is not storage's; whether there were so many in a row that evaluations end."""
+        """Log an unexpected error. True once there were more than ERRORS in a row, which ends evaluations."""
         self.errors += 1
         if self.errors > ERRORS:
             self.ended = True

@@ -25,8 +25,8 @@ from regression.evaluate import Evaluation
 
 log = logging.getLogger(__name__)
 Pixels = npt.NDArray[np.uint8]
-POINTS, GROUPS = 20_000, len(ACCENTS)  # at most so many points in a scatter; groups with colours of their own
-SECTIONS = 12  # at most so many sections have maps
+POINTS, GROUPS = 20_000, len(ACCENTS)  # the most points in a scatter; the most groups with their own colour
+SECTIONS = 12  # the most sections that get a map
 UNDEFINED = "#c0392b"
 SECTION_PX = 3000  # longer side of a section's picture, before cropping to the spots
 NAMED_GENES = 150  # more bars than this have no names

@@ -18,7 +18,8 @@ from pathray.train.state import TrainState
 from tests.builders.contrast import by_hand
 from tests.builders.runs import adios_ranks
 from tests.builders.runs.adios_run import batch, config, stream
-from tests.builders.runs.ranks import run_ranks, state_hash
+from tests.builders.runs.ranks import run_ranks
+from tests.builders.runs.weights import state_hash
 
 CPU = Device.of("cpu")
 G = 4

@@ -43,7 +43,7 @@ def batches_of(parts, plan):
 
 
 def trained(config: RunConfig, plan, *, stop_after: int | None = None, state=None):
-    """(tensors, state's meta, parts) after training, or after so many steps."""
+    """(tensors, state's meta, parts) after training, or after the given number of steps."""
     parts = assemble(resolve(config, 1, plan.rows), plan, 1)
     begun = TrainState(parts.recipe, parts.settings, CPU)
     if state is not None:

@@ -200,7 +200,7 @@ def _test_sets(plan: Plan, table: Cells, center: int, limit: int = 10_000) -> li
     has = np.array([[name in column for column in columns] for name in names])
     if not len(names) or (has.sum(axis=1) == 1).all():
         return []
-    spare = has.sum(axis=0) - plan.train - 1  # at most so many may be taken from each class …
+    spare = has.sum(axis=0) - plan.train - 1  # the most that may be taken from each class …
     order = np.argsort(-has.sum(axis=1), kind="stable")
     after = np.cumsum(has[order][::-1], axis=0)[::-1]
     found: list[frozenset[str]] = []
@@ -267,7 +267,7 @@ def _fitting(
     centers: Labels,
     slides: Labels,
 ) -> Iterator[Design]:
-    """The largest plan for cells of so many slots, if their slides can be divided."""
+    """The largest plan for cells of the given size, if their slides can be divided."""
     test = max(1, slots // 8)
     for train in range(min(14, 2 * ((slots - 1 - test) // 2)), 0, -2):
         found = Design(plan_opposed(train, len(kinds), patches, test), sites, kinds)

@@ -33,6 +33,7 @@ from pathray.train.assembly import Assembly
 from tests.builders.bucket import BucketFileSystem, Outage
 from tests.builders.runs import toy_science
 from tests.builders.runs.toy_science import ToyConfig
+from tests.builders.runs.weights import state_hash
 
 URL, BATCH, WEIGHTS, DESCRIPTION = "bucket://store/run", 12, "weights.safetensors", "artifact.json"
 RUN = URL.partition("://")[2]
@@ -154,10 +155,10 @@ def left(run: str) -> dict[str, Any]:
     for one in list_committed(f"{run}/checkpoints"):
         tensors, meta = checkpoint.load(one.path)
         if "-img" in one.name:
-            found[f"snapshot {meta['images_seen']}"] = _digest(tensors), _encoder(one)
+            found[f"snapshot {meta['images_seen']}"] = state_hash(tensors), _encoder(one)
     newest = checkpoint.latest(f"{run}/checkpoints", "toy")
     assert newest is not None, f"no checkpoint in {run}"
-    found["newest"] = newest.meta["images_seen"], _digest(checkpoint.load(newest.path)[0])
+    found["newest"] = newest.meta["images_seen"], state_hash(checkpoint.load(newest.path)[0])
     store = Storage.of(f"{run}/encoder")
     facts = json.loads(store.read_bytes(DESCRIPTION))
     found["artifact"] = facts["images_seen"], hashlib.sha256(store.read_bytes(WEIGHTS)).hexdigest()
@@ -180,7 +181,7 @@ def wait_until_away(found: Outage, seconds: float) -> None:
 
 
 def _encoder(one: Committed) -> str:
-    return _digest(one.read(f"encoder/{WEIGHTS}", load_file))
+    return state_hash(one.read(f"encoder/{WEIGHTS}", load_file))
 
 
 def _unreadable(store: Storage) -> list[tuple[int, int, str]]:
@@ -190,10 +191,3 @@ def _unreadable(store: Storage) -> list[tuple[int, int, str]]:
         return []
     rows = of_bytes(store.read_bytes("quarantine.parquet"), "report", "report").to_pylist()
     return [(row["position"], row["attempt"], row["reason"]) for row in rows]
-
-
-def _digest(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode() + tensors[name].numpy().tobytes())
-    return digest.hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import traceback
 from collections.abc import Callable, Mapping
@@ -22,6 +21,7 @@ from pathray.train.settings import LoopSettings
 from pathray.train.state import TrainState
 from pathray.train.sync import FlatSync, OverlapSync
 from tests.builders.runs.recipes import Regression, TwoPhases, settings, stream
+from tests.builders.runs.weights import state_hash
 
 PHASES = ("student", "adversary")
 
@@ -56,15 +56,6 @@ def _rank(rank: int, world: int, scenario: Callable[..., Any], folder: str, args
         result = (False, traceback.format_exc())
     Path(folder, f"result-{rank}").write_bytes(pickle.dumps(result))
     dist.destroy_process_group()
-
-
-def state_hash(tensors: Mapping[str, Tensor]) -> str:
-    """One digest of names, shapes and bytes."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(f"{name} {tuple(tensors[name].shape)} {tensors[name].dtype}".encode())
-        digest.update(tensors[name].detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def two_phase_settings(**changes: Any) -> LoopSettings:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import io
 import json
 import resource
@@ -17,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pathray.store import checkpoint
 from pathray.store.storage import Storage
 from tests.builders.cohort import write_manifest
+from tests.builders.runs.weights import newest_weights
 from tests.builders.slides import write_slide
 
 STEPS, GLOBAL_BATCH = 8, 4
@@ -119,13 +118,7 @@ def checkpoints(run: Path) -> dict[str, int]:
 
 def weights(run: Path | str) -> tuple[int, str]:
     """Images seen by the newest checkpoint, and the digest of everything that training changes."""
-    newest = checkpoint.latest(f"{run}/checkpoints", TAG)
-    assert newest is not None, f"no checkpoint in {run}"
-    tensors, meta = checkpoint.load(newest.path)
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode() + tensors[name].numpy().tobytes())
-    return meta["images_seen"], digest.hexdigest()
+    return newest_weights(run, TAG)
 
 
 def metrics(run: Path | str) -> list[dict[str, Any]]:

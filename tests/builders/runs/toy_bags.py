@@ -27,9 +27,9 @@ from pathray.train.assembly import Assembly
 from pathray.train.loop import run
 from pathray.train.recipe import Loss
 from pathray.train.state import TrainState
-from tests.builders.runs.ranks import state_hash
 from tests.builders.runs.toy_science import ToyConfig, ToyRecipe
 from tests.builders.runs.toy_science import assemble as assemble_rows
+from tests.builders.runs.weights import state_hash
 
 WIDTH, BAGS, BUDGET, EPOCHS = 8, 40, 24, 3
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,8 @@ from typing import Any
 from pathray.data.plan import Plan
 from pathray.device import Device
 from pathray.run import Outcome, RunSettings, train
-from pathray.store import checkpoint
 from tests.builders.runs.toy_science import ToyConfig, assemble
+from tests.builders.runs.weights import newest_weights
 
 
 def train_toy(run: Path, plan: Plan, settings: RunSettings | None = None, **changes: Any) -> Outcome:
@@ -22,14 +21,8 @@ def train_toy(run: Path, plan: Plan, settings: RunSettings | None = None, **chan
 
 
 def weights(run: Path) -> tuple[int, str]:
-    """Images seen by the newest checkpoint, and the digest of its tensors."""
-    newest = checkpoint.latest(str(run / "checkpoints"), "toy")
-    assert newest is not None, f"no checkpoint in {run}"
-    tensors, meta = checkpoint.load(newest.path)
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode() + tensors[name].numpy().tobytes())
-    return meta["images_seen"], digest.hexdigest()
+    """Images seen by the newest checkpoint, and the digest of everything that training changes."""
+    return newest_weights(run, "toy")
 
 
 def seen(run: Path) -> list[dict[str, Any]]:

@@ -185,7 +185,7 @@ def test_a_damaged_record_of_an_older_checkpoint_ends_no_training(
     thread.start()
     assert train_in_bucket(tmp_path / "seen", plan, **{**TOY, "slow_s": 0.01}).images_seen == STEPS * BATCH
     thread.join()
-    assert "older checkpoints called toy-latest cannot be removed at present" in caplog.text
+    assert "older checkpoints called toy-latest cannot be removed now" in caplog.text
 
 
 def test_a_start_that_took_over_in_an_outage_is_noticed_before_anything_is_written(plan: Plan, tmp_path: Path) -> None:

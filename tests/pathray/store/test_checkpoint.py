@@ -133,7 +133,7 @@ def test_an_old_checkpoint_that_cannot_be_removed_is_a_warning_and_goes_at_the_n
 
     FaultyFileSystem.fault = staticmethod(fault)
     assert checkpoint.prune(root, "t-latest", 1) == ([second] if refused == "remove" else [])
-    assert "cannot be removed at present" in caplog.text and "unavailable" in caplog.text
+    assert "cannot be removed now" in caplog.text and "unavailable" in caplog.text
     FaultyFileSystem.fault = None
     checkpoint.prune(root, "t-latest", 1)
     assert [c.path for c in list_committed(root)] == [third]
