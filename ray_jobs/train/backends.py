@@ -18,7 +18,7 @@ from pathray.errors import UserError
 
 @dataclass
 class XlaConfig(BackendConfig):
-    """One process per host, SPMD over its devices. `virtual_devices` > 0: the number of devices of PJRT's CPU client."""
+    """One process per host, SPMD over its devices. `virtual_devices` > 0: as many of PJRT's CPU client."""
 
     pjrt_device: str = "TPU"
     virtual_devices: int = 0
