@@ -22,22 +22,19 @@ from adios.mask_models import MaskModel, build_mask_model
 from adios.student import Student, build_student
 from pathray.config.load import fingerprint
 from pathray.device import scalar
-from pathray.errors import UserError
-from pathray.evaluation.metrics.collapse import feature_std, rankme
+from pathray.evaluation.metrics.collapse import Newest, explained_variance, feature_std, rankme
 from pathray.nn.stain import constant
 from pathray.optim.schedules import cosine
+from pathray.train.global_batch import check_whole_batch
 from pathray.train.recipe import Loss, Progress
+from pathray.train.regulariser import keep_local
 
 log = logging.getLogger(__name__)
 
 STUDENT, MASK = "student", "mask"  # the phases
-REMEMBERED = 1024  # class tokens that the collapse signals are computed from
+REMEMBERED = 1024  # class tokens of each kind that the collapse signals are computed from
+KINDS = ("feature", "masked")  # class tokens of whole views, and of masked ones
 LOW_STD, LOW_RANK = 0.02, 4.0
-
-
-def keep_local(z: Tensor) -> Tensor:
-    """The whole batch, if there is one process, or one program over all devices."""
-    return z
 
 
 class AdiosRecipe:
@@ -52,7 +49,7 @@ class AdiosRecipe:
             STUDENT: list(self.student.named_parameters(prefix="student")),
             MASK: list(self.mask_model.named_parameters(prefix="mask_model")),
         }
-        self._recent, self._seen = torch.zeros(REMEMBERED, self.student.vit.config.dim), 0
+        self._newest = {kind: Newest(REMEMBERED, self.student.vit.config.dim) for kind in KINDS}
         self._warm = False
 
     @property
@@ -101,14 +98,13 @@ class AdiosRecipe:
 
     @torch.no_grad()
     def signals(self) -> dict[str, float]:
-        """Collapse signals over the newest whole views: per-dimension std and RankMe of their class tokens. Warns when
-        they look like collapse after the warm-up; before it the features of all images are alike."""
-        seen = min(self._seen, REMEMBERED)
-        if seen < 2:
-            return {}
-        recent = self._recent.float().cpu()[-seen:]  # cut on the host: each new shape would be a new XLA graph
-        out = {"feature_std": float(feature_std(recent)), "feature_rankme": float(rankme(recent))}
-        for line in advice(out, min(recent.shape)) if self._warm else ():
+        """Collapse signals over the newest views: per-dimension std and RankMe of class tokens, of whole views and of
+        masked ones. Warns when those of whole views look like collapse after the warm-up; before it the features of all
+        images are alike."""
+        features = {kind: newest.on_host() for kind, newest in self._newest.items() if newest.seen > 1}
+        out = {f"{kind}_std": float(feature_std(x)) for kind, x in features.items()}
+        out |= {f"{kind}_rankme": float(rankme(x)) for kind, x in features.items()}
+        for line in advice(out, min(features["feature"].shape)) if features and self._warm else ():
             log.warning("%s", line)
         return out
 
@@ -122,12 +118,15 @@ class AdiosRecipe:
         if config.crops_per_mask:
             batches.append(self._crops(seen, micro["crops"]))
         tokens = self.student.tokens(batches)
-        self._remember(tokens[0].cls[: len(a)])
+        self._newest["feature"].add(tokens[0].cls[: len(a)])
+        self._newest["masked"].add(tokens[0].cls[len(a) :])
         z = self.student.embed(torch.cat([t.cls for t in tokens])).unflatten(0, (-1, len(a)))
         temperature = scalar(self.temperature(progress), a.device)
         each = self._contrasts(z[0], z[1:], temperature, progress)
         whole = each.detach()[: config.num_masks].sum(dim=0).mean()
-        metrics = {"loss_whole": whole, "loss_crops": each.detach().sum(dim=0).mean() - whole}
+        masked = z[1 : 1 + config.num_masks]
+        explained = explained_variance(masked.flatten(0, 1), z[0].repeat(len(masked), 1))
+        metrics = {"loss_whole": whole, "loss_crops": each.detach().sum(dim=0).mean() - whole, "explained": explained}
         return each.sum(dim=0), {**metrics, "temperature": temperature, **mask_statistics(masks)}
 
     def _mask_loss(self, micro: dict[str, Tensor], progress: Progress) -> tuple[Tensor, dict[str, Tensor]]:
@@ -147,13 +146,7 @@ class AdiosRecipe:
     def _contrasts(self, z_a: Tensor, z_b: Tensor, temperature: Tensor, progress: Progress) -> Tensor:
         """L_v of this rank's images among those of all ranks: z_a `[B, D]`, z_b `[V, B, D]` -> `[V, B]`."""
         everyone = self.gather(torch.cat([z_a[None], z_b]).transpose(0, 1).contiguous()).transpose(0, 1)
-        if everyone.shape[1] != progress.global_batch:
-            raise UserError(
-                "the contrastive loss needs the whole global batch at once",
-                key="micro_batch",
-                found=f"{everyone.shape[1]} images at a time, global_batch {progress.global_batch}",
-                expected="workers x micro_batch = global_batch: more workers, or a smaller global_batch",
-            )
+        check_whole_batch(everyone.shape[1], progress.global_batch, "the contrastive loss", "micro_batch")
         return contrast(z_a, z_b, everyone[0], everyone[1:], temperature, self.rank * len(z_a))
 
     def _crops(self, seen: Tensor, places: Tensor) -> Tensor:
@@ -171,11 +164,6 @@ class AdiosRecipe:
         """Freeze what the phase does not train: no gradients, no dropout."""
         for name, module in ((STUDENT, self.student), (MASK, self.mask_model)):
             module.requires_grad_(name == phase).train(name == phase)
-
-    def _remember(self, features: Tensor) -> None:
-        """Keep the newest features on their device, in one shape, without a copy to the host."""
-        self._recent = torch.cat([self._recent.to(features.device), features.detach().float()])[-REMEMBERED:]
-        self._seen += features.shape[0]
 
 
 def apply_masks(images: Tensor, masks: Tensor) -> Tensor:

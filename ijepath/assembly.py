@@ -13,7 +13,7 @@ from ijepath.settings import SCIENCE, encoder_of, export_encoder, loop_settings,
 from pathray.data.order import Order, stratified_order, uniform_order
 from pathray.data.plan import Plan
 from pathray.train.assembly import Assembly
-from pathray.train.from_config import run_identity, shared_parts
+from pathray.train.from_config import device_of, run_identity, shared_parts
 from pathray.train.perf import PerformanceWatch
 
 
@@ -28,7 +28,7 @@ def assemble(config: RunConfig, plan: Plan, world: int) -> Assembly:
         sources["site"] = sites.numbers
     return Assembly(
         science=SCIENCE,
-        recipe=IJepathRecipe(config, sites=sites.count if sites is not None else 0),
+        recipe=IJepathRecipe(config, sites.count if sites is not None else 0, device_of(config).gather_sum_grad),
         settings=loop_settings(config, world),
         order=order_of(config, plan),
         reader=AnchorReader(ReaderConfig.of(config), sources),

@@ -24,7 +24,7 @@ from pathray.config.checks import (
     check_rgb,
 )
 from pathray.config.load import MISSING, Group, is_set, placement
-from pathray.config.sections import CheckpointConfig, DecodeConfig, ScalingConfig, StepConfig
+from pathray.config.sections import CheckpointConfig, DecodeConfig, RegulariserConfig, ScalingConfig, StepConfig
 from pathray.errors import UserError
 from pathray.evaluation.settings import TuningConfig
 from pathray.train.budget import resolve_budget, resolve_cadence
@@ -85,7 +85,7 @@ class DataConfig(DecodeConfig, Profile):
 
 
 @dataclass
-class ModelConfig:
+class ModelConfig(RegulariserConfig):
     """Encoder, predictor and loss. The patch size is the profile's, `data.patch_size`."""
 
     name: str = "vit_small"
@@ -108,6 +108,7 @@ class ModelConfig:
         check_one_of(self, "model", positions=("sincos", "learned", "rope"), mlp=("gelu", "swiglu"))
         check_positive(self, "model", "pred_depth", "pred_emb_dim")
         check_at_least(self, "model", 0, "registers", "pred_heads")
+        self.check_regulariser("model")
         check_between(self, "model", 0, 0.999, "drop_path")
         if self.pred_emb_dim % (2 * self.predictor_heads):
             found = f"{self.pred_emb_dim} / {self.predictor_heads}"

@@ -7,7 +7,7 @@ devices, files and Ray.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import cast
 
 import torch
@@ -31,6 +31,7 @@ from pathray.nn.vit import ViT
 from pathray.optim.ema import Ema
 from pathray.optim.schedules import linear
 from pathray.train.recipe import Loss, Progress
+from pathray.train.regulariser import Regulariser, keep_local
 
 log = logging.getLogger(__name__)
 
@@ -42,11 +43,13 @@ LOW_STD, LOW_RANK = 0.02, 4.0
 class IJepathRecipe:
     """Context encoder, predictor and EMA teacher, trained in the one phase ``model``.
 
-    `sites` is the number of sites for `site.adversarial`. Built from `data.seed` alone: equal on every rank.
+    `sites` is the number of sites for `site.adversarial`; `gather` concatenates the rows of all ranks, for
+    `model.regulariser`. Built from `data.seed` alone: equal on every rank.
     """
 
-    def __init__(self, config: RunConfig, sites: int = 0) -> None:
+    def __init__(self, config: RunConfig, sites: int = 0, gather: Callable[[Tensor], Tensor] = keep_local) -> None:
         self.config = config
+        self.regulariser = Regulariser(config.model, config.data.seed, gather, micro_key="optimization.micro_batch")
         self.modules = build_modules(config, sites)
         trained = [name for name in self.modules if name != "teacher"]
         self.params = {
@@ -98,6 +101,10 @@ class IJepathRecipe:
             site = site_loss(logits, micro["site"])
             metrics |= {"loss_site": site.detach().mean(), "site_accuracy": _accuracy(logits, micro["site"])}
             each = each + site
+        if self.config.model.regulariser != "none":
+            term = self.regulariser([tokens.mean(dim=1)], progress.step, progress.global_batch)
+            metrics["loss_regulariser"] = term.detach()
+            each = each + term
         metrics |= {
             "context_keep_tokens": _constant(tokens.shape[1], each),
             "target_predict_tokens": _constant(wanted.shape[-1], each),

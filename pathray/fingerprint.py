@@ -1,7 +1,8 @@
 """Splits a config into identity (must match on resume) and placement (may change), and fingerprints each.
 
-A field made with `placement(...)` is placement, with everything below it. All other fields are identity. Not here: how
-configs are loaded (pathray.config.load).
+A field made with `placement(...)` is placement, with everything below it. All other fields are identity. One made with
+`added(...)` came after runs were written: at its default it is left out, so that those runs can be resumed. Not here:
+how configs are loaded (pathray.config.load).
 """
 
 from __future__ import annotations
@@ -23,8 +24,14 @@ def placement(
     return dataclasses.field(default=default, default_factory=default_factory, metadata={"placement": True})
 
 
+def added(default: Any) -> Any:
+    """An identity field that older runs do not have. At `default`, with which they ran, it has no fingerprint."""
+    return dataclasses.field(default=default, metadata={"added": True})
+
+
 def flatten(config: Any) -> dict[str, tuple[Any, bool]]:
-    """`{"data.plugins[0].seed": (value, is_placement)}` for every leaf of a dataclass instance, in declared order."""
+    """`{"data.plugins[0].seed": (value, is_placement)}` for every leaf of a dataclass instance, in declared order;
+    without fields made with `added` that have their default."""
     return dict(_leaves(config, "", False))
 
 
@@ -57,6 +64,8 @@ def _values(x: Mapping[str, Any]) -> Mapping[str, Any]:
 def _leaves(node: Any, key: str, is_placement: bool) -> Iterator[tuple[str, tuple[Any, bool]]]:
     if dataclasses.is_dataclass(node) and not isinstance(node, type):
         for f in dataclasses.fields(node):
+            if f.metadata.get("added") and getattr(node, f.name) == f.default:
+                continue
             inner = is_placement or bool(f.metadata.get("placement"))
             yield from _leaves(getattr(node, f.name), f"{key}.{f.name}" if key else f.name, inner)
     elif isinstance(node, Mapping) and node:

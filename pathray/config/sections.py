@@ -11,8 +11,9 @@ from typing import Protocol
 
 from pathray.config.checks import check_accelerator, check_at_least, check_between, check_one_of, check_positive
 from pathray.errors import UserError
-from pathray.fingerprint import placement
+from pathray.fingerprint import added, placement
 
+REGULARISERS = {"none": 0.0, "vicreg": 1.0, "sigreg": 0.05}  # and their default weights
 GRAD_SYNC = ("flat", "overlap")
 
 
@@ -57,6 +58,27 @@ class StepConfig:
     def check_steps(self, section: str) -> None:
         check_positive(self, section, "max_bad_steps")
         check_one_of(self, section, grad_sync=GRAD_SYNC)
+
+
+@dataclass
+class RegulariserConfig:
+    """A term against collapse in the loss of a JEPA: a part of a science's `model`. See pathray.nn.regularise."""
+
+    regulariser: str = added("none")  # none | vicreg | sigreg: of pooled tokens over the global batch
+    regulariser_weight: float | None = added(None)  # None: 1 for vicreg, 0.05 for sigreg
+    regulariser_directions: int = added(256)  # random projections per step of sigreg
+
+    @property
+    def weight(self) -> float:
+        given = self.regulariser_weight
+        return REGULARISERS[self.regulariser] if given is None else given
+
+    def check_regulariser(self, section: str) -> None:
+        check_one_of(self, section, regulariser=tuple(REGULARISERS))
+        check_positive(self, section, "regulariser_weight", "regulariser_directions")
+        if self.regulariser == "none" and self.regulariser_weight is not None:
+            key, expected = f"{section}.regulariser_weight", f"null, or {section}.regulariser=vicreg or sigreg"
+            raise UserError("no regulariser to weigh", key=key, found=self.regulariser_weight, expected=expected)
 
 
 @dataclass

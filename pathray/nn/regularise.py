@@ -2,7 +2,7 @@
 
 VICReg's variance and covariance terms (Bardes et al., ICLR 2022, arXiv 2105.04906, equations 1 to 4) and SIGReg
 (Balestriero and LeCun 2025, "LeJEPA", arXiv 2511.08544). Both are statistics of the whole batch `[N, D]`: of several
-ranks, gather the rows first (`Device.gather_sum_grad`). Not here: which tokens, and their weight in a loss.
+ranks, gather the rows first (pathray.train.regulariser). Not here: which tokens, and their weight in a loss.
 """
 
 from __future__ import annotations

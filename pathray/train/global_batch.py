@@ -36,3 +36,15 @@ def choose_global_batch(
             expected=f"{name} one of {[d for d in range(1, batch + 1) if batch % (d * workers) == 0]}",
         )
     return batch
+
+
+def check_whole_batch(rows: int, global_batch: int, what: str, micro_key: str) -> None:
+    """UserError unless the micro-batches of all ranks, `rows` together, are the global batch, which `what` needs."""
+    if rows != global_batch:
+        name = micro_key.rpartition(".")[2]
+        raise UserError(
+            f"{what} needs the whole global batch at once",
+            key=micro_key,
+            found=f"{rows} images at a time, global_batch {global_batch}",
+            expected=f"workers x {name} = global_batch: more workers, or a smaller global_batch",
+        )

@@ -306,6 +306,8 @@ def test_the_student_learns_to_tell_masked_images_apart():
     metrics = ticks[-1].metrics
     assert {"loss/student", "loss/mask", "lr/student", "lr/mask", "mask_mean/0", "mask_overlap"} <= metrics.keys()
     assert metrics["feature_rankme"] > 1 and metrics["feature_std"] > 0
+    assert metrics["masked_rankme"] > 1 and metrics["masked_std"] > 0
+    assert ticks[0].metrics["explained"] < ticks[-1].metrics["explained"] < 1
     assert metrics["temperature"] == pytest.approx(0.05)
 
 

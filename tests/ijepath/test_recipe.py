@@ -129,6 +129,12 @@ OPTIONS = {
     "a block context": {"mask": MaskConfig(min_keep=4, context="block", context_scale=0.7)},
     "a random context": {"mask": MaskConfig(min_keep=4, context="random", context_scale=0.5)},
     "targets outside the context": {"mask": MaskConfig(min_keep=4, outside_targets=1, outside_ring_um=16)},
+    "VICReg's terms": {
+        "model": ModelConfig(
+            name="vit_tiny", pred_depth=1, pred_emb_dim=48, regulariser="vicreg", regulariser_weight=0.1
+        )
+    },
+    "SIGReg": {"model": ModelConfig(name="vit_tiny", pred_depth=1, pred_emb_dim=48, regulariser="sigreg")},
     "a site-adversarial head": {"site": SiteConfig(adversarial=True, weight=0.1)},
 }
 

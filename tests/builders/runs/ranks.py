@@ -13,10 +13,12 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
+from pathray.config.sections import RegulariserConfig
 from pathray.device import Device
 from pathray.store import checkpoint
 from pathray.train.loop import run
 from pathray.train.recipe import TrainingStopped
+from pathray.train.regulariser import Regulariser
 from pathray.train.settings import LoopSettings
 from pathray.train.state import TrainState
 from pathray.train.sync import FlatSync, OverlapSync
@@ -150,8 +152,9 @@ def _batch_norm_statistics(device: Device) -> str:
 
 
 def gradients(device: Device) -> dict[str, Any]:
-    """The mean gradient of one ragged global batch in float64, by both syncs, and through a gather over ranks."""
-    return {"flat": _gradient(device, "flat"), "overlap": _gradient(device, "overlap"), "gather": _contrastive(device)}
+    """The mean gradient of one ragged global batch in float64, by both syncs, and through gathers over ranks."""
+    out = {"flat": _gradient(device, "flat"), "overlap": _gradient(device, "overlap"), "gather": _contrastive(device)}
+    return out | {kind: _regularised(device, kind) for kind in ("vicreg", "sigreg")}
 
 
 def double_model() -> nn.Sequential:
@@ -201,6 +204,25 @@ def _contrastive(device: Device) -> list[float]:
     nn.functional.cross_entropy(logits, (own + 1) % len(everyone), reduction="sum").backward(inputs=params)
     gradient, _ = sync.reduce(torch.zeros(1, dtype=torch.float64))
     return gradient.tolist()
+
+
+def _regularised(device: Device, kind: str) -> tuple[list[float], list[float]]:
+    """The mean gradient of squares and a regulariser of two kinds of embeddings, and the loss."""
+    config = settings(global_batch=6, micro_batch=6 // device.world_size, total_images=6)
+    model = double_model()
+    (batch,) = list(stream(config, device.rank, device.world_size)(0))
+    x = torch.from_numpy(batch["x"]).double()
+    chosen = RegulariserConfig(kind, regulariser_weight=0.3, regulariser_directions=8)
+    regulariser = Regulariser(chosen, 4, device.gather_sum_grad, micro_key="micro_batch")
+    z = model[:2](x)
+    each = z.square().sum(dim=1) + regulariser([z, 2 * z - 1], step=3, global_batch=6)
+    params = list(model.parameters())
+    sync = FlatSync(params, device)
+    sync.begin()
+    each.sum().backward(inputs=params)
+    count = torch.tensor(float(len(each)), dtype=torch.float64)
+    gradient, totals = sync.reduce(torch.stack([each.detach().sum(), count]))
+    return (gradient / totals[1]).tolist(), (totals / totals[1]).tolist()
 
 
 def several(device: Device, folder: str) -> dict[str, Any]:

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from pathray.config.load import ABSENT, Group, fingerprint, list_differences, load_config
 from pathray.errors import MissingFile, UserError
+from pathray.fingerprint import added
 from tests.builders.schemas import Data, Optimization, Plugin, Precision, Run, Runtime, Tuning, Vit
 
 BUDGET = "optimization.total_images_budget=100"
@@ -327,6 +329,16 @@ def test_identity_leaves_out_placement_and_what_is_nested_in_it():
 def test_a_placement_change_keeps_the_hash_and_an_identity_change_does_not():
     assert fingerprint(full())["hash"] == fingerprint(full(runtime=Runtime(num_workers=7)))["hash"]
     assert fingerprint(full())["hash"] != fingerprint(full(data=Data(seed=1)))["hash"]
+
+
+@dataclass
+class Later(Data):
+    loss: str = added("plain")
+
+
+def test_a_field_that_was_added_later_has_no_fingerprint_while_older_runs_would_have_run_alike():
+    assert fingerprint(Later()) == fingerprint(Data())
+    assert fingerprint(Later(loss="huber"))["values"] == fingerprint(Data())["values"] | {"loss": "huber"}
 
 
 def test_the_hash_is_sha256_of_canonical_json():

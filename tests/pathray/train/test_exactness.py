@@ -90,6 +90,9 @@ def test_the_gradient_does_not_depend_on_the_number_of_ranks(group: list[dict[st
             np.testing.assert_allclose(rank["gradients"][kind][0], alone["flat"][0], rtol=1e-9, atol=1e-12)
             np.testing.assert_allclose(rank["gradients"][kind][1], alone["flat"][1], rtol=1e-12)
         np.testing.assert_allclose(rank["gradients"]["gather"], alone["gather"], rtol=1e-9, atol=1e-12)
+        for kind in ("vicreg", "sigreg"):
+            for got, expected in zip(rank["gradients"][kind], alone[kind], strict=True):
+                np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_the_gradient_is_that_of_the_ragged_mean_over_the_whole_batch() -> None:
