@@ -6,6 +6,8 @@ VENV_XLA ?= .venv-xla
 VENV_GPU ?= .venv-gpu
 EXTRAS ?= dev,docs,openslide,fastslide,oct
 PYTEST_FLAGS ?=
+# Python compiles a module at its first import; compiling all of them at once takes as long as the rest of the installation.
+PIP_FLAGS := -q --no-compile
 # Processes of the tests. A file's tests stay in one process, for its fixtures; each process starts a Ray cluster when
 # its first test asks for one. The files that take longest come first (tests/conftest.py).
 TEST_PROCESSES ?= 2
@@ -61,20 +63,20 @@ docs: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer on the PATH; set PYTHON=/path/to/python3" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt -e ".[$(EXTRAS)]"
+	$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e ".[$(EXTRAS)]"
 	touch $@
 
 $(VENV_XLA)/.installed: pyproject.toml constraints-xla.txt
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer on the PATH; set PYTHON=/path/to/python3" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV_XLA)
-	$(XLA)/python -m pip install -q -c constraints-xla.txt torch torch_xla -e ".[dev]"
+	$(XLA)/python -m pip install $(PIP_FLAGS) -c constraints-xla.txt torch torch_xla -e ".[dev]"
 	touch $@
 
 # Without constraints.txt, whose torch is built for CPUs.
 $(VENV_GPU)/.installed: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer on the PATH; set PYTHON=/path/to/python3" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV_GPU)
-	$(GPU)/python -m pip install -q -e ".[dev,cuda]"
+	$(GPU)/python -m pip install $(PIP_FLAGS) -e ".[dev,cuda]"
 	touch $@
 
 clean:
