@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ijepath.augment import Pixels
-from ijepath.config import RunConfig
+from ijepath.config import ModelConfig, RunConfig
 from ijepath.model import (
     build_modules,
     encode_context,
@@ -37,7 +37,8 @@ log = logging.getLogger(__name__)
 
 REMEMBERED = 1024  # pooled features of each kind that the collapse signals are computed from
 KINDS = ("target", "prediction", "student")  # of features: the teacher's, the predictor's, the context encoder's
-LOW_STD, LOW_RANK = 0.02, 4.0
+LOW_STD, LOW_RANK, LOW_EXPLAINED = 0.02, 4.0, 0.05
+SETTLED = 0.2  # of the steps, after which predictions should be better than the mean
 
 
 class IJepathRecipe:
@@ -63,7 +64,7 @@ class IJepathRecipe:
         self.pixels = Pixels(config.augment, config.data.mean, config.data.std)
         self.grid = kinds(config)[0].geometry.predictor_grid
         self._newest = {kind: Newest(REMEMBERED, self.student.config.dim) for kind in KINDS}
-        self._momentum = config.optimization.ema[0]
+        self._momentum, self._fraction = config.optimization.ema[0], 0.0
 
     @property
     def encoder(self) -> ViT:
@@ -114,7 +115,7 @@ class IJepathRecipe:
 
     def after_step(self, progress: Progress) -> None:
         """teacher ← m · teacher + (1 − m) · student."""
-        self._momentum = self.momentum(progress)
+        self._momentum, self._fraction = self.momentum(progress), progress.fraction
         Ema.update(self.encoder, self.student, self._momentum)
 
     def momentum(self, progress: Progress) -> float:
@@ -131,7 +132,9 @@ class IJepathRecipe:
         out |= {f"{kind}_rankme": float(rankme(x)) for kind, x in features.items()}
         if "target" in features:
             out["target_feature_std"] = float(feature_std(features["target"]))
-            for line in advice(out, min(features["target"].shape), self.config.model.loss):
+            known = {"explained": float(explained_variance(features["prediction"], features["target"]))}
+            seen = out | known if self._fraction >= SETTLED else out
+            for line in advice(seen, min(features["target"].shape), self.config.model):
                 log.warning("%s", line)
         return out
 
@@ -147,11 +150,18 @@ class IJepathRecipe:
         return {**std, "explained": explained_variance(features["prediction"], features["target"])}
 
 
-def advice(signals: Mapping[str, float], most: int, loss: str) -> list[str]:
-    """What to change when the signals of a run with this `loss` look like collapse; `most` is the largest possible
+def advice(signals: Mapping[str, float], most: int, model: ModelConfig) -> list[str]:
+    """What to change when the signals of a run of this `model` look like collapse; `most` is the largest possible
     rank."""
-    lines, other = [], ", or take model.loss=tokens" if loss == "pooled" else ""
+    values = {"loss": ("pooled", "tokens"), "regulariser": ("none", "sigreg")}
+    others = [f"model.{key}={better}" for key, (now, better) in values.items() if getattr(model, key) == now]
+    lines, other = [], f", or take {' or '.join(others)}" if others else ""
     std, rank = signals["target_feature_std"], signals["target_rankme"]
+    if signals.get("explained", 1.0) < LOW_EXPLAINED:
+        lines.append(
+            f"predictions say little more than the mean target: they explain {signals['explained']:.2f} of the newest "
+            f"targets' variance; raise optimization.lr or model.pred_depth, lower data.target_fov_um{other}"
+        )
     if std < LOW_STD:
         lines.append(
             f"features collapse: target_feature_std {std:.4f} is below {LOW_STD}; lower optimization.lr, lengthen "

@@ -200,7 +200,8 @@ def test_metrics_name_the_tokens_and_signals_see_a_collapse(caplog):
     signals = recipe.signals()
     assert signals["teacher_student_drift"] == 0.0
     assert signals["target_rankme"] > 1 and signals["target_feature_std"] > 0
-    recipe._newest["target"].add(torch.ones(2000, 48))
+    for newest in recipe._newest.values():
+        newest.add(torch.ones(2000, 48))
     with caplog.at_level(logging.WARNING):
         collapsed = recipe.signals()
     assert collapsed["target_feature_std"] < 1e-3
@@ -233,15 +234,29 @@ def test_signals_of_learning_are_those_of_the_pooled_tokens(monkeypatch):
 
 
 def test_healthy_features_give_no_advice():
-    assert advice({"target_feature_std": 0.4, "target_rankme": 30.0}, 192, "pooled") == []
-    assert advice({"target_feature_std": 0.4, "target_rankme": 2.0}, 8, "pooled") == []  # eight features cannot say
+    assert advice({"target_feature_std": 0.4, "target_rankme": 30.0, "explained": 0.3}, 192, ModelConfig()) == []
+    few = {"target_feature_std": 0.4, "target_rankme": 2.0}
+    assert advice(few, 8, ModelConfig()) == []  # eight features cannot say
 
 
 def test_advice_does_not_name_what_the_run_does_already():
-    signals = {"target_feature_std": 1e-4, "target_rankme": 1.0}
-    assert all("model.loss=tokens" in line for line in advice(signals, 192, "pooled"))
-    assert len(advice(signals, 192, "tokens")) == 2
-    assert not any("model.loss" in line for line in advice(signals, 192, "tokens"))
+    signals = {"target_feature_std": 1e-4, "target_rankme": 1.0, "explained": -0.2}
+    lines = advice(signals, 192, ModelConfig())
+    assert len(lines) == 3 and "explain -0.20 of" in lines[0]
+    assert all("take model.loss=tokens or model.regulariser=sigreg" in line for line in lines)
+    better = advice(signals, 192, ModelConfig(loss="tokens", regulariser="vicreg"))
+    assert len(better) == 3 and not any("take model" in line for line in better)
+
+
+def test_predictions_no_better_than_the_mean_are_named_once_the_run_has_settled(caplog):
+    run = config()
+    recipe = IJepathRecipe(run)
+    recipe.loss("model", recipe.prepare(batch_of(run, 0), progress(0)), progress(0))
+    for step, named in ((0, False), (STEPS // 2, True)):
+        recipe.after_step(progress(step))
+        with caplog.at_level(logging.WARNING):
+            recipe.signals()
+        assert ("predictions say little more than the mean" in caplog.text) == named
 
 
 def test_drift_is_relative_to_the_students_size():
