@@ -19,6 +19,7 @@ from pathray.data.plan import Plan
 from pathray.data.share import Lookup
 from pathray.data.stream import decode
 from pathray.device import Device
+from pathray.run.layout import MASK_PICTURES
 from pathray.store.storage import Storage
 from pathray.train.assembly import Assembly
 from pathray.train.from_config import device_of, run_identity, shared_parts
@@ -70,5 +71,5 @@ def pictures(config: RunConfig, recipe: AdiosRecipe, images: Any, device: Device
     processes, except on XLA, where all hosts run one program."""
     if not config.viz_freq or not config.output or (device.reduces and device.rank > 0):
         return None
-    folder = Storage.of(config.output).join("visualizations", "masks") if device.rank == 0 else None
+    folder = Storage.of(config.output).join(MASK_PICTURES) if device.rank == 0 else None
     return MaskPictures(recipe, images, config.viz_freq, folder)

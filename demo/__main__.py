@@ -24,6 +24,7 @@ from demo import summary
 from demo.cohort import CohortSettings, generate
 from demo.slides import manifest_of
 from pathray.errors import UserError
+from pathray.run.layout import ANCHOR_CATALOG, CONFIG
 
 
 @dataclass
@@ -95,8 +96,8 @@ def main(argv: Sequence[str]) -> None:
         [
             "preview_ijepath",
             "--config",
-            f"{run / 'config_resolved.yaml'}",
-            f"anchor_catalog={run / 'indexes' / 'anchor_catalog_manifest.json'}",
+            f"{run / CONFIG}",
+            f"anchor_catalog={run / ANCHOR_CATALOG}",
             f"output_dir={pictures}",
             f"num_samples={arguments.samples}",
             "num_overlays=12",

@@ -17,6 +17,7 @@ from urllib.parse import quote
 from pathray.evaluation.results import whole_rows
 from pathray.files.images import open_image
 from pathray.reports.page import PagePicture, render_page
+from pathray.run import layout
 from pathray.store.metrics_log import rows_of
 
 log = logging.getLogger(__name__)
@@ -89,8 +90,8 @@ def gather(output: Path, manifest: Path, train_s: float, total_s: float) -> Fact
     """Read the figures of a finished demo below `output`."""
     with manifest.open(newline="", encoding="utf-8-sig") as f:
         slides = list(csv.DictReader(f))
-    catalog = json.loads((output / "run" / "indexes" / "anchor_catalog_manifest.json").read_text())
-    rows = [row for row in rows_of((output / "run" / "metrics.jsonl").read_bytes()) if "images_seen" in row]
+    catalog = json.loads((output / "run" / layout.ANCHOR_CATALOG).read_text())
+    rows = [row for row in rows_of((output / "run" / layout.METRICS).read_bytes()) if "images_seen" in row]
     judged = _judged(output / "run")
     images = max((int(row["images_seen"]) for row in rows), default=0)
     train_s, total_s = _times(output / TIMES, images, train_s, total_s)
@@ -131,7 +132,7 @@ def _times(path: Path, images: int, train_s: float, total_s: float) -> tuple[flo
 
 def _judged(run: Path) -> list[dict[str, float]]:
     """The rows of evaluations that succeeded, by images."""
-    path = run / "robustness.jsonl"
+    path = run / layout.EVALUATIONS
     rows = [row for row in whole_rows(rows_of(path.read_bytes())) if row["status"] == "ok"] if path.is_file() else []
     return sorted(rows, key=lambda row: row["images_seen"])
 
@@ -153,15 +154,15 @@ def first_and_last(rows: list[dict[str, float]], metric: str) -> tuple[float, fl
 def _files(output: Path) -> dict[str, Path]:
     run, pictures = output / "run", output / "pictures"
     named = {
-        "encoder": run / "encoder",
-        "checkpoints": run / "checkpoints",
-        "metrics": run / "metrics.jsonl",
-        "resolved config": run / "config_resolved.yaml",
-        "slide index": run / "indexes" / "slide_metadata.parquet",
-        "anchor catalog": run / "indexes" / "anchor_catalog_manifest.json",
+        "encoder": run / layout.ENCODER,
+        "checkpoints": run / layout.CHECKPOINTS,
+        "metrics": run / layout.METRICS,
+        "resolved config": run / layout.CONFIG,
+        "slide index": run / layout.SLIDE_INDEX,
+        "anchor catalog": run / layout.ANCHOR_CATALOG,
         "previews": pictures,
         "overlays": pictures / "overlays",
-        "robustness": run / "robustness" / "report.html",
+        "robustness": run / layout.EVALUATION_REPORT,
         "training curves": pictures / "curves.png",
         "cohort": output / "cohort",
     }
@@ -239,7 +240,7 @@ def write_page(output: Path, facts: Facts) -> Path:
     pictures, page = output / "pictures", output / "index.html"
     sections = [
         _section("Learning", [Shown(pictures / "curves.png", _curves(facts))]),
-        _section("Robustness between the two hospitals", _robustness(output / "run" / "robustness")),
+        _section("Robustness between the two hospitals", _robustness(output / "run" / layout.EVALUATION)),
         _section("What training sees", _previews(pictures)),
         _section("Close up", [Shown(p, CLOSE) for p in sorted(pictures.glob("zoom4_*.png"))[:1]]),
         _section("Tissue and anchors", _overlays(pictures / "overlays"), grid=True, lead=DOTS),

@@ -14,6 +14,7 @@ from ijepath.indexing.index import read_index
 from pathray.data.plan import Plan
 from pathray.errors import UserError
 from pathray.optim.schedules import Schedule
+from pathray.run.layout import SLIDE_INDEX
 from pathray.store.artifact import Encoder
 from pathray.store.storage import Storage
 from pathray.train import from_config
@@ -99,7 +100,7 @@ def _site_column(config: RunConfig, plan: Plan) -> Sequence[str | None]:
         return [str(v) for v in plan.sources["stratum_id"].to_pylist()]
     path = config.data.slide_metadata_parquet
     if path is None and config.output is not None:
-        path = Storage.of(config.output).join("indexes", "slide_metadata.parquet")
+        path = Storage.of(config.output).join(SLIDE_INDEX)
     if path is None:
         raise UserError("the slide index is required", key="data.slide_metadata_parquet", expected="a path or URL")
     index = read_index(path)

@@ -23,7 +23,7 @@ import pathray
 from pathray.config.load import Loaded
 from pathray.errors import MissingFile, UserError
 from pathray.evaluation.settings import TuningConfig
-from pathray.run.layout import CHECKPOINTS, CONFIG, ENCODER, EVALUATION_REPORT, PROGRESS
+from pathray.run.layout import CHECKPOINTS, CONFIG, ENCODER, EVALUATION_REPORT, MLFLOW_RUN, PROGRESS
 from ray_jobs.shell.cli import Outputs, job
 from ray_jobs.shell.dry_run import check_files, tell
 from ray_jobs.shell.runtime import RuntimeConfig, ray_session
@@ -220,11 +220,11 @@ def _mlflow(config: EvaluateConfig, store: Any) -> Any:
     if not config.mlflow or (uri is None and not store.local):
         return nullcontext()
     from pathray.evaluation.results import ROWS, TUNE_IMAGES
-    from pathray.run.mlflow import RUN_FILE, MlflowFeeder
+    from pathray.run.mlflow import MlflowFeeder
 
-    own = not store.exists(RUN_FILE)
+    own = not store.exists(MLFLOW_RUN)
     if uri is None and not own:
-        uri = _known_uri(store, RUN_FILE)
+        uri = _known_uri(store, MLFLOW_RUN)
     return MlflowFeeder(
         store.join(ROWS), uri=uri, experiment="evaluations", run_name=store.url, marker=TUNE_IMAGES, ends=own
     )

@@ -18,7 +18,7 @@ from pathlib import Path
 import pathray
 from pathray.config.load import MISSING, Loaded
 from pathray.errors import UserError
-from pathray.run.layout import CHECKPOINTS, CONFIG
+from pathray.run.layout import CHECKPOINTS, CONFIG, FIGURES
 from ray_jobs.shell.cli import Outputs, job
 from ray_jobs.shell.dry_run import tell
 from regression.config import EvalConfig
@@ -72,7 +72,7 @@ def main(loaded: Loaded[EvaluateRegressionConfig]) -> Outputs | None:
     store.write_bytes(METRICS, metrics_text({**about, **found}))
     for name, value in found.items():
         log.info("%-22s %s", name, value)
-    outputs = {"metrics": METRICS, "per_gene": PER_GENE, "figures": "figures"}
+    outputs = {"metrics": METRICS, "per_gene": PER_GENE, "figures": FIGURES}
     return Outputs({name: store.join(path) for name, path in outputs.items()})
 
 

@@ -21,7 +21,7 @@ import pathray
 from pathray.config.load import Loaded
 from pathray.draw.charts import Panel, draw_curves
 from pathray.errors import MissingFile, UserError
-from pathray.run.layout import CHECKPOINTS, METRICS
+from pathray.run.layout import CHECKPOINTS, MASK_PICTURES, METRICS
 from ray_jobs.shell.cli import Outputs, job
 from ray_jobs.shell.dry_run import tell
 
@@ -125,7 +125,7 @@ def film(store: Storage, curves: str) -> dict[str, str]:
     """The film of a run's pictures of masks, where there are some, beside its `curves`: the run is only read."""
     from adios.visualise import FILE, write_film
 
-    folder = store.at("visualizations", "masks")
+    folder = store.at(MASK_PICTURES)
     if not any(FILE.fullmatch(name) for name in folder.list()):
         return {}
     return {"masks": write_film(folder.url, f"{os.path.splitext(curves)[0]}_masks.gif")}

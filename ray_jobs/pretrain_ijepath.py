@@ -19,7 +19,7 @@ from ijepath.config import CONFIGS_DIR, GROUPS, RunConfig, resolve_global_batch
 from pathray.config.checks import check_at_least
 from pathray.config.load import Loaded, placement
 from pathray.errors import UserError
-from pathray.run.layout import PLAN
+from pathray.run.layout import CATALOG_FILE, INDEX_FILE, PLAN
 from pathray.wsi.spacing import MAX_ENLARGEMENT
 from ray_jobs.shell.cli import Outputs, job
 from ray_jobs.shell.dry_run import Needs, check_slides, of_catalog, of_index, of_manifest, tell
@@ -80,12 +80,12 @@ def shared(config: PretrainConfig, varied: Sequence[str]) -> list[str]:
     of_the_index = {"data.slide_manifest_csv", "data.slide_metadata_parquet", "data.anchor_catalog_manifest"}
     if not is_index_built(config) or of_the_index & set(varied):
         return []
-    index = data.slide_metadata_parquet or root.join("slide_metadata.parquet")
+    index = data.slide_metadata_parquet or root.join(INDEX_FILE)
     build_index(config, index)
     words = [f"data.slide_metadata_parquet={index}"]
     of_the_catalog = {"profile", "data.sampling_stratum_key", *(f"data.{key}" for key in CATALOG_FIELDS)}
     if not of_the_catalog & set(varied):
-        catalog = data.anchor_catalog_manifest or root.join("anchor_catalog_manifest.json")
+        catalog = data.anchor_catalog_manifest or root.join(CATALOG_FILE)
         build_catalog(config, index, catalog)
         words.append(f"data.anchor_catalog_manifest={catalog}")
     return words

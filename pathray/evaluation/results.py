@@ -23,7 +23,7 @@ from pathray.errors import MissingFile, UserError
 from pathray.evaluation.backlog import Record, Snapshot
 from pathray.evaluation.early_stopping import Decision
 from pathray.evaluation.settings import EarlyStoppingConfig
-from pathray.run.layout import CHECKPOINTS, ENCODER, EVALUATION, EVALUATIONS
+from pathray.run.layout import CHECKPOINTS, DECISION, ENCODER, EVALUATION, EVALUATIONS, EVALUATOR
 from pathray.store.checkpoint import latest
 from pathray.store.committed import Committed, committed_dir, list_committed, read_committed, remove_committed
 from pathray.store.exclusive import SETTLE_S, content, create, discard, swap
@@ -33,10 +33,10 @@ from pathray.store.storage import Storage, StorageError
 
 log = logging.getLogger(__name__)
 
-ROWS, DECISION, FOLDER = EVALUATIONS, "early_stopping.json", EVALUATION
+ROWS, FOLDER = EVALUATIONS, EVALUATION
 DESCRIPTION = "artifact.json"
 BEST = "best-robustness"
-ALIVE, ALIVE_EVERY_S, ALIVE_FOR_S = f"{FOLDER}/evaluator.json", 10.0, 60.0
+ALIVE, ALIVE_EVERY_S, ALIVE_FOR_S = EVALUATOR, 10.0, 60.0
 COUNTS = ("best_images", "decided_at_images", "trained_to_images")
 TUNE_INDEX, TUNE_IMAGES = "tune/tune_index", "tune/tune_images_seen"
 

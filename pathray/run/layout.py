@@ -10,6 +10,8 @@ from __future__ import annotations
 CONFIG = "config_resolved.yaml"
 PLAN = "plan"
 INDEXES = "indexes"  # what was built before the plan
+INDEX_FILE, CATALOG_FILE = "slide_metadata.parquet", "anchor_catalog_manifest.json"
+SLIDE_INDEX, ANCHOR_CATALOG = f"{INDEXES}/{INDEX_FILE}", f"{INDEXES}/{CATALOG_FILE}"
 CHECKPOINTS = "checkpoints"
 ENCODER = "encoder"  # the artifact of a finished run, and the encoder inside a snapshot
 STOP = "STOP"
@@ -24,6 +26,11 @@ RESULTS = "metrics.json"  # of a supervised run, after its evaluation
 EVALUATIONS = "robustness.jsonl"
 EVALUATION = "robustness"  # pictures and report of the evaluations
 EVALUATION_REPORT = f"{EVALUATION}/report.html"
+EVALUATOR = f"{EVALUATION}/evaluator.json"  # who evaluates
+DECISION = "early_stopping.json"
+MASK_PICTURES = "visualizations/masks"
+MLFLOW_RUN = "mlflow_run.json"  # which run of MLflow this one is
+MLFLOW_LOCK = ".mlflow.lock"
 RAY = "ray"  # what Ray Train keeps of its attempts
 
 

@@ -24,13 +24,13 @@ from urllib.parse import unquote
 
 from pathray.errors import MissingFile, explain
 from pathray.fingerprint import flatten
+from pathray.run.layout import MLFLOW_LOCK, MLFLOW_RUN
 from pathray.store.metrics_log import MARKER, TIME, rows_of
 from pathray.store.storage import Storage
 from pathray.urls import public, public_text, sqlite_uri
 
 log = logging.getLogger(__name__)
 
-RUN_FILE, LOCK_FILE = "mlflow_run.json", ".mlflow.lock"
 CONTINUED_BY, CONTINUES = "pathray.continued_by", "pathray.continues"
 REQUEST_S, SILENT_S = "10", 20.0  # of one request; without any answer, at the end of a job
 GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE")
@@ -187,7 +187,7 @@ class MlflowFeeder:
         if not self._store.local or not self._store.exists():
             yield
             return
-        with open(self._store.path(LOCK_FILE), "ab") as lock:
+        with open(self._store.path(MLFLOW_LOCK), "ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
@@ -228,9 +228,9 @@ class MlflowFeeder:
         return client
 
     def _recorded_run(self) -> str | None:
-        if not self._store.exists(RUN_FILE):
+        if not self._store.exists(MLFLOW_RUN):
             return None
-        known = json.loads(self._store.read_bytes(RUN_FILE))
+        known = json.loads(self._store.read_bytes(MLFLOW_RUN))
         same = unquote(known["tracking_uri"]) == unquote(public(self.uri))
         return str(known["run_id"]) if same else None
 
@@ -257,7 +257,7 @@ class MlflowFeeder:
         number = experiment.experiment_id if experiment else client.create_experiment(self._experiment)
         run_id = str(client.create_run(number, run_name=name or self._run_name, tags=dict(tags)).info.run_id)
         record = {"run_id": run_id, "tracking_uri": public(self.uri)}
-        self._store.write_bytes(RUN_FILE, json.dumps(record).encode())
+        self._store.write_bytes(MLFLOW_RUN, json.dumps(record).encode())
         return run_id
 
     def _log_params(self, client: Any, wanted: Mapping[str, str]) -> None:

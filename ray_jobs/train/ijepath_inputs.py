@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ijepath.profile import Profile
 from pathray.errors import UserError
-from pathray.run.layout import INDEXES
+from pathray.run.layout import ANCHOR_CATALOG, SLIDE_INDEX
 from pathray.wsi.spacing import too_coarse
 from ray_jobs.train.plans import share_plan
 from ray_jobs.train.training_jobs import plan_folder, resumed
@@ -46,8 +46,8 @@ def prepare(config: PretrainConfig) -> Inputs:
 
     root = Storage.of(str(config.output))
     data, built = config.data, []
-    index = data.slide_metadata_parquet or root.join(INDEXES, "slide_metadata.parquet")
-    catalog = data.anchor_catalog_manifest or root.join(INDEXES, "anchor_catalog_manifest.json")
+    index = data.slide_metadata_parquet or root.join(SLIDE_INDEX)
+    catalog = data.anchor_catalog_manifest or root.join(ANCHOR_CATALOG)
     if is_index_built(config):
         built += build_index(config, index)
     if data.slide_metadata_parquet or not data.anchor_catalog_manifest:

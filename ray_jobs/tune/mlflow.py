@@ -12,7 +12,8 @@ from typing import Any
 from urllib.parse import unquote
 
 from pathray.errors import explain
-from pathray.run.mlflow import RUN_FILE, SILENT_S, client_of, default_uri, is_local, mlflow_errors, redact, within
+from pathray.run.layout import MLFLOW_RUN
+from pathray.run.mlflow import SILENT_S, client_of, default_uri, is_local, mlflow_errors, redact, within
 from pathray.search.leaderboard import Entry
 from pathray.search.objective import Objective
 from pathray.store.storage import Storage
@@ -90,9 +91,9 @@ class Parent:
         return client_of(str(self.uri))
 
     def _known(self) -> str:
-        if not self.store.exists(RUN_FILE):
+        if not self.store.exists(MLFLOW_RUN):
             return ""
-        known = json.loads(self.store.read_bytes(RUN_FILE))
+        known = json.loads(self.store.read_bytes(MLFLOW_RUN))
         if unquote(known["tracking_uri"]) != unquote(public(str(self.uri))):
             return ""
         self._client().update_run(known["run_id"], status="RUNNING")
@@ -103,5 +104,7 @@ class Parent:
         experiment = client.get_experiment_by_name(name)
         number = experiment.experiment_id if experiment else client.create_experiment(name)
         run_id = str(client.create_run(number, run_name=self.store.url, tags={"sweep": "parent"}).info.run_id)
-        self.store.write_bytes(RUN_FILE, json.dumps({"run_id": run_id, "tracking_uri": public(str(self.uri))}).encode())
+        self.store.write_bytes(
+            MLFLOW_RUN, json.dumps({"run_id": run_id, "tracking_uri": public(str(self.uri))}).encode()
+        )
         return run_id
