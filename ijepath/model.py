@@ -5,6 +5,8 @@ spacing, the teacher f̄ whole target crops at fine spacing, the predictor g fil
 grid. With h = LN(f̄(target)), LN without affine, and z = g(f(context), T):
     pooled   L = SmoothL1(mean_T z, mean_tokens h)
     tokens   L = mean over teacher tokens of SmoothL1(z at the context token under it, h)
+With `model.regulariser` the student also encodes the targets. Its mean tokens of a context and of its targets are views
+of one sample (pathray.train.regulariser).
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from ijepath.config import RunConfig
 from pathray.nn.predictor import TokenPredictor
 from pathray.nn.vit import ViT, vit_config
 from pathray.optim.ema import Ema
+from pathray.train.regulariser import Gather, Regulariser, keep_local
 
 
 def build_encoder(config: RunConfig) -> ViT:
@@ -38,8 +41,9 @@ def build_encoder(config: RunConfig) -> ViT:
     )
 
 
-def build_modules(config: RunConfig, sites: int = 0) -> nn.ModuleDict:
-    """student, predictor, teacher (a frozen copy of the student) and, if configured, site. Initialised from the seed.
+def build_modules(config: RunConfig, sites: int = 0, gather: Gather = keep_local) -> nn.ModuleDict:
+    """student, predictor, teacher (a frozen copy of the student) and, if configured, site and regulariser, which
+    gathers the rows of all ranks. Initialised from the seed.
 
     torch's global random state does not change.
     """
@@ -49,6 +53,10 @@ def build_modules(config: RunConfig, sites: int = 0) -> nn.ModuleDict:
         modules = nn.ModuleDict({"student": student, "predictor": build_predictor(config, student)})
         if config.site.adversarial:
             modules["site"] = SiteHead(student.config.dim, config.site.hidden, sites, config.site.weight)
+        if config.model.regulariser != "none":
+            key = "optimization.micro_batch"
+            dim, seed = student.config.dim, config.data.seed
+            modules["regulariser"] = Regulariser(config.model, dim, seed, gather, micro_key=key)
     modules["teacher"] = Ema.teacher_of(student)
     return modules
 
@@ -69,6 +77,14 @@ def encode_context(student: ViT, context: Tensor, keep: Tensor) -> Tensor:
     """Tokens [B, C, D] of the visible patches `keep` [B, C] of context [B, 3, S, S]; hidden ones are left out."""
     tokens: Tensor = student(context, keep=keep)
     return tokens[:, student.num_prefix :]
+
+
+def encode_views(student: ViT, tokens: Tensor, targets: Tensor, per_context: int) -> list[Tensor]:
+    """Views of each sample for `model.regulariser`, [B, D] each: the mean of its context `tokens` [B, C, D], and the
+    student's mean tokens of its whole target crops [B·K, 3, h, w]."""
+    own: Tensor = student(targets)[:, student.num_prefix :]
+    of_targets, of_context = ((t if t.dtype == torch.float64 else t.float()).mean(dim=1) for t in (own, tokens))
+    return [of_context, *of_targets.view(-1, per_context, own.shape[-1]).unbind(dim=1)]
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ devices, files and Ray.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -19,6 +19,7 @@ from ijepath.model import (
     build_modules,
     encode_context,
     encode_targets,
+    encode_views,
     pooled_loss,
     predict,
     site_loss,
@@ -31,7 +32,7 @@ from pathray.nn.vit import ViT
 from pathray.optim.ema import Ema
 from pathray.optim.schedules import linear
 from pathray.train.recipe import Loss, Progress
-from pathray.train.regulariser import Regulariser, keep_local
+from pathray.train.regulariser import Gather, keep_local
 
 log = logging.getLogger(__name__)
 
@@ -48,10 +49,9 @@ class IJepathRecipe:
     `model.regulariser`. Built from `data.seed` alone: equal on every rank.
     """
 
-    def __init__(self, config: RunConfig, sites: int = 0, gather: Callable[[Tensor], Tensor] = keep_local) -> None:
+    def __init__(self, config: RunConfig, sites: int = 0, gather: Gather = keep_local) -> None:
         self.config = config
-        self.regulariser = Regulariser(config.model, config.data.seed, gather, micro_key="optimization.micro_batch")
-        self.modules = build_modules(config, sites)
+        self.modules = build_modules(config, sites, gather)
         trained = [name for name in self.modules if name != "teacher"]
         self.params = {
             "model": [
@@ -103,8 +103,9 @@ class IJepathRecipe:
             metrics |= {"loss_site": site.detach().mean(), "site_accuracy": _accuracy(logits, micro["site"])}
             each = each + site
         if self.config.model.regulariser != "none":
-            term = self.regulariser([tokens.mean(dim=1)], progress.step, progress.global_batch)
-            metrics["loss_regulariser"] = term.detach()
+            views = encode_views(self.student, tokens, micro["targets"], wanted.shape[1])
+            term, terms = self.modules["regulariser"](views, progress.step, progress.global_batch)
+            metrics |= terms
             each = each + term
         metrics |= {
             "context_keep_tokens": _constant(tokens.shape[1], each),

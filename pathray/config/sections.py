@@ -62,11 +62,13 @@ class StepConfig:
 
 @dataclass
 class RegulariserConfig:
-    """A term against collapse in the loss of a JEPA: a part of a science's `model`. See pathray.nn.regularise."""
+    """Terms against collapse in the loss of a JEPA: a part of a science's `model`. See pathray.train.regulariser."""
 
-    regulariser: str = added("none")  # none | vicreg | sigreg: of pooled tokens over the global batch
+    regulariser: str = added("none")  # none | vicreg | sigreg: of pooled and projected tokens over the global batch
     regulariser_weight: float | None = added(None)  # None: 1 for vicreg, 0.05 for sigreg
     regulariser_directions: int = added(256)  # random projections per step of sigreg
+    invariance_weight: float = added(1.0)  # of the distance between embeddings of a sample's views
+    projection_dim: int = added(64)
 
     @property
     def weight(self) -> float:
@@ -75,7 +77,8 @@ class RegulariserConfig:
 
     def check_regulariser(self, section: str) -> None:
         check_one_of(self, section, regulariser=tuple(REGULARISERS))
-        check_positive(self, section, "regulariser_weight", "regulariser_directions")
+        check_positive(self, section, "regulariser_weight", "regulariser_directions", "projection_dim")
+        check_at_least(self, section, 0, "invariance_weight")
         if self.regulariser == "none" and self.regulariser_weight is not None:
             key, expected = f"{section}.regulariser_weight", f"null, or {section}.regulariser=vicreg or sigreg"
             raise UserError("no regulariser to weigh", key=key, found=self.regulariser_weight, expected=expected)

@@ -1,6 +1,8 @@
-"""The regulariser of a recipe that predicts embeddings: `model.regulariser`, over the embeddings of a global batch.
+"""The regulariser of a recipe that predicts features: `model.regulariser`, over views of a whole global batch.
 
-Not here: the formulas (pathray.nn.regularise), and which embeddings a science regularises (its recipe).
+Views of a sample, such as its context and its targets, are projected. Their embeddings should be equal, and each view's
+embeddings spread out over the batch: LeJEPA (arXiv 2511.08544) with SIGReg, or VICReg (arXiv 2105.04906). Not here: the
+formulas (pathray.nn.regularise), and which views a science has (its recipe).
 """
 
 from __future__ import annotations
@@ -8,14 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pathray.config.sections import RegulariserConfig
 from pathray.device import stable_seed
+from pathray.nn.heads import ProjectionHead
 from pathray.nn.regularise import covariance_term, random_directions, sigreg, variance_term
 from pathray.train.global_batch import check_whole_batch
 
-COVARIANCE = 1 / 25  # weight of VICReg's covariance next to its variance: 1 and 25 in arXiv 2105.04906
+HIDDEN = 512  # width of the projection
+COVARIANCE = 1 / 25  # weight of VICReg's covariance next to its variance: 1 and 25 in the paper
+Gather = Callable[[Tensor], Tensor]
 
 
 def keep_local(x: Tensor) -> Tensor:
@@ -23,33 +28,42 @@ def keep_local(x: Tensor) -> Tensor:
     return x
 
 
-class Regulariser:
-    """`weight` times the mean over kinds of embeddings of the term that `config.regulariser` names.
+class Regulariser(nn.Module):
+    """The projection and the terms for features `[B, dim]` of every view. Its weights follow torch's generator.
 
-    `gather` concatenates the rows of all ranks, with a backward pass that sums (`Device.gather_sum_grad`). So all ranks
-    have the same value, and a loss that adds it to each sample has, after the loop's sum over ranks, the gradient of
-    one process. `micro_key` is the key of the micro-batch, for the error.
+    `gather` concatenates the rows of all ranks, with a backward pass that sums (`Device.gather_sum_grad`). Projection,
+    its batch norm and the terms see the whole global batch, so all ranks have the same value, and a loss that adds it
+    to each sample has, after the loop's sum over ranks, the gradient of one process. `micro_key` is the key of the
+    micro-batch, for the error.
     """
 
     def __init__(
-        self, config: RegulariserConfig, seed: int, gather: Callable[[Tensor], Tensor] = keep_local, *, micro_key: str
+        self, config: RegulariserConfig, dim: int, seed: int, gather: Gather = keep_local, *, micro_key: str
     ) -> None:
+        super().__init__()
         self.config, self.seed, self.gather, self.micro_key = config, seed, gather, micro_key
+        self.head = ProjectionHead((dim, HIDDEN, config.projection_dim), norm="batch")
 
-    def __call__(self, kinds: Sequence[Tensor], step: int, global_batch: int) -> Tensor:
-        """A scalar for this rank's embeddings, `[B, D]` each, in float32 or float64.
+    def forward(self, views: Sequence[Tensor], step: int, global_batch: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum of both terms, and each of them for the log. In float32 or float64, also under autocast.
 
         SIGReg draws new directions at each `step`, the same on all ranks. UserError when the rows of all ranks are not
         the `global_batch`: the statistics of a part of it are another loss.
         """
-        everyone = self.gather(torch.stack([x if x.dtype == torch.float64 else x.float() for x in kinds], dim=1))
-        name = self.config.regulariser
-        check_whole_batch(len(everyone), global_batch, f"model.regulariser={name}", self.micro_key)
-        term = vicreg if name == "vicreg" else self._sigreg(step, everyone.shape[2])
-        return self.config.weight * torch.stack([term(x) for x in everyone.unbind(dim=1)]).mean()
+        config = self.config
+        everyone = self.gather(torch.stack([x if x.dtype == torch.float64 else x.float() for x in views], dim=1))
+        check_whole_batch(len(everyone), global_batch, f"model.regulariser={config.regulariser}", self.micro_key)
+        with torch.autocast(everyone.device.type, enabled=False):
+            z = self.head(everyone)  # [N, views, projection_dim]
+            term = vicreg if config.regulariser == "vicreg" else self._sigreg(step)
+            spread = torch.stack([term(x) for x in z.unbind(dim=1)]).mean()
+            invariance = (z - z.mean(dim=1, keepdim=True)).square().mean()
+        terms = {"loss_spread": spread.detach(), "loss_invariance": invariance.detach()}
+        return config.weight * spread + config.invariance_weight * invariance, terms
 
-    def _sigreg(self, step: int, dim: int) -> Callable[[Tensor], Tensor]:
-        directions = random_directions(dim, self.config.regulariser_directions, stable_seed(self.seed, "sigreg", step))
+    def _sigreg(self, step: int) -> Callable[[Tensor], Tensor]:
+        config, seed = self.config, stable_seed(self.seed, "sigreg", step)
+        directions = random_directions(config.projection_dim, config.regulariser_directions, seed)
         return lambda x: sigreg(x, directions)
 
 

@@ -212,10 +212,13 @@ def _regularised(device: Device, kind: str) -> tuple[list[float], list[float]]:
     model = double_model()
     (batch,) = list(stream(config, device.rank, device.world_size)(0))
     x = torch.from_numpy(batch["x"]).double()
-    chosen = RegulariserConfig(kind, regulariser_weight=0.3, regulariser_directions=8)
-    regulariser = Regulariser(chosen, 4, device.gather_sum_grad, micro_key="micro_batch")
+    chosen = RegulariserConfig(kind, regulariser_weight=0.3, regulariser_directions=8, projection_dim=4)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        regulariser = Regulariser(chosen, 5, 4, device.gather_sum_grad, micro_key="micro_batch").double()
     z = model[:2](x)
-    each = z.square().sum(dim=1) + regulariser([z, 2 * z - 1], step=3, global_batch=6)
+    each = z.square().sum(dim=1) + regulariser([z, 2 * z - 1], step=3, global_batch=6)[0]
+    model.append(regulariser)
     params = list(model.parameters())
     sync = FlatSync(params, device)
     sync.begin()
