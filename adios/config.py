@@ -21,7 +21,7 @@ from pathray.train.budget import resolve_cadence, whole_steps
 from pathray.train.global_batch import choose_global_batch
 
 CONFIGS_DIR = Path(__file__).parent / "configs"
-ARCHS = ("vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge")
+ARCHS = ("vit_micro", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge")
 WARMUP = 10_000  # iterations
 
 

@@ -32,7 +32,7 @@ from pathray.train.global_batch import choose_global_batch
 
 CONFIGS_DIR = Path(__file__).parent / "configs"
 GROUPS = (Group("profile", "data", name_by_geometry),)
-MODELS = ("vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge")
+MODELS = ("vit_micro", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge")
 STRATEGIES = ("stratified_weighted", "global_uniform")
 POLICIES = ("skip_anchor", "skip_slide", "lower_threshold")
 CONTEXT_MASKS = ("all", "block", "random")

@@ -20,7 +20,7 @@ from pathray.train.global_batch import choose_global_batch
 
 CONFIGS_DIR = Path(__file__).parent / "configs"
 RESNETS = ("resnet18", "resnet50")
-VITS = ("vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge")
+VITS = ("vit_micro", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge")
 METRICS = ("spearman", "pearson")
 
 
@@ -51,7 +51,7 @@ class DataConfig(StreamConfig):
 class ModelConfig:
     """The backbone below the linear head, and its initial weights."""
 
-    backbone: str = "resnet18"  # resnet18 | resnet50 | vit_tiny … vit_huge | artifact
+    backbone: str = "resnet18"  # resnet18 | resnet50 | vit_micro … vit_huge | artifact
     artifact: str | None = placement(None)  # encoder artifact (its content is identity)
     weights: str | None = placement(None)  # weights file of a named backbone (its content is identity)
     frozen: bool = False  # train the head alone; without augmentation on features that are computed once and stored

@@ -64,6 +64,7 @@ class ViTConfig:
 
 
 PRESETS: dict[str, dict[str, Any]] = {
+    "vit_micro": {"dim": 192, "depth": 4, "heads": 3},
     "vit_tiny": {"dim": 192, "depth": 12, "heads": 3},
     "vit_small": {"dim": 384, "depth": 12, "heads": 6},
     "vit_base": {"dim": 768, "depth": 12, "heads": 12},
