@@ -1,4 +1,4 @@
-"""Runs a scenario in several gloo processes, and holds the scenarios: spawn needs them importable."""
+"""Runs a scenario in several gloo processes, and holds the scenarios, which those processes import by name."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ PHASES = ("student", "adversary")
 def run_ranks(world: int, scenario: Callable[..., Any], folder: Path, *args: Any) -> list[Any]:
     """The results of `scenario(device, *args)` on every rank of a gloo group, in rank order."""
     folder.mkdir(parents=True, exist_ok=True)
-    context = mp.get_context("spawn")
+    context = mp.get_context("forkserver")  # torch is imported once for the ranks of all tests
+    context.set_forkserver_preload(["torch", "pyarrow"])
     processes = [context.Process(target=_rank, args=(r, world, scenario, str(folder), args)) for r in range(world)]
     for p in processes:
         p.start()
