@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import traceback
 from collections.abc import Callable, Mapping
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,7 @@ PHASES = ("student", "adversary")
 def run_ranks(world: int, scenario: Callable[..., Any], folder: Path, *args: Any) -> list[Any]:
     """The results of `scenario(device, *args)` on every rank of a gloo group, in rank order."""
     folder.mkdir(parents=True, exist_ok=True)
-    context = mp.get_context("forkserver")  # torch is imported once for the ranks of all tests
-    context.set_forkserver_preload(["torch", "pyarrow"])
-    processes = [context.Process(target=_rank, args=(r, world, scenario, str(folder), args)) for r in range(world)]
+    processes = [new_process(_rank, r, world, scenario, str(folder), args) for r in range(world)]
     for p in processes:
         p.start()
     for p in processes:
@@ -46,6 +45,22 @@ def run_ranks(world: int, scenario: Callable[..., Any], folder: Path, *args: Any
         assert ok, f"rank {r}: {value}"
         results.append(value)
     return results
+
+
+def new_process(function: Callable[..., Any], *args: Any) -> BaseProcess:
+    """A process for `function`, not yet started. It shares nothing with this one but that torch is imported already,
+    once for the processes of all tests."""
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "pyarrow"])
+    return context.Process(target=function, args=args)
+
+
+def exit_code(function: Callable[..., Any], *args: Any) -> int | None:
+    """How a process of its own that called `function` ended: 0, or minus the signal."""
+    process = new_process(function, *args)
+    process.start()
+    process.join(120)
+    return process.exitcode
 
 
 def _rank(rank: int, world: int, scenario: Callable[..., Any], folder: str, args: tuple[Any, ...]) -> None:
