@@ -31,7 +31,11 @@ def preview(*words: str) -> int:
     return run_job(preview_ijepath.main, preview_ijepath.PreviewConfig, words, CONFIGS_DIR, GROUPS)
 
 
-def test_previews_and_overlays_have_the_promised_files(built: Built, tmp_path: Path) -> None:
+def test_previews_and_overlays_have_the_promised_files(
+    built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The frames of a film are in tests/ijepath/pictures/test_previews.py; here it has one."""
+    monkeypatch.setattr(previews, "reveal", lambda sample: [previews.draw_flow(sample)])
     keys = ["num_samples=2", "num_zoomed_previews=1", "final_png_scale=0.5", "num_overlays=1"]
     assert preview(f"anchor_catalog={built.catalog.path}", f"output_dir={tmp_path}", *keys) == 0
     names = sorted(p.name.split("_")[0] + p.suffix for p in tmp_path.iterdir() if p.is_file())
