@@ -48,8 +48,8 @@ def run_ranks(world: int, scenario: Callable[..., Any], folder: Path, *args: Any
 
 
 def new_process(function: Callable[..., Any], *args: Any) -> BaseProcess:
-    """A process for `function`, not yet started. It shares nothing with this one but that torch is imported already,
-    once for the processes of all tests."""
+    """A process for `function`, not yet started: a fork of one that has imported torch once for the processes of all
+    tests, and nothing of this one. Environment variables are those of the first such process."""
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(["torch", "pyarrow"])
     return context.Process(target=function, args=args)
