@@ -47,6 +47,16 @@ def train_rank(device: Device, words: list[str]) -> Any:
     return train(assemble(config, plan, device.world_size), plan, str(config.output), device).end
 
 
+def train_job(device: Device, job: Any) -> Any:
+    """One rank of a job in place of its training: how it ended."""
+    from pathray.data.plan import Plan
+    from pathray.run import train
+
+    plan = Plan.open(job.plan_path)
+    parts = job.assemble(job.config, plan, device.world_size)
+    return train(parts, plan, job.run_dir, device, settings=job.run_settings())
+
+
 def checkpoints(run: Path) -> dict[int, str]:
     """Images seen → path of every committed checkpoint."""
     return {c.meta["images_seen"]: c.path for c in list_committed(str(run / "checkpoints"))}

@@ -1,10 +1,11 @@
-"""Runs a scenario in several gloo processes, and holds the scenarios: spawn needs them importable."""
+"""Runs a scenario in several gloo processes, and holds the scenarios, which those processes import by name."""
 
 from __future__ import annotations
 
 import pickle
 import traceback
 from collections.abc import Callable, Mapping
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,7 @@ PHASES = ("student", "adversary")
 def run_ranks(world: int, scenario: Callable[..., Any], folder: Path, *args: Any) -> list[Any]:
     """The results of `scenario(device, *args)` on every rank of a gloo group, in rank order."""
     folder.mkdir(parents=True, exist_ok=True)
-    context = mp.get_context("spawn")
-    processes = [context.Process(target=_rank, args=(r, world, scenario, str(folder), args)) for r in range(world)]
+    processes = [new_process(_rank, r, world, scenario, str(folder), args) for r in range(world)]
     for p in processes:
         p.start()
     for p in processes:
@@ -47,6 +47,22 @@ def run_ranks(world: int, scenario: Callable[..., Any], folder: Path, *args: Any
         assert ok, f"rank {r}: {value}"
         results.append(value)
     return results
+
+
+def new_process(function: Callable[..., Any], *args: Any) -> BaseProcess:
+    """A process for `function`, not yet started: a fork of one that has imported torch once for the processes of all
+    tests, and nothing of this one. Environment variables are those of the first such process."""
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "pyarrow"])
+    return context.Process(target=function, args=args)
+
+
+def exit_code(function: Callable[..., Any], *args: Any) -> int | None:
+    """How a process of its own that called `function` ended: 0, or minus the signal."""
+    process = new_process(function, *args)
+    process.start()
+    process.join(120)
+    return process.exitcode
 
 
 def _rank(rank: int, world: int, scenario: Callable[..., Any], folder: str, args: tuple[Any, ...]) -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from pathray.config.load import load_config
 from pathray.errors import UserError
@@ -84,8 +86,13 @@ def test_a_folder_or_a_pipe_given_as_a_config_is_refused_at_once(tmp_path):
             load_config(Schema, ["--config", str(tmp_path / name)], configs_dir=tmp_path)
 
 
-def test_long_lists_and_a_few_aliases_are_read(tmp_path):
-    genes = [f"G{i}" for i in range(20_000)]
+def test_long_lists_and_a_few_aliases_are_read(tmp_path, monkeypatch):
+    """A list may be longer than OmegaConf reads by itself, and than what aliases may repeat: ten thousand of either."""
+    monkeypatch.setenv("OMEGACONF_MAX_YAML_EXPANDED_NODES", "1000")
+    monkeypatch.setattr("pathray.config.files.MAX_REPEATED", 1000)
+    genes = [f"G{i}" for i in range(1100)]
+    with pytest.raises(YAMLError, match="1000"):
+        OmegaConf.create(f"[{', '.join(genes)}]")
     (tmp_path / "run.yaml").write_text(f"genes: [{', '.join(genes)}]\n")
     assert load_config(Schema, ["--config", str(tmp_path / "run.yaml")], configs_dir=tmp_path).config.genes == genes
     (tmp_path / "run.yaml").write_text("genes: [&g a, *g, *g]\n")

@@ -1,31 +1,24 @@
 """A unit whose decoder ends the process: every start gets further, and what is trained does not depend on the way."""
 
-import json
 import shutil
 import signal
-import subprocess
-import sys
 
 import pyarrow.parquet as pq
 
 from pathray.data.order import uniform_order
-from tests.builders.jobs import job_environment
+from pathray.data.plan import Plan
+from tests.builders.runs.ranks import exit_code
 from tests.builders.runs.toy_run import train_toy, weights
 from tests.builders.runs.toy_science import write_plan
 
-START = """
-import json, sys
-from pathlib import Path
-from pathray.data.plan import Plan
-from tests.builders.runs.toy_run import train_toy
-train_toy(Path(sys.argv[1]), Plan.open(sys.argv[2]), **json.loads(sys.argv[3]))
-"""
+
+def train(run, plan, changes):
+    train_toy(run, Plan.open(plan), **changes)
 
 
-def start(run, plan, **changes) -> int:
+def start(run, plan, **changes):
     """The exit code of a process that trains in `run`."""
-    words = [sys.executable, "-c", START, str(run), plan.path, json.dumps(changes)]
-    return subprocess.run(words, env=job_environment(), check=False, timeout=120, capture_output=True).returncode
+    return exit_code(train, run, plan.path, changes)
 
 
 def test_it_is_replaced_exactly_on_every_later_start(tmp_path):

@@ -2,7 +2,6 @@
 
 import json
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -11,13 +10,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from pathray.data.plan import Plan
 from pathray.errors import UserError
 from pathray.run import RunSettings
 from pathray.run.stop import request_stop
 from pathray.store import checkpoint
 from pathray.store.committed import list_committed
 from pathray.store.storage import Storage, StorageError
-from tests.builders.jobs import job_environment
+from tests.builders.runs.ranks import exit_code
 from tests.builders.runs.toy_run import positions_by_step, rows, seen, train_toy, weights
 from tests.builders.runs.toy_science import ToyReader, write_plan
 
@@ -57,19 +57,13 @@ def test_a_stopped_and_resumed_run_ends_bit_equal_to_an_undisturbed_one(plan, un
     assert [row["images_seen"] for row in rows(tmp_path / "run")] == [12 * i for i in range(1, 9)]
 
 
-KILLED = """
-from pathlib import Path
-from pathray.data.plan import Plan
-from tests.builders.runs.toy_run import train_toy
-import sys
-train_toy(Path(sys.argv[1]), Plan.open(sys.argv[2]), kills=[5])
-assert "ray" not in sys.modules
-"""
+def train_until_killed(run, plan):
+    train_toy(run, Plan.open(plan), kills=[5])
+    assert "ray" not in sys.modules
 
 
 def test_a_killed_process_is_started_again_and_the_run_ends_bit_equal(plan, undisturbed, tmp_path):
-    words = [sys.executable, "-c", KILLED, str(tmp_path / "run"), plan.path]
-    codes = [subprocess.run(words, env=job_environment(), check=False, timeout=120).returncode for _ in range(2)]
+    codes = [exit_code(train_until_killed, tmp_path / "run", plan.path) for _ in range(2)]
     assert codes == [-signal.SIGKILL, 0]
     assert (tmp_path / "run" / "killed_5").exists() and weights(tmp_path / "run") == weights(undisturbed)
     assert [row["images_seen"] for row in rows(tmp_path / "run")] == [12 * i for i in range(1, 9)]

@@ -5,10 +5,11 @@ Tests marked `ray` run the real pool; the others do the same jobs one by one in 
 
 import contextlib
 import csv
+import itertools
 import os
+import pickle
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
@@ -24,20 +25,30 @@ from ray_jobs.shell.cli import run_job
 from ray_jobs.shell.runtime import Session
 from tests.builders.cohort import write_manifest
 from tests.builders.encoders import plain_features, write_encoder
-from tests.builders.jobs import job_command, job_environment
+from tests.builders.jobs import job_command, job_environment, kill_job, wait_for
 from tests.builders.slides import truncate_tile, write_slide
+
+NO_PICTURES = "thumbnails=false"
+
+
+class Died(BaseException):
+    """Raised in place of the death of a process."""
 
 
 class OneByOne:
-    """In place of the pool of actors."""
+    """In place of the pool of actors: what would travel to them is pickled here, too."""
 
     def __init__(self, actors, num_cpus, num_gpus):
         assert actors >= 1 and num_cpus >= 1 and num_gpus == 0
 
     def __call__(self, build, items):
-        function = build()
+        function, lost = pickle.loads(pickle.dumps(build))(), []
         for number, item in enumerate(items):
-            yield number, function(item)
+            try:
+                yield number, pickle.loads(pickle.dumps(function(pickle.loads(pickle.dumps(item)))))
+            except Died:
+                lost.append(number)
+        yield from ((number, None) for number in lost)
 
 
 @pytest.fixture
@@ -74,8 +85,7 @@ def cohort(tmp_path):
     return tmp_path
 
 
-@pytest.mark.ray
-def test_slides_become_bags_and_are_skipped_the_next_time(ray_cluster, cohort, capsys, monkeypatch):
+def test_slides_become_bags_and_are_skipped_the_next_time(here, cohort, capsys, monkeypatch):
     assert extract(cohort, encoders=("a", "b")) == 0
     assert capsys.readouterr().out == f"outputs: features={cohort}/out report={cohort}/out/report.csv\n"
     first, lines = bags(cohort), report(cohort)
@@ -112,7 +122,7 @@ def test_pictures_are_made_with_the_bags_and_shown_in_the_summary(here, cohort):
 
 
 def test_progress_counts_tiles_that_were_extracted_now(here, cohort, capsys):
-    assert extract(cohort) == 0
+    assert extract(cohort, NO_PICTURES) == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("extract: ")]
     tiles = sum(int(row["tiles"]) for row in report(cohort))
     assert len(lines) == 3 and f" of 3 slides, {tiles:,} tiles, " in lines[-1] and "tiles/s" in lines[-1]
@@ -120,7 +130,7 @@ def test_progress_counts_tiles_that_were_extracted_now(here, cohort, capsys):
 
 
 def test_a_key_switches_the_pictures_off(here, cohort):
-    assert extract(cohort, "thumbnails=false") == 0
+    assert extract(cohort, NO_PICTURES) == 0
     assert sorted(os.listdir(cohort / "out")) == ["a", "extraction.yaml", "report.csv", "summary.md"]
     assert "### Pictures" not in (cohort / "out/summary.md").read_text()
 
@@ -138,7 +148,7 @@ def test_another_encoder_does_not_draw_the_slides_again(here, cohort):
 
 def test_a_bag_that_would_be_refused_today_is_reused_with_a_warning(here, cohort, caplog):
     write_slide(cohort / "s1.tiff", mpp=4.0)
-    assert extract(cohort, "max_enlargement=9", "thumbnails=false", "min_tissue_fraction=0") == 0
+    assert extract(cohort, "max_enlargement=9", NO_PICTURES, "min_tissue_fraction=0") == 0
     before = bags(cohort)
     caplog.clear()
     assert extract(cohort, "min_tissue_fraction=0") == 0, "nor is it opened again for its picture"
@@ -161,34 +171,24 @@ def test_what_failed_and_why_is_in_the_summary(here, cohort):
 
 
 def test_only_what_changed_is_done_again(here, cohort):
-    assert extract(cohort) == 0
+    assert extract(cohort, NO_PICTURES) == 0
     first = bags(cohort)
     write_slide(cohort / "s1.tiff", seed=9)
     (cohort / "out/a/s2.h5").unlink()
-    assert extract(cohort, encoders=("a", "b")) == 0
+    assert extract(cohort, NO_PICTURES, encoders=("a", "b")) == 0
     again = bags(cohort)
     assert [r["status"] for r in report(cohort)] == ["ok", "ok", "ok"], "b is new for all of them"
     assert again["a/s0.h5"] == first["a/s0.h5"] and again["a/s2.h5"] == first["a/s2.h5"]
     assert again["a/s1.h5"] != first["a/s1.h5"]
-    assert extract(cohort) == 0 and {r["status"] for r in report(cohort)} == {"skipped"}
+    assert extract(cohort, NO_PICTURES) == 0 and {r["status"] for r in report(cohort)} == {"skipped"}
     write_encoder(cohort / "a", seed=7)
-    assert extract(cohort) == 0 and {r["status"] for r in report(cohort)} == {"ok"}
+    assert extract(cohort, NO_PICTURES) == 0 and {r["status"] for r in report(cohort)} == {"ok"}
     assert bags(cohort)["a/s0.h5"] != first["a/s0.h5"]
-    assert extract(cohort, "min_tissue_fraction=0.5") == 0 and {r["status"] for r in report(cohort)} == {"ok"}
-    assert extract(cohort, "min_tissue_fraction=0.5", "overwrite=true") == 0
+    assert extract(cohort, NO_PICTURES, "min_tissue_fraction=0.5") == 0 and {r["status"] for r in report(cohort)} == {
+        "ok"
+    }
+    assert extract(cohort, NO_PICTURES, "min_tissue_fraction=0.5", "overwrite=true") == 0
     assert {r["status"] for r in report(cohort)} == {"ok"}
-
-
-@pytest.mark.ray
-def test_features_do_not_depend_on_the_number_of_actors_and_the_batch_size(ray_cluster, cohort, monkeypatch):
-    assert extract(cohort, "actors=3", "batch_size=64", output="1") == 0
-    monkeypatch.setattr(extraction, "ActorMap", OneByOne)
-    assert extract(cohort, "batch_size=3", output="2") == 0
-    for name in ("s0", "s1", "s2"):
-        first, second = (read_bag(str(cohort / folder / "a" / f"{name}.h5")) for folder in "12")
-        np.testing.assert_array_equal(first.coords, second.coords)
-        np.testing.assert_allclose(first.features, second.features, atol=1e-5)
-        assert first.provenance == second.provenance
 
 
 def test_a_slide_that_fails_is_a_line_of_the_report_and_the_exit_code_says_whether_it_matters(here, cohort, capsys):
@@ -199,7 +199,7 @@ def test_a_slide_that_fails_is_a_line_of_the_report_and_the_exit_code_says_wheth
     rows += [{"slide_id": "vendor", "wsi_path": "v.sdpc"}, {"slide_id": "../up", "wsi_path": "s0.tiff"}]
     (cohort / "v.sdpc").write_bytes(b"x")
     write_manifest(cohort / "slides.csv", rows)
-    assert extract(cohort) == 2
+    assert extract(cohort, NO_PICTURES) == 2
     said = capsys.readouterr().err
     assert "6 of 7 slides failed" in said and "Traceback" not in said and "min_success_fraction" in said
     lines = report(cohort)
@@ -211,22 +211,31 @@ def test_a_slide_that_fails_is_a_line_of_the_report_and_the_exit_code_says_wheth
     ):
         assert reason in row["error"], row
     assert list(bags(cohort)) == ["a/s0.h5"] and os.listdir(cohort / "out/a") == ["s0.h5"]
-    assert extract(cohort, "min_success_fraction=0.1") == 0, "and the finished one is kept"
+    assert extract(cohort, NO_PICTURES, "min_success_fraction=0.1") == 0, "and the finished one is kept"
     assert report(cohort)[0]["status"] == "skipped"
-    assert extract(cohort, "min_success_fraction=0.2", "slide_mpp=0.5") == 0
+    assert extract(cohort, NO_PICTURES, "min_success_fraction=0.2", "slide_mpp=0.5") == 0
     assert report(cohort)[2]["spacing_source"] == "config"
 
 
 @pytest.mark.ray
-def test_a_slide_that_kills_its_process_is_lost_alone(ray_cluster, cohort, monkeypatch):
+def test_in_a_pool_a_slide_that_kills_its_process_is_lost_alone_and_the_others_have_the_same_features(
+    ray_cluster, cohort, monkeypatch
+):
     from ray_jobs.extract import slides as extract_slides
 
     monkeypatch.setattr(extract_slides, "extract_slide", Deadly("s1"))
-    assert extract(cohort, "min_success_fraction=0.6") == 0
+    assert extract(cohort, "min_success_fraction=0.6", "batch_size=64", encoders=("a", "b")) == 0
     assert [(r["status"], r["error"]) for r in report(cohort)] == [("ok", ""), ("failed", DIED), ("ok", "")]
     monkeypatch.undo()
     monkeypatch.setattr(extraction, "ActorMap", OneByOne)
-    assert extract(cohort) == 0 and [r["status"] for r in report(cohort)] == ["skipped", "ok", "skipped"]
+    assert extract(cohort, encoders=("a", "b")) == 0
+    assert [r["status"] for r in report(cohort)] == ["skipped", "ok", "skipped"]
+    assert extract(cohort, NO_PICTURES, "batch_size=3", "actors=1", encoders=("a", "b"), output="2") == 0
+    for encoder, name in itertools.product("ab", ("s0", "s2")):
+        first, second = (read_bag(str(cohort / folder / encoder / f"{name}.h5")) for folder in ("out", "2"))
+        np.testing.assert_array_equal(first.coords, second.coords)
+        np.testing.assert_allclose(first.features, second.features, atol=1e-5)
+        assert first.provenance == second.provenance
 
 
 class Deadly:
@@ -328,8 +337,7 @@ def test_images_become_one_table_in_the_order_of_the_folder(here, patches, monke
     assert (patches / "out/a/features.parquet").read_bytes() == before
 
 
-@pytest.mark.ray
-def test_a_list_of_images_goes_on_from_its_finished_parts(ray_cluster, patches, monkeypatch):
+def test_a_list_of_images_goes_on_from_its_finished_parts(here, patches, monkeypatch):
     from ray_jobs.extract import images as extract_images
 
     names = [f"{'xyz'[i % 3]}/{i}.png" for i in (0, 1, 2, 3, 5, 6, 7)]
@@ -343,7 +351,6 @@ def test_a_list_of_images_goes_on_from_its_finished_parts(ray_cluster, patches, 
     times = {p.name: p.stat().st_mtime_ns for p in (patches / "out/a/_parts").iterdir()}
     assert sorted(times) == ["part-000000.parquet", "part-000002.parquet"]
     monkeypatch.setattr(extract_images, "extract_images", DeadlyPart("x/0.png"))  # of a part that is finished
-    monkeypatch.setattr(extraction, "ActorMap", OneByOne)
     assert extract(patches, *words, source="images=list.csv") == 0
     table = read_table(str(patches / "out/a/features.parquet"))
     assert table.columns["path"] == names and table.columns["organ"] == [f"o{i}" for i in range(7)]
@@ -360,7 +367,7 @@ class DeadlyPart:
         from pathray.features.images import extract_images
 
         if self.name in job.names:
-            os._exit(1)
+            raise Died
         return extract_images(job, *rest)
 
 
@@ -420,31 +427,30 @@ def test_a_dry_run_of_the_command_line_writes_nothing(cohort, caplog):
 
 
 @pytest.mark.heavy
-def test_a_job_that_is_killed_goes_on_where_it_was(tmp_path):
+def test_a_job_that_is_killed_goes_on_where_it_was(here, tmp_path, monkeypatch):
+    """It is killed with its Ray, and gone on with in this process."""
     write_encoder(tmp_path / "a", dim=192, depth=6, heads=3)
-    for i in range(6):
-        write_slide(tmp_path / f"w{i}.tiff", seed=i, width=2400, height=1800)
     (tmp_path / "wsi").mkdir()
-    for path in tmp_path.glob("w*.tiff"):
-        path.rename(tmp_path / "wsi" / path.name)
-    words = ["encoders=[a]", "slides=wsi", "actors=1", "batch_size=8", "runtime.num_cpus=2"]
-    command = [*job_command("ray_jobs.extract_features", *words), "output=out"]
+    for i in range(5):
+        write_slide(tmp_path / "wsi" / f"w{i}.tiff", seed=i, width=1800, height=1400)
+    words = ["encoders=[a]", "slides=wsi", "actors=1", "batch_size=8", NO_PICTURES, "runtime.num_cpus=2"]
+    command = job_command("ray_jobs.extract_features", *words, "output=out")
     job = subprocess.Popen(command, cwd=tmp_path, env=job_environment(), stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while len(list((tmp_path / "out").rglob("*.h5"))) < 2 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    job.send_signal(signal.SIGKILL)
-    assert job.wait() == -signal.SIGKILL
-    time.sleep(5)  # its Ray ends after it
+    try:
+        wait_for(lambda: len(list((tmp_path / "out").rglob("*.h5"))) >= 2 or job.poll() is not None, every=0.02)
+    finally:
+        kill_job(job)
+    assert job.returncode == -signal.SIGKILL
     done = {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in (tmp_path / "out/a").glob("*.h5")}
-    assert 2 <= len(done) < 6, "the kill came too late to prove anything"
+    assert 2 <= len(done) < 5, "the kill came too late to prove anything"
+    monkeypatch.chdir(tmp_path)
     for output in ("out", "clean"):
-        run = subprocess.run([*command[:-1], f"output={output}"], cwd=tmp_path, env=job_environment(), timeout=300)
-        assert run.returncode == 0
+        argv = [*words, f"output={output}"]
+        assert run_job(extract_features.main, extract_features.ExtractConfig, argv, extract_features.CONFIGS_DIR) == 0
     for name, (when, content) in done.items():
         assert ((tmp_path / "out/a" / name).stat().st_mtime_ns, content) == (
             when,
             (tmp_path / "clean/a" / name).read_bytes(),
         )
-    assert bags(tmp_path, "out") == bags(tmp_path, "clean") and len(bags(tmp_path)) == 6
+    assert bags(tmp_path, "out") == bags(tmp_path, "clean") and len(bags(tmp_path)) == 5
     assert all(name.endswith(".h5") for name in os.listdir(tmp_path / "out/a"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from PIL import Image
 
 from adios.visualise import write_masks
 from ijepath.config import CONFIGS_DIR, GROUPS
+from ijepath.pictures import previews
+from ijepath.pictures.sample import PreviewSample
 from pathray.store.committed import committed_dir
 from pathray.store.metrics_log import MetricsLog
 from pathray.store.storage import Storage
@@ -29,7 +32,12 @@ def preview(*words: str) -> int:
     return run_job(preview_ijepath.main, preview_ijepath.PreviewConfig, words, CONFIGS_DIR, GROUPS)
 
 
-def test_previews_and_overlays_have_the_promised_files(built: Built, tmp_path: Path) -> None:
+def test_previews_and_overlays_have_the_promised_files(
+    built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The frames of a film are in tests/ijepath/pictures/test_previews.py; here it has one."""
+    frames = previews.reveal
+    monkeypatch.setattr(previews, "reveal", lambda sample: islice(frames(sample), 1))
     keys = ["num_samples=2", "num_zoomed_previews=1", "final_png_scale=0.5", "num_overlays=1"]
     assert preview(f"anchor_catalog={built.catalog.path}", f"output_dir={tmp_path}", *keys) == 0
     names = sorted(p.name.split("_")[0] + p.suffix for p in tmp_path.iterdir() if p.is_file())
@@ -51,7 +59,11 @@ def test_the_catalogs_own_geometry_is_the_default_and_another_one_is_refused(
 def test_samples_of_slides_that_are_too_coarse_are_left_out_and_named(
     built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    words = [f"anchor_catalog={built.catalog.path}", "num_zoomed_previews=0", "final_png_scale=0.5", "num_overlays=0"]
+    def blank(index: int, sample: PreviewSample, **scales: object) -> list[tuple[str, bytes]]:
+        return [(f"preview_{previews.stem(index, sample)}.png", b"")]
+
+    monkeypatch.setattr(previews, "preview_files", blank)
+    words = [f"anchor_catalog={built.catalog.path}", "num_overlays=0"]
     assert preview(*words, f"output_dir={tmp_path}/all", "num_samples=4") == 0
     drawn = {path.name for path in (tmp_path / "all").glob("preview_*.png")}
     coarse = next(name for name in ("north-colon-1", "south-colon-1") if any(name in path for path in drawn))

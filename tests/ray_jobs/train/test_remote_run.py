@@ -12,8 +12,18 @@ from pathray.store import checkpoint
 from pathray.store.artifact import EncoderArtifact
 from pathray.store.committed import list_committed
 from tests.builders.bucket import BucketFileSystem, make_known
-from tests.builders.jobs import job_command, job_environment, kill_job, run_job_process, wait_for
-from tests.builders.runs.run import BUDGET, GLOBAL_BATCH, TAG, WITHOUT_RAY, command, metrics, undisturbed, weights
+from tests.builders.jobs import job_command, job_environment, kill_job, wait_for
+from tests.builders.runs.run import (
+    BUDGET,
+    GLOBAL_BATCH,
+    TAG,
+    WITHOUT_RAY,
+    command,
+    metrics,
+    pretrain,
+    undisturbed,
+    weights,
+)
 
 pytestmark = [pytest.mark.ray, pytest.mark.integration, pytest.mark.heavy]
 URL = "bucket://store/run"
@@ -41,7 +51,7 @@ def kill_at_its_second_checkpoint(words, folder, bucket, paths):
             kill_job(job)
 
 
-def test_a_killed_job_goes_on_from_a_bucket_to_the_same_bits(bucket, tmp_path, tmp_path_factory):
+def test_a_killed_job_goes_on_from_a_bucket_to_the_same_bits(bucket, tmp_path, tmp_path_factory, monkeypatch, capsys):
     whole = undisturbed(tmp_path_factory.getbasetemp())
     known, folder = make_known(tmp_path / "site"), tmp_path / "here"
     folder.mkdir()
@@ -50,14 +60,15 @@ def test_a_killed_job_goes_on_from_a_bucket_to_the_same_bits(bucket, tmp_path, t
     (before,) = list_committed(f"{URL}/checkpoints")
     assert before.meta["images_seen"] == 2 * GLOBAL_BATCH
 
-    words.append(WITHOUT_RAY)
-    done = run_job_process(folder, "ray_jobs.pretrain_ijepath", *words, paths=(known,), timeout=300)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(folder)
+    capsys.readouterr()
+    assert pretrain(URL, whole.manifest, WITHOUT_RAY) == 0
     assert weights(URL) == weights(whole.folder) and weights(URL)[0] == BUDGET
     assert [row["images_seen"] for row in metrics(URL)] == list(range(GLOBAL_BATCH, BUDGET + 1, GLOBAL_BATCH))
     assert [row["loss"] for row in metrics(URL)] == [row["loss"] for row in metrics(whole.folder)]
     newest = checkpoint.latest(f"{URL}/checkpoints", TAG)
-    assert done.stdout.splitlines()[-1] == f"outputs: run={URL} checkpoint={newest.path} encoder={URL}/encoder"
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said == f"outputs: run={URL} checkpoint={newest.path} encoder={URL}/encoder"
     assert [row["status"] for row in read_index(f"{URL}/indexes/slide_metadata.parquet").rows] == ["ok"] * 3
     catalog = Catalog.open(f"{URL}/indexes/anchor_catalog_manifest.json", verify=True)
     assert Plan.open(f"{URL}/plan", verify=True).rows == catalog.total_anchors

@@ -1,7 +1,8 @@
 """Training through Ray: kills, signals, another number of workers, memory, errors. On a science of a few numbers.
 
 What a run does without Ray, too, is in tests/pathray/run: on one rank in test_session.py, on several in
-test_session_ranks.py.
+test_session_ranks.py. That one worker ends with the bits of a run without Ray is in tests/ray_jobs/tune, of a training
+beside evaluations.
 """
 
 import signal
@@ -41,13 +42,6 @@ def job_of(run, plan, workers=1, max_failures=2, **changes):
 
 def train(run, plan, workers=1, max_failures=2, **changes):
     return fit(job_of(run, plan, workers, max_failures, **changes))
-
-
-def test_one_worker_through_ray_ends_with_the_bits_of_a_run_without_ray(ray_cluster, tmp_path, plan):
-    train_toy(tmp_path / "without", plan)
-    outcome = train(tmp_path / "run", plan)
-    assert outcome.end == "budget" and weights(tmp_path / "run") == weights(tmp_path / "without")
-    assert positions_by_step(tmp_path / "run") == positions_by_step(tmp_path / "without") == WHOLE
 
 
 # --- workers that are killed ------------------------------------------------------------------------------------------
@@ -94,32 +88,43 @@ def test_a_unit_whose_decoder_ends_a_task_of_the_cluster_is_replaced_exactly(ray
     assert weights(tmp_path / "known") == weights(tmp_path / "run")
 
 
-# --- stops, and another number of workers -----------------------------------------------------------------------------
+# --- memory that is short, stops, and another number of workers -------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def stopped(ray_cluster, tmp_path_factory, plan):
-    """A run of two workers whose driver was sent SIGTERM after their first micro-batches: its folder, how it ended."""
+    """A run of two workers of which one runs out of memory at step 3, and whose driver is sent SIGTERM once they train
+    in smaller micro-batches: its folder, how it ended, the micro-batches until then."""
     run, handler = tmp_path_factory.mktemp("stopped") / "run", signal.getsignal(signal.SIGTERM)
+    short = {"micro_batch": 6, "memory_for": 3, "memory_from_step": 3, "memory_rank": 1}
 
     def kick():
-        wait_for(lambda: list(run.glob("seen-*.jsonl")))
+        wait_for(lambda: any(line["step"] > 3 for line in seen(run)))
         signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
 
     threading.Thread(target=kick, daemon=True).start()
-    outcome = train(run, plan, 2, slow_s=0.5)
+    outcome = train(run, plan, 2, save_every=12, max_failures=1, slow_s=0.4, **short)
     assert signal.getsignal(signal.SIGTERM) == handler
-    return run, outcome
+    return run, outcome, seen(run)
+
+
+def test_a_worker_out_of_memory_trains_on_in_smaller_micro_batches(stopped):
+    _, _, batches = stopped
+    assert {len(line["position"]) for line in batches if line["step"] < 3} == {6}
+    assert {(line["rank"], len(line["position"])) for line in batches if line["step"] > 3} == {(0, 3), (1, 3)}
+    assert {step: {p for line in batches if line["step"] == step for p in line["position"]} for step in range(5)} == {
+        step: WHOLE[step] for step in range(5)
+    }
 
 
 def test_a_signal_to_the_driver_asks_the_workers_to_stop(stopped):
-    run, outcome = stopped
+    _, outcome, _ = stopped
     assert outcome.end == "stopped" and outcome.artifact is None
     assert 0 < outcome.images_seen < 96
 
 
 def test_another_number_of_workers_sees_the_same_units_at_the_same_steps(stopped, plan):
-    run, first = stopped
+    run, _, _ = stopped
     assert train(run, plan, 0).end == "budget"
     assert positions_by_step(run) == WHOLE
     ranks = {(line["step"], line["rank"]) for line in seen(run)}
@@ -132,14 +137,7 @@ def test_another_number_of_workers_sees_the_same_units_at_the_same_steps(stopped
                     assert owners.setdefault(p, line["rank"]) == line["rank"], "two ranks share a unit"
 
 
-# --- what is short ----------------------------------------------------------------------------------------------------
-
-
-def test_a_worker_out_of_memory_trains_on_in_smaller_micro_batches(ray_cluster, tmp_path, plan):
-    short = {"micro_batch": 6, "memory_for": 3, "memory_from_step": 3, "memory_rank": 1}
-    outcome = train(tmp_path / "run", plan, 2, save_every=12, max_failures=1, **short)
-    assert outcome.end == "budget" and positions_by_step(tmp_path / "run") == WHOLE
-    assert {len(line["position"]) for line in seen(tmp_path / "run") if line["step"] > 3} == {3}
+# --- what cannot be trained -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.heavy

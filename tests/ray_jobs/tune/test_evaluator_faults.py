@@ -16,19 +16,12 @@ from tests.builders.jobs import (
     job_command,
     job_environment,
     kill_job,
-    run_job_process,
     wait_for,
 )
 from tests.builders.patches import write_patches, write_tuning
 from tests.builders.runs.run import BUDGET, command, discard, pretrain, undisturbed, weights
 
 pytestmark = [pytest.mark.ray, pytest.mark.integration, pytest.mark.heavy]
-
-
-@pytest.fixture
-def run(tmp_path):
-    yield tmp_path / "run"
-    discard(tmp_path / "run")
 
 
 def tuning(folder: Path, **given) -> str:
@@ -55,42 +48,47 @@ def evaluator() -> list[int]:
     return found
 
 
-def test_an_evaluator_that_is_killed_is_started_again_and_the_training_does_not_notice(
-    ray_cluster, run, tmp_path, tmp_path_factory
-):
-    whole, killed = undisturbed(tmp_path_factory.getbasetemp()), []
+@pytest.fixture(scope="module")
+def killed(ray_cluster, tmp_path_factory):
+    """A job that is killed between evaluations, and the same command again, of which an evaluator is killed: (its run,
+    what was judged before, the evaluator, the run without either)."""
+    folder, whole, evaluators = tmp_path_factory.mktemp("killed"), undisturbed(tmp_path_factory.getbasetemp()), []
+    run = folder / "run"
+    words = ("--config", tuning(folder))
+    with (folder / "said").open("w") as said:
+        line = job_command(
+            "ray_jobs.pretrain_ijepath", *command(run, whole.manifest, *words, "tuning.execution.mode=sync")
+        )
+        job = subprocess.Popen(line, cwd=folder, env=job_environment(), stdout=said, stderr=said)
+        try:
+            wait_for(lambda: len(judged(run)) >= 2 or job.poll() is not None, seconds=240)
+            assert job.poll() is None, (folder / "said").read_text()
+        finally:
+            kill_job(job)
+    before = judged(run)
 
     def kill() -> None:
         (pid, *_) = wait_for(evaluator, seconds=120, every=0.05)
         os.kill(pid, signal.SIGKILL)
-        killed.append(pid)
+        evaluators.append(pid)
 
     killer = threading.Thread(target=kill)
     killer.start()
-    code = pretrain(run, whole.manifest, "--config", tuning(tmp_path))
+    code = pretrain(run, whole.manifest, *words)
     killer.join()
-    assert code == 0 and killed and not alive(killed)
-    assert judged(run) == [(images, "ok") for images in range(0, BUDGET + 1, 8)]
-    assert weights(run) == weights(whole.folder)
+    assert code == 0
+    yield run, before, evaluators, whole
+    discard(run)
 
 
-def test_a_job_killed_between_evaluations_judges_every_snapshot_once_when_it_goes_on(
-    ray_cluster, run, tmp_path, tmp_path_factory
-):
-    whole = undisturbed(tmp_path_factory.getbasetemp())
-    words = command(run, whole.manifest, "--config", tuning(tmp_path), "tuning.execution.mode=sync")
-    with (tmp_path / "said").open("w") as said:
-        line = job_command("ray_jobs.pretrain_ijepath", *words)
-        job = subprocess.Popen(line, cwd=tmp_path, env=job_environment(), stdout=said, stderr=said)
-        try:
-            wait_for(lambda: len(judged(run)) >= 2 or job.poll() is not None, seconds=240)
-            assert job.poll() is None, (tmp_path / "said").read_text()
-        finally:
-            kill_job(job)
-    before = judged(run)
+def test_a_job_killed_between_evaluations_judges_every_snapshot_once_when_it_goes_on(killed):
+    run, before, _, _ = killed
     assert 2 <= len(before) < 5
+    assert judged(run) == [(images, "ok") for images in range(0, BUDGET + 1, 8)]
 
-    done = run_job_process(tmp_path, "ray_jobs.pretrain_ijepath", *words, timeout=300)
-    assert done.returncode == 0, done.stderr
+
+def test_an_evaluator_that_is_killed_is_started_again_and_the_training_does_not_notice(killed):
+    run, _, evaluators, whole = killed
+    assert evaluators and not alive(evaluators)
     assert judged(run) == [(images, "ok") for images in range(0, BUDGET + 1, 8)]
     assert weights(run) == weights(whole.folder)

@@ -62,8 +62,10 @@ def test_every_snapshot_from_the_baseline_to_the_end_is_judged_before_the_job_en
 
 
 @pytest.mark.ray
-def test_evaluations_do_not_change_what_is_trained(tuned):
-    assert weights(tuned[0]) == weights(tuned[2].folder)
+def test_a_worker_of_ray_beside_evaluations_ends_with_the_bits_of_a_run_without_ray(tuned):
+    run, _, whole = tuned
+    assert weights(run) == weights(whole.folder)
+    assert [row["loss"] for row in metrics(run) if "loss" in row] == [row["loss"] for row in metrics(whole.folder)]
 
 
 @pytest.mark.ray

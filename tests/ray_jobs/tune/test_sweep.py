@@ -17,7 +17,7 @@ from ray_jobs import sweep
 from ray_jobs.pretrain_ijepath import PretrainConfig
 from ray_jobs.shell.cli import run_job
 from ray_jobs.tune.config import SweepConfig, training_job
-from tests.builders.runs.run import KEYS, TAG, checkpoints, metrics, write_cohort
+from tests.builders.runs.run import KEYS, TAG, WITHOUT_RAY, checkpoints, metrics, write_cohort
 
 PROFILE = "profile=ctx1p0_tgt0p5_fov512um_k4"
 LR, DECAY = "optimization.lr", "optimization.weight_decay"
@@ -149,7 +149,8 @@ def test_restoring_names_what_is_not_there_or_not_that_sweeps(tmp_path):
     assert code == 2 and "already contains a sweep" in said and f"restore={tmp_path}" in said
 
 
-# --- through Ray ------------------------------------------------------------------------------------------------------
+# --- through Tune -----------------------------------------------------------------------------------------------------
+# Trials train in their own processes here; through Ray Train, too, in test_sweep_schedulers.py.
 
 
 @pytest.mark.ray
@@ -158,7 +159,7 @@ def test_restoring_names_what_is_not_there_or_not_that_sweeps(tmp_path):
 def test_a_grid_becomes_trials_a_leaderboard_and_a_config_that_runs(ray_cluster, cohort, tmp_path):
     mlflow = pytest.importorskip("mlflow")
     root, lrs = tmp_path / "sweep", [1e-3, 1e-5]
-    args = arguments(cohort, "logging.mlflow=true", "optimization.total_images_budget=16")
+    args = arguments(cohort, "logging.mlflow=true", "optimization.total_images_budget=16", WITHOUT_RAY)
     argv = [f"output={root}", "search=grid", "max_concurrent=2"]
     code, said = run(*command(args, *argv, space={LR: {"grid": lrs}}))
     assert code == 0, said
@@ -202,7 +203,7 @@ def test_a_grid_becomes_trials_a_leaderboard_and_a_config_that_runs(ray_cluster,
 @pytest.mark.heavy
 def test_a_trial_that_fails_is_told_and_a_sweep_of_failures_is_the_users_error(ray_cluster, cohort, tmp_path):
     root = tmp_path / "sweep"
-    args = arguments(cohort, "data.sampling_stratum_weights={nowhere: 1.0}")
+    args = arguments(cohort, "data.sampling_stratum_weights={nowhere: 1.0}", WITHOUT_RAY)
     code, said = run(*command(args, f"output={root}", "samples=1"))
     assert code == 2 and "nowhere" in said, said
     (row,) = csv.DictReader((root / "leaderboard.csv").open())

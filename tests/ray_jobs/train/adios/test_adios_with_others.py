@@ -7,6 +7,7 @@ import contextlib
 import csv
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,11 +20,13 @@ from PIL import Image
 from pathray.config.load import load_config
 from pathray.evaluation.results import ROWS, read_decision
 from pathray.features.tables import read_table
+from pathray.store import checkpoint
 from pathray.store.artifact import EncoderArtifact
 from pathray.store.metrics_log import rows_of
 from tests.builders.expression import write_images
 from tests.builders.patches import CENTERS, write_patches, write_tuning
-from tests.builders.runs.adios_job import WITHOUT_RAY, checkpoints, pretrain
+from tests.builders.runs.adios_job import WITHOUT_RAY, checkpoints, command, pretrain, train_rank
+from tests.builders.runs.ranks import run_ranks
 from tests.builders.zips import write_folder
 from tests.ray_jobs.extract.test_extract_features import extract
 from tests.ray_jobs.train.regression.test_regression_jobs import KEYS, runs, split, train
@@ -42,11 +45,12 @@ class Trained(NamedTuple):
     manifest: Path  # of the labelled patches
     outcome: object
     printed: str
+    words: tuple[str, ...]  # on top of the tiny run's
 
 
 @pytest.fixture(scope="module")
 def trained(ray_cluster, tmp_path_factory):
-    """The tiny run with evaluations every 8 of its 16 images, on labelled patches of two centres."""
+    """The tiny run of two workers with evaluations every 8 of its 16 images, on labelled patches of two centres."""
     from ray_jobs.train import pretraining
 
     base, outcomes, printed = tmp_path_factory.mktemp("adios_with_others"), [], io.StringIO()
@@ -58,9 +62,13 @@ def trained(ray_cluster, tmp_path_factory):
     fit = pretraining.fit
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.setattr(pretraining, "fit", lambda job: outcomes.append(fit(job)) or outcomes[-1])
-        assert pretrain(base / "run", base / "zips", "--config", tuning, *INPUTS, "save_freq=3", "viz_freq=0") == 0
+        assert pretrain(base / "run", base / "zips", *(words := words_of(tuning))) == 0
     (outcome,) = outcomes
-    return Trained(base / "run", str(base / "run" / "encoder"), manifest, outcome, printed.getvalue())
+    return Trained(base / "run", str(base / "run" / "encoder"), manifest, outcome, printed.getvalue(), words)
+
+
+def words_of(tuning: str) -> tuple[str, ...]:
+    return ("--config", tuning, *INPUTS, "save_freq=3", "viz_freq=0", "scaling.workers=2")
 
 
 def over_tints(manifest: Path) -> Path:
@@ -104,6 +112,19 @@ def labelled(manifest: Path) -> tuple[list[Path], list[str], list[str], list[str
 
 def judged(run: Path) -> list[dict]:
     return sorted(rows_of((run / ROWS).read_bytes()), key=lambda row: row["images_seen"])
+
+
+@pytest.mark.ray
+@pytest.mark.heavy
+def test_two_workers_of_ray_end_with_the_bits_of_two_processes_without_it(trained, tmp_path):
+    shutil.copytree(trained.run / "plan", tmp_path / "run" / "plan")
+    words = command(tmp_path / "run", trained.run.parent / "zips", *trained.words)
+    assert run_ranks(2, train_rank, tmp_path / "ranks", words) == ["budget", "budget"]
+    (expected, meta), (found, own) = (
+        checkpoint.load(checkpoints(run)[BUDGET]) for run in (trained.run, tmp_path / "run")
+    )
+    assert own["ran_on"]["world_size"] == meta["ran_on"]["world_size"] == 2 and set(found) == set(expected)
+    assert all(np.array_equal(found[name].numpy(), tensor.numpy()) for name, tensor in expected.items())
 
 
 # --- evaluators -------------------------------------------------------------------------------------------------------

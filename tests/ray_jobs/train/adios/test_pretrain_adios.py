@@ -1,16 +1,18 @@
 """The ADIOS job: what it refuses before Ray is started; from a folder of zips to artifacts; on with other workers.
 
-Two workers of Ray train once. What begins from their checkpoint is trained without Ray.
+Two processes train once, and others from their checkpoint, all without Ray: through it in test_adios_with_others.py.
 """
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pathray.run.fence import hold
 from pathray.store import checkpoint
-from tests.builders.runs.adios_job import WITHOUT_RAY, checkpoints, command, pretrain, train_rank
+from tests.builders.runs.adios_job import WITHOUT_RAY, checkpoints, command, pretrain, train_job, train_rank
 from tests.builders.runs.ranks import run_ranks
 from tests.builders.zips import write_archive, write_folder
 
@@ -43,16 +45,26 @@ def test_a_sound_config_writes_nothing_in_a_dry_run(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def fit_in_two_processes(job):
+    """In place of Ray: how the job ended."""
+    with hold(job.run_dir) as fence:
+        job.owner = fence.token
+        return run_ranks(2, train_job, Path(job.run_dir).parent / "ranks", job)[0]
+
+
 @pytest.fixture(scope="module")
-def two(ray_cluster, tmp_path_factory):
-    """A run of two workers, to the end."""
+def two(tmp_path_factory):
+    """A run of two processes, to the end."""
+    from ray_jobs.train import pretraining
+
     folder = tmp_path_factory.mktemp("adios")
     write_folder(folder / "zips", archives=2, patches=6)
-    assert pretrain(folder / "run", folder / "zips", "scaling.workers=2") == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretraining, "fit", fit_in_two_processes)
+        assert pretrain(folder / "run", folder / "zips", WITHOUT_RAY) == 0
     return folder
 
 
-@pytest.mark.ray
 @pytest.mark.heavy
 def test_a_folder_of_zips_becomes_checkpoints_an_encoder_a_mask_model_and_pictures(two):
     from adios.artifact import load
@@ -75,7 +87,6 @@ def test_a_folder_of_zips_becomes_checkpoints_an_encoder_a_mask_model_and_pictur
     assert {"iter_00000002.png", "iter_00000004.png", "masks.gif"} <= set(pictures)
 
 
-@pytest.mark.ray
 @pytest.mark.heavy
 def test_a_checkpoint_of_two_workers_goes_on_with_one_and_ends_alike_though_the_folder_has_grown(two, tmp_path):
     shutil.copytree(two / "run", tmp_path / "run")
@@ -93,7 +104,6 @@ def test_a_checkpoint_of_two_workers_goes_on_with_one_and_ends_alike_though_the_
         assert apart.mean() < 1e-5 and apart.max() < 1e-4, name
 
 
-@pytest.mark.ray
 @pytest.mark.heavy
 def test_two_processes_that_go_on_from_a_checkpoint_of_two_workers_end_with_the_same_bits(two, tmp_path):
     shutil.copytree(two / "run", tmp_path / "run")
@@ -124,7 +134,6 @@ def test_a_damaged_archive_is_quarantined_and_the_run_goes_on(tmp_path):
     assert last["images_seen"] == 36
 
 
-@pytest.mark.ray
 @pytest.mark.heavy
 def test_another_config_does_not_go_on_with_a_run(two, capsys):
     assert pretrain(two / "run", two / "zips", "final_temp=0.1") == 2

@@ -128,8 +128,10 @@ def test_a_fold_that_fails_does_not_end_the_others(data, tmp_path):
 def test_a_frozen_backbone_sees_every_image_once_for_all_folds_and_is_trained_on_what_it_saw(
     ray_cluster, data, tmp_path
 ):
+    """Two folds next to each other through Ray; the third follows without it, and the second is judged again."""
     table, output = data[0], tmp_path / "out"
     assert split(table, tmp_path / "folds", "kind=group_kfold", "k=3") == 0
+    (tmp_path / "folds" / "fold_2.csv").rename(tmp_path / "fold_2.csv")
     probe = tmp_path / "probe"
     save_random_encoder(probe)
     frozen = (
@@ -144,17 +146,19 @@ def test_a_frozen_backbone_sees_every_image_once_for_all_folds_and_is_trained_on
     assert folds(*words, "parallel=2") == 0
     (kept, other) = sorted((output / "features").iterdir())
     made = {path: path.stat().st_mtime_ns for path in [*kept.iterdir(), *other.iterdir()]}
-    known = (output / "folds.json").read_bytes()
-    found = json.loads(known)
+    known = json.loads((output / "folds.json").read_text())
+    assert (known["folds"], known["rows"]) == (["fold_0", "fold_1"], [8, 8])
+    (tmp_path / "fold_2.csv").rename(tmp_path / "folds" / "fold_2.csv")
+    (output / "fold_1" / "metrics.json").unlink()
+    assert folds(*words, "scaling.workers=0") == 0, "a fold that lacks its results is judged again, another is left"
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+    found = json.loads((output / "folds.json").read_text())
     assert found["folds"] == ["fold_0", "fold_1", "fold_2"] and found["rows"] == [8, 8, 8]
     assert set(found["spearman"]) == {"model", "colour", "initial", "other"}
+    assert all(found["spearman"][name]["folds"][:2] == known["spearman"][name]["folds"] for name in found["spearman"])
     parent, children = mlflow_runs(output)
     assert len(children) == 3 and parent.data.metrics["spearman/model"] == found["spearman"]["model"]["mean"]
     own = json.loads((output / "fold_1" / "metrics.json").read_text())
     assert found["spearman"]["colour"]["folds"][1] == own["baselines"]["colour"]["test"]["spearman"]
     assert found["spearman"]["model"]["folds"][1] == pytest.approx(own["test"]["spearman"], abs=1e-6)
     assert found["spearman"]["colour"]["mean"] > 0.5, "colour is what is expressed here"
-    (output / "fold_1" / "metrics.json").unlink()
-    assert folds(*words, "scaling.workers=0") == 0, "a fold that lacks its results is judged again, the others are left"
-    assert {path: path.stat().st_mtime_ns for path in made} == made
-    assert (output / "folds.json").read_bytes() == known
