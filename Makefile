@@ -6,8 +6,7 @@ VENV_XLA ?= .venv-xla
 VENV_GPU ?= .venv-gpu
 EXTRAS ?= dev,docs,openslide,fastslide,oct
 PYTEST_FLAGS ?=
-# Python compiles a module at its first import; compiling all of them at once takes as long as the rest of the installation.
-PIP_FLAGS := -q --no-compile
+PIP_FLAGS ?= -q
 # Processes of the tests. A file's tests stay in one process, for its fixtures; each process starts a Ray cluster when
 # its first test asks for one. The files that take longest come first (tests/conftest.py).
 TEST_PROCESSES ?= 2
