@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ijepath.indexing.catalog import Catalog
-from pathray.draw.canvas import CARD, FAINT, INK, MUTED, Canvas, Picture, mixed
+from pathray.draw.canvas import CARD, FAINT, INK, MUTED, Canvas, Picture, blend
 from pathray.wsi.contours import COLOUR as CONTOUR
 from pathray.wsi.contours import draw_outline
 from pathray.wsi.kept_masks import computed_mask
@@ -87,14 +87,14 @@ def draw_overlay(overlay: SlideOverlay, profile_name: str, scale: float = 1.0) -
     canvas.scale_bar(MARGIN + 8, HEADER + height - 8, mpp0 / unit, 0.25 * width, size=12)
     share = float((tissue > 0).mean())
     _aside(canvas, overlay, (width + 2 * MARGIN, HEADER), share, profile_name, bool(mask_path))
-    return canvas.finished()
+    return canvas.to_picture()
 
 
 def share_colour(share: float) -> tuple[int, int, int]:
     """The colour of a tissue share between 0 and 1."""
     place = min(max(share, 0.0), 1.0) * (len(STOPS) - 1)
     low = min(int(place), len(STOPS) - 2)
-    return mixed(STOPS[low], STOPS[low + 1], place - low)
+    return blend(STOPS[low], STOPS[low + 1], place - low)
 
 
 def _mask(path: str) -> npt.NDArray[np.uint8]:

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from pathray.config.checks import check_accelerator, check_at_least, check_between, check_one_of, check_positive
 from pathray.errors import UserError
-from pathray.fingerprint import added, placement
+from pathray.fingerprint import added_field, placement
 
 REGULARISERS = {"none": 0.0, "vicreg": 1.0, "sigreg": 0.05}  # and their default weights
 GRAD_SYNC = ("flat", "overlap")
@@ -64,9 +64,9 @@ class StepConfig:
 class RegulariserConfig:
     """A term against collapse in the loss of a JEPA: a part of a science's `model`. See pathray.nn.regularise."""
 
-    regulariser: str = added("none")  # none | vicreg | sigreg: of pooled tokens over the global batch
-    regulariser_weight: float | None = added(None)  # None: 1 for vicreg, 0.05 for sigreg
-    regulariser_directions: int = added(256)  # random projections per step of sigreg
+    regulariser: str = added_field("none")  # none | vicreg | sigreg: of pooled tokens over the global batch
+    regulariser_weight: float | None = added_field(None)  # None: 1 for vicreg, 0.05 for sigreg
+    regulariser_directions: int = added_field(256)  # random projections per step of sigreg
 
     @property
     def weight(self) -> float:

@@ -339,7 +339,7 @@ class Evaluators:
     def _record(self, snapshot: Any, status: str, due: dict[str, list[str]], more: dict[str, Any]) -> None:
         lag = {
             "tune/queue_depth": len([s for s in self._waiting() if s.images_seen != snapshot.images_seen]),
-            "tune/dropped": self.results.dropped() + (status == "dropped"),
+            "tune/dropped": self.results.n_dropped() + (status == "dropped"),
             "tune/lag_images": max(0, self.newest - snapshot.images_seen),
             "tune/lag_s": max(0.0, time.time() - snapshot.created) if snapshot.created else 0.0,
         }

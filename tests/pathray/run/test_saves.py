@@ -222,7 +222,7 @@ def test_in_sync_mode_a_rank_waits_until_the_snapshot_is_judged_and_no_longer_th
     monkeypatch.setattr(evaluations, "SYNC_POLL_S", 0.0)
     asked = []
 
-    def judged(run_dir, images):
+    def is_evaluated(run_dir, images):
         asked.append(images)
         return len(asked) >= 3
 
@@ -230,13 +230,13 @@ def test_in_sync_mode_a_rank_waits_until_the_snapshot_is_judged_and_no_longer_th
     own = Saves.__new__(Saves)
     own.store, own.device, own.parts = Storage.of(tmp_path), Device(), SimpleNamespace(tuning=tuning)
     own.failure, own.saver = SharedFailure(0, "run"), AsyncSaver()
-    monkeypatch.setattr(results, "judged", judged)
-    monkeypatch.setattr(results, "watched", lambda run_dir: True)
+    monkeypatch.setattr(results, "is_evaluated", is_evaluated)
+    monkeypatch.setattr(results, "has_live_evaluator", lambda run_dir: True)
     own._wait_for_evaluation(8)
     assert asked == [8, 8, 8]
     asked.clear()
-    monkeypatch.setattr(results, "judged", lambda run_dir, images: asked.append(images))
-    monkeypatch.setattr(results, "watched", lambda run_dir: len(asked) < 2)
+    monkeypatch.setattr(results, "is_evaluated", lambda run_dir, images: asked.append(images))
+    monkeypatch.setattr(results, "has_live_evaluator", lambda run_dir: len(asked) < 2)
     own._wait_for_evaluation(16)
     assert asked == [16, 16]
     tuning.execution.mode = "async"
@@ -244,12 +244,12 @@ def test_in_sync_mode_a_rank_waits_until_the_snapshot_is_judged_and_no_longer_th
     assert asked == [16, 16]
 
 
-@pytest.mark.parametrize("out_of_reach", ["judged", "watched"])
+@pytest.mark.parametrize("out_of_reach", ["is_evaluated", "has_live_evaluator"])
 def test_in_sync_mode_storage_out_of_reach_does_not_end_the_training(tmp_path, monkeypatch, out_of_reach):
     def fails(*_):
         raise StorageError("cannot read: 503", file="gs://b/robustness.jsonl")
 
-    monkeypatch.setattr(results, "judged", lambda run_dir, images: False)
+    monkeypatch.setattr(results, "is_evaluated", lambda run_dir, images: False)
     monkeypatch.setattr(results, out_of_reach, fails)
     device = Device()
     evaluations.wait_for_evaluation(Storage.of(tmp_path), 8, device, SharedFailure(0, "run"))

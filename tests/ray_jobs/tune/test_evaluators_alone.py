@@ -11,7 +11,7 @@ import pytest
 from pathray.config.load import load_config
 from pathray.errors import UserError
 from pathray.evaluation.attempts import FOLDER, Attempts
-from pathray.evaluation.results import Results, watched
+from pathray.evaluation.results import Results, has_live_evaluator
 from pathray.evaluation.settings import (
     DatasetConfig,
     EarlyStoppingConfig,
@@ -183,7 +183,7 @@ def test_an_error_in_the_bookkeeping_ends_evaluations_after_a_few_tries_and_the_
     with beside(tmp_path) as found:
         found._thread.join(90)
         found._pulse.join(30)
-        assert not found.working and not watched(str(tmp_path)), "nobody waits for them"
+        assert not found.working and not has_live_evaluator(str(tmp_path)), "nobody waits for them"
         found.drain()
     assert len(asked) == evaluators.ERRORS + 1
     assert [r.levelname for r in caplog.records if "a bug" in r.getMessage()] == ["WARNING"] * evaluators.ERRORS + [
@@ -238,7 +238,7 @@ def test_a_training_that_waits_is_told_when_nobody_evaluates_any_more(tmp_path, 
     with caplog.at_level(logging.WARNING), beside(tmp_path) as found:
         found._thread.join(30)
         found._pulse.join(30)
-        assert not found.working and not watched(str(tmp_path))
+        assert not found.working and not has_live_evaluator(str(tmp_path))
         found.drain()
     assert "no evaluations any more" in caplog.text
 
@@ -248,8 +248,8 @@ def test_the_sign_of_life_is_gone_when_evaluators_end(tmp_path, monkeypatch):
     monkeypatch.setattr(Evaluators, "_tune", lambda self, attempt: self.over.wait())
     for _ in range(20):
         with beside(tmp_path) as found:
-            assert watched(str(tmp_path))
-        assert not watched(str(tmp_path)) and not found._pulse.is_alive()
+            assert has_live_evaluator(str(tmp_path))
+        assert not has_live_evaluator(str(tmp_path)) and not found._pulse.is_alive()
 
 
 def test_a_trial_of_a_tune_run_that_broke_is_not_recorded(tmp_path):
