@@ -41,7 +41,7 @@ from ijepath.profile import Profile
 from pathray.data.order import stratified_order
 from pathray.data.plan import Plan
 from pathray.data.share import Lookup, rank_rows
-from pathray.data.stream import DecodeSettings, decode, decoded
+from pathray.data.stream import DecodeSettings, decode, stream_batches
 
 SIDE, TILE, FIELD = 8192, 256, 2048
 
@@ -171,7 +171,7 @@ def work(
     first = turn * settings.samples // G * G
     stop = first + G + settings.samples // G * G
     rows = rank_rows(lookup, first, stop, G, rank, settings.processes, settings.batch)
-    batches = decoded(rows, reader, lookup, DecodeSettings(threads=1, ahead=1))
+    batches = stream_batches(rows, reader, lookup, DecodeSettings(threads=1, ahead=1))
     next(batches)
     barrier.wait()
     times.put(sum(batch["context"].shape[0] for batch in batches))

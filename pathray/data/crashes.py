@@ -188,7 +188,9 @@ def begin(run: str, plan: str) -> _Begun:
                 journal = Journal(run, plan)
             except OSError as e:
                 log.warning("decoder crashes cannot be traced to a unit, because no journal could be opened: %s", e)
-            _begun[key] = _Begun(journal, excluded(through_outages(lambda: noted(run), "decoding"), plan).rows)
+            _begun[key] = _Begun(
+                journal, decide_exclusions(through_outages(lambda: read_notes(run), "decoding"), plan).rows
+            )
         return _begun[key]
 
 
@@ -218,7 +220,7 @@ def note_crashes(run: str) -> int:
     return crashes
 
 
-def noted(run: str) -> list[dict[str, Any]]:
+def read_notes(run: str) -> list[dict[str, Any]]:
     """The notes in a run's folder. UserError for a damaged one."""
     store = Storage.of(run).at(FOLDER)
     notes = []
@@ -229,7 +231,7 @@ def noted(run: str) -> list[dict[str, Any]]:
     return notes
 
 
-def excluded(notes: Iterable[Mapping[str, Any]], plan: str) -> Excluded:
+def decide_exclusions(notes: Iterable[Mapping[str, Any]], plan: str) -> Excluded:
     """What these notes forbid in the plan of this `units_hash`."""
     by_row, by_source = Counter[int](), Counter[int]()
     for note in (n for n in notes if n["plan"] == plan):

@@ -120,7 +120,7 @@ class MlflowFeeder:
 
     def feed(self) -> int:
         """Log the rows that the run does not have yet; returns how many. Raises what MLflow raises."""
-        fresh = {file.name: content for file in self._files if (content := self._changed(file)) is not None}
+        fresh = {file.name: content for file in self._files if (content := self._read_if_changed(file)) is not None}
         if self._client is not None and not fresh:
             return 0
         with self._alone():
@@ -139,7 +139,7 @@ class MlflowFeeder:
         except MissingFile:
             return None
 
-    def _changed(self, file: _Fed) -> bytes | None:
+    def _read_if_changed(self, file: _Fed) -> bytes | None:
         content = self._read(file)
         return None if content == file.content else content
 

@@ -87,10 +87,10 @@ def prune(
     """
     assert keep_last_n >= 1, keep_last_n
     removed: list[str] = []
-    with _warned(f"older checkpoints called {name}"):
+    with _warn_on_error(f"older checkpoints called {name}"):
         own = sorted(list_committed(parent, name), key=lambda c: (c.meta.get("images_seen", -1), c.created))
         for path in [c.path for c in own[:-keep_last_n] if c.path not in set(protect)]:
-            with _warned(path):
+            with _warn_on_error(path):
                 remove_committed(path)
                 removed.append(path)
         sweep(parent, stale_after_s)
@@ -232,7 +232,7 @@ def _write(
 
 
 @contextlib.contextmanager
-def _warned(what: str) -> Iterator[None]:
+def _warn_on_error(what: str) -> Iterator[None]:
     """Storage that refuses, and a damaged record, are a line in the log and not an error."""
     try:
         yield

@@ -130,7 +130,7 @@ class _Loop:
         progress = Progress(state.step, settings.total_steps, settings.global_batch)
         phases = self.recipe.phases(progress.step)
         assert phases and len(set(phases)) == len(phases), f"step {progress.step} has phases {phases}"
-        self.asked = self._asked(progress.step + 1)
+        self.asked = self._poll_wishes(progress.step + 1)
         micros: Iterable[Micro] = self._micros(stream, progress)
         if len(phases) > 1:  # the later phases want them again
             micros = list(micros)
@@ -211,7 +211,7 @@ class _Loop:
         self.window.phase(phase, mean, norm, ok)
         return torch.maximum(ok, scale.can_shrink() * sound)
 
-    def _asked(self, step: int) -> list[bool]:
+    def _poll_wishes(self, step: int) -> list[bool]:
         poll = step % self.settings.poll_every_steps == 0
         return [poll and wish is not None and bool(wish()) for wish in self.wishes]
 

@@ -65,10 +65,10 @@ def _crashes_in(store: Any) -> int:
 
 def _noted_in(job: TrainJob, store: Any) -> dict[str, Any]:
     """What attempts of this job that ran out of memory asked to change; nothing where that cannot be seen."""
-    from pathray.run.memory import noted_changes
+    from pathray.run.memory import read_requested_changes
 
     try:
-        return through_outages(lambda: noted_changes(store, job.fit_id), NEXT_FIT)
+        return through_outages(lambda: read_requested_changes(store, job.fit_id), NEXT_FIT)
     except OSError as e:
         log.warning("the note of a smaller micro-batch could not be looked at: %s", e)
         return {}

@@ -113,7 +113,7 @@ def train_all(root: Storage, folds: Sequence[Fold], at_a_time: int, train: Train
         while waiting or any(fold.running for fold in folds):
             running = [fold for fold in folds if fold.running]
             begins = bool(waiting) and len(running) < at_a_time
-            stopping = poll.look_now() if begins else poll.asked()  # no fold begins after a STOP
+            stopping = poll.look_now() if begins else poll.is_requested()  # no fold begins after a STOP
             if stopping:
                 waiting.clear()
                 for fold in running:

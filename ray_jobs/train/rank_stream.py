@@ -1,8 +1,8 @@
 """One rank's Ray Data stream, opened inside the train function: rows travel through the cluster, in exact order.
 
-`decode_on="worker"` streams plan rows and decodes them in the worker's own threads (pathray.data.stream.decoded);
-`"cluster"` decodes in Ray Data tasks, so that CPU nodes work for accelerators (without the read timeout: a hanging task
-is Ray's to retry). Both give the same units at the same positions.
+`decode_on="worker"` streams plan rows and decodes them in the worker's own threads
+(pathray.data.stream.stream_batches); `"cluster"` decodes in Ray Data tasks, so that CPU nodes work for accelerators
+(without the read timeout: a hanging task is Ray's to retry). Both give the same units at the same positions.
 
 Where positions hold groups (pathray.data.groups), the rows of a group travel one after the other with their position
 and slot; to the tasks of a cluster only positions travel, so that each decodes whole groups, and a group comes back as
@@ -26,7 +26,7 @@ import numpy as np
 
 from pathray.data.faults import Fault
 from pathray.data.share import Lookup, Share, check_geometry, check_positions, micro_batches, share_rows
-from pathray.data.stream import DecodeSettings, decode, decoded
+from pathray.data.stream import DecodeSettings, decode, stream_batches
 from pathray.data.units import Batch, UnitReader, join_groups
 
 FAULTS, GROUP = "faults_json", "group_pickle"
@@ -104,7 +104,7 @@ def stream(
     if share.start >= share.stop:
         return iter(())
     if decode_on == "worker":
-        return decoded(rows(lookup, share, chunk=chunk), reader, lookup, settings)
+        return stream_batches(rows(lookup, share, chunk=chunk), reader, lookup, settings)
     assert decode_on == "cluster", decode_on
     return check_positions(
         _decoded_in_tasks(lookup, reader, share, tasks, chunk),

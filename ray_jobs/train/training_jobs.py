@@ -79,9 +79,9 @@ def resumed(config: Any) -> Committed | None:
     store, resume = Storage.of(str(config.output)), config.checkpoint.resume
     if resume in ("auto", "never") and not store.exists(CHECKPOINTS):
         return None  # told without importing torch
-    from pathray.run.resume import chosen
+    from pathray.run.resume import find_checkpoint
 
-    return chosen(store.url, config.logging.write_tag, resume)
+    return find_checkpoint(store.url, config.logging.write_tag, resume)
 
 
 def recorded(config: Any) -> dict[str, Any]:

@@ -177,12 +177,12 @@ class _RemoteBuffer:
         self._url, self._file, self._error = url, file, cast("UnreachableUnit | None", None)
 
     def read(self, size: int = -1) -> bytes:
-        return cast(bytes, self._retried(lambda: self._file.read(size)))
+        return cast(bytes, self._retry(lambda: self._file.read(size)))
 
     def readinto(self, into: Any) -> int:
-        return cast(int, self._retried(lambda: self._file.readinto(into)))
+        return cast(int, self._retry(lambda: self._file.readinto(into)))
 
-    def _retried(self, request: Callable[[], T]) -> T:
+    def _retry(self, request: Callable[[], T]) -> T:
         try:
             return retry_request(self._url, request)
         except UnreachableUnit as e:

@@ -17,7 +17,7 @@ from ijepath.data import AnchorReader
 from ijepath.pictures import previews
 from ijepath.pictures.panels import VEIL, colour, draw_boxes, draw_context, draw_slide, draw_targets, draw_tokens
 from ijepath.pictures.sample import PreviewSample, read_sample
-from pathray.data.stream import decoded
+from pathray.data.stream import stream_batches
 from pathray.draw.canvas import Canvas, blend
 from pathray.errors import UnreadableUnit
 from pathray.wsi.regions import read_region
@@ -45,7 +45,7 @@ def test_a_preview_holds_the_arrays_of_the_training_stream(built: Built) -> None
     config = built.config()
     lookup, reader = built.lookup(config), built.reader(config)
     rows = lookup(np.arange(4))
-    batch = next(decoded([rows], built.reader(config), lookup))
+    batch = next(stream_batches([rows], built.reader(config), lookup))
     for position in range(4):
         sample = read_sample(lookup, reader, position)
         assert np.array_equal(sample.context, batch["context"][position])

@@ -52,12 +52,12 @@ def test_a_run_that_failed_asks_no_more_whether_to_stop(tmp_path):
     store = Storage.of(tmp_path)
     with StopPoll(store, every_s=3600.0) as poll:
         own = rank(store=store, stop_poll=poll)
-        assert not own._stop_requested()
+        assert not own._is_stop_requested()
         own.failure.error = UserError("the disk is full")
-        assert own._stop_requested()
+        assert own._is_stop_requested()
         own.failure.error = None
         request_stop(str(tmp_path))
-        assert own._stop_requested(), "a disk is asked at every poll"
+        assert own._is_stop_requested(), "a disk is asked at every poll"
 
 
 def test_a_save_that_failed_in_the_background_ends_the_run_at_the_next_poll():
@@ -66,7 +66,7 @@ def test_a_save_that_failed_in_the_background_ends_the_run_at_the_next_poll():
 
     poll = SimpleNamespace(asked=lambda: False)
     asked = rank(saves=SimpleNamespace(saver=SimpleNamespace(check=check)), store=BUCKET, stop_poll=poll)
-    assert asked._stop_requested()
+    assert asked._is_stop_requested()
     with pytest.raises(RunFailed, match="no space left"):
         asked.failure.check()
 
