@@ -164,7 +164,7 @@ def _vessels(painting: Painting, window: Window, blue: Field, pink: Field) -> No
     blue *= 1 - 0.97 * hollow
 
 
-def _placed(
+def _visible_cells(
     cells: Cells, clumps: Field, mpp: float, corner: tuple[int, int], shape: tuple[int, ...]
 ) -> Iterator[tuple[tuple[slice, slice], Field, Field, float]]:
     """(box, coverage, shade, stain) of every cell that touches the picture, cropped to the picture."""
@@ -184,7 +184,7 @@ def _placed(
 def _nuclei(cells: Cells, clumps: Field, mpp: float, corner: tuple[int, int], maps: tuple[Field, Field]) -> None:
     """Draw nuclei, which cover most of what is below them; overlapping nuclei are darker."""
     blue, pink = maps
-    for box, coverage, shade, stain in _placed(cells, clumps, mpp, corner, blue.shape):
+    for box, coverage, shade, stain in _visible_cells(cells, clumps, mpp, corner, blue.shape):
         under = blue[box]
         np.maximum(under, coverage * (shade * stain) + 0.22 * under, out=under)
         pink[box] *= 1 - 0.35 * coverage
@@ -193,7 +193,7 @@ def _nuclei(cells: Cells, clumps: Field, mpp: float, corner: tuple[int, int], ma
 def _vacuoles(cells: Cells, clumps: Field, mpp: float, corner: tuple[int, int], maps: tuple[Field, Field]) -> None:
     """Draw mucin, which is washed out: pale and slightly blue, with a thin remaining wall."""
     blue, pink = maps
-    for box, coverage, shade, _ in _placed(cells, clumps, mpp, corner, blue.shape):
+    for box, coverage, shade, _ in _visible_cells(cells, clumps, mpp, corner, blue.shape):
         soft = coverage * 0.86
         blue[box] += soft * (0.10 + 0.08 * shade - blue[box])
         pink[box] += soft * (0.05 + 0.07 * shade - pink[box])
@@ -201,6 +201,6 @@ def _vacuoles(cells: Cells, clumps: Field, mpp: float, corner: tuple[int, int], 
 
 def _red_cells(cells: Cells, clumps: Field, mpp: float, corner: tuple[int, int], maps: tuple[Field, Field]) -> None:
     pink, blood = maps
-    for box, coverage, _, stain in _placed(cells, clumps, mpp, corner, blood.shape):
+    for box, coverage, _, stain in _visible_cells(cells, clumps, mpp, corner, blood.shape):
         np.maximum(blood[box], coverage * stain, out=blood[box])
         pink[box] *= 1 - 0.6 * coverage

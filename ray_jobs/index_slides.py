@@ -81,7 +81,7 @@ def main(loaded: Loaded[IndexSlidesConfig]) -> Outputs | None:
         return tell((check_slides(slides, config.manifest, config.min_success_fraction, needs), "slides"))
     with ray_session(config.runtime):
         index = build(config, manifest, previous)
-    ok = len(index.rows) - len(index.failed)
+    ok = len(index.rows) - len(index.failed_rows)
     log.info("%d of %d slides are ok; report: %s", ok, len(index.rows), config.report)
     check_success(index.rows, "slide_id", "slides", config.min_success_fraction, config.report)
     return Outputs({"index": config.output, "report": config.report})

@@ -93,7 +93,7 @@ def index(manifest: str, folder: str, settings: Settings) -> Plan:
         found = list(anchors_of(slides.rows, Profile(), map=over))
         end = time.perf_counter()
     anchors, path = sum(len(f) for f in found), f"{folder}/slides.parquet"
-    print(f"index    {len(slides.rows) / (between - start):8.0f} slides/s  ({len(slides.failed)} failed)")
+    print(f"index    {len(slides.rows) / (between - start):8.0f} slides/s  ({len(slides.failed_rows)} failed)")
     print(f"anchors  {anchors / (end - between):8.0f} anchors/s ({anchors / len(found):.0f} a slide)", flush=True)
     write_index(path, slides)
     catalog = f"{folder}/anchor_catalog_manifest.json"

@@ -17,7 +17,7 @@ from ijepath.indexing.catalog import Catalog
 from pathray.draw.canvas import CARD, FAINT, INK, MUTED, Canvas, Picture, blend
 from pathray.wsi.contours import COLOUR as CONTOUR
 from pathray.wsi.contours import draw_outline
-from pathray.wsi.kept_masks import computed_mask
+from pathray.wsi.kept_masks import cached_tissue_mask
 from pathray.wsi.reader import open_mask, open_slide
 from pathray.wsi.thumbnail import thumbnail
 
@@ -74,7 +74,7 @@ def draw_overlay(overlay: SlideOverlay, profile_name: str, scale: float = 1.0) -
     slide = open_slide(str(facts["wsi_path"]))
     try:
         picture, size = thumbnail(slide, THUMBNAIL_PX), slide.level_shapes[0]
-        tissue = _mask(mask_path) if mask_path else computed_mask(slide, mpp0)
+        tissue = _mask(mask_path) if mask_path else cached_tissue_mask(slide, mpp0)
     finally:
         slide.close()
     unit = PICTURE / max(size)
