@@ -108,7 +108,7 @@ def build(config: BuildAnchorsConfig, index: SlideIndex) -> dict[str, Any]:
             manifest = write_catalog(
                 config.output,
                 config.profile,
-                _reported(found, report, progress),
+                _record_reports(found, report, progress),
                 slide_index=config.slide_index,
                 metadata_columns=index.metadata_columns,
                 sampling_stratum_key=config.sampling_stratum_key,
@@ -155,7 +155,7 @@ def summary_of(config: BuildAnchorsConfig, report: list[dict[str, Any]], manifes
     )
 
 
-def _reported(
+def _record_reports(
     results: Iterable[SlideAnchors], report: list[dict[str, Any]], progress: Progress
 ) -> Iterator[SlideAnchors]:
     for anchors in results:

@@ -57,11 +57,11 @@ def main(loaded: Loaded[TrainRegressionConfig]) -> Outputs | None:
     check_probes(config)
     if loaded.dry_run:
         with tempfile.TemporaryDirectory(prefix="pathray-") as scratch:
-            return tell_rehearsal([checked_run(config, scratch)])
-    return work_on(checked_run(config))
+            return tell_rehearsal([prepare_run(config, scratch)])
+    return work_on(prepare_run(config))
 
 
-def checked_run(config: TrainRegressionConfig, scratch: str = "") -> Run:
+def prepare_run(config: TrainRegressionConfig, scratch: str = "") -> Run:
     """The run of `config`, its plan in the folder `scratch` if one is given. UserError where its rows cannot do what is
     asked for; a warning where they do it in another way."""
     run = run_of(config, plan_of(config, scratch))

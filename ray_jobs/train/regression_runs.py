@@ -60,11 +60,11 @@ def plan_of(config: RunConfig, scratch: str = "") -> Plan:
     try:
         plan = Opened.open(folder, verify=True)
     except UserError:  # not there yet, or damaged
-        plan = _built(lambda: build_plan(table, split, folder, normalize_target=data.normalize_target), folder)
+        plan = _build_or_open(lambda: build_plan(table, split, folder, normalize_target=data.normalize_target), folder)
     return share_plan(plan, folder, store, f"plans/{name}")
 
 
-def _built(build: Callable[[], Plan], folder: str) -> Plan:
+def _build_or_open(build: Callable[[], Plan], folder: str) -> Plan:
     """What `build` gives, or the same that another run has published meanwhile: a folder cannot replace a folder."""
     from pathray.data.plan import Plan as Opened
 

@@ -42,9 +42,9 @@ def decoder(page: Any) -> Decoder:
     the tile before decoding (WrongSize).
     """
     compression = int(page.compression)
-    sized = _size_check(page)
+    add_check = _size_check(page)
     if compression in JPEG and page.bitspersample == 8:
-        return sized(_jpeg(page))
+        return add_check(_jpeg(page))
     decode, check, colours = page.decode, compression in JPEG_2000, to_rgb(page)
 
     def other(data: bytes, index: int, rows: int) -> Pixels:
@@ -53,7 +53,7 @@ def decoder(page: Any) -> Decoder:
         pixels: Pixels = decode(data, index)[0][0]
         return pixels if colours is None else colours(pixels)
 
-    return sized(other)
+    return add_check(other)
 
 
 def to_rgb(page: Any) -> Callable[[Pixels], Pixels] | None:

@@ -138,11 +138,11 @@ def evaluate_snapshots(evaluators: Any, trained: threading.Event) -> None:
         return {"judged": json.dumps(found), "evaluator_s": 0.0}
 
     spec = evaluation_trial.TrialSpec((), URL, "cpu", 1, retries=0)
-    evaluation_trial.judged = judged  # type: ignore[assignment]
+    evaluation_trial.evaluate_once = judged  # type: ignore[assignment]
     while (found := evaluators.suggest("trial")) != FINISHED:
         if isinstance(found, dict):
             attempts = Attempts(Storage.of(URL), found["snapshot"])
-            evaluators.completed("trial", evaluation_trial.attempted(found, spec, attempts), False)
+            evaluators.record_trial("trial", evaluation_trial.evaluate_with_retries(found, spec, attempts), False)
         if trained.is_set():
             evaluators.over.set()
         time.sleep(0.05)
