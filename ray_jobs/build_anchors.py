@@ -103,7 +103,7 @@ def build(config: BuildAnchorsConfig, index: SlideIndex) -> dict[str, Any]:
     manifest: dict[str, Any] = {}
     try:
         with Progress(len(index.rows), "anchors", "slides") as progress:
-            over_ray = RayMap(_lost, chunk=4, timeout_s=config.slide_timeout_s)
+            over_ray = RayMap(_lost_slide, chunk=4, timeout_s=config.slide_timeout_s)
             found = anchors_of(index.rows, config.profile, max_enlargement=config.max_enlargement, map=over_ray)
             manifest = write_catalog(
                 config.output,
@@ -164,7 +164,7 @@ def _record_reports(
         yield anchors
 
 
-def _lost(slide: dict[str, Any], error: Exception) -> SlideAnchors:
+def _lost_slide(slide: dict[str, Any], error: Exception) -> SlideAnchors:
     """The outcome of a slide whose process died."""
     return SlideAnchors(slide, "error", f"reading this slide {error}")
 

@@ -116,11 +116,11 @@ def _on_every_node(accelerator: str, storage: Sequence[str], slides: Sequence[st
             answer = task.options(scheduling_strategy=where).remote(accelerator, list(storage), list(slides))
             pending[answer] = node["NodeManagerHostname"]
     ray.wait(list(pending), num_returns=len(pending), timeout=900)
-    reports = [_answer(answer, name) for answer, name in pending.items()]
+    reports = [_collect_report(answer, name) for answer, name in pending.items()]
     return compare_versions(reports)
 
 
-def _answer(answer: Any, name: str) -> NodeReport:
+def _collect_report(answer: Any, name: str) -> NodeReport:
     import ray
 
     try:

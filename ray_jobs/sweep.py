@@ -45,14 +45,14 @@ def main(loaded: Loaded[SweepConfig]) -> Outputs | None:
     config = loaded.config
     config = restore_config(config) if config.restore else replace(config, output=check_output(config))
     sweep = check_sweep(config)
-    _try_the_job(sweep)
+    _check_job(sweep)
     if loaded.dry_run:
         return tell((sweep.trials, "trials"))
     with ray_session(config.runtime, cpus=config.max_concurrent * (_cpus(sweep) + TRIAL_CPUS)):
         return run(sweep)
 
 
-def _try_the_job(sweep: Sweep) -> None:
+def _check_job(sweep: Sweep) -> None:
     """Dry-run the job with the first value of every key, so that a UserError is raised before Ray starts."""
     trial = sweep.job.load(sweep.first, *sweep.job.words_for(f"{sweep.config.output}/trials/none"))
     for note in trial.notes:

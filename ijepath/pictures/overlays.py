@@ -86,7 +86,7 @@ def draw_overlay(overlay: SlideOverlay, profile_name: str, scale: float = 1.0) -
     _anchors(canvas, overlay, unit)
     canvas.scale_bar(MARGIN + 8, HEADER + height - 8, mpp0 / unit, 0.25 * width, size=12)
     share = float((tissue > 0).mean())
-    _aside(canvas, overlay, (width + 2 * MARGIN, HEADER), share, profile_name, bool(mask_path))
+    _draw_facts(canvas, overlay, (width + 2 * MARGIN, HEADER), share, profile_name, bool(mask_path))
     return canvas.to_picture()
 
 
@@ -127,7 +127,7 @@ def _one_context(canvas: Canvas, x: float, y: float, side: float) -> None:
     canvas.frame(x, y, side, side, INK, 2, 5)
 
 
-def _aside(
+def _draw_facts(
     canvas: Canvas, overlay: SlideOverlay, corner: tuple[float, float], share: float, profile: str, given: bool
 ) -> None:
     x, y = corner

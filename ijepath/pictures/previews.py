@@ -139,10 +139,10 @@ def _card(canvas: Canvas, sample: PreviewSample, step: int, part: int) -> None:
         draw_scheme(canvas, sample, (x + 18, y + 50, CARD_W - 36, CARD_H - 66), part)
         return
     STEPS[step].draw(canvas, sample, (x + 16, y + 50, SQUARE), part)
-    _aside(canvas, sample, STEPS[step], x + SQUARE + 34, y + 50, CARD_W - SQUARE - 48)
+    _draw_facts(canvas, sample, STEPS[step], x + SQUARE + 34, y + 50, CARD_W - SQUARE - 48)
 
 
-def _aside(canvas: Canvas, sample: PreviewSample, step: Step, x: float, y: float, width: float) -> None:
+def _draw_facts(canvas: Canvas, sample: PreviewSample, step: Step, x: float, y: float, width: float) -> None:
     """Facts as label over value, then the caption, next to a panel's picture."""
     for name, value in step.facts(sample):
         canvas.text(x, y, name, 11, MUTED)

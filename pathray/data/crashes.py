@@ -212,7 +212,7 @@ def note_crashes(run: str) -> int:
             trace = units.with_suffix(".trace")
             told = trace.read_bytes().decode(errors="replace") if trace.exists() else ""
             plan = file.read(HEAD).decode(errors="replace").strip()
-            if found := _in_flight(file.read(), told):
+            if found := _units_to_blame(file.read(), told):
                 _note(run, units.stem, plan, found, told)
                 crashes += 1
             units.unlink()
@@ -247,7 +247,7 @@ def _local(run: str) -> Path:
     return Path(tempfile.gettempdir()) / f"pathray-decoding-{os.getuid()}" / digest_bytes(run.encode())[:16]
 
 
-def _in_flight(slots: bytes, trace: str) -> list[dict[str, int]]:
+def _units_to_blame(slots: bytes, trace: str) -> list[dict[str, int]]:
     """The units to blame for the death that `trace` tells of; none for a death from outside, or elsewhere.
 
     The thread that the signal hit is known where it is one of Python's. Of a thread that is not, a broken read of

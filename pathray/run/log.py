@@ -59,7 +59,7 @@ def line_of(row: Mapping[str, Any]) -> str:
     return f"{row['images_seen']:,} images{step}: {', '.join(figures)}"
 
 
-def _when(row: Mapping[str, Any]) -> tuple[float, int]:
+def _write_order(row: Mapping[str, Any]) -> tuple[float, int]:
     """Rows in the order in which they were written, also within a millisecond."""
     return row.get(TIME, 0.0), row["images_seen"]
 
@@ -74,7 +74,7 @@ class _Writer(logging.Handler):
         self._text = b"" if store.local else through_outages(lambda: self._content(LOG), LOG)
         rows = through_outages(lambda: self._content(METRICS), LOG)
         self._read = len(rows)
-        self._told = max(map(_when, rows_of(rows)), default=(0.0, 0))
+        self._told = max(map(_write_order, rows_of(rows)), default=(0.0, 0))
         # a signal's handler may log while its thread is writing here
         self._own, self._ending = threading.RLock(), threading.Event()
         self._thread = threading.Thread(target=self._follow, name="pathray-run-log", daemon=True)
@@ -116,8 +116,8 @@ class _Writer(logging.Handler):
         whole = content[: content.rfind(b"\n") + 1]
         self._read += len(whole)
         for row in rows_of(whole):
-            if _when(row) > self._told:
-                self._told = _when(row)
+            if _write_order(row) > self._told:
+                self._told = _write_order(row)
                 self._write(f"{time.strftime(STAMP, time.localtime(row[TIME]))} {line_of(row)}")
 
     def _content(self, name: str, start: int = 0) -> bytes:

@@ -123,7 +123,7 @@ class MlflowFeeder:
         fresh = {file.name: content for file in self._files if (content := self._read_if_changed(file)) is not None}
         if self._client is not None and not fresh:
             return 0
-        with self._alone():
+        with self._feed_lock():
             client = self._connect()
             if any(self._was_cut_back(file, fresh.get(file.name)) for file in self._files):
                 client = self._continue_in_new_run(client)
@@ -182,7 +182,7 @@ class MlflowFeeder:
             )
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _feed_lock(self) -> Iterator[None]:
         """No other feeder of this folder asks and sends at the same time, where the folder is on a disk."""
         if not self._store.local or not self._store.exists():
             yield

@@ -117,7 +117,7 @@ class Session:
         finally:
             self._close()
         self.failure.check()
-        with self.failure.together():
+        with self.failure.keep_error():
             outcome = self._finish(state, end, metrics) if end != RETRY else self._retry(changes)
         self.failure.check()
         return outcome
@@ -212,7 +212,7 @@ class Session:
     def _is_stop_requested(self) -> bool:
         """Polled by the loop on rank 0 only. A save or a row that failed in the background ends the run here, and not
         only when the next one is due. A file on a disk is looked for at once: a run then ends at its very next step."""
-        with self.failure.together():
+        with self.failure.keep_error():
             self.saves.saver.check()
         self.tick_log.check()
         assert self.stop_poll is not None

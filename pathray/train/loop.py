@@ -231,7 +231,7 @@ class _Loop:
         state.health.check(report, settings, step=state.step, seen=seen)
         tick.save = state.health.take_save_request(report) or save
         tick.end = "budget" if last else "stopped" if report.stop else None
-        news = state.health.news(report)
+        news = state.health.bad_step_metrics(report)
         if log or tick.end:
             tick.metrics = self._metrics() | news
         elif news:

@@ -138,7 +138,7 @@ def _start(ray: Any, config: RuntimeConfig, cpus: float) -> None:
     # An embedded Ray listens on this machine only and ends with the job: it needs no tokens (the default since 2.59)
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     num_cpus = config.num_cpus or max(os.cpu_count() or 1, math.ceil(cpus) + 2)
-    _enough("CPU", num_cpus, cpus, "runtime.num_cpus")
+    _refuse_shortage("CPU", num_cpus, cpus, "runtime.num_cpus")
     folder = temporary_folder()
     try:
         with _child_environment(_environment_for(config)):
@@ -234,12 +234,14 @@ def object_store_mb() -> int:
 
 def _require_capacity(session: Session, cpus: float, gpus: float, autoscaling: bool) -> Session:
     if not autoscaling:
-        _enough("CPU", session.resources.get("CPU", 0.0), cpus, "runtime.num_cpus" if session.embedded else None)
-        _enough("GPU", session.resources.get("GPU", 0.0), gpus, None)
+        _refuse_shortage(
+            "CPU", session.resources.get("CPU", 0.0), cpus, "runtime.num_cpus" if session.embedded else None
+        )
+        _refuse_shortage("GPU", session.resources.get("GPU", 0.0), gpus, None)
     return session
 
 
-def _enough(name: str, have: float, need: float, key: str | None) -> None:
+def _refuse_shortage(name: str, have: float, need: float, key: str | None) -> None:
     if have < need:
         raise UserError(
             f"Ray has too few {name}s for this job", key=key, found=f"{have:g} {name}", expected=f"at least {need:g}"

@@ -133,7 +133,7 @@ class Evaluators:
     def drain(self) -> None:
         """No further snapshots will come: wait until those that are there have been judged. Then write the report."""
         self.over.set()
-        waiting = len(self._safely(self._waiting) or ())
+        waiting = len(self._safely(self._waiting_snapshots) or ())
         if self.limited:
             waiting = min(waiting, self.tuning.execution.max_pending_jobs)
         if waiting or self.running:
@@ -296,7 +296,7 @@ class Evaluators:
             self.newest, self.new_at = newest, time.monotonic()
         return found
 
-    def _waiting(self) -> list[Any]:
+    def _waiting_snapshots(self) -> list[Any]:
         done = {r.images_seen for r in self.results.records()} | {s.images_seen for s, _ in self._in_work()}
         return [s for s in self._snapshots() if s.images_seen not in done]
 
@@ -338,7 +338,7 @@ class Evaluators:
 
     def _record(self, snapshot: Any, status: str, due: dict[str, list[str]], more: dict[str, Any]) -> None:
         lag = {
-            "tune/queue_depth": len([s for s in self._waiting() if s.images_seen != snapshot.images_seen]),
+            "tune/queue_depth": len([s for s in self._waiting_snapshots() if s.images_seen != snapshot.images_seen]),
             "tune/dropped": self.results.n_dropped() + (status == "dropped"),
             "tune/lag_images": max(0, self.newest - snapshot.images_seen),
             "tune/lag_s": max(0.0, time.time() - snapshot.created) if snapshot.created else 0.0,

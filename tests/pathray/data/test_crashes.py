@@ -180,8 +180,8 @@ def test_notes_hold_when_only_the_files_of_the_slides_moved(tmp_path):
 def test_a_crash_outside_of_pythons_threads_is_put_down_to_the_only_unit_in_flight(reading, blamed):
     slots = b"".join(crashes.SLOT.pack(100 + i, i, i, i) for i in range(reading)) + crashes.SLOT.pack(*crashes.FREE)
     segfault = "Fatal Python error: Segmentation fault\n\nThread 0x00000064 (most recent call first):\n"
-    assert len(crashes._in_flight(slots, segfault)) == blamed
-    assert crashes._in_flight(slots, segfault.replace("Segmentation fault", "Aborted")) == []
+    assert len(crashes._units_to_blame(slots, segfault)) == blamed
+    assert crashes._units_to_blame(slots, segfault.replace("Segmentation fault", "Aborted")) == []
 
 
 def test_a_temporary_folder_that_takes_no_journal_ends_no_run(tmp_path, plan, monkeypatch, caplog):

@@ -72,7 +72,7 @@ def test_a_save_that_failed_in_the_background_ends_the_run_at_the_next_poll():
 
 
 def test_what_storage_refuses_ends_another_rank_than_the_first_at_once():
-    with pytest.raises(StorageError), SharedFailure(1, "run").together():
+    with pytest.raises(StorageError), SharedFailure(1, "run").keep_error():
         raise OSError(28, "No space left on device")
 
 

@@ -384,7 +384,7 @@ def test_a_result_that_storage_does_not_take_is_kept_and_recorded_once_when_it_d
     monkeypatch.setattr(Results, "record", away)
     found.record_trial("a", result(0.5), False)
     assert found.suggest("b") is None and found.suggest("b") is None, "nothing else is begun"
-    assert found.troubled is not None and len(found._waiting()) == 1
+    assert found.troubled is not None and len(found._waiting_snapshots()) == 1
     monkeypatch.setattr(Results, "record", record)
     assert judge_all(found) == [0]
     assert [(row["images_seen"], row[KEY]) for row in found.results.rows] == [(100, 0.5), (0, 0.5)]

@@ -110,7 +110,7 @@ def test_the_queue_is_kept_short_while_an_evaluation_takes_its_time(tmp_path):
     for i in range(1, 6):
         snapshot(tmp_path, 100 * i, i)
         assert watch.suggest("next") is None
-        assert len(watch._waiting()) <= 2
+        assert len(watch._waiting_snapshots()) <= 2
     assert rows(tmp_path) == [(100, "dropped"), (200, "dropped"), (300, "dropped")]
     watch.record_trial("slow", answer(0.5), False)
     assert watch.suggest("next")["images_seen"] == 500
