@@ -281,7 +281,7 @@ def _robustness(folder: Path) -> list[Shown]:
     words = "Left: coloured by tissue class, right: by hospital. Colours that mix on the right are good."
     captions = {"first": "The same patches before training.", "newest": "The same patches after training."}
     embeddings = [Shown(folder / f"embedding_0_{name}.png", f"{text} {words}") for name, text in captions.items()]
-    curves = "Metrics of the encoder's snapshots over images seen, evaluated while the training went on."
+    curves = "Metrics of the encoder's snapshots over images seen, evaluated during training."
     return [Shown(folder / "curves.png", curves), *embeddings]
 
 

@@ -3,8 +3,8 @@
     python -m ray_jobs.pretrain_adios --config smoke data_path=patches output=outputs/adios total_iterations=200
 
 `data_path` is a folder of zip archives or a dataset_index.pkl, which are indexed first, or an index that
-ray_jobs.index_patches wrote. Training goes on from the newest checkpoint of the output folder. SIGTERM and Ctrl-C
-checkpoint and end cleanly; the same command goes on.
+ray_jobs.index_patches wrote. Training resumes from the newest checkpoint of the output folder. SIGTERM and Ctrl-C
+checkpoint and end cleanly; the same command resumes the run.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def make_paths_absolute(config: PretrainAdiosConfig) -> PretrainAdiosConfig:
 
 def check(config: PretrainAdiosConfig) -> None:
     """UserError, before Ray is started, for what can be told of the config, of the folder of archives and of the run
-    that is gone on with."""
+    that is resumed."""
     from adios.patches.index import PatchIndex, archives_of
     from adios.settings import check_networks
 
@@ -113,7 +113,7 @@ def _outputs_if_finished(config: PretrainAdiosConfig) -> Outputs | None:
 
 
 def prepare(config: PretrainAdiosConfig) -> Any:
-    """The plan: that of the run which is gone on with, else of the patches that there are now, indexed where they have
+    """The plan: that of the run that is resumed, else of the patches that there are now, indexed where they have
     not been. UserError, with the run's own plan left as it is, when the run was begun with others."""
     from pathray.store.storage import Storage
 
@@ -172,8 +172,8 @@ def _archives(config: PretrainAdiosConfig) -> tuple[str, set[str]]:
 
 
 def _build_plan(config: PretrainAdiosConfig, folder: str) -> Plan:
-    """A plan of the patches that there are now. It takes its place in `folder` only when the run, if one is gone on
-    with, may have it."""
+    """A plan of the patches that there are now. It takes its place in `folder` only when the run, if one is
+    resumed, may have it."""
     from adios.plan import build_plan, identity
     from pathray.data.plan import Plan
 

@@ -4,8 +4,8 @@
         data.slide_manifest_csv=slides.csv output=outputs/run optimization.total_images_budget=100000
 
 A manifest and an output folder are enough: slide index and anchor catalog are built under the output folder when they
-are missing or stale, then training starts, or goes on from the newest checkpoint of the output folder. SIGTERM and
-Ctrl-C checkpoint and end cleanly; the same command goes on.
+are missing or stale, then training starts, or resumes from the newest checkpoint of the output folder. SIGTERM and
+Ctrl-C checkpoint and end cleanly; the same command resumes the run.
 """
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ def _train_and_judge(run: Run, store: Storage, done: Outputs) -> Outputs:
             log.info("stopped while features were computed; the same command resumes")
             return Outputs({"run": run.folder})
         log.info("ended (%s) after %s images", outcome.end, f"{outcome.images_seen:,}")
-        if outcome.artifact is None:  # interrupted: the same command goes on
+        if outcome.artifact is None:  # interrupted: the same command resumes it
             _summarise(run, outcome, {"checkpoint": outcome.checkpoint})
             return Outputs({"run": run.folder, "checkpoint": outcome.checkpoint})
         judge(run, outcome.end, kept)

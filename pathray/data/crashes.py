@@ -89,7 +89,7 @@ class Journal:
             SLOT.pack_into(self._map, HEAD + slot * SLOT.size, *FREE)
 
     def close(self) -> None:
-        """The process goes on, or ends well: leave nothing behind."""
+        """The process continues, or ends well: leave nothing behind."""
         if self._file.closed:
             return
         faulthandler.disable()

@@ -64,7 +64,7 @@ class Results:
         reached = -1 if newest is None else int(newest.meta["images_seen"])
         beyond = len([row for row in self.rows if row["images_seen"] > reached])
         if beyond:
-            log.warning("%d evaluations beyond the newest checkpoint do not count: the run goes on before them", beyond)
+            log.warning("%d evaluations beyond the newest checkpoint do not count: the run resumes before them", beyond)
             self._log.cut_back(reached)
             self.reload()
         return beyond
@@ -186,7 +186,7 @@ class Results:
 
     def prune(self, keep_last_n: int, tag: str | None) -> list[str]:
         """Remove snapshots that were taken for evaluation and have their row, except the newest `keep_last_n`, the one
-        that a resumed run would go on from, and one that is the best but not copied yet. Returns the paths removed."""
+        that a resumed run would start from, and one that is the best but not copied yet. Returns the paths removed."""
         done = {row["images_seen"] for row in self.rows}
         snapshots = [s for s in self.snapshots() if self._is_numbered(s)]
         newest = latest(self.store.join(CHECKPOINTS), tag) if tag else None

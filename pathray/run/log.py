@@ -1,4 +1,4 @@
-"""log.txt of a run: what its driver says, and a line per row of metrics.jsonl, written as the run goes on.
+"""log.txt of a run: what its driver says, and a line per row of metrics.jsonl, written while the run is in progress.
 
 A resumed run appends. Object stores cannot append: there the file is written anew every half minute and at the end.
 Not here: figures over time, whose truth is metrics.jsonl (pathray.store.metrics_log).
@@ -111,7 +111,7 @@ class _Writer(logging.Handler):
             print(f"{LOG} cannot be written now: {e}", file=sys.stderr)
 
     def _tell_rows(self) -> None:
-        """The new rows: by their time, since a run that is gone on with cuts its metrics back."""
+        """The new rows: by their time, since a resumed run cuts its metrics back."""
         content = self._content(METRICS, self._read if self._store.local else 0)
         whole = content[: content.rfind(b"\n") + 1]
         self._read += len(whole)

@@ -303,7 +303,7 @@ def client_of(uri: str) -> Any:
 
 
 def within(seconds: float, action: Callable[[], Any]) -> Any:
-    """What `action` gives or raises. TimeoutError when it takes longer; it goes on as a daemon thread meanwhile."""
+    """What `action` gives or raises. TimeoutError when it takes longer; it continues in a daemon thread meanwhile."""
     result: dict[str, Any] = {}
 
     def run() -> None:

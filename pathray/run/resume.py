@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 def find_checkpoint(run_dir: str, tag: str, resume: str = "auto", fit_id: str = "") -> Committed | None:
     """The newest checkpoint in the run folder; before there is one, the one that `resume` names; None: a fresh start.
 
-    With `resume` ``never`` only checkpoints of the fit `fit_id` itself are gone on from (after a worker died), and
+    With `resume` ``never`` a run resumes only from checkpoints of the fit `fit_id` itself (after a worker died), and
     UserError is raised where there are others. MissingFile when `resume` names what is no committed checkpoint.
     """
     newest = checkpoint.latest(Storage.of(run_dir).join(CHECKPOINTS), tag)

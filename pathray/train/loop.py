@@ -40,7 +40,7 @@ class Tick:
     """What the loop hands out after each step. `step` and `images_seen` count what is done.
 
     `metrics` is set on the log cadence, at the end, and whenever a step was bad. `save` and `snapshot` say that their
-    cadence is due. `end` is None while the run goes on, else ``budget`` or ``stopped``; the last tick has it. `step_s`
+    cadence is due. `end` is None until the run ends, then ``budget`` or ``stopped``; the last tick has it. `step_s`
     and `wait_s` are the host's time of this step, and the part of it spent waiting for data. Whoever ends the run
     early calls `flush` (on all ranks) for the metrics since the last row.
     """

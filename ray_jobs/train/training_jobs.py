@@ -1,4 +1,4 @@
-"""What the training jobs of all sciences share: where a run is and what it goes on from, and what is told to `fit`.
+"""What the training jobs of all sciences share: where a run is and what it resumes from, and what is told to `fit`.
 
 Of a config they want `output`, `checkpoint`, `logging`, `scaling`, `data` and, where the science has it, `tuning`.
 Nothing here imports torch before there is a checkpoint.
@@ -39,7 +39,7 @@ def absolute(path: str | None) -> str | None:
 
 
 def make_paths_absolute(config: Any, **changes: Any) -> Any:
-    """`config` with `changes`; output, checkpoint to go on from and what evaluations read are absolute. Of a trial's
+    """`config` with `changes`; output, checkpoint to resume from and what evaluations read are absolute. Of a trial's
     config, too, which has no output yet."""
     checkpoint = config.checkpoint
     if checkpoint.resume not in ("auto", "never"):
@@ -73,7 +73,7 @@ def check_tuning(config: Any) -> None:
 
 
 def checkpoint_to_resume(config: Any) -> Committed | None:
-    """The checkpoint that this run would go on from."""
+    """The checkpoint that this run would resume from."""
     from pathray.store.storage import Storage
 
     store, resume = Storage.of(str(config.output)), config.checkpoint.resume

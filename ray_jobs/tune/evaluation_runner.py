@@ -111,7 +111,7 @@ class Evaluators:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        """Ends at once what `drain` has not waited for: it is on storage, and the next start goes on with it."""
+        """Ends at once what `drain` has not waited for: it is on storage, and the next start resumes it."""
         from ray_jobs.tune.searchers import WATCHES
 
         self.abandoned.set()
@@ -127,7 +127,7 @@ class Evaluators:
 
     @property
     def is_working(self) -> bool:
-        """Whether evaluations go on, or may."""
+        """Whether evaluations run, or may."""
         return self._thread is not None and self._thread.is_alive()
 
     def drain(self) -> None:

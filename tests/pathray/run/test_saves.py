@@ -179,7 +179,7 @@ def test_which_saves_are_snapshots_for_evaluators_and_what_their_numbers_are():
     assert save(250, end="budget") is None, "without evaluators the last state is a checkpoint like others"
     own.parts.tuning = object()
     assert save(250, end="budget") == 3 and save(300, snapshot=True, end="budget") == 3
-    assert save(150, end="stopped") is None, "a run that is interrupted goes on"
+    assert save(150, end="stopped") is None, "an interrupted run resumes"
 
 
 @pytest.mark.parametrize(("tuning", "numbers"), [(None, [None, None]), (object(), [None, 3])])

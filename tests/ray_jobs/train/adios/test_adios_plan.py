@@ -32,7 +32,9 @@ def run(request, tmp_path, monkeypatch):
     for module in (pretrain_adios, pretraining):
         monkeypatch.setattr(module, "checkpoint_to_resume", lambda config: state.newest)
     monkeypatch.setattr(
-        pretrain_adios, "recorded", lambda config: state.newest.meta["identity"]["values"] if state.newest else {}
+        pretrain_adios,
+        "recorded_identity",
+        lambda config: state.newest.meta["identity"]["values"] if state.newest else {},
     )
 
     def index(config):
