@@ -64,7 +64,7 @@ def test_a_save_that_failed_in_the_background_ends_the_run_at_the_next_poll():
     def check():
         raise StorageError("cannot write: no space left", file="checkpoints")
 
-    poll = SimpleNamespace(asked=lambda: False)
+    poll = SimpleNamespace(is_requested=lambda: False)
     asked = rank(saves=SimpleNamespace(saver=SimpleNamespace(check=check)), store=BUCKET, stop_poll=poll)
     assert asked._is_stop_requested()
     with pytest.raises(RunFailed, match="no space left"):
