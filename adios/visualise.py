@@ -57,7 +57,7 @@ def draw_masks(images: Pixels, masks: Floats, title: str, mean: Sequence[float] 
     for row, (image, own) in enumerate(zip(images, masks, strict=True)):
         for i, picture in enumerate(cells(image, own, mean)):
             canvas.picture(picture, _column_x(i), HEADER + row * (CELL + GAP), CELL, CELL)
-    return canvas.finished()
+    return canvas.to_picture()
 
 
 def cells(image: Pixels, masks: Floats, mean: Sequence[float] | None = None) -> list[Picture]:

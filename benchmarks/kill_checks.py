@@ -36,7 +36,7 @@ def _damage(one: Committed) -> list[str]:
             found = {}
         if found != entry:
             problems.append(f"{folder.name}/{name} is committed, but not whole")
-    pruned = not (folder / COMMITTED).exists()  # meanwhile, by a run that goes on
+    pruned = not (folder / COMMITTED).exists()  # meanwhile, by a run that resumes
     return [] if pruned else problems
 
 

@@ -51,7 +51,7 @@ from pathray.config.load import load_config
 from pathray.data.order import stratified_order
 from pathray.data.plan import Plan, PlanWriter
 from pathray.data.share import Lookup, rank_rows
-from pathray.data.stream import DecodeSettings, decoded
+from pathray.data.stream import DecodeSettings, stream_batches
 from pathray.device import Device
 from pathray.draw.charts import Panel, draw_curves
 from pathray.evaluation.metrics.probe import knn_probe, linear_probe
@@ -180,7 +180,7 @@ def pretrain(recipe: IJepathRecipe, config: RunConfig, plan: Plan) -> Iterator[d
 
     def batches(start: int) -> Iterator[dict[str, Any]]:
         rows = rank_rows(lookup, start, settings.total_images, settings.global_batch, 0, 1, settings.micro_batch)
-        for batch in decoded(rows, reader, lookup, DecodeSettings(threads=config.data.threads)):
+        for batch in stream_batches(rows, reader, lookup, DecodeSettings(threads=config.data.threads)):
             del batch["faults"]
             yield batch
 

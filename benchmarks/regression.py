@@ -31,7 +31,7 @@ from scipy import stats
 
 from pathray.data.share import Lookup, rank_rows
 from pathray.data.splits import Split
-from pathray.data.stream import DecodeSettings, decoded
+from pathray.data.stream import DecodeSettings, stream_batches
 from pathray.device import Device
 from pathray.stats.correlation import bootstrap_correlation, spearman
 from pathray.train.loop import run
@@ -99,7 +99,7 @@ def data_wait(her2st: Path, batch: int = 16, steps: int = 12, warm: int = 2) -> 
 
         def batches(start: int) -> Iterator[dict[str, Any]]:
             rows = rank_rows(lookup, start, settings.total_images, batch, 0, 1, settings.micro_batch)
-            for one in decoded(rows, parts.reader, lookup, DecodeSettings(threads=1)):
+            for one in stream_batches(rows, parts.reader, lookup, DecodeSettings(threads=1)):
                 yield {key: value for key, value in one.items() if key != "faults"}
 
         state = TrainState(parts.recipe, settings, device)

@@ -69,7 +69,7 @@ def grow(organ: Organ, seed: int, size_um: float, *, tumour_share: float, pieces
     gland = signed_distance(np.minimum.reduce([level, -lymphoid, -fat, tissue - 6]))
     lumen = _lumen(rng, n, organ, gland, tumour)
     vessel = _vessels(rng, n, np.minimum.reduce([tissue, -gland, -lymphoid, -fat]) - 8)
-    around = _smoothed(-signed_distance(np.maximum(gland, vessel + 6)), 3)
+    around = _smooth(-signed_distance(np.maximum(gland, vessel + 6)), 3)
     loose = np.clip(organ.looseness + 0.16 * smooth_noise(rng, (n, n), 110), 0, 1)
     loose = np.where(tumour > 0, np.clip(loose * 0.6 + 0.15, 0, 1), loose)
     return Anatomy(
@@ -98,10 +98,10 @@ def signed_distance(level: Field) -> Field:
     if inside.all():
         return np.full(level.shape, 1e3, np.float32)
     distance = distance_transform_edt(inside) - distance_transform_edt(~inside)
-    return _smoothed(((distance - np.sign(distance) * 0.5) * STEP).astype(np.float32), 1)
+    return _smooth(((distance - np.sign(distance) * 0.5) * STEP).astype(np.float32), 1)
 
 
-def _smoothed(grid: Field, sigma: float) -> Field:
+def _smooth(grid: Field, sigma: float) -> Field:
     from scipy.ndimage import gaussian_filter
 
     return gaussian_filter(grid, sigma, mode="nearest", truncate=3)
@@ -244,7 +244,7 @@ def _fat_cells(rng: np.random.Generator, fat: Field, tissue: Field) -> tuple[Fie
     own = (sample(fat, points, STEP) > 0) & (sample(tissue, points, STEP) > 15)
     level = np.full(shape, -1.0, np.float32)
     level[where[:, 0], where[:, 1]] = np.where(own[nearest[:, 0]], 1.0, -1.0)
-    return _smoothed(signed_distance(level), 2.5), wall
+    return _smooth(signed_distance(level), 2.5), wall
 
 
 def _fibres(rng: np.random.Generator, around: Field) -> tuple[Field, Field]:
@@ -253,7 +253,7 @@ def _fibres(rng: np.random.Generator, around: Field) -> tuple[Field, Field]:
     Directions are averaged as doubled angles, so that a fibre and its reverse are equal.
     """
     shape = around.shape
-    dy, dx = np.gradient(_smoothed(around, 5))
+    dy, dx = np.gradient(_smooth(around, 5))
     near = np.exp(-np.maximum(around, 0) / 35)
     free = rng.uniform(0, np.pi) + 1.1 * smooth_noise(rng, shape, 130)
     tangent = np.arctan2(dx, dy) + np.pi / 2

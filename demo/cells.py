@@ -71,7 +71,7 @@ def _cells(
     return Cells(*(np.asarray(v, np.float32) for v in values), rng.integers(0, 2**32, n, np.uint32))
 
 
-def _packed(rng: np.random.Generator, density: Field, distance: float) -> npt.NDArray[np.float64]:
+def _scatter_apart(rng: np.random.Generator, density: Field, distance: float) -> npt.NDArray[np.float64]:
     """Points at least `distance` µm apart, from `density` candidates per µm²."""
     points = scatter(rng, density * np.float32(STEP**2), STEP)
     return points[thin_out(points, distance, rng)]
@@ -88,7 +88,7 @@ def epithelial_nuclei(anatomy: Anatomy, rng: np.random.Generator) -> Cells:
     organ, depth = anatomy.organ, anatomy.gland
     base = organ.nucleus[0] + 1.6
     band = (np.abs(depth - base) < 1.7) & (anatomy.tumour <= 0) & (anatomy.lumen < -3)
-    points = _packed(rng, band * np.float32(0.45), organ.nuclear_spacing)
+    points = _scatter_apart(rng, band * np.float32(0.45), organ.nuclear_spacing)
     points += rng.normal(0, 0.5, points.shape)
     angle = _normal_angle(depth, points) + rng.normal(0, 0.15, len(points))
     return _cells(rng, points, organ.nucleus, 0.09, angle, (1.45, 0.16), clumps=0.22, rim=0.2, nucleoli=0.1)
@@ -97,7 +97,7 @@ def epithelial_nuclei(anatomy: Anatomy, rng: np.random.Generator) -> Cells:
 def tumour_nuclei(anatomy: Anatomy, rng: np.random.Generator) -> Cells:
     """Large, crowded, uneven nuclei in several layers, some with a nucleolus, few in division."""
     inside = (anatomy.gland > 4.5) & (anatomy.lumen < -4.5) & (anatomy.tumour > 0)
-    points = _packed(rng, inside * np.float32(0.10), 7.3)
+    points = _scatter_apart(rng, inside * np.float32(0.10), 7.3)
     angle = _normal_angle(anatomy.gland, points) + rng.normal(0, 0.5, len(points))
     dark = rng.random(len(points)) < 0.22
     pale = _cells(
@@ -111,12 +111,12 @@ def stromal_nuclei(anatomy: Anatomy, rng: np.random.Generator) -> Cells:
     """Spindle nuclei of fibroblasts along the fibres, and endothelium around vessels."""
     stroma = (anatomy.stroma > 3) & (anatomy.lymphoid < 5)
     per_um2 = anatomy.organ.fibroblasts * 1e-6 * np.where(anatomy.tumour > 0, 1.5, 1.0)
-    points = _packed(rng, (stroma * per_um2).astype(np.float32), 6)
+    points = _scatter_apart(rng, (stroma * per_um2).astype(np.float32), 6)
     fibre = sample(anatomy.fibre_x, points, STEP), sample(anatomy.fibre_y, points, STEP)
     angle = np.arctan2(*fibre) + rng.normal(0, 0.18, len(points))
     spindle = _cells(rng, points, (7.2, 1.75), 0.22, angle, (1.25, 0.25), clumps=0.15, rim=0.1)
     wall = np.abs(anatomy.vessel + 2.0) < 1.2
-    points = _packed(rng, wall * np.float32(0.06), 12)
+    points = _scatter_apart(rng, wall * np.float32(0.06), 12)
     angle = _normal_angle(anatomy.vessel, points) + np.pi / 2
     return join_cells([spindle, _cells(rng, points, (5.2, 1.5), 0.15, angle, (1.5, 0.2), clumps=0.1)])
 
@@ -130,7 +130,7 @@ def lymphocytes(anatomy: Anatomy, rng: np.random.Generator) -> Cells:
     follicle = (anatomy.lymphoid > 0) & (anatomy.tissue > 5) & (anatomy.vessel < -4)
     halo = np.exp(np.minimum(anatomy.lymphoid, 0) / 18) * 0.012 * (anatomy.stroma > 3.5)
     density = np.where(follicle, 0.055, np.clip(stroma + halo, 0, 0.02)).astype(np.float32)
-    points = _packed(rng, density, 5.4)
+    points = _scatter_apart(rng, density, 5.4)
     center = sample(anatomy.lymphoid, points, STEP) > 75
     angle = rng.uniform(0, np.pi, len(points))
     small = _cells(rng, points[~center], (3.1, 2.8), 0.10, angle[~center], (1.75, 0.2), clumps=0.2, rim=0.05)
@@ -146,7 +146,7 @@ def vacuoles(anatomy: Anatomy, rng: np.random.Generator) -> Cells:
     low, high = 2 * organ.nucleus[0] + 6, organ.epithelium - 4
     rich = smooth_noise(rng, anatomy.gland.shape, 60) > -1.2
     band = (anatomy.gland > low) & (anatomy.gland < high) & (anatomy.tumour <= 0) & (anatomy.lumen < -4) & rich
-    points = _packed(rng, band * np.float32(0.08 * organ.goblets), 8.2)
+    points = _scatter_apart(rng, band * np.float32(0.08 * organ.goblets), 8.2)
     angle = _normal_angle(anatomy.gland, points)
     return _cells(rng, points, (6.6, 4.6), 0.13, angle, (1, 0))
 
@@ -155,6 +155,6 @@ def red_cells(anatomy: Anatomy, rng: np.random.Generator) -> Cells:
     """Erythrocytes in vessels, in varying density, and a few outside."""
     filled = np.clip(0.8 + 0.7 * smooth_noise(rng, anatomy.vessel.shape, 90), 0.02, 1)
     density = (anatomy.vessel > 1.5) * 0.06 * filled + (anatomy.stroma > 8) * 6e-6
-    points = _packed(rng, density.astype(np.float32), 5.2)
+    points = _scatter_apart(rng, density.astype(np.float32), 5.2)
     angle = rng.uniform(0, np.pi, len(points))
     return _cells(rng, points, (3.3, 2.8), 0.09, angle, (0.85, 0.1))

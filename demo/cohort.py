@@ -156,7 +156,7 @@ def _patches(
     rows = []
     for label in LABELS:
         share = _share(anatomy.zone == ZONES.index(label), cells)
-        corners = _apart(np.argwhere(share >= 0.9), cells, settings.patches_per_label, rng)
+        corners = _choose_apart(np.argwhere(share >= 0.9), cells, settings.patches_per_label, rng)
         for k, (y, x) in enumerate(corners * (STEP / slide.hospital.mpp)):
             size = round(fov / slide.hospital.mpp)
             crop = picture[round(y) : round(y) + size, round(x) : round(x) + size]
@@ -176,7 +176,7 @@ def _share(zone: np.ndarray, cells: int) -> np.ndarray:
     return np.asarray(inner / cells**2)
 
 
-def _apart(corners: np.ndarray, cells: int, most: int, rng: np.random.Generator) -> np.ndarray:
+def _choose_apart(corners: np.ndarray, cells: int, most: int, rng: np.random.Generator) -> np.ndarray:
     chosen: list[np.ndarray] = []
     for corner in corners[rng.permutation(len(corners))[:4000]]:
         if len(chosen) == most:

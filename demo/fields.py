@@ -96,7 +96,7 @@ class Window:
         return cell, (place - cell).astype(np.float32)
 
 
-def rising(distance: Field, softness: float) -> Field:
+def smoothstep(distance: Field, softness: float) -> Field:
     """A smooth step from 0 to 1 across the edge distance = 0, over ± `softness` µm."""
     t = np.clip(distance * np.float32(0.5 / softness) + np.float32(0.5), 0, 1)
     return t * t * (3 - 2 * t)

@@ -53,7 +53,7 @@ def vary_stain(hospital: Hospital, seed: int) -> Hospital:
 
     rng = np.random.default_rng([seed, 3])
 
-    def shaken(vector: Vector, spread: float) -> Vector:
+    def shake(vector: Vector, spread: float) -> Vector:
         moved = np.array(vector) * np.exp(rng.normal(0, spread, 3))
         a, b, c = (moved / np.linalg.norm(moved)).tolist()
         return a, b, c
@@ -61,8 +61,8 @@ def vary_stain(hospital: Hospital, seed: int) -> Hospital:
     strength = tuple((np.array(hospital.strength) * np.exp(rng.normal(0, 0.07, 2))).tolist())
     return replace(
         hospital,
-        haematoxylin=shaken(hospital.haematoxylin, 0.03),
-        eosin=shaken(hospital.eosin, 0.03),
+        haematoxylin=shake(hospital.haematoxylin, 0.03),
+        eosin=shake(hospital.eosin, 0.03),
         strength=strength,
     )
 

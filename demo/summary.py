@@ -92,7 +92,7 @@ def gather(output: Path, manifest: Path, train_s: float, total_s: float) -> Fact
         slides = list(csv.DictReader(f))
     catalog = json.loads((output / "run" / layout.ANCHOR_CATALOG).read_text())
     rows = [row for row in rows_of((output / "run" / layout.METRICS).read_bytes()) if "images_seen" in row]
-    judged = _judged(output / "run")
+    judged = _evaluation_rows(output / "run")
     images = max((int(row["images_seen"]) for row in rows), default=0)
     train_s, total_s = _times(output / TIMES, images, train_s, total_s)
     speeds = sorted(row["images_per_s"] for row in rows if row.get("images_per_s") is not None)
@@ -130,7 +130,7 @@ def _times(path: Path, images: int, train_s: float, total_s: float) -> tuple[flo
     return train_s, total_s
 
 
-def _judged(run: Path) -> list[dict[str, float]]:
+def _evaluation_rows(run: Path) -> list[dict[str, float]]:
     """The rows of evaluations that succeeded, by images."""
     path = run / layout.EVALUATIONS
     rows = [row for row in whole_rows(rows_of(path.read_bytes())) if row["status"] == "ok"] if path.is_file() else []
@@ -282,7 +282,7 @@ def _robustness(folder: Path) -> list[Shown]:
     words = "Left: coloured by tissue class, right: by hospital. Colours that mix on the right are good."
     captions = {"first": "The same patches before training.", "newest": "The same patches after training."}
     embeddings = [Shown(folder / f"embedding_0_{name}.png", f"{text} {words}") for name, text in captions.items()]
-    curves = "Metrics of the encoder's snapshots over images seen, evaluated while the training went on."
+    curves = "Metrics of the encoder's snapshots over images seen, evaluated during training."
     return [Shown(folder / "curves.png", curves), *embeddings]
 
 

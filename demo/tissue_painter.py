@@ -14,7 +14,7 @@ import numpy as np
 from demo import cells as kinds
 from demo.anatomy import STEP, Anatomy
 from demo.cells import Cells, join_cells
-from demo.fields import Field, Window, ridge, rising, smooth_noise, streaks, texture
+from demo.fields import Field, Window, ridge, smooth_noise, smoothstep, streaks, texture
 from demo.stamps import stamps
 
 MARGIN = 64  # cells up to this many pixels outside a strip are drawn
@@ -98,7 +98,7 @@ def paint(painting: Painting, mpp: float, top: int, left: int, height: int, widt
     _vacuoles(painting.vacuoles, painting.clumps, mpp, (top, left), (blue, pink))
     blood = np.zeros_like(pink)
     _red_cells(painting.red_cells, painting.clumps, mpp, (top, left), (pink, blood))
-    edge = rising(window.read(anatomy.tissue) + 0.8 * grain, 2.0) * window.read(painting.shade)
+    edge = smoothstep(window.read(anatomy.tissue) + 0.8 * grain, 2.0) * window.read(painting.shade)
     blue *= edge
     pink *= edge
     blood *= edge
@@ -113,12 +113,12 @@ def _stroma(painting: Painting, window: Window, grain: Field, gland: Field) -> t
     loose = window.read(anatomy.loose)
     pink = 0.57 + 0.12 * coarse + 0.19 * fine + 0.05 * grain
     blue = 0.11 + 0.03 * grain + 0.03 * fine
-    gaps = rising(coarse + 0.9 * fine + 0.1 * grain - 2.2 + 1.5 * loose, 1.3)
+    gaps = smoothstep(coarse + 0.9 * fine + 0.1 * grain - 2.2 + 1.5 * loose, 1.3)
     solid = 1 - (0.45 + 0.5 * loose) * gaps
-    follicle = rising(window.read(anatomy.lymphoid), 12)
+    follicle = smoothstep(window.read(anatomy.lymphoid), 12)
     solid += follicle * (0.45 - solid)
     blue += follicle * 0.22
-    slit = ridge(gland + 2.2, 1.6) * rising(window.read(painting.retracted) - 0.9, 0.6)
+    slit = ridge(gland + 2.2, 1.6) * smoothstep(window.read(painting.retracted) - 0.9, 0.6)
     solid *= 1 - 0.9 * slit
     pink *= solid
     blue *= solid
@@ -130,16 +130,16 @@ def _epithelium(
 ) -> None:
     """Draw cytoplasm, cell borders, brush border, basement membrane and lumen content over the stroma."""
     anatomy = painting.anatomy
-    cancer = rising(window.read(anatomy.tumour), 6)
-    inside, open_ = rising(gland, 0.7), rising(lumen + 0.4 * grain, 0.9)
+    cancer = smoothstep(window.read(anatomy.tumour), 6)
+    inside, open_ = smoothstep(gland, 0.7), smoothstep(lumen + 0.4 * grain, 0.9)
     wall = ridge(window.read(painting.membrane), 0.7)
     base = np.exp(-np.maximum(gland, 0) / 9)
     brush = ridge(lumen + 1.4, 1.3)
     cytoplasm_pink = 0.37 + 0.06 * grain + 0.16 * wall + 0.22 * brush * (1 - cancer) + 0.05 * cancer
     cytoplasm_blue = 0.24 + 0.22 * base + 0.06 * grain + 0.09 * wall + 0.17 * cancer
     streak = window.read(painting.fibres, 2)
-    wisps = rising(window.read(painting.mucin) + 0.35 * streak - 0.7, 0.9)
-    debris = rising(window.read(painting.mucin) + 0.3 * streak + 0.2 * grain - 0.8, 0.6) * cancer
+    wisps = smoothstep(window.read(painting.mucin) + 0.35 * streak - 0.7, 0.9)
+    debris = smoothstep(window.read(painting.mucin) + 0.3 * streak + 0.2 * grain - 0.8, 0.6) * cancer
     cytoplasm_pink += open_ * (0.05 * wisps + (0.42 + 0.06 * grain) * debris - cytoplasm_pink)
     cytoplasm_blue += open_ * (0.06 * wisps + (0.12 + 0.06 * grain) * debris - cytoplasm_blue)
     pink += inside * (cytoplasm_pink - pink)
@@ -148,7 +148,7 @@ def _epithelium(
 
 
 def _fat(painting: Painting, window: Window, blue: Field, pink: Field) -> None:
-    zone = rising(window.read(painting.anatomy.fat), 2.0)
+    zone = smoothstep(window.read(painting.anatomy.fat), 2.0)
     if not zone.any():
         return
     wall = ridge(window.read(painting.anatomy.fat_cell), 1.0)
@@ -158,13 +158,13 @@ def _fat(painting: Painting, window: Window, blue: Field, pink: Field) -> None:
 
 def _vessels(painting: Painting, window: Window, blue: Field, pink: Field) -> None:
     level = window.read(painting.anatomy.vessel)
-    hollow = rising(level, 0.8)
+    hollow = smoothstep(level, 0.8)
     pink += 0.30 * ridge(level + 2.5, 2.4)
     pink *= 1 - 0.97 * hollow
     blue *= 1 - 0.97 * hollow
 
 
-def _placed(
+def _visible_cells(
     cells: Cells, clumps: Field, mpp: float, corner: tuple[int, int], shape: tuple[int, ...]
 ) -> Iterator[tuple[tuple[slice, slice], Field, Field, float]]:
     """(box, coverage, shade, stain) of every cell that touches the picture, cropped to the picture."""
@@ -184,7 +184,7 @@ def _placed(
 def _nuclei(cells: Cells, clumps: Field, mpp: float, corner: tuple[int, int], maps: tuple[Field, Field]) -> None:
     """Draw nuclei, which cover most of what is below them; overlapping nuclei are darker."""
     blue, pink = maps
-    for box, coverage, shade, stain in _placed(cells, clumps, mpp, corner, blue.shape):
+    for box, coverage, shade, stain in _visible_cells(cells, clumps, mpp, corner, blue.shape):
         under = blue[box]
         np.maximum(under, coverage * (shade * stain) + 0.22 * under, out=under)
         pink[box] *= 1 - 0.35 * coverage
@@ -193,7 +193,7 @@ def _nuclei(cells: Cells, clumps: Field, mpp: float, corner: tuple[int, int], ma
 def _vacuoles(cells: Cells, clumps: Field, mpp: float, corner: tuple[int, int], maps: tuple[Field, Field]) -> None:
     """Draw mucin, which is washed out: pale and slightly blue, with a thin remaining wall."""
     blue, pink = maps
-    for box, coverage, shade, _ in _placed(cells, clumps, mpp, corner, blue.shape):
+    for box, coverage, shade, _ in _visible_cells(cells, clumps, mpp, corner, blue.shape):
         soft = coverage * 0.86
         blue[box] += soft * (0.10 + 0.08 * shade - blue[box])
         pink[box] += soft * (0.05 + 0.07 * shade - pink[box])
@@ -201,6 +201,6 @@ def _vacuoles(cells: Cells, clumps: Field, mpp: float, corner: tuple[int, int], 
 
 def _red_cells(cells: Cells, clumps: Field, mpp: float, corner: tuple[int, int], maps: tuple[Field, Field]) -> None:
     pink, blood = maps
-    for box, coverage, _, stain in _placed(cells, clumps, mpp, corner, blood.shape):
+    for box, coverage, _, stain in _visible_cells(cells, clumps, mpp, corner, blood.shape):
         np.maximum(blood[box], coverage * stain, out=blood[box])
         pink[box] *= 1 - 0.6 * coverage

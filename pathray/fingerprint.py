@@ -1,8 +1,8 @@
 """Splits a config into identity (must match on resume) and placement (may change), and fingerprints each.
 
 A field made with `placement(...)` is placement, with everything below it. All other fields are identity. One made with
-`added(...)` came after runs were written: at its default it is left out, so that those runs can be resumed. Not here:
-how configs are loaded (pathray.config.load).
+`added_field(...)` came after runs were written: at its default it is left out, so that those runs can be resumed. Not
+here: how configs are loaded (pathray.config.load).
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ def placement(
     return dataclasses.field(default=default, default_factory=default_factory, metadata={"placement": True})
 
 
-def added(default: Any) -> Any:
+def added_field(default: Any) -> Any:
     """An identity field that older runs do not have. At `default`, with which they ran, it has no fingerprint."""
     return dataclasses.field(default=default, metadata={"added": True})
 
 
 def flatten(config: Any) -> dict[str, tuple[Any, bool]]:
     """`{"data.plugins[0].seed": (value, is_placement)}` for every leaf of a dataclass instance, in declared order;
-    without fields made with `added` that have their default."""
+    without fields made with `added_field` that have their default."""
     return dict(_leaves(config, "", False))
 
 

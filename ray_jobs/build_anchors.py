@@ -103,12 +103,12 @@ def build(config: BuildAnchorsConfig, index: SlideIndex) -> dict[str, Any]:
     manifest: dict[str, Any] = {}
     try:
         with Progress(len(index.rows), "anchors", "slides") as progress:
-            over_ray = RayMap(_lost, chunk=4, timeout_s=config.slide_timeout_s)
+            over_ray = RayMap(_lost_slide, chunk=4, timeout_s=config.slide_timeout_s)
             found = anchors_of(index.rows, config.profile, max_enlargement=config.max_enlargement, map=over_ray)
             manifest = write_catalog(
                 config.output,
                 config.profile,
-                _reported(found, report, progress),
+                _record_reports(found, report, progress),
                 slide_index=config.slide_index,
                 metadata_columns=index.metadata_columns,
                 sampling_stratum_key=config.sampling_stratum_key,
@@ -155,7 +155,7 @@ def summary_of(config: BuildAnchorsConfig, report: list[dict[str, Any]], manifes
     )
 
 
-def _reported(
+def _record_reports(
     results: Iterable[SlideAnchors], report: list[dict[str, Any]], progress: Progress
 ) -> Iterator[SlideAnchors]:
     for anchors in results:
@@ -164,7 +164,7 @@ def _reported(
         yield anchors
 
 
-def _lost(slide: dict[str, Any], error: Exception) -> SlideAnchors:
+def _lost_slide(slide: dict[str, Any], error: Exception) -> SlideAnchors:
     """The outcome of a slide whose process died."""
     return SlideAnchors(slide, "error", f"reading this slide {error}")
 

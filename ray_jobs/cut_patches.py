@@ -164,7 +164,7 @@ def build(config: CutPatchesConfig, spec: TileSpec, jobs: list[SlideCut | Images
     rows = list[dict[str, Any]]()
     try:
         with Progress(len(jobs), "cut", "archives", parts="patches") as progress:
-            over_ray = RayMap(_lost, timeout_s=config.archive_timeout_s)
+            over_ray = RayMap(_lost_outcome, timeout_s=config.archive_timeout_s)
             for one, outcome in zip(jobs, over_ray(partial(cut_if_needed, spec=spec), jobs), strict=True):
                 rows.append({"name": one.name, **asdict(outcome)})
                 progress.update(1, outcome.patches if outcome.status == "ok" else 0)
@@ -209,7 +209,7 @@ def summary_of(config: CutPatchesConfig, spec: TileSpec, rows: list[dict[str, An
     )
 
 
-def _lost(one: SlideCut | ImagesCut, error: Exception) -> CutOutcome:
+def _lost_outcome(one: SlideCut | ImagesCut, error: Exception) -> CutOutcome:
     from adios.patches.cut import CutOutcome
 
     return CutOutcome("failed", f"cutting it {error}")

@@ -45,7 +45,7 @@ class NodeReport:
 
 def main(loaded: Loaded[DoctorConfig]) -> Outputs | None:
     config = loaded.config
-    storage, slides = _listed(config.storage), _slides(config.slides)
+    storage, slides = _split_list(config.storage), _slides(config.slides)
     if loaded.dry_run:
         print("would check:", ", ".join(["packages", "memory", "disk", "decoders", "accelerators", *storage, *slides]))
         return tell((len(storage), "folders"), (check_files(slides, config.slides, "slides"), "slides"))
@@ -62,8 +62,8 @@ def examine(accelerator: str, storage: Sequence[str], slides: Sequence[str]) -> 
     from ray_jobs.checks import nodes as node_checks
 
     folders = [url for url in storage if "://" not in url]
-    checks = node_checks.everything(folders or [os.getcwd()], storage, slides)
-    for name, check in accelerator_checks.everything(accelerator):
+    checks = node_checks.run_all_checks(folders or [os.getcwd()], storage, slides)
+    for name, check in accelerator_checks.list_checks(accelerator):
         checks += node_checks.run_check(name, check)
     return NodeReport(socket.gethostname(), node_checks.versions(MUST_BE_EQUAL), checks)
 
@@ -116,11 +116,11 @@ def _on_every_node(accelerator: str, storage: Sequence[str], slides: Sequence[st
             answer = task.options(scheduling_strategy=where).remote(accelerator, list(storage), list(slides))
             pending[answer] = node["NodeManagerHostname"]
     ray.wait(list(pending), num_returns=len(pending), timeout=900)
-    reports = [_answer(answer, name) for answer, name in pending.items()]
+    reports = [_collect_report(answer, name) for answer, name in pending.items()]
     return compare_versions(reports)
 
 
-def _answer(answer: Any, name: str) -> NodeReport:
+def _collect_report(answer: Any, name: str) -> NodeReport:
     import ray
 
     try:
@@ -161,7 +161,7 @@ def table(reports: Sequence[NodeReport], width: int) -> str:
     return "\n".join(lines)
 
 
-def _listed(text: str) -> list[str]:
+def _split_list(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
@@ -171,7 +171,7 @@ def _slides(text: str) -> list[str]:
     from pathray.features.inputs import slides_in
 
     found: list[str] = []
-    for path in _listed(text):
+    for path in _split_list(text):
         if not path.lower().endswith(".csv"):
             found += [inside for _, inside in slides_in(path)] if os.path.isdir(path) else [path]
             continue

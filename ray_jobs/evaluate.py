@@ -182,7 +182,7 @@ def _evaluate(config: EvaluateConfig, folder: str, given: list[Any] | None) -> N
         folder, config.tuning, request, identity=identity, owner=False, limited=live, snapshots=given
     )
     with _mlflow(config, store), evaluators:
-        while given is None and evaluators.working and not _ended(config, store, evaluators):
+        while given is None and evaluators.is_working and not _has_ended(config, store, evaluators):
             time.sleep(LOOK_S)
         evaluators.drain()
     if not evaluators.judged:
@@ -192,7 +192,7 @@ def _evaluate(config: EvaluateConfig, folder: str, given: list[Any] | None) -> N
         )
 
 
-def _ended(config: EvaluateConfig, store: Any, evaluators: Any) -> bool:
+def _has_ended(config: EvaluateConfig, store: Any, evaluators: Any) -> bool:
     """Whether the run has ended, judged by its folder, or has had no new snapshot for a while."""
     if _beats(store):
         return False

@@ -62,7 +62,7 @@ def encoder_specs(config: ExtractConfig) -> dict[str, EncoderSpec]:
         raise UserError("`encoders` is required", key="encoders", expected=expected)
     specs = dict[str, EncoderSpec]()
     for entry in config.encoders:
-        name, path = _named(entry)
+        name, path = _split_name(entry)
         if name in specs:
             message = "two encoders have the same name and would share a folder: name them"
             raise UserError(message, key="encoders", found=name, expected="encoders=[first=…,second=…]")
@@ -71,7 +71,7 @@ def encoder_specs(config: ExtractConfig) -> dict[str, EncoderSpec]:
     return specs
 
 
-def _named(entry: str) -> tuple[str, str]:
+def _split_name(entry: str) -> tuple[str, str]:
     """`name=path`, or a path whose last part is the name."""
     name, separator, path = entry.partition("=")
     if not separator or "/" in name:

@@ -81,7 +81,7 @@ def main(loaded: Loaded[IndexSlidesConfig]) -> Outputs | None:
         return tell((check_slides(slides, config.manifest, config.min_success_fraction, needs), "slides"))
     with ray_session(config.runtime):
         index = build(config, manifest, previous)
-    ok = len(index.rows) - len(index.failed)
+    ok = len(index.rows) - len(index.failed_rows)
     log.info("%d of %d slides are ok; report: %s", ok, len(index.rows), config.report)
     check_success(index.rows, "slide_id", "slides", config.min_success_fraction, config.report)
     return Outputs({"index": config.output, "report": config.report})
@@ -94,7 +94,7 @@ def build(
 
     For a run that started with the rows `begun`, the index is written as `keep_first_results` returns it.
     """
-    over_ray = RayMap(_lost, chunk=config.slides_per_task, timeout_s=config.slide_timeout_s)
+    over_ray = RayMap(_lost_row, chunk=config.slides_per_task, timeout_s=config.slide_timeout_s)
     rows = []
     with Progress(len(manifest), "index", "slides") as progress:
         for row in index_slides(manifest, previous=previous, backend=config.backend, map=over_ray):
@@ -138,7 +138,7 @@ def previous_rows(config: IndexSlidesConfig) -> tuple[Row, ...]:
         return ()
 
 
-def _lost(item: tuple[ManifestRow, Any], error: Exception) -> Row:
+def _lost_row(item: tuple[ManifestRow, Any], error: Exception) -> Row:
     """The failed row of a slide whose indexing process died."""
     return failed_row(item[0], f"reading this slide {error}")
 

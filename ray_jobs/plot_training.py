@@ -3,8 +3,8 @@
     python -m ray_jobs.plot_training run=outputs/run output=outputs/run/curves.png
     python -m ray_jobs.plot_training logs='logs/*_0_log.out' output=curves.png
 
-Works while the run is going on, and on a run folder of any science; ADIOS runs get a film of their masks, too, beside
-`output` (`curves_masks.gif`). `logs` are text logs of ADIOS runs that were made with the published code. Needs no Ray.
+Works while the run is in progress, and on a run folder of any science; ADIOS runs get a film of their masks, too, next
+to `output` (`curves_masks.gif`). `logs` are text logs of ADIOS runs made with the published code. Needs no Ray.
 """
 
 from __future__ import annotations

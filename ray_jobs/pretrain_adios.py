@@ -3,8 +3,8 @@
     python -m ray_jobs.pretrain_adios --config smoke data_path=patches output=outputs/adios total_iterations=200
 
 `data_path` is a folder of zip archives or a dataset_index.pkl, which are indexed first, or an index that
-ray_jobs.index_patches wrote. Training goes on from the newest checkpoint of the output folder. SIGTERM and Ctrl-C
-checkpoint and end cleanly; the same command goes on.
+ray_jobs.index_patches wrote. Training resumes from the newest checkpoint of the output folder. SIGTERM and Ctrl-C
+checkpoint and end cleanly; the same command resumes the run.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from ray_jobs.train.training_jobs import (
     absolute,
     check_output,
     check_tuning,
-    evaluated,
-    finished,
+    checkpoint_to_resume,
+    evaluation_paths,
+    outputs_if_finished,
     plan_folder,
-    recorded,
-    resumed,
+    recorded_identity,
 )
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def make_paths_absolute(config: PretrainAdiosConfig) -> PretrainAdiosConfig:
 
 def check(config: PretrainAdiosConfig) -> None:
     """UserError, before Ray is started, for what can be told of the config, of the folder of archives and of the run
-    that is gone on with."""
+    that is resumed."""
     from adios.patches.index import PatchIndex, archives_of
     from adios.settings import check_networks
 
@@ -79,14 +79,14 @@ def check(config: PretrainAdiosConfig) -> None:
     else:
         archives_of(config.data_path)
     check_tuning(config)
-    config = resolved(config)
+    config = resolve_config(config)
     check_networks(config)
     check_same_run("adios", config)
 
 
-def resolved(config: PretrainAdiosConfig, patches: int = 0) -> PretrainAdiosConfig:
+def resolve_config(config: PretrainAdiosConfig, patches: int = 0) -> PretrainAdiosConfig:
     """The config with the global batch fixed (that of the run it resumes, if it does) and the budget in images."""
-    return resolve(config, config.scaling.ranks, recorded(config).get("global_batch"))
+    return resolve(config, config.scaling.ranks, recorded_identity(config).get("global_batch"))
 
 
 def rehearse(config: PretrainAdiosConfig) -> None:
@@ -101,40 +101,40 @@ def rehearse(config: PretrainAdiosConfig) -> None:
     tell(*units)
 
 
-def _finished(config: PretrainAdiosConfig) -> Outputs | None:
+def _outputs_if_finished(config: PretrainAdiosConfig) -> Outputs | None:
     """The outputs of a run that has seen its budget."""
     from pathray.store.storage import Storage
 
     mask_model = Storage.of(str(config.output)).at("mask_model")
-    ready = resolved(config)
-    if not mask_model.exists() or (done := finished(config, int(ready.total_images or 0), BUDGET)) is None:
+    ready = resolve_config(config)
+    if not mask_model.exists() or (done := outputs_if_finished(config, int(ready.total_images or 0), BUDGET)) is None:
         return None
-    return Outputs({**done.paths, "mask_model": mask_model.url, **evaluated(config)})
+    return Outputs({**done.paths, "mask_model": mask_model.url, **evaluation_paths(config)})
 
 
 def prepare(config: PretrainAdiosConfig) -> Any:
-    """The plan: that of the run which is gone on with, else of the patches that there are now, indexed where they have
+    """The plan: that of the run that is resumed, else of the patches that there are now, indexed where they have
     not been. UserError, with the run's own plan left as it is, when the run was begun with others."""
     from pathray.store.storage import Storage
 
     root = Storage.of(str(config.output))
     folder = plan_folder(root)
-    plan = _begun(config, root, folder)
+    plan = _reopen_plan(config, root, folder)
     if plan is None:
-        plan = _built(config, folder)
+        plan = _build_plan(config, folder)
     plan = share_plan(plan, folder, root)
     log.info("%s patches in %s archives", f"{plan.rows:,}", f"{len(plan.sources):,}")
     return plan
 
 
-def _begun(config: PretrainAdiosConfig, root: Storage, folder: str) -> Plan | None:
+def _reopen_plan(config: PretrainAdiosConfig, root: Storage, folder: str) -> Plan | None:
     """The plan that the run was begun with, in `folder`, when it is still there: what has been added to the archives'
     folder since is not part of the run. Where the archives have moved, it says so. UserError when they are not where
     `data_path` says."""
     from adios.plan import identity, relocate
     from pathray.data.plan import Plan
 
-    known = recorded(config).get("plan")
+    known = recorded_identity(config).get("plan")
     if known is None or "plan" in config.checkpoint.resume_changes:
         return None
     for place in [folder] if root.local else [folder, root.join(PLAN)]:
@@ -171,19 +171,19 @@ def _archives(config: PretrainAdiosConfig) -> tuple[str, set[str]]:
     return config.data.archives_root or root, names
 
 
-def _built(config: PretrainAdiosConfig, folder: str) -> Plan:
-    """A plan of the patches that there are now. It takes its place in `folder` only when the run, if one is gone on
-    with, may have it."""
+def _build_plan(config: PretrainAdiosConfig, folder: str) -> Plan:
+    """A plan of the patches that there are now. It takes its place in `folder` only when the run, if one is
+    resumed, may have it."""
     from adios.plan import build_plan, identity
     from pathray.data.plan import Plan
 
-    data, is_new = config.data, resumed(config) is None
+    data, is_new = config.data, checkpoint_to_resume(config) is None
     beside = folder if is_new else f"{folder}-other"
     plan = build_plan(_index(config), beside, patch_size=data.patch_px, root=data.archives_root or "")
     if is_new:
         return plan
     try:
-        check_same_run("adios", resolved(config), identity(plan))
+        check_same_run("adios", resolve_config(config), identity(plan))
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(beside, folder)
     finally:
@@ -220,9 +220,9 @@ JOB = Pretraining(
     locate=make_paths_absolute,
     check=check,
     rehearse=rehearse,
-    finished=_finished,
+    outputs_if_finished=_outputs_if_finished,
     prepare=prepare,
-    resolve=resolved,
+    resolve=resolve_config,
     total_images=lambda config: int(config.total_images or 0),
     announce=announce,
     exports=("mask_model",),

@@ -4,8 +4,8 @@
         data.slide_manifest_csv=slides.csv output=outputs/run optimization.total_images_budget=100000
 
 A manifest and an output folder are enough: slide index and anchor catalog are built under the output folder when they
-are missing or stale, then training starts, or goes on from the newest checkpoint of the output folder. SIGTERM and
-Ctrl-C checkpoint and end cleanly; the same command goes on.
+are missing or stale, then training starts, or resumes from the newest checkpoint of the output folder. SIGTERM and
+Ctrl-C checkpoint and end cleanly; the same command resumes the run.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ from ray_jobs.train.training_jobs import (
     absolute,
     check_output,
     check_tuning,
-    evaluated,
-    finished,
-    recorded,
-    resumed,
+    checkpoint_to_resume,
+    evaluation_paths,
+    outputs_if_finished,
+    recorded_identity,
 )
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def main(loaded: Loaded[PretrainConfig]) -> Outputs | None:
     return pretrain(JOB, loaded)
 
 
-def shared(config: PretrainConfig, varied: Sequence[str]) -> list[str]:
+def build_shared_inputs(config: PretrainConfig, varied: Sequence[str]) -> list[str]:
     """Slide index and anchor catalog below `config.output`, built on the running Ray for several runs that differ in
     the keys `varied` only; the `key=value` words that name them. None of what depends on such a key."""
     from ijepath.profile import CATALOG_FIELDS
@@ -159,29 +159,29 @@ def announce(asked: PretrainConfig, config: PretrainConfig, plan: Plan) -> dict[
     )
     for line in budget.lines():
         log.info(line)
-    if resumed(config) is None and (advice := remote_advice(config, plan.sources)):
+    if checkpoint_to_resume(config) is None and (advice := remote_advice(config, plan.sources)):
         log.warning("%s", advice)
     return budget.metrics()
 
 
-def resolved(config: PretrainConfig, anchors: int) -> PretrainConfig:
+def resolve_config(config: PretrainConfig, anchors: int) -> PretrainConfig:
     """The config with the global batch fixed (that of the run it resumes, if it does) and the budget in images."""
     from pathray.train.budget import resolve_budget
 
-    known = recorded(config)
-    config = resolve_global_batch(_as_named(config, known), config.scaling.ranks, known.get(GLOBAL_BATCH))
+    known = recorded_identity(config)
+    config = resolve_global_batch(_keep_profile_name(config, known), config.scaling.ranks, known.get(GLOBAL_BATCH))
     settings = config.optimization
     batch = int(settings.global_batch or 0)
     images = resolve_budget(settings.total_images_budget, global_batch=batch, epoch_images=anchors, key=BUDGET)
     return replace(config, optimization=replace(settings, total_images_budget=images))
 
 
-def _finished(config: PretrainConfig) -> Outputs | None:
+def _outputs_if_finished(config: PretrainConfig) -> Outputs | None:
     """The outputs of a run that has seen its budget, of anchors that its own plan counts."""
     from pathray.data.plan import Plan
     from pathray.store.storage import Storage
 
-    if resumed(config) is None:
+    if checkpoint_to_resume(config) is None:
         return None
     anchors = 1
     if isinstance(config.optimization.total_images_budget, Mapping):
@@ -189,11 +189,11 @@ def _finished(config: PretrainConfig) -> Outputs | None:
             anchors = Plan.open(Storage.of(str(config.output)).join(PLAN)).rows
         except UserError:  # lost: it is built again
             return None
-    done = finished(config, int(resolved(config, anchors).optimization.total_images_budget), BUDGET)
-    return None if done is None else Outputs({**done.paths, **evaluated(config)})
+    done = outputs_if_finished(config, int(resolve_config(config, anchors).optimization.total_images_budget), BUDGET)
+    return None if done is None else Outputs({**done.paths, **evaluation_paths(config)})
 
 
-def _as_named(config: PretrainConfig, known: Mapping[str, Any]) -> PretrainConfig:
+def _keep_profile_name(config: PretrainConfig, known: Mapping[str, Any]) -> PretrainConfig:
     """A run that is resumed keeps the profile's name that it began with, which says nothing of how it trains."""
     from ijepath.profile import GEOMETRY
 
@@ -206,10 +206,10 @@ def _as_named(config: PretrainConfig, known: Mapping[str, Any]) -> PretrainConfi
 def _check_resumed(config: PretrainConfig) -> None:
     """UserError, before anything is built, when the workers cannot share the global batch, or when the output folder
     (or `checkpoint.resume`) holds another run. What only the plan can tell is checked when there is one."""
-    known, budget = recorded(config), config.optimization.total_images_budget
+    known, budget = recorded_identity(config), config.optimization.total_images_budget
     if BUDGET in known and isinstance(budget, Mapping) and "epochs" in budget:  # of anchors that nobody has counted
         config = replace(config, optimization=replace(config.optimization, total_images_budget=known[BUDGET]))
-    check_same_run("ijepath", resolved(config, anchors=1))
+    check_same_run("ijepath", resolve_config(config, anchors=1))
 
 
 JOB = Pretraining(
@@ -217,9 +217,9 @@ JOB = Pretraining(
     locate=make_paths_absolute,
     check=check,
     rehearse=rehearse,
-    finished=_finished,
+    outputs_if_finished=_outputs_if_finished,
     prepare=lambda config: prepare(config).plan,
-    resolve=resolved,
+    resolve=resolve_config,
     total_images=lambda config: int(config.optimization.total_images_budget),
     announce=announce,
 )

@@ -1,4 +1,4 @@
-"""Ask a run that is going on, anywhere, to checkpoint and end. The same command as before goes on from there.
+"""Ask a run, wherever it is, to checkpoint and end. The same command as before resumes it.
 
     python -m ray_jobs.stop outputs/run
 

@@ -45,14 +45,14 @@ def main(loaded: Loaded[SweepConfig]) -> Outputs | None:
     config = loaded.config
     config = restore_config(config) if config.restore else replace(config, output=check_output(config))
     sweep = check_sweep(config)
-    _try_the_job(sweep)
+    _check_job(sweep)
     if loaded.dry_run:
         return tell((sweep.trials, "trials"))
     with ray_session(config.runtime, cpus=config.max_concurrent * (_cpus(sweep) + TRIAL_CPUS)):
         return run(sweep)
 
 
-def _try_the_job(sweep: Sweep) -> None:
+def _check_job(sweep: Sweep) -> None:
     """Dry-run the job with the first value of every key, so that a UserError is raised before Ray starts."""
     trial = sweep.job.load(sweep.first, *sweep.job.words_for(f"{sweep.config.output}/trials/none"))
     for note in trial.notes:
@@ -78,7 +78,7 @@ def run(sweep: Sweep) -> Outputs:
 
     store = Storage.of(str(sweep.config.output))
     store.remove(STOP)
-    store.write_bytes(CONFIG, _saved(sweep).encode())
+    store.write_bytes(CONFIG, _sweep_yaml(sweep).encode())
     parent = Parent(store, sweep.base.logging) if sweep.job.has("logging.mlflow_parent") else None
     settings = _settings(sweep, store, parent.words() if parent else [])
     with stop_on_signals(store):
@@ -101,7 +101,7 @@ def run(sweep: Sweep) -> Outputs:
 def _settings(sweep: Sweep, store: Storage, words: list[str]) -> Any:
     from ray_jobs.tune.trial import TrialSettings
 
-    config, build = sweep.config, getattr(sweep.job.module, "shared", None)
+    config, build = sweep.config, getattr(sweep.job.module, "build_shared_inputs", None)
     if build is not None:
         shared = sweep.job.load(sweep.first, *sweep.job.words_for(store.join("shared"))).config
         words = [*words, *build(shared, list(sweep.space))]
@@ -122,7 +122,7 @@ def _snapshot_words(job: TrainingJob, images: int) -> list[str]:
     return [f"{key}={value}" for key, value in (keys | own).items() if job.has(key)]
 
 
-def _saved(sweep: Sweep) -> str:
+def _sweep_yaml(sweep: Sweep) -> str:
     """The sweep's config as YAML, without credentials."""
     from omegaconf import OmegaConf
 

@@ -26,7 +26,7 @@ from ray_jobs.train.folds import Fold, check_apart, find_splits, train_all
 from ray_jobs.train.regression_checks import is_finished, tell_rehearsal
 from ray_jobs.train.regression_runs import Run, plan_of, run_of
 from ray_jobs.train.training_jobs import check_output
-from ray_jobs.train_regression import TrainRegressionConfig, check_probes, checked_run, make_paths_absolute, work_on
+from ray_jobs.train_regression import TrainRegressionConfig, check_probes, make_paths_absolute, prepare_run, work_on
 from ray_jobs.tune.mlflow import Parent
 from regression.config import CONFIGS_DIR, DataConfig
 
@@ -62,8 +62,8 @@ def main(loaded: Loaded[TrainFoldsConfig]) -> Outputs | None:
     check_probes(folds[0].config)
     if loaded.dry_run:
         with tempfile.TemporaryDirectory(prefix="pathray-") as scratch:
-            return tell_rehearsal(checked(folds, scratch))
-    runs = checked(folds)
+            return tell_rehearsal(prepare_folds(folds, scratch))
+    runs = prepare_folds(folds)
     root = Storage.of(str(config.output))
     left = [fold for fold, run in zip(folds, runs, strict=True) if not is_finished(run)]
     log.info("%d folds, %d of them finished", len(folds), len(folds) - len(left))
@@ -86,10 +86,10 @@ def main(loaded: Loaded[TrainFoldsConfig]) -> Outputs | None:
     return Outputs({"table": root.join("folds.md"), "per_gene": root.join("per_gene.csv"), "runs": root.url})
 
 
-def checked(folds: list[Fold], scratch: str = "") -> list[Run]:
+def prepare_folds(folds: list[Fold], scratch: str = "") -> list[Run]:
     """The folds' runs, after every check of every fold. In a dry run their plans are in `scratch`."""
     runs = [run_of_fold(fold, scratch) for fold in folds]
-    check_apart(folds, {fold.name: groups_tested(run) for fold, run in zip(folds, runs, strict=True)})
+    check_apart(folds, {fold.name: groups_of_test(run) for fold, run in zip(folds, runs, strict=True)})
     return runs
 
 
@@ -98,14 +98,14 @@ def run_of_fold(fold: Fold, scratch: str = "") -> Run:
     correlate."""
     from regression.plan import rows_of
 
-    run = checked_run(fold.config, scratch)
+    run = prepare_run(fold.config, scratch)
     if (count := int(rows_of(run.plan, "test").size)) < 2:
         expected = "two or more rows of test"
         raise UserError("a fold without test rows", file=fold.split, key="split", found=count, expected=expected)
     return run
 
 
-def groups_tested(run: Run) -> set[str]:
+def groups_of_test(run: Run) -> set[str]:
     """The groups whose rows test in a run."""
     from regression.plan import rows_of
 

@@ -57,11 +57,11 @@ def main(loaded: Loaded[TrainRegressionConfig]) -> Outputs | None:
     check_probes(config)
     if loaded.dry_run:
         with tempfile.TemporaryDirectory(prefix="pathray-") as scratch:
-            return tell_rehearsal([checked_run(config, scratch)])
-    return work_on(checked_run(config))
+            return tell_rehearsal([prepare_run(config, scratch)])
+    return work_on(prepare_run(config))
 
 
-def checked_run(config: TrainRegressionConfig, scratch: str = "") -> Run:
+def prepare_run(config: TrainRegressionConfig, scratch: str = "") -> Run:
     """The run of `config`, its plan in the folder `scratch` if one is given. UserError where its rows cannot do what is
     asked for; a warning where they do it in another way."""
     run = run_of(config, plan_of(config, scratch))
@@ -111,7 +111,7 @@ def _train_and_judge(run: Run, store: Storage, done: Outputs) -> Outputs:
             log.info("stopped while features were computed; the same command resumes")
             return Outputs({"run": run.folder})
         log.info("ended (%s) after %s images", outcome.end, f"{outcome.images_seen:,}")
-        if outcome.artifact is None:  # interrupted: the same command goes on
+        if outcome.artifact is None:  # interrupted: the same command resumes it
             _summarise(run, outcome, {"checkpoint": outcome.checkpoint})
             return Outputs({"run": run.folder, "checkpoint": outcome.checkpoint})
         judge(run, outcome.end, kept)

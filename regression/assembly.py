@@ -34,7 +34,7 @@ def assemble(config: RunConfig, plan: Plan, world: int) -> Assembly:
     """Recipe, order, reader and loop settings of `config`, after regression.config.resolve. Without validation rows the
     last state is exported."""
     data = config.data
-    kept = kept_features(config, plan)
+    kept = load_features(config, plan)
     return Assembly(
         science=SCIENCE,
         recipe=RegressionRecipe(config, normaliser(plan), features=kept),
@@ -49,7 +49,7 @@ def assemble(config: RunConfig, plan: Plan, world: int) -> Assembly:
     )
 
 
-def kept_features(config: RunConfig, plan: Plan) -> npt.NDArray[np.float32] | None:
+def load_features(config: RunConfig, plan: Plan) -> npt.NDArray[np.float32] | None:
     """Features `[N, D]` of all rows of `plan.sources`, if the backbone is frozen and images are not augmented."""
     if not uses_cache(config):
         return None

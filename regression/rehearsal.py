@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from pathray.data.plan import Plan
 from pathray.data.share import Lookup, rank_rows
-from pathray.data.stream import decoded
+from pathray.data.stream import stream_batches
 from pathray.device import Device
 from pathray.errors import UserError
 from pathray.train.loop import run
@@ -54,7 +54,7 @@ def rehearse(config: RunConfig, plan: Plan) -> Rehearsal:
 
     def batches(start: int) -> Iterator[dict[str, Any]]:
         rows = rank_rows(lookup, start, settings.total_images, batch, 0, 1, settings.micro_batch)
-        for one in decoded(rows, parts.reader, lookup, parts.decode):
+        for one in stream_batches(rows, parts.reader, lookup, parts.decode):
             yield {key: value for key, value in one.items() if key != "faults"}
 
     state, losses, begun = TrainState(parts.recipe, settings, device), [], time.perf_counter()

@@ -124,7 +124,7 @@ def draw_examples(examples: Sequence[Example]) -> bytes:
         y = HEADER + row * (high + CAPTION + GAP)
         _example(canvas, example, y, high)
     buffer = BytesIO()
-    Image.fromarray(canvas.finished()).save(buffer, "PNG")
+    Image.fromarray(canvas.to_picture()).save(buffer, "PNG")
     return buffer.getvalue()
 
 

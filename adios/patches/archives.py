@@ -76,7 +76,7 @@ def read_directory(path: str) -> Directory:
     except UserError as e:
         raise UnreadableUnit("io", public(path), str(e)) from e
     try:
-        with source.buffered() as file, zipfile.ZipFile(file) as archive:
+        with source.open_buffered() as file, zipfile.ZipFile(file) as archive:
             members = tuple(_member(info) for info in archive.infolist() if not info.is_dir())
             return Directory(members, archive.start_dir)
     except UnreachableUnit:

@@ -78,7 +78,7 @@ def index_patches(
         for found in map(index_one, jobs):
             if found.table is None:
                 summary.kept += 1
-                refused += parts.refused(found.archive)
+                refused += parts.refusals(found.archive)
             else:
                 refused += found.refused
                 parts.add(found)
@@ -197,7 +197,7 @@ class _Parts:
     def state(self, archive: str) -> str | None:
         return self.kept[archive].state if archive in self.kept else None
 
-    def refused(self, archive: str) -> tuple[Refused, ...]:
+    def refusals(self, archive: str) -> tuple[Refused, ...]:
         return self.kept[archive].refused
 
     def rows(self, archive: str) -> int:

@@ -41,7 +41,7 @@ from ijepath.profile import Profile
 from pathray.data.order import stratified_order
 from pathray.data.plan import Plan
 from pathray.data.share import Lookup, rank_rows
-from pathray.data.stream import DecodeSettings, decode, decoded
+from pathray.data.stream import DecodeSettings, decode, stream_batches
 
 SIDE, TILE, FIELD = 8192, 256, 2048
 
@@ -93,7 +93,7 @@ def index(manifest: str, folder: str, settings: Settings) -> Plan:
         found = list(anchors_of(slides.rows, Profile(), map=over))
         end = time.perf_counter()
     anchors, path = sum(len(f) for f in found), f"{folder}/slides.parquet"
-    print(f"index    {len(slides.rows) / (between - start):8.0f} slides/s  ({len(slides.failed)} failed)")
+    print(f"index    {len(slides.rows) / (between - start):8.0f} slides/s  ({len(slides.failed_rows)} failed)")
     print(f"anchors  {anchors / (end - between):8.0f} anchors/s ({anchors / len(found):.0f} a slide)", flush=True)
     write_index(path, slides)
     catalog = f"{folder}/anchor_catalog_manifest.json"
@@ -171,7 +171,7 @@ def work(
     first = turn * settings.samples // G * G
     stop = first + G + settings.samples // G * G
     rows = rank_rows(lookup, first, stop, G, rank, settings.processes, settings.batch)
-    batches = decoded(rows, reader, lookup, DecodeSettings(threads=1, ahead=1))
+    batches = stream_batches(rows, reader, lookup, DecodeSettings(threads=1, ahead=1))
     next(batches)
     barrier.wait()
     times.put(sum(batch["context"].shape[0] for batch in batches))

@@ -47,7 +47,7 @@ from adios.plan import build_plan  # noqa: E402
 from pathray.data.order import uniform_order  # noqa: E402
 from pathray.data.plan import Plan  # noqa: E402
 from pathray.data.share import Lookup, rank_rows  # noqa: E402
-from pathray.data.stream import DecodeSettings, decoded  # noqa: E402
+from pathray.data.stream import DecodeSettings, stream_batches  # noqa: E402
 from pathray.wsi.tiling import TileSpec  # noqa: E402
 
 PATCH, SIZE, WORLD, MICRO, WARM = 448, 224, 2, 32, 10
@@ -104,7 +104,10 @@ def lookup_of(plan: Plan) -> Lookup:
 def pathray(plan: Plan, rank: int = 0, world: int = 1, threads: int = WORLD) -> Iterator[Any]:
     lookup = lookup_of(plan)
     rows = rank_rows(lookup, 0, POSITIONS, world * MICRO, rank, world, MICRO)
-    return (batch["image"] for batch in decoded(rows, PatchReader.of(plan, 0), lookup, DecodeSettings(threads=threads)))
+    return (
+        batch["image"]
+        for batch in stream_batches(rows, PatchReader.of(plan, 0), lookup, DecodeSettings(threads=threads))
+    )
 
 
 class Members:

@@ -20,7 +20,7 @@ from pathray.errors import MissingFile
 from pathray.reports.units import describe
 from pathray.urls import public
 from pathray.wsi.backends.formats import slide_file_of
-from pathray.wsi.kept_masks import kept_mask
+from pathray.wsi.kept_masks import cached_mask
 from pathray.wsi.reader import SlideReader, open_mask, open_slide
 from pathray.wsi.spacing import MAX_ENLARGEMENT, choose_level, enlarged_note, too_coarse
 from pathray.wsi.tissue import Mask, tissue_mask
@@ -163,7 +163,7 @@ def _tissue(row: dict[str, Any], stride: int) -> TissueMap:
     width, height = row["wsi_level0_width"], row["wsi_level0_height"]
     if not row["mask_path"]:
         path, mpp0 = slide_file_of(row["wsi_path"]), row["wsi_level0_spacing_mpp"]
-        mask = kept_mask(path, row["backend"], mpp0, partial(_compute_mask, path, row["backend"], mpp0))
+        mask = cached_mask(path, row["backend"], mpp0, partial(_compute_mask, path, row["backend"], mpp0))
         rows, columns = mask.shape
         return TissueMap.of(mask > 0, np.linspace(0, width, columns + 1), np.linspace(0, height, rows + 1))
     reader = open_mask(row["mask_path"])

@@ -96,7 +96,7 @@ def index_slide(row: ManifestRow, *, previous: Row | None = None, backend: str =
             raise UserError(row.error)
         out["wsi_state"] = file_state(row.wsi_path)
         out["mask_state"] = file_state(row.mask_path) if row.mask_path else ""
-        if previous is not None and _unchanged(previous, out):
+        if previous is not None and _is_unchanged(previous, out):
             return {c: previous[c] for c in COLUMNS} | row.metadata
         return out | _wsi_columns(row, backend) | {"status": "ok", "error": ""}
     except AssertionError:
@@ -118,7 +118,7 @@ def _manifest_columns(row: ManifestRow) -> Row:
     return {"slide_id": row.slide_id, "wsi_path": row.wsi_path, "mask_path": row.mask_path} | row.metadata
 
 
-def _unchanged(previous: Row, now: Row) -> bool:
+def _is_unchanged(previous: Row, now: Row) -> bool:
     """Whether an earlier ok row still holds: same files, same `mpp` override. Other metadata may have changed."""
     same = ("wsi_path", "mask_path", "wsi_state", "mask_state")
     return previous.get("mpp") == now.get("mpp") and all(previous[c] == now[c] for c in same)
@@ -207,7 +207,7 @@ class SlideIndex:
     metadata_columns: tuple[str, ...] = ()
 
     @property
-    def failed(self) -> tuple[Row, ...]:
+    def failed_rows(self) -> tuple[Row, ...]:
         return tuple(row for row in self.rows if row["status"] != "ok")
 
 
@@ -270,7 +270,7 @@ def is_current(path: str, manifest: Manifest) -> bool:
         index = read_index(path)
     except UserError:
         return False
-    if index.failed or index.metadata_columns != manifest.metadata_columns or len(index.rows) != len(manifest):
+    if index.failed_rows or index.metadata_columns != manifest.metadata_columns or len(index.rows) != len(manifest):
         return False
     return all(_matches(known, row) for known, row in zip(index.rows, manifest, strict=True))
 

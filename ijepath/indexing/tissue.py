@@ -264,9 +264,9 @@ class TissueCache:
 
 def compute_shares(slide: SlideReader, mpp0: float, shape: tuple[int, int]) -> Shares:
     """A computed mask, or the one stored on this node, resized to `shape` cells (height, width), 0 or 255."""
-    from pathray.wsi.kept_masks import computed_mask
+    from pathray.wsi.kept_masks import cached_tissue_mask
 
-    mask = computed_mask(slide, mpp0) > 0
+    mask = cached_tissue_mask(slide, mpp0) > 0
     rows = np.minimum((np.arange(shape[0]) + 0.5) * mask.shape[0] / shape[0], mask.shape[0] - 1).astype(np.int64)
     columns = np.minimum((np.arange(shape[1]) + 0.5) * mask.shape[1] / shape[1], mask.shape[1] - 1).astype(np.int64)
     shares: Shares = mask[rows][:, columns].astype(np.uint8) * np.uint8(255)

@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ijepath.indexing.catalog import Catalog
-from pathray.draw.canvas import CARD, FAINT, INK, MUTED, Canvas, Picture, mixed
+from pathray.draw.canvas import CARD, FAINT, INK, MUTED, Canvas, Picture, blend
 from pathray.wsi.contours import COLOUR as CONTOUR
 from pathray.wsi.contours import draw_outline
-from pathray.wsi.kept_masks import computed_mask
+from pathray.wsi.kept_masks import cached_tissue_mask
 from pathray.wsi.reader import open_mask, open_slide
 from pathray.wsi.thumbnail import thumbnail
 
@@ -74,7 +74,7 @@ def draw_overlay(overlay: SlideOverlay, profile_name: str, scale: float = 1.0) -
     slide = open_slide(str(facts["wsi_path"]))
     try:
         picture, size = thumbnail(slide, THUMBNAIL_PX), slide.level_shapes[0]
-        tissue = _mask(mask_path) if mask_path else computed_mask(slide, mpp0)
+        tissue = _mask(mask_path) if mask_path else cached_tissue_mask(slide, mpp0)
     finally:
         slide.close()
     unit = PICTURE / max(size)
@@ -86,15 +86,15 @@ def draw_overlay(overlay: SlideOverlay, profile_name: str, scale: float = 1.0) -
     _anchors(canvas, overlay, unit)
     canvas.scale_bar(MARGIN + 8, HEADER + height - 8, mpp0 / unit, 0.25 * width, size=12)
     share = float((tissue > 0).mean())
-    _aside(canvas, overlay, (width + 2 * MARGIN, HEADER), share, profile_name, bool(mask_path))
-    return canvas.finished()
+    _draw_facts(canvas, overlay, (width + 2 * MARGIN, HEADER), share, profile_name, bool(mask_path))
+    return canvas.to_picture()
 
 
 def share_colour(share: float) -> tuple[int, int, int]:
     """The colour of a tissue share between 0 and 1."""
     place = min(max(share, 0.0), 1.0) * (len(STOPS) - 1)
     low = min(int(place), len(STOPS) - 2)
-    return mixed(STOPS[low], STOPS[low + 1], place - low)
+    return blend(STOPS[low], STOPS[low + 1], place - low)
 
 
 def _mask(path: str) -> npt.NDArray[np.uint8]:
@@ -127,7 +127,7 @@ def _one_context(canvas: Canvas, x: float, y: float, side: float) -> None:
     canvas.frame(x, y, side, side, INK, 2, 5)
 
 
-def _aside(
+def _draw_facts(
     canvas: Canvas, overlay: SlideOverlay, corner: tuple[float, float], share: float, profile: str, given: bool
 ) -> None:
     x, y = corner

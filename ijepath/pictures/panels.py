@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ijepath.pictures.sample import PreviewSample
-from pathray.draw.canvas import ACCENTS, INK, MUTED, Canvas, faded
+from pathray.draw.canvas import ACCENTS, INK, MUTED, Canvas, with_alpha
 
 ALL = 10**6
 Square = tuple[float, float, float]  # x, y, side
@@ -103,7 +103,7 @@ def draw_boxes(canvas: Canvas, sample: PreviewSample, square: Square, part: int 
     unit = side / sample.geometry.context_px
     for k, (x0, y0, x1, y1) in enumerate(sample.boxes[:part].tolist()):
         box = x + x0 * unit, y + y0 * unit, (x1 - x0) * unit, (y1 - y0) * unit
-        canvas.rect(*box, fill=faded(colour(k), 0.06), outline=colour(k), line=max(2.0, side / 150))
+        canvas.rect(*box, fill=with_alpha(colour(k), 0.06), outline=colour(k), line=max(2.0, side / 150))
         canvas.badge(box[0] + side / 26, box[1] + side / 26, str(k + 1), colour(k), side / 34)
     canvas.scale_bar(x + 6, y + side - 6, sample.context_mpp / unit, 0.35 * side, size=font_size(side))
 
@@ -149,7 +149,7 @@ def draw_tokens(canvas: Canvas, sample: PreviewSample, square: Square, part: int
             for token in sample.predict[k].tolist():
                 row, column = (int(v) - geometry.margin for v in divmod(token, geometry.predictor_grid))
                 inner = x + column * cell + 0.08 * cell, y + row * cell + 0.08 * cell, 0.84 * cell, 0.84 * cell
-                canvas.rect(*inner, fill=faded(colour(k), 0.45))
+                canvas.rect(*inner, fill=with_alpha(colour(k), 0.45))
         box = x + column0 * cell, y + row0 * cell, (column1 - column0) * cell, (row1 - row0) * cell
         canvas.frame(*box, colour(k), max(1.4, side / 240), side / 75)
         x0, y0, x1, y1 = sample.boxes[k].tolist()
@@ -169,7 +169,7 @@ def draw_legend(
         elif name == "R":
             canvas.frame(x, y, side, side, first, 1.5, side / 5)
         else:
-            canvas.rect(x, y, side, side, fill=faded(first, 0.45) if name else VEIL)
+            canvas.rect(x, y, side, side, fill=with_alpha(first, 0.45) if name else VEIL)
         indent = x + side + 6
         if name:
             canvas.text(indent, y, name, size, INK, bold=True)

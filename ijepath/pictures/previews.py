@@ -47,7 +47,7 @@ def draw_flow(sample: PreviewSample, scale: float = 1.0) -> Picture:
     canvas = _page(sample, scale)
     for step in range(6):
         _card(canvas, sample, step, ALL)
-    return canvas.finished()
+    return canvas.to_picture()
 
 
 def reveal(sample: PreviewSample, scale: float = GIF_SCALE) -> Iterator[tuple[Picture, int]]:
@@ -60,7 +60,7 @@ def reveal(sample: PreviewSample, scale: float = GIF_SCALE) -> Iterator[tuple[Pi
         for part in range(1, parts + 1):
             _card(canvas, sample, step, part)
             last = step == 5 and part == parts
-            yield canvas.finished(), LAST_MS if last else (STEP_MS if part == parts else FRAME_MS)
+            yield canvas.to_picture(), LAST_MS if last else (STEP_MS if part == parts else FRAME_MS)
 
 
 def draw_zoom(sample: PreviewSample, scale: float = 1.0) -> Picture:
@@ -79,7 +79,7 @@ def draw_zoom(sample: PreviewSample, scale: float = 1.0) -> Picture:
         for column in (0, 1) if step.draw is draw_tokens else ():
             rows = LEGEND[2 * column : 2 * column + 2]
             draw_legend(canvas, x + column * side / 2, y + side + 70, side / 2 - 10, 13, rows)
-    return canvas.finished()
+    return canvas.to_picture()
 
 
 def png_bytes(picture: Picture) -> bytes:
@@ -139,10 +139,10 @@ def _card(canvas: Canvas, sample: PreviewSample, step: int, part: int) -> None:
         draw_scheme(canvas, sample, (x + 18, y + 50, CARD_W - 36, CARD_H - 66), part)
         return
     STEPS[step].draw(canvas, sample, (x + 16, y + 50, SQUARE), part)
-    _aside(canvas, sample, STEPS[step], x + SQUARE + 34, y + 50, CARD_W - SQUARE - 48)
+    _draw_facts(canvas, sample, STEPS[step], x + SQUARE + 34, y + 50, CARD_W - SQUARE - 48)
 
 
-def _aside(canvas: Canvas, sample: PreviewSample, step: Step, x: float, y: float, width: float) -> None:
+def _draw_facts(canvas: Canvas, sample: PreviewSample, step: Step, x: float, y: float, width: float) -> None:
     """Facts as label over value, then the caption, next to a panel's picture."""
     for name, value in step.facts(sample):
         canvas.text(x, y, name, 11, MUTED)

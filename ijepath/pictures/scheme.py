@@ -6,7 +6,7 @@ import numpy as np
 
 from ijepath.pictures.panels import colour, draw_tokens
 from ijepath.pictures.sample import PreviewSample
-from pathray.draw.canvas import CARD, INK, MUTED, PAPER, Canvas, mixed
+from pathray.draw.canvas import CARD, INK, MUTED, PAPER, Canvas, blend
 
 STUDENT, TEACHER, LOSS = "#0b6bcb", "#7a3db8", "#c2255c"
 PARTS = 3
@@ -70,7 +70,7 @@ def _loss(canvas: Canvas, sample: PreviewSample, x: float, rows: tuple[float, fl
 
 def _module(canvas: Canvas, x: float, y: float, width: float, names: tuple[str, str], tone: str, unit: float) -> None:
     height = 48 * unit
-    canvas.rect(x, y - height / 2, width, height, fill=mixed(tone, CARD, 0.86), outline=tone, line=1.6 * unit, radius=7)
+    canvas.rect(x, y - height / 2, width, height, fill=blend(tone, CARD, 0.86), outline=tone, line=1.6 * unit, radius=7)
     canvas.text(x + width / 2, y - 8 * unit, names[0], 12 * unit, INK, bold=True, anchor="mm")
     canvas.text(x + width / 2, y + 9 * unit, names[1], 9.5 * unit, MUTED, anchor="mm")
 
@@ -82,6 +82,6 @@ def _vectors(canvas: Canvas, sample: PreviewSample, x: float, y: float, name: st
     for k in range(count):
         left = x + 14 * unit + k * pitch
         for cell in range(5):
-            shade = mixed(colour(k), "#ffffff", (0.05, 0.5, 0.2, 0.65, 0.35)[(cell + 2 * k) % 5])
+            shade = blend(colour(k), "#ffffff", (0.05, 0.5, 0.2, 0.65, 0.35)[(cell + 2 * k) % 5])
             canvas.rect(left, y - 26 * unit + cell * 8 * unit, pitch * 0.75, 7 * unit, fill=shade)
     canvas.text(x + 42 * unit, y + 17 * unit, f"{name}  {what}", 10 * unit, MUTED, anchor="ma")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from pathray.api.pixels import Path, array_in, as_given, paths_in
+from pathray.api.pixels import Path, array_in, match_input, paths_in
 from pathray.api.slide import Slide
 from pathray.api.tissue import TissueMask
 from pathray.device import Device
@@ -114,7 +114,7 @@ class Encoder:
             raise UserError("only a slide has tiles and a mask", key=key, found=type(source).__name__, expected="Slide")
         if (paths := paths_in(source)) is not None:
             return self._files(paths, resize, batch_size)
-        return as_given(self._array(array_in(source), resize, batch_size), source)
+        return match_input(self._array(array_in(source), resize, batch_size), source)
 
     def _slide(self, slide: Slide, spec: TileSpec, mask: Mask | None, resize: bool, batch_size: int) -> Bag:
         pooling, precision = self.model.pooling, self.model.precision
@@ -124,7 +124,7 @@ class Encoder:
             raise UserError(f"the slide is too coarse: {coarse}", file=public(slide.path), key="tiles.mpp")
         tiles = _tiles(slide, spec, mask)
         batches = tile_batches(slide.reader, tiles, slide.mpp, settings, {self.spec.name: size})
-        features = self._encoded(batches, len(tiles), slide.path)
+        features = self._encode(batches, len(tiles), slide.path)
         job = SlideJob(slide.name, slide.path)
         about = tile_attributes(job, self.spec, settings, slide.reader, tiles, slide.mpp)
         return Bag(features, tiles.coords, about, {})
@@ -155,9 +155,9 @@ class Encoder:
                 pixels = np.stack([resized(image, *size) for image in part])
                 yield PixelBatch(np.arange(first, first + len(part)), {size: pixels}, {self.spec.name: size})
 
-        return self._encoded(batches(), count, "the array")
+        return self._encode(batches(), count, "the array")
 
-    def _encoded(self, batches: Iterator[PixelBatch], count: int, source: str) -> Features:
+    def _encode(self, batches: Iterator[PixelBatch], count: int, source: str) -> Features:
         """Features of all batches, by row. UserError where they are not finite."""
         features = np.zeros((count, self.dim), np.float32)
         for rows, values in encode_batches(batches, {self.spec.name: self.model}, self.model.device):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, overload
 import numpy as np
 import numpy.typing as npt
 
-from pathray.api.pixels import Path, array_in, as_given, paths_in
+from pathray.api.pixels import Path, array_in, match_input, paths_in
 from pathray.device import Device
 from pathray.errors import MissingFile, UserError
 from pathray.store import artifact
@@ -76,7 +76,7 @@ class Model:
         for first in range(0, len(given), batch_size):
             batch = np.stack([ready(image) for image in given[first : first + batch_size]])
             out[first : first + batch_size] = self._predictor.predict(batch)
-        return as_given(out, images)
+        return match_input(out, images)
 
     def __repr__(self) -> str:
         return f"Model({self.path!r}, {len(self.genes)} genes)"

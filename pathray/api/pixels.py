@@ -39,7 +39,7 @@ def array_in(images: object) -> npt.NDArray[np.uint8]:
     return images
 
 
-def as_given(result: npt.NDArray[Any], images: object) -> npt.NDArray[Any] | Tensor:
+def match_input(result: npt.NDArray[Any], images: object) -> npt.NDArray[Any] | Tensor:
     """`result` as a tensor on the device of `images` where these are a tensor, else as it is."""
     if not is_tensor(images):
         return result

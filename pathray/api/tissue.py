@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pathray.api.slide import Slide
-from pathray.wsi.kept_masks import computed_mask
+from pathray.wsi.kept_masks import cached_tissue_mask
 from pathray.wsi.tissue import MASK_MPP
 
 
@@ -28,5 +28,5 @@ def tissue(slide: Slide) -> TissueMask:
     The mask that extraction and anchors use: chroma above Otsu's threshold, cleaned. It is kept in the cache of local
     copies, so asking again is fast. Raises UnreadableUnit where the file is damaged.
     """
-    mask = computed_mask(slide.reader, slide.mpp)
+    mask = cached_tissue_mask(slide.reader, slide.mpp)
     return TissueMask(mask > 0, max(MASK_MPP, slide.mpp))

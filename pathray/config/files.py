@@ -62,7 +62,7 @@ def _check_events(path: Path, text: str) -> None:
             continue
         row = event.start_mark.line + 1
         if values == 0 and not isinstance(event, yaml.MappingStartEvent):
-            _no_mapping(path, row, event)
+            _refuse_non_mapping(path, row, event)
         size = sizes.get(event.anchor, 1) if isinstance(event, yaml.AliasEvent) else 1
         values, repeated = values + size, repeated + size - 1
         if isinstance(event, yaml.CollectionStartEvent):
@@ -78,7 +78,7 @@ def _check_events(path: Path, text: str) -> None:
         raise UserError("the config file is empty", file=path, expected="key: value lines")
 
 
-def _no_mapping(path: Path, row: int, event: Any) -> None:
+def _refuse_non_mapping(path: Path, row: int, event: Any) -> None:
     if isinstance(event, yaml.ScalarEvent) and event.value in ("", "~", "null"):
         raise UserError("the config file is empty", file=path, row=row, expected="key: value lines")
     found = next(name for kind, name in KINDS.items() if isinstance(event, kind))

@@ -41,7 +41,7 @@ def _section_lines(section: Any, prefix: str, is_placement: bool) -> list[str]:
     lines: list[str] = []
     hints = fields_of(section)
     # what a nested section inherits is common to many: its own keys come first
-    for name in sorted(hints, key=_inherited(section).__contains__) if prefix else hints:
+    for name in sorted(hints, key=_inherited_fields(section).__contains__) if prefix else hints:
         hint = hints[name]
         free = is_placement or bool(by_name[name].metadata.get("placement"))
         if is_section(hint):
@@ -52,7 +52,7 @@ def _section_lines(section: Any, prefix: str, is_placement: bool) -> list[str]:
     return lines
 
 
-def _inherited(section: Any) -> set[str]:
+def _inherited_fields(section: Any) -> set[str]:
     bases = [base for base in section.__bases__ if dataclasses.is_dataclass(base)]
     return {f.name for base in bases for f in dataclasses.fields(base)}
 

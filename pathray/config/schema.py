@@ -149,13 +149,13 @@ def nearest_key(schema: Any, parts: Sequence[Part], extra: Sequence[str] = ()) -
         return f"{join_key(above)} is {type_text(within)} and has no subkeys"
     beside = list(fields_of(within)) + (list(extra) if depth == 0 else [])
     all_keys = [key for key, _, _ in keys_of(schema)]
-    if meant := _by_meaning(wrong, join_key(above), all_keys):
+    if meant := _find_synonyms(wrong, join_key(above), all_keys):
         return meant
     near = [name for name in difflib.get_close_matches(wrong, beside, n=3) if not _means_another(wrong, name)]
     if near:
         return join_key([*above, near[0], *parts[depth + 1 :]])
     last = str(parts[-1])
-    if meant := _by_meaning(last, "", all_keys):
+    if meant := _find_synonyms(last, "", all_keys):
         return meant
     same_name = [key for key in all_keys if key.rsplit(".", 1)[-1] == last]
     close = difflib.get_close_matches(join_key(parts), all_keys, n=3, cutoff=0.75)
@@ -172,7 +172,7 @@ def _means_another(wrong: str, name: str) -> bool:
     return bool(_lines(wrong)) and bool(_lines(name)) and not _lines(wrong) & _lines(name)
 
 
-def _by_meaning(wrong: str, above: str, keys: Sequence[str]) -> str:
+def _find_synonyms(wrong: str, above: str, keys: Sequence[str]) -> str:
     """Keys that are named `wrong` here or in other projects: those of the same section, else (or at the top level) all;
     "" if there are none."""
     names = {name for i in _lines(wrong) for name in SYNONYMS[i]}

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from pathray.config.checks import check_accelerator, check_at_least, check_between, check_one_of, check_positive
 from pathray.errors import UserError
-from pathray.fingerprint import added, placement
+from pathray.fingerprint import added_field, placement
 
 REGULARISERS = {"none": 0.0, "vicreg": 1.0, "sigreg": 0.05}  # and their default weights
 GRAD_SYNC = ("flat", "overlap")
@@ -64,11 +64,11 @@ class StepConfig:
 class RegulariserConfig:
     """Terms against collapse in the loss of a JEPA: a part of a science's `model`. See pathray.train.regulariser."""
 
-    regulariser: str = added("none")  # none | vicreg | sigreg: of pooled and projected tokens over the global batch
-    regulariser_weight: float | None = added(None)  # None: 1 for vicreg, 0.05 for sigreg
-    regulariser_directions: int = added(256)  # random projections per step of sigreg
-    invariance_weight: float = added(1.0)  # of the distance between embeddings of a sample's views
-    projection_dim: int = added(64)
+    regulariser: str = added_field("none")  # none | vicreg | sigreg: of projected mean tokens over the global batch
+    regulariser_weight: float | None = added_field(None)  # None: 1 for vicreg, 0.05 for sigreg
+    regulariser_directions: int = added_field(256)  # random projections per step of sigreg
+    invariance_weight: float = added_field(1.0)  # of the distance between embeddings of a sample's views
+    projection_dim: int = added_field(64)
 
     @property
     def weight(self) -> float:

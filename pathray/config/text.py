@@ -37,34 +37,34 @@ def with_texts(content: Any, source: str) -> Any:
 
     Keys of maps also become their original texts.
     """
-    return _paired(content, yaml.load(source, Loader=_Texts))
+    return _pair_with_text(content, yaml.load(source, Loader=_Texts))
 
 
-def _paired(content: Any, raw: Any) -> Any:
+def _pair_with_text(content: Any, raw: Any) -> Any:
     if isinstance(content, Mapping):
         if isinstance(raw, Mapping) and len(raw) == len(content):
-            return {key: _paired(value, raw[key]) for key, value in zip(raw, content.values(), strict=True)}
+            return {key: _pair_with_text(value, raw[key]) for key, value in zip(raw, content.values(), strict=True)}
         known = raw if isinstance(raw, Mapping) else {}
-        return {str(key): _paired(value, known.get(str(key))) for key, value in content.items()}
+        return {str(key): _pair_with_text(value, known.get(str(key))) for key, value in content.items()}
     if isinstance(content, list):
         texts = raw if isinstance(raw, list) and len(raw) == len(content) else [None] * len(content)
-        return [_paired(value, text) for value, text in zip(content, texts, strict=True)]
+        return [_pair_with_text(value, text) for value, text in zip(content, texts, strict=True)]
     if content is None or isinstance(content, str) or not isinstance(raw, str):
         return content
     return Written(content, raw)
 
 
-def as_declared(value: Any, hint: Any) -> Any:
+def to_declared_type(value: Any, hint: Any) -> Any:
     """`value` without `Written`: its text if the declared type `hint` is a string, else the value parsed by YAML."""
     hint = without_none(hint)
     if isinstance(value, Written):
         return value.text if hint is str else value.value
     origin, args = get_origin(hint), get_args(hint)
     if isinstance(value, list):
-        return [as_declared(item, _item_type(origin, args, i)) for i, item in enumerate(value)]
+        return [to_declared_type(item, _item_type(origin, args, i)) for i, item in enumerate(value)]
     if isinstance(value, Mapping):
         inner = args[1] if origin is dict else Any
-        return {key: as_declared(item, inner) for key, item in value.items()}
+        return {key: to_declared_type(item, inner) for key, item in value.items()}
     return value
 
 

@@ -25,7 +25,7 @@ from pathray.config.schema import (
     type_text,
     without_none,
 )
-from pathray.config.text import Written, as_declared, with_texts
+from pathray.config.text import Written, to_declared_type, with_texts
 from pathray.errors import UserError
 
 COMMAND_LINE = "command line"
@@ -102,7 +102,7 @@ class ConfigTree:
     def _set(self, parts: list[Part], value: Any, source: str) -> None:
         hint = self._type(parts, source)
         if isinstance(value, Written):
-            value = value.text if self._item(parts) is str else as_declared(value, hint)
+            value = value.text if self._item(parts) is str else to_declared_type(value, hint)
         if isinstance(value, Mapping) and (is_section(hint) or _is_mapping(hint)):
             self._open(parts, source)
             for name, inner in value.items():
@@ -115,7 +115,7 @@ class ConfigTree:
                 self._set([*parts, i], inner, source)
         elif not (value is None and is_section(hint) and not allows_none(hint)):  # `data:` with nothing below it
             self._open(parts[:-1], source)
-            value = as_declared(value, hint)
+            value = to_declared_type(value, hint)
             if isinstance(value, str) and value and "${" not in value and self._item(parts) is str:
                 value = [value]  # encoders=FOLDER is a list of one
             self._assign(parts, value, source)

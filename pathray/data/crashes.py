@@ -89,7 +89,7 @@ class Journal:
             SLOT.pack_into(self._map, HEAD + slot * SLOT.size, *FREE)
 
     def close(self) -> None:
-        """The process goes on, or ends well: leave nothing behind."""
+        """The process continues, or ends well: leave nothing behind."""
         if self._file.closed:
             return
         faulthandler.disable()
@@ -188,7 +188,9 @@ def begin(run: str, plan: str) -> _Begun:
                 journal = Journal(run, plan)
             except OSError as e:
                 log.warning("decoder crashes cannot be traced to a unit, because no journal could be opened: %s", e)
-            _begun[key] = _Begun(journal, excluded(through_outages(lambda: noted(run), "decoding"), plan).rows)
+            _begun[key] = _Begun(
+                journal, decide_exclusions(through_outages(lambda: read_notes(run), "decoding"), plan).rows
+            )
         return _begun[key]
 
 
@@ -210,7 +212,7 @@ def note_crashes(run: str) -> int:
             trace = units.with_suffix(".trace")
             told = trace.read_bytes().decode(errors="replace") if trace.exists() else ""
             plan = file.read(HEAD).decode(errors="replace").strip()
-            if found := _in_flight(file.read(), told):
+            if found := _units_to_blame(file.read(), told):
                 _note(run, units.stem, plan, found, told)
                 crashes += 1
             units.unlink()
@@ -218,7 +220,7 @@ def note_crashes(run: str) -> int:
     return crashes
 
 
-def noted(run: str) -> list[dict[str, Any]]:
+def read_notes(run: str) -> list[dict[str, Any]]:
     """The notes in a run's folder. UserError for a damaged one."""
     store = Storage.of(run).at(FOLDER)
     notes = []
@@ -229,7 +231,7 @@ def noted(run: str) -> list[dict[str, Any]]:
     return notes
 
 
-def excluded(notes: Iterable[Mapping[str, Any]], plan: str) -> Excluded:
+def decide_exclusions(notes: Iterable[Mapping[str, Any]], plan: str) -> Excluded:
     """What these notes forbid in the plan of this `units_hash`."""
     by_row, by_source = Counter[int](), Counter[int]()
     for note in (n for n in notes if n["plan"] == plan):
@@ -245,7 +247,7 @@ def _local(run: str) -> Path:
     return Path(tempfile.gettempdir()) / f"pathray-decoding-{os.getuid()}" / digest_bytes(run.encode())[:16]
 
 
-def _in_flight(slots: bytes, trace: str) -> list[dict[str, int]]:
+def _units_to_blame(slots: bytes, trace: str) -> list[dict[str, int]]:
     """The units to blame for the death that `trace` tells of; none for a death from outside, or elsewhere.
 
     The thread that the signal hit is known where it is one of Python's. Of a thread that is not, a broken read of

@@ -31,10 +31,10 @@ class StreamError(UserError):
     faults: tuple[Fault, ...] = ()
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuilt, (self.message, self.where, self.faults)
+        return _rebuild_error, (self.message, self.where, self.faults)
 
 
-def _rebuilt(message: str, where: dict[str, object], faults: tuple[Fault, ...]) -> StreamError:
+def _rebuild_error(message: str, where: dict[str, object], faults: tuple[Fault, ...]) -> StreamError:
     error = StreamError(message, **where)
     error.faults = faults
     return error

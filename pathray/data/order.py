@@ -133,7 +133,7 @@ class Order:
         rows = np.empty(index.shape, np.int64)
         for s, t in sorted({(int(a), int(b)) for a, b in zip(stratum, turn, strict=True)}):
             here = (stratum == s) & (turn == t)
-            rows[here] = self._windowed(s, t, index[here])
+            rows[here] = self._shuffle_in_windows(s, t, index[here])
         return rows
 
     def replacement(self, position: int, attempt: int, slot: int = 0) -> int:
@@ -174,7 +174,7 @@ class Order:
         per_cycle = np.bincount(self.slots, minlength=len(self.strata))
         return stratum, cycle * per_cycle[stratum] + self.ordinals[slot]
 
-    def _windowed(self, stratum: int, turn: int, index: Ints) -> Ints:
+    def _shuffle_in_windows(self, stratum: int, turn: int, index: Ints) -> Ints:
         assert self.segments is not None
         s = self.strata[stratum]
         starts = self.segments[(self.segments >= s.start) & (self.segments < s.start + s.rows)]
@@ -211,7 +211,7 @@ def stratified_order(
     A weight is the stratum's share of the positions and nothing else multiplies it. Empty strata and those of weight 0
     take no part. UserError for an unknown or missing name in the map, negative or all-zero weights, or no rows at all.
     """
-    chosen = [s for s in _weighted(strata, weights) if s.rows > 0 and s.weight > 0]
+    chosen = [s for s in _apply_weights(strata, weights) if s.rows > 0 and s.weight > 0]
     if not chosen:
         raise UserError(
             "no stratum has both rows and a positive weight", key="data.sampling_stratum_weights", found=weights
@@ -222,7 +222,7 @@ def stratified_order(
     return Order(seed, tuple(chosen), window, segments, slots, ordinals)
 
 
-def _weighted(strata: Sequence[Stratum], weights: str | Mapping[str, float]) -> list[Stratum]:
+def _apply_weights(strata: Sequence[Stratum], weights: str | Mapping[str, float]) -> list[Stratum]:
     key = "data.sampling_stratum_weights"
     if weights == "uniform":
         return [Stratum(s.name, s.start, s.rows, 1.0) for s in strata]

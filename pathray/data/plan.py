@@ -27,7 +27,7 @@ import pyarrow as pa
 
 from pathray.errors import MissingFile, UserError
 from pathray.store.cache import fetch_cached
-from pathray.store.described import publish_described
+from pathray.store.described import publish_with_description
 from pathray.store.records import parse_record
 from pathray.store.storage import Storage, digest_bytes
 
@@ -155,10 +155,10 @@ class Plan:
         A URL is copied to the local disk first. Raises MissingFile when it is not there, UserError when it is of a
         newer schema or does not match its digests.
         """
-        folder = Path(path) if "://" not in str(path) else _fetched(str(path))
+        folder = Path(path) if "://" not in str(path) else _fetch_plan(str(path))
         if not (folder / DESCRIPTION).is_file():
             raise MissingFile("no plan here", file=folder, expected=DESCRIPTION)
-        description = _described((folder / DESCRIPTION).read_bytes(), str(folder / DESCRIPTION))
+        description = _parse_description((folder / DESCRIPTION).read_bytes(), str(folder / DESCRIPTION))
         if verify:
             _check_digests(folder, description, Storage.of(folder))
         return cls(str(folder), description, os.fspath(path))
@@ -203,10 +203,10 @@ def publish(path: str | os.PathLike[str], url: str) -> None:
     store, description = Storage.of(url), (Path(path) / DESCRIPTION).read_bytes()
     if not store.exists(DESCRIPTION) or store.read_bytes(DESCRIPTION) != description:
         files = {name: Path(path) / name for name in (UNITS, SOURCES)}
-        publish_described(store, files, DESCRIPTION, description)
+        publish_with_description(store, files, DESCRIPTION, description)
 
 
-def _fetched(url: str) -> Path:
+def _fetch_plan(url: str) -> Path:
     """A cached folder with the files of the plan at `url`, their digests checked as they are copied."""
     store = Storage.of(url)
     try:
@@ -218,13 +218,13 @@ def _fetched(url: str) -> Path:
         folder.mkdir()
         for name in (UNITS, SOURCES):
             store.get(name, folder / name)
-        _check_digests(folder, _described(text, store.join(DESCRIPTION)), store)
+        _check_digests(folder, _parse_description(text, store.join(DESCRIPTION)), store)
         (folder / DESCRIPTION).write_bytes(text)
 
     return fetch_cached(f"{digest_bytes(text)[:24]}-plan", fetch, store.size(UNITS) + store.size(SOURCES))
 
 
-def _described(text: bytes, where: str) -> dict[str, Any]:
+def _parse_description(text: bytes, where: str) -> dict[str, Any]:
     """The description of a plan, unaltered. UserError for damage and for a newer version."""
     description = parse_record(text, where, "description of a plan")
     version = description.get("schema_version")

@@ -48,7 +48,7 @@ def read_split(path: str, table: GroupedTable, *, trains: bool = True) -> Split:
         raise UserError(
             message, file=path, key="table", found=meta.get("table"), expected=f"{table.hash}, {table.file}"
         )
-    of = _placed(path, table, rows)
+    of = _match_rows(path, table, rows)
     first: dict[str, str] = {}
     for i, (group, part) in enumerate(zip(table.groups.tolist(), of.tolist(), strict=True)):
         if first.setdefault(group, part) != part:
@@ -100,7 +100,7 @@ def _meta(line: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _placed(path: str, table: GroupedTable, rows: list[tuple[int, list[str]]]) -> Strings:
+def _match_rows(path: str, table: GroupedTable, rows: list[tuple[int, list[str]]]) -> Strings:
     place = {name: i for i, name in enumerate(table.names.tolist())}
     of = np.full(len(table.names), "", dtype="<U5")
     for number, row in rows:

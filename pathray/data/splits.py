@@ -61,7 +61,7 @@ def holdout(table: GroupedTable, seed: int, *, train: float = 0.7, val: float = 
     if min(fractions.values()) < 0 or train <= 0 or abs(sum(fractions.values()) - 1) > 1e-6:
         raise UserError("fractions of the rows add up to 1, and some train", key="fractions", found=fractions)
     wanted = {name: share * len(table.names) for name, share in fractions.items() if share > 0}
-    groups, sizes = _shuffled(table, seed)
+    groups, sizes = _shuffle_groups(table, seed)
     if len(groups) < len(wanted):
         found, expected = f"{len(groups)} groups", f"a group for each of {', '.join(wanted)}"
         raise UserError("too few groups to split", file=table.file, key="group_id", found=found, expected=expected)
@@ -81,7 +81,7 @@ def folds(table: GroupedTable, seed: int, k: int | None = None, *, validation: b
     Groups are assigned, largest first, to the fold with the fewest rows. UserError for more folds than groups, and if
     nothing is left to train on.
     """
-    groups, sizes = _shuffled(table, seed)
+    groups, sizes = _shuffle_groups(table, seed)
     count = len(groups) if k is None else k
     _check_count(table, count, len(groups), validation)
     rows, fold = [0] * count, {}
@@ -126,7 +126,7 @@ def _splits_of(table: GroupedTable, fold: Mapping[str, int], meta: Mapping[str, 
     return out
 
 
-def _shuffled(table: GroupedTable, seed: int) -> tuple[list[str], list[int]]:
+def _shuffle_groups(table: GroupedTable, seed: int) -> tuple[list[str], list[int]]:
     """The groups in random order, with their numbers of rows."""
     groups, sizes = np.unique(table.groups, return_counts=True)
     order = rng(seed, "splits", 0).permutation(len(groups))

@@ -1,6 +1,6 @@
 """From plan rows to decoded micro-batches, in order, with bounded memory. No Ray: the notebook's loader too.
 
-`decoded` turns row batches into pixel batches through a bounded pool of threads.
+`stream_batches` turns row batches into pixel batches through a bounded pool of threads.
 
 Not here: which rows a rank reads (pathray.data.share), how rows travel through a cluster (ray_jobs.train.rank_stream),
 and what a unit looks like (the sciences' readers).
@@ -20,7 +20,7 @@ import numpy.typing as npt
 from pathray.data.faults import StreamError
 from pathray.data.share import Lookup
 from pathray.data.stalls import WINDOW, Stalls
-from pathray.data.units import Batch, Unit, UnitReader, assemble, held_bytes, reporting_faults, units_of
+from pathray.data.units import Batch, Unit, UnitReader, assemble, count_bytes, reporting_faults, units_of
 
 
 def decode(reader: UnitReader, rows: Mapping[str, npt.NDArray[Any]], lookup: Lookup) -> Batch:
@@ -48,7 +48,7 @@ class DecodeSettings:
     max_stalled: int = 16
 
 
-def decoded(
+def stream_batches(
     rows: Iterable[Mapping[str, npt.NDArray[Any]]],
     reader: UnitReader,
     lookup: Lookup,
@@ -161,7 +161,7 @@ class _Pool:
             last = micro.left == 0
         if last:
             batch = assemble(self.reader, micro.units)
-            held = held_bytes(batch)
+            held = count_bytes(batch)
             with self.lock:
                 self.stalls.succeed(len(micro.units))
                 micro.batch, micro.held, self.largest = batch, held, max(self.largest, held)

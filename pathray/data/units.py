@@ -197,10 +197,10 @@ def reporting_faults(units: Sequence[Unit]) -> Iterator[None]:
         raise
 
 
-def held_bytes(value: Any) -> int:
+def count_bytes(value: Any) -> int:
     """The size of a batch in bytes: arrays, tensors and byte strings, also in lists and mappings."""
     if isinstance(value, Mapping):
-        return sum(held_bytes(v) for v in value.values())
+        return sum(count_bytes(v) for v in value.values())
     if isinstance(value, list | tuple):
-        return sum(held_bytes(v) for v in value)
+        return sum(count_bytes(v) for v in value)
     return len(value) if isinstance(value, bytes | bytearray) else int(getattr(value, "nbytes", 0))

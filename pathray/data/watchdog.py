@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def ended_after(seconds: float) -> Iterator[None]:
+def exit_after(seconds: float) -> Iterator[None]:
     """End this process, with its threads' traces on standard error, if the block takes longer; 0 means no limit.
 
     It works even while a library holds the interpreter lock. One block at a time per process: the newest limit counts.

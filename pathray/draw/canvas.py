@@ -34,7 +34,7 @@ class Canvas:
         self.image = Image.new("RGB", (self._px(width), self._px(height)), paper)
         self._draw = ImageDraw.Draw(self.image, "RGBA")
 
-    def finished(self) -> Picture:
+    def to_picture(self) -> Picture:
         """The picture `[height · scale, width · scale, 3]`."""
         from PIL import Image
 
@@ -175,10 +175,10 @@ def length_label(um: float) -> str:
     return f"{um / 1000:g} mm" if um >= 1000 else f"{um:g} µm"
 
 
-def mixed(colour: str, other: str, share: float) -> tuple[int, int, int]:
+def blend(colour: str, other: str, share: float) -> tuple[int, int, int]:
     """`share` of `other` (#rrggbb) in `colour`.
 
-    >>> mixed("#000000", "#ffffff", 0.5)
+    >>> blend("#000000", "#ffffff", 0.5)
     (128, 128, 128)
     """
     a, b = (tuple(int(c[i : i + 2], 16) for i in (1, 3, 5)) for c in (colour, other))
@@ -186,9 +186,9 @@ def mixed(colour: str, other: str, share: float) -> tuple[int, int, int]:
     return r, g, bl
 
 
-def faded(colour: str, alpha: float) -> tuple[int, int, int, int]:
+def with_alpha(colour: str, alpha: float) -> tuple[int, int, int, int]:
     """A colour (#rrggbb) with an alpha between 0 and 1."""
-    return (*mixed(colour, colour, 0.0), round(alpha * 255))
+    return (*blend(colour, colour, 0.0), round(alpha * 255))
 
 
 def _dashes(a: Point, b: Point, dash: float) -> list[tuple[Point, Point]]:

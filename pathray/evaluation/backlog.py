@@ -36,7 +36,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Decision:
-    """`next` to evaluate (None: nothing waits), the metrics `due` on it, those to `drop`, and how many go on waiting
+    """`next` to evaluate (None: nothing waits), the metrics `due` on it, those to `drop`, and how many still wait
     when both is done."""
 
     next: Snapshot | None

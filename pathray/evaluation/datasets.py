@@ -142,7 +142,7 @@ def open_dataset(
     full = read_manifest(manifest, root=root)
     rows = dict.fromkeys(METRICS, full)
     if known is not None and known.reduced:
-        shorter = _reduced(manifest, reduced, root)
+        shorter = _read_reduced_manifest(manifest, reduced, root)
         if shorter is None:
             notes.append(f"no reduced list beside {manifest}: all its rows serve {', '.join(sorted(known.reduced))}")
         else:
@@ -197,7 +197,7 @@ def _check_slides(patches: Patches, lines: Sequence[int]) -> None:
                 raise UserError(message, file=patches.file, row=lines[row], key=column, found=found, expected=expected)
 
 
-def _reduced(manifest: str, given: str | None, root: str) -> Patches | None:
+def _read_reduced_manifest(manifest: str, given: str | None, root: str) -> Patches | None:
     stem, suffix = posixpath.splitext(manifest)
     try:
         return read_manifest(given or f"{stem}_reduced{suffix}", root=root)

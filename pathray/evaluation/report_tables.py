@@ -82,7 +82,7 @@ def _describe_decision(rows: Sequence[Row], stopping: Row) -> list[Entry]:
     when = f" at {decided:,} images" if decided is not None else ""
     return [
         ("best evaluation", f"{words}{shown} ({extreme} {metric})"),
-        ("early stopping", f"{'stop' if stopping.get('stop') else 'go on'}{when}"),
+        ("early stopping", f"{'stop' if stopping.get('stop') else 'continue'}{when}"),
     ]
 
 

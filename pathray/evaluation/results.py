@@ -64,7 +64,7 @@ class Results:
         reached = -1 if newest is None else int(newest.meta["images_seen"])
         beyond = len([row for row in self.rows if row["images_seen"] > reached])
         if beyond:
-            log.warning("%d evaluations beyond the newest checkpoint do not count: the run goes on before them", beyond)
+            log.warning("%d evaluations beyond the newest checkpoint do not count: the run resumes before them", beyond)
             self._log.cut_back(reached)
             self.reload()
         return beyond
@@ -127,7 +127,7 @@ class Results:
                     found.setdefault(key.split("/", 1)[1].rpartition("/")[0], int(row[key]))
         return found
 
-    def dropped(self) -> int:
+    def n_dropped(self) -> int:
         return sum(row["status"] == "dropped" for row in self.rows)
 
     def decision(self) -> Decision | None:
@@ -186,7 +186,7 @@ class Results:
 
     def prune(self, keep_last_n: int, tag: str | None) -> list[str]:
         """Remove snapshots that were taken for evaluation and have their row, except the newest `keep_last_n`, the one
-        that a resumed run would go on from, and one that is the best but not copied yet. Returns the paths removed."""
+        that a resumed run would start from, and one that is the best but not copied yet. Returns the paths removed."""
         done = {row["images_seen"] for row in self.rows}
         snapshots = [s for s in self.snapshots() if self._is_numbered(s)]
         newest = latest(self.store.join(CHECKPOINTS), tag) if tag else None
@@ -218,7 +218,7 @@ class Results:
         data = content(self.store, ALIVE)
         other = _sign_in(data)
         own = other is not None and other["who"] == who
-        if other is not None and not own and not _dead(other):
+        if other is not None and not own and not _is_dead(other):
             return False
         if other is not None and own and time.time() - other["time"] < ALIVE_EVERY_S:
             return True
@@ -259,16 +259,16 @@ def read_decision(run_dir: str) -> dict[str, Any] | None:
     except MissingFile:
         return None
     except ValueError as e:
-        raise _damaged(store, str(e)) from e
+        raise _damage_error(store, str(e)) from e
     if not isinstance(found, dict) or not all(isinstance(found.get(k), int | None) for k in COUNTS):
-        raise _damaged(store, "not a decision")
+        raise _damage_error(store, "not a decision")
     said = found.pop(CHECK, None)
     if said is not None and said != _sum(found):
-        raise _damaged(store, "another checksum than it says")
+        raise _damage_error(store, "another checksum than it says")
     return found
 
 
-def _damaged(store: Storage, found: str) -> UserError:
+def _damage_error(store: Storage, found: str) -> UserError:
     expected = f"a decision as it was written; remove the file: it is made anew from {ROWS}"
     return UserError("damaged", file=store.join(DECISION), found=found, expected=expected)
 
@@ -288,7 +288,7 @@ def whole_rows(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def judged(run_dir: str, images_seen: int) -> bool:
+def is_evaluated(run_dir: str, images_seen: int) -> bool:
     """Whether a snapshot has its row."""
     try:
         rows = whole_rows(rows_of(Storage.of(run_dir).read_bytes(ROWS)))
@@ -297,7 +297,7 @@ def judged(run_dir: str, images_seen: int) -> bool:
     return any(row["images_seen"] == images_seen for row in rows)
 
 
-def watched(run_dir: str) -> bool:
+def has_live_evaluator(run_dir: str) -> bool:
     """Whether an evaluator of the run has given a sign of life lately."""
     alive = _alive(Storage.of(run_dir))
     return alive is not None and time.time() - alive["time"] < 10 * ALIVE_FOR_S
@@ -318,7 +318,7 @@ def _sign_in(data: bytes | None) -> dict[str, Any] | None:
     return {"who": "", "host": "", "pid": 0, **found}
 
 
-def _dead(other: Mapping[str, Any]) -> bool:
+def _is_dead(other: Mapping[str, Any]) -> bool:
     """Whether an evaluator has been silent for long, or is a process of this machine that is no more."""
     return time.time() - other["time"] >= ALIVE_FOR_S or bool(is_gone(other))
 

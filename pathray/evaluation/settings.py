@@ -1,4 +1,4 @@
-"""The `tuning` section of a run config: evaluators that judge snapshots while the training goes on. Of any science.
+"""The `tuning` section of a run config: evaluators that judge snapshots while training continues. Of any science.
 
 Only the schema: what is evaluated and when it is due. Not here: the metrics, which snapshot is next (pathray.evaluation
 .backlog) and who runs them. Tuning cannot alter the weights, except by ending a run early, so all of it is placement.
@@ -76,7 +76,7 @@ class PluginConfig:
     embedding: str = "pca"  # | umap | none: the picture of the features in two dimensions
     feature_batch_size: int = 64
     feature_num_workers: int = 2  # threads that read images
-    feature_persistent_workers: bool = True  # the evaluator's process goes on to the next snapshot
+    feature_persistent_workers: bool = True  # one evaluator process serves all snapshots
     feature_prefetch_factor: int = 2  # batches read ahead
     ri: EveryConfig = field(default_factory=EveryConfig)
     apd: EveryConfig = field(default_factory=EveryConfig)

@@ -128,9 +128,9 @@ class FeatureEncoder:
 
         with torch.inference_mode(), self.device.autocast(self.precision):
             images = (pixels.movedim(-1, 1).to(torch.float32) / 255.0 - self._mean) / self._std
-            return self.pooled(self.vit(images).float())
+            return self.pool(self.vit(images).float())
 
-    def pooled(self, tokens: Tensor) -> Tensor:
+    def pool(self, tokens: Tensor) -> Tensor:
         """``[B, P+N, D]`` → ``[B, D]`` or, for ``cls+mean``, ``[B, 2D]`` (class token first), without registers."""
         import torch
 

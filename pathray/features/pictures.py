@@ -97,14 +97,14 @@ def draw_tiles(
             canvas.line((line * unit).tolist(), COLOUR, 2.5)
     canvas.scale_bar(8, height - 8, mpp0 / unit, 0.25 * width, size=12)
     share = 100 * float((tissue > 0).mean())
-    canvas.text(10, height + 8, _fitting(canvas, title, 14), 14, INK, bold=True)
+    canvas.text(10, height + 8, _shorten_title(canvas, title, 14), 14, INK, bold=True)
     what = f"{len(tiles):,} tiles of {spec.size_px} px at {spec.mpp:g} µm per pixel ({spec.size_um:g} µm)"
     canvas.rect(10, height + 35, 14, 14, outline=TILE_COLOUR, line=2, fill=style.get("fill"))
     canvas.text(32, height + 42, what, 12, MUTED, anchor="lm")
     right = 32 + canvas.text_width(what, 12) + 20
     canvas.line([(right, height + 42), (right + 22, height + 42)], COLOUR, 3)
     canvas.text(right + 30, height + 42, f"tissue, {share:.0f}% of the slide", 12, MUTED, anchor="lm")
-    return canvas.finished()
+    return canvas.to_picture()
 
 
 def write_geojson(path: str, tissue: npt.NDArray[Any], tiles: Tiles, size: tuple[int, int]) -> None:
@@ -119,7 +119,7 @@ def write_geojson(path: str, tissue: npt.NDArray[Any], tiles: Tiles, size: tuple
             out.box(x, y, tiles.size, tiles.size, measurements=measured, **about)
 
 
-def _fitting(canvas: Canvas, title: str, size: float) -> str:
+def _shorten_title(canvas: Canvas, title: str, size: float) -> str:
     """The title, shortened in the middle if it is wider than the picture."""
     if canvas.text_width(title, size, bold=True) <= canvas.width - 20:
         return title

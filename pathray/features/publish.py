@@ -62,7 +62,7 @@ def sweep(folder: str) -> list[str]:
     with os.scandir(store.root) as entries:
         for entry in entries:
             match = _PARTIAL.fullmatch(entry.name)
-            if match is not None and _abandoned(match["host"], int(match["pid"]), entry):
+            if match is not None and _is_abandoned(match["host"], int(match["pid"]), entry):
                 Path(entry.path).unlink(missing_ok=True)
                 swept.append(entry.path)
     return sorted(swept)
@@ -83,7 +83,7 @@ def _host() -> str:
     return uuid.uuid5(uuid.NAMESPACE_DNS, socket.gethostname()).hex[:8]
 
 
-def _abandoned(host: str, pid: int, entry: os.DirEntry[str]) -> bool:
+def _is_abandoned(host: str, pid: int, entry: os.DirEntry[str]) -> bool:
     if host != _host():
         with contextlib.suppress(FileNotFoundError):
             return time.time() - entry.stat().st_mtime > ABANDONED_S

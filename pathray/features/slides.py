@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pathray.data.watchdog import ended_after
+from pathray.data.watchdog import exit_after
 from pathray.errors import UserError
 from pathray.features.bags import BagWriter
 from pathray.features.encoder import EncoderSpec
@@ -118,14 +118,14 @@ def extract_slide(
     """Write the bags of `job`, then its pictures. Raises what reading the slide raises, StorageError for the output,
     and EncodingError; an unfinished bag is never left behind."""
     started = time.monotonic()
-    with ended_after(OPENING * settings.read_timeout_s):
+    with exit_after(OPENING * settings.read_timeout_s):
         reader = open_slide(job.wsi_path, backend=settings.backend, cache_bytes=settings.cache_bytes)
     try:
         mpp0, source = spacing(job, reader)
         if coarse := too_coarse(level_mpps(reader, mpp0), settings.tiles.mpp, settings.max_enlargement):
             raise UserError(f"the slide is too coarse: {coarse}", file=public(job.wsi_path), key="max_enlargement")
         width, height = reader.level_shapes[0]
-        with ended_after(OPENING * settings.read_timeout_s):
+        with exit_after(OPENING * settings.read_timeout_s):
             tissue = tissue_of(reader, mpp0, job.mask_path, settings.tiles)
         tiles = tiles_of(tissue, width, height, mpp0, settings.tiles)
         choice = choose_level(level_mpps(reader, mpp0), settings.tiles.mpp, settings.spacing_tolerance)

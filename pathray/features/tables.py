@@ -47,7 +47,7 @@ def feature_type(dim: int, dtype: str) -> pa.DataType:
 def write_table(path: str, table: pa.Table, meta: Mapping[str, Any]) -> None:
     """Publish a small table, completely or not at all. Equal tables give equal bytes."""
     buffer = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata(_packed(meta)), buffer, compression="zstd")
+    pq.write_table(table.replace_schema_metadata(_pack_meta(meta)), buffer, compression="zstd")
     write_atomic(path, buffer.getvalue())
 
 
@@ -59,9 +59,9 @@ def merge_tables(parts: Sequence[str], path: str, meta: Mapping[str, Any]) -> in
         for part in parts:
             table = _read(part)
             if writer is None:
-                writer = pq.ParquetWriter(partial, table.schema.with_metadata(_packed(meta)), compression="zstd")
+                writer = pq.ParquetWriter(partial, table.schema.with_metadata(_pack_meta(meta)), compression="zstd")
             with clear_errors(path):
-                writer.write_table(table.replace_schema_metadata(_packed(meta)))
+                writer.write_table(table.replace_schema_metadata(_pack_meta(meta)))
             rows += table.num_rows
         assert writer is not None, "nothing to merge"
         with clear_errors(path):
@@ -76,7 +76,7 @@ def read_table(path: str) -> FeatureTable:
     dim = column.type.list_size
     flat = column.flatten().to_numpy(zero_copy_only=False)
     columns = {name: table[name].to_pylist() for name in table.column_names if name != FEATURES}
-    return FeatureTable(flat.reshape(-1, dim), columns, _unpacked(table.schema, path))
+    return FeatureTable(flat.reshape(-1, dim), columns, _unpack_meta(table.schema, path))
 
 
 def read_meta(path: str) -> dict[str, Any] | None:
@@ -85,7 +85,7 @@ def read_meta(path: str) -> dict[str, Any] | None:
     store = Storage.of(folder or ".")
     try:
         with store.open(name) as file:
-            return _unpacked(pq.read_schema(file), path)
+            return _unpack_meta(pq.read_schema(file), path)
     except (UserError, pa.ArrowInvalid, OSError):
         return None
 
@@ -99,7 +99,7 @@ def bag_to_parquet(path: str) -> str:
         features, coords = bag["features"], bag["coords"]
         schema = pa.schema(
             [("x", pa.int64()), ("y", pa.int64()), (FEATURES, feature_type(features.shape[1], features.dtype.str))],
-            metadata=_packed(
+            metadata=_pack_meta(
                 {"fingerprint": bag.attrs["fingerprint"], "provenance": json.loads(bag.attrs["provenance"])}
             ),
         )
@@ -122,16 +122,16 @@ def _read(path: str) -> pa.Table:
         raise UserError("not a parquet file, or damaged", file=path, found=str(e)[:200]) from e
     if FEATURES not in table.column_names or not pa.types.is_fixed_size_list(table.schema.field(FEATURES).type):
         raise UserError("not a feature table", file=path, found=table.column_names, expected=FEATURES)
-    _unpacked(table.schema, path)
+    _unpack_meta(table.schema, path)
     return table
 
 
-def _packed(meta: Mapping[str, Any]) -> dict[str, str]:
+def _pack_meta(meta: Mapping[str, Any]) -> dict[str, str]:
     text = json.dumps({"schema_version": SCHEMA_VERSION, **meta}, sort_keys=True, allow_nan=False)
     return {"pathray": text}
 
 
-def _unpacked(schema: pa.Schema, path: str) -> dict[str, Any]:
+def _unpack_meta(schema: pa.Schema, path: str) -> dict[str, Any]:
     text = (schema.metadata or {}).get(b"pathray")
     if text is None:
         raise UserError("this table was not written by an extraction", file=path)

@@ -27,7 +27,7 @@ def separator_of(path: str) -> str:
 
 def records(path: str, text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
     """(line, cells) of every row of a CSV, header first; comment lines at the top and blank lines are skipped."""
-    lines, skipped = _numbered(text), 0
+    lines, skipped = _split_lines(text), 0
     for line in lines:
         if line.strip() and not line.startswith("#"):
             break
@@ -104,7 +104,7 @@ def plain_number(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _numbered(text: str) -> Iterator[str]:
+def _split_lines(text: str) -> Iterator[str]:
     """The lines, including their line ends."""
     start = 0
     while start < len(text):

@@ -36,17 +36,17 @@ class AdamW(Optimizer):
 
     def _update(self, gradient: Tensor | None, ok: Tensor) -> None:
         if self.decayed:
-            torch._foreach_mul_(self._decayed(self.params), 1 - ok * self.lr * self.weight_decay)
-        (self._fused if fused_runs(self.device) else self._written_out)(gradient, ok)
+            torch._foreach_mul_(self._select_decayed(self.params), 1 - ok * self.lr * self.weight_decay)
+        (self._update_fused if fused_runs(self.device) else self._update_unfused)(gradient, ok)
 
-    def _fused(self, gradient: Tensor | None, ok: Tensor) -> None:
+    def _update_fused(self, gradient: Tensor | None, ok: Tensor) -> None:
         """One pass over memory; the kernel changes nothing if `found_inf` is 1."""
         moments = self.views["exp_avg"], self.views["exp_avg_sq"]
         _fused_adamw(
             self.params, self._gradients(gradient), *moments, self.steps, self.lr, self.betas, self.eps, 1 - ok
         )
 
-    def _written_out(self, gradient: Tensor | None, ok: Tensor) -> None:
+    def _update_unfused(self, gradient: Tensor | None, ok: Tensor) -> None:
         (b1, b2), m, v = self.betas, self.flat["exp_avg"], self.flat["exp_avg_sq"]
         g = self._usable(gradient, ok)
         m.mul_(1 - ok * (1 - b1)).add_(g, alpha=1 - b1)

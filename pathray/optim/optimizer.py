@@ -96,7 +96,7 @@ class Optimizer:
             gradient = torch.cat([g.reshape(-1) for g in self._gradients(None)])
         return torch.where(ok > 0, gradient, 0.0)
 
-    def _decayed(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+    def _select_decayed(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         return [tensors[i] for i in self.decayed]
 
     def _scalar(self, value: float) -> Tensor:

@@ -31,8 +31,8 @@ class SGD(Optimizer):
     def _update(self, gradient: Tensor | None, ok: Tensor) -> None:
         gradient = self._usable(gradient, ok)
         if self.decayed:
-            decay = torch._foreach_mul(self._decayed(self.params), ok * self.weight_decay)
-            torch._foreach_add_(self._decayed(self.split(gradient)), decay)
+            decay = torch._foreach_mul(self._select_decayed(self.params), ok * self.weight_decay)
+            torch._foreach_add_(self._select_decayed(self.split(gradient)), decay)
         buffer = self.flat["momentum"]
         buffer.mul_(1 - ok * (1 - self.momentum)).add_(gradient)
         update = gradient.add_(buffer, alpha=self.momentum) if self.nesterov else buffer

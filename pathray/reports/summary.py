@@ -83,7 +83,7 @@ def write_summary(folder: str, summary: Summary) -> str:
     own = replace(summary, facts={**summary.facts, WRITTEN: at}).text(store.url)
     name = NAME if _is_ours(store) else OTHER_NAME
     sections, title = _sections(store, name), own.partition("\n")[0]
-    if _undated(sections.get(title, "")) == _undated(own):
+    if _drop_date(sections.get(title, "")) == _drop_date(own):
         return store.join(name)
     sections[title] = own
     store.write_bytes(name, "\n\n".join([HEAD, *sections.values()]).encode() + b"\n")
@@ -98,7 +98,7 @@ def _is_ours(store: Storage) -> bool:
         return True
 
 
-def _undated(section: str) -> str:
+def _drop_date(section: str) -> str:
     return re.sub(rf"^\| {WRITTEN} \| .* \|$", "", section, flags=re.MULTILINE)
 
 
@@ -145,11 +145,11 @@ def _pictures(pictures: Sequence[Picture], folder: str) -> str:
 
 
 def _table(values: Mapping[str, object]) -> str:
-    lines = [f"| {_plain(name)} | {_plain(_shown(value))} |" for name, value in values.items()]
+    lines = [f"| {_plain(name)} | {_plain(_format(value))} |" for name, value in values.items()]
     return "\n".join(["| | |", "|---|---|", *lines])
 
 
-def _shown(value: Any) -> str:
+def _format(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "–"}[value]
     if isinstance(value, float):

@@ -7,7 +7,7 @@ from typing import Any
 
 from pathray.data.plan import Plan
 from pathray.data.share import Lookup, Share, rank_rows
-from pathray.data.stream import decoded
+from pathray.data.stream import stream_batches
 from pathray.train.assembly import Assembly
 
 Batches = Callable[[Assembly, Plan, Share], Iterator[dict[str, Any]]]
@@ -23,4 +23,4 @@ def local(parts: Assembly, plan: Plan, share: Share) -> Iterator[dict[str, Any]]
     rows = rank_rows(
         lookup, share.start, share.stop, share.global_batch, share.rank, share.world, share.micro, parts.chunk
     )
-    return decoded(rows, parts.reader, lookup, parts.decode)
+    return stream_batches(rows, parts.reader, lookup, parts.decode)

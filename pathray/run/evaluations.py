@@ -43,9 +43,9 @@ def wait_for_evaluation(store: Storage, images_seen: int, device: Device, failur
 
 def _is_over(store: Storage, images_seen: int) -> bool:
     try:
-        if results.judged(store.url, images_seen) or store.exists(STOP):
+        if results.is_evaluated(store.url, images_seen) or store.exists(STOP):
             return True
-        if results.watched(store.url):
+        if results.has_live_evaluator(store.url):
             return False
         log.warning("nobody evaluates the snapshot at %s images: training continues", f"{images_seen:,}")
     except StorageError as e:

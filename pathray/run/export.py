@@ -9,7 +9,7 @@ from pathray.store.committed import list_committed
 from pathray.store.storage import Storage
 from pathray.train.assembly import Assembly
 from pathray.train.state import TrainState
-from pathray.train.supervised import selected_of
+from pathray.train.supervised import selection_state
 
 
 def export(parts: Assembly, state: TrainState, store: Storage) -> str:
@@ -25,7 +25,7 @@ def _load_best(parts: Assembly, state: TrainState, store: Storage) -> None:
     if parts.selection is None:
         return
     kept = list_committed(store.join(CHECKPOINTS), f"{parts.tag}-best")
-    at = selected_of(state).best_images_seen
+    at = selection_state(state).best_images_seen
     if kept:
         best = max(kept, key=lambda c: (int(c.meta["images_seen"]) == at, int(c.meta["images_seen"])))
         state.load(*checkpoint.load(best.path))

@@ -26,7 +26,7 @@ class SharedFailure:
         self.error: UserError | None = None
 
     @contextmanager
-    def together(self) -> Iterator[None]:
+    def keep_error(self) -> Iterator[None]:
         """Keeps an OSError of the block for the end of the run (rank 0), or raises it (other ranks)."""
         try:
             yield

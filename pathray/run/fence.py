@@ -117,7 +117,7 @@ class Fence:
     def check(self) -> None:
         """Superseded when the folder is not owned by this token any more; StorageError when that cannot be read."""
         if not self._is_ours(content(self.store, OWNER)):
-            raise self._superseded()
+            raise self._superseded_error()
 
     def is_held(self) -> bool:
         """Whether the folder is known to be owned by this token."""
@@ -155,7 +155,7 @@ class Fence:
             assert first is not None
             gone = is_gone(found.record)
             if gone is False or (found.record and found.data != first.data):
-                raise self._refused(found)
+                raise self._in_use_error(found)
             if until is None and not gone:
                 until = time.monotonic() + self._silence(first)
                 message = "%s may be in use (%s): waiting for a sign of life, up to %.0f s"
@@ -173,7 +173,7 @@ class Fence:
     def _silence(self, owner: Owner) -> float:
         """Seconds without a beat after which the owner is given up. Clocks of two machines differ, so even an old beat
         is watched for longer than the time between two."""
-        beat = owner.record.get("beat") if owner.record else self.store.touched(OWNER)
+        beat = owner.record.get("beat") if owner.record else self.store.modified_at(OWNER)
         stale = self.every_s * STALE_BEATS
         if not isinstance(beat, int | float):
             return stale
@@ -205,7 +205,7 @@ class Fence:
         while not self._ending.wait(self.every_s):
             try:
                 if not swap(store, OWNER, self._is_ours, self._record(self.token), 0.0):
-                    log.warning("%s", self._superseded())
+                    log.warning("%s", self._superseded_error())
                     return
                 troubled = False
             except Exception as e:
@@ -215,7 +215,7 @@ class Fence:
                     log.debug("", exc_info=True)
                 troubled = True
 
-    def _superseded(self) -> Superseded:
+    def _superseded_error(self) -> Superseded:
         try:
             now = self._read()
         except StorageError:
@@ -224,7 +224,7 @@ class Fence:
         found = "nobody owns the folder any more" if now is None else now.who
         return Superseded(message, file=self.store.join(OWNER), found=found, expected="one start of a run at a time")
 
-    def _refused(self, owner: Owner) -> UserError:
+    def _in_use_error(self, owner: Owner) -> UserError:
         stop = f"python -m ray_jobs.stop {self.store.url}"
         expected = f"wait until it has ended, stop it ({stop}), or choose another output"
         message = "the run is being trained by another process"
@@ -250,7 +250,7 @@ def hold(run_dir: str) -> Iterator[Fence]:
 
 
 @contextlib.contextmanager
-def owned(run_dir: str, rank: int, token: str = "") -> Iterator[Fence | None]:
+def fence_for_rank(run_dir: str, rank: int, token: str = "") -> Iterator[Fence | None]:
     """The fence as a rank sees it: of the driver by its `token`, or held by rank 0 meanwhile; None on other ranks."""
     if rank != 0:
         yield None

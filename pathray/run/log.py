@@ -1,4 +1,4 @@
-"""log.txt of a run: what its driver says, and a line per row of metrics.jsonl, written as the run goes on.
+"""log.txt of a run: what its driver says, and a line per row of metrics.jsonl, written while the run is in progress.
 
 A resumed run appends. Object stores cannot append: there the file is written anew every half minute and at the end.
 Not here: figures over time, whose truth is metrics.jsonl (pathray.store.metrics_log).
@@ -59,7 +59,7 @@ def line_of(row: Mapping[str, Any]) -> str:
     return f"{row['images_seen']:,} images{step}: {', '.join(figures)}"
 
 
-def _when(row: Mapping[str, Any]) -> tuple[float, int]:
+def _write_order(row: Mapping[str, Any]) -> tuple[float, int]:
     """Rows in the order in which they were written, also within a millisecond."""
     return row.get(TIME, 0.0), row["images_seen"]
 
@@ -74,7 +74,7 @@ class _Writer(logging.Handler):
         self._text = b"" if store.local else through_outages(lambda: self._content(LOG), LOG)
         rows = through_outages(lambda: self._content(METRICS), LOG)
         self._read = len(rows)
-        self._told = max(map(_when, rows_of(rows)), default=(0.0, 0))
+        self._told = max(map(_write_order, rows_of(rows)), default=(0.0, 0))
         # a signal's handler may log while its thread is writing here
         self._own, self._ending = threading.RLock(), threading.Event()
         self._thread = threading.Thread(target=self._follow, name="pathray-run-log", daemon=True)
@@ -111,13 +111,13 @@ class _Writer(logging.Handler):
             print(f"{LOG} cannot be written now: {e}", file=sys.stderr)
 
     def _tell_rows(self) -> None:
-        """The new rows: by their time, since a run that is gone on with cuts its metrics back."""
+        """The new rows: by their time, since a resumed run cuts its metrics back."""
         content = self._content(METRICS, self._read if self._store.local else 0)
         whole = content[: content.rfind(b"\n") + 1]
         self._read += len(whole)
         for row in rows_of(whole):
-            if _when(row) > self._told:
-                self._told = _when(row)
+            if _write_order(row) > self._told:
+                self._told = _write_order(row)
                 self._write(f"{time.strftime(STAMP, time.localtime(row[TIME]))} {line_of(row)}")
 
     def _content(self, name: str, start: int = 0) -> bytes:

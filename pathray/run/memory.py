@@ -64,14 +64,14 @@ def changes_after(
 
 def with_changes(assembly: Assembly, store: Storage, settings: RunSettings, device: Device) -> Assembly:
     """The assembly with what an attempt of this job that ran out of memory asked to change; the same on all ranks."""
-    noted = through_outages(lambda: noted_changes(store, settings.fit_id), START) if device.rank == 0 else {}
+    noted = through_outages(lambda: read_requested_changes(store, settings.fit_id), START) if device.rank == 0 else {}
     changes: dict[str, Any] = settings.changes | device.broadcast_object(noted)
     if changes and device.rank == 0:
         log.warning("an earlier attempt ran out of memory: training with micro_batch=%d", changes["micro_batch"])
     return replace(assembly, settings=replace(assembly.settings, **changes))
 
 
-def noted_changes(store: Storage, fit_id: str) -> dict[str, Any]:
+def read_requested_changes(store: Storage, fit_id: str) -> dict[str, Any]:
     """What an earlier attempt of this job asked to change; nothing for most."""
     if not store.exists(memory_note(fit_id)):
         return {}

@@ -120,10 +120,10 @@ class MlflowFeeder:
 
     def feed(self) -> int:
         """Log the rows that the run does not have yet; returns how many. Raises what MLflow raises."""
-        fresh = {file.name: content for file in self._files if (content := self._changed(file)) is not None}
+        fresh = {file.name: content for file in self._files if (content := self._read_if_changed(file)) is not None}
         if self._client is not None and not fresh:
             return 0
-        with self._alone():
+        with self._feed_lock():
             client = self._connect()
             if any(self._was_cut_back(file, fresh.get(file.name)) for file in self._files):
                 client = self._continue_in_new_run(client)
@@ -139,7 +139,7 @@ class MlflowFeeder:
         except MissingFile:
             return None
 
-    def _changed(self, file: _Fed) -> bytes | None:
+    def _read_if_changed(self, file: _Fed) -> bytes | None:
         content = self._read(file)
         return None if content == file.content else content
 
@@ -182,7 +182,7 @@ class MlflowFeeder:
             )
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _feed_lock(self) -> Iterator[None]:
         """No other feeder of this folder asks and sends at the same time, where the folder is on a disk."""
         if not self._store.local or not self._store.exists():
             yield
@@ -303,7 +303,7 @@ def client_of(uri: str) -> Any:
 
 
 def within(seconds: float, action: Callable[[], Any]) -> Any:
-    """What `action` gives or raises. TimeoutError when it takes longer; it goes on as a daemon thread meanwhile."""
+    """What `action` gives or raises. TimeoutError when it takes longer; it continues in a daemon thread meanwhile."""
     result: dict[str, Any] = {}
 
     def run() -> None:

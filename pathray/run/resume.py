@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def chosen(run_dir: str, tag: str, resume: str = "auto", fit_id: str = "") -> Committed | None:
+def find_checkpoint(run_dir: str, tag: str, resume: str = "auto", fit_id: str = "") -> Committed | None:
     """The newest checkpoint in the run folder; before there is one, the one that `resume` names; None: a fresh start.
 
-    With `resume` ``never`` only checkpoints of the fit `fit_id` itself are gone on from (after a worker died), and
+    With `resume` ``never`` a run resumes only from checkpoints of the fit `fit_id` itself (after a worker died), and
     UserError is raised where there are others. MissingFile when `resume` names what is no committed checkpoint.
     """
     newest = checkpoint.latest(Storage.of(run_dir).join(CHECKPOINTS), tag)
@@ -50,11 +50,11 @@ def check_resumable(found: Committed, identity: Mapping[str, Any], changes: Sequ
     if version > known:
         message = "the checkpoint was written by a newer version"
         raise UserError(message, file=found.path, found=version, expected=f"at most {known}")
-    with naming(found.path):
-        checkpoint.check_identity(_allowing(changes, found, identity), identity)
+    with errors_about(found.path):
+        checkpoint.check_identity(_apply_allowed_changes(changes, found, identity), identity)
 
 
-def _allowing(changes: Sequence[str], found: Committed, identity: Mapping[str, Any]) -> Mapping[str, Any]:
+def _apply_allowed_changes(changes: Sequence[str], found: Committed, identity: Mapping[str, Any]) -> Mapping[str, Any]:
     """The checkpoint's meta, with what may differ taken from `identity`."""
     if not changes or "identity" not in found.meta:
         return found.meta
@@ -71,15 +71,15 @@ def load(state: TrainState, path: str, identity: Mapping[str, Any], settings: Ru
     """Put a checkpoint's tensors into the state. UserError when it belongs to another run."""
     found = read_committed(path)
     check_resumable(found, identity, settings.resume_changes)
-    with naming(path):
+    with errors_about(path):
         state.load(*checkpoint.load(path))
     if found.meta.get("fit_id") != settings.fit_id:
         state.health.reset_marks(state.images_seen)  # a new start means that the data were repaired
 
 
-def excluded(run_dir: str, plan: Plan) -> crashes.Excluded:
+def read_exclusions(run_dir: str, plan: Plan) -> crashes.Excluded:
     """What has ended decoding processes of this run before, and is read no more."""
-    found = crashes.excluded(crashes.noted(run_dir), plan.units_hash)
+    found = crashes.decide_exclusions(crashes.read_notes(run_dir), plan.units_hash)
     for name in (str(plan.sources.column(0)[source]) for source in sorted(found.sources)):
         log.warning("%s is skipped: decoding it crashed the process repeatedly", name)
     if found.rows:
@@ -88,7 +88,7 @@ def excluded(run_dir: str, plan: Plan) -> crashes.Excluded:
 
 
 @contextmanager
-def naming(path: str) -> Iterator[None]:
+def errors_about(path: str) -> Iterator[None]:
     """A UserError raised in the block says that it is about this checkpoint."""
     try:
         yield

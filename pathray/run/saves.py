@@ -78,12 +78,12 @@ class Saves:
         """
         began = self.saved_at = time.monotonic()
         tensors = state.tensors()  # on every rank: on XLA it is a graph, which all hosts run
-        self._look_whose_run_it_is()
-        with self.failure.together():
+        self._check_run_owner()
+        with self.failure.keep_error():
             if self.failure.error is None:
                 through_outages(lambda: self.faults.write(state.images_seen), "the report of unreadable units")
         self.device.gather_objects(None)
-        with self.failure.together():
+        with self.failure.keep_error():
             if self.metrics is not None and self.failure.error is None:
                 self._save_checkpoint(state, tensors, snapshot, best)
         if snapshot is not None:
@@ -92,14 +92,14 @@ class Saves:
 
     def close(self) -> None:
         """Until the last save is written."""
-        with self.failure.together():
+        with self.failure.keep_error():
             self.saver.close()
 
-    def _look_whose_run_it_is(self) -> None:
+    def _check_run_owner(self) -> None:
         """On rank 0: nothing is begun for a run that another start owns. Each write looks again."""
         if self.metrics is None:
             return
-        with self.failure.together():
+        with self.failure.keep_error():
             try:
                 self.guard()
             except StorageError as e:  # while storage is away, nobody can write
@@ -154,6 +154,6 @@ class Saves:
         tuning = self.parts.tuning
         if tuning is None or tuning.execution.mode != "sync":
             return
-        with self.failure.together():
+        with self.failure.keep_error():
             self.saver.wait()
         wait_for_evaluation(self.store, images_seen, self.device, self.failure)

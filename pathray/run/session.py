@@ -21,7 +21,7 @@ from pathray.run import memory, quarantine, resume, stop
 from pathray.run.batches import Batches, local
 from pathray.run.export import export
 from pathray.run.failure import SharedFailure
-from pathray.run.fence import Fence, owned, write_guarded
+from pathray.run.fence import Fence, fence_for_rank, write_guarded
 from pathray.run.layout import PROGRESS, STOP
 from pathray.run.log import run_log
 from pathray.run.outcome import BUDGET, EARLY_STOP, ENDED, RETRY, Outcome, RunSettings
@@ -33,7 +33,7 @@ from pathray.store.storage import Storage
 from pathray.train.assembly import Assembly
 from pathray.train.loop import run
 from pathray.train.state import TrainState
-from pathray.train.supervised import SupervisedTick, ended_early, supervised
+from pathray.train.supervised import SupervisedTick, has_ended_early, supervise
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def train(
     """
     settings, store = settings or RunSettings(), Storage.of(str(run_dir))
     keeps_log = device.rank == 0 and settings.keep_log
-    with owned(store.url, device.rank, settings.owner) as fence:
+    with fence_for_rank(store.url, device.rank, settings.owner) as fence:
         if device.rank == 0 and not settings.keep_stop:
             through_outages(lambda: store.remove(STOP), START)
             through_outages(lambda: store.remove(PROGRESS), START)
@@ -117,7 +117,7 @@ class Session:
         finally:
             self._close()
         self.failure.check()
-        with self.failure.together():
+        with self.failure.keep_error():
             outcome = self._finish(state, end, metrics) if end != RETRY else self._retry(changes)
         self.failure.check()
         return outcome
@@ -139,8 +139,8 @@ class Session:
         rank0, url = self.device.rank == 0, self.store.url
         through_outages(lambda: crashes.note_crashes(url), START)
         self.device.gather_objects(None)  # every machine has told
-        excluded = through_outages(lambda: resume.excluded(url, self.plan), START) if rank0 else None
-        known: Any = (self._chosen(), excluded) if rank0 else None
+        excluded = through_outages(lambda: resume.read_exclusions(url, self.plan), START) if rank0 else None
+        known: Any = (self._find_checkpoint(), excluded) if rank0 else None
         path, excluded = self.device.broadcast_object(known)
         reader: Any = crashes.Guarded(self.parts.reader, url, self.plan, excluded)
         self.parts.reader = reader
@@ -152,9 +152,11 @@ class Session:
         if rank0:
             through_outages(lambda: quarantine.sweep(self.store, state.images_seen), START)
 
-    def _chosen(self) -> str | None:
+    def _find_checkpoint(self) -> str | None:
         settings, tag = self.settings, self.parts.tag
-        found = through_outages(lambda: resume.chosen(self.store.url, tag, settings.resume, settings.fit_id), "the run")
+        found = through_outages(
+            lambda: resume.find_checkpoint(self.store.url, tag, settings.resume, settings.fit_id), "the run"
+        )
         return None if found is None else found.path
 
     # --- ticks ---
@@ -163,7 +165,7 @@ class Session:
         """Take the ticks to the last one; how the run ended, and its last metrics."""
         end, metrics, start = BUDGET, dict[str, float](), state.images_seen
         ticks = self._ticks(state)
-        if self.parts.selection is not None and ended_early(state, self.parts.selection):  # interrupted after that
+        if self.parts.selection is not None and has_ended_early(state, self.parts.selection):  # interrupted after that
             end, ticks = EARLY_STOP, iter(())
         tuning = self.parts.tuning
         if tuning is not None and tuning.run_baseline_at_zero and self.fresh:
@@ -182,15 +184,17 @@ class Session:
     def _ticks(self, state: TrainState) -> Iterator[SupervisedTick]:
         """The loop's ticks, with what validation gave where the science selects by it."""
         parts, device = self.parts, self.device
-        stopping, saving = self._stop_requested, self.saves.is_due
-        ticks = run(parts.recipe, self._decoded, parts.settings, device=device, state=state, stop=stopping, save=saving)
+        stopping, saving = self._is_stop_requested, self.saves.is_due
+        ticks = run(
+            parts.recipe, self._batches_from, parts.settings, device=device, state=state, stop=stopping, save=saving
+        )
         if parts.selection is not None and parts.validate is not None:
-            yield from supervised(ticks, parts.validate, parts.selection, device)
+            yield from supervise(ticks, parts.validate, parts.selection, device)
             return
         for tick in ticks:
             yield SupervisedTick(**vars(tick))
 
-    def _decoded(self, start: int) -> Iterator[dict[str, Any]]:
+    def _batches_from(self, start: int) -> Iterator[dict[str, Any]]:
         """This rank's batches from a position on; their unreadable units are kept for the next save."""
         settings, device = self.parts.settings, self.device
         share = Share(
@@ -205,14 +209,14 @@ class Session:
         asked, every = self.settings.preemption, self.settings.preemption_every_steps
         return asked is not None and every > 0 and step % every == 0 and asked()
 
-    def _stop_requested(self) -> bool:
+    def _is_stop_requested(self) -> bool:
         """Polled by the loop on rank 0 only. A save or a row that failed in the background ends the run here, and not
         only when the next one is due. A file on a disk is looked for at once: a run then ends at its very next step."""
-        with self.failure.together():
+        with self.failure.keep_error():
             self.saves.saver.check()
         self.tick_log.check()
         assert self.stop_poll is not None
-        asked = self.stop_poll.look_now() if self.store.local else self.stop_poll.asked()
+        asked = self.stop_poll.look_now() if self.store.local else self.stop_poll.is_requested()
         return self.failure.error is not None or asked
 
     # --- end ---
@@ -221,7 +225,7 @@ class Session:
         """The outcome, with what rank 0 exports unless the run is only interrupted."""
         rank0, last, seen, artifact = self.device.rank == 0, self.saves.saver.last, state.images_seen, None
         self.tick_log.end(seen, end)
-        path = last.path if last is not None else (self._chosen() if rank0 else None)
+        path = last.path if last is not None else (self._find_checkpoint() if rank0 else None)
         if end in ENDED and rank0:
             artifact = write_guarded(self.guard, lambda: export(self.parts, state, self.store), "the export")
         report = "the report of unreadable units"
@@ -229,4 +233,4 @@ class Session:
         return Outcome(end, seen, metrics, path, artifact, unreadable)
 
     def _retry(self, changes: dict[str, int]) -> Outcome:
-        return Outcome(RETRY, self.faults.since, {}, self._chosen(), None, changes=changes)
+        return Outcome(RETRY, self.faults.since, {}, self._find_checkpoint(), None, changes=changes)

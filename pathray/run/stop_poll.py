@@ -29,7 +29,7 @@ class StopPoll:
         self._thread = threading.Thread(target=self._poll, name="pathray-stop-poll", daemon=True)
         self._thread.start()
 
-    def asked(self) -> bool:
+    def is_requested(self) -> bool:
         """Whether a stop was asked for, according to the thread's last look; answers at once."""
         return self._asked.is_set()
 

@@ -60,7 +60,7 @@ class TickLog:
             return
         passes = tick.images_seen / self.plan.rows
         row = {"images_seen": tick.images_seen, "step": tick.step, self.passes_name: passes}
-        with self.failure.together():
+        with self.failure.keep_error():
             self.metrics.append({**row, **(tick.metrics or {}), **figures, **blocked.figures()})
 
     def beat(self, images_seen: int) -> None:
@@ -68,7 +68,7 @@ class TickLog:
         if self.metrics is None or not self.store.local or time.monotonic() - self.beat_at < BEAT_EVERY_S:
             return
         self.beat_at = time.monotonic()
-        with self.failure.together():
+        with self.failure.keep_error():
             try:
                 self.guard()
                 write_beat(self.store.without_retries(), images_seen)
@@ -80,13 +80,13 @@ class TickLog:
     def check(self) -> None:
         """Note what the log's thread met that no later try can mend."""
         if self.metrics is not None:
-            with self.failure.together():
+            with self.failure.keep_error():
                 self.metrics.check()
 
     def close(self) -> None:
         """Until every row is on storage."""
         if self.metrics is not None:
-            with self.failure.together():
+            with self.failure.keep_error():
                 self.metrics.close()
 
     def end(self, images_seen: int, end: str) -> None:

@@ -63,7 +63,7 @@ class Encoder:
         self, directory: CommittedWriter, folder: str, tensors: dict[str, Tensor], facts: Mapping[str, Any]
     ) -> None:
         """As an artifact in `folder` of a committed directory, from copies of its tensors."""
-        own = _own(self.vit.config, self.preprocessing, self.science)
+        own = _encoder_facts(self.vit.config, self.preprocessing, self.science)
         ENCODER.write(directory, folder, tensors, own, {**self.provenance, **facts})
 
 
@@ -81,7 +81,7 @@ class EncoderArtifact:
         says it), and whatever else is needed to repeat it; `layout` of the input is NCHW or NCDHW unless given.
         provenance: plain values; NaN is refused.
         """
-        return ENCODER.save(folder, vit, _own(vit.config, preprocessing, science), provenance)
+        return ENCODER.save(folder, vit, _encoder_facts(vit.config, preprocessing, science), provenance)
 
     @staticmethod
     def load(folder: str) -> tuple[ViT, dict[str, Any]]:
@@ -97,7 +97,7 @@ def describe(folder: str) -> dict[str, Any]:
     return ENCODER.describe(folder)
 
 
-def _own(config: ViTConfig, preprocessing: Mapping[str, Any], science: str) -> dict[str, Any]:
+def _encoder_facts(config: ViTConfig, preprocessing: Mapping[str, Any], science: str) -> dict[str, Any]:
     missing = [key for key in PREPROCESSING if key not in preprocessing]
     assert not missing, f"preprocessing lacks {missing}"
     return {

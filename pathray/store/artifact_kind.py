@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pathray.errors import MissingFile, UserError
-from pathray.store.described import publish_described
+from pathray.store.described import publish_with_description
 from pathray.store.records import SEAL, add_seal, check_seal, parse_record, text
 from pathray.store.storage import Storage, digest_of
 
@@ -61,7 +61,7 @@ class ArtifactKind(Generic[Module]):
             weights = Path(temporary) / WEIGHTS
             save_file(cpu_copy(module.state_dict()), weights)
             description = text(self._description(own, provenance, digest_of(weights)))
-            publish_described(Storage.of(folder), {WEIGHTS: weights}, self.file, description)
+            publish_with_description(Storage.of(folder), {WEIGHTS: weights}, self.file, description)
         return dict(json.loads(description))
 
     def write(
@@ -136,9 +136,9 @@ def read_weights(store: Storage, sha256: str) -> dict[str, Tensor]:
     """
     from safetensors.torch import load_file
 
-    def checked(path: Path) -> dict[str, Tensor]:
+    def load_verified(path: Path) -> dict[str, Tensor]:
         if (found := digest_of(path)) != sha256:
             raise UserError("the weights were altered", file=store.join(WEIGHTS), found=found, expected=sha256)
         return load_file(path)
 
-    return store.read_local(WEIGHTS, checked)
+    return store.read_local(WEIGHTS, load_verified)

@@ -87,10 +87,10 @@ def prune(
     """
     assert keep_last_n >= 1, keep_last_n
     removed: list[str] = []
-    with _warned(f"older checkpoints called {name}"):
+    with _warn_on_error(f"older checkpoints called {name}"):
         own = sorted(list_committed(parent, name), key=lambda c: (c.meta.get("images_seen", -1), c.created))
         for path in [c.path for c in own[:-keep_last_n] if c.path not in set(protect)]:
-            with _warned(path):
+            with _warn_on_error(path):
                 remove_committed(path)
                 removed.append(path)
         sweep(parent, stale_after_s)
@@ -128,7 +128,7 @@ def check_tensors(
 
 
 def cpu_copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous copies on the CPU that share no memory with anything, so training may go on while they are written."""
+    """Contiguous copies on the CPU that share no memory with anything: training may continue while they are written."""
     form = torch.contiguous_format
     return {name: t.detach().to("cpu", copy=True, memory_format=form) for name, t in tensors.items()}
 
@@ -138,7 +138,7 @@ class AsyncSaver:
     `save` or `close`.
 
     Storage that is away is tried again for `outage_s` seconds, with growing pauses from `first_pause_s` on, while
-    training goes on. What a retry cannot mend (a full disk) is an error at once.
+    training continues. What a retry cannot mend (a full disk) is an error at once.
     """
 
     def __init__(self, *, outage_s: float = OUTAGE_S, first_pause_s: float = FIRST_PAUSE_S) -> None:
@@ -157,7 +157,7 @@ class AsyncSaver:
         before_commit: Callable[[], object] | None = None,
         after_commit: Callable[[], object] | None = None,
     ) -> None:
-        """Copy the tensors now, write them while training goes on. Waits for a save that is still being written.
+        """Copy the tensors now, write them while training continues. Waits for a save that is still being written.
 
         also(directory, copies) writes further files into the directory before it is committed. before_commit() comes
         last, in the background, too: what has to be on storage before the checkpoint counts, and whether this process
@@ -232,7 +232,7 @@ def _write(
 
 
 @contextlib.contextmanager
-def _warned(what: str) -> Iterator[None]:
+def _warn_on_error(what: str) -> Iterator[None]:
     """Storage that refuses, and a damaged record, are a line in the log and not an error."""
     try:
         yield

@@ -54,7 +54,7 @@ class Committed:
             )
         entry = self.files[name]
 
-        def checked(path: Path) -> T:
+        def read_verified(path: Path) -> T:
             found: dict[str, Any] = {"size": path.stat().st_size}
             if verify and found["size"] == entry["size"]:
                 found["sha256"] = digest_of(path)
@@ -63,7 +63,7 @@ class Committed:
                 raise UserError("a committed file is damaged", file=file, found=found, expected=f"{entry}, {OTHERWISE}")
             return read(path)
 
-        return Storage.of(self.path).read_local(name, checked)
+        return Storage.of(self.path).read_local(name, read_verified)
 
 
 @dataclass
@@ -208,7 +208,7 @@ def sweep(parent: str, older_than_s: float = 3600.0) -> list[str]:
         ours = len(uid) == 8 and all(c in "0123456789abcdef" for c in uid)
         if not ours or entry in committed or (storage.local and os.path.islink(storage.path(entry))):
             continue
-        touched = storage.at(entry).touched()
+        touched = storage.at(entry).modified_at()
         if touched is None or time.time() - touched <= older_than_s:
             continue
         if not storage.exists(f"{entry}/{COMMITTED}"):

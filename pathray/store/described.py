@@ -11,7 +11,7 @@ from pathlib import Path
 from pathray.store.storage import Storage
 
 
-def publish_described(store: Storage, files: Mapping[str, Path], name: str, description: bytes) -> None:
+def publish_with_description(store: Storage, files: Mapping[str, Path], name: str, description: bytes) -> None:
     """Put local `files` into the folder, by name, in the place of those that are there.
 
     An older description goes first and the new one, `name`, comes last: a half-replaced folder is none.

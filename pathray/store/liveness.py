@@ -19,7 +19,7 @@ PROC = Path("/proc")
 def this_process() -> dict[str, Any]:
     """The record of the calling process for `is_gone`."""
     pid = os.getpid()
-    return {"host": socket.gethostname(), "machine": machine(), "user": user(), "pid": pid, "started": started(pid)}
+    return {"host": socket.gethostname(), "machine": machine(), "user": user(), "pid": pid, "started": start_ticks(pid)}
 
 
 def is_gone(record: Mapping[str, Any]) -> bool | None:
@@ -41,7 +41,7 @@ def machine() -> str:
         return ""
 
 
-def started(pid: int) -> int | None:
+def start_ticks(pid: int) -> int | None:
     """A process's start time in clock ticks since boot; None if it has ended or is unknown."""
     try:
         fields = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
@@ -59,7 +59,7 @@ def user() -> str:
 
 def _exists(pid: int, since: Any) -> bool:
     if PROC.joinpath("self/stat").exists():
-        now = started(pid)
+        now = start_ticks(pid)
         return now is not None and (since is None or now == since)
     try:
         os.kill(pid, 0)

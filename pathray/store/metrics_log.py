@@ -131,7 +131,7 @@ def rows_of(content: bytes) -> list[dict[str, Any]]:
 def line_of(row: Mapping[str, Any]) -> bytes:
     """The line of a row in metrics.jsonl: with the time it has, or now, and a checksum."""
     assert isinstance(row.get("images_seen"), int), row
-    return _checked(to_line({**row, TIME: round(time.time(), 3)}))
+    return _with_checksum(to_line({**row, TIME: round(time.time(), 3)}))
 
 
 def to_line(row: Mapping[str, Any]) -> bytes:
@@ -161,7 +161,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     return row
 
 
-def _checked(line: bytes) -> bytes:
+def _with_checksum(line: bytes) -> bytes:
     """The line of a row with a checksum of itself as its last entry: a flipped digit is not another value."""
     return line[:-2] + b',"%s":"%08x"}\n' % (CHECK.encode(), zlib.crc32(line))
 

@@ -73,17 +73,17 @@ class SealedFile:
 
     def __init__(self, source: Any, where: str, what: str, dictionaries: Sequence[str] = ()) -> None:
         self.where, self.what = where, what
-        with self._named():
+        with self._translate_errors():
             self.file = pq.ParquetFile(
                 source, memory_map=True, read_dictionary=list(dictionaries), page_checksum_verification=True
             )
             self.schema: pa.Schema = self.file.schema_arrow
             self.rows, self.groups = self.file.metadata.num_rows, self.file.num_row_groups
             self.meta = _meta(self.file.metadata.metadata)
-            self._sums = self._sealed((self.file.metadata.metadata or {}).get(SEAL.encode()))
+            self._sums = self._parse_seal((self.file.metadata.metadata or {}).get(SEAL.encode()))
 
     def read_group(self, group: int, columns: Sequence[str] | None = None) -> pa.Table:
-        with self._named():
+        with self._translate_errors():
             table = self.file.read_row_group(group, columns=list(columns) if columns is not None else None)
             table.validate(full=True)
             for name in table.column_names if self._sums else ():
@@ -102,7 +102,7 @@ class SealedFile:
     def close(self) -> None:
         self.file.close(force=True)
 
-    def _sealed(self, seal: bytes | None) -> list[list[int]]:
+    def _parse_seal(self, seal: bytes | None) -> list[list[int]]:
         if seal is None:
             return []
         record = parse_record(seal, self.where, self.what)
@@ -118,7 +118,7 @@ class SealedFile:
         return groups
 
     @contextmanager
-    def _named(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         """Turn what the parquet library raises for damage into a UserError that names the file."""
         try:
             yield

@@ -91,7 +91,7 @@ class Storage:
         self._refresh()
         look = os.stat if self.local else self.fs.info
         try:
-            self._retried(lambda: look(self.path(name)), name)
+            self._retry(lambda: look(self.path(name)), name)
         except (FileNotFoundError, NotADirectoryError):
             return False
         return True
@@ -100,7 +100,7 @@ class Storage:
         """The sorted names of a folder's entries, without unfinished files; empty if the folder does not exist."""
         self._refresh()
         try:
-            entries = self._retried(lambda: self.fs.ls(self.path(name), detail=False), name)
+            entries = self._retry(lambda: self.fs.ls(self.path(name), detail=False), name)
         except FileNotFoundError:
             return []
         own = self.path(name).strip("/")
@@ -111,7 +111,7 @@ class Storage:
         """Relative paths of all files below a folder, at any depth, from one listing; empty if it does not exist."""
         self._refresh()
         folder = self.path(name).strip("/") + "/"
-        found = self._retried(lambda: self.fs.find(self.path(name)), name)
+        found = self._retry(lambda: self.fs.find(self.path(name)), name)
         return {str(path).strip("/").removeprefix(folder) for path in found}
 
     def size(self, name: str) -> int:
@@ -126,20 +126,20 @@ class Storage:
         """
         writing = "r" not in mode
 
-        def opened() -> Any:
+        def open_file() -> Any:
             if self.local and writing:
                 os.makedirs(os.path.dirname(self.path(name)), exist_ok=True)
             return (self.fs if writing else self._regular(name)).open(self.path(name), mode)
 
         try:
-            return self._retried(opened, name, writing=writing)
+            return self._retry(open_file, name, writing=writing)
         except (FileNotFoundError, NotADirectoryError) as e:
             raise MissingFile("no such file", file=self.join(name)) from e
 
     def read_bytes(self, name: str) -> bytes:
         """The content of a file. MissingFile if it does not exist."""
         try:
-            data: bytes = self._retried(lambda: self._regular(name).cat_file(self.path(name)), name)
+            data: bytes = self._retry(lambda: self._regular(name).cat_file(self.path(name)), name)
             return data
         except (FileNotFoundError, NotADirectoryError) as e:
             raise MissingFile("no such file", file=self.join(name)) from e
@@ -154,7 +154,7 @@ class Storage:
 
         path = self.path(name)
         action = (lambda: _replace(path, write)) if self.local else (lambda: self.fs.pipe_file(path, data))
-        self._retried(action, name, writing=True)
+        self._retry(action, name, writing=True)
 
     write_atomic = write_bytes
 
@@ -162,7 +162,7 @@ class Storage:
         """Create a whole file in an object store. FileExistsError if it exists; stores without conditional writes only
         check before writing."""
         try:
-            self._retried(lambda: self.fs.pipe_file(self.path(name), data, mode="create"), name, writing=True)
+            self._retry(lambda: self.fs.pipe_file(self.path(name), data, mode="create"), name, writing=True)
         except StorageError as e:
             if isinstance(e.__cause__, FileExistsError):
                 raise e.__cause__ from None
@@ -179,7 +179,7 @@ class Storage:
 
         path = self.path(name)
         action = (lambda: _replace(path, write)) if self.local else (lambda: self.fs.put_file(str(source), path))
-        self._retried(action, name, writing=True)
+        self._retry(action, name, writing=True)
 
     def remove(self, name: str) -> None:
         """Remove a file, or a folder with its content, if it exists. StorageError if it cannot be removed."""
@@ -190,12 +190,12 @@ class Storage:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 self.fs.rm(path, recursive=self.fs.info(path)["type"] == "directory")
 
-        self._retried(remove, name, writing=True)
+        self._retry(remove, name, writing=True)
 
     def get(self, name: str, target: Path) -> None:
         """Download a file to a local path. MissingFile if it does not exist."""
         try:
-            self._retried(lambda: self.fs.get_file(self.path(name), str(target)), name)
+            self._retry(lambda: self.fs.get_file(self.path(name), str(target)), name)
         except (FileNotFoundError, NotADirectoryError) as e:
             raise MissingFile("no such file", file=self.join(name)) from e
 
@@ -232,10 +232,10 @@ class Storage:
             return pyarrow.fs.LocalFileSystem()
         return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self.fs))
 
-    def touched(self, name: str = "") -> float | None:
+    def modified_at(self, name: str = "") -> float | None:
         """When a folder or a file directly in it was last written (epoch seconds), if the storage records it."""
         paths = [self.path(name, entry) for entry in ["", *self.list(name)]]
-        times = [self._retried(partial(_time, self.fs, path), name) for path in paths]
+        times = [self._retry(partial(_time, self.fs, path), name) for path in paths]
         return max((t for t in times if t is not None), default=None)
 
     def _regular(self, name: str) -> Any:
@@ -247,7 +247,7 @@ class Storage:
     def _info(self, name: str) -> dict[str, Any]:
         self._refresh()
         try:
-            info: dict[str, Any] = self._retried(lambda: self.fs.info(self.path(name)), name)
+            info: dict[str, Any] = self._retry(lambda: self.fs.info(self.path(name)), name)
             return info
         except (FileNotFoundError, NotADirectoryError) as e:
             raise MissingFile("no such file", file=self.join(name)) from e
@@ -256,7 +256,7 @@ class Storage:
         if not self.local:
             self.fs.invalidate_cache()
 
-    def _retried(self, action: Callable[[], T], name: str, *, writing: bool = False) -> T:
+    def _retry(self, action: Callable[[], T], name: str, *, writing: bool = False) -> T:
         """`action()`, retried with growing pauses while the storage fails temporarily.
 
         A full disk, a missing permission and a missing file are not retried. Raises StorageError.

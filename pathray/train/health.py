@@ -89,7 +89,7 @@ class Health:
         fresh, self.saves = report.saves > self.saves, report.saves
         return fresh
 
-    def news(self, report: Report) -> dict[str, float]:
+    def bad_step_metrics(self, report: Report) -> dict[str, float]:
         """Metrics of bad steps since the last call, logged at once; empty if there are none."""
         fresh, self.known = report.bad - self.known, report.bad
         if not fresh:

@@ -40,7 +40,7 @@ class Tick:
     """What the loop hands out after each step. `step` and `images_seen` count what is done.
 
     `metrics` is set on the log cadence, at the end, and whenever a step was bad. `save` and `snapshot` say that their
-    cadence is due. `end` is None while the run goes on, else ``budget`` or ``stopped``; the last tick has it. `step_s`
+    cadence is due. `end` is None until the run ends, then ``budget`` or ``stopped``; the last tick has it. `step_s`
     and `wait_s` are the host's time of this step, and the part of it spent waiting for data. Whoever ends the run
     early calls `flush` (on all ranks) for the metrics since the last row.
     """
@@ -130,7 +130,7 @@ class _Loop:
         progress = Progress(state.step, settings.total_steps, settings.global_batch)
         phases = self.recipe.phases(progress.step)
         assert phases and len(set(phases)) == len(phases), f"step {progress.step} has phases {phases}"
-        self.asked = self._asked(progress.step + 1)
+        self.asked = self._poll_wishes(progress.step + 1)
         micros: Iterable[Micro] = self._micros(stream, progress)
         if len(phases) > 1:  # the later phases want them again
             micros = list(micros)
@@ -211,7 +211,7 @@ class _Loop:
         self.window.phase(phase, mean, norm, ok)
         return torch.maximum(ok, scale.can_shrink() * sound)
 
-    def _asked(self, step: int) -> list[bool]:
+    def _poll_wishes(self, step: int) -> list[bool]:
         poll = step % self.settings.poll_every_steps == 0
         return [poll and wish is not None and bool(wish()) for wish in self.wishes]
 
@@ -231,7 +231,7 @@ class _Loop:
         state.health.check(report, settings, step=state.step, seen=seen)
         tick.save = state.health.take_save_request(report) or save
         tick.end = "budget" if last else "stopped" if report.stop else None
-        news = state.health.news(report)
+        news = state.health.bad_step_metrics(report)
         if log or tick.end:
             tick.metrics = self._metrics() | news
         elif news:

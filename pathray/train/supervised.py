@@ -1,6 +1,6 @@
 """Validation, selection of the best checkpoint and early stopping, around the loop's ticks.
 
-    for tick in supervised(run(recipe, batches, settings, device=device, state=state), validate, selection, device):
+    for tick in supervise(run(recipe, batches, settings, device=device, state=state), validate, selection, device):
         if tick.best: …save…
 
 The selection so far is stored in `state.notes`, so a resumed run continues with the same best value and patience.
@@ -93,7 +93,7 @@ class SupervisedTick(Tick):
     best: bool = False
 
 
-def supervised(
+def supervise(
     ticks: Iterator[Tick], validate: Validate, selection: Selection, device: Device
 ) -> Iterator[SupervisedTick]:
     """Validate at the cadence, mark the best tick, stop early.
@@ -105,7 +105,7 @@ def supervised(
     for tick in ticks:
         out = SupervisedTick(**{name: getattr(tick, name) for name in Tick.__dataclass_fields__})
         seen, step = tick.images_seen, tick.state.settings.global_batch
-        if due(seen - step, seen, selection.every) or (tick.end == "budget" and selected_of(tick.state).at < seen):
+        if due(seen - step, seen, selection.every) or (tick.end == "budget" and selection_state(tick.state).at < seen):
             _judge(out, validate, selection, device)
         yield out
         if out.end is not None:
@@ -115,14 +115,14 @@ def supervised(
             return
 
 
-def selected_of(state: TrainState) -> Selected:
+def selection_state(state: TrainState) -> Selected:
     """The selection so far, from a run's state."""
     return Selected(**state.notes.get(NOTES, {}))
 
 
-def ended_early(state: TrainState, selection: Selection) -> bool:
+def has_ended_early(state: TrainState, selection: Selection) -> bool:
     """Whether patience had run out before, so that a resumed run must not continue."""
-    selected = selected_of(state)
+    selected = selection_state(state)
     return selected.metric in ("", selection.metric) and selected.is_exhausted(selection)
 
 
@@ -134,7 +134,7 @@ def _judge(tick: SupervisedTick, validate: Validate, selection: Selection, devic
         found = sorted(tick.validation)
         message = "validation does not return the selection metric"
         raise UserError(message, key="metric", found=found, expected=selection.metric)
-    selected, value = selected_of(state), tick.validation[selection.metric]
+    selected, value = selection_state(state), tick.validation[selection.metric]
     if selected.metric not in ("", selection.metric):
         log.info("the best checkpoint is now selected by %s instead of %s", selection.metric, selected.metric)
         selected = Selected()

@@ -65,7 +65,7 @@ class OverlapSync:
         self.handles: list[Any] = []
         self.armed = False
         for i, p in enumerate(self.params):
-            p.register_post_accumulate_grad_hook(lambda _, i=i: self._arrived(i))  # type: ignore[no-untyped-call]
+            p.register_post_accumulate_grad_hook(lambda _, i=i: self._on_gradient_ready(i))  # type: ignore[no-untyped-call]
 
     def begin(self) -> None:
         self.buffer.zero_()
@@ -90,7 +90,7 @@ class OverlapSync:
             p.grad = None
         return self.buffer, total
 
-    def _arrived(self, i: int) -> None:
+    def _on_gradient_ready(self, i: int) -> None:
         if self.armed:
             self.waiting[self.bucket_of[i]] -= 1
             self._send()

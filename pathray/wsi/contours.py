@@ -30,7 +30,7 @@ def tissue_polygons(tissue: npt.NDArray[Any], width: int, height: int) -> list[P
     """
     from contourpy import FillType, contour_generator
 
-    inside = _reduced(tissue)
+    inside = _shrink(tissue)
     h, w = inside.shape
     contours = contour_generator(z=np.pad(inside, 1).astype(np.float32), fill_type=FillType.OuterOffset)
     found = cast("tuple[list[Floats], list[npt.NDArray[np.uint32]]]", contours.filled(0.5, 2.0))
@@ -38,7 +38,7 @@ def tissue_polygons(tissue: npt.NDArray[Any], width: int, height: int) -> list[P
     polygons = []
     for points, offsets in zip(*found, strict=True):
         placed = np.clip((points - 0.5) * cell, 0.0, [width, height])  # the padding moved cell centres by a whole cell
-        rings = [_straightened(placed[a:b]) for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+        rings = [_drop_collinear(placed[a:b]) for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
         polygons.append((rings[0], rings[1:]))
     return sorted(polygons, key=lambda polygon: -area(polygon[0]))
 
@@ -52,7 +52,7 @@ def area(ring: Floats) -> float:
 def dim_glass(picture: Pixels, tissue: npt.NDArray[Any]) -> Pixels:
     """A picture ``[h, w, 3]`` of the whole slide with its background darkened a little."""
     out = picture.astype(np.float32)
-    out[~_stretched(tissue, picture)] *= GLASS
+    out[~_scale_to(tissue, picture)] *= GLASS
     return out.astype(np.uint8)
 
 
@@ -60,17 +60,17 @@ def draw_outline(picture: Pixels, tissue: npt.NDArray[Any], colour: Sequence[int
     """The picture with its background dimmed and the outline of the tissue drawn on it."""
     from scipy.ndimage import binary_dilation, binary_erosion
 
-    inside, out = _stretched(tissue, picture), dim_glass(picture, tissue)
+    inside, out = _scale_to(tissue, picture), dim_glass(picture, tissue)
     out[binary_dilation(inside & ~binary_erosion(inside, border_value=1), iterations=1)] = colour
     return out
 
 
-def _stretched(tissue: npt.NDArray[Any], picture: Pixels) -> npt.NDArray[np.bool_]:
+def _scale_to(tissue: npt.NDArray[Any], picture: Pixels) -> npt.NDArray[np.bool_]:
     height, width = picture.shape[:2]
     return resize((tissue > 0).astype(np.uint8) * 255, width, height) > 127  # linear: no staircases
 
 
-def _reduced(tissue: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+def _shrink(tissue: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     h, w = tissue.shape
     scale = min(1.0, MAX_SIDE / max(h, w))
     if scale == 1.0:
@@ -79,7 +79,7 @@ def _reduced(tissue: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     return resize((tissue > 0).astype(np.uint8) * 255, *size) > 127
 
 
-def _straightened(ring: Floats) -> Floats:
+def _drop_collinear(ring: Floats) -> Floats:
     """A closed ring without the points that lie on a straight line between their neighbours, to a tenth of a pixel."""
     corners = ring[:-1]
     before, after = corners - np.roll(corners, 1, axis=0), np.roll(corners, -1, axis=0) - corners

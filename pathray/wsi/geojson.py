@@ -51,7 +51,7 @@ class GeoJsonWriter:
     def polygon(self, ring: Sequence[Point], holes: Sequence[Sequence[Point]] = (), **properties: Any) -> None:
         """A polygon with holes; rings are closed here. `properties`: name, classification, colour (r, g, b),
         measurements (a mapping of numbers), object_type."""
-        self.feature("Polygon", [_closed(r) for r in (ring, *holes)], **properties)
+        self.feature("Polygon", [_close_ring(r) for r in (ring, *holes)], **properties)
 
     def point(self, x: float, y: float, **properties: Any) -> None:
         self.feature("Point", [x, y], **properties)
@@ -95,7 +95,7 @@ class GeoJsonWriter:
         return f"{self.path}.{os.getpid()}.part"
 
 
-def _closed(ring: Sequence[Point]) -> list[list[float]]:
+def _close_ring(ring: Sequence[Point]) -> list[list[float]]:
     assert len(ring) >= 3, "a ring has at least three corners"
     points = [[float(x), float(y)] for x, y in ring]
     return points if points[0] == points[-1] else [*points, points[0]]

@@ -58,7 +58,7 @@ class HandleCache:
         Slides are opened outside the lock, so a stalled file system delays only the callers of that slide. If two
         threads open one slide at once, both succeed and one handle is kept.
         """
-        here = self._here()
+        here = self._process_handles()
         with here.lock:
             reader = here.readers.get(path)
             if reader is not None:
@@ -93,13 +93,13 @@ class HandleCache:
             raise UnreadableUnit("changed", path, f"the file was replaced during the run: was {first}, now {now}")
 
     def __len__(self) -> int:
-        return len(self._here().readers)
+        return len(self._process_handles().readers)
 
     def close(self) -> None:
         """Release every handle and tile."""
         self._open, self.tiles = _Open(), TileCache(self.cache_bytes)
 
-    def _here(self) -> _Open:
+    def _process_handles(self) -> _Open:
         if self._open.pid != os.getpid():
             self._open = _Open()
         return self._open

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 _SHAPE = struct.Struct("<II")  # height, width; then the mask's bits, row by row
 
 
-def kept_mask(path: str, backend: str, mpp0: float, compute: Callable[[], Mask]) -> Mask:
+def cached_mask(path: str, backend: str, mpp0: float, compute: Callable[[], Mask]) -> Mask:
     """The 0/1 mask ``[h, w]`` of the slide at `path`, read by `backend` at `mpp0` µm per level-0 pixel.
 
     It comes from the cache, or from `compute()` and is then cached. Raises what `compute` raises.
@@ -42,9 +42,9 @@ def kept_mask(path: str, backend: str, mpp0: float, compute: Callable[[], Mask])
     return mask
 
 
-def computed_mask(reader: SlideReader, mpp0: float) -> Mask:
+def cached_tissue_mask(reader: SlideReader, mpp0: float) -> Mask:
     """The cached tissue mask of an open slide. Raises what `pathray.wsi.tissue.tissue_mask` raises."""
-    return kept_mask(reader.path, reader.backend, mpp0, lambda: tissue.tissue_mask(reader, mpp0))
+    return cached_mask(reader.path, reader.backend, mpp0, lambda: tissue.tissue_mask(reader, mpp0))
 
 
 def pack_mask(mask: Mask) -> bytes:

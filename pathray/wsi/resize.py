@@ -33,7 +33,7 @@ def resize(image: npt.NDArray[Any], width: int, height: int, *, mask: bool = Fal
         return np.ascontiguousarray(image[_centres(h, height)][:, _centres(w, width)])
     if h % height == 0 and w % width == 0 and (h // height * (w // width)).bit_count() == 1:
         return _reduce(image, w // width, h // height)
-    return _banded(image, width, height)
+    return _resize_in_bands(image, width, height)
 
 
 def _centres(size: int, out: int) -> npt.NDArray[np.int64]:
@@ -48,7 +48,7 @@ def _reduce(image: Pixels, by_x: int, by_y: int) -> Pixels:
     return np.array(Image.fromarray(image).reduce((by_x, by_y)))
 
 
-def _banded(image: Pixels, width: int, height: int) -> Pixels:
+def _resize_in_bands(image: Pixels, width: int, height: int) -> Pixels:
     h, w = image.shape[:2]
     c = image.shape[2] if image.ndim == 3 else 1
     rows = image.reshape(h, w * c)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pathray.errors import UserError
-from pathray.wsi.kept_masks import computed_mask
+from pathray.wsi.kept_masks import cached_tissue_mask
 from pathray.wsi.reader import SlideReader, open_mask
 from pathray.wsi.regions import round_half_up
 from pathray.wsi.thumbnail import whole
@@ -136,7 +136,7 @@ def tissue_of(reader: SlideReader, mpp0: float, mask_path: str, spec: TileSpec) 
     memory. Raises what opening and reading slides and masks raises.
     """
     if not mask_path:
-        return (computed_mask(reader, mpp0) > 0).astype(np.uint8)
+        return (cached_tissue_mask(reader, mpp0) > 0).astype(np.uint8)
     mask = open_mask(mask_path)
     try:
         cells = _cells(reader.level_shapes[0], mask.level_shapes[0], spec.size_level0(mpp0))

@@ -55,7 +55,7 @@ def mask_of(image: npt.NDArray[np.uint8], mpp: float) -> Mask:
     bluish = blue >= chroma / 2
     if (weak := faint_threshold(chroma, bluish, strong)) is not None:
         found |= bluish & (chroma > weak)
-    return _cleaned(found, mpp)
+    return _clean(found, mpp)
 
 
 def threshold(chroma: npt.NDArray[np.float32]) -> float:
@@ -99,19 +99,19 @@ def otsu(values: npt.NDArray[np.float32]) -> float:
     return float(best.mean() + 1)  # the upper edge of the bin, in the middle of a plateau
 
 
-def _cleaned(mask: npt.NDArray[np.bool_], mpp: float) -> Mask:
+def _clean(mask: npt.NDArray[np.bool_], mpp: float) -> Mask:
     """The mask with narrow gaps closed, small lumina filled and dust removed."""
     radius = int(CLOSE_UM / 2 / mpp + 0.5)
     if radius > 0:
         padded = np.pad(mask, radius)
-        padded = _dilated(padded, radius)
-        padded = ~_dilated(~padded, radius)
+        padded = _dilate(padded, radius)
+        padded = ~_dilate(~padded, radius)
         mask = padded[radius:-radius, radius:-radius]
     mask = _without_small(mask, _disc_pixels(SPECK_UM, mpp))
     return (~_without_small(~mask, _disc_pixels(HOLE_UM, mpp))).astype(np.uint8)
 
 
-def _dilated(mask: npt.NDArray[np.bool_], radius: int) -> npt.NDArray[np.bool_]:
+def _dilate(mask: npt.NDArray[np.bool_], radius: int) -> npt.NDArray[np.bool_]:
     """The mask dilated by a disc; large discs use the distance transform."""
     if radius > 8:
         return np.asarray(ndimage.distance_transform_edt(~mask) <= radius)

@@ -101,7 +101,7 @@ def _tpu_failure(output: str) -> tuple[str, str]:
     return found, f"restart the TPU: {restart}"
 
 
-def everything(accelerator: str) -> list[tuple[str, Callable[[], list[Check]]]]:
+def list_checks(accelerator: str) -> list[tuple[str, Callable[[], list[Check]]]]:
     return [
         ("torch", torch_on_cpu),
         ("cuda", lambda: cuda(accelerator == "cuda")),

@@ -27,11 +27,11 @@ def watched_node() -> Iterator[None]:
         return
     over = threading.Event()
 
-    def lost(signum: int, frame: Any) -> None:
+    def raise_lost(signum: int, frame: Any) -> None:
         if not over.is_set():
             raise NodeLost
 
-    before = signal.signal(LOST, lost)
+    before = signal.signal(LOST, raise_lost)
     thread = threading.Thread(target=_watch, args=(process, over), name="pathray-node-watch", daemon=True)
     thread.start()
     try:

@@ -252,7 +252,7 @@ def _storage_advice(url: str, error: Exception) -> str:
     return "the folder must exist and be writable by this user on every node (or use a bucket)"
 
 
-def everything(folders: Sequence[str], urls: Sequence[str], slides: Sequence[str]) -> list[Check]:
+def run_all_checks(folders: Sequence[str], urls: Sequence[str], slides: Sequence[str]) -> list[Check]:
     """The rows of all checks of this module, in report order."""
     checks: list[tuple[str, Callable[[], Iterable[Check]]]] = [
         ("python", python_version),

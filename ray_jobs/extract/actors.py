@@ -34,12 +34,12 @@ Extract = Callable[[Any, Mapping[str, "EncoderSpec"], Mapping[str, "FeatureEncod
 class Work:
     """Called in an actor: loads the encoders and returns the function that does a job with them.
 
-    A failure of a job becomes `failed(job, error)`. A full disk, a failing encoder and a failed assertion are raised
-    and end the extraction.
+    A failure of a job becomes `on_failure(job, error)`. A full disk, a failing encoder and a failed assertion are
+    raised and end the extraction.
     """
 
     extract: Extract
-    failed: Callable[[Any, str], Any]
+    on_failure: Callable[[Any, str], Any]
     specs: Mapping[str, EncoderSpec]
     settings: Any
     kind: str
@@ -67,7 +67,7 @@ class Work:
                     raise UserError(str(e), key="batch_size", found=self.settings.batch_size) from e
                 raise
             except Exception as e:  # a data error: each decoder has its own exceptions
-                return self.failed(job, describe(e))
+                return self.on_failure(job, describe(e))
 
         return work
 
@@ -76,7 +76,7 @@ def over_actors(
     config: ExtractConfig,
     jobs: Sequence[Any],
     extract: Extract,
-    failed: Callable[[Any, str], Any],
+    on_failure: Callable[[Any, str], Any],
     settings: Any,
     specs: Mapping[str, EncoderSpec],
 ) -> Iterator[tuple[int, Any | None]]:
@@ -88,14 +88,14 @@ def over_actors(
     with ray_session(config.runtime, cpus=actors * config.cpus_per_actor, gpus=actors * gpus) as session:
         if config.accelerator == "auto" and session.resources.get("GPU", 0.0) > 0:
             gpus = gpus or 1.0
-        actors = min(len(jobs), config.actors or _fitting(session, config.cpus_per_actor, gpus))
+        actors = min(len(jobs), config.actors or _count_actors(session, config.cpus_per_actor, gpus))
         kind = "cuda" if gpus else "cpu"
         log.info("%d actors with %d CPUs and %g GPUs each, encoders on %s", actors, config.cpus_per_actor, gpus, kind)
-        work = Work(extract, failed, specs, settings, kind, config.cpus_per_actor)
+        work = Work(extract, on_failure, specs, settings, kind, config.cpus_per_actor)
         yield from ActorMap(actors, float(config.cpus_per_actor), gpus)(work, jobs)
 
 
-def _fitting(session: Session, cpus: int, gpus: float) -> int:
+def _count_actors(session: Session, cpus: int, gpus: float) -> int:
     """The number of actors that fit the CPUs and GPUs; in an embedded Ray only physical CPUs count."""
     have = session.resources.get("CPU", 1.0)
     if session.embedded:

@@ -81,7 +81,7 @@ class Images:
             sweep(Storage.of(self.config.output).join(name))
         jobs, lost = [job for _, job in self.jobs], Errors()
         with Progress(sum(len(job.names) for job in jobs), "extract", "images") as progress:
-            outcomes = over_actors(self.config, jobs, extract_images, _failed, self.settings, self.specs)
+            outcomes = over_actors(self.config, jobs, extract_images, _failed_outcome, self.settings, self.specs)
             for number, outcome in outcomes:
                 if outcome is None or not outcome.written:
                     lost[self.jobs[number][0]] = DIED if outcome is None else outcome.errors[0]
@@ -159,7 +159,7 @@ def plan(config: ExtractConfig, specs: Mapping[str, EncoderSpec]) -> Images:
         read_threads=config.read_threads,
         read_timeout_s=config.read_timeout_s,
     )
-    listed = _listed(config)
+    listed = _list_images(config)
     states = tuple(map_in_threads(state_of, listed.paths))
     work = Images(config, specs, settings, ImageJob(listed.names, listed.paths, states, listed.metadata))
     if not config.overwrite:
@@ -186,11 +186,11 @@ def _to_do(work: Images, number: int) -> ImageJob:
     return replace(part, tables=tuple(tables))
 
 
-def _listed(config: ExtractConfig) -> Listed:
+def _list_images(config: ExtractConfig) -> Listed:
     if config.images.lower().endswith(LISTS):
         return images_of(config.images, root=config.images_root, reserved=RESERVED)
     return images_in(config.images)
 
 
-def _failed(job: ImageJob, error: str) -> ImageOutcome:
+def _failed_outcome(job: ImageJob, error: str) -> ImageOutcome:
     return ImageOutcome({i: error for i in range(len(job.names))}, written=False)

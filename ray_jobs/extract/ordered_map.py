@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from pathray.data.watchdog import ended_after
+from pathray.data.watchdog import exit_after
 from ray_jobs.shell.runtime import is_ray_running
 
 log = logging.getLogger(__name__)
@@ -118,6 +118,6 @@ def _get_results(future: Any) -> list[Any]:
 def _run(function: Callable[[Any], Any], items: list[Any], timeout_s: float) -> list[Any]:
     results = []
     for item in items:
-        with ended_after(timeout_s):
+        with exit_after(timeout_s):
             results.append(function(item))
     return results

@@ -79,7 +79,7 @@ class Slides:
         for name in (*self.specs, QUPATH):
             sweep(Storage.of(self.config.output).join(name))
         outcomes = over_actors(
-            self.config, [job for _, job in self.jobs], extract_slide, _failed, self.settings, self.specs
+            self.config, [job for _, job in self.jobs], extract_slide, _failed_outcome, self.settings, self.specs
         )
         try:
             with Progress(len(self.jobs), "extract", "slides", parts="tiles") as progress:
@@ -169,7 +169,7 @@ def plan(config: ExtractConfig, specs: Mapping[str, EncoderSpec]) -> Slides:
         backend=config.backend,
     )
     work = Slides(config, specs, settings)
-    listed = _listed(config)
+    listed = _list_slides(config)
     for (job, _), (row, todo) in zip(listed, map_in_threads(lambda one: _check(work, *one), listed), strict=True):
         if todo:
             work.jobs.append((len(work.rows), todo))
@@ -178,23 +178,25 @@ def plan(config: ExtractConfig, specs: Mapping[str, EncoderSpec]) -> Slides:
     return work
 
 
-def _listed(config: ExtractConfig) -> list[tuple[SlideJob, str]]:
+def _list_slides(config: ExtractConfig) -> list[tuple[SlideJob, str]]:
     """The slides in input order, each with the error in its line or ""."""
     found = list[tuple[SlideJob, str]]()
     if config.slides.lower().endswith(".csv"):
         for row in read_manifest(config.slides):
             job = SlideJob(row.slide_id, row.wsi_path, row.mask_path, row.mpp, config.slide_mpp)
-            found.append((job, row.error or _unfit(row.slide_id)))
+            found.append((job, row.error or _name_error(row.slide_id)))
         return found
     seen = set[str]()
     for slide_id, path in slides_in(config.slides):
-        error = f"another slide in this folder has the same id {slide_id!r}" if slide_id in seen else _unfit(slide_id)
+        error = (
+            f"another slide in this folder has the same id {slide_id!r}" if slide_id in seen else _name_error(slide_id)
+        )
         seen.add(slide_id)
         found.append((SlideJob(slide_id, path, fallback_mpp=config.slide_mpp), error))
     return found
 
 
-def _unfit(slide_id: str) -> str:
+def _name_error(slide_id: str) -> str:
     if re.fullmatch(r"[^/\0]{1,200}", slide_id) and not slide_id.startswith("."):
         return ""
     return f"the slide_id {slide_id!r} cannot be used as a file name"
@@ -213,11 +215,11 @@ def _check(work: Slides, job: SlideJob, error: str) -> tuple[Row, SlideJob | Non
     output, bags, rows, note = Storage.of(work.config.output), list[tuple[str, str]](), 0, ""
     for name, spec in work.specs.items():
         path = output.join(name, f"{job.slide_id}.h5")
-        found = None if work.config.overwrite else _finished(work, path)
+        found = None if work.config.overwrite else _read_finished_bag(work, path)
         if found is None or found.fingerprint != bag_fingerprint(job, spec, work.settings):
             bags.append((name, path))
         else:
-            rows, note = found.rows, _reused(found, work.settings)
+            rows, note = found.rows, _note_if_too_coarse(found, work.settings)
     pictures = PicturePaths.of(work.config.output, job.slide_id, slide_identity(job), work.settings.tiles)
     drawn = not work.config.thumbnails or bool(note and not bags) or (not work.config.overwrite and pictures.current())
     if not bags and drawn:
@@ -226,14 +228,14 @@ def _check(work: Slides, job: SlideJob, error: str) -> tuple[Row, SlideJob | Non
     return row | _columns(SlideOutcome("not done")), job
 
 
-def _reused(bag: BagSummary, settings: SlideSettings) -> str:
+def _note_if_too_coarse(bag: BagSummary, settings: SlideSettings) -> str:
     """The note for a finished bag that max_enlargement would reject today; "" if none."""
     if bag.mpp is None or bag.source_mpp is None:
         return ""
     return reused_note([bag.source_mpp], bag.mpp, settings.max_enlargement)
 
 
-def _finished(work: Slides, path: str) -> BagSummary | None:
+def _read_finished_bag(work: Slides, path: str) -> BagSummary | None:
     summary = read_summary(path)
     if summary is None or not work.settings.parquet:
         return summary
@@ -241,7 +243,7 @@ def _finished(work: Slides, path: str) -> BagSummary | None:
     return summary if Storage.of(folder).exists(f"{name}.parquet") else None
 
 
-def _failed(job: SlideJob, error: str) -> SlideOutcome:
+def _failed_outcome(job: SlideJob, error: str) -> SlideOutcome:
     return SlideOutcome("failed", error)
 
 

@@ -84,7 +84,7 @@ def run_job(
                 _check_outputs(loaded.config)
             outputs = main(loaded)
     except (KeyboardInterrupt, SystemError) as e:
-        return _signalled(e, received) or _report(e)
+        return _signal_exit_code(e, received) or _report(e)
     except BrokenPipeError:  # `… | head` closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -126,7 +126,7 @@ def _log_to_stderr() -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
-def _signalled(error: BaseException | None, received: Sequence[int]) -> int:
+def _signal_exit_code(error: BaseException | None, received: Sequence[int]) -> int:
     """The exit code of the signal that caused an error, from the last signal received or from the type of the error; 0
     for other errors. In Ray's compiled code a SystemError may replace the signal's exception, which is then its
     cause."""
@@ -182,7 +182,7 @@ def _signals_raise(received: list[int]) -> Iterator[None]:
         threading.Thread(target=_end_anyway, args=(signum, over, grace_s), name="pathray-end", daemon=True).start()
         raise raised[signum]
 
-    def told_again(unraisable: Any) -> None:
+    def raise_in_main(unraisable: Any) -> None:
         hook(unraisable)
         for kind, _, number in SIGNALS:
             if issubclass(unraisable.exc_type, kind) and not over.is_set():
@@ -192,7 +192,7 @@ def _signals_raise(received: list[int]) -> Iterator[None]:
                 return
 
     hook, before = sys.unraisablehook, {number: signal.signal(number, handle) for number in raised}
-    sys.unraisablehook = told_again
+    sys.unraisablehook = raise_in_main
     signal.pthread_sigmask(signal.SIG_UNBLOCK, raised)
     try:
         yield

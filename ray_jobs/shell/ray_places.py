@@ -61,7 +61,7 @@ def temporary_folder() -> str | None:
         return None
     what = trouble or f"too long for Ray's sockets: at most {LONGEST_SOCKET - BELOW} characters"
     own = f"{SHORT}/ray-{os.getuid()}"
-    usable = folder != SHORT and not (name == "RAY_TMPDIR" and trouble) and _own(own)
+    usable = folder != SHORT and not (name == "RAY_TMPDIR" and trouble) and _is_own(own)
     if not usable:
         expected = f"a writable folder of at most {LONGEST_SOCKET - BELOW} characters, such as RAY_TMPDIR=/tmp/me"
         raise UserError(
@@ -83,7 +83,7 @@ def _trouble(folder: str) -> str | None:
     return None
 
 
-def _own(folder: str) -> bool:
+def _is_own(folder: str) -> bool:
     """Whether a folder is, or can be created as, one that only this user can write to."""
     try:
         Path(folder).mkdir(mode=0o700, exist_ok=True)

@@ -73,7 +73,7 @@ def ray_session(
     import ray
 
     if ray.is_initialized():
-        yield _checked(Session(False, ray.cluster_resources()), cpus, gpus, autoscaling)
+        yield _require_capacity(Session(False, ray.cluster_resources()), cpus, gpus, autoscaling)
         return
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
     embedded = address == "local"
@@ -86,7 +86,7 @@ def ray_session(
                 _attach(ray, config, address)
         quiet.enter_context(_quiet())
         with watched_node() if embedded else nullcontext():
-            yield _checked(Session(embedded, ray.cluster_resources()), cpus, gpus, autoscaling)
+            yield _require_capacity(Session(embedded, ray.cluster_resources()), cpus, gpus, autoscaling)
     except BaseException as e:
         if isinstance(e.__cause__, NodeLost):
             end_with(ray.shutdown)
@@ -138,10 +138,10 @@ def _start(ray: Any, config: RuntimeConfig, cpus: float) -> None:
     # An embedded Ray listens on this machine only and ends with the job: it needs no tokens (the default since 2.59)
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     num_cpus = config.num_cpus or max(os.cpu_count() or 1, math.ceil(cpus) + 2)
-    _enough("CPU", num_cpus, cpus, "runtime.num_cpus")
+    _refuse_shortage("CPU", num_cpus, cpus, "runtime.num_cpus")
     folder = temporary_folder()
     try:
-        with _inherited(_wanted(config)):
+        with _child_environment(_environment_for(config)):
             ray.init(
                 address="local",
                 num_cpus=num_cpus,
@@ -191,10 +191,10 @@ def _runtime_env(config: RuntimeConfig) -> dict[str, Any]:
     """The environment without variables that a submitted job already sets, since Ray refuses duplicates."""
     submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
     given = ((submitted.get("runtime_env") or {}).get("env_vars")) or {}
-    return {"env_vars": {name: value for name, value in _wanted(config).items() if name not in given}}
+    return {"env_vars": {name: value for name, value in _environment_for(config).items() if name not in given}}
 
 
-def _wanted(config: RuntimeConfig) -> dict[str, str]:
+def _environment_for(config: RuntimeConfig) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(config.omp_threads), "RAY_USAGE_STATS_ENABLED": "0"}
 
 
@@ -209,7 +209,7 @@ def set_worker_environment(environment: Mapping[str, str]) -> None:
 
 
 @contextmanager
-def _inherited(environment: dict[str, str]) -> Iterator[None]:
+def _child_environment(environment: dict[str, str]) -> Iterator[None]:
     """Processes started in the block inherit `environment`. A Ray runtime environment would prevent Ray from using its
     prestarted processes, and a training job would start two seconds later."""
     before = {name: os.environ.get(name) for name in environment}
@@ -232,14 +232,16 @@ def object_store_mb() -> int:
     return max(SMALLEST_STORE_MB, min(1024, memory // 10, shm * 8 // 10))
 
 
-def _checked(session: Session, cpus: float, gpus: float, autoscaling: bool) -> Session:
+def _require_capacity(session: Session, cpus: float, gpus: float, autoscaling: bool) -> Session:
     if not autoscaling:
-        _enough("CPU", session.resources.get("CPU", 0.0), cpus, "runtime.num_cpus" if session.embedded else None)
-        _enough("GPU", session.resources.get("GPU", 0.0), gpus, None)
+        _refuse_shortage(
+            "CPU", session.resources.get("CPU", 0.0), cpus, "runtime.num_cpus" if session.embedded else None
+        )
+        _refuse_shortage("GPU", session.resources.get("GPU", 0.0), gpus, None)
     return session
 
 
-def _enough(name: str, have: float, need: float, key: str | None) -> None:
+def _refuse_shortage(name: str, have: float, need: float, key: str | None) -> None:
     if have < need:
         raise UserError(
             f"Ray has too few {name}s for this job", key=key, found=f"{have:g} {name}", expected=f"at least {need:g}"

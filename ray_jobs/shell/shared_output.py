@@ -35,7 +35,7 @@ def check_shared(folder: str, resources: Mapping[str, float]) -> None:
     with open(token, "wb"):
         pass
     try:
-        blind = _blind(token, others)
+        blind = _nodes_without(token, others)
     finally:
         os.remove(token)
     if blind:
@@ -53,7 +53,7 @@ def _holds(node: Mapping[str, Any], resources: Mapping[str, float]) -> bool:
     return own.get("CPU", 0.0) > 0 or all(own.get(name, 0.0) >= amount for name, amount in resources.items())
 
 
-def _blind(token: str, nodes: Sequence[Mapping[str, Any]]) -> list[str]:
+def _nodes_without(token: str, nodes: Sequence[Mapping[str, Any]]) -> list[str]:
     """The addresses of the nodes that do not see the token."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

@@ -32,7 +32,7 @@ def fit_while_it_advances(job: TrainJob, store: Any) -> dict[str, Any]:
                 return value
             job.changes, fits = job.changes | value["changes"], fits + 1
         except TrainingFailedError as e:
-            newest, crashes, noted = _newest_of(job, store), _crashes_in(store), _noted_in(job, store)
+            newest, crashes, noted = _newest_of(job, store), _crashes_in(store), _requested_changes(job, store)
             advances = newest > reached[0] or crashes > reached[1]
             if noted in ({}, smaller) and not (job.scaling.max_failures and advances):
                 raise
@@ -63,12 +63,12 @@ def _crashes_in(store: Any) -> int:
         return 0
 
 
-def _noted_in(job: TrainJob, store: Any) -> dict[str, Any]:
+def _requested_changes(job: TrainJob, store: Any) -> dict[str, Any]:
     """What attempts of this job that ran out of memory asked to change; nothing where that cannot be seen."""
-    from pathray.run.memory import noted_changes
+    from pathray.run.memory import read_requested_changes
 
     try:
-        return through_outages(lambda: noted_changes(store, job.fit_id), NEXT_FIT)
+        return through_outages(lambda: read_requested_changes(store, job.fit_id), NEXT_FIT)
     except OSError as e:
         log.warning("the note of a smaller micro-batch could not be looked at: %s", e)
         return {}

@@ -70,7 +70,7 @@ def stop_on_signals(store: Any) -> Iterator[None]:
         )
         stop = partial(through_outages, partial(request_stop, store.url), "the request to stop")
         threading.Thread(target=stop, daemon=True).start()
-        threading.Thread(target=_say_that_it_waits, args=(ended,), daemon=True).start()
+        threading.Thread(target=_log_waiting, args=(ended,), daemon=True).start()
 
     before = {s: signal.signal(s, ask) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -81,7 +81,7 @@ def stop_on_signals(store: Any) -> Iterator[None]:
             signal.signal(s, handler)
 
 
-def _say_that_it_waits(ended: threading.Event) -> None:
+def _log_waiting(ended: threading.Event) -> None:
     since = time.monotonic()
     while not ended.wait(WAITING_S):
         log.warning("still waiting for the checkpoint, for %.0f s", time.monotonic() - since)

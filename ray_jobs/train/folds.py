@@ -70,7 +70,7 @@ class Fold:
         return self
 
     @property
-    def running(self) -> bool:
+    def is_running(self) -> bool:
         return self.thread is not None and self.thread.is_alive()
 
 
@@ -110,10 +110,10 @@ def train_all(root: Storage, folds: Sequence[Fold], at_a_time: int, train: Train
     through_outages(lambda: root.remove(STOP), "the start of the folds")
     waiting = list(folds)
     with stop_on_signals(root), StopPoll(root) as poll:
-        while waiting or any(fold.running for fold in folds):
-            running = [fold for fold in folds if fold.running]
+        while waiting or any(fold.is_running for fold in folds):
+            running = [fold for fold in folds if fold.is_running]
             begins = bool(waiting) and len(running) < at_a_time
-            stopping = poll.look_now() if begins else poll.asked()  # no fold begins after a STOP
+            stopping = poll.look_now() if begins else poll.is_requested()  # no fold begins after a STOP
             if stopping:
                 waiting.clear()
                 for fold in running:

@@ -14,7 +14,7 @@ from pathray.errors import UserError
 from pathray.run.layout import ANCHOR_CATALOG, SLIDE_INDEX
 from pathray.wsi.spacing import too_coarse
 from ray_jobs.train.plans import share_plan
-from ray_jobs.train.training_jobs import plan_folder, resumed
+from ray_jobs.train.training_jobs import checkpoint_to_resume, plan_folder
 
 if TYPE_CHECKING:
     from ray_jobs.pretrain_ijepath import PretrainConfig
@@ -61,7 +61,7 @@ def prepare(config: PretrainConfig) -> Inputs:
         built.append("plan")
     plan = share_plan(Plan.open(folder, verify=True), folder, root)
     log.info("%s anchors in the plan; built now: %s", f"{plan.rows:,}", ", ".join(built) or "nothing")
-    if warning := enlarged(config, plan.sources):
+    if warning := coarse_slides_note(config, plan.sources):
         log.warning("%s", warning)
     return Inputs(index, catalog, plan, built)
 
@@ -77,7 +77,7 @@ def build_index(config: PretrainConfig, output: str) -> list[str]:
         return []
     settings = index_slides.IndexSlidesConfig(manifest=str(config.data.slide_manifest_csv), output=output, resume=True)
     previous = index_slides.previous_rows(settings)
-    begun = previous if resumed(config) is not None else ()
+    begun = previous if checkpoint_to_resume(config) is not None else ()
     index = index_slides.build(settings, manifest, previous, begun)
     check_success(index.rows, "slide_id", "slides", config.min_success_fraction, settings.report)
     failed_then, failed = ({row["slide_id"] for row in rows if row["status"] != "ok"} for rows in (begun, index.rows))
@@ -152,7 +152,7 @@ def too_coarse_slides(config: PretrainConfig, sources: Any) -> list[str]:
     ]
 
 
-def enlarged(config: PretrainConfig, sources: Any) -> str:
+def coarse_slides_note(config: PretrainConfig, sources: Any) -> str:
     """What to say of the slides of a plan that are too coarse. Empty where none is."""
     found = too_coarse_slides(config, sources)
     if not found:

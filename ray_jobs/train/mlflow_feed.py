@@ -20,7 +20,7 @@ MLFLOW_EVERY_S = 30.0  # its first connection is seconds of a core, which the wo
 
 
 @contextmanager
-def mlflow_fed(job: TrainJob, store: Any) -> Iterator[None]:
+def feed_mlflow(job: TrainJob, store: Any) -> Iterator[None]:
     """Feed MLflow from metrics.jsonl while the job runs; MLflow's trouble is logged, never the run's."""
     if not job.tracking.mlflow:
         yield
@@ -67,7 +67,7 @@ def tell_tracking(config: Any, run_dir: str, newest: Committed) -> None:
         assemble=without_login, config=without_login(config), plan_path="", run_dir=run_dir, scaling=config.scaling,
         tracking=tracking, identity=identity, tuning=tuning if tuning is not None and tuning.enable else None,
     )  # fmt: skip
-    with mlflow_fed(job, Storage.of(run_dir)):
+    with feed_mlflow(job, Storage.of(run_dir)):
         pass
 
 

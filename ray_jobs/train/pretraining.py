@@ -20,12 +20,12 @@ from ray_jobs.shell.run_summary import write_run_summary
 from ray_jobs.shell.runtime import ray_session
 from ray_jobs.train.trainer import begin, fit
 from ray_jobs.train.training_jobs import (
+    checkpoint_to_resume,
     cpus_of,
     decode_tasks,
-    early_stopped,
-    evaluated,
-    recorded,
-    resumed,
+    evaluation_paths,
+    outputs_if_early_stopped,
+    recorded_identity,
     save_config,
     train_job,
 )
@@ -43,17 +43,18 @@ class Pretraining(Generic[C]):
     """What the job of one science does in its own way; in the order in which it is asked.
 
     locate: every path made absolute. check: UserError, before Ray is started, for what can be told of the config, its
-    inputs and the run that is resumed. rehearse: the dry run. finished: the outputs of a run that has nothing left to
-    do. prepare: the plan, on the running Ray, with what is missing for it. resolve: the config with global batch and
-    budget, given the number of rows in the plan. announce: logs how much data the run will see, given the requested and
-    the resolved config, and returns the metrics of the first row. exports: folders exported next to the encoder.
+    inputs and the run that is resumed. rehearse: the dry run. outputs_if_finished: those of a run that has nothing
+    left to do. prepare: the plan, on the running Ray, with what is missing for it. resolve: the config with global
+    batch and budget, given the number of rows in the plan. announce: logs how much data the run will see, given the
+    requested and the resolved config, and returns the metrics of the first row. exports: folders exported next to the
+    encoder.
     """
 
     science: str
     locate: Callable[[C], C]
     check: Callable[[C], None]
     rehearse: Callable[[C], None]
-    finished: Callable[[C], Outputs | None]
+    outputs_if_finished: Callable[[C], Outputs | None]
     prepare: Callable[[C], Plan]
     resolve: Callable[[C, int], C]
     total_images: Callable[[C], int]
@@ -67,7 +68,7 @@ def pretrain(job: Pretraining[Any], loaded: Loaded[Any]) -> Outputs | None:
     job.check(config)
     if loaded.dry_run:
         return job.rehearse(config)
-    if (ended := early_stopped(config) or job.finished(config)) is not None:
+    if (ended := outputs_if_early_stopped(config) or job.outputs_if_finished(config)) is not None:
         return ended
     scaling = config.scaling
     session = ray_session(
@@ -82,7 +83,7 @@ def pretrain(job: Pretraining[Any], loaded: Loaded[Any]) -> Outputs | None:
         beside = outcome.artifact.rpartition("/")[0]
         paths |= {"encoder": outcome.artifact} | {name: f"{beside}/{name}" for name in job.exports}
     through_outages(lambda: write_run_summary(str(config.output), outcome, paths), "the summary")
-    return Outputs(paths | through_outages(lambda: evaluated(config), "the summary"))
+    return Outputs(paths | through_outages(lambda: evaluation_paths(config), "the summary"))
 
 
 def train(job: Pretraining[C], asked: C, plan: Plan, accelerator: str | None = None) -> Outcome:
@@ -109,10 +110,10 @@ def train(job: Pretraining[C], asked: C, plan: Plan, accelerator: str | None = N
 def check_same_run(science: str, config: Any, plan: str | None = None) -> None:
     """UserError where the checkpoint that the resolved `config` would resume is another run's. `plan` is the digest of
     the plan; None, where nobody knows it yet: that of the checkpoint."""
-    if (newest := resumed(config)) is None:
+    if (newest := checkpoint_to_resume(config)) is None:
         return
     from pathray.run.resume import check_resumable
 
-    known = recorded(config).get("plan", "") if plan is None else plan
+    known = recorded_identity(config).get("plan", "") if plan is None else plan
     identity = import_module(f"{science}.assembly").identity_of(config, known)
     check_resumable(newest, identity, config.checkpoint.resume_changes)

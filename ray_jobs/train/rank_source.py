@@ -70,7 +70,7 @@ def read(source: RankRows, *, blocks: int, cpus: float) -> ray.data.Dataset:
     return dataset
 
 
-def fetched(lookup: Lookup, share: Share, chunk: int) -> dict[str, Any]:
+def fetch_rows(lookup: Lookup, share: Share, chunk: int) -> dict[str, Any]:
     """All rows of a share, read in one ordered task."""
     dataset = read(RankRows(lookup, share, chunk), blocks=1, cpus=0.01)
     table = pa.concat_tables(ray.get(dataset.to_arrow_refs()))

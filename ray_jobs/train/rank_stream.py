@@ -1,8 +1,8 @@
 """One rank's Ray Data stream, opened inside the train function: rows travel through the cluster, in exact order.
 
-`decode_on="worker"` streams plan rows and decodes them in the worker's own threads (pathray.data.stream.decoded);
-`"cluster"` decodes in Ray Data tasks, so that CPU nodes work for accelerators (without the read timeout: a hanging task
-is Ray's to retry). Both give the same units at the same positions.
+`decode_on="worker"` streams plan rows and decodes them in the worker's own threads
+(pathray.data.stream.stream_batches); `"cluster"` decodes in Ray Data tasks, so that CPU nodes work for accelerators
+(without the read timeout: a hanging task is Ray's to retry). Both give the same units at the same positions.
 
 Where positions hold groups (pathray.data.groups), the rows of a group travel one after the other with their position
 and slot; to the tasks of a cluster only positions travel, so that each decodes whole groups, and a group comes back as
@@ -26,7 +26,7 @@ import numpy as np
 
 from pathray.data.faults import Fault
 from pathray.data.share import Lookup, Share, check_geometry, check_positions, micro_batches, share_rows
-from pathray.data.stream import DecodeSettings, decode, decoded
+from pathray.data.stream import DecodeSettings, decode, stream_batches
 from pathray.data.units import Batch, UnitReader, join_groups
 
 FAULTS, GROUP = "faults_json", "group_pickle"
@@ -49,7 +49,7 @@ def _windows(lookup: Lookup, share: Share, chunk: int) -> Iterator[dict[str, Any
     training begins while Ray Data starts.
     """
     first, *parts = _parts(share, chunk, lookup.order.units_per_position)
-    with _ahead() as executor:
+    with _background_thread() as executor:
         coming = [executor.submit(_window, lookup, part, chunk) for part in parts[:1]]
         yield from share_rows(lookup, first, chunk)
         for number in range(len(parts)):
@@ -71,7 +71,7 @@ def _parts(share: Share, chunk: int, rows: float) -> list[Share]:
 
 
 @contextmanager
-def _ahead() -> Iterator[ThreadPoolExecutor]:
+def _background_thread() -> Iterator[ThreadPoolExecutor]:
     """One thread; a stream that is closed does not wait for what the thread is at."""
     executor = ThreadPoolExecutor(1, "pathray-rows")
     try:
@@ -81,9 +81,11 @@ def _ahead() -> Iterator[ThreadPoolExecutor]:
 
 
 def _window(lookup: Lookup, share: Share, chunk: int) -> dict[str, Any]:
-    from ray_jobs.train.rank_source import fetched  # the import takes a second, which the first step need not wait for
+    from ray_jobs.train.rank_source import (
+        fetch_rows,  # the import takes a second, which the first step need not wait for
+    )
 
-    return fetched(lookup, share, chunk)
+    return fetch_rows(lookup, share, chunk)
 
 
 def stream(
@@ -104,10 +106,10 @@ def stream(
     if share.start >= share.stop:
         return iter(())
     if decode_on == "worker":
-        return decoded(rows(lookup, share, chunk=chunk), reader, lookup, settings)
+        return stream_batches(rows(lookup, share, chunk=chunk), reader, lookup, settings)
     assert decode_on == "cluster", decode_on
     return check_positions(
-        _decoded_in_tasks(lookup, reader, share, tasks, chunk),
+        _decode_in_tasks(lookup, reader, share, tasks, chunk),
         share.start,
         share.global_batch,
         share.rank,
@@ -140,7 +142,7 @@ class _DecodeGroups(_DecodeTask):
         return {"position": rows["position"], GROUP: np.array(packed, dtype=object)}
 
 
-def _unpacked(batch: Batch) -> Batch:
+def _unpack(batch: Batch) -> Batch:
     """A micro-batch as tasks send it → as `decode` gives it."""
     if GROUP in batch:
         return join_groups([pickle.loads(group) for group in batch[GROUP]])
@@ -149,7 +151,7 @@ def _unpacked(batch: Batch) -> Batch:
     return batch
 
 
-def _decoded_in_tasks(lookup: Lookup, reader: UnitReader, share: Share, tasks: int, chunk: int) -> Iterator[Batch]:
+def _decode_in_tasks(lookup: Lookup, reader: UnitReader, share: Share, tasks: int, chunk: int) -> Iterator[Batch]:
     """Reads and decodes in tasks of a few micro-batches; the tasks of a window are planned at once, then the next's."""
     from ray_jobs.train.rank_source import RankRows, read
 
@@ -165,4 +167,4 @@ def _decoded_in_tasks(lookup: Lookup, reader: UnitReader, share: Share, tasks: i
             decode_task, batch_size=share.micro, batch_format="numpy", num_cpus=1, concurrency=min(tasks, count)
         )
         for batch in dataset.iterator().iter_batches(batch_size=share.micro, prefetch_batches=2, batch_format="numpy"):
-            yield _unpacked(batch)
+            yield _unpack(batch)

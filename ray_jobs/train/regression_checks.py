@@ -74,11 +74,11 @@ def is_repeated(fresh: Run, newest: Committed) -> bool:
     """Whether the run `fresh` would only repeat, batch and evaluation included, the one that `newest` is of."""
     from pathray.config.load import fingerprint
 
-    def judged(values: Mapping[str, Any]) -> dict[str, Any]:
+    def evaluation_settings(values: Mapping[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in values.items() if key.startswith("eval.")}
 
     before = newest.meta.get("placement", {}).get("values", {})
-    same = judged(before) == judged(fingerprint(fresh.config, placement=True)["values"])
+    same = evaluation_settings(before) == evaluation_settings(fingerprint(fresh.config, placement=True)["values"])
     return bool(same and fresh.identity["hash"] == newest.meta["identity"]["hash"])
 
 

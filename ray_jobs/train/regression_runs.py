@@ -60,11 +60,11 @@ def plan_of(config: RunConfig, scratch: str = "") -> Plan:
     try:
         plan = Opened.open(folder, verify=True)
     except UserError:  # not there yet, or damaged
-        plan = _built(lambda: build_plan(table, split, folder, normalize_target=data.normalize_target), folder)
+        plan = _build_or_open(lambda: build_plan(table, split, folder, normalize_target=data.normalize_target), folder)
     return share_plan(plan, folder, store, f"plans/{name}")
 
 
-def _built(build: Callable[[], Plan], folder: str) -> Plan:
+def _build_or_open(build: Callable[[], Plan], folder: str) -> Plan:
     """What `build` gives, or the same that another run has published meanwhile: a folder cannot replace a folder."""
     from pathray.data.plan import Plan as Opened
 
@@ -80,7 +80,7 @@ def _built(build: Callable[[], Plan], folder: str) -> Plan:
 def run_of(config: TrainRegressionConfig, plan: Plan) -> Run:
     """The folder to train in: the one named, else that of a run of the same identity that is unfinished, or finished
     and judged in the same way, else a new one. UserError when the folder named holds another run."""
-    from pathray.run.resume import check_resumable, chosen
+    from pathray.run.resume import check_resumable, find_checkpoint
     from pathray.store.storage import Storage
     from regression.assembly import identity_of
     from regression.plan import identity as plan_identity
@@ -102,7 +102,7 @@ def run_of(config: TrainRegressionConfig, plan: Plan) -> Run:
 
     if config.logging.run_name:
         name = config.logging.run_name
-        run = of(name, chosen(root.join(name), tag, config.checkpoint.resume))
+        run = of(name, find_checkpoint(root.join(name), tag, config.checkpoint.resume))
         if run.newest is not None:
             check_resumable(run.newest, run.identity, config.checkpoint.resume_changes)
         return run
@@ -123,12 +123,12 @@ def run_of(config: TrainRegressionConfig, plan: Plan) -> Run:
 
 def runs_in(root: Storage, tag: str) -> list[tuple[str, Committed]]:
     """The runs below `root` that have a checkpoint, by name, and their newest ones."""
-    from pathray.run.resume import chosen
+    from pathray.run.resume import find_checkpoint
 
     found = []
     for name in sorted(root.list(), reverse=True):
         try:
-            newest = chosen(root.join(name), tag) if root.exists(f"{name}/{CHECKPOINTS}") else None
+            newest = find_checkpoint(root.join(name), tag) if root.exists(f"{name}/{CHECKPOINTS}") else None
         except UserError as e:
             if not root.exists(f"{name}/{RESULTS}"):
                 raise  # this may be the run to resume

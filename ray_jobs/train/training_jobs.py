@@ -1,4 +1,4 @@
-"""What the training jobs of all sciences share: where a run is and what it goes on from, and what is told to `fit`.
+"""What the training jobs of all sciences share: where a run is and what it resumes from, and what is told to `fit`.
 
 Of a config they want `output`, `checkpoint`, `logging`, `scaling`, `data` and, where the science has it, `tuning`.
 Nothing here imports torch before there is a checkpoint.
@@ -39,7 +39,7 @@ def absolute(path: str | None) -> str | None:
 
 
 def make_paths_absolute(config: Any, **changes: Any) -> Any:
-    """`config` with `changes`; output, checkpoint to go on from and what evaluations read are absolute. Of a trial's
+    """`config` with `changes`; output, checkpoint to resume from and what evaluations read are absolute. Of a trial's
     config, too, which has no output yet."""
     checkpoint = config.checkpoint
     if checkpoint.resume not in ("auto", "never"):
@@ -72,29 +72,29 @@ def check_tuning(config: Any) -> None:
         log.warning("%s", note)
 
 
-def resumed(config: Any) -> Committed | None:
-    """The checkpoint that this run would go on from."""
+def checkpoint_to_resume(config: Any) -> Committed | None:
+    """The checkpoint that this run would resume from."""
     from pathray.store.storage import Storage
 
     store, resume = Storage.of(str(config.output)), config.checkpoint.resume
     if resume in ("auto", "never") and not store.exists(CHECKPOINTS):
         return None  # told without importing torch
-    from pathray.run.resume import chosen
+    from pathray.run.resume import find_checkpoint
 
-    return chosen(store.url, config.logging.write_tag, resume)
+    return find_checkpoint(store.url, config.logging.write_tag, resume)
 
 
-def recorded(config: Any) -> dict[str, Any]:
+def recorded_identity(config: Any) -> dict[str, Any]:
     """The identity of the run that this one resumes, as its checkpoint records it; empty for a fresh start."""
-    newest = resumed(config)
+    newest = checkpoint_to_resume(config)
     return {} if newest is None else dict(newest.meta.get("identity", {}).get("values", {}))
 
 
-def early_stopped(config: Any) -> Outputs | None:
+def outputs_if_early_stopped(config: Any) -> Outputs | None:
     """The outputs of a run that early stopping has ended, which the same command leaves as it is."""
     from pathray.evaluation.results import Results
 
-    stopping, newest = config.tuning.early_stopping, resumed(config)
+    stopping, newest = config.tuning.early_stopping, checkpoint_to_resume(config)
     if not (config.tuning.enable and stopping.enable and stopping.stop_training and newest is not None):
         return None
     decision = Results(str(config.output), newest.meta.get("identity", {}).get("hash"), stopping).decision()
@@ -105,18 +105,18 @@ def early_stopped(config: Any) -> Outputs | None:
         stopping.selection.key,
         f"{decision.best_images:,}",
     )
-    return Outputs({"run": config.output, "checkpoint": newest.path, **evaluated(config)})
+    return Outputs({"run": config.output, "checkpoint": newest.path, **evaluation_paths(config)})
 
 
-def finished(config: Any, total_images: int, budget_keys: str) -> Outputs | None:
+def outputs_if_finished(config: Any, total_images: int, budget_keys: str) -> Outputs | None:
     """The outputs of a run that has seen its budget, is exported and, where evaluators are on, judged: there is nothing
     to start Ray for. None for any other."""
     from pathray.store.storage import Storage
 
-    newest, store = resumed(config), Storage.of(str(config.output))
+    newest, store = checkpoint_to_resume(config), Storage.of(str(config.output))
     if newest is None or int(newest.meta["images_seen"]) < total_images or not _is_exported(store, newest):
         return None
-    if _unjudged(config, newest):
+    if _has_backlog(config, newest):
         return None
     seen = f"{int(newest.meta['images_seen']):,}"
     log.info("this run is finished (%s images): %s; %s", seen, store.url, LONGER.format(budget_keys))
@@ -135,7 +135,7 @@ def _is_exported(store: Storage, newest: Committed) -> bool:
     return bool(facts.get("identity") == identity and facts.get("images_seen") == newest.meta["images_seen"])
 
 
-def _unjudged(config: Any, newest: Committed) -> bool:
+def _has_backlog(config: Any, newest: Committed) -> bool:
     """Whether snapshots wait for evaluators."""
     if (tuning := _tuning(config)) is None or not tuning.enable:
         return False
@@ -146,7 +146,7 @@ def _unjudged(config: Any, newest: Committed) -> bool:
     return any(snapshot.images_seen not in judged for snapshot in results.snapshots())
 
 
-def evaluated(config: Any) -> dict[str, object]:
+def evaluation_paths(config: Any) -> dict[str, object]:
     """Where the evaluations of a run lie, if it has any."""
     if not config.tuning.enable:
         return {}
@@ -228,7 +228,7 @@ def train_job(
     from ray_jobs.train.job import TrainJob
 
     tracking, tuning = tracking_of(config), _tuning(config)
-    log_start(resumed(replace(config, output=run_dir)), run_dir, total_images)
+    log_start(checkpoint_to_resume(replace(config, output=run_dir)), run_dir, total_images)
     config = without_login(config)
     if accelerator is not None:  # what workers see of a machine may be more than what Ray was told
         config = replace(config, scaling=replace(config.scaling, accelerator=accelerator))

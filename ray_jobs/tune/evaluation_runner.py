@@ -111,7 +111,7 @@ class Evaluators:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        """Ends at once what `drain` has not waited for: it is on storage, and the next start goes on with it."""
+        """Ends at once what `drain` has not waited for: it is on storage, and the next start resumes it."""
         from ray_jobs.tune.searchers import WATCHES
 
         self.abandoned.set()
@@ -126,14 +126,14 @@ class Evaluators:
         self._release()
 
     @property
-    def working(self) -> bool:
-        """Whether evaluations go on, or may."""
+    def is_working(self) -> bool:
+        """Whether evaluations run, or may."""
         return self._thread is not None and self._thread.is_alive()
 
     def drain(self) -> None:
         """No further snapshots will come: wait until those that are there have been judged. Then write the report."""
         self.over.set()
-        waiting = len(self._safely(self._waiting) or ())
+        waiting = len(self._safely(self._waiting_snapshots) or ())
         if self.limited:
             waiting = min(waiting, self.tuning.execution.max_pending_jobs)
         if waiting or self.running:
@@ -141,7 +141,7 @@ class Evaluators:
             log.info(
                 "%d evaluations are still to come; Ctrl-C once more ends now, and the next start evaluates them", count
             )
-        while self._thread is not None and self.working:
+        while self._thread is not None and self.is_working:
             self._thread.join(0.5)
         self.report(wait=True)
         if self.failure is not None:
@@ -179,7 +179,7 @@ class Evaluators:
             self._make_up()
             found = self._next(trial_id, look=over and not self.running)
         except OSError as e:
-            return FINISHED if self._given_up(e, over) else None
+            return FINISHED if self._gives_up(e, over) else None
         except Exception as e:
             return FINISHED if self._ends_with(e) else None
         self.troubled = None
@@ -189,7 +189,7 @@ class Evaluators:
             return found
         return FINISHED if over and not self.running else None
 
-    def completed(self, trial_id: str, result: dict[str, Any] | None, error: bool) -> None:
+    def record_trial(self, trial_id: str, result: dict[str, Any] | None, error: bool) -> None:
         """See ray_jobs.tune.searchers.Watched."""
         if trial_id not in self.running:
             return  # of a Tune run that broke: the snapshot is evaluated anew
@@ -235,7 +235,7 @@ class Evaluators:
             if self.owner and decision is not None and decision.stop and self.tuning.early_stopping.stop_training:
                 self._stop_training(EARLY_STOPPED)  # decided before, but the job died before the training had ended
 
-    def _given_up(self, error: Exception, over: bool) -> bool:
+    def _gives_up(self, error: Exception, over: bool) -> bool:
         """Log it; whether the end of the job has waited for long enough for storage that does not answer."""
         if self.troubled is None:
             log.warning("snapshots could not be read; retrying: %s", error, exc_info=not isinstance(error, UserError))
@@ -296,7 +296,7 @@ class Evaluators:
             self.newest, self.new_at = newest, time.monotonic()
         return found
 
-    def _waiting(self) -> list[Any]:
+    def _waiting_snapshots(self) -> list[Any]:
         done = {r.images_seen for r in self.results.records()} | {s.images_seen for s, _ in self._in_work()}
         return [s for s in self._snapshots() if s.images_seen not in done]
 
@@ -338,8 +338,8 @@ class Evaluators:
 
     def _record(self, snapshot: Any, status: str, due: dict[str, list[str]], more: dict[str, Any]) -> None:
         lag = {
-            "tune/queue_depth": len([s for s in self._waiting() if s.images_seen != snapshot.images_seen]),
-            "tune/dropped": self.results.dropped() + (status == "dropped"),
+            "tune/queue_depth": len([s for s in self._waiting_snapshots() if s.images_seen != snapshot.images_seen]),
+            "tune/dropped": self.results.n_dropped() + (status == "dropped"),
             "tune/lag_images": max(0, self.newest - snapshot.images_seen),
             "tune/lag_s": max(0.0, time.time() - snapshot.created) if snapshot.created else 0.0,
         }
@@ -446,7 +446,7 @@ class Evaluators:
     def _claim(self) -> None:
         """The sign of life, for as long as there is life: others wait for it, in sync mode the training does."""
         while not self.abandoned.wait(ALIVE_S):
-            if not self.working:
+            if not self.is_working:
                 self._release()
                 return
             claimed = self._safely(partial(self.results.claim, self.key))

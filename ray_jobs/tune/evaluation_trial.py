@@ -41,11 +41,11 @@ def evaluation_trial(config: dict[str, Any], spec: TrialSpec) -> None:
     from pathray.evaluation.attempts import Attempts
     from pathray.store.storage import Storage
 
-    tune.report(attempted(config, spec, Attempts(Storage.of(spec.run_dir), config["snapshot"])))
+    tune.report(evaluate_with_retries(config, spec, Attempts(Storage.of(spec.run_dir), config["snapshot"])))
 
 
-def attempted(config: dict[str, Any], spec: TrialSpec, attempts: Attempts | None = None) -> dict[str, Any]:
-    """`judged`, tried again after an error that is not the user's; what the last attempt met goes into ``error`` and
+def evaluate_with_retries(config: dict[str, Any], spec: TrialSpec, attempts: Attempts | None = None) -> dict[str, Any]:
+    """`evaluate_once`, repeated after an error that is not the user's; the last attempt's error goes into ``error`` and
     ``trace``. `attempts`: those of earlier starts, which count too."""
     from pathray.errors import UserError
     from pathray.evaluation.attempts import Attempts
@@ -56,7 +56,7 @@ def attempted(config: dict[str, Any], spec: TrialSpec, attempts: Attempts | None
     while not attempts.are_spent(spec.retries):
         attempts.begin()
         try:
-            return through_outages(lambda: judged(config, spec), "an evaluation", first_pause_s=FIRST_PAUSE_S)
+            return through_outages(lambda: evaluate_once(config, spec), "an evaluation", first_pause_s=FIRST_PAUSE_S)
         except Exception as e:
             if isinstance(e, UserError) and not isinstance(e, StorageError):  # it would be met again
                 return {"error": str(e), "trace": ""}
@@ -67,7 +67,7 @@ def attempted(config: dict[str, Any], spec: TrialSpec, attempts: Attempts | None
     return {"error": error, "trace": trace}
 
 
-def judged(config: dict[str, Any], spec: TrialSpec) -> dict[str, Any]:
+def evaluate_once(config: dict[str, Any], spec: TrialSpec) -> dict[str, Any]:
     import torch
 
     from pathray.device import Device

@@ -35,7 +35,7 @@ class Parent:
             return
         self.uri = self.uri or default_uri(store)
         try:
-            self.run_id = self._bounded(lambda: self._known() or self._new(logging_config.experiment))
+            self.run_id = self._call_in_time(lambda: self._reopen_run() or self._new(logging_config.experiment))
         except Exception as e:  # a tracking failure must not end the sweep
             log.warning("could not create the sweep's MLflow run: %s", explain(e, *mlflow_errors()))
 
@@ -50,7 +50,7 @@ class Parent:
         if not self.run_id:
             return
         try:
-            self._bounded(lambda: self._log_best(best, objective, facts, status))
+            self._call_in_time(lambda: self._log_best(best, objective, facts, status))
         except Exception as e:
             log.warning("could not log the sweep's result to MLflow: %s", explain(e, *mlflow_errors()))
 
@@ -73,7 +73,7 @@ class Parent:
         if not self.run_id:
             return
         try:
-            self._bounded(lambda: self._log_folds(metrics, status))
+            self._call_in_time(lambda: self._log_folds(metrics, status))
         except Exception as e:
             log.warning("could not log the folds' result to MLflow: %s", explain(e, *mlflow_errors()))
 
@@ -83,14 +83,14 @@ class Parent:
             client.log_metric(self.run_id, name, value)
         client.set_terminated(self.run_id, status)
 
-    def _bounded(self, action: Callable[[], Any]) -> Any:
+    def _call_in_time(self, action: Callable[[], Any]) -> Any:
         """`action()` with a time limit for servers (TimeoutError), so that a sweep does not wait for MLflow."""
         return action() if is_local(str(self.uri)) else within(SILENT_S, action)
 
     def _client(self) -> Any:
         return client_of(str(self.uri))
 
-    def _known(self) -> str:
+    def _reopen_run(self) -> str:
         if not self.store.exists(MLFLOW_RUN):
             return ""
         known = json.loads(self.store.read_bytes(MLFLOW_RUN))

@@ -20,7 +20,7 @@ class Watched(Protocol):
         """The config of the next trial; None if there is none at the moment, FINISHED if there will be no more."""
         ...
 
-    def completed(self, trial_id: str, result: dict[str, Any] | None, error: bool) -> None: ...
+    def record_trial(self, trial_id: str, result: dict[str, Any] | None, error: bool) -> None: ...
 
 
 WATCHES: dict[str, Watched] = {}
@@ -39,7 +39,7 @@ class SnapshotSearcher(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         if (watch := WATCHES.get(self.name)) is not None:
-            watch.completed(trial_id, result, error)
+            watch.record_trial(trial_id, result, error)
 
     def save(self, checkpoint_path: str) -> None:
         """Does nothing: the results on storage are the state."""

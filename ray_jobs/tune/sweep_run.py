@@ -53,11 +53,11 @@ class TrialRun:
         self._thread.start()
 
     @property
-    def started(self) -> bool:
+    def has_started(self) -> bool:
         return self._thread is not None
 
     @property
-    def ended(self) -> bool:
+    def has_ended(self) -> bool:
         return self._thread is not None and not self._thread.is_alive()
 
     def stop(self, seconds: float) -> bool:

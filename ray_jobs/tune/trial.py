@@ -71,8 +71,8 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]
         while True:
             if token := self.stops.look(lambda: stop_token(self.sweep), ""):
                 return self._park(token, poll)
-            run = self._running()
-            ended = run.ended  # checked before reading the rows, so that none is missed
+            run = self._ensure_running()
+            ended = run.has_ended  # checked before reading the rows, so that none is missed
             fresh = self.rows.look(partial(self._fresh, run, ended), None)
             if fresh:
                 self.last = fresh[0]
@@ -80,7 +80,7 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]
                 if len(fresh) > 1 or not ended or run.error is not None:
                     return self._result()
             if ended and fresh is not None:
-                return self._ended(run)
+                return self._final_result(run)
             time.sleep(poll)
 
     def _fresh(self, run: TrialRun, ended: bool) -> list[Point]:
@@ -89,7 +89,7 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]
         waits = len(fresh) == 1 and not ended and 0 < run.budget <= fresh[0][0]
         return [] if waits else fresh
 
-    def _ended(self, run: TrialRun) -> dict[str, Any]:
+    def _final_result(self, run: TrialRun) -> dict[str, Any]:
         """The last result, returned after the run has ended, because PBT would let others continue a complete run."""
         if run.error is not None:
             raise run.error
@@ -97,7 +97,7 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]
             raise through_outages(lambda: no_objective(run.store, run.objective), "the trial")
         return {**self._result(), "done": True, END: "finished"}
 
-    def _running(self) -> TrialRun:
+    def _ensure_running(self) -> TrialRun:
         if self.run is None:
             settings = self.settings
             words = [*settings.words, *settings.job.words_for(self.sweep.join(self.folder))]
@@ -150,7 +150,7 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]
         due = self.last[0] // self.settings.snapshot_images * self.settings.snapshot_images
         deadline = time.monotonic() + SNAPSHOT_WITHIN_S
         while True:
-            ended = self.run is None or self.run.ended
+            ended = self.run is None or self.run.has_ended
             found = through_outages(self._snapshots, "the trial")
             if late := [c for c in found if c.meta["images_seen"] >= due]:
                 return min(late, key=lambda c: int(c.meta["images_seen"]))

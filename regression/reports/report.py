@@ -101,8 +101,8 @@ def judge(
         intervals = judged.both_intervals(config, seed)
         found[part] = _with_intervals(judged, config, intervals)
         per_gene = judged.per_gene(intervals)
-        predictions.append(_of_part(judged.predictions(), part))
-        genes.append(_of_part(per_gene, part))
+        predictions.append(_label_part(judged.predictions(), part))
+        genes.append(_label_part(per_gene, part))
         for name, picture in figures(judged, per_gene, part, config.primary):  # type: ignore[arg-type]
             store.write_bytes(f"figures/{name}", picture)
     if parts:
@@ -147,7 +147,7 @@ def _with_intervals(
     return found
 
 
-def _of_part(table: pa.Table, part: str) -> pa.Table:
+def _label_part(table: pa.Table, part: str) -> pa.Table:
     return table.add_column(0, "part", [[part] * table.num_rows])
 
 

@@ -56,7 +56,7 @@ def read_counts(path: str, totals: dict[str, float] | None = None) -> Counts:
     has only some of the genes. UserError naming row and gene for an invalid count, a duplicate or empty spot."""
     sheet = read_sheet(path, "table of counts")
     ids, genes = sheet.texts(sheet.names[0]), tuple(sheet.names[1:])
-    _once(sheet, sheet.names[0], ids)
+    _check_unique(sheet, sheet.names[0], ids)
     if "" in genes:
         message, expected = "a column of the counts has no gene name", "a name, or no separator at the ends of lines"
         raise UserError(message, file=path, found=f"column {genes.index('') + 2}", expected=expected)
@@ -119,7 +119,7 @@ def read_spots(
     sheet = read_sheet(path, "table of spots")
     sheet.need(spot, group, section, x, y)
     ids, groups, sections = (tuple(sheet.texts(name)) for name in (spot, group, section))
-    _once(sheet, spot, ids)
+    _check_unique(sheet, spot, ids)
     check_groups(sheet, group, groups)
     centres = np.stack([sheet.numbers(name, "not a finite coordinate") for name in (x, y)], axis=1)
     return Spots(path, ids, groups, sections, centres, sheet)
@@ -280,7 +280,7 @@ def totals_of(spots: Spots, column: str) -> dict[str, float]:
     return dict(zip(spots.ids, values.tolist(), strict=True))
 
 
-def _once(sheet: Sheet, name: str, ids: Sequence[str]) -> None:
+def _check_unique(sheet: Sheet, name: str, ids: Sequence[str]) -> None:
     seen: dict[str, int] = {}
     for i, spot in enumerate(ids):
         if (first := seen.setdefault(spot, i)) != i:

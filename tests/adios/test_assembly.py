@@ -15,7 +15,7 @@ from adios.pictures import MaskPictures
 from adios.plan import build_plan
 from adios.recipe import AdiosRecipe
 from pathray.data.share import Lookup, rank_rows
-from pathray.data.stream import decoded
+from pathray.data.stream import stream_batches
 from pathray.device import Device
 from pathray.features.encoder import EncoderSpec, load_encoder
 from pathray.store import checkpoint
@@ -39,7 +39,7 @@ def trained(tmp: Path, **changes):
 
     def batches(start):
         total, batch = settings.total_images, settings.global_batch
-        return decoded(rank_rows(lookup, start, total, batch, 0, 1, batch), parts.reader, lookup)
+        return stream_batches(rank_rows(lookup, start, total, batch, 0, 1, batch), parts.reader, lookup)
 
     state = TrainState(parts.recipe, settings, CPU)
     for tick in run(parts.recipe, batches, settings, device=CPU, state=state):

@@ -18,7 +18,7 @@ from adios.plan import build_plan
 from pathray.data.order import rng, uniform_order
 from pathray.data.share import Lookup, rank_rows
 from pathray.data.stream import DecodeSettings
-from pathray.data.stream import decoded as stream
+from pathray.data.stream import stream_batches as stream
 from pathray.errors import UnreadableUnit, UserError
 from tests.builders.zips import SIZE, encoded, patch_name, picture, write_folder, write_zip
 

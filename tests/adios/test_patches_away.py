@@ -10,7 +10,7 @@ from adios.patches.index_writer import index_patches
 from adios.plan import build_plan, paths
 from pathray.data.order import uniform_order
 from pathray.data.share import Lookup, rank_rows
-from pathray.data.stream import DecodeSettings, decoded
+from pathray.data.stream import DecodeSettings, stream_batches
 from pathray.errors import UnreachableUnit
 from pathray.store.outages import through_outages
 from pathray.store.storage import write_atomic
@@ -38,7 +38,9 @@ def plan(tmp_path, monkeypatch):
 def batches_of(plan, **settings):
     lookup = Lookup(plan, uniform_order(plan.rows, 0))
     reader = PatchReader.of(plan, 0, size=16)
-    return list(decoded(rank_rows(lookup, 0, 12, 6, 0, 1, 3), reader, lookup, DecodeSettings(threads=2, **settings)))
+    return list(
+        stream_batches(rank_rows(lookup, 0, 12, 6, 0, 1, 3), reader, lookup, DecodeSettings(threads=2, **settings))
+    )
 
 
 @pytest.mark.parametrize(("operation", "spared"), [("look", 0), ("read", 0), ("read", 7)])

@@ -53,7 +53,7 @@ def planned(folder: Path, manifest: str, profile: Profile) -> Plan:
     """The plan of a manifest whose slides are all good, and in `folder` index.parquet, catalog.json and plan/."""
     found = read_manifest(manifest, reserved=COLUMNS)
     slides = SlideIndex(tuple(index_slides(found)), found.metadata_columns)
-    assert not slides.failed, slides.failed
+    assert not slides.failed_rows, slides.failed_rows
     index, catalog = str(folder / "index.parquet"), str(folder / "catalog.json")
     write_index(index, slides)
     anchors = anchors_of(slides.rows, profile)

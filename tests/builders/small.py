@@ -18,7 +18,7 @@ from ijepath.profile import Profile
 from pathray.config.load import load_config
 from pathray.data.plan import Plan
 from pathray.data.share import Lookup, rank_rows
-from pathray.data.stream import decoded
+from pathray.data.stream import stream_batches
 from pathray.device import Device
 from pathray.nn.vit import PRESETS
 from pathray.train.assembly import Assembly
@@ -65,7 +65,7 @@ def stream(parts: Assembly, plan: Plan) -> Callable[[int], Iterator[dict[str, An
 
     def batches(start: int) -> Iterator[dict[str, Any]]:
         rows = rank_rows(lookup, start, settings.total_images, settings.global_batch, 0, 1, settings.micro_batch)
-        for batch in decoded(rows, parts.reader, lookup, parts.decode):
+        for batch in stream_batches(rows, parts.reader, lookup, parts.decode):
             batch.pop("faults")
             yield batch
 

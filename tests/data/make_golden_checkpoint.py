@@ -2,7 +2,7 @@
 
     python -m tests.data.make_golden_checkpoint
 
-A tiny two-phase run, three steps in; test_checkpoint.py loads it for ever and goes on training from it.
+A tiny two-phase run, three steps in; test_checkpoint.py loads it for ever and resumes training from it.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ import torch
 
 from pathray.data.plan import Plan, PlanWriter
 from pathray.data.share import Lookup, rank_rows
-from pathray.data.stream import DecodeSettings, decoded
+from pathray.data.stream import DecodeSettings, stream_batches
 from pathray.device import Device
 from pathray.nn.vit import PRESETS
 from pathray.store import checkpoint
@@ -44,7 +44,7 @@ def make(science: str, scratch: Path, folder: Path) -> None:
     def batches(start: int) -> Any:
         settings, lookup = parts.settings, Lookup(plan, parts.order)
         rows = rank_rows(lookup, start, settings.total_images, settings.global_batch, 0, 1, settings.micro_batch)
-        for batch in decoded(rows, parts.reader, lookup, DecodeSettings(threads=1)):
+        for batch in stream_batches(rows, parts.reader, lookup, DecodeSettings(threads=1)):
             seen.append({k: v for k, v in batch.items() if k != "faults"})
             yield seen[-1]
 

@@ -1,4 +1,4 @@
-"""The demo from end to end as its command, on small slides: every output is there, and running it again goes on."""
+"""The demo from end to end as its command, on small slides: every output is there, and running it again resumes."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from ijepath.profile import Profile
 from pathray.config.load import load_config
 from pathray.data.plan import Plan
 from pathray.data.share import Lookup, rank_rows
-from pathray.data.stream import decoded
+from pathray.data.stream import stream_batches
 from pathray.device import Device
 from pathray.nn.vit import PRESETS
 from pathray.train.loop import TrainState, run
@@ -56,7 +56,7 @@ def train(plan: Plan, run_config: RunConfig, *, stop_at: int | None = None, stat
     def batches(start):
         settings = parts.settings
         rows = rank_rows(lookup, start, settings.total_images, settings.global_batch, 0, 1, settings.micro_batch)
-        for batch in decoded(rows, parts.reader, lookup, parts.decode):
+        for batch in stream_batches(rows, parts.reader, lookup, parts.decode):
             batch.pop("faults")
             seen.update(zip(batch["position"].tolist(), (b.tobytes() for b in batch["boxes"]), strict=True))
             yield batch

@@ -9,7 +9,7 @@ from PIL import Image
 from pathray.data.order import uniform_order
 from pathray.data.share import Lookup, rank_rows
 from pathray.data.splits import Split
-from pathray.data.stream import DecodeSettings, decoded
+from pathray.data.stream import DecodeSettings, stream_batches
 from pathray.errors import UnreadableUnit
 from regression.data import ImageReader
 from regression.evaluate import Evaluation
@@ -41,7 +41,7 @@ def test_an_epoch_reads_every_training_image_once_with_its_own_target(tmp_path):
     order = uniform_order(plan.rows, 0)
     reader, lookup = ImageReader.of(plan, 0, 32), Lookup(plan, order)
     rows = rank_rows(lookup, 0, 2 * plan.rows, plan.rows, 0, 1, plan.rows)
-    for batch in decoded(rows, reader, lookup, DecodeSettings(threads=2)):
+    for batch in stream_batches(rows, reader, lookup, DecodeSettings(threads=2)):
         assert sorted(batch["source"]) == sorted(rows_of(plan, "train")) and batch["corrupt"] == 0
         for image, target, source in zip(batch["image"], batch["target"], batch["source"], strict=True):
             with Image.open(plan.sources["path"][int(source)].as_py()) as file:
@@ -61,7 +61,7 @@ def test_draws_come_from_the_position_and_an_unreadable_image_is_replaced(tmp_pa
         reader.read(unit, 5, 0)
     with open(bad, "wb") as file:
         file.write(b"no image")
-    (batch,) = decoded(rank_rows(lookup, 0, plan.rows, plan.rows, 0, 1, plan.rows), reader, lookup)
+    (batch,) = stream_batches(rank_rows(lookup, 0, plan.rows, plan.rows, 0, 1, plan.rows), reader, lookup)
     assert batch["corrupt"] == 1 and {f.reason for f in batch["faults"]} == {"decode"}
     assert int(unit["source"]) not in batch["source"]
 

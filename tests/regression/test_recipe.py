@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pathray.data.share import Lookup, rank_rows
-from pathray.data.stream import DecodeSettings, decoded
+from pathray.data.stream import DecodeSettings, stream_batches
 from pathray.device import Device
 from pathray.errors import UserError
 from pathray.nn.resnet import IMAGENET_MEAN, ResNet
@@ -36,7 +36,7 @@ def batches_of(parts, plan):
     def batches(start):
         lookup = Lookup(plan, parts.order)
         rows = rank_rows(lookup, start, s.total_images, s.global_batch, 0, 1, s.micro_batch)
-        for batch in decoded(rows, parts.reader, lookup, DecodeSettings(threads=1)):
+        for batch in stream_batches(rows, parts.reader, lookup, DecodeSettings(threads=1)):
             yield {k: v for k, v in batch.items() if k != "faults"}
 
     return batches

@@ -100,13 +100,13 @@ def design(name: str, labels: Labels, centers: Labels, slides: Labels, *, classe
         grid = plan.slots(0).shape
         if grid == (len(sites), len(kinds)) and set(kinds) == set(labels):
             found = Design(plan, sites, kinds)
-            lacking = _lacking(found, cells(found, labels, centers, slides))
+            lacking = _describe_shortage(found, cells(found, labels, centers, slides))
             if not lacking:
                 return found
         else:
             lacking = f"it is for {grid[0]} centres and {grid[1]} classes, found {len(sites)} and {len(set(labels))}"
         reason = f"the plan of {name} cannot be filled: {lacking}"
-    best = max(_candidates(labels, centers, slides), key=lambda d: _trained(d.plan, len(d.classes)), default=None)
+    best = max(_candidates(labels, centers, slides), key=lambda d: _training_size(d.plan, len(d.classes)), default=None)
     if best is None:
         raise Unfit(
             "too few slides for the average performance drop",
@@ -141,7 +141,7 @@ def repetitions(
     tests = [_test_sets(design.plan, table, i) for i in range(len(design.centers))]
     for number in range(count):
         rng = np.random.Generator(np.random.Philox(key=[seed, number]))
-        yield _drawn(design, table, tests, rng)
+        yield _draw_repetition(design, table, tests, rng)
 
 
 def cramers_v(table: npt.ArrayLike) -> float:
@@ -163,7 +163,9 @@ def measure_cramers_v(rows: Ints, labels: Labels, centers: Labels) -> float:
     return cramers_v(table)
 
 
-def _drawn(design: Design, table: Cells, tests: list[list[frozenset[str]]], rng: np.random.Generator) -> Repetition:
+def _draw_repetition(
+    design: Design, table: Cells, tests: list[list[frozenset[str]]], rng: np.random.Generator
+) -> Repetition:
     plan = design.plan
     order: dict[tuple[int, int], list[Ints]] = {}
     test: list[Ints] = []
@@ -222,7 +224,7 @@ def _test_sets(plan: Plan, table: Cells, center: int, limit: int = 10_000) -> li
     return found
 
 
-def _lacking(design: Design, table: Cells) -> str:
+def _describe_shortage(design: Design, table: Cells) -> str:
     """What a plan would need that the data has not; empty when nothing."""
     plan = design.plan
     for (i, j), found in table.items():
@@ -255,10 +257,10 @@ def _candidates(labels: Labels, centers: Labels, slides: Labels) -> Iterator[Des
                     chosen = tuple(k for k in kinds if least[k] >= floor)
                     if len(chosen) < 2:
                         continue
-                    yield from _fitting(floor, patches, (sites[a], sites[b]), chosen, labels, centers, slides)
+                    yield from _fitting_designs(floor, patches, (sites[a], sites[b]), chosen, labels, centers, slides)
 
 
-def _fitting(
+def _fitting_designs(
     slots: int,
     patches: int,
     sites: tuple[str, str],
@@ -271,12 +273,12 @@ def _fitting(
     test = max(1, slots // 8)
     for train in range(min(14, 2 * ((slots - 1 - test) // 2)), 0, -2):
         found = Design(plan_opposed(train, len(kinds), patches, test), sites, kinds)
-        if not _lacking(found, cells(found, labels, centers, slides)):
+        if not _describe_shortage(found, cells(found, labels, centers, slides)):
             yield found
             return
 
 
-def _trained(plan: Plan, classes: int) -> tuple[int, int]:
+def _training_size(plan: Plan, classes: int) -> tuple[int, int]:
     return plan.train * plan.patches * classes, plan.train
 
 

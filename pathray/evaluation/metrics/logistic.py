@@ -20,7 +20,7 @@ Singles = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
-TOLERANCE = 1e-4  # of the energy norm of the solution, see `_converged`
+TOLERANCE = 1e-4  # of the energy norm of the solution, see `_has_converged`
 HISTORY = 6
 LINE_STEPS = 6
 
@@ -115,7 +115,7 @@ def _solve(state: _Fits, c: float, max_iter: int) -> None:
     hb = np.maximum(curvature, 1e-6)
     history: list[tuple[Singles, ...]] = []
     for _ in range(max_iter):
-        done = _converged(state, active, gw, gb, hw, hb)
+        done = _has_converged(state, active, gw, gb, hw, hb)
         if done.any():
             keep = ~done
             active, penalty = active[keep], penalty[keep]
@@ -152,7 +152,7 @@ def _gradient(state: _Fits, active: Ints, r: Singles, penalty: Singles) -> tuple
     return gw + state.constant_w[active], r.sum(axis=2) + state.constant_b[active]
 
 
-def _converged(state: _Fits, active: Ints, gw: Singles, gb: Singles, hw: Singles, hb: Singles) -> Bools:
+def _has_converged(state: _Fits, active: Ints, gw: Singles, gb: Singles, hw: Singles, hb: Singles) -> Bools:
     """The Newton step left, by the preconditioner's estimate, is below TOLERANCE of the solution, in energy norm."""
     left = np.einsum("pmd,pmd->p", gw, gw / hw) + np.einsum("pm,pm->p", gb, gb / hb)
     here = np.einsum("pmd,pmd->p", state.w[active] ** 2, hw)

@@ -147,10 +147,10 @@ def neighbours(x: Doubles, slides: Labels, k: int) -> Iterator[tuple[Ints, Ints]
             score[max(first[s] - start, 0) : end[s] - start, first[s] : end[s]] = -np.inf
         # what float32 can be wrong by: each of the D products and sums rounds once
         slack = 2 * (x.shape[1] + 8) * 2.0**-24 * 3 * half.max()
-        yield order[rows], _ranked(x, order, score, start, k, np.float32(slack))
+        yield order[rows], _best_columns(x, order, score, start, k, np.float32(slack))
 
 
-def _ranked(x: Doubles, order: Ints, score: Singles, start: int, k: int, slack: np.float32) -> Ints:
+def _best_columns(x: Doubles, order: Ints, score: Singles, start: int, k: int, slack: np.float32) -> Ints:
     """The k best columns of every row of a block of scores, as `neighbours` gives them. Where scores lie within `slack`
     of each other they are replaced by float64 distances."""
     n = min(k, score.shape[1])

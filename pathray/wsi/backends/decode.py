@@ -42,9 +42,9 @@ def decoder(page: Any) -> Decoder:
     the tile before decoding (WrongSize).
     """
     compression = int(page.compression)
-    sized = _sized(page)
+    add_check = _size_check(page)
     if compression in JPEG and page.bitspersample == 8:
-        return sized(_jpeg(page))
+        return add_check(_jpeg(page))
     decode, check, colours = page.decode, compression in JPEG_2000, to_rgb(page)
 
     def other(data: bytes, index: int, rows: int) -> Pixels:
@@ -53,7 +53,7 @@ def decoder(page: Any) -> Decoder:
         pixels: Pixels = decode(data, index)[0][0]
         return pixels if colours is None else colours(pixels)
 
-    return sized(other)
+    return add_check(other)
 
 
 def to_rgb(page: Any) -> Callable[[Pixels], Pixels] | None:
@@ -86,15 +86,15 @@ def ycbcr_to_rgb(pixels: Pixels, red: float = 0.299, green: float = 0.587, blue:
     return np.clip(np.stack([r, g, b], axis=2) + 0.5, 0, 255).astype(np.uint8)
 
 
-def _sized(page: Any) -> Callable[[Decoder], Decoder]:
+def _size_check(page: Any) -> Callable[[Decoder], Decoder]:
     """Wraps a decoder with a check of the size that a tile's data declare."""
     width = page.tilewidth if page.is_tiled else page.imagewidth
     height = page.tilelength if page.is_tiled else min(page.rowsperstrip, page.imagelength)
     across, down = -(-page.imagewidth // width), -(-page.imagelength // height)
     compression = int(page.compression)
 
-    def sized(decode: Decoder) -> Decoder:
-        def checked(data: bytes, index: int, rows: int) -> Pixels:
+    def add_check(decode: Decoder) -> Decoder:
+        def decode_checked(data: bytes, index: int, rows: int) -> Pixels:
             if (claim := claimed_size(data, compression)) is not None:
                 row, column = divmod(index % (across * down), across)
                 least = min(width, page_width - column * width), min(height, page_height - row * height)
@@ -103,10 +103,10 @@ def _sized(page: Any) -> Callable[[Decoder], Decoder]:
                         raise WrongSize(f"an image of {claim[0]} x {claim[1]} pixels in a tile of {width} x {height}")
             return decode(data, index, rows)
 
-        return checked
+        return decode_checked
 
     page_width, page_height = page.imagewidth, page.imagelength
-    return sized
+    return add_check
 
 
 def claimed_size(data: bytes, compression: int) -> tuple[int, int] | None:

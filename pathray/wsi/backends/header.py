@@ -61,11 +61,11 @@ def spacing_of(tiff: Any, page: Any) -> Spacing:
     text, tags = description(page), _resolution(page)
     if text.startswith("Aperio"):
         found = _aperio(text)
-        return _compared(found, tags, text) if found != Spacing() else tags
+        return _note_contradictions(found, tags, text) if found != Spacing() else tags
     if (xml := ome_xml(tiff)) is not None:
-        return _compared(_ome(xml, page), tags, "")
+        return _note_contradictions(_ome(xml, page), tags, "")
     if (value := _aperio_mpp(text)) is not None:
-        return _compared(check_spacing(value, value, "header"), tags, text)
+        return _note_contradictions(check_spacing(value, value, "header"), tags, text)
     return tags
 
 
@@ -90,7 +90,7 @@ def aperio_size(text: str) -> tuple[tuple[int, int] | None, bool]:
     return ((int(found[1]), int(found[2])) if found else None), False
 
 
-def aperio_associated(text: str) -> bool:
+def is_aperio_associated(text: str) -> bool:
     """Whether an Aperio description belongs to a label or macro photograph."""
     lines = text.splitlines()
     return len(lines) > 1 and bool(re.match(r"\s*(label|macro)\b", lines[1], re.IGNORECASE))
@@ -193,7 +193,7 @@ def _resolution(page: Any) -> Spacing:
     return check_spacing(sizes[0], sizes[1], "tags")
 
 
-def _compared(found: Spacing, tags: Spacing, text: str) -> Spacing:
+def _note_contradictions(found: Spacing, tags: Spacing, text: str) -> Spacing:
     """`found` from the header, with a note if the tags or the objective's magnification contradict it."""
     if found.mpp is None:
         return found

@@ -30,7 +30,7 @@ class ImageMask:
         """The pixels ``[height, width]`` of a box of the only level."""
         assert level == 0, level
         if self._pixels is None:
-            self._pixels = self._decoded()
+            self._pixels = self._read_mask()
         out = np.zeros((height, width), np.uint8)
         h, w = self._pixels.shape
         x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + width, w), min(y + height, h)
@@ -51,7 +51,7 @@ class ImageMask:
         finally:
             source.close()
 
-    def _decoded(self) -> npt.NDArray[np.uint8]:
+    def _read_mask(self) -> npt.NDArray[np.uint8]:
         try:
             return mask_of(self._open())
         except ImageError as e:

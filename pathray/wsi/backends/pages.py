@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from pathray.wsi.backends.header import aperio_associated, aperio_size, description, ome_images, ome_xml
+from pathray.wsi.backends.header import aperio_size, description, is_aperio_associated, ome_images, ome_xml
 
 ALPHA = (0, 1, 2)  # ExtraSamples of a fourth sample: unspecified, associated alpha, unassociated alpha
 MAX_TAGS = 4096
@@ -63,7 +63,7 @@ def is_image(page: Any) -> bool:
 
 def _is_associated(page: Any) -> bool:
     """Whether the page is marked as a label, macro photograph or mask (flag 8: Aperio's macro; 4: a mask)."""
-    return bool(int(page.subfiletype) & ~3) or aperio_associated(description(page))
+    return bool(int(page.subfiletype) & ~3) or is_aperio_associated(description(page))
 
 
 def refuse_unless_rgb8(page: Any, others: Sequence[Any]) -> None:

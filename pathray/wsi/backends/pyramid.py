@@ -95,14 +95,14 @@ def _level(page: Any, mask: bool) -> Level:
         counts,
         decoder(page),
         int(page.compression),
-        _meaning(page) if mask else None,
+        _mask_values(page) if mask else None,
     )
     if offsets.size < level.across * level.down * planes or counts.size < offsets.size:
         raise ValueError(f"the file lists {offsets.size} tiles, expected {level.across * level.down * planes}")
     return level
 
 
-def _meaning(page: Any) -> npt.NDArray[np.uint8] | None:
+def _mask_values(page: Any) -> npt.NDArray[np.uint8] | None:
     """The mask value of each palette index; NotServed if the palette is ambiguous."""
     if int(page.photometric) != 3 or page.colormap is None or page.dtype != np.uint8:
         return None
@@ -133,4 +133,4 @@ def _virtual_strips(page: Any, start: int, samples: int, white: int) -> Level:
         return pixels if colours is None else colours(pixels)
 
     offsets, counts = start + first * row, np.minimum(rows, height - first) * row
-    return Level(width, height, width, rows, samples, 1, white, offsets, counts, decode, 1, _meaning(page))
+    return Level(width, height, width, rows, samples, 1, white, offsets, counts, decode, 1, _mask_values(page))

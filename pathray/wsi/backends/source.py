@@ -30,7 +30,7 @@ class ByteSource(Protocol):
 
     def read_many(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]: ...
 
-    def buffered(self) -> BinaryIO: ...
+    def open_buffered(self) -> BinaryIO: ...
 
     def close(self) -> None: ...
 
@@ -95,7 +95,7 @@ class LocalFile:
         except OSError as e:
             raise UnreadableUnit("io", self.path, str(e)) from e
 
-    def buffered(self) -> BinaryIO:
+    def open_buffered(self) -> BinaryIO:
         return open(self.path, "rb")
 
     def close(self) -> None:
@@ -140,7 +140,7 @@ class RemoteFile:
         except Exception as e:
             raise UnreadableUnit("io", public(self.url), f"{type(e).__name__} in a range request") from None
 
-    def buffered(self) -> BinaryIO:
+    def open_buffered(self) -> BinaryIO:
         how = {"block_size": PARSE_BLOCK, "cache_type": "blockcache"}
         opened = retry_request(self.url, lambda: self._fs.open(self._path, "rb", **how))
         return cast(BinaryIO, _RemoteBuffer(self.url, opened))
@@ -177,12 +177,12 @@ class _RemoteBuffer:
         self._url, self._file, self._error = url, file, cast("UnreachableUnit | None", None)
 
     def read(self, size: int = -1) -> bytes:
-        return cast(bytes, self._retried(lambda: self._file.read(size)))
+        return cast(bytes, self._retry(lambda: self._file.read(size)))
 
     def readinto(self, into: Any) -> int:
-        return cast(int, self._retried(lambda: self._file.readinto(into)))
+        return cast(int, self._retry(lambda: self._file.readinto(into)))
 
-    def _retried(self, request: Callable[[], T]) -> T:
+    def _retry(self, request: Callable[[], T]) -> T:
         try:
             return retry_request(self._url, request)
         except UnreachableUnit as e:

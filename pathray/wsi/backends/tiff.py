@@ -54,7 +54,7 @@ class TiffReader:
         """Raises NotServed for a file that is not a TIFF or not a supported one, UnreadableUnit for a damaged one."""
         source = open_source(path)
         try:
-            return cls(path, source, _parsed(path, source, mask), cache, mask=mask)
+            return cls(path, source, _parse_pyramid(path, source, mask), cache, mask=mask)
         except BaseException:
             source.close()
             raise
@@ -66,13 +66,13 @@ class TiffReader:
             tile = self._whole_tile(level, at, box)
             if tile is not None:
                 return tile
-        return self._assemble(at, box, self._tiles(level, at, _covered(at, box)))
+        return self._assemble(at, box, self._tiles(level, at, _tiles_in(at, box)))
 
     def read_boxes(self, level: int, boxes: Sequence[Box]) -> list[npt.NDArray[np.uint8]]:
         """Pixels of several boxes of one level; a tile that several boxes share is fetched and decoded once."""
         at, wanted = self._levels[level], dict[int, int]()
         for box in boxes:
-            for index, rows in _covered(at, box).items():
+            for index, rows in _tiles_in(at, box).items():
                 wanted[index] = max(rows, wanted.get(index, 0))
         tiles = self._tiles(level, at, wanted)
         return [self._assemble(at, box, tiles) for box in boxes]
@@ -176,7 +176,7 @@ class TiffReader:
     def _assemble(self, at: Level, box: Box, tiles: dict[int, npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:
         x, y, width, height = box
         shape = (height, width) if self._mask else (height, width, 3)
-        covered = _covered(at, box)
+        covered = _tiles_in(at, box)
         inside = x >= 0 and y >= 0 and x + width <= at.width and y + height <= at.height
         if inside and all(i in tiles for i in covered):
             out = np.empty(shape, np.uint8)
@@ -194,21 +194,21 @@ class TiffReader:
         return out
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopened, (self.path, self._cache, self._mask)
+        return _reopen, (self.path, self._cache, self._mask)
 
 
-def _reopened(path: str, cache: TileCache, mask: bool) -> TiffReader:
+def _reopen(path: str, cache: TileCache, mask: bool) -> TiffReader:
     return TiffReader.open(path, cache, mask=mask)
 
 
-def _parsed(path: str, source: ByteSource, mask: bool) -> Pyramid:
+def _parse_pyramid(path: str, source: ByteSource, mask: bool) -> Pyramid:
     head = source.read_many([(0, 8)])[0] if source.size else b""
     if not head:
         raise UnreadableUnit("truncated", public(path), "the file is empty")
     if not is_tiff(head):
         raise NotServed("not a TIFF")
     try:
-        with source.buffered() as file:
+        with source.open_buffered() as file:
             return parse(file, mask=mask)
     except (NotServed, UnreadableUnit):
         raise
@@ -222,7 +222,7 @@ def downsamples(shapes: Sequence[tuple[int, int]]) -> tuple[float, ...]:
     return tuple((w0 / w + h0 / h) / 2 for w, h in shapes)
 
 
-def _covered(at: Level, box: Box) -> dict[int, int]:
+def _tiles_in(at: Level, box: Box) -> dict[int, int]:
     """The tiles that a box touches, row by row: index → number of the tile's first rows that it needs."""
     x, y, width, height = box
     x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + width, at.width), min(y + height, at.height)

@@ -34,10 +34,10 @@ class TileCache:
 
     @property
     def nbytes(self) -> int:
-        return self._here().nbytes
+        return self._process_state().nbytes
 
     def get(self, key: Key) -> Tile | None:
-        state = self._here()
+        state = self._process_state()
         with state.lock:
             tile = state.tiles.get(key)
             if tile is not None:
@@ -49,7 +49,7 @@ class TileCache:
         size = tile.nbytes
         if size > self.capacity // 2:
             return
-        state, dropped = self._here(), list[Tile]()
+        state, dropped = self._process_state(), list[Tile]()
         with state.lock:
             old = state.tiles.pop(key, None)
             if old is not None:
@@ -64,12 +64,12 @@ class TileCache:
 
     def forget(self, token: int) -> None:
         """Drop every tile of one reader."""
-        state = self._here()
+        state = self._process_state()
         with state.lock:
             for key in [k for k in state.tiles if k[0] == token]:
                 state.nbytes -= state.tiles.pop(key).nbytes
 
-    def _here(self) -> _State:
+    def _process_state(self) -> _State:
         if self._state.pid != os.getpid():
             self._state = _State()
         return self._state

@@ -42,7 +42,7 @@ def train_rank(device: Device, words: list[str]) -> Any:
     from pathray.run import train
     from ray_jobs import pretrain_adios as job
 
-    config = job.resolved(load_config(job.PretrainAdiosConfig, words, configs_dir=CONFIGS_DIR).config)
+    config = job.resolve_config(load_config(job.PretrainAdiosConfig, words, configs_dir=CONFIGS_DIR).config)
     plan = Plan.open(f"{config.output}/plan")
     return train(assemble(config, plan, device.world_size), plan, str(config.output), device).end
 

@@ -26,7 +26,7 @@ from pathray.evaluation.settings import DatasetConfig, PluginConfig, TuningConfi
 from pathray.run import Outcome, RunSettings, train
 from pathray.store import checkpoint
 from pathray.store.committed import Committed, list_committed
-from pathray.store.described import publish_described
+from pathray.store.described import publish_with_description
 from pathray.store.metrics_log import MetricsLog
 from pathray.store.storage import Storage
 from pathray.train.assembly import Assembly
@@ -75,7 +75,7 @@ class ToyEncoder:
 def export(scratch: str, recipe: Any, folder: str, facts: dict[str, Any]) -> None:
     weights = Path(scratch) / WEIGHTS
     save_file(recipe.modules["net"].state_dict(), weights)
-    publish_described(Storage.of(folder), {WEIGHTS: weights}, DESCRIPTION, json.dumps(facts).encode())
+    publish_with_description(Storage.of(folder), {WEIGHTS: weights}, DESCRIPTION, json.dumps(facts).encode())
 
 
 def assemble(config: ToyConfig, plan: Plan, world: int) -> Assembly:
@@ -138,11 +138,11 @@ def evaluate_snapshots(evaluators: Any, trained: threading.Event) -> None:
         return {"judged": json.dumps(found), "evaluator_s": 0.0}
 
     spec = evaluation_trial.TrialSpec((), URL, "cpu", 1, retries=0)
-    evaluation_trial.judged = judged  # type: ignore[assignment]
+    evaluation_trial.evaluate_once = judged  # type: ignore[assignment]
     while (found := evaluators.suggest("trial")) != FINISHED:
         if isinstance(found, dict):
             attempts = Attempts(Storage.of(URL), found["snapshot"])
-            evaluators.completed("trial", evaluation_trial.attempted(found, spec, attempts), False)
+            evaluators.record_trial("trial", evaluation_trial.evaluate_with_retries(found, spec, attempts), False)
         if trained.is_set():
             evaluators.over.set()
         time.sleep(0.05)

@@ -81,7 +81,7 @@ def index_and_catalog(folder: Path, manifest: str, *argv: str) -> str:
     config = load_config(PretrainConfig, [*KEYS, *argv], configs_dir=CONFIGS_DIR, groups=GROUPS).config
     rows = read_manifest(manifest)
     index = SlideIndex(tuple(index_slides(rows)), rows.metadata_columns)
-    assert not index.failed, index.failed
+    assert not index.failed_rows, index.failed_rows
     slides, catalog = str(folder / "slide_metadata.parquet"), str(folder / "anchor_catalog_manifest.json")
     write_index(slides, index)
     profile = profile_of(config)

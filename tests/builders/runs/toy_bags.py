@@ -19,7 +19,7 @@ from pathray.data.groups import GroupedOrder, grouped_order
 from pathray.data.order import rng
 from pathray.data.plan import Plan, PlanWriter
 from pathray.data.share import Lookup, rank_rows
-from pathray.data.stream import decoded
+from pathray.data.stream import stream_batches
 from pathray.device import Device
 from pathray.errors import UnreadableUnit
 from pathray.store import checkpoint
@@ -146,7 +146,7 @@ def train_bags(device: Device, folder: str, plan_path: str, stops: tuple[int, ..
         def batches(start: int, lookup=lookup, settings=settings, parts=parts, faults=faults):
             share = (settings.global_batch, device.rank, device.world_size, settings.micro_batch)
             rows = rank_rows(lookup, start, settings.total_images, *share, chunk=50)
-            for batch in decoded(rows, parts.reader, lookup, parts.decode):
+            for batch in stream_batches(rows, parts.reader, lookup, parts.decode):
                 faults += batch.pop("faults")
                 yield batch
 

@@ -115,7 +115,7 @@ def test_a_first_failed_slide_does_not_change_the_parquet_schema(tmp_path):
     path, _ = broken_cohort(tmp_path)
     index = indexed(path)
     schemas = []
-    for rows in (index.rows, index.rows[::-1], index.failed, index.rows[-1:]):
+    for rows in (index.rows, index.rows[::-1], index.failed_rows, index.rows[-1:]):
         write_index(str(tmp_path / "index.parquet"), SlideIndex(tuple(rows), index.metadata_columns))
         schemas.append(pq.read_schema(tmp_path / "index.parquet").remove_metadata())
     assert all(s == schema(("organ",)) for s in schemas)
@@ -224,7 +224,7 @@ def test_the_real_slides_are_indexed_and_the_one_without_a_pixel_size_needs_it_i
     np.testing.assert_allclose([r["wsi_level0_spacing_mpp"] for r in ok], 0.499, atol=1e-3)
     given = [r | {"mpp": "0.5" if r["slide_id"] == tcga else ""} for r in rows]
     index = indexed(write_manifest(tmp_path / "given.csv", given))
-    assert not index.failed and index.rows[1]["wsi_shapes"][0] == [4443, 3567]
+    assert not index.failed_rows and index.rows[1]["wsi_shapes"][0] == [4443, 3567]
 
 
 def test_slides_masks_manifest_index_and_catalog_may_all_lie_behind_urls(tmp_path):
@@ -234,7 +234,7 @@ def test_slides_masks_manifest_index_and_catalog_may_all_lie_behind_urls(tmp_pat
     for path in tmp_path.iterdir():
         store.put(path, f"wsi/{path.name}")
     index = indexed(f"{root}/wsi/slides.csv")
-    assert [r["status"] for r in index.rows] == ["ok", "ok"], index.failed
+    assert [r["status"] for r in index.rows] == ["ok", "ok"], index.failed_rows
     write_index(f"{root}/indexes/slide_metadata.parquet", index)
     profile = Profile(context_fov_um=64.0, target_fov_um=16.0)
     catalog = f"{root}/indexes/anchor_catalog_manifest.json"

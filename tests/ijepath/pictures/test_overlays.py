@@ -8,7 +8,7 @@ from PIL import Image
 
 from ijepath.pictures import overlays
 from ijepath.pictures.overlays import STOPS, SlideOverlay, draw_overlay, share_colour, slides_of
-from pathray.draw.canvas import mixed
+from pathray.draw.canvas import blend
 from tests.builders.anchor_catalog import Built, painted_catalog
 
 
@@ -56,8 +56,8 @@ def test_the_contour_follows_the_given_mask(built: Built) -> None:
 
 
 def test_tissue_shares_run_from_the_first_to_the_last_colour() -> None:
-    assert share_colour(0.0) == mixed(STOPS[0], STOPS[0], 0) and share_colour(1.0) == mixed(STOPS[2], STOPS[2], 0)
-    assert share_colour(0.5) == mixed(STOPS[1], STOPS[1], 0) and share_colour(7.0) == share_colour(1.0)
+    assert share_colour(0.0) == blend(STOPS[0], STOPS[0], 0) and share_colour(1.0) == blend(STOPS[2], STOPS[2], 0)
+    assert share_colour(0.5) == blend(STOPS[1], STOPS[1], 0) and share_colour(7.0) == share_colour(1.0)
 
 
 def test_a_slide_without_its_file_says_so(built: Built) -> None:

@@ -17,8 +17,8 @@ from ijepath.data import AnchorReader
 from ijepath.pictures import previews
 from ijepath.pictures.panels import VEIL, colour, draw_boxes, draw_context, draw_slide, draw_targets, draw_tokens
 from ijepath.pictures.sample import PreviewSample, read_sample
-from pathray.data.stream import decoded
-from pathray.draw.canvas import Canvas, mixed
+from pathray.data.stream import stream_batches
+from pathray.draw.canvas import Canvas, blend
 from pathray.errors import UnreadableUnit
 from pathray.wsi.regions import read_region
 from tests.builders.anchor_catalog import Built, painted_catalog
@@ -38,14 +38,14 @@ def sample(built: Built) -> PreviewSample:
 def drawn(draw, sample: PreviewSample, side: int = 512, part: int = 10**6) -> np.ndarray:
     canvas = Canvas(side, side)
     draw(canvas, sample, (0, 0, side), part)
-    return canvas.finished().astype(float)
+    return canvas.to_picture().astype(float)
 
 
 def test_a_preview_holds_the_arrays_of_the_training_stream(built: Built) -> None:
     config = built.config()
     lookup, reader = built.lookup(config), built.reader(config)
     rows = lookup(np.arange(4))
-    batch = next(decoded([rows], built.reader(config), lookup))
+    batch = next(stream_batches([rows], built.reader(config), lookup))
     for position in range(4):
         sample = read_sample(lookup, reader, position)
         assert np.array_equal(sample.context, batch["context"][position])
@@ -87,7 +87,7 @@ def test_boxes_are_drawn_where_the_targets_were_read(sample: PreviewSample) -> N
     for k, (x0, y0, x1, y1) in enumerate((sample.boxes * unit).round().astype(int)):
         edge = picture[(y0 + y1) // 2, x1 - 2], picture[y1 - 2, (x0 + x1) // 2]
         for pixel in edge:
-            assert any(np.abs(pixel - mixed(colour(j), colour(j), 0)).max() < 4 for j in range(len(sample.boxes))), k
+            assert any(np.abs(pixel - blend(colour(j), colour(j), 0)).max() < 4 for j in range(len(sample.boxes))), k
 
 
 def test_targets_stand_in_their_cells_pixel_for_pixel(sample: PreviewSample) -> None:
@@ -132,13 +132,13 @@ def test_targets_outside_of_the_context_stay_inside_the_panel(built: Built) -> N
     assert last.min() < 0 or last.max() > geometry.context_px
     canvas = Canvas(700, 700)
     draw_boxes(canvas, sample, (100, 100, 500))
-    picture = canvas.finished()
+    picture = canvas.to_picture()
     assert (picture[:99] == 255).all() and (picture[601:] == 255).all()
     assert (picture[:, :99] == 255).all() and (picture[:, 601:] == 255).all()
     side = 500 * geometry.grid / geometry.predictor_grid
     unit, corner = side / geometry.context_px, 100 + (500 - side) / 2
     edge = picture[round(corner + last[[1, 3]].mean() * unit), round(corner + last[2] * unit) - 2]
-    assert np.abs(edge.astype(int) - mixed(colour(3), colour(3), 0)).max() < 4
+    assert np.abs(edge.astype(int) - blend(colour(3), colour(3), 0)).max() < 4
     assert sample.hidden_tokens <= 3 * 9
 
 
@@ -187,7 +187,7 @@ def test_a_gif_keeps_paper_and_thin_frames_in_their_own_colours(sample: PreviewS
     gif = Image.open(io.BytesIO(previews.gif_bytes(frames)))
     gif.seek(gif.n_frames - 1)
     shown, drawn_ = np.asarray(gif.convert("RGB")).astype(int), frames[-1][0]
-    for exact in ((255, 255, 255), (208, 0, 0), mixed(colour(0), colour(0), 0)):
+    for exact in ((255, 255, 255), (208, 0, 0), blend(colour(0), colour(0), 0)):
         where = (drawn_ == exact).all(-1)
         assert where.sum() > 100 and (shown[where] == exact).all(-1).mean() > 0.98, exact
     assert np.abs(shown - drawn_).mean() < 3

@@ -9,7 +9,7 @@ import pytest
 
 from pathray.config.load import ABSENT, Group, fingerprint, list_differences, load_config
 from pathray.errors import MissingFile, UserError
-from pathray.fingerprint import added
+from pathray.fingerprint import added_field
 from tests.builders.schemas import Data, Optimization, Plugin, Precision, Run, Runtime, Tuning, Vit
 
 BUDGET = "optimization.total_images_budget=100"
@@ -333,7 +333,7 @@ def test_a_placement_change_keeps_the_hash_and_an_identity_change_does_not():
 
 @dataclass
 class Later(Data):
-    loss: str = added("plain")
+    loss: str = added_field("plain")
 
 
 def test_a_field_that_was_added_later_has_no_fingerprint_while_older_runs_would_have_run_alike():

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pytest
 
 from pathray.data import crashes
-from pathray.data.crashes import Excluded, Guarded, Journal, excluded, note_crashes, noted
+from pathray.data.crashes import Excluded, Guarded, Journal, decide_exclusions, note_crashes, read_notes
 from pathray.data.order import uniform_order
 from pathray.data.plan import Plan, PlanWriter
 from pathray.data.share import Lookup
-from pathray.data.stream import DecodeSettings, decoded
+from pathray.data.stream import DecodeSettings, stream_batches
 from pathray.errors import UnreadableUnit, UserError
 from tests.builders.jobs import ROOT
 
@@ -73,13 +73,13 @@ def test_the_unit_of_the_thread_that_crashed_is_noted_and_no_other(die, tmp_path
     run = str(tmp_path / "run")
     assert die(death) == ends
     assert note_crashes(run) == 1 and note_crashes(run) == 0
-    (note,) = noted(run)
+    (note,) = read_notes(run)
     assert note["units"] == [{"position": 105, "row": 5, "source": 1}] and note["plan"] == plan.units_hash
     assert "in read" in note["trace"] and list((tmp_path / "local").rglob("*.units")) == []
-    assert not excluded([note], plan.units_hash)
+    assert not decide_exclusions([note], plan.units_hash)
     assert die(death) == ends and note_crashes(run) == 1
-    assert excluded(noted(run), plan.units_hash) == Excluded(frozenset([5]))
-    assert not excluded(noted(run), "another plan")
+    assert decide_exclusions(read_notes(run), plan.units_hash) == Excluded(frozenset([5]))
+    assert not decide_exclusions(read_notes(run), "another plan")
 
 
 @pytest.mark.parametrize(
@@ -92,16 +92,16 @@ def test_the_unit_of_the_thread_that_crashed_is_noted_and_no_other(die, tmp_path
 )
 def test_no_unit_is_blamed_for_a_death_from_outside_or_elsewhere(die, tmp_path, death, main, ends):
     assert die(death, main) == ends
-    assert note_crashes(str(tmp_path / "run")) == 0 and noted(str(tmp_path / "run")) == []
+    assert note_crashes(str(tmp_path / "run")) == 0 and read_notes(str(tmp_path / "run")) == []
     assert list((tmp_path / "local").rglob("*.units")) == []
 
 
 def test_all_of_a_slide_is_read_no_more_after_three_deaths_at_different_units():
     notes = [{"plan": "p", "units": [{"position": i, "row": row, "source": 1}]} for i, row in enumerate((3, 5, 7))]
-    assert not excluded(notes[:2], "p")
-    assert excluded(notes, "p") == Excluded(sources=frozenset([1]))
+    assert not decide_exclusions(notes[:2], "p")
+    assert decide_exclusions(notes, "p") == Excluded(sources=frozenset([1]))
     without = [{"plan": "p", "units": [{"position": i, "row": i, "source": -1}]} for i in range(3)]
-    assert not excluded(without, "p")
+    assert not decide_exclusions(without, "p")
 
 
 class Rows:
@@ -122,7 +122,8 @@ def test_what_crashed_is_replaced_and_reported_as_any_unreadable_unit(plan, tmp_
     rows = [lookup(np.arange(9))]
     run = str(tmp_path / "run")
     found = [
-        next(iter(decoded(rows, Guarded(Rows(), run, plan, gone), lookup, DecodeSettings(threads=n)))) for n in (1, 3)
+        next(iter(stream_batches(rows, Guarded(Rows(), run, plan, gone), lookup, DecodeSettings(threads=n))))
+        for n in (1, 3)
     ]
     crashes.end(run)
     assert np.array_equal(found[0]["x"], found[1]["x"])
@@ -161,7 +162,7 @@ def test_a_damaged_note_is_an_error_that_names_it(die, tmp_path):
     (path,) = (tmp_path / "run" / crashes.FOLDER).iterdir()
     path.write_text(json.dumps(json.loads(path.read_text()) | {"plan": "another"}))
     with pytest.raises(UserError, match=path.name):
-        noted(run)
+        read_notes(run)
 
 
 def test_notes_hold_when_only_the_files_of_the_slides_moved(tmp_path):
@@ -179,8 +180,8 @@ def test_notes_hold_when_only_the_files_of_the_slides_moved(tmp_path):
 def test_a_crash_outside_of_pythons_threads_is_put_down_to_the_only_unit_in_flight(reading, blamed):
     slots = b"".join(crashes.SLOT.pack(100 + i, i, i, i) for i in range(reading)) + crashes.SLOT.pack(*crashes.FREE)
     segfault = "Fatal Python error: Segmentation fault\n\nThread 0x00000064 (most recent call first):\n"
-    assert len(crashes._in_flight(slots, segfault)) == blamed
-    assert crashes._in_flight(slots, segfault.replace("Segmentation fault", "Aborted")) == []
+    assert len(crashes._units_to_blame(slots, segfault)) == blamed
+    assert crashes._units_to_blame(slots, segfault.replace("Segmentation fault", "Aborted")) == []
 
 
 def test_a_temporary_folder_that_takes_no_journal_ends_no_run(tmp_path, plan, monkeypatch, caplog):

@@ -13,8 +13,8 @@ from pathray.data.groups import FEWEST, grouped_order
 from pathray.data.order import uniform_order
 from pathray.data.plan import Plan, PlanWriter
 from pathray.data.share import Lookup, check_positions, micro_batches, rank_rows
-from pathray.data.stream import DecodeSettings, decode, decoded
-from pathray.data.units import held_bytes
+from pathray.data.stream import DecodeSettings, decode, stream_batches
+from pathray.data.units import count_bytes
 from pathray.errors import UnreadableUnit, UserError
 
 N = 60
@@ -158,7 +158,7 @@ def test_micro_batches_of_groups_are_of_whole_groups_and_go_to_one_rank_at_their
 @pytest.mark.parametrize("threads", [1, 3])
 def test_groups_are_collated_one_by_one_and_stay_ragged(lookup, threads):
     rows = list(rank_rows(lookup, 0, 48, 12, 0, 1, 4))
-    batches = list(decoded(iter(rows), Bags(), lookup, DecodeSettings(threads=threads)))
+    batches = list(stream_batches(iter(rows), Bags(), lookup, DecodeSettings(threads=threads)))
     assert [b["position"].tolist() for b in batches] == [list(range(p, p + 4)) for p in range(0, 48, 4)]
     for batch in batches:
         groups = [lookup.order.members([p])[0].tolist() for p in batch["position"]]
@@ -173,7 +173,7 @@ def test_an_unreadable_unit_of_a_group_is_replaced_in_its_slot_and_counted_by_it
     rows = list(rank_rows(lookup, 0, 48, 12, 0, 1, 4))
     reader = Bags(bad={x: "decode" if x % 2 else "tissue" for x in range(0, N, 3)})
     corrupt = 0
-    for batch, own in zip(decoded(iter(rows), reader, lookup), rows, strict=True):
+    for batch, own in zip(stream_batches(iter(rows), reader, lookup), rows, strict=True):
         expected = []
         for position, slot, x in zip(own["position"], own["slot"], own["x"], strict=True):
             attempts, attempt = [int(x)], 0
@@ -207,7 +207,7 @@ def test_bytes_are_those_of_arrays_tensors_lists_and_mappings():
         "bags": bags,
         "more": {"t": torch.zeros(7, dtype=torch.int64), "deep": [[np.zeros(2, np.uint8)], (b"abc",)]},
     }
-    assert held_bytes(batch | {"name": "no data", "n": 3, "faults": []}) == 8 * 8 * 4 + 7 * 8 + 2 + 3
+    assert count_bytes(batch | {"name": "no data", "n": 3, "faults": []}) == 8 * 8 * 4 + 7 * 8 + 2 + 3
 
 
 def test_groups_wait_decoded_up_to_a_bound_of_the_bytes_that_they_really_hold(lookup):
@@ -217,7 +217,7 @@ def test_groups_wait_decoded_up_to_a_bound_of_the_bytes_that_they_really_hold(lo
 
     reader, most = Large(), int(SIZES.max())
     settings = DecodeSettings(threads=1, ahead=50, ahead_bytes=3 * most * 10_000)
-    stream = decoded(rank_rows(lookup, 0, 12_000, 12, 0, 1, 1), reader, lookup, settings)
+    stream = stream_batches(rank_rows(lookup, 0, 12_000, 12, 0, 1, 1), reader, lookup, settings)
     used = sum(next(stream)["units"] for _ in range(60))  # the first are read before any size is known
     time.sleep(0.3)
     assert reader.read_so_far - used <= 3 * most

@@ -12,7 +12,7 @@ from pathray.data.order import uniform_order
 from pathray.data.plan import Plan, PlanWriter
 from pathray.data.share import Lookup, check_geometry, check_positions, rank_rows
 from pathray.data.stalls import WINDOW, Stalls
-from pathray.data.stream import DecodeSettings, decode, decoded
+from pathray.data.stream import DecodeSettings, decode, stream_batches
 from pathray.errors import UnreachableUnit, UnreadableUnit, UserError
 from pathray.store.outages import through_outages
 from pathray.store.storage import StorageError
@@ -90,7 +90,7 @@ def test_workers_times_micro_must_divide_the_global_batch(g, world, micro):
 def test_batches_come_decoded_in_order_whatever_the_threads(lookup, threads):
     slow = {int(x): 0.02 for x in lookup(np.arange(0, 100, 7))["x"]}
     rows = list(rank_rows(lookup, 0, 96, 12, 0, 1, 4))
-    batches = list(decoded(iter(rows), Reader(slow=slow), lookup, DecodeSettings(threads=threads)))
+    batches = list(stream_batches(iter(rows), Reader(slow=slow), lookup, DecodeSettings(threads=threads)))
     assert [b["position"].tolist() for b in batches] == [r["position"].tolist() for r in rows]
     for batch, r in zip(batches, rows, strict=True):
         assert np.array_equal(batch["value"][:, 0], 2 * r["x"])
@@ -99,7 +99,7 @@ def test_batches_come_decoded_in_order_whatever_the_threads(lookup, threads):
 
 def test_an_unreadable_unit_is_replaced_counted_and_named(lookup):
     x = int(lookup([5])["x"][0])
-    batch = next(decoded(rank_rows(lookup, 0, 12, 12, 0, 1, 12), Reader(bad={x: "truncated"}), lookup))
+    batch = next(stream_batches(rank_rows(lookup, 0, 12, 12, 0, 1, 12), Reader(bad={x: "truncated"}), lookup))
     expected = lookup.replacement(5, 1)["x"]
     assert batch["value"][5, 0] == 2 * expected and batch["attempt"][5] == 1
     assert batch["corrupt"] == 1
@@ -109,13 +109,13 @@ def test_an_unreadable_unit_is_replaced_counted_and_named(lookup):
 
 def test_a_benign_reason_replaces_without_counting_as_corruption(lookup):
     x = int(lookup([5])["x"][0])
-    batch = next(decoded(rank_rows(lookup, 0, 12, 12, 0, 1, 12), Reader(bad={x: "tissue"}), lookup))
+    batch = next(stream_batches(rank_rows(lookup, 0, 12, 12, 0, 1, 12), Reader(bad={x: "tissue"}), lookup))
     assert batch["corrupt"] == 0 and len(batch["faults"]) == 1 and batch["faults"][0].benign
 
 
 def test_a_plan_where_most_units_are_refused_for_a_benign_reason_still_trains(lookup):
     reader = Reader(bad={x: "tissue" for x in range(100) if x % 10})
-    batches = list(decoded(rank_rows(lookup, 0, 96, 12, 0, 1, 12), reader, lookup))
+    batches = list(stream_batches(rank_rows(lookup, 0, 96, 12, 0, 1, 12), reader, lookup))
     assert all((batch["value"] % 20 == 0).all() and batch["corrupt"] == 0 for batch in batches)
     assert max(batch["attempt"].max() for batch in batches) > 16
 
@@ -123,7 +123,7 @@ def test_a_plan_where_most_units_are_refused_for_a_benign_reason_still_trains(lo
 def test_decoding_in_a_task_gives_the_same_units_as_the_pool(lookup):
     reader = Reader(bad={x: "decode" for x in range(0, 100, 9)})
     rows = list(rank_rows(lookup, 0, 96, 12, 0, 1, 4))
-    for row, pooled in zip(rows, decoded(iter(rows), reader, lookup), strict=True):
+    for row, pooled in zip(rows, stream_batches(iter(rows), reader, lookup), strict=True):
         alone = decode(reader, row, lookup)
         assert np.array_equal(alone["value"], pooled["value"]) and alone["faults"] == pooled["faults"]
         assert alone["corrupt"] == pooled["corrupt"]
@@ -132,7 +132,7 @@ def test_decoding_in_a_task_gives_the_same_units_as_the_pool(lookup):
 def test_nothing_readable_at_all_ends_with_an_error_that_names_the_file(lookup):
     reader = Reader(bad={x: "missing" for x in range(100)})
     with pytest.raises(StreamError, match="no readable unit.*file: x") as e:
-        next(decoded(rank_rows(lookup, 0, 12, 12, 0, 1, 4), reader, lookup))
+        next(stream_batches(rank_rows(lookup, 0, 12, 12, 0, 1, 4), reader, lookup))
     told = pickle.loads(pickle.dumps(e.value))
     assert str(told) == str(e.value) and told.faults == e.value.faults
     assert {f.position for f in told.faults} <= {0, 1, 2, 3} and len(told.faults) >= 16
@@ -146,7 +146,7 @@ def test_a_stalled_read_is_abandoned_after_its_timeout_and_its_unit_replaced(loo
     x = int(lookup([5])["x"][0])
     settings = DecodeSettings(threads=1, timeout_s=0.3)
     started = time.monotonic()
-    batches = list(decoded(rank_rows(lookup, 0, 24, 12, 0, 1, 12), Reader(slow={x: 30}), lookup, settings))
+    batches = list(stream_batches(rank_rows(lookup, 0, 24, 12, 0, 1, 12), Reader(slow={x: 30}), lookup, settings))
     assert time.monotonic() - started < 10
     assert [f.reason for b in batches for f in b["faults"]] == ["timeout"]
     assert [f.path for b in batches for f in b["faults"]] == ["s"], "known by the name that the plan has for it"
@@ -158,7 +158,7 @@ def test_storage_that_hangs_for_every_read_ends_with_a_clear_error(lookup):
     settings = DecodeSettings(threads=2, timeout_s=0.1, max_stalled=3)
     reader = Reader(slow={x: 5 for x in range(100)})
     with pytest.raises(UserError, match="reads hang"):
-        list(decoded(rank_rows(lookup, 0, 48, 12, 0, 1, 12), reader, lookup, settings))
+        list(stream_batches(rank_rows(lookup, 0, 48, 12, 0, 1, 12), reader, lookup, settings))
 
 
 def test_reads_that_were_slow_are_forgotten_as_others_succeed(lookup, monkeypatch):
@@ -166,11 +166,11 @@ def test_reads_that_were_slow_are_forgotten_as_others_succeed(lookup, monkeypatc
     monkeypatch.setattr("pathray.data.stalls.WINDOW", 40)
     settings = DecodeSettings(threads=2, timeout_s=0.4, max_stalled=3)
     reader = Reader(slow={0: 3, 50: 3})
-    batches = list(decoded(rank_rows(lookup, 0, 300, 12, 0, 1, 12), reader, lookup, settings))
+    batches = list(stream_batches(rank_rows(lookup, 0, 300, 12, 0, 1, 12), reader, lookup, settings))
     assert [f.reason for batch in batches for f in batch["faults"]] == ["timeout"] * 6
     monkeypatch.setattr("pathray.data.stalls.WINDOW", 10**6)
     with pytest.raises(StreamError, match=r"reads hang.*4 reads longer than 0.4 s.*at most 3 of"):
-        list(decoded(rank_rows(lookup, 0, 300, 12, 0, 1, 12), reader, lookup, settings))
+        list(stream_batches(rank_rows(lookup, 0, 300, 12, 0, 1, 12), reader, lookup, settings))
 
 
 def test_a_slow_read_counts_until_a_window_of_units_has_been_read():
@@ -184,13 +184,15 @@ def test_a_slow_read_counts_until_a_window_of_units_has_been_read():
 
 def test_decoded_batches_wait_only_up_to_the_bound(lookup):
     reader = Reader()
-    stream = decoded(rank_rows(lookup, 0, 1200, 12, 0, 1, 12), reader, lookup, DecodeSettings(threads=2, ahead=3))
+    stream = stream_batches(
+        rank_rows(lookup, 0, 1200, 12, 0, 1, 12), reader, lookup, DecodeSettings(threads=2, ahead=3)
+    )
     next(stream)
     time.sleep(0.3)
     assert reader.most <= 12 * (3 + 2)
     by_bytes = Reader()
     one = 12 * 1000 * 8
-    stream = decoded(
+    stream = stream_batches(
         rank_rows(lookup, 0, 1200, 12, 0, 1, 12), by_bytes, lookup, DecodeSettings(ahead=50, ahead_bytes=2 * one)
     )
     for _ in range(60):
@@ -205,7 +207,7 @@ def test_decoded_batches_wait_only_up_to_the_bound(lookup):
 
 def test_threads_end_with_the_stream(lookup):
     before = threading.active_count()
-    stream = decoded(rank_rows(lookup, 0, 1200, 12, 0, 1, 12), Reader(), lookup, DecodeSettings(threads=4))
+    stream = stream_batches(rank_rows(lookup, 0, 1200, 12, 0, 1, 12), Reader(), lookup, DecodeSettings(threads=4))
     next(stream)
     stream.close()
     del stream
@@ -236,7 +238,7 @@ def test_an_outage_longer_than_a_read_may_take_replaces_no_unit_and_counts_no_st
     rows = list(rank_rows(lookup, 0, 48, 12, 0, 1, 4))
     settings = DecodeSettings(threads=2, timeout_s=0.5, max_stalled=0)
     reader = AwayReader(int(rows[1]["x"][0]), seconds=1.2)
-    batches = list(decoded(iter(rows), reader, lookup, settings))
+    batches = list(stream_batches(iter(rows), reader, lookup, settings))
     assert reader.until is not None, "storage was never away"
     for batch, r in zip(batches, rows, strict=True):
         assert np.array_equal(batch["value"][:, 0], 2 * r["x"]) and not batch["attempt"].any()
@@ -248,7 +250,7 @@ def test_data_that_stay_away_end_the_stream_with_an_error_that_names_them(lookup
     monkeypatch.setitem(through_outages.__kwdefaults__, "outage_s", 0.2)
     rows = rank_rows(lookup, 0, 12, 12, 0, 1, 4)
     with pytest.raises(StorageError, match="gs://bucket/slide.svs") as e:
-        list(decoded(rows, AwayReader(int(lookup([5])["x"][0]), seconds=60.0), lookup))
+        list(stream_batches(rows, AwayReader(int(lookup([5])["x"][0]), seconds=60.0), lookup))
     assert e.value.passing
 
 
@@ -258,4 +260,4 @@ def test_a_readers_own_bug_is_raised_and_not_counted(lookup):
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        next(decoded(rank_rows(lookup, 0, 12, 12, 0, 1, 4), Broken(), lookup))
+        next(stream_batches(rank_rows(lookup, 0, 12, 12, 0, 1, 4), Broken(), lookup))

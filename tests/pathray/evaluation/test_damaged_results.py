@@ -12,7 +12,7 @@ from pathray.errors import UserError
 from pathray.evaluation.datasets import open_dataset
 from pathray.evaluation.projection import embed, load_embedding, save_embedding
 from pathray.evaluation.report import write_report
-from pathray.evaluation.results import DECISION, ROWS, Results, judged, read_decision, watched
+from pathray.evaluation.results import DECISION, ROWS, Results, has_live_evaluator, is_evaluated, read_decision
 from pathray.evaluation.settings import EarlyStoppingConfig, SelectionConfig
 from pathray.store.metrics_log import MetricsLog, rows_of
 from tests.builders.evaluation import cohort
@@ -39,7 +39,7 @@ def test_every_flipped_byte_of_the_rows_is_left_out_and_no_value_changes(run):
         (run / ROWS).write_bytes(bytes(bad))
         rows = Results(str(run), None).rows
         assert {(row["images_seen"], row[RI]) for row in rows} <= right and len(rows) >= 2
-        assert judged(str(run), 100 if rows[0]["images_seen"] != 100 else 200) in (True, False)
+        assert is_evaluated(str(run), 100 if rows[0]["images_seen"] != 100 else 200) in (True, False)
 
 
 def test_a_changed_digit_is_told(run, caplog):
@@ -57,7 +57,7 @@ def test_a_changed_digit_is_told(run, caplog):
 )
 def test_a_line_that_is_no_row_is_left_out(run, line):
     (run / ROWS).write_bytes(line + b"\n" + (run / ROWS).read_bytes())
-    assert len(Results(str(run), None).rows) == 4 and judged(str(run), 300) and not judged(str(run), 9)
+    assert len(Results(str(run), None).rows) == 4 and is_evaluated(str(run), 300) and not is_evaluated(str(run), 9)
     assert "1 damaged lines" in open(write_report(str(run))).read()
     assert MetricsLog(str(run / ROWS)).cut_back(100) >= 2
 
@@ -97,7 +97,7 @@ def test_what_is_no_decision_is_named(run, content):
 def test_a_damaged_sign_of_life_is_none(run, content):
     (run / "robustness").mkdir()
     (run / "robustness" / "evaluator.json").write_bytes(content)
-    assert not watched(str(run)) and Results(str(run), None).claim("me")
+    assert not has_live_evaluator(str(run)) and Results(str(run), None).claim("me")
 
 
 def test_a_flipped_byte_of_an_embedding_is_named_and_the_report_is_written(run):

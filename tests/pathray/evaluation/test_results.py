@@ -15,7 +15,16 @@ import torch
 
 from pathray.errors import UserError
 from pathray.evaluation import results
-from pathray.evaluation.results import BEST, DECISION, ROWS, Results, copy_committed, judged, read_decision, watched
+from pathray.evaluation.results import (
+    BEST,
+    DECISION,
+    ROWS,
+    Results,
+    copy_committed,
+    has_live_evaluator,
+    is_evaluated,
+    read_decision,
+)
 from pathray.evaluation.settings import EarlyStoppingConfig, SelectionConfig
 from pathray.store.checkpoint import TENSORS, save
 from pathray.store.committed import committed_dir, list_committed, remove_committed
@@ -93,8 +102,8 @@ def test_a_restarted_evaluator_knows_what_was_judged_failed_and_dropped(tmp_path
     assert [(r.images_seen, r.index, r.status) for r in again.records()] == [
         (0, 0, "ok"), (100, 1, "failed"), (200, 2, "dropped"),
     ]  # fmt: skip
-    assert again.records()[0].due == {"pathorob": ["ri"]} and again.dropped() == 1
-    assert judged(str(tmp_path), 100) and not judged(str(tmp_path), 300)
+    assert again.records()[0].due == {"pathorob": ["ri"]} and again.n_dropped() == 1
+    assert is_evaluated(str(tmp_path), 100) and not is_evaluated(str(tmp_path), 300)
 
 
 def test_the_neighbourhood_of_the_first_index_holds_for_the_run(tmp_path):
@@ -199,7 +208,7 @@ def test_evaluations_beyond_the_checkpoint_that_a_run_goes_on_from_do_not_count(
     assert (
         [row["images_seen"] for row in opened(tmp_path).rows] == [0, 100] == [row["images_seen"] for row in found.rows]
     )
-    assert not judged(str(tmp_path), 200)
+    assert not is_evaluated(str(tmp_path), 200)
     shutil.rmtree(tmp_path / "checkpoints")
     assert found.cut_back("tag") == 2 and opened(tmp_path).rows == []
 
@@ -285,12 +294,12 @@ def test_without_early_stopping_there_is_no_decision_and_no_best(tmp_path):
 def test_a_run_has_one_evaluator_at_a_time(tmp_path, monkeypatch):
     found = opened(tmp_path)
     assert found.claim("one") and not found.claim("two") and found.claim("one")
-    assert watched(str(tmp_path))
+    assert has_live_evaluator(str(tmp_path))
     clock = time.time()
     monkeypatch.setattr(results.time, "time", lambda: clock + results.ALIVE_FOR_S + 1)
     assert found.claim("two"), "the other has given no sign of life"
     found.release()
-    assert not watched(str(tmp_path))
+    assert not has_live_evaluator(str(tmp_path))
 
 
 def test_the_evaluator_of_a_killed_process_of_this_machine_is_followed_at_once(tmp_path):
@@ -374,7 +383,7 @@ def test_a_run_that_another_evaluates_by_now_is_not_released(tmp_path, monkeypat
     monkeypatch.setattr(results.time, "time", lambda: clock + results.ALIVE_FOR_S + 1)
     assert second.claim("two")
     first.release()
-    assert not first.claim("one") and watched(str(tmp_path))
+    assert not first.claim("one") and has_live_evaluator(str(tmp_path))
     second.release()
     assert first.claim("one")
 

@@ -20,7 +20,7 @@ from pathray.errors import UserError
 from pathray.run.fence import Fence, Superseded
 from pathray.run.layout import OWNER
 from pathray.store.exclusive import swap
-from pathray.store.liveness import started, this_process
+from pathray.store.liveness import start_ticks, this_process
 from pathray.store.outages import through_outages
 from pathray.store.storage import Storage, StorageError
 from tests.builders.bucket import BucketFileSystem, away
@@ -116,7 +116,7 @@ def test_the_beat_of_a_superseded_owner_does_not_bring_its_token_back(run: str) 
 
 @pytest.mark.parametrize("gone", ["ended", "its number is another process's"])
 def test_the_place_of_a_process_of_this_machine_that_has_ended_is_taken_at_once(run: str, gone: str) -> None:
-    ended, now = ended_process(), started(os.getpid())
+    ended, now = ended_process(), start_ticks(os.getpid())
     assert now is not None
     process = {"pid": ended} if gone == "ended" else {"started": now - 1}
     write_owner(run, **process)
@@ -128,7 +128,7 @@ def test_the_place_of_a_process_of_this_machine_that_has_ended_is_taken_at_once(
 
 def test_a_zombie_is_a_process_that_has_ended() -> None:
     process = subprocess.Popen(["true"])
-    wait_for(lambda: started(process.pid) is None, seconds=30)
+    wait_for(lambda: start_ticks(process.pid) is None, seconds=30)
     process.wait()
 
 

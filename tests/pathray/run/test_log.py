@@ -1,4 +1,4 @@
-"""log.txt tells what a run said and measured, while it runs and after it was gone on with."""
+"""log.txt tells what a run said and measured, while it runs and after it was resumed."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def test_lines_and_rows_are_on_file_before_the_run_has_ended(tmp_path):
 
 
 @pytest.mark.parametrize("where", ["local", "memory"])
-def test_a_run_that_is_gone_on_with_appends_and_repeats_no_row(tmp_path, where):
+def test_a_resumed_run_appends_and_repeats_no_row(tmp_path, where):
     store = Storage.of(tmp_path if where == "local" else f"memory://{tmp_path.name}")
     with run_log(store):
         log.info("begun")
         rows(store.join("metrics.jsonl"), 16, 32, 48)
-    time.sleep(0.01)  # rows are told by their time, in milliseconds: a run that is gone on with has begun later
+    time.sleep(0.01)  # rows are told by their time, in milliseconds: a resumed run has a later start time
     with run_log(store):
         MetricsLog(store.join("metrics.jsonl")).cut_back(16)  # the checkpoint was there
         rows(store.join("metrics.jsonl"), 32)

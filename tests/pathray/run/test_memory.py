@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pathray.errors import UserError
-from pathray.run.memory import changes_after, is_out_of_memory, noted_changes, smaller_micro_batch
+from pathray.run.memory import changes_after, is_out_of_memory, read_requested_changes, smaller_micro_batch
 from pathray.store.storage import Storage
 from tests.builders.runs.recipes import settings
 
@@ -42,6 +42,6 @@ def test_in_a_group_a_note_of_the_job_tells_the_next_attempt(tmp_path):
     error = MemoryError("no room")
     with pytest.raises(MemoryError, match="no room"):
         changes_after(error, store, "one", now, SimpleNamespace(world_size=2))
-    assert noted_changes(store, "one") == {"micro_batch": 3} and noted_changes(store, "other") == {}
+    assert read_requested_changes(store, "one") == {"micro_batch": 3} and read_requested_changes(store, "other") == {}
     assert changes_after(error, store, "alone", now, SimpleNamespace(world_size=1)) == {"micro_batch": 6 // 2}
-    assert noted_changes(store, "alone") == {}
+    assert read_requested_changes(store, "alone") == {}

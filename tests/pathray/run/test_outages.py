@@ -1,4 +1,4 @@
-"""Storage that is away at each stage of a run: the run waits or goes on, and ends as one that nothing happened to."""
+"""Storage that is away at each stage of a run: the run waits or continues, and ends as one that nothing happened to."""
 
 from __future__ import annotations
 

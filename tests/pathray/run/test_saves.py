@@ -52,27 +52,27 @@ def test_a_run_that_failed_asks_no_more_whether_to_stop(tmp_path):
     store = Storage.of(tmp_path)
     with StopPoll(store, every_s=3600.0) as poll:
         own = rank(store=store, stop_poll=poll)
-        assert not own._stop_requested()
+        assert not own._is_stop_requested()
         own.failure.error = UserError("the disk is full")
-        assert own._stop_requested()
+        assert own._is_stop_requested()
         own.failure.error = None
         request_stop(str(tmp_path))
-        assert own._stop_requested(), "a disk is asked at every poll"
+        assert own._is_stop_requested(), "a disk is asked at every poll"
 
 
 def test_a_save_that_failed_in_the_background_ends_the_run_at_the_next_poll():
     def check():
         raise StorageError("cannot write: no space left", file="checkpoints")
 
-    poll = SimpleNamespace(asked=lambda: False)
+    poll = SimpleNamespace(is_requested=lambda: False)
     asked = rank(saves=SimpleNamespace(saver=SimpleNamespace(check=check)), store=BUCKET, stop_poll=poll)
-    assert asked._stop_requested()
+    assert asked._is_stop_requested()
     with pytest.raises(RunFailed, match="no space left"):
         asked.failure.check()
 
 
 def test_what_storage_refuses_ends_another_rank_than_the_first_at_once():
-    with pytest.raises(StorageError), SharedFailure(1, "run").together():
+    with pytest.raises(StorageError), SharedFailure(1, "run").keep_error():
         raise OSError(28, "No space left on device")
 
 
@@ -179,7 +179,7 @@ def test_which_saves_are_snapshots_for_evaluators_and_what_their_numbers_are():
     assert save(250, end="budget") is None, "without evaluators the last state is a checkpoint like others"
     own.parts.tuning = object()
     assert save(250, end="budget") == 3 and save(300, snapshot=True, end="budget") == 3
-    assert save(150, end="stopped") is None, "a run that is interrupted goes on"
+    assert save(150, end="stopped") is None, "an interrupted run resumes"
 
 
 @pytest.mark.parametrize(("tuning", "numbers"), [(None, [None, None]), (object(), [None, 3])])
@@ -222,7 +222,7 @@ def test_in_sync_mode_a_rank_waits_until_the_snapshot_is_judged_and_no_longer_th
     monkeypatch.setattr(evaluations, "SYNC_POLL_S", 0.0)
     asked = []
 
-    def judged(run_dir, images):
+    def is_evaluated(run_dir, images):
         asked.append(images)
         return len(asked) >= 3
 
@@ -230,13 +230,13 @@ def test_in_sync_mode_a_rank_waits_until_the_snapshot_is_judged_and_no_longer_th
     own = Saves.__new__(Saves)
     own.store, own.device, own.parts = Storage.of(tmp_path), Device(), SimpleNamespace(tuning=tuning)
     own.failure, own.saver = SharedFailure(0, "run"), AsyncSaver()
-    monkeypatch.setattr(results, "judged", judged)
-    monkeypatch.setattr(results, "watched", lambda run_dir: True)
+    monkeypatch.setattr(results, "is_evaluated", is_evaluated)
+    monkeypatch.setattr(results, "has_live_evaluator", lambda run_dir: True)
     own._wait_for_evaluation(8)
     assert asked == [8, 8, 8]
     asked.clear()
-    monkeypatch.setattr(results, "judged", lambda run_dir, images: asked.append(images))
-    monkeypatch.setattr(results, "watched", lambda run_dir: len(asked) < 2)
+    monkeypatch.setattr(results, "is_evaluated", lambda run_dir, images: asked.append(images))
+    monkeypatch.setattr(results, "has_live_evaluator", lambda run_dir: len(asked) < 2)
     own._wait_for_evaluation(16)
     assert asked == [16, 16]
     tuning.execution.mode = "async"
@@ -244,12 +244,12 @@ def test_in_sync_mode_a_rank_waits_until_the_snapshot_is_judged_and_no_longer_th
     assert asked == [16, 16]
 
 
-@pytest.mark.parametrize("out_of_reach", ["judged", "watched"])
+@pytest.mark.parametrize("out_of_reach", ["is_evaluated", "has_live_evaluator"])
 def test_in_sync_mode_storage_out_of_reach_does_not_end_the_training(tmp_path, monkeypatch, out_of_reach):
     def fails(*_):
         raise StorageError("cannot read: 503", file="gs://b/robustness.jsonl")
 
-    monkeypatch.setattr(results, "judged", lambda run_dir, images: False)
+    monkeypatch.setattr(results, "is_evaluated", lambda run_dir, images: False)
     monkeypatch.setattr(results, out_of_reach, fails)
     device = Device()
     evaluations.wait_for_evaluation(Storage.of(tmp_path), 8, device, SharedFailure(0, "run"))

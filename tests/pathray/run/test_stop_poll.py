@@ -41,18 +41,18 @@ def exists(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_a_stop_is_seen_and_stays_seen(tmp_path: Path) -> None:
     with StopPoll(Storage.of(tmp_path), every_s=0.01) as poll:
-        assert not poll.asked()
+        assert not poll.is_requested()
         (tmp_path / STOP).touch()
-        wait_for(poll.asked, seconds=30)
+        wait_for(poll.is_requested, seconds=30)
         (tmp_path / STOP).unlink()
-        assert poll.asked() and poll.look_now()
+        assert poll.is_requested() and poll.look_now()
 
 
 def test_the_last_look_sees_what_the_thread_has_not(tmp_path: Path) -> None:
     with StopPoll(Storage.of(tmp_path), every_s=3600.0) as poll:
         wait_for(lambda: not poll.look_now(), seconds=30)
         (tmp_path / STOP).touch()
-        assert not poll.asked() and poll.look_now() and poll.asked()
+        assert not poll.is_requested() and poll.look_now() and poll.is_requested()
 
 
 def test_the_answer_does_not_wait_for_storage_that_hangs(bucket: Storage, exists: Any) -> None:
@@ -64,10 +64,10 @@ def test_the_answer_does_not_wait_for_storage_that_hangs(bucket: Storage, exists
 
     exists(hang)
     poll = StopPoll(bucket, every_s=0.01)
-    assert asked.wait(30) and not poll.asked()
+    assert asked.wait(30) and not poll.is_requested()
     poll.close()  # not for it either
     go_on.set()
-    wait_for(poll.asked, seconds=30)
+    wait_for(poll.is_requested, seconds=30)
 
 
 def test_an_outage_is_logged_once_and_asked_through(
@@ -83,7 +83,7 @@ def test_an_outage_is_logged_once_and_asked_through(
 
     exists(away)
     with caplog.at_level(logging.DEBUG, "pathray"), StopPoll(bucket, every_s=0.001) as poll:
-        wait_for(poll.asked, seconds=30)
+        wait_for(poll.is_requested, seconds=30)
     (warning,) = [r for r in caplog.records if r.levelno == logging.WARNING]
     assert "could not look for STOP; retrying" in warning.message and "503" in warning.message
     assert len([r for r in caplog.records if r.levelno == logging.DEBUG and r.exc_info]) == 1
@@ -102,7 +102,7 @@ def test_a_file_system_that_raises_anything_ends_no_run_and_shows_its_trace(
 
     exists(broken)
     with StopPoll(bucket, every_s=0.001) as poll:
-        wait_for(poll.asked, seconds=30)
+        wait_for(poll.is_requested, seconds=30)
     assert "in broken" in caplog.text and "AssertionError" in caplog.text
 
 

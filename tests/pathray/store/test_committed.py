@@ -138,7 +138,7 @@ def test_links_are_not_swept_whatever_they_lead_to(tmp_path: Path) -> None:
 def test_a_sweep_takes_no_more_requests_when_there_are_more_checkpoints(
     parent: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked, plain = list[str](), Storage._retried
+    asked, plain = list[str](), Storage._retry
 
     def counted(store: Storage, action: Any, name: str, **more: Any) -> Any:
         asked.append(name)
@@ -149,7 +149,7 @@ def test_a_sweep_takes_no_more_requests_when_there_are_more_checkpoints(
         for _ in range(more):
             write(parent, "snap")
         with monkeypatch.context() as patch:
-            patch.setattr(Storage, "_retried", counted)
+            patch.setattr(Storage, "_retry", counted)
             assert sweep(parent, older_than_s=0) == []
         counts.append(len(asked))
         asked.clear()

@@ -184,7 +184,7 @@ def test_storage_that_goes_on_failing_is_a_clear_error(monkeypatch: pytest.Monke
     [
         ("remove", lambda store: store.remove("sub")),
         ("open", lambda store: store.open("sub/a.txt").close()),
-        ("time", lambda store: store.touched("sub")),
+        ("time", lambda store: store.modified_at("sub")),
     ],
 )
 def test_removing_opening_and_asking_for_times_are_tried_again_and_fail_clearly(

@@ -1,4 +1,4 @@
-"""How much unreadable data a run goes on with: judged over the whole run and over the units seen lately."""
+"""How much unreadable data a run tolerates: judged over the whole run and over the units seen lately."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def train(
 
 
 def taken_up(config: LoopSettings, last: Tick) -> TrainState:
-    """What a worker that loads the checkpoint of this tick goes on with."""
+    """What a worker that loads the checkpoint of this tick continues with."""
     state = TrainState(Regression(), config, DEVICE)
     state.load({name: t.clone() for name, t in last.state.tensors().items()}, last.state.meta())
     return state

@@ -17,7 +17,7 @@ from pathray.train.budget import resolve_cadence
 from pathray.train.loop import run
 from pathray.train.settings import LoopSettings, PhaseOptim
 from pathray.train.state import TrainState
-from pathray.train.supervised import Selected, Selection, SupervisedTick, ended_early, selected_of, supervised
+from pathray.train.supervised import Selected, Selection, SupervisedTick, has_ended_early, selection_state, supervise
 from tests.builders.runs.recipes import Regression, TwoPhases, settings, stream, units
 
 DEVICE = Device.of("cpu")
@@ -32,7 +32,7 @@ def held_out_error(state: TrainState) -> dict[str, float]:
 def validated(
     recipe: Any, config: LoopSettings, validate: Any, selection: Selection, **more: Any
 ) -> list[SupervisedTick]:
-    return list(supervised(run(recipe, stream(config), config, device=DEVICE, **more), validate, selection, DEVICE))
+    return list(supervise(run(recipe, stream(config), config, device=DEVICE, **more), validate, selection, DEVICE))
 
 
 def scripted(values: list[float]) -> Any:
@@ -44,13 +44,11 @@ def test_a_toy_regression_is_learned_and_its_best_is_found() -> None:
     epoch = resolve_cadence({"epochs": 1}, global_batch=6, epoch_images=60)
     config = settings(total_images=600, optim={"model": PhaseOptim(lr=constant(0.05), clip=None)})
     selection = Selection("mse", "min", every=epoch)
-    ticks = list(
-        supervised(run(Regression(), stream(config), config, device=DEVICE), held_out_error, selection, DEVICE)
-    )
+    ticks = list(supervise(run(Regression(), stream(config), config, device=DEVICE), held_out_error, selection, DEVICE))
     found = [(t.images_seen, t.validation["mse"]) for t in ticks if t.validation]
     assert [images for images, _ in found] == list(range(60, 601, 60))
     assert found[-1][1] < 0.1 * found[0][1]
-    best = selected_of(ticks[-1].state)
+    best = selection_state(ticks[-1].state)
     assert best.best == min(v for _, v in found) and best.evals == 10
     assert [t.images_seen for t in ticks if t.best][-1] == best.best_images_seen
 
@@ -59,7 +57,7 @@ def test_validation_happens_at_the_end_although_no_cadence_falls_there() -> None
     config = settings()
     selection = Selection("score", "max", every=42)
     ticks = list(
-        supervised(run(Regression(), stream(config), config, device=DEVICE), scripted([1, 2]), selection, DEVICE)
+        supervise(run(Regression(), stream(config), config, device=DEVICE), scripted([1, 2]), selection, DEVICE)
     )
     assert [t.images_seen for t in ticks if t.validation] == [42, 60] and ticks[-1].end == "budget"
 
@@ -76,7 +74,7 @@ def test_early_stop_after_patience_without_improvement_logs_and_closes() -> None
             closed.append(True)
 
     values = [0.5, 0.4, 0.3, 0.9]  # after two without improvement there are only three evals: stop at the third
-    ticks = list(supervised(run(Regression(), batches, config, device=DEVICE), scripted(values), selection, DEVICE))
+    ticks = list(supervise(run(Regression(), batches, config, device=DEVICE), scripted(values), selection, DEVICE))
     assert [t.validation["score"] for t in ticks if t.validation] == [0.5, 0.4, 0.3]
     assert ticks[-1].end == "early_stop" and ticks[-1].images_seen == 36 and closed == [True]
     assert ticks[-1].metrics is not None and math.isfinite(ticks[-1].metrics["loss"])
@@ -102,7 +100,7 @@ def test_best_and_patience_survive_a_resume(tmp_path: Path) -> None:
     config = settings(total_images=120)
     selection = Selection("score", "max", every=12, patience=3)
     recipe = Regression()
-    loop = supervised(run(recipe, stream(config), config, device=DEVICE), scripted([0.9, 0.1]), selection, DEVICE)
+    loop = supervise(run(recipe, stream(config), config, device=DEVICE), scripted([0.9, 0.1]), selection, DEVICE)
     for tick in loop:
         if tick.images_seen == 24:
             checkpoint.save(str(tmp_path), "toy-latest", tick.state.tensors(), tick.state.meta())
@@ -112,7 +110,9 @@ def test_best_and_patience_survive_a_resume(tmp_path: Path) -> None:
     again = Regression()
     state = TrainState(again, config, DEVICE)
     state.load(*checkpoint.load(newest.path))
-    assert selected_of(state) == Selected(best=0.9, best_images_seen=12, at=24, evals=2, since_best=1, metric="score")
+    assert selection_state(state) == Selected(
+        best=0.9, best_images_seen=12, at=24, evals=2, since_best=1, metric="score"
+    )
     ticks = validated(again, config, scripted([0.2, 0.3, 1.0]), selection, state=state)
     assert ticks[-1].end == "early_stop" and ticks[-1].images_seen == 48
 
@@ -141,7 +141,7 @@ def test_validation_runs_in_evaluation_mode_without_gradients_and_changes_nothin
 
     watched, plain = TwoPhases(), TwoPhases()
     loop = run(watched, stream(config), config, device=DEVICE)
-    assert list(supervised(loop, nosy, Selection("score", "max", every=6), DEVICE))[-1].end == "budget"
+    assert list(supervise(loop, nosy, Selection("score", "max", every=6), DEVICE))[-1].end == "budget"
     assert list(run(plain, stream(config), config, device=DEVICE))[-1].end == "budget"
     for name, value in plain.modules.state_dict().items():
         assert torch.equal(value, watched.modules.state_dict()[name]), name
@@ -150,7 +150,7 @@ def test_validation_runs_in_evaluation_mode_without_gradients_and_changes_nothin
 
 def test_a_metric_that_validation_does_not_give_is_named() -> None:
     config = settings()
-    loop = supervised(
+    loop = supervise(
         run(Regression(), stream(config), config, device=DEVICE),
         held_out_error,
         Selection("auc", "max", every=6),
@@ -169,10 +169,10 @@ def test_a_run_whose_patience_had_run_out_is_not_to_go_on_unless_it_gets_more() 
     config, selection = settings(), Selection("score", "max", every=6, patience=2)
     ticks = validated(Regression(), config, scripted([3.0, 2.0, 1.0]), selection)
     state = ticks[-1].state
-    assert ticks[-1].end == "early_stop" and ended_early(state, selection)
-    assert not ended_early(TrainState(Regression(), config, DEVICE), selection)
-    assert not ended_early(state, Selection("score", "max", every=6, patience=3))
-    assert not ended_early(state, Selection("score", "max", every=6))
+    assert ticks[-1].end == "early_stop" and has_ended_early(state, selection)
+    assert not has_ended_early(TrainState(Regression(), config, DEVICE), selection)
+    assert not has_ended_early(state, Selection("score", "max", every=6, patience=3))
+    assert not has_ended_early(state, Selection("score", "max", every=6))
 
 
 def test_another_metric_is_not_compared_with_the_best_of_the_one_before() -> None:
@@ -182,6 +182,6 @@ def test_another_metric_is_not_compared_with_the_best_of_the_one_before() -> Non
     one = validated(Regression(), settings(total_images=12), lambda state: {"rank": 0.9, "linear": 0.1}, first)
     state.notes.update(one[-1].state.notes)
     other = Selection("linear", "max", every=6, patience=1)
-    assert not ended_early(state, other)
+    assert not has_ended_early(state, other)
     ticks = validated(state.recipe, config, lambda state: {"rank": 0.8, "linear": 0.2}, other, state=state)
-    assert ticks[0].best and selected_of(state).best == 0.2
+    assert ticks[0].best and selection_state(state).best == 0.2

@@ -175,7 +175,7 @@ def test_a_slide_is_compared_with_the_one_that_was_indexed_when_it_is_opened_fir
 
 
 def test_a_folder_of_files_is_compared_by_all_their_sizes_and_a_new_time_is_told(tmp_path, caplog):
-    here = HandleCache()._here()
+    here = HandleCache()._process_handles()
     for name in ("1.dcm", "2.dcm"):
         (tmp_path / name).write_bytes(b"x" * 9)
     folder, indexed = str(tmp_path), file_state(str(tmp_path))
@@ -184,4 +184,4 @@ def test_a_folder_of_files_is_compared_by_all_their_sizes_and_a_new_time_is_told
     assert "modification time differs from the index" in caplog.text
     (tmp_path / "1.dcm").write_bytes(b"x" * 8)
     with pytest.raises(UnreadableUnit, match="changed since it was indexed"):
-        HandleCache()._check_unchanged(HandleCache()._here(), folder, indexed)
+        HandleCache()._check_unchanged(HandleCache()._process_handles(), folder, indexed)

@@ -8,7 +8,7 @@ import pytest
 
 import pathray.wsi.kept_masks as module
 from pathray.errors import UnreadableUnit
-from pathray.wsi.kept_masks import kept_mask, pack_mask, unpack_mask
+from pathray.wsi.kept_masks import cached_mask, pack_mask, unpack_mask
 
 
 @pytest.fixture
@@ -47,26 +47,26 @@ def test_a_packed_mask_comes_back_bit_for_bit(shape):
 def test_a_mask_is_computed_once_and_read_ever_after(cache, slide):
     compute = Computed()
     for _ in range(3):
-        assert np.array_equal(kept_mask(slide, "tiff", 0.25, compute), compute.mask)
+        assert np.array_equal(cached_mask(slide, "tiff", 0.25, compute), compute.mask)
     assert compute.count == 1 and len(list(cache.iterdir())) == 1
 
 
 def test_what_a_mask_depends_on_is_in_its_name(cache, slide, monkeypatch):
     compute = Computed()
-    kept_mask(slide, "tiff", 0.25, compute)
-    kept_mask(slide, "openslide", 0.25, compute)
-    kept_mask(slide, "tiff", 0.5, compute)
+    cached_mask(slide, "tiff", 0.25, compute)
+    cached_mask(slide, "openslide", 0.25, compute)
+    cached_mask(slide, "tiff", 0.5, compute)
     os.utime(slide, ns=(1, 1))
-    kept_mask(slide, "tiff", 0.25, compute)
+    cached_mask(slide, "tiff", 0.25, compute)
     monkeypatch.setattr(module, "VERSION", module.VERSION + 1)
-    kept_mask(slide, "tiff", 0.25, compute)
+    cached_mask(slide, "tiff", 0.25, compute)
     assert compute.count == 5 and len(list(cache.iterdir())) == 5
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "flipped", "other", "shape"])
 def test_a_damaged_entry_is_computed_again_and_replaced(cache, slide, damage):
     compute = Computed()
-    kept_mask(slide, "tiff", 0.25, compute)
+    cached_mask(slide, "tiff", 0.25, compute)
     (entry,) = cache.iterdir()
     data = entry.read_bytes()
     middle = len(data) // 2
@@ -79,9 +79,9 @@ def test_a_damaged_entry_is_computed_again_and_replaced(cache, slide, damage):
             "shape": pack_mask(compute.mask[:-5])[:20] + data[20:],
         }[damage]
     )
-    assert np.array_equal(kept_mask(slide, "tiff", 0.25, compute), compute.mask) and compute.count == 2
+    assert np.array_equal(cached_mask(slide, "tiff", 0.25, compute), compute.mask) and compute.count == 2
     assert entry.read_bytes() == data
-    assert np.array_equal(kept_mask(slide, "tiff", 0.25, compute), compute.mask) and compute.count == 2
+    assert np.array_equal(cached_mask(slide, "tiff", 0.25, compute), compute.mask) and compute.count == 2
 
 
 def test_a_cache_that_cannot_be_used_is_told_once_and_costs_no_mask(cache, slide, caplog):
@@ -89,7 +89,7 @@ def test_a_cache_that_cannot_be_used_is_told_once_and_costs_no_mask(cache, slide
     compute = Computed()
     with caplog.at_level(logging.WARNING):
         for mpp in (0.25, 0.5, 1.0):
-            assert np.array_equal(kept_mask(slide, "tiff", mpp, compute), compute.mask)
+            assert np.array_equal(cached_mask(slide, "tiff", mpp, compute), compute.mask)
     assert compute.count == 3 and cache.is_file()
     told = [r.message for r in caplog.records]
     assert len(told) == len(set(told)) and 1 <= len(told) <= 2 and "recomputed" in told[0]
@@ -100,12 +100,12 @@ def test_nothing_is_kept_of_a_slide_that_cannot_be_read(cache, slide):
         raise UnreadableUnit("decode", slide)
 
     with pytest.raises(UnreadableUnit):
-        kept_mask(slide, "tiff", 0.25, broken)
+        cached_mask(slide, "tiff", 0.25, broken)
     assert not cache.exists() or not list(cache.iterdir())
 
 
 def test_a_slide_without_a_state_is_left_to_its_reader(cache, tmp_path):
     compute = Computed()
     for path in (str(tmp_path / "gone.tiff"), "nowhere://bucket/s.tiff"):
-        assert kept_mask(path, "tiff", 0.25, compute) is compute.mask
+        assert cached_mask(path, "tiff", 0.25, compute) is compute.mask
     assert compute.count == 2 and not cache.exists()

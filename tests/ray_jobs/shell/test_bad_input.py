@@ -48,11 +48,11 @@ def identity(*argv: str) -> dict:
     """The identity of the tiny run with these keys on top, of some plan."""
     from ijepath.assembly import identity_of
     from ijepath.config import CONFIGS_DIR, GROUPS
-    from ray_jobs.pretrain_ijepath import PretrainConfig, resolved
+    from ray_jobs.pretrain_ijepath import PretrainConfig, resolve_config
 
     words = command("", None, *argv)
     config = load_config(PretrainConfig, words, configs_dir=CONFIGS_DIR, groups=GROUPS).config
-    return identity_of(resolved(config, anchors=1), "some plan")
+    return identity_of(resolve_config(config, anchors=1), "some plan")
 
 
 def leave_checkpoint(output: Path, *argv: str) -> str:

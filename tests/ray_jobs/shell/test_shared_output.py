@@ -29,7 +29,7 @@ def cluster(monkeypatch):
         here = SimpleNamespace(get_node_id=lambda: nodes[0]["NodeID"])
         monkeypatch.setattr(ray, "get_runtime_context", lambda: here)
         monkeypatch.setattr(ray, "nodes", lambda: list(nodes))
-        monkeypatch.setattr(shared_output, "_blind", looked)
+        monkeypatch.setattr(shared_output, "_nodes_without", looked)
         return asked
 
     return of
@@ -69,5 +69,5 @@ def test_on_a_single_node_nothing_is_written(cluster, tmp_path):
 def test_a_node_answers_whether_it_sees_a_file(ray_cluster, tmp_path):
     (this,) = [n for n in ray.nodes() if n["Alive"]]
     (tmp_path / "token").touch()
-    assert shared_output._blind(str(tmp_path / "token"), [this]) == []
-    assert shared_output._blind(str(tmp_path / "gone"), [this]) == [this["NodeManagerAddress"]]
+    assert shared_output._nodes_without(str(tmp_path / "token"), [this]) == []
+    assert shared_output._nodes_without(str(tmp_path / "gone"), [this]) == [this["NodeManagerAddress"]]

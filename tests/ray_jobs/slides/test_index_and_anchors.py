@@ -148,7 +148,7 @@ def test_failed_slides_make_the_exit_code_2_name_themselves_and_leave_the_index(
     assert (lines[0]["reason"], lines[0]["anchors"]) == ("slide_status_not_ok", "0")
     write_slide(tmp_path / "gone.tiff")
     assert index_job(tmp_path, "resume=true") == 0
-    assert not read_index(str(tmp_path / "indexes" / "slide_metadata.parquet")).failed
+    assert not read_index(str(tmp_path / "indexes" / "slide_metadata.parquet")).failed_rows
 
 
 def test_a_slide_that_cannot_be_read_is_reported_and_the_catalog_written_without_it(ray_cluster, tmp_path, capsys):

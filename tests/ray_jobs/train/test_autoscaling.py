@@ -22,7 +22,7 @@ class Asked(Exception):
 def test_pretraining_asks_a_growing_cluster_for_no_cpus_beforehand(tmp_path, monkeypatch, autoscaling):
     @contextmanager
     def small_cluster(config, *, cpus=1.0, gpus=0.0, autoscaling=False, needed=True):
-        yield runtime._checked(Session(False, {"CPU": 1.0}), cpus, gpus, autoscaling)
+        yield runtime._require_capacity(Session(False, {"CPU": 1.0}), cpus, gpus, autoscaling)
 
     def prepare(config):
         raise Asked

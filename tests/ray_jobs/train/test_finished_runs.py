@@ -70,7 +70,7 @@ class Pretraining:
         if self.name == "ijepath":
             from ijepath.assembly import identity_of
 
-            return identity_of(pretrain_ijepath.resolved(config, 1), "plan")
+            return identity_of(pretrain_ijepath.resolve_config(config, 1), "plan")
         from adios.assembly import identity_of as adios_identity
         from adios.config import resolve
 
@@ -127,31 +127,31 @@ def test_snapshots_that_wait_for_evaluators_are_something_left_to_do(tmp_path):
     tuning = TuningConfig(True, plugins=[PluginConfig(datasets={"h": DatasetConfig("m.csv")})])
     config = SimpleNamespace(output=str(tmp_path), tuning=tuning)
     newest = SimpleNamespace(meta={"identity": {"hash": "x"}})
-    assert not training_jobs._unjudged(config, newest)
+    assert not training_jobs._has_backlog(config, newest)
     meta = {"images_seen": 8, "identity": {"hash": "x"}, "tune_index": 1}
     with committed_dir(f"{tmp_path}/checkpoints", "t-img8", meta) as written:
         written.write_bytes("encoder/artifact.json", b"{}")
-    assert training_jobs._unjudged(config, newest)
+    assert training_jobs._has_backlog(config, newest)
     tuning.enable = False
-    assert not training_jobs._unjudged(config, newest)
+    assert not training_jobs._has_backlog(config, newest)
 
 
 def test_anchors_in_a_budget_of_passes_are_those_of_the_runs_plan(tmp_path, monkeypatch):
     made = Pretraining("ijepath", tmp_path)
     made.words.append("optimization.total_images_budget={epochs: 2}")
     config, asked = pretrain_ijepath.make_paths_absolute(made.config()), []
-    monkeypatch.setattr(pretrain_ijepath, "finished", lambda config, images, keys: asked.append(images))
-    monkeypatch.setattr(pretrain_ijepath, "resumed", lambda config: object())
-    monkeypatch.setattr(pretrain_ijepath, "recorded", lambda config: {})
-    assert pretrain_ijepath._finished(config) is None and asked == [], "nobody knows how many they are"
+    monkeypatch.setattr(pretrain_ijepath, "outputs_if_finished", lambda config, images, keys: asked.append(images))
+    monkeypatch.setattr(pretrain_ijepath, "checkpoint_to_resume", lambda config: object())
+    monkeypatch.setattr(pretrain_ijepath, "recorded_identity", lambda config: {})
+    assert pretrain_ijepath._outputs_if_finished(config) is None and asked == [], "nobody knows how many they are"
     monkeypatch.setattr(Plan, "open", lambda path: SimpleNamespace(rows=20))
-    assert pretrain_ijepath._finished(config) is None and asked == [40]
+    assert pretrain_ijepath._outputs_if_finished(config) is None and asked == [40]
 
 
 @pytest.mark.parametrize(("uri", "told"), [(None, 0), ("sqlite:///a.db", 0), ("https://mlflow.example", 1)])
 def test_a_server_that_was_away_is_told_the_rest_of_a_finished_run(uri, told, tmp_path, monkeypatch):
     jobs = []
-    monkeypatch.setattr("ray_jobs.train.mlflow_feed.mlflow_fed", lambda job, store: jobs.append(job) or nullcontext())
+    monkeypatch.setattr("ray_jobs.train.mlflow_feed.feed_mlflow", lambda job, store: jobs.append(job) or nullcontext())
     made = Pretraining("ijepath", tmp_path)
     made.words += ["logging.mlflow=true", *([f"logging.tracking_uri={uri}"] if uri else [])]
     newest = SimpleNamespace(meta={"identity": {"hash": "x", "values": {"plan": "p"}}})
@@ -180,7 +180,7 @@ def regression(table, output: Path, *words: str):
 
 def ended(table, output: Path, seen: int = 48, end: str = "budget", since: int = 0) -> Path:
     """A run with results at `seen` images."""
-    run = train_regression.checked_run(train_regression.make_paths_absolute(regression(table, output)))
+    run = train_regression.prepare_run(train_regression.make_paths_absolute(regression(table, output)))
     meta = {"images_seen": seen, "identity": run.identity, "notes": {"selection": {"since_best": since}}}
     checkpoint.save(f"{run.folder}/checkpoints", "regression-latest", {"w": torch.zeros(1)}, meta)
     (Path(run.folder) / "metrics.json").write_text(json.dumps({"end": end, "run_name": "r"}))
@@ -188,13 +188,13 @@ def ended(table, output: Path, seen: int = 48, end: str = "budget", since: int =
 
 
 def begin_again(table, output: Path, *words: str) -> train_regression.Run:
-    return train_regression.checked_run(train_regression.make_paths_absolute(regression(table, output, *words)))
+    return train_regression.prepare_run(train_regression.make_paths_absolute(regression(table, output, *words)))
 
 
 def test_the_command_of_a_finished_regression_without_a_name_finds_it_and_another_one_does_not(table, tmp_path):
     unnamed = ("logging.run_name=null",)
     config = train_regression.make_paths_absolute(regression(table, tmp_path, *unnamed))
-    run = train_regression.checked_run(config)
+    run = train_regression.prepare_run(config)
     placement = fingerprint(run.config, placement=True)
     meta = {"images_seen": 48, "identity": run.identity, "placement": placement}
     checkpoint.save(f"{run.folder}/checkpoints", "regression-latest", {"w": torch.zeros(1)}, meta)
@@ -253,7 +253,7 @@ def test_results_that_are_damaged_are_named(table, tmp_path):
 def test_a_stop_that_comes_while_features_are_computed_ends_the_run(table, tmp_path, monkeypatch, caplog):
     """`ray_jobs.stop` finds the run, and the STOP is neither lost nor waited out."""
     caplog.set_level("INFO")
-    run = train_regression.checked_run(train_regression.make_paths_absolute(regression(table, tmp_path)))
+    run = train_regression.prepare_run(train_regression.make_paths_absolute(regression(table, tmp_path)))
     asked: list[str] = []
 
     def parts(work, missing):

@@ -6,9 +6,9 @@ import pytest
 from ijepath.config import CONFIGS_DIR, GROUPS
 from pathray.config.load import fingerprint, load_config
 from pathray.errors import UserError
-from ray_jobs.pretrain_ijepath import JOB, PretrainConfig, _check_inputs, resolved
+from ray_jobs.pretrain_ijepath import JOB, PretrainConfig, _check_inputs, resolve_config
 from ray_jobs.train import pretraining
-from ray_jobs.train.ijepath_inputs import enlarged, remote_advice
+from ray_jobs.train.ijepath_inputs import coarse_slides_note, remote_advice
 from ray_jobs.train.training_jobs import cpus_of
 
 
@@ -47,19 +47,19 @@ def test_evaluations_are_counted_among_the_cpus_that_a_run_takes():
 def test_slides_of_an_older_catalog_that_are_enlarged_are_named():
     spacings = {"slide_id": ["fine", "bound", "coarse"], "source_context_mpp": [0.25, 1.0, 28.97]}
     sources = pa.table(spacings | {"source_target_mpp": [0.25, 1.0, 28.97]})  # contexts of 1.0, targets of 0.5 µm
-    said = enlarged(config(), sources)
+    said = coarse_slides_note(config(), sources)
     assert said.startswith("1 of 3 slides") and "coarse" in said and "bound" not in said
-    assert enlarged(config("max_enlargement=60"), sources) == ""
+    assert coarse_slides_note(config("max_enlargement=60"), sources) == ""
 
 
 def test_a_run_that_is_resumed_keeps_the_name_of_its_profile_where_the_geometry_is_the_same(monkeypatch):
     now = config("profile=ctx1p0_tgt0p5_fov512um_k4", "data.context_fov_um=256", "data.target_fov_um=64")
     assert now.data.profile_id == "ctx1p0_tgt0p5_fov256um_k4"
     then = fingerprint(now)["values"] | {"data.profile_id": "ctx1p0_tgt0p5_fov512um_k4"}
-    monkeypatch.setattr("ray_jobs.pretrain_ijepath.recorded", lambda config: then)
-    assert resolved(now, 100).data.profile_id == "ctx1p0_tgt0p5_fov512um_k4", "it was begun under that name"
+    monkeypatch.setattr("ray_jobs.pretrain_ijepath.recorded_identity", lambda config: then)
+    assert resolve_config(now, 100).data.profile_id == "ctx1p0_tgt0p5_fov512um_k4", "it was begun under that name"
     then["data.context_fov_um"] = 512
-    assert resolved(now, 100).data.profile_id == "ctx1p0_tgt0p5_fov256um_k4", "it was begun with another profile"
+    assert resolve_config(now, 100).data.profile_id == "ctx1p0_tgt0p5_fov256um_k4", "it was begun with another profile"
 
 
 def test_more_passes_over_the_anchors_than_were_asked_for_are_told(tmp_path, monkeypatch, caplog):

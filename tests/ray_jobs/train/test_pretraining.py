@@ -50,7 +50,7 @@ def job(tmp_path, monkeypatch):
         locate=lambda config: config,
         check=step("check"),
         rehearse=step("rehearse"),
-        finished=lambda config: found.finished,
+        outputs_if_finished=lambda config: found.finished,
         prepare=step("prepare"),
         resolve=lambda config, rows: config,
         total_images=lambda config: 8,

@@ -8,7 +8,7 @@ from pathray.errors import UserError
 from pathray.evaluation import judge as job
 from pathray.store.storage import StorageError
 from ray_jobs.tune import evaluation_trial
-from ray_jobs.tune.evaluation_trial import TrialSpec, attempted, judged
+from ray_jobs.tune.evaluation_trial import TrialSpec, evaluate_once, evaluate_with_retries
 
 SPEC = TrialSpec((), "run", "cpu", 1, retries=2)
 
@@ -23,7 +23,7 @@ def test_the_neighbourhood_of_the_run_reaches_the_evaluation(monkeypatch):
     monkeypatch.setattr(job.Judge, "judge", judge)
     due, neighbours = {"pathorob": ["ri"]}, {"hospitals": 7}
     config = {"encoder": "e", "due": json.dumps(due), "images_seen": 8, "neighbours": json.dumps(neighbours)}
-    assert json.loads(judged(config, SPEC)["judged"])["metrics"] == {"pathorob/hospitals/ri": 0.5}
+    assert json.loads(evaluate_once(config, SPEC)["judged"])["metrics"] == {"pathorob/hospitals/ri": 0.5}
     assert asked == [("e", due, 8, neighbours)]
 
 
@@ -35,5 +35,5 @@ def test_storage_that_fails_for_a_while_is_asked_again_and_what_the_user_must_me
         calls.append(config)
         raise error
 
-    monkeypatch.setattr(evaluation_trial, "judged", fails)
-    assert str(error) in attempted({"encoder": "e"}, SPEC)["error"] and len(calls) == attempts
+    monkeypatch.setattr(evaluation_trial, "evaluate_once", fails)
+    assert str(error) in evaluate_with_retries({"encoder": "e"}, SPEC)["error"] and len(calls) == attempts

@@ -16,7 +16,7 @@ from pathray.evaluation.settings import DatasetConfig, PluginConfig
 from pathray.store.outages import through_outages
 from pathray.store.storage import Storage
 from ray_jobs.tune import evaluation_trial
-from ray_jobs.tune.evaluation_trial import TrialSpec, attempted
+from ray_jobs.tune.evaluation_trial import TrialSpec, evaluate_with_retries
 from tests.builders.bucket import BucketFileSystem, Outage
 from tests.builders.encoders import write_encoder
 from tests.builders.runs.bucket_run import register
@@ -49,9 +49,9 @@ def trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[dic
 def test_an_evaluation_waits_for_images_that_are_away(
     operation: str, trial: tuple[dict[str, Any], TrialSpec], caplog: pytest.LogCaptureFixture
 ) -> None:
-    expected = json.loads(attempted(*trial)["judged"])
+    expected = json.loads(evaluate_with_retries(*trial)["judged"])
     BucketFileSystem.outage = away = Outage(operation, "store/images/*", 1.0, spared=3)
-    found = attempted(*trial)
+    found = evaluate_with_retries(*trial)
     assert away.refused, "storage was never away"
     assert json.loads(found["judged"]) == expected and expected["metrics"] and not expected["failed"]
     assert "an evaluation waits for storage" in caplog.text
@@ -62,12 +62,12 @@ def test_an_evaluation_whose_images_stay_away_is_tried_again_before_it_fails(
 ) -> None:
     monkeypatch.setitem(through_outages.__kwdefaults__, "outage_s", 0.2)
     BucketFileSystem.outage = Outage("read", "store/images/*", 60.0)
-    found = attempted(*trial)
+    found = evaluate_with_retries(*trial)
     assert "the storage of the images cannot be reached" in found["error"] and IMAGES in found["error"]
     assert "StorageError" in found["trace"], "it was met as an error that may pass, which is tried again"
 
 
 def test_an_image_that_is_missing_is_the_users_error_at_once(trial: tuple[dict[str, Any], TrialSpec]) -> None:
     Storage.of(IMAGES).remove("3.png")
-    found = attempted(*trial)
+    found = evaluate_with_retries(*trial)
     assert "3.png" in found["error"] and found["trace"] == ""

@@ -274,9 +274,9 @@ def test_a_failing_evaluation_is_tried_again_and_then_reported_with_its_error(mo
         calls.append(config)
         raise RuntimeError("no memory")
 
-    monkeypatch.setattr(evaluation_trial, "judged", fails)
+    monkeypatch.setattr(evaluation_trial, "evaluate_once", fails)
     spec = evaluation_trial.TrialSpec((), "run", "cpu", 1, retries=2)
-    found = evaluation_trial.attempted({"encoder": "e"}, spec)
+    found = evaluation_trial.evaluate_with_retries({"encoder": "e"}, spec)
     assert len(calls) == 3 and found["error"] == "RuntimeError: no memory" and "Traceback" in found["trace"]
 
 
@@ -289,6 +289,8 @@ def test_an_evaluation_that_cannot_succeed_is_not_tried_again(monkeypatch):
         calls.append(config)
         raise UserError("no such image", file="a.png")
 
-    monkeypatch.setattr(evaluation_trial, "judged", fails)
-    found = evaluation_trial.attempted({"encoder": "e"}, evaluation_trial.TrialSpec((), "run", "cpu", 1, retries=2))
+    monkeypatch.setattr(evaluation_trial, "evaluate_once", fails)
+    found = evaluation_trial.evaluate_with_retries(
+        {"encoder": "e"}, evaluation_trial.TrialSpec((), "run", "cpu", 1, retries=2)
+    )
     assert len(calls) == 1 and "a.png" in found["error"]

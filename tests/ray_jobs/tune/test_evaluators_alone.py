@@ -11,7 +11,7 @@ import pytest
 from pathray.config.load import load_config
 from pathray.errors import UserError
 from pathray.evaluation.attempts import FOLDER, Attempts
-from pathray.evaluation.results import Results, watched
+from pathray.evaluation.results import Results, has_live_evaluator
 from pathray.evaluation.settings import (
     DatasetConfig,
     EarlyStoppingConfig,
@@ -59,7 +59,7 @@ def judge_all(found, value=0.5):
     """Answer what is suggested until there is nothing; the images seen, in order."""
     done, found._looked = [], 0.0  # it looks at once
     while isinstance(trial := found.suggest(str(len(done))), dict):
-        found.completed(str(len(done)), result(value), False)
+        found.record_trial(str(len(done)), result(value), False)
         done.append(trial["images_seen"])
         found._looked = 0.0
     return done
@@ -183,7 +183,7 @@ def test_an_error_in_the_bookkeeping_ends_evaluations_after_a_few_tries_and_the_
     with beside(tmp_path) as found:
         found._thread.join(90)
         found._pulse.join(30)
-        assert not found.working and not watched(str(tmp_path)), "nobody waits for them"
+        assert not found.is_working and not has_live_evaluator(str(tmp_path)), "nobody waits for them"
         found.drain()
     assert len(asked) == evaluators.ERRORS + 1
     assert [r.levelname for r in caplog.records if "a bug" in r.getMessage()] == ["WARNING"] * evaluators.ERRORS + [
@@ -238,7 +238,7 @@ def test_a_training_that_waits_is_told_when_nobody_evaluates_any_more(tmp_path, 
     with caplog.at_level(logging.WARNING), beside(tmp_path) as found:
         found._thread.join(30)
         found._pulse.join(30)
-        assert not found.working and not watched(str(tmp_path))
+        assert not found.is_working and not has_live_evaluator(str(tmp_path))
         found.drain()
     assert "no evaluations any more" in caplog.text
 
@@ -248,8 +248,8 @@ def test_the_sign_of_life_is_gone_when_evaluators_end(tmp_path, monkeypatch):
     monkeypatch.setattr(Evaluators, "_tune", lambda self, attempt: self.over.wait())
     for _ in range(20):
         with beside(tmp_path) as found:
-            assert watched(str(tmp_path))
-        assert not watched(str(tmp_path)) and not found._pulse.is_alive()
+            assert has_live_evaluator(str(tmp_path))
+        assert not has_live_evaluator(str(tmp_path)) and not found._pulse.is_alive()
 
 
 def test_a_trial_of_a_tune_run_that_broke_is_not_recorded(tmp_path):
@@ -258,7 +258,7 @@ def test_a_trial_of_a_tune_run_that_broke_is_not_recorded(tmp_path):
     found.claimed = True
     found.suggest("a")
     found.running.clear()
-    found.completed("a", result(0.5), False)
+    found.record_trial("a", result(0.5), False)
     assert found.results.rows == []
 
 
@@ -310,9 +310,9 @@ def test_a_run_is_over_by_its_evaluations_and_by_the_patience_of_now(tmp_path, m
             tuning=SimpleNamespace(enable=True, early_stopping=stopping),
         )
 
-    assert training_jobs.early_stopped(config(2)) is not None
+    assert training_jobs.outputs_if_early_stopped(config(2)) is not None
     found.settle()
-    assert training_jobs.early_stopped(config(5)) is None
+    assert training_jobs.outputs_if_early_stopped(config(5)) is None
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"tuning: [", b"3", b"tuning: 3", b"tuning: {plugins: 7}"])
@@ -336,7 +336,7 @@ def test_the_row_of_an_evaluation_says_which_metric_failed_alone(tmp_path, caplo
         one = Evaluators(str(tmp_path), TuningConfig(), Request({"CPU": 1}, "cpu"), identity="mine")
         (found,) = one.results.snapshots()
         one.running["trial"] = (found, {"probe": ["linear"]}, time.monotonic())
-        one.completed("trial", {"judged": json.dumps(judged), "evaluator_s": 1.0}, False)
+        one.record_trial("trial", {"judged": json.dumps(judged), "evaluator_s": 1.0}, False)
     (row,) = Results(str(tmp_path), "mine").rows
     assert (row["status"], row[KEY], row["failed"]) == ("ok", 0.5, judged["failed"])
     assert "probe/hospitals/linear failed at 0 images" in caplog.text
@@ -349,7 +349,7 @@ def test_a_result_that_is_no_row_is_recorded_as_failed_with_its_trace_and_not_tr
     found.claimed = True
     bad = {"judged": json.dumps({"metrics": {"status": "twice"}, "notes": []})}
     assert found.suggest("a")["images_seen"] == 100
-    found.completed("a", bad, False)
+    found.record_trial("a", bad, False)
     assert judge_all(found) == [0], "the others are judged"
     (failed, good) = Results(str(tmp_path), "mine").rows
     assert (failed["images_seen"], failed["status"], good["status"]) == (100, "failed", "ok")
@@ -364,7 +364,7 @@ def test_the_trace_of_a_failed_evaluation_is_in_its_row_and_in_the_report(tmp_pa
     found = beside(tmp_path)
     found.claimed = True
     assert found.suggest("a")["snapshot"].startswith("tag-img100-")
-    found.completed("a", {"error": "AssertionError: ", "trace": "in my_metric\nassert x > 0"}, False)
+    found.record_trial("a", {"error": "AssertionError: ", "trace": "in my_metric\nassert x > 0"}, False)
     (row,) = Results(str(tmp_path), "mine").rows
     assert (row["status"], row["error"], row["trace"]) == ("failed", "AssertionError: ", "in my_metric\nassert x > 0")
     found.report()
@@ -382,9 +382,9 @@ def test_a_result_that_storage_does_not_take_is_kept_and_recorded_once_when_it_d
         raise StorageError("cannot write: 503", file="robustness.jsonl")
 
     monkeypatch.setattr(Results, "record", away)
-    found.completed("a", result(0.5), False)
+    found.record_trial("a", result(0.5), False)
     assert found.suggest("b") is None and found.suggest("b") is None, "nothing else is begun"
-    assert found.troubled is not None and len(found._waiting()) == 1
+    assert found.troubled is not None and len(found._waiting_snapshots()) == 1
     monkeypatch.setattr(Results, "record", record)
     assert judge_all(found) == [0]
     assert [(row["images_seen"], row[KEY]) for row in found.results.rows] == [(100, 0.5), (0, 0.5)]
@@ -396,8 +396,8 @@ def test_what_another_evaluator_has_recorded_meanwhile_is_not_recorded_twice(tmp
     for found in (first, second):
         found.claimed = True
         assert found.suggest("a")["images_seen"] == 100
-    second.completed("a", result(0.7), False)
-    first.completed("a", result(0.5), False)
+    second.record_trial("a", result(0.7), False)
+    first.record_trial("a", result(0.5), False)
     assert [row[KEY] for row in Results(str(tmp_path), "mine").rows] == [0.7]
 
 
@@ -412,7 +412,7 @@ def test_attempts_are_forgotten_with_the_row_and_forgiven_when_the_job_ends_on_p
     found = beside(tmp_path)
     found.claimed = True
     found.suggest("a")
-    found.completed("a", result(0.5), False)
+    found.record_trial("a", result(0.5), False)
     assert not notes.exists(f"{FOLDER}/{name}.json")
 
 
@@ -425,7 +425,7 @@ def test_an_evaluator_with_a_bug_is_tried_so_often_in_all_over_restarts_of_its_j
             raise SystemExit("the whole job is killed")
         raise AssertionError
 
-    monkeypatch.setattr(evaluation_trial, "judged", bug)
+    monkeypatch.setattr(evaluation_trial, "evaluate_once", bug)
     monkeypatch.setattr("ray.tune.report", lambda found: said.append(found))
     spec, config = evaluation_trial.TrialSpec((), str(tmp_path), "cpu", 1, retries=1), {"encoder": "e", "snapshot": "s"}
     said = []
@@ -449,6 +449,6 @@ def test_an_evaluation_waits_for_storage_that_is_away_without_counting_it(monkey
             raise error
         return {"judged": "{}"}
 
-    monkeypatch.setattr(evaluation_trial, "judged", away)
+    monkeypatch.setattr(evaluation_trial, "evaluate_once", away)
     spec = evaluation_trial.TrialSpec((), "run", "cpu", 1, retries=0)
-    assert evaluation_trial.attempted({"encoder": "e"}, spec) == {"judged": "{}"}
+    assert evaluation_trial.evaluate_with_retries({"encoder": "e"}, spec) == {"judged": "{}"}

@@ -38,7 +38,7 @@ def bucket(tmp_path, monkeypatch):
         monkeypatch.setitem(waits.__kwdefaults__, "first_pause_s", 0.05)
     monkeypatch.setattr(evaluation_runner, "REMOTE_LOOK_S", 0.01)
     monkeypatch.setattr(evaluation_trial, "FIRST_PAUSE_S", 0.05)
-    monkeypatch.setattr(evaluation_trial, "judged", None)
+    monkeypatch.setattr(evaluation_trial, "evaluate_once", None)
     yield
     BucketFileSystem.outage = None
 
@@ -79,12 +79,12 @@ def test_a_decision_and_a_stop_that_storage_did_not_take_follow_when_it_is_back(
         write(store, name, data)
 
     assert found.suggest("a")["images_seen"] == 200
-    found.completed("a", result(0.5), False)
+    found.record_trial("a", result(0.5), False)
     found._looked = 0.0
     assert found.suggest("b")["images_seen"] == 100
     monkeypatch.setattr(Storage, "write_bytes", away)
     (tmp_path / "early_stopping.json").unlink()
-    found.completed("b", result(0.9), False)
+    found.record_trial("b", result(0.9), False)
     assert sorted(missed) == [STOP, "early_stopping.json"] and sorted(found.owed) == ["the decision", "the stop"]
     found.suggest("c")
     assert not found.owed

@@ -64,7 +64,7 @@ def test_the_newest_snapshot_is_suggested_and_one_that_is_being_judged_is_not_su
     assert found["images_seen"] == 0 and found["encoder"].endswith("/encoder")
     assert json.loads(found["due"]) == {"pathorob": ["ri", "clustering"]}
     assert watch.suggest("b") is None
-    watch.completed("a", answer(0.5), False)
+    watch.record_trial("a", answer(0.5), False)
     assert rows(tmp_path) == [(0, "ok")] and watch.suggest("c") is None
 
 
@@ -75,7 +75,7 @@ def test_beyond_the_limit_the_oldest_waiting_ones_are_dropped_and_counted(tmp_pa
     assert watch.suggest("a")["images_seen"] == 300
     assert rows(tmp_path) == [(200, "dropped"), (100, "dropped"), (0, "dropped")]
     assert watch.results.rows[-1]["tune/dropped"] == 3
-    watch.completed("a", answer(0.5), False)
+    watch.record_trial("a", answer(0.5), False)
     assert watch.results.rows[-1]["due"] == {"pathorob": ["ri", "clustering"]}, "carried forward"
 
 
@@ -97,9 +97,9 @@ def test_it_ends_when_training_is_over_and_everything_is_judged(tmp_path):
     snapshot(tmp_path, 100, 1)
     watch.over.set()
     assert watch.suggest("b") is None, "one at a time"
-    watch.completed("a", answer(0.5), False)
+    watch.record_trial("a", answer(0.5), False)
     assert watch.suggest("c")["images_seen"] == 100, "what came in meanwhile is not lost"
-    watch.completed("c", answer(0.6), False)
+    watch.record_trial("c", answer(0.6), False)
     assert watch.suggest("d") == FINISHED
 
 
@@ -110,9 +110,9 @@ def test_the_queue_is_kept_short_while_an_evaluation_takes_its_time(tmp_path):
     for i in range(1, 6):
         snapshot(tmp_path, 100 * i, i)
         assert watch.suggest("next") is None
-        assert len(watch._waiting()) <= 2
+        assert len(watch._waiting_snapshots()) <= 2
     assert rows(tmp_path) == [(100, "dropped"), (200, "dropped"), (300, "dropped")]
-    watch.completed("slow", answer(0.5), False)
+    watch.record_trial("slow", answer(0.5), False)
     assert watch.suggest("next")["images_seen"] == 500
 
 
@@ -120,10 +120,10 @@ def test_a_failed_evaluation_is_recorded_with_its_error_and_its_metrics_are_owed
     watch = watching(tmp_path)
     snapshot(tmp_path, 0, 0)
     watch.suggest("a")
-    watch.completed("a", {"error": "cannot read x.png", "trace": ""}, False)
+    watch.record_trial("a", {"error": "cannot read x.png", "trace": ""}, False)
     snapshot(tmp_path, 100, 1)
     assert json.loads(watch.suggest("b")["due"]) == {"pathorob": ["ri", "clustering"]}
-    watch.completed("b", None, True)
+    watch.record_trial("b", None, True)
     assert [row.get("error") for row in watch.results.rows] == ["cannot read x.png", "the evaluator's process died"]
     assert rows(tmp_path) == [(0, "failed"), (100, "failed")]
 
@@ -134,7 +134,7 @@ def test_an_evaluation_that_is_broken_off_as_the_job_ends_is_left_to_the_next_st
     watch.suggest("a")
     watch.abandoned.set()
     assert watch.suggest("b") == FINISHED
-    watch.completed("a", None, True)
+    watch.record_trial("a", None, True)
     assert not (tmp_path / ROWS).exists()
     assert watching(tmp_path).suggest("c")["images_seen"] == 0
 
@@ -154,7 +154,7 @@ def test_early_stopping_asks_the_training_to_stop_once_patience_has_run_out(tmp_
         assert not (tmp_path / "STOP").exists()
         snapshot(tmp_path, 100 * i, i)
         watch.suggest(str(i))
-        watch.completed(str(i), answer(value), False)
+        watch.record_trial(str(i), answer(value), False)
     assert json.loads((tmp_path / "STOP").read_text())["reason"] == "early_stopped"
     (best,) = list_committed(str(tmp_path / "checkpoints"), BEST)
     assert best.meta["images_seen"] == 100
@@ -165,7 +165,7 @@ def test_an_early_stop_that_the_training_did_not_live_to_see_is_asked_for_again(
     for i, value in enumerate((0.7, 0.6, 0.5)):
         snapshot(tmp_path, 100 * i, i)
         first.suggest(str(i))
-        first.completed(str(i), answer(value), False)
+        first.record_trial(str(i), answer(value), False)
     (tmp_path / "STOP").unlink()
     watching(tmp_path, stopping=True).suggest("next")
     assert json.loads((tmp_path / "STOP").read_text())["reason"] == "early_stopped"
@@ -177,7 +177,7 @@ def test_no_stop_is_left_for_a_training_that_is_over(tmp_path):
         snapshot(tmp_path, 100 * i, i)
         watch.suggest(str(i))
         watch.over.set()
-        watch.completed(str(i), answer(value), False)
+        watch.record_trial(str(i), answer(value), False)
     assert watch.results.settle().stop and not (tmp_path / "STOP").exists()
 
 
@@ -207,10 +207,10 @@ def test_who_only_watches_a_run_removes_nothing_of_it(tmp_path):
     for i in range(3):
         snapshot(tmp_path, 100 * i, i)
         watch.suggest(str(i))
-        watch.completed(str(i), answer(0.5), False)
+        watch.record_trial(str(i), answer(0.5), False)
     assert len(list_committed(str(tmp_path / "checkpoints"))) == 3
     watch.owner = True
     snapshot(tmp_path, 300, 3)
     watch.suggest("3")
-    watch.completed("3", answer(0.5), False)
+    watch.record_trial("3", answer(0.5), False)
     assert [c.meta["images_seen"] for c in list_committed(str(tmp_path / "checkpoints"))] == [300]

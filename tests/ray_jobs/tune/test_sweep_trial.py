@@ -126,7 +126,7 @@ def test_a_sweep_that_is_to_end_stops_the_run_and_tells_so_until_it_goes_on(tria
     token = (tmp_path / STOP).read_text()
     assert [r[PARKED] for r in parked] == [token] * 2 and "done" not in parked[0]
     assert parked[0]["images_seen"] == first["images_seen"], "nothing new is told"
-    assert one.run.ended and (tmp_path / "trials" / "a" / STOP).exists()
+    assert one.run.has_ended and (tmp_path / "trials" / "a" / STOP).exists()
     waiting = trial("b", how="wait")
     assert waiting.step()[PARKED] == token and waiting.run is None, "a trial that has not begun does not begin"
 
@@ -137,9 +137,9 @@ def test_a_sweep_that_is_to_end_stops_the_run_and_tells_so_until_it_goes_on(tria
 def test_a_trial_tells_every_result_though_storage_was_away(trial, monkeypatch, caplog, operation, name):
     """Also when that was after the run's end, which is known before its last rows are read."""
     one, real, missed = trial("a", lr=6.0), getattr(Storage, operation), []
-    one._running()
-    wait_for(lambda: one.run.ended, seconds=30)
-    monkeypatch.setattr(type(one.run), "ended", property(lambda run: len(missed) >= 5))
+    one._ensure_running()
+    wait_for(lambda: one.run.has_ended, seconds=30)
+    monkeypatch.setattr(type(one.run), "has_ended", property(lambda run: len(missed) >= 5))
 
     def away(store, file=""):
         if file.startswith(name) and len(missed) < 6:
@@ -166,14 +166,14 @@ def test_a_request_to_stop_that_storage_refuses_is_made_again(trial, tmp_path, m
 
     monkeypatch.setattr("ray_jobs.tune.sweep_run.request_stop", refuse)
     one.cleanup()
-    assert refused and one.run.ended and one.run.error is None
+    assert refused and one.run.has_ended and one.run.error is None
     assert "to stop; retrying: 503" in caplog.text
 
 
 def test_an_error_of_the_run_ends_the_trial_also_when_it_is_one_of_storage(trial, monkeypatch):
     one = trial("a")
-    one._running()
-    wait_for(lambda: one.run.ended, seconds=30)
+    one._ensure_running()
+    wait_for(lambda: one.run.has_ended, seconds=30)
     one.run.error = passing()
     with pytest.raises(StorageError, match="503"):
         told(one)
@@ -182,9 +182,9 @@ def test_an_error_of_the_run_ends_the_trial_also_when_it_is_one_of_storage(trial
 def test_a_stopped_trial_waits_for_its_run(trial, tmp_path):
     one = trial("a", how="wait")
     one.step()
-    assert not one.run.ended
+    assert not one.run.has_ended
     one.cleanup()
-    assert one.run.ended and one.run.error is None
+    assert one.run.has_ended and one.run.error is None
 
 
 def test_a_restored_trial_goes_on_in_its_folder_with_what_is_new(trial, tmp_path):
@@ -220,6 +220,6 @@ def test_two_runs_never_train_in_one_folder_at_a_time(trial, tmp_path):
     other = trial("a")
     other.step()  # reads the rows that are there
     time.sleep(0.1)
-    assert not other.run.ended and threading.active_count() >= 3
+    assert not other.run.has_ended and threading.active_count() >= 3
     one.cleanup()
     assert [r["images_seen"] for r in told(other)][-1] == 12

@@ -17,7 +17,7 @@ from pathray.store.storage import Storage
 from ray_jobs import pretrain_ijepath
 from ray_jobs.train import pretraining
 from ray_jobs.train.job import TrainJob
-from ray_jobs.train.mlflow_feed import mlflow_fed, mlflow_params
+from ray_jobs.train.mlflow_feed import feed_mlflow, mlflow_params
 from regression.config import resolve
 
 
@@ -103,7 +103,7 @@ def test_mlflow_has_the_config_and_the_identity_as_parameters(tmp_path):
     mlflow = pytest.importorskip("mlflow")
     config = ToyConfig(weights={"Lung (NSCLC)/a": 0.25}, folds=[ToyFold(3)])
     job = TrainJob(print, config, "plan", str(tmp_path), ScalingConfig(), identity={"identity": "beef"})
-    with mlflow_fed(job, Storage.of(tmp_path)):
+    with feed_mlflow(job, Storage.of(tmp_path)):
         MetricsLog(f"{tmp_path}/metrics.jsonl").append({"images_seen": 4, "loss": 0.5})
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     (run,) = client.search_runs([client.get_experiment_by_name("pathray").experiment_id])

@@ -17,7 +17,7 @@ from pathray.evaluation.metrics.apd import CS, average_performance_drop
 from pathray.evaluation.metrics.apd_splits import (
     PLANS,
     Design,
-    _lacking,
+    _describe_shortage,
     cells,
     cramers_v,
     design,
@@ -107,13 +107,13 @@ def test_slides_that_cannot_be_kept_apart_for_the_test_are_no_feasible_case_spli
     on all but the i-th: two slides that test give two classes only one, three give three classes too many."""
     labels, centers, slides = grid(2, 6, 5, 4)
     wanted = Design(plan_opposed(2, 6, 4, 2), ("c0", "c1"), tuple(f"y{i}" for i in range(6)))
-    assert _lacking(wanted, cells(wanted, labels, centers, slides)) == ""
+    assert _describe_shortage(wanted, cells(wanted, labels, centers, slides)) == ""
     names = {f"s0-{y}-{s}": f"case{(y + 1 + s) % 6}" for y in range(6) for s in range(5)}
     slides = np.array([names.get(slide, slide) for slide in slides])
     table = cells(wanted, labels, centers, slides)
     assert not feasible_by_brute_force(table, 0, spare=2, least=2)
     expected = "the slides of c0 have several classes, and none of them can be kept apart for the test"
-    assert _lacking(wanted, table) == expected
+    assert _describe_shortage(wanted, table) == expected
     for draw in repetitions(design("", labels, centers, slides), labels, centers, slides, count=3, seed=0):
         assert not set(slides[draw.test]) & {s for train in draw.train for s in slides[train]}
 

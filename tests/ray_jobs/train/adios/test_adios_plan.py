@@ -30,9 +30,11 @@ def run(request, tmp_path, monkeypatch):
     monkeypatch.setattr(pretrain_adios, "plan_folder", lambda root: str(tmp_path / "built"))
     state = SimpleNamespace(newest=None, output=output, built=tmp_path / "built", remote=request.param == "remote")
     for module in (pretrain_adios, pretraining):
-        monkeypatch.setattr(module, "resumed", lambda config: state.newest)
+        monkeypatch.setattr(module, "checkpoint_to_resume", lambda config: state.newest)
     monkeypatch.setattr(
-        pretrain_adios, "recorded", lambda config: state.newest.meta["identity"]["values"] if state.newest else {}
+        pretrain_adios,
+        "recorded_identity",
+        lambda config: state.newest.meta["identity"]["values"] if state.newest else {},
     )
 
     def index(config):

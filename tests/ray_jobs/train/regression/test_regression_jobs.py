@@ -153,9 +153,9 @@ def test_two_rows_that_validate_are_enough_for_early_stopping(data, tmp_path):
 
 def test_more_passes_than_were_asked_for_are_told_before_the_training(data, tmp_path, caplog):
     words = ("train.images=null", "train.epochs=5", "train.grad_accum_steps=16")
-    train_regression.checked_run(config_of(data, tmp_path, *words))
+    train_regression.prepare_run(config_of(data, tmp_path, *words))
     assert "5.33 passes" not in caplog.text, "64 images for 60 are nearly five passes"
-    train_regression.checked_run(config_of(data, tmp_path, *words, "train.epochs=1"))
+    train_regression.prepare_run(config_of(data, tmp_path, *words, "train.epochs=1"))
     assert "5.33 passes over the 12 training units instead of 1: a step uses 64" in caplog.text
     assert "train.global_batch" in caplog.text
 
