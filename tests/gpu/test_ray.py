@@ -8,8 +8,7 @@ import pytest
 from pathray.features.bags import read_bag
 from pathray.store import checkpoint
 from pathray.store.committed import list_committed
-from ray_jobs.tune import evaluation_runner as evaluators
-from ray_jobs.tune.evaluation_resources import request_of
+from ray_jobs.tune import evaluation_resources
 from tests.builders.cohort import write_manifest
 from tests.builders.encoders import write_encoder
 from tests.builders.expression import write_images
@@ -31,8 +30,8 @@ def states(run):
 
 
 def test_evaluators_judge_on_what_the_training_leaves_of_the_gpu(ray_cluster, tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(evaluators, "request_of", lambda *a: asked.append(request_of(*a)) or asked[-1])
+    asked, request_of = [], evaluation_resources.request_of
+    monkeypatch.setattr(evaluation_resources, "request_of", lambda *a: asked.append(request_of(*a)) or asked[-1])
     manifest = write_patches(tmp_path / "patches")
     tuning = write_tuning(tmp_path / "tuning.yaml", manifest, execution="max_pending_jobs: 9")
     argv = ("--config", tuning, *GPU, "tuning.execution.device=auto", "model.use_bfloat16=true")
