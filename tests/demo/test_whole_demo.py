@@ -17,7 +17,10 @@ from ray_jobs.shell.cli import run_job
 from ray_jobs.tune.config import TrainingJob
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = ["samples=1", "optimization.total_images_budget=32", "data.batch_size_per_gpu=4", "training.log_every=8"]
+SMALL = [
+    "samples=1", "optimization.total_images_budget=32", "data.batch_size_per_gpu=8", "training.log_every=8",
+    "scaling.workers=1",
+]  # fmt: skip
 
 
 def run_demo(*words: str) -> subprocess.CompletedProcess[str]:

@@ -18,7 +18,7 @@ from ray_jobs import evaluate
 from ray_jobs.shell.cli import run_job
 from ray_jobs.tune.evaluation_resources import request_of
 from tests.builders.patches import write_patches, write_tuning
-from tests.builders.runs.run import BUDGET, TAG, discard, metrics, pretrain, undisturbed, weights
+from tests.builders.runs.run import BUDGET, TAG, discard, metrics, pretrain, undisturbed, weights, write_cohort
 
 RI = "pathorob/hospitals/ri"
 STOPPING = (
@@ -154,12 +154,12 @@ def test_an_image_that_cannot_be_read_is_named_and_the_evaluation_recorded_as_fa
 @pytest.fixture(scope="module")
 def stopped(ray_cluster, tmp_path_factory):
     """A run whose evaluations it waits for, and whose index does not get better: patience of two."""
-    base, whole = tmp_path_factory.mktemp("stopped"), undisturbed(tmp_path_factory.getbasetemp())
-    manifest = write_patches(base / "patches", slides=2, patches=2)
+    base = tmp_path_factory.mktemp("stopped")
+    slides, manifest = write_cohort(base / "cohort"), write_patches(base / "patches", slides=2, patches=2)
     tuning = write_tuning(base / "tuning.yaml", manifest, every=4, more=STOPPING, execution="mode: sync")
     argv = ("--config", tuning, "optimization.lr=1e-7", "optimization.start_lr=1e-8", "optimization.final_lr=1e-8")
-    assert pretrain(base / "run", whole.manifest, *argv) == 0
-    yield base / "run", whole.manifest, argv
+    assert pretrain(base / "run", slides, *argv) == 0
+    yield base / "run", slides, argv
     discard(base / "run")
 
 

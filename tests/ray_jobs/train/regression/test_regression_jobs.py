@@ -16,6 +16,7 @@ import torch
 
 from pathray.config.load import load_config
 from pathray.errors import UserError
+from pathray.run.fence import hold
 from pathray.run.stop import request_stop
 from pathray.store import checkpoint
 from pathray.store.storage import Storage
@@ -30,6 +31,8 @@ from regression.normalise import Normaliser
 from regression.recipe import RegressionRecipe
 from regression.reports.report import read_results
 from tests.builders.expression import save_random_encoder, write_images
+from tests.builders.runs.adios_job import train_job
+from tests.builders.runs.ranks import run_ranks
 from tests.builders.runs.run import metrics
 
 KEYS = (
@@ -378,16 +381,25 @@ def test_runs_are_compared_in_one_table_that_is_printed_too(trained, capsys):
     assert f"| {trained[1].name} |" in (trained[0] / "results.md").read_text()
 
 
-# --- through Ray ------------------------------------------------------------------------------------------------------
+# --- trained in two processes -----------------------------------------------------------------------------------------
+# Through Ray in test_regression_folds.py.
 
 
-@pytest.mark.ray
+def fit_in_two_processes(job):
+    """In place of the training in this process: how the job ended."""
+    with hold(job.run_dir) as fence:
+        job.owner = fence.token
+        return run_ranks(2, train_job, Path(job.run_dir).parent / "ranks", job)[0]
+
+
 @pytest.mark.heavy
-def test_two_workers_see_the_same_units_at_every_step_and_end_in_the_same_results(ray_cluster, trained, data, tmp_path):
-    assert train(tmp_path, *data, "train.batch_size=2", "scaling.workers=2", "logging.run_name=two") == 0
-    here, through_ray = trained[1], tmp_path / "two"
-    known, found = ([row["loss"] for row in metrics(run) if "loss" in row] for run in (here, through_ray))
+def test_two_workers_see_the_same_units_at_every_step_and_end_in_the_same_results(trained, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_regression, "fit", fit_in_two_processes)
+    halves = ("train.batch_size=2", "train.grad_accum_steps=2")  # for one worker; of two, each takes one of them
+    assert train_here(tmp_path, *data, *halves, "logging.run_name=two") == 0
+    here, in_two = trained[1], tmp_path / "two"
+    known, found = ([row["loss"] for row in metrics(run) if "loss" in row] for run in (here, in_two))
     assert len(known) == 12 and found == pytest.approx(known, rel=1e-3)
-    known, found = (json.loads((run / "metrics.json").read_text()) for run in (here, through_ray))
+    known, found = (json.loads((run / "metrics.json").read_text()) for run in (here, in_two))
     assert found["baselines"] == known["baselines"] and found["test"] == pytest.approx(known["test"], abs=0.05)
-    assert weights(through_ray)["images"] == 48
+    assert weights(in_two)["images"] == 48
