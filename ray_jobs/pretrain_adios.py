@@ -10,9 +10,9 @@ checkpoint and end cleanly; the same command resumes the run.
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adios.config import CONFIGS_DIR, RunConfig, resolve
@@ -176,6 +176,7 @@ def _build_plan(config: PretrainAdiosConfig, folder: str) -> Plan:
     resumed, may have it."""
     from adios.plan import build_plan, identity
     from pathray.data.plan import Plan
+    from pathray.store.atomic import replace_folder
 
     data, is_new = config.data, checkpoint_to_resume(config) is None
     beside = folder if is_new else f"{folder}-other"
@@ -184,8 +185,7 @@ def _build_plan(config: PretrainAdiosConfig, folder: str) -> Plan:
         return plan
     try:
         check_same_run("adios", resolve_config(config), identity(plan))
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(beside, folder)
+        replace_folder(Path(beside), Path(folder))
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return Plan.open(folder)

@@ -26,6 +26,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pathray.errors import MissingFile, UserError
+from pathray.store.atomic import replace_folder
 from pathray.store.cache import fetch_cached
 from pathray.store.described import publish_with_description
 from pathray.store.records import parse_record
@@ -98,13 +99,7 @@ class PlanWriter:
         }
         description["hash"] = _description_hash(description)
         (self._partial / DESCRIPTION).write_text(json.dumps(description, indent=1, sort_keys=True, allow_nan=False))
-        if self.path.exists():
-            old = self.path.with_name(f".{self.path.name}-old-{uuid.uuid4().hex[:8]}")
-            os.replace(self.path, old)
-            os.replace(self._partial, self.path)
-            shutil.rmtree(old)
-        else:
-            os.replace(self._partial, self.path)
+        replace_folder(self._partial, self.path)
         return str(description["hash"])
 
     def __enter__(self) -> PlanWriter:

@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pathray.errors import MissingFile
-from pathray.store.storage import Storage, fsync
+from pathray.store.atomic import publish_file
+from pathray.store.storage import Storage
 from pathray.store.storage_errors import StorageError, storage_error
 
 ABANDONED_S = 86400.0  # a partial file of another machine is abandoned after this time
@@ -45,9 +46,7 @@ def replacing(path: str) -> Iterator[Path]:
     try:
         yield partial
         with clear_errors(path):
-            fsync(partial)
-            os.replace(partial, target)
-            fsync(target.parent)
+            publish_file(partial, target)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pathray.errors import MissingFile, UserError, explain
+from pathray.store.atomic import fsync
 from pathray.store.records import add_seal, check_seal, parse_record, text
-from pathray.store.storage import Storage, digest_bytes, digest_of, fsync
+from pathray.store.storage import Storage, digest_bytes, digest_of
 from pathray.store.storage_errors import StorageError, storage_error
 
 log = logging.getLogger(__name__)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from pathray.errors import MissingFile, UserError
+from pathray.store.atomic import replacing_file
 from pathray.store.cache import fetch_cached
 from pathray.store.storage_errors import ABSENT, may_pass, storage_error
 from pathray.store.storage_errors import StorageError as StorageError
@@ -354,30 +355,12 @@ def _state(info: dict[str, Any]) -> str:
     return f"{info.get('size', '')}:{tag}"
 
 
-def fsync(path: Path) -> None:
-    """Make a local file or folder durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _replace(path: str, write: Callable[[BinaryIO], None]) -> None:
-    folder, name = os.path.split(path)
-    os.makedirs(folder, exist_ok=True)
-    partial = os.path.join(folder, f".{name}-{uuid.uuid4().hex[:8]}")
-    try:
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with replacing_file(target, target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}")) as partial:
         with open(partial, "wb") as f:
             write(f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(partial)
-        raise
-    fsync(Path(folder))
 
 
 def _time(fs: Any, path: str) -> float | None:

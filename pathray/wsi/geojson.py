@@ -8,8 +8,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
+
+from pathray.store.atomic import publish_file
 
 Point = tuple[float, float]
 Colour = tuple[int, int, int]
@@ -40,7 +43,7 @@ class GeoJsonWriter:
         self._file.close()
         self._file = None
         if kind is None:
-            os.replace(self._partial, self.path)
+            publish_file(Path(self._partial), Path(self.path))
         else:
             os.remove(self._partial)
 

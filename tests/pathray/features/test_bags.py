@@ -87,7 +87,7 @@ def test_a_full_disk_is_told_with_the_path_and_leaves_nothing(tmp_path, monkeypa
         raise OSError(errno.ENOSPC, "No space left on device")
 
     if call == "fsync":
-        monkeypatch.setattr("pathray.features.publish.fsync", full)
+        monkeypatch.setattr("pathray.store.atomic.fsync", full)
     else:
         monkeypatch.setattr(h5py.Dataset, "__setitem__", full)
     with pytest.raises(StorageError, match=r"No space left.*s\.h5"):

@@ -265,19 +265,19 @@ def test_a_full_disk_ends_the_job_with_the_path_and_no_half_bag(here, cohort, ca
 def full_disk(job, *rest):
     import errno
 
-    import pathray.features.publish as publish
     from pathray.features.slides import extract_slide
+    from pathray.store import atomic
+
+    real = atomic.fsync
 
     def fsync(path):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    publish.fsync = fsync
+    atomic.fsync = fsync
     try:
         return extract_slide(job, *rest)
     finally:
-        from pathray.store.storage import fsync as real
-
-        publish.fsync = real
+        atomic.fsync = real
 
 
 def test_a_folder_of_real_slides(here, shared_data, tmp_path):
