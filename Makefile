@@ -18,7 +18,7 @@ GPU := $(VENV_GPU)/bin
 # One thread per process: the tests and Ray's workers are processes, and torch would start a thread per core in each.
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
-# Where images of containers set it, every process of the tests would compile this repository again.
+# Some container images set it; then every process of the tests would compile this repository again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test test-heavy test-xla test-gpu lint docs clean

@@ -8,7 +8,7 @@ with the student frozen, learns to mask what makes that hardest. Not here: formu
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -21,13 +21,12 @@ from adios.loss import contrast, mask_statistics, penalty
 from adios.mask_models import MaskModel, build_mask_model
 from adios.student import Student, build_student
 from pathray.config.load import fingerprint
-from pathray.device import scalar
+from pathray.device import Gather, keep_local, scalar
 from pathray.evaluation.metrics.collapse import Newest, explained_variance, feature_std, rankme
 from pathray.nn.stain import constant
 from pathray.optim.schedules import cosine
 from pathray.train.global_batch import check_whole_batch
 from pathray.train.recipe import Loss, Progress
-from pathray.train.regulariser import keep_local
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +40,7 @@ class AdiosRecipe:
     """Built from the config's seed alone: equal on every rank. `gather` concatenates the `[B, …]` of all ranks in rank
     order, with a backward pass that sums (`Device.gather_sum_grad`); `rank` is this process."""
 
-    def __init__(self, config: RunConfig, gather: Callable[[Tensor], Tensor] = keep_local, rank: int = 0) -> None:
+    def __init__(self, config: RunConfig, gather: Gather = keep_local, rank: int = 0) -> None:
         self.config, self.gather, self.rank = config, gather, rank
         mask_model = build_mask_model(config_in(fingerprint(config)["values"]), config.seed + 1)
         self.modules = nn.ModuleDict({"student": build_student(config), "mask_model": mask_model})

@@ -40,6 +40,7 @@ def loop_settings(config: RunConfig, world: int) -> LoopSettings:
         snapshots={"iterations": config.save_freq},
         tuning=config.tuning,
         window=config.data.archive_window,
+        whole_batch="the contrastive loss",
     )
 
 

@@ -28,7 +28,7 @@ from pathray.config.sections import CheckpointConfig, DecodeConfig, RegulariserC
 from pathray.errors import UserError
 from pathray.evaluation.settings import TuningConfig
 from pathray.train.budget import resolve_budget, resolve_cadence
-from pathray.train.global_batch import choose_global_batch
+from pathray.train.global_batch import check_whole_batch, choose_global_batch
 
 CONFIGS_DIR = Path(__file__).parent / "configs"
 GROUPS = (Group("profile", "data", name_by_geometry),)
@@ -297,7 +297,8 @@ C = TypeVar("C", bound=RunConfig)
 
 def resolve_global_batch(config: C, workers: int, before: int | None = None) -> C:
     """`config` with `optimization.global_batch` filled in, part of the run's identity. `before` is its value in
-    the resumed checkpoint. UserError when `workers` or the micro-batch do not divide it evenly."""
+    the resumed checkpoint. UserError when `workers` or the micro-batch do not divide it evenly, and when a regulariser
+    would see a part of it or a single image."""
     settings = config.optimization
     batch = choose_global_batch(
         settings.global_batch,
@@ -309,4 +310,6 @@ def resolve_global_batch(config: C, workers: int, before: int | None = None) -> 
         micro_key="optimization.micro_batch",
     )
     micro = settings.micro_batch or batch // workers
+    if config.model.whole_batch:
+        check_whole_batch(workers * micro, batch, config.model.whole_batch, "optimization.micro_batch", 2)
     return replace(config, optimization=replace(settings, global_batch=batch, micro_batch=micro))

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ijepath.config import RunConfig
+from pathray.device import Gather, keep_local
 from pathray.nn.predictor import TokenPredictor
 from pathray.nn.vit import ViT, vit_config
 from pathray.optim.ema import Ema
-from pathray.train.regulariser import Gather, Regulariser, keep_local
+from pathray.train.regulariser import Regulariser
 
 
 def build_encoder(config: RunConfig) -> ViT:

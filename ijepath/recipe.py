@@ -26,20 +26,20 @@ from ijepath.model import (
     tokens_loss,
 )
 from ijepath.scales import kinds
+from pathray.device import Gather, keep_local
 from pathray.evaluation.metrics.collapse import Newest, explained_variance, feature_std, rankme
 from pathray.nn.predictor import TokenPredictor
 from pathray.nn.vit import ViT
 from pathray.optim.ema import Ema
 from pathray.optim.schedules import linear
 from pathray.train.recipe import Loss, Progress
-from pathray.train.regulariser import Gather, keep_local
 
 log = logging.getLogger(__name__)
 
 REMEMBERED = 1024  # pooled features of each kind that the collapse signals are computed from
 KINDS = ("target", "prediction", "student")  # of features: the teacher's, the predictor's, the context encoder's
 LOW_STD, LOW_RANK, LOW_EXPLAINED = 0.02, 4.0, 0.05
-SETTLED = 0.2  # of the steps, after which predictions should be better than the mean
+SETTLED = 0.5  # of the steps, after which predictions should be better than the mean
 
 
 class IJepathRecipe:
@@ -156,11 +156,11 @@ def advice(signals: Mapping[str, float], most: int, model: ModelConfig) -> list[
     rank."""
     values = {"loss": ("pooled", "tokens"), "regulariser": ("none", "sigreg")}
     others = [f"model.{key}={better}" for key, (now, better) in values.items() if getattr(model, key) == now]
-    lines, other = [], f", or take {' or '.join(others)}" if others else ""
+    lines, other = [], f", or set {' or '.join(others)} in a new run" if others else ""
     std, rank = signals["target_feature_std"], signals["target_rankme"]
     if signals.get("explained", 1.0) < LOW_EXPLAINED:
         lines.append(
-            f"predictions say little more than the mean target: they explain {signals['explained']:.2f} of the newest "
+            f"predictions explain little beyond the mean target: {signals['explained']:.2f} of the newest "
             f"targets' variance; raise optimization.lr or model.pred_depth, lower data.target_fov_um{other}"
         )
     if std < LOW_STD:

@@ -47,6 +47,7 @@ def loop_settings(config: RunConfig, world: int) -> LoopSettings:
         snapshots=config.training.save_every,
         tuning=config.tuning,
         window=config.data.slide_window,
+        whole_batch=config.model.whole_batch,
     )
 
 

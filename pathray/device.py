@@ -13,7 +13,7 @@ import contextlib
 import hashlib
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -27,6 +27,7 @@ from pathray.config.checks import check_accelerator
 from pathray.errors import UserError
 
 T = TypeVar("T")
+Gather = Callable[[Tensor], Tensor]  # of the rows of all ranks
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -245,6 +246,11 @@ class Device:
         name = torch.cuda.get_device_name(self.torch_device) if self.kind == "cuda" else self.kind
         devices = f", {self.mesh.size()} devices" if self.mesh is not None else ""
         return f"{name}{devices}, rank {self.rank} of {self.world_size}, {torch.get_num_threads()} threads"
+
+
+def keep_local(x: Tensor) -> Tensor:
+    """In place of `Device.gather_sum_grad` where `x` is the whole batch: one process, or one program on all devices."""
+    return x
 
 
 def scalar(value: float | Tensor, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:

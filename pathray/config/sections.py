@@ -64,14 +64,19 @@ class StepConfig:
 class RegulariserConfig:
     """Terms against collapse in the loss of a JEPA: a part of a science's `model`. See pathray.train.regulariser."""
 
-    regulariser: str = added_field("none")  # none | vicreg | sigreg: of projected mean tokens over the global batch
-    regulariser_weight: float | None = added_field(None)  # None: 1 for vicreg, 0.05 for sigreg
-    regulariser_directions: int = added_field(256)  # random projections per step of sigreg
-    invariance_weight: float = added_field(1.0)  # of the distance between embeddings of a sample's views
-    projection_dim: int = added_field(64)
+    regulariser: str = added_field("none")  # none | vicreg | sigreg: spreads projected mean tokens of a global batch
+    regulariser_weight: float | None = added_field(None, of="regulariser")  # None: 1 for vicreg, 0.05 for sigreg
+    regulariser_directions: int = added_field(256, of="regulariser")  # random directions per step of sigreg
+    invariance_weight: float = added_field(1.0, of="regulariser")  # weight of the distance between a sample's views
+    projection_dim: int = added_field(64, of="regulariser")
 
     @property
-    def weight(self) -> float:
+    def whole_batch(self) -> str:
+        """What in the loss needs the whole global batch at once, if anything."""
+        return "" if self.regulariser == "none" else f"model.regulariser={self.regulariser}"
+
+    @property
+    def resolved_regulariser_weight(self) -> float:
         given = self.regulariser_weight
         return REGULARISERS[self.regulariser] if given is None else given
 
@@ -79,9 +84,6 @@ class RegulariserConfig:
         check_one_of(self, section, regulariser=tuple(REGULARISERS))
         check_positive(self, section, "regulariser_weight", "regulariser_directions", "projection_dim")
         check_at_least(self, section, 0, "invariance_weight")
-        if self.regulariser == "none" and self.regulariser_weight is not None:
-            key, expected = f"{section}.regulariser_weight", f"null, or {section}.regulariser=vicreg or sigreg"
-            raise UserError("no regulariser to weigh", key=key, found=self.regulariser_weight, expected=expected)
 
 
 @dataclass

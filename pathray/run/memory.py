@@ -32,8 +32,14 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def smaller_micro_batch(settings: LoopSettings, world: int) -> int:
-    """The largest smaller micro-batch, of at most half the size, whose W·micro divides G. UserError at 1."""
+    """The largest smaller micro-batch, of at most half the size, whose W·micro divides G. UserError at 1, and when the
+    loss needs the whole global batch at once."""
     micro, share = settings.micro_batch, settings.global_batch // world
+    if settings.whole_batch:
+        message = f"out of memory, and {settings.whole_batch} needs the whole global batch at once"
+        found = f"micro_batch {micro}, global_batch {settings.global_batch}, workers {world}"
+        expected = "more workers, a smaller global_batch or model, recomputed activations, or more memory"
+        raise UserError(message, key="micro_batch", found=found, expected=expected)
     if micro == 1:
         message = "out of memory with a micro-batch of one unit"
         raise UserError(message, key="micro_batch", found=1, expected="a smaller model or units, or more memory")

@@ -40,11 +40,13 @@ def loop_settings(
     snapshots: Any = 0,
     tuning: TuningConfig | None = None,
     window: int = 0,
+    whole_batch: str = "",
 ) -> LoopSettings:
     """The loop's settings; batch, budget and `log_every` must be resolved into images.
 
     `precision` applies to accelerators; a CPU uses fp32, which is faster there and exact. `snapshots` is the cadence of
-    snapshots without evaluators, `window` the number of units in a shuffled window. UserError if the batch cannot be
+    snapshots without evaluators, `window` the number of units in a shuffled window,
+    `whole_batch` what in the loss needs the whole global batch at once. UserError if the batch cannot be
     divided among `world` workers.
     """
     evaluated = tuning if tuning is not None and tuning.enable else None
@@ -66,6 +68,7 @@ def loop_settings(
         judge_recent=max(LoopSettings.judge_recent, RECENT_WINDOWS * window),
         grad_sync=steps.grad_sync,
         deterministic=steps.deterministic,
+        whole_batch=whole_batch,
     )
     loop.micros_per_step(world)
     return loop

@@ -38,8 +38,12 @@ def choose_global_batch(
     return batch
 
 
-def check_whole_batch(rows: int, global_batch: int, what: str, micro_key: str) -> None:
-    """UserError unless the micro-batches of all ranks, `rows` together, are the global batch, which `what` needs."""
+def check_whole_batch(rows: int, global_batch: int, what: str, micro_key: str, least: int = 1) -> None:
+    """UserError unless the micro-batches of all ranks, `rows` together, are the global batch, which `what` needs, and
+    of `least` images."""
+    if global_batch < least:
+        found, expected = f"global_batch {global_batch}", f"at least {least}"
+        raise UserError(f"{what} compares images", key=micro_key, found=found, expected=expected)
     if rows != global_batch:
         name = micro_key.rpartition(".")[2]
         raise UserError(

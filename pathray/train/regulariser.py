@@ -13,23 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from pathray.config.sections import RegulariserConfig
-from pathray.device import stable_seed
+from pathray.device import Gather, keep_local, stable_seed
 from pathray.nn.heads import ProjectionHead
 from pathray.nn.regularise import covariance_term, random_directions, sigreg, variance_term
 from pathray.train.global_batch import check_whole_batch
 
 HIDDEN = 512  # width of the projection
 COVARIANCE = 1 / 25  # weight of VICReg's covariance next to its variance: 1 and 25 in the paper
-Gather = Callable[[Tensor], Tensor]
-
-
-def keep_local(x: Tensor) -> Tensor:
-    """The whole batch, if there is one process, or one program over all devices."""
-    return x
 
 
 class Regulariser(nn.Module):
-    """The projection and the terms for features `[B, dim]` of every view. Its weights follow torch's generator.
+    """The projection and the terms for features `[B, dim]` of every view. torch's generator initialises the weights.
 
     `gather` concatenates the rows of all ranks, with a backward pass that sums (`Device.gather_sum_grad`). Projection,
     its batch norm and the terms see the whole global batch, so all ranks have the same value, and a loss that adds it
@@ -52,19 +46,20 @@ class Regulariser(nn.Module):
         """
         config = self.config
         everyone = self.gather(torch.stack([x if x.dtype == torch.float64 else x.float() for x in views], dim=1))
-        check_whole_batch(len(everyone), global_batch, f"model.regulariser={config.regulariser}", self.micro_key)
+        check_whole_batch(len(everyone), global_batch, config.whole_batch, self.micro_key, least=2)
         with torch.autocast(everyone.device.type, enabled=False):
             z = self.head(everyone)  # [N, views, projection_dim]
-            term = vicreg if config.regulariser == "vicreg" else self._sigreg(step)
+            term = vicreg if config.regulariser == "vicreg" else self._sigreg(step, z)
             spread = torch.stack([term(x) for x in z.unbind(dim=1)]).mean()
             invariance = (z - z.mean(dim=1, keepdim=True)).square().mean()
         terms = {"loss_spread": spread.detach(), "loss_invariance": invariance.detach()}
-        return config.weight * spread + config.invariance_weight * invariance, terms
+        return config.resolved_regulariser_weight * spread + config.invariance_weight * invariance, terms
 
-    def _sigreg(self, step: int) -> Callable[[Tensor], Tensor]:
+    def _sigreg(self, step: int, z: Tensor) -> Callable[[Tensor], Tensor]:
         config, seed = self.config, stable_seed(self.seed, "sigreg", step)
         directions = random_directions(config.projection_dim, config.regulariser_directions, seed)
-        return lambda x: sigreg(x, directions)
+        placed = directions.to(z.device, z.dtype, non_blocking=True)  # once for all views
+        return lambda x: sigreg(x, placed)
 
 
 def vicreg(x: Tensor) -> Tensor:

@@ -75,6 +75,7 @@ class LoopSettings:
     among those seen so far, checked from `judge_corrupt_from` units on, and among every `judge_recent` units, if
     exceeded by more than chance.
     deterministic: bit-reproducible CUDA kernels, at some cost in speed.
+    whole_batch: what in the loss needs the whole global batch at once, if anything: then no micro-batch is smaller.
     """
 
     seed: int
@@ -93,6 +94,7 @@ class LoopSettings:
     judge_recent: int = 4096
     grad_sync: str = "flat"
     deterministic: bool = False
+    whole_batch: str = ""
 
     def __post_init__(self) -> None:
         assert self.total_images > 0 and self.total_images % self.global_batch == 0, "the budget must be whole steps"

@@ -179,3 +179,15 @@ def test_polling_follows_the_tuning_cadence():
     config = load(BUDGET, "tuning.tune_every=64000")
     assert poll_every_steps(config.tuning, 32) == 100
     assert poll_every_steps(load(BUDGET, "tuning.execution.poll_every_steps=7").tuning, 32) == 7
+
+
+def test_a_regulariser_that_would_see_a_part_of_the_global_batch_is_refused_before_anything_is_prepared():
+    words = ("optimization.total_images_budget=64", "model.regulariser=sigreg", "data.batch_size_per_gpu=8")
+    config = load_config(
+        RunConfig, [*words, "optimization.micro_batch=4"], configs_dir=CONFIGS_DIR, groups=GROUPS
+    ).config
+    with pytest.raises(UserError, match="model.regulariser=sigreg needs the whole global batch at once") as e:
+        resolve_global_batch(config, 2)
+    assert e.value.where["key"] == "optimization.micro_batch" and "8 images at a time, global_batch 16" in str(e.value)
+    whole = load_config(RunConfig, words, configs_dir=CONFIGS_DIR, groups=GROUPS).config
+    assert resolve_global_batch(whole, 2).optimization.micro_batch == 8

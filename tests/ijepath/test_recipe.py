@@ -242,10 +242,10 @@ def test_healthy_features_give_no_advice():
 def test_advice_does_not_name_what_the_run_does_already():
     signals = {"target_feature_std": 1e-4, "target_rankme": 1.0, "explained": -0.2}
     lines = advice(signals, 192, ModelConfig())
-    assert len(lines) == 3 and "explain -0.20 of" in lines[0]
-    assert all("take model.loss=tokens or model.regulariser=sigreg" in line for line in lines)
+    assert len(lines) == 3 and "mean target: -0.20 of" in lines[0]
+    assert all("set model.loss=tokens or model.regulariser=sigreg in a new run" in line for line in lines)
     better = advice(signals, 192, ModelConfig(loss="tokens", regulariser="vicreg"))
-    assert len(better) == 3 and not any("take model" in line for line in better)
+    assert len(better) == 3 and not any("set model" in line for line in better)
 
 
 def test_predictions_no_better_than_the_mean_are_named_once_the_run_has_settled(caplog):
@@ -256,7 +256,7 @@ def test_predictions_no_better_than_the_mean_are_named_once_the_run_has_settled(
         recipe.after_step(progress(step))
         with caplog.at_level(logging.WARNING):
             recipe.signals()
-        assert ("predictions say little more than the mean" in caplog.text) == named
+        assert ("predictions explain little beyond the mean" in caplog.text) == named
 
 
 def test_drift_is_relative_to_the_students_size():

@@ -33,14 +33,17 @@ def run_ranks(world: int, scenario: Callable[..., Any], folder: Path, *args: Any
     """The results of `scenario(device, *args)` on every rank of a gloo group, in rank order."""
     folder.mkdir(parents=True, exist_ok=True)
     processes = [new_process(_rank, r, world, scenario, str(folder), args) for r in range(world)]
-    for p in processes:
-        p.start()
-    for p in processes:
-        p.join(240)
+    try:
+        for p in processes:
+            p.start()
+        for p in processes:
+            p.join(240)
+    finally:
+        for p in processes:
+            if p.is_alive():
+                p.kill()
     results = []
     for r, p in enumerate(processes):
-        if p.is_alive():
-            p.kill()
         path = folder / f"result-{r}"
         assert path.exists(), f"rank {r} gave no result (exit code {p.exitcode})"
         ok, value = pickle.loads(path.read_bytes())
@@ -61,7 +64,11 @@ def exit_code(function: Callable[..., Any], *args: Any) -> int | None:
     """How a process of its own that called `function` ended: 0, or minus the signal."""
     process = new_process(function, *args)
     process.start()
-    process.join(120)
+    try:
+        process.join(120)
+        assert process.exitcode is not None, "the process hangs"
+    finally:
+        process.kill()
     return process.exitcode
 
 

@@ -37,6 +37,15 @@ def test_one_unit_cannot_be_halved():
         smaller_micro_batch(settings(global_batch=4, micro_batch=1, total_images=4), 1)
 
 
+def test_a_loss_of_the_whole_global_batch_has_no_smaller_micro_batch_and_says_so():
+    now = settings(global_batch=8, micro_batch=4, total_images=8, whole_batch="model.regulariser=sigreg")
+    with pytest.raises(
+        UserError, match="out of memory, and model.regulariser=sigreg needs the whole global batch"
+    ) as e:
+        smaller_micro_batch(now, 2)
+    assert "more workers, a smaller global_batch" in str(e.value)
+
+
 def test_in_a_group_a_note_of_the_job_tells_the_next_attempt(tmp_path):
     store, now = Storage.of(tmp_path), settings(global_batch=12, micro_batch=6, total_images=12)
     error = MemoryError("no room")

@@ -8,6 +8,7 @@ import torch
 
 from pathray.config.sections import RegulariserConfig
 from pathray.errors import UserError
+from pathray.fingerprint import fingerprint, flatten
 from pathray.nn.regularise import covariance_term, sigreg, variance_term
 from pathray.train import regulariser as module
 from pathray.train.regulariser import Regulariser
@@ -41,8 +42,8 @@ def test_vicreg_is_the_weighted_mean_over_views_and_their_distance() -> None:
     apart = torch.stack([(x - middle).square().mean() for x in z]).mean()
     found, terms = term(VIEWS, step=0, global_batch=12)
     assert float(found.detach()) == pytest.approx(float((0.3 * spread + 2 * apart).detach()), rel=1e-9)
-    assert float(terms["loss_spread"]) == pytest.approx(float(spread), rel=1e-9)
-    assert float(terms["loss_invariance"]) == pytest.approx(float(apart), rel=1e-9)
+    assert float(terms["loss_spread"]) == pytest.approx(float(spread.detach()), rel=1e-9)
+    assert float(terms["loss_invariance"]) == pytest.approx(float(apart.detach()), rel=1e-9)
 
 
 def test_sigreg_draws_directions_that_seed_and_step_decide(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +104,6 @@ def test_a_part_of_the_global_batch_is_refused_with_the_key(kind: str) -> None:
         ({"regulariser": "sig"}, "model.regulariser"),
         ({"regulariser": "sigreg", "regulariser_weight": 0.0}, "model.regulariser_weight"),
         ({"regulariser": "sigreg", "regulariser_directions": 0}, "model.regulariser_directions"),
-        ({"regulariser_weight": 0.1}, "model.regulariser_weight"),
         ({"regulariser": "vicreg", "invariance_weight": -1.0}, "model.invariance_weight"),
         ({"regulariser": "vicreg", "projection_dim": 0}, "model.projection_dim"),
     ],
@@ -113,3 +113,17 @@ def test_settings_that_make_no_sense_are_refused(changes: dict[str, object], key
     with pytest.raises(UserError) as e:
         config.check_regulariser("model")
     assert e.value.where["key"] == key
+
+
+def test_a_single_image_has_no_statistics() -> None:
+    with pytest.raises(UserError, match="model.regulariser=sigreg compares images"):
+        regulariser("sigreg")([x[:1] for x in VIEWS], step=0, global_batch=1)
+
+
+def test_settings_of_a_regulariser_belong_to_a_runs_identity_while_there_is_one() -> None:
+    idle = RegulariserConfig(regulariser_weight=0.1, projection_dim=8)
+    assert fingerprint(idle)["values"] == {} and flatten(idle)["projection_dim"] == (8, False)
+    assert fingerprint(RegulariserConfig("sigreg"))["values"] == {
+        "regulariser": "sigreg", "regulariser_weight": None, "regulariser_directions": 256, "invariance_weight": 1,
+        "projection_dim": 64,
+    }  # fmt: skip

@@ -56,7 +56,7 @@ def mapped(ray_cluster, tmp_path_factory):
 def test_every_item_comes_back_with_its_number_and_an_actor_starts_once(mapped):
     found, started = mapped
     assert dict(found[:-1]) == {i: i * i for i in range(10) if i != 3} and len(found) == 10
-    assert 1 <= len(started) <= 2 + ATTEMPTS, "two actors, and one for each that was killed"
+    assert 1 <= len(started) <= 2 + ATTEMPTS, "two actors, and one in the place of each that was killed"
 
 
 def test_results_come_as_they_finish_and_a_long_item_holds_up_no_other(mapped):

@@ -137,11 +137,11 @@ def test_a_sweep_over_a_regression_stops_is_restored_and_finds_its_objective(ray
 
     stopper = threading.Thread(target=stop)
     stopper.start()
-    code, said = run(*command([*args, "train.images=160", "eval.every=80", "scaling.workers=0"], *argv))
+    code, said = run(*command([*args, "train.images=800", "eval.every=400", "scaling.workers=0"], *argv))
     stopper.join()
     assert code == 0 and "unfinished" in (root / "leaderboard.md").read_text(), said
     before = {path.parent.name: metrics(path.parent)[-1]["images_seen"] for path in root.glob("trials/*/metrics.jsonl")}
-    assert before and max(before.values()) < 160, "the trials' own runs were reached"
+    assert before and max(before.values()) < 800, "the trials' own runs were reached"
 
     code, said = run(f"restore={root}")
     assert code == 0, said
@@ -150,7 +150,7 @@ def test_a_sweep_over_a_regression_stops_is_restored_and_finds_its_objective(ray
     for row in rows:
         folder = root / "trials" / row["trial"]
         found = {r["images_seen"]: r[metric] for r in metrics(folder) if metric in r}
-        assert list(found) == [80, 160] and float(row[f"{metric} best"]) == max(found.values())
+        assert list(found) == [400, 800] and float(row[f"{metric} best"]) == max(found.values())
         assert json.loads((folder / "metrics.json").read_text())["end"] == "budget"
     assert {path.name for path in (root / "trials").iterdir()} == {"plans", *(row["trial"] for row in rows)}
     best = load_config(train_regression.TrainRegressionConfig, ["--config", str(root / "best.yaml")], configs_dir=root)
