@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -124,3 +125,10 @@ def alive(pids: list[int]) -> list[int]:
             return "gone"
 
     return [pid for pid in pids if state(pid) not in ("gone", "Z", "X")]
+
+
+def join_threads_that_exit() -> None:
+    """Wait for the threads that end a job which does not stop. Called while `os._exit` is patched: one that comes later
+    would end the process of the tests."""
+    for thread in [t for t in threading.enumerate() if t.name == "pathray-end"]:
+        thread.join(60)

@@ -15,7 +15,13 @@ import pytest
 
 from pathray.reports.progress import Progress
 from ray_jobs.shell.cli import Outputs, Terminated, run_job
-from tests.builders.jobs import job_command, job_environment, run_job_process, write_toy_job
+from tests.builders.jobs import (
+    job_command,
+    job_environment,
+    join_threads_that_exit,
+    run_job_process,
+    write_toy_job,
+)
 
 
 @pytest.fixture
@@ -229,7 +235,10 @@ def test_a_job_that_does_not_end_after_a_signal_is_ended(tmp_path, monkeypatch):
                 os.kill(os.getpid(), signal.SIGTERM)
                 time.sleep(0.05)
 
-    assert run_job(holds, NoConfig, [], tmp_path) == 0  # here only: `_exit` did not end the process
+    try:
+        assert run_job(holds, NoConfig, [], tmp_path) == 0  # here only: `_exit` did not end the process
+    finally:
+        join_threads_that_exit()
     assert codes[0] == 143
 
 

@@ -13,7 +13,7 @@ from pathray.reports.progress import Progress
 from ray_jobs.shell.cli import GRACE_S, run_job
 from tests.builders.cohort import write_manifest, write_slide
 from tests.builders.hanging_server import hanging_server
-from tests.builders.jobs import job_command, job_environment, wait_for
+from tests.builders.jobs import job_command, job_environment, join_threads_that_exit, wait_for
 
 
 @dataclass
@@ -99,7 +99,10 @@ def test_a_second_signal_ends_a_job_that_does_not_stop_within_a_second(tmp_path,
 
     started = time.monotonic()
     told(0.5, signal.SIGINT, signal.SIGTERM)
-    run_job(holds, NoConfig, [], tmp_path)
+    try:
+        run_job(holds, NoConfig, [], tmp_path)
+    finally:
+        join_threads_that_exit()
     assert ended[0][0] == 143 and ended[0][1] - started < 6
 
 
