@@ -184,7 +184,7 @@ def test_presets_have_the_known_sizes(name, millions):
 
 def test_huge_and_unknown_models():
     assert vit_config("vit_huge").depth == 32 and set(PRESETS) == {
-        f"vit_{n}" for n in "tiny small base large huge".split()
+        f"vit_{n}" for n in "micro tiny small base large huge".split()
     }
     with pytest.raises(UserError, match="vit_giant"):
         vit_config("vit_giant")
