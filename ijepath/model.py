@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from ijepath.config import RunConfig
 from pathray.device import Gather, keep_local
 from pathray.nn.predictor import TokenPredictor
+from pathray.nn.regularise import at_least_float32
 from pathray.nn.vit import ViT, vit_config
 from pathray.optim.ema import Ema
 from pathray.train.regulariser import Regulariser
@@ -84,7 +85,7 @@ def encode_views(student: ViT, tokens: Tensor, targets: Tensor, per_context: int
     """Views of each sample for `model.regulariser`, [B, D] each: the mean of its context `tokens` [B, C, D], and the
     student's mean tokens of its whole target crops [B·K, 3, h, w]."""
     own: Tensor = student(targets)[:, student.num_prefix :]
-    of_targets, of_context = ((t if t.dtype == torch.float64 else t.float()).mean(dim=1) for t in (own, tokens))
+    of_targets, of_context = (at_least_float32(t).mean(dim=1) for t in (own, tokens))
     return [of_context, *of_targets.view(-1, per_context, own.shape[-1]).unbind(dim=1)]
 
 

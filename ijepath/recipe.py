@@ -133,8 +133,9 @@ class IJepathRecipe:
         out |= {f"{kind}_rankme": float(rankme(x)) for kind, x in features.items()}
         if "target" in features:
             out["target_feature_std"] = float(feature_std(features["target"]))
-            known = {"explained": float(explained_variance(features["prediction"], features["target"]))}
-            seen = out | known if self._fraction >= SETTLED else out
+            seen = dict(out)
+            if self._fraction >= SETTLED:
+                seen["explained"] = float(explained_variance(features["prediction"], features["target"]))
             for line in advice(seen, min(features["target"].shape), self.config.model):
                 log.warning("%s", line)
         return out

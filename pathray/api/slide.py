@@ -54,7 +54,7 @@ class Slide:
         """
         x, y = _center(center)
         width, height = _size(size)
-        region = regions.read_region(self.reader, x, y, (width, height), parse_mpp(mpp), mpp0=self.mpp)
+        region = regions.read_region(self.reader, x, y, (width, height), check_mpp(mpp), mpp0=self.mpp)
         return region.pixels
 
     def thumbnail(self, max_px: int = 1024) -> Pixels:
@@ -89,7 +89,7 @@ def open_slide(path: str | os.PathLike[str], *, mpp: float | None = None, backen
     UnreadableUnit for a damaged file.
     """
     if mpp is not None:
-        mpp = parse_mpp(mpp)
+        mpp = check_mpp(mpp)
     reader = open_reader(os.fspath(path), backend=backend)
     if mpp is not None:
         return Slide(reader, mpp, "stated")
@@ -103,7 +103,7 @@ def open_slide(path: str | os.PathLike[str], *, mpp: float | None = None, backen
     )
 
 
-def parse_mpp(mpp: float) -> float:
+def check_mpp(mpp: float) -> float:
     """A spacing as a float. UserError for one that is not a number > 0."""
     if isinstance(mpp, bool) or not isinstance(mpp, int | float | np.number) or not 0 < mpp < math.inf:
         raise UserError("not a spacing", key="mpp", found=mpp, expected="µm per pixel, > 0")

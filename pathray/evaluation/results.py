@@ -23,7 +23,7 @@ from pathray.errors import MissingFile, UserError
 from pathray.evaluation.backlog import Record, Snapshot
 from pathray.evaluation.early_stopping import Decision
 from pathray.evaluation.settings import EarlyStoppingConfig
-from pathray.run.layout import CHECKPOINTS, DECISION, ENCODER, EVALUATION, EVALUATIONS, EVALUATOR
+from pathray.run.layout import CHECKPOINTS, DECISION, ENCODER, EVALUATION, EVALUATIONS, LIVE_EVALUATOR
 from pathray.store.checkpoint import latest
 from pathray.store.committed import Committed, committed_dir, list_committed, read_committed, remove_committed
 from pathray.store.exclusive import SETTLE_S, content, create, discard, swap
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 ROWS, FOLDER = EVALUATIONS, EVALUATION
 DESCRIPTION = "artifact.json"
 BEST = "best-robustness"
-ALIVE, ALIVE_EVERY_S, ALIVE_FOR_S = EVALUATOR, 10.0, 60.0
+ALIVE, ALIVE_EVERY_S, ALIVE_FOR_S = LIVE_EVALUATOR, 10.0, 60.0
 COUNTS = ("best_images", "decided_at_images", "trained_to_images")
 TUNE_INDEX, TUNE_IMAGES = "tune/tune_index", "tune/tune_images_seen"
 

@@ -66,6 +66,11 @@ def sigreg(x: Tensor, directions: Tensor) -> Tensor:
     return len(x) * (error * normal * steps * ends).sum(dim=-1).mean()
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """`x` in float32, or in float64 if it is."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def _batch(x: Tensor) -> Tensor:
     assert x.ndim == 2 and x.shape[0] > 1, x.shape
-    return x if x.dtype == torch.float64 else x.float()
+    return at_least_float32(x)

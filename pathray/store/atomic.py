@@ -1,8 +1,9 @@
-"""Publishes local files and folders completely or not at all: every atomic write of the project goes through here.
+"""Publishes local files and folders completely or not at all.
 
 What is written lies beside its target under another name until it is whole and durable. Not here: names of what is
 half-written and its removal (pathray.data.leftovers, pathray.features.publish), folders whose files appear one by one
-(pathray.store.committed), files that only one process may create (pathray.store.exclusive), URLs (Storage).
+(pathray.store.committed), files that only one process may create (pathray.store.exclusive), copies that may be lost
+(pathray.store.cache), URLs (Storage).
 """
 
 from __future__ import annotations
@@ -44,12 +45,22 @@ def replacing_file(target: Path, partial: Path) -> Iterator[Path]:
 
 
 def replace_folder(partial: Path, target: Path) -> None:
-    """Put the finished folder `partial` in the place of `target`, which may exist. A reader of `target` may find it
-    missing for a moment, and never half of it. OSError if another process put one there meanwhile."""
+    """Put the finished folder `partial`, beside `target`, in its place. A reader of `target` may find it missing for a
+    moment, and never half of it. OSError if it cannot be put there; an older `target` is then back in its place, unless
+    another process has put one there."""
+    for path in (*partial.iterdir(), partial):
+        fsync(path)
     if not target.exists():
         os.replace(partial, target)
+        fsync(target.parent)
         return
     old = target.with_name(f".{target.name}-old-{uuid.uuid4().hex[:8]}")
     os.replace(target, old)
-    os.replace(partial, target)
+    try:
+        os.replace(partial, target)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.replace(old, target)
+        raise
+    fsync(target.parent)
     shutil.rmtree(old)

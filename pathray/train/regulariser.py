@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pathray.config.sections import RegulariserConfig
 from pathray.device import Gather, keep_local, stable_seed
 from pathray.nn.heads import ProjectionHead
-from pathray.nn.regularise import covariance_term, random_directions, sigreg, variance_term
+from pathray.nn.regularise import at_least_float32, covariance_term, random_directions, sigreg, variance_term
 from pathray.train.global_batch import check_whole_batch
 
 HIDDEN = 512  # width of the projection
@@ -39,13 +39,15 @@ class Regulariser(nn.Module):
         self.head = ProjectionHead((dim, HIDDEN, config.projection_dim), norm="batch")
 
     def forward(self, views: Sequence[Tensor], step: int, global_batch: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum of both terms, and each of them for the log. In float32 or float64, also under autocast.
+        """The weighted sum of both terms, and each of them for the log: how far each view's embeddings are from spread
+        out, and their mean squared distance from the mean of a sample's views. In float32 or float64, also under
+        autocast.
 
         SIGReg draws new directions at each `step`, the same on all ranks. UserError when the rows of all ranks are not
         the `global_batch`: the statistics of a part of it are another loss.
         """
         config = self.config
-        everyone = self.gather(torch.stack([x if x.dtype == torch.float64 else x.float() for x in views], dim=1))
+        everyone = self.gather(torch.stack([at_least_float32(x) for x in views], dim=1))
         check_whole_batch(len(everyone), global_batch, config.whole_batch, self.micro_key, least=2)
         with torch.autocast(everyone.device.type, enabled=False):
             z = self.head(everyone)  # [N, views, projection_dim]
@@ -63,5 +65,5 @@ class Regulariser(nn.Module):
 
 
 def vicreg(x: Tensor) -> Tensor:
-    """VICReg's variance and covariance terms of embeddings `[N, D]`, in the paper's proportion."""
+    """VICReg's variance and covariance terms of embeddings `[N, D]`, in the paper's proportion to each other."""
     return variance_term(x) + COVARIANCE * covariance_term(x)

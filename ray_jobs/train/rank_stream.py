@@ -81,9 +81,8 @@ def _background_thread() -> Iterator[ThreadPoolExecutor]:
 
 
 def _window(lookup: Lookup, share: Share, chunk: int) -> dict[str, Any]:
-    from ray_jobs.train.rank_source import (
-        fetch_rows,  # the import takes a second, which the first step need not wait for
-    )
+    # The import takes a second, which the first step need not wait for.
+    from ray_jobs.train.rank_source import fetch_rows
 
     return fetch_rows(lookup, share, chunk)
 

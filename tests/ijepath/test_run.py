@@ -87,11 +87,11 @@ def test_a_run_on_slides_ends_at_its_budget_with_the_metrics_of_the_readme(plan)
     assert all(np.isfinite(v) for v in metrics.values())
 
 
-@pytest.mark.parametrize("stop_at", [8, 32])
-def test_stop_and_resume_equals_the_uninterrupted_run_to_the_bit(plan, stop_at):
-    _, (whole, _), all_boxes = train(plan, config())
-    _, state, first = train(plan, config(), stop_at=stop_at)
-    _, (resumed, _), rest = train(plan, config(), state=state)
+@pytest.mark.parametrize(("stop_at", "words"), [(8, ()), (32, ()), (24, ("model.regulariser=sigreg",))])
+def test_stop_and_resume_equals_the_uninterrupted_run_to_the_bit(plan, stop_at, words):
+    _, (whole, _), all_boxes = train(plan, config(*words))
+    _, state, first = train(plan, config(*words), stop_at=stop_at)
+    _, (resumed, _), rest = train(plan, config(*words), state=state)
     assert equal(whole, resumed)
     assert first | rest == all_boxes and not first.keys() & rest.keys()
 
@@ -119,3 +119,17 @@ def test_options_that_change_shapes_run_through_the_loop(plan):
 def test_a_site_head_trains_on_the_manifests_column(plan):
     ticks, _, _ = train(plan, config("site.adversarial=true", "site.key=organ"))
     assert any("site_accuracy" in name for name in ticks[-1].metrics)
+
+
+def test_a_regulariser_gathers_the_rows_of_all_ranks_and_logs_its_terms(plan):
+    run_config = config("model.regulariser=vicreg")
+    regulariser = assemble(run_config, plan, 1).recipe.modules["regulariser"]
+    assert regulariser.gather.__func__ is Device.gather_sum_grad
+    metrics = train(plan, run_config)[0][-1].metrics
+    assert all(np.isfinite(metrics[name]) for name in ("loss_jepa", "loss_spread", "loss_invariance"))
+
+
+def test_the_settings_of_a_regulariser_may_stay_when_it_is_switched_off(plan):
+    off = config("model.regulariser=none", "model.regulariser_weight=0.3", "model.projection_dim=8")
+    assert assemble(off, plan, 1).identity == assemble(config(), plan, 1).identity
+    assert equal(train(plan, off, stop_at=16)[1][0], train(plan, config(), stop_at=16)[1][0])

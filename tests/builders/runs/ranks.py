@@ -164,7 +164,7 @@ def _corrupt(device: Device) -> str:
             continue
     except TrainingStopped as e:
         return str(e)
-    return "went on"
+    return "not stopped"
 
 
 def _batch_norm_statistics(device: Device) -> str:

@@ -42,3 +42,20 @@ def test_a_folder_takes_the_place_of_another_with_all_its_files(tmp_path):
         (partial / content).write_text(content)
         replace_folder(partial, tmp_path / "plan")
         assert os.listdir(tmp_path) == ["plan"] and os.listdir(tmp_path / "plan") == [content]
+
+
+def test_a_folder_that_cannot_be_put_in_place_leaves_the_older_one_there(tmp_path, monkeypatch):
+    (tmp_path / "plan").mkdir()
+    (tmp_path / "plan" / "one").write_text("one")
+    partial, replace = tmp_path / ".plan-two", os.replace
+    partial.mkdir()
+
+    def no_room(source, target):
+        if source == partial:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", no_room)
+    with pytest.raises(OSError, match="No space"):
+        replace_folder(partial, tmp_path / "plan")
+    assert sorted(os.listdir(tmp_path)) == [".plan-two", "plan"] and os.listdir(tmp_path / "plan") == ["one"]

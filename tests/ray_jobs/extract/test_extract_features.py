@@ -427,8 +427,8 @@ def test_a_dry_run_of_the_command_line_writes_nothing(cohort, caplog):
 
 
 @pytest.mark.heavy
-def test_a_job_that_is_killed_goes_on_where_it_was(here, tmp_path, monkeypatch):
-    """It is killed with its Ray, and gone on with in this process."""
+def test_a_job_that_was_killed_resumes_where_it_was(here, tmp_path, monkeypatch):
+    """The job is killed with its Ray, and resumed in this process."""
     write_encoder(tmp_path / "a", dim=192, depth=6, heads=3)
     (tmp_path / "wsi").mkdir()
     for i in range(5):

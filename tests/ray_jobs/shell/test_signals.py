@@ -1,5 +1,6 @@
 """Signals reach a job that waits inside Ray, and say what they wait for."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -92,10 +93,8 @@ def test_a_second_signal_ends_a_job_that_does_not_stop_within_a_second(tmp_path,
 
     def holds(loaded):
         while not ended:
-            try:
+            with contextlib.suppress(KeyboardInterrupt):  # the job that does not stop
                 time.sleep(0.05)
-            except KeyboardInterrupt:
-                pass
 
     started = time.monotonic()
     told(0.5, signal.SIGINT, signal.SIGTERM)

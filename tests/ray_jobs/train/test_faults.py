@@ -1,4 +1,4 @@
-"""What breaks while the pretraining job runs: slides, storage, the job. It goes on, or ends with a clear error.
+"""What breaks while the pretraining job runs: slides, storage, the job. It continues, or ends with a clear error.
 
 Without Ray: what ends a worker of its is in test_trainer, and a job that is killed with it in test_remote_run.
 """
@@ -197,7 +197,7 @@ def test_a_report_that_no_part_backs_any_more_is_removed(tmp_path):
     store.write_bytes(quarantine.part_name(0, 8, 0), quarantine.to_parquet([fault], slides))
     assert quarantine.merge(store) == 1 and [row["source_name"] for row in quarantined(tmp_path)] == ["s2"]
     quarantine.sweep(store, 8)
-    assert quarantine.merge(store) == 1, "a part that ends where the run goes on stays"
+    assert quarantine.merge(store) == 1, "a part that ends where the run resumes stays"
     quarantine.sweep(store, 7)
     assert quarantine.merge(store) == 0 and not (tmp_path / "quarantine.parquet").exists()
 

@@ -99,7 +99,7 @@ def test_in_a_population_the_worst_goes_on_from_the_best_ones_weights_with_its_v
         images = int(name.rpartition("-img")[2])
         assert donor != record["trial"] and images in range(every, budget, every)
         rows_of_branch = metrics(root / "trials" / name)
-        assert [r["images_seen"] for r in rows_of_branch][0] == images + 4, "it goes on where the donor was"
+        assert [r["images_seen"] for r in rows_of_branch][0] == images + 4, "it resumes where the donor was"
         own = [read_committed(c.path).meta for c in list_committed(str(root / "trials" / name / "checkpoints"))]
         assert own and {m["identity"]["values"][LR] for m in own} == {record["values"][LR]}
         assert 1e-6 <= record["values"][LR] <= 1e-2

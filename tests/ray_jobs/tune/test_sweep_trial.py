@@ -1,4 +1,4 @@
-"""A sweep's trial without Ray: what Tune is told of a run, how a run is stopped, where it goes on. The job is a toy."""
+"""A sweep's trial without Ray: what Tune is told of a run, how a run is stopped, where it resumes. The job is a toy."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Which patches an ADIOS run goes on with when its folder has grown, has moved, or is another one. Starts no Ray."""
+"""Which patches a resumed ADIOS run has when its folder has grown, has moved, or is another one. Starts no Ray."""
 
 import shutil
 from types import SimpleNamespace
