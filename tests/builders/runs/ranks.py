@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import traceback
 from collections.abc import Callable, Mapping
@@ -54,10 +55,16 @@ def run_ranks(world: int, scenario: Callable[..., Any], folder: Path, *args: Any
 
 def new_process(function: Callable[..., Any], *args: Any) -> BaseProcess:
     """A process for `function`, not yet started: a fork of one that has imported torch once for the processes of all
-    tests, and nothing of this one. Environment variables are those of the first such process."""
+    tests, with the environment variables of this one and nothing else of it."""
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(["torch", "pyarrow"])
-    return context.Process(target=function, args=args)
+    return context.Process(target=_with_environment, args=(dict(os.environ), function, args))
+
+
+def _with_environment(environment: dict[str, str], function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    function(*args)
 
 
 def exit_code(function: Callable[..., Any], *args: Any) -> int | None:
