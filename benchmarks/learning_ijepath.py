@@ -100,6 +100,7 @@ class Settings:
     every: int = 6_400  # images between rows
     folds: int = 5
     eval_px: int = 108  # crc5 patches are 224 px; this is four times cheaper, and about the spacing of contexts
+    part: str = "all"  # train: probe the training part of crc5 only, to choose settings by
     neighbours: int = 20
     threads: int = 2
     output: str | None = None  # JSON of all figures
@@ -126,7 +127,7 @@ def main() -> None:
         draw(Path(settings.plot))
         return
     torch.set_num_threads(settings.threads)
-    patches = crc5(Path(settings.data_dir))
+    patches = crc5(Path(settings.data_dir), settings.part)
     floor = cross_validated(colour_features(patches.images), patches, settings)
     print(f"colours   {in_words(floor)}", flush=True)
     results = []
@@ -270,8 +271,11 @@ def draw(path: Path) -> None:
     print(path.with_suffix(".png"))
 
 
-def crc5(root: Path) -> Patches:
+def crc5(root: Path, part: str = "all") -> Patches:
     rows = table(root / "patches" / "crc5" / "index.tsv")
+    if part not in ("all", "train"):
+        raise SystemExit(f"part: found {part}, expected all or train")
+    rows = [row for row in rows if part == "all" or row["split"] != "test"]
     images = np.stack([pixels(root / "patches" / row["path"]) for row in rows])
     return Patches(images, np.array([r["class"] for r in rows]), np.array([r["split"] == "test" for r in rows]))
 
