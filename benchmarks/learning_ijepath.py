@@ -46,7 +46,7 @@ from ijepath.indexing.manifest import ManifestRow, read_manifest
 from ijepath.plan import COLUMNS, strata
 from ijepath.profile import Profile
 from ijepath.recipe import IJepathRecipe
-from ijepath.settings import loop_settings
+from ijepath.settings import encoder_of, loop_settings
 from pathray.config.load import load_config
 from pathray.data.order import stratified_order
 from pathray.data.plan import Plan, PlanWriter
@@ -95,6 +95,7 @@ class Settings:
     data_dir: str = "../shared/data"
     manifest: str | None = None  # train on the slides of this manifest instead, such as the demo's cohort
     seeds: int = 3
+    first_seed: int = 0
     config: str = "learning"  # of ijepath/configs, or a file
     images: int = 57_600  # per seed
     every: int = 6_400  # images between rows
@@ -106,6 +107,7 @@ class Settings:
     output: str | None = None  # JSON of all figures
     curve: str | None = None  # JSON lines, one per row, written as they come; a picture next to it at the end
     plot: str | None = None  # only draw and print such a file
+    encoders: str | None = None  # folder for each seed's encoders, as initialised and at the end
 
 
 @dataclass(frozen=True)
@@ -132,9 +134,11 @@ def main() -> None:
     print(f"colours   {in_words(floor)}", flush=True)
     results = []
     with tempfile.TemporaryDirectory() as folder:
-        plan = build(Path(settings.data_dir), Path(folder), run_config(settings, keys, 0), settings.manifest)
-        for seed in range(settings.seeds):
-            results.append(one_seed(run_config(settings, keys, seed), plan, patches, settings, floor, keys))
+        plan: Plan | None = None
+        for seed in range(settings.first_seed, settings.first_seed + settings.seeds):
+            config = run_config(settings.images, settings.every, seed, keys, settings.config)
+            plan = plan or build(Path(settings.data_dir), Path(folder), config, settings.manifest)
+            results.append(one_seed(config, plan, patches, settings, floor, keys))
     differences = report(results)
     if settings.output:
         figures = {"settings": asdict(settings), "keys": keys, "floor": floor, "seeds": results}
@@ -143,11 +147,18 @@ def main() -> None:
         draw(Path(settings.curve))
 
 
-def run_config(settings: Settings, keys: Sequence[str], seed: int) -> RunConfig:
-    own = (f"optimization.total_images_budget={settings.images}", f"training.log_every={settings.every}")
-    argv = ("--config", settings.config, *OWN, *own, *keys, f"data.seed={seed}")
+def run_config(images: int, every: int, seed: int, keys: Sequence[str] = (), base: str = "learning") -> RunConfig:
+    """The run config of one seed: `base`, over it what these benchmarks need, over it `keys`."""
+    own = (f"optimization.total_images_budget={images}", f"training.log_every={every}")
+    argv = ("--config", base, *OWN, *own, *keys, f"data.seed={seed}")
     config = load_config(RunConfig, argv, configs_dir=CONFIGS_DIR, groups=GROUPS).config
     return resolve_global_batch(config, 1)
+
+
+def save_encoder(recipe: IJepathRecipe, folder: Path) -> str:
+    """The teacher as an artifact in `folder`."""
+    encoder_of(recipe).save(str(folder), {})
+    return str(folder)
 
 
 def one_seed(
@@ -157,6 +168,8 @@ def one_seed(
     recipe, start = IJepathRecipe(config), time.perf_counter()
     first = {"keys": [*keys], "images": settings.images, **renamed(floor, "colours")}
     rows: list[Figures] = []
+    if settings.encoders:
+        save_encoder(recipe, Path(settings.encoders) / f"random_{config.data.seed}")
     for metrics in chain([{"images_seen": 0.0}], pretrain(recipe, config, plan)):
         probes = cross_validated(features(recipe.encoder, config, patches, settings.eval_px), patches, settings)
         if not rows:
@@ -170,6 +183,8 @@ def one_seed(
         if settings.curve:
             with Path(settings.curve).open("a") as f:
                 f.write(json.dumps(rows[-1]) + "\n")
+    if settings.encoders:
+        save_encoder(recipe, Path(settings.encoders) / f"pretrained_{config.data.seed}")
     return rows
 
 

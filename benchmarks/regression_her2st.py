@@ -7,7 +7,7 @@ validations use `ray_jobs.train_folds`, as a user would: leave one section out a
 validation: a fold trains on everything that it does not test, for ten passes, and the last state counts.
 (`--validate`: each section validates the fold before it. The section B4, of another patient, then chooses a state of
 the first pass.) The trained ResNet-18 starts from random weights. It is compared with ridge on twelve colour features,
-on the ResNet-18 as it began, and on a vit_tiny as initialised (`random`) and pretrained (`ijepath`). The latter has
+on the ResNet-18 as it began, and on a vit_micro as initialised (`random`) and pretrained (`ijepath`). The latter has
 seen `--pretrain` images of I-JEPATH on other slides and patches, none of them of this set. Prints and writes the
 tables of both, also per gene, and figures. The 50 genes are those of the set's own table, chosen over all its
 sections, as for the baselines. Half an hour on two free cores. Keys of train_folds may follow.
@@ -28,12 +28,9 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 import torch
-from learning_ijepath import GEOMETRY, build, pretrain
-from robustness_tcga_sites import saved
+from learning_ijepath import build, pretrain, run_config, save_encoder
 
-from ijepath.config import CONFIGS_DIR, GROUPS, RunConfig, resolve_global_batch
 from ijepath.recipe import IJepathRecipe
-from pathray.config.load import load_config
 
 COLUMNS = ("path", "group_id", "section", "x", "y", "image", "unit")
 UNIT = "log1p CP10k"
@@ -95,18 +92,16 @@ def write_table(her2st: Path, path: Path, group: str) -> tuple[Path, list[str]]:
 
 
 def encoders(data: Path, output: Path, images: int) -> dict[str, str]:
-    """Artifacts of a vit_tiny as initialised and as pretrained; existing ones are kept."""
+    """Artifacts of a vit_micro as initialised and as pretrained; existing ones are kept."""
     found = {name: output / "encoders" / name for name in ("random", "ijepath")}
     if not all((folder / "artifact.json").exists() for folder in found.values()):
-        argv = (*GEOMETRY, f"optimization.total_images_budget={images}", "training.log_every=400", "data.seed=0")
-        config = load_config(RunConfig, argv, configs_dir=CONFIGS_DIR, groups=GROUPS).config
-        config = resolve_global_batch(config, 1)
+        config = run_config(images, every=400, seed=0)
         recipe, start = IJepathRecipe(config), time.perf_counter()
-        saved(recipe, config, found["random"])
+        save_encoder(recipe, found["random"])
         with tempfile.TemporaryDirectory() as folder:
             plan = build(data, Path(folder), config)
             losses = [metrics["loss"] for metrics in pretrain(recipe, config, plan)]
-        saved(recipe, config, found["ijepath"])
+        save_encoder(recipe, found["ijepath"])
         spent = time.perf_counter() - start
         print(f"pretrained on {images} images in {spent:.0f} s, loss {losses[0]:.4f} to {losses[-1]:.4f}", flush=True)
     return {name: str(folder) for name, folder in found.items()}

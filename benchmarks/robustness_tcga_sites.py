@@ -2,12 +2,15 @@
 
     python benchmarks/robustness_tcga_sites.py ../shared/data/patches/tcga_sites --pretrain 1600
     python benchmarks/robustness_tcga_sites.py ../shared/data/patches/tcga_sites --encoder RUN/encoder --output pictures
+    python benchmarks/learning_ijepath.py encoders=encoders     # three seeds, and then all six encoders:
+    python benchmarks/robustness_tcga_sites.py ../shared/data/patches/tcga_sites --encoder encoders/*
 
 396 H&E patches of 8 organs, 44 slides, 32 tissue source sites. The class is the organ. The centre is once the
-preparation (FFPE or frozen) and once the site. A random vit_tiny is compared with the artifact of `--encoder`, or with
-itself after `--pretrain` images of I-JEPATH, trained as in benchmarks/learning_ijepath.py. (That training sees these
-patches, but no label.) Patches are halved to 1.0 mpp, the spacing of its contexts. Prints every metric with its
-interval, and notes on what 44 slides are too few for; writes the embedding pictures. Four minutes on two free cores.
+preparation (FFPE or frozen) and once the site. The artifacts of `--encoder` are compared; without them, a random
+vit_micro, and itself after `--pretrain` images of I-JEPATH, trained as in benchmarks/learning_ijepath.py. (That
+training sees these patches, but no label.) Patches are halved to about 1.0 mpp, the spacing of its contexts. Prints
+every metric with its interval, and notes on what 44 slides are too few for; writes the embedding pictures. A minute and
+a half of two free cores per encoder.
 """
 
 from __future__ import annotations
@@ -18,24 +21,20 @@ import os
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 import numpy as np
 import torch
-from learning_ijepath import GEOMETRY, build, pixels, pretrain
+from learning_ijepath import build, pixels, pretrain, run_config, save_encoder
 
-from ijepath.config import CONFIGS_DIR, GROUPS, RunConfig, resolve_global_batch
 from ijepath.recipe import IJepathRecipe
-from pathray.config.load import load_config
 from pathray.device import Device
 from pathray.evaluation.datasets import Dataset, open_dataset
 from pathray.evaluation.embedding_chart import draw_embedding
 from pathray.evaluation.plugins import EVALUATORS, Evaluation, evaluate, features_of
 from pathray.evaluation.projection import embed, load_embedding, save_embedding
 from pathray.features.images import ImageSettings
-from pathray.store.artifact import EncoderArtifact
 
 CENTERS = {"preparation": "prep", "site": "tcga_source_site"}
 
@@ -43,10 +42,10 @@ CENTERS = {"preparation": "prep", "site": "tcga_source_site"}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("patches", type=Path, help="the folder tcga_sites, its index.tsv inside it")
-    parser.add_argument("--encoder", help="artifact of the pretrained encoder")
+    parser.add_argument("--encoder", nargs="+", help="artifacts of encoders")
     parser.add_argument("--pretrain", type=int, default=0, help="images to pretrain on here; needs the slides beside")
     parser.add_argument("--output", type=Path, default=Path("robustness_tcga_sites"), help="folder of the pictures")
-    parser.add_argument("--side", type=int, default=160, help="pixels of a patch as the encoders see it")
+    parser.add_argument("--side", type=int, default=156, help="pixels of a patch as the encoders see it")
     options = parser.parse_args()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     options.output.mkdir(parents=True, exist_ok=True)
@@ -76,33 +75,19 @@ def manifest(patches: Path, folder: Path, center: str, side: int) -> Dataset:
 
 def encoders(options: argparse.Namespace, folder: Path) -> dict[str, str]:
     """Artifacts by name."""
-    argv = (
-        *GEOMETRY,
-        f"optimization.total_images_budget={max(options.pretrain, 64)}",
-        "training.log_every=200",
-        "data.seed=0",
-    )
-    config = load_config(RunConfig, argv, configs_dir=CONFIGS_DIR, groups=GROUPS).config
-    config = resolve_global_batch(config, 1)
-    recipe = IJepathRecipe(config)
-    found = {"random": saved(recipe, config, folder / "random")}
     if options.encoder:
-        found["pretrained"] = options.encoder
-    elif options.pretrain:
+        folders = {path: Path(path) for path in options.encoder}
+        return {(own.parent if own.name == "encoder" else own).name: path for path, own in folders.items()}
+    config = run_config(max(options.pretrain, 64), every=200, seed=0)
+    recipe = IJepathRecipe(config)
+    found = {"random": save_encoder(recipe, folder / "random")}
+    if options.pretrain:
         start, plan = time.perf_counter(), build(options.patches.parents[1], folder, config)
         losses = [metrics["loss"] for metrics in pretrain(recipe, config, plan)]
         spent = time.perf_counter() - start
         print(f"pretrained on {options.pretrain} images in {spent:.0f} s, loss {losses[0]:.4f} to {losses[-1]:.4f}")
-        found["pretrained"] = saved(recipe, config, options.output / "encoder")
+        found["pretrained"] = save_encoder(recipe, options.output / "encoder")
     return found
-
-
-def saved(recipe: IJepathRecipe, config: Any, folder: Path) -> str:
-    """The teacher as an artifact."""
-    size = int(config.data.context_fov_um)
-    preprocessing = {"mean": list(config.data.mean), "std": list(config.data.std), "size": size, "mpp": 1.0}
-    EncoderArtifact.save(str(folder), recipe.encoder, preprocessing=preprocessing, science="ijepath", provenance={})
-    return str(folder)
 
 
 def judge(name: str, artifact: str, datasets: list[Dataset], folder: Path, output: Path) -> None:
@@ -120,7 +105,7 @@ def judge(name: str, artifact: str, datasets: list[Dataset], folder: Path, outpu
         save_embedding(str(folder / name), dataset, embedding, 0)
         kept = load_embedding(str(folder / name), dataset.name, 0)
         picture = output / f"{name}_{dataset.name}.png"
-        picture.write_bytes(draw_embedding(kept, f"{name} vit_tiny, centre: {dataset.name}"))
+        picture.write_bytes(draw_embedding(kept, f"{name}, centre: {dataset.name}"))
         print(f"  {picture}")
 
 
