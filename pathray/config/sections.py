@@ -69,6 +69,7 @@ class RegulariserConfig:
     regulariser_directions: int = added_field(256, of="regulariser")  # random directions per step of sigreg
     invariance_weight: float = added_field(1.0, of="regulariser")  # weight of the distance between a sample's views
     projection_dim: int = added_field(64, of="regulariser")
+    projection_hidden: int = added_field(512)  # width of its hidden layer; 0: a linear projection
 
     @property
     def whole_batch(self) -> str:
@@ -83,7 +84,7 @@ class RegulariserConfig:
     def check_regulariser(self, section: str) -> None:
         check_one_of(self, section, regulariser=tuple(REGULARISERS))
         check_positive(self, section, "regulariser_weight", "regulariser_directions", "projection_dim")
-        check_at_least(self, section, 0, "invariance_weight")
+        check_at_least(self, section, 0, "invariance_weight", "projection_hidden")
 
 
 @dataclass

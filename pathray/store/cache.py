@@ -42,19 +42,22 @@ def private_cache() -> Path:
     return folder
 
 
-def fetch_cached(name: str, fetch: Callable[[Path], object], size: int) -> Path:
+def fetch_cached(
+    name: str, fetch: Callable[[Path], object], size: int, folder: Path | None = None, limit: int | None = None
+) -> Path:
     """The file or folder `name` in the cache, made by `fetch(path)` if it does not exist.
 
     `name` begins with 24 hexadecimal digits that identify the content. Before fetching, the least recently used entries
-    are removed until `size` bytes fit into CACHE_BYTES or a tenth of the disk.
+    are removed until `size` bytes fit into `limit`: by default CACHE_BYTES, or a tenth of the disk if that is less. The
+    cache is `folder`, which exists, or the private one.
     """
-    folder = private_cache()
+    folder = private_cache() if folder is None else folder
     target, partial = folder / name, folder / f".{name}-{uuid.uuid4().hex[:8]}"
     assert CACHED.fullmatch(name), name
     with contextlib.suppress(FileNotFoundError):
         os.utime(target)  # checks and marks it as used in one step, since others may be evicting
         return target
-    _make_room(folder, size)
+    _make_room(folder, size, limit)
     try:
         fetch(partial)
         os.replace(partial, target)
@@ -66,7 +69,7 @@ def fetch_cached(name: str, fetch: Callable[[Path], object], size: int) -> Path:
     return target
 
 
-def _make_room(folder: Path, size: int) -> None:
+def _make_room(folder: Path, size: int, limit: int | None) -> None:
     """Remove the least recently used entries that `fetch_cached` made, except those still being fetched."""
     entries: list[tuple[float, int, Path]] = []
     for path in folder.iterdir():
@@ -74,7 +77,8 @@ def _make_room(folder: Path, size: int) -> None:
             if CACHED.fullmatch(path.name):
                 files = list(path.iterdir()) if path.is_dir() else [path]
                 entries.append((path.stat().st_mtime, sum(f.stat().st_size for f in files), path))
-    room = min(CACHE_BYTES, shutil.disk_usage(folder).total // 10) - size - sum(n for _, n, _ in entries)
+    allowed = min(CACHE_BYTES, shutil.disk_usage(folder).total // 10) if limit is None else limit
+    room = allowed - size - sum(n for _, n, _ in entries)
     for used, bytes_, path in sorted(entries):
         if room >= 0:
             return

@@ -18,7 +18,6 @@ from pathray.nn.heads import ProjectionHead
 from pathray.nn.regularise import at_least_float32, covariance_term, random_directions, sigreg, variance_term
 from pathray.train.global_batch import check_whole_batch
 
-HIDDEN = 512  # width of the projection
 COVARIANCE = 1 / 25  # weight of VICReg's covariance next to its variance: 1 and 25 in the paper
 
 
@@ -36,7 +35,8 @@ class Regulariser(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.seed, self.gather, self.micro_key = config, seed, gather, micro_key
-        self.head = ProjectionHead((dim, HIDDEN, config.projection_dim), norm="batch")
+        hidden = (config.projection_hidden,) if config.projection_hidden else ()
+        self.head = ProjectionHead((dim, *hidden, config.projection_dim), norm="batch")
 
     def forward(self, views: Sequence[Tensor], step: int, global_batch: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum of both terms, and each of them for the log: how far each view's embeddings are from spread
