@@ -10,26 +10,23 @@ checkpoint and end cleanly; the same command resumes the run.
 from __future__ import annotations
 
 import logging
-import shutil
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adios.config import CONFIGS_DIR, RunConfig, resolve
 from pathray.config.load import Loaded, placement
 from pathray.errors import UserError
-from pathray.run.layout import INDEXES, PLAN
+from pathray.run.layout import INDEXES
 from ray_jobs.shell.cli import Outputs, job
 from ray_jobs.shell.dry_run import check_files, tell
 from ray_jobs.shell.runtime import RuntimeConfig
 from ray_jobs.train import training_jobs
-from ray_jobs.train.plans import share_plan
+from ray_jobs.train.plans import reopen_plan, replace_plan, share_plan
 from ray_jobs.train.pretraining import Pretraining, check_same_run, pretrain
 from ray_jobs.train.training_jobs import (
     absolute,
     check_output,
     check_tuning,
-    checkpoint_to_resume,
     evaluation_paths,
     outputs_if_finished,
     plan_folder,
@@ -128,23 +125,11 @@ def prepare(config: PretrainAdiosConfig) -> Any:
 
 
 def _reopen_plan(config: PretrainAdiosConfig, root: Storage, folder: str) -> Plan | None:
-    """The plan that the run was begun with, in `folder`, when it is still there: what has been added to the archives'
-    folder since is not part of the run. Where the archives have moved, it says so. UserError when they are not where
-    `data_path` says."""
+    """The plan that the run was begun with, when it is still there. Where the archives have moved, it says so.
+    UserError when they are not where `data_path` says."""
     from adios.plan import identity, relocate
-    from pathray.data.plan import Plan
 
-    known = recorded_identity(config).get("plan")
-    if known is None or "plan" in config.checkpoint.resume_changes:
-        return None
-    for place in [folder] if root.local else [folder, root.join(PLAN)]:
-        try:
-            plan = Plan.open(place, verify=True)
-        except UserError:  # lost, or never on this machine
-            continue
-        if identity(plan) == known:
-            break
-    else:
+    if (plan := reopen_plan(config, root, folder, identity)) is None:
         return None
     where, names = _archives(config)
     lost = sorted(set(plan.sources["archive"].to_pylist()) - names)
@@ -172,23 +157,16 @@ def _archives(config: PretrainAdiosConfig) -> tuple[str, set[str]]:
 
 
 def _build_plan(config: PretrainAdiosConfig, folder: str) -> Plan:
-    """A plan of the patches that there are now. It takes its place in `folder` only when the run, if one is
-    resumed, may have it."""
+    """A plan of the patches that there are now, in `folder` when the run, if one is resumed, may have it."""
     from adios.plan import build_plan, identity
-    from pathray.data.plan import Plan
-    from pathray.store.atomic import replace_folder
 
-    data, is_new = config.data, checkpoint_to_resume(config) is None
-    beside = folder if is_new else f"{folder}-other"
-    plan = build_plan(_index(config), beside, patch_size=data.patch_px, root=data.archives_root or "")
-    if is_new:
-        return plan
-    try:
-        check_same_run("adios", resolve_config(config), identity(plan))
-        replace_folder(Path(beside), Path(folder))
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    return Plan.open(folder)
+    data, index = config.data, _index(config)
+    return replace_plan(
+        config,
+        folder,
+        lambda place: build_plan(index, place, patch_size=data.patch_px, root=data.archives_root or ""),
+        lambda plan: check_same_run("adios", resolve_config(config), identity(plan)),
+    )
 
 
 def _index(config: PretrainAdiosConfig) -> str:

@@ -15,7 +15,7 @@ from pathray.config.load import load_config
 from pathray.data.plan import Plan
 from pathray.errors import UserError
 from ray_jobs import pretrain_adios
-from ray_jobs.train import pretraining
+from ray_jobs.train import plans, pretraining
 from tests.builders.runs.adios_job import command
 from tests.builders.zips import write_archive, write_folder
 
@@ -29,13 +29,14 @@ def run(request, tmp_path, monkeypatch):
     monkeypatch.setenv("PATHRAY_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(pretrain_adios, "plan_folder", lambda root: str(tmp_path / "built"))
     state = SimpleNamespace(newest=None, output=output, built=tmp_path / "built", remote=request.param == "remote")
-    for module in (pretrain_adios, pretraining):
+    for module in (plans, pretraining):
         monkeypatch.setattr(module, "checkpoint_to_resume", lambda config: state.newest)
-    monkeypatch.setattr(
-        pretrain_adios,
-        "recorded_identity",
-        lambda config: state.newest.meta["identity"]["values"] if state.newest else {},
-    )
+    for module in (plans, pretrain_adios):
+        monkeypatch.setattr(
+            module,
+            "recorded_identity",
+            lambda config: state.newest.meta["identity"]["values"] if state.newest else {},
+        )
 
     def index(config):
         path = str(config.data_path)
