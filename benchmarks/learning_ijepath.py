@@ -97,7 +97,7 @@ class Settings:
     seeds: int = 3
     first_seed: int = 0
     config: str = "learning"  # of ijepath/configs, or a file
-    images: int = 57_600  # per seed
+    images: int = 51_200  # per seed
     every: int = 6_400  # images between rows
     folds: int = 5
     eval_px: int = 108  # crc5 patches are 224 px; this is four times cheaper, and about the spacing of contexts
