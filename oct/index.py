@@ -16,19 +16,19 @@ from functools import partial
 from typing import Any
 
 from oct.devices import device_by_folder, device_by_name, device_of
+from oct.head import read_file_header
 from oct.manifest import Manifest, ManifestRow, Spacing
 from oct.volume import AXES, VolumeHeader
 from pathray.errors import MissingFile, UnreadableUnit
 from pathray.reports.units import describe
 from pathray.store.storage import file_state
-from pathray.wsi.backends.source import read_source
 
 MISSING, UNREADABLE, DUPLICATE = "missing", "unreadable", "duplicate"
 NOT_READ = (MISSING, UNREADABLE)  # exclusions of files without a header: the next start tries them again
 NAMED_AS_CIRCLE = re.compile(r"(?:^|_)(?:rc|radial|circle|circular|circ)(?:_|$)")
 
 Row = dict[str, Any]
-ReadHeader = Callable[[bytes, str, Spacing], VolumeHeader]
+ReadHeader = Callable[[str, Spacing], tuple[VolumeHeader, int]]  # header, and size of the file in bytes
 OrderedMap = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 Job = tuple[ManifestRow, Row | None]
 
@@ -37,26 +37,25 @@ def index_volumes(
     manifest: Manifest,
     *,
     previous: Iterable[Mapping[str, Any]] = (),
-    read_header: ReadHeader | None = None,
+    read_header: ReadHeader = read_file_header,
     map: OrderedMap = map,
 ) -> Iterator[Row]:
     """An index row per manifest row, in its order, as soon as each is ready; pass them to `mark_duplicates`.
 
     `map` is any ordered map; the function passed to it is picklable. `previous`: rows of an older index of the same
     root; those of files that did not change, nor what the manifest says of them, are reused without reading the file.
-    read_header: oct.dicom.header.read_header by default.
     """
     known = {row["path"]: dict(row) for row in previous if row["exclusion"] not in NOT_READ}
     jobs = ((row, known.get(row.path)) for row in manifest.rows)
     yield from map(partial(_index_job, root=manifest.root, read_header=read_header), jobs)
 
 
-def _index_job(job: Job, *, root: str, read_header: ReadHeader | None) -> Row:
+def _index_job(job: Job, *, root: str, read_header: ReadHeader) -> Row:
     return index_volume(job[0], root, previous=job[1], read_header=read_header)
 
 
 def index_volume(
-    row: ManifestRow, root: str, *, previous: Row | None = None, read_header: ReadHeader | None = None
+    row: ManifestRow, root: str, *, previous: Row | None = None, read_header: ReadHeader = read_file_header
 ) -> Row:
     """The index row of one file. Any fault of the file becomes its `exclusion` and `detail`; nothing is raised."""
     path, out = f"{root.rstrip('/')}/{row.path}", _listed_columns(row)
@@ -64,9 +63,8 @@ def index_volume(
         out["state"] = file_state(path)
         if previous is not None and all(previous[name] == out[name] for name in ("state", "listed")):
             return _as_read(previous) | {"line": row.line}
-        data = read_source(path)
-        out["bytes"] = len(data)
-        return out | _header_columns(row, (read_header or _default_reader())(data, path, row.spacing_mm))
+        header, out["bytes"] = read_header(path, row.spacing_mm)
+        return out | _header_columns(row, header)
     except AssertionError:
         raise
     except MissingFile:
@@ -75,12 +73,6 @@ def index_volume(
         return out | {"exclusion": UNREADABLE, "detail": f"{e.reason}: {e.detail}".rstrip(": ")}
     except Exception as e:  # whatever a parser raises is a fault of this file, not of the job
         return out | {"exclusion": UNREADABLE, "detail": describe(e)}
-
-
-def _default_reader() -> ReadHeader:
-    from oct.dicom.header import read_header
-
-    return read_header
 
 
 def lost_row(job: Job, error: Exception) -> Row:

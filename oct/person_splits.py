@@ -1,8 +1,8 @@
 """Splits volumes into train, val and test by whole persons: both eyes and all scans of a person are on one side.
 
 `stratified_split` keeps the shares of each stratum (device, region, eye) about equal; `recommended_split` takes what
-`participants.tsv` of AI-READI recommends. Files of splits: pathray.data.split_files. Not here: splits without strata and
-folds (pathray.data.splits).
+`participants.tsv` of AI-READI recommends. Files of splits: pathray.data.split_files. Not here: splits without strata
+and folds (pathray.data.splits).
 """
 
 from __future__ import annotations
@@ -123,8 +123,8 @@ def read_persons(path: str, part: str) -> set[str]:
             message = "a person appears in more than one split"
             raise UserError(message, file=public(path), row=number, found=found, expected=expected)
     if not (persons := {person for person, own in first.items() if own == part}):
-        expected = sorted(set(first.values()))
-        raise UserError("the split has no persons in this part", file=public(path), key=part, expected=expected)
+        there = sorted(set(first.values()))
+        raise UserError("the split has no persons in this part", file=public(path), key=part, expected=there)
     return persons
 
 

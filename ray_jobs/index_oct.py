@@ -94,27 +94,33 @@ def build(config: IndexOctConfig, manifest: Manifest, previous: list[Row]) -> Vo
     """Write and return the index of `manifest`, on the running Ray if there is one."""
     from oct.index import index_volumes, lost_row, mark_duplicates
     from oct.index_file import make_index, write_index
+    from oct.index_parts import IndexParts
 
-    rows, over_ray = [], RayMap(lost_row, chunk=config.files_per_task, timeout_s=config.file_timeout_s)
+    over_ray = RayMap(lost_row, chunk=config.files_per_task, timeout_s=config.file_timeout_s)
+    parts, rows = IndexParts(config.output, manifest.root), []
     with Progress(len(manifest.rows), "index", "files") as progress:
-        for row in index_volumes(manifest, previous=previous, map=over_ray):
+        for row in parts.keep(index_volumes(manifest, previous=previous, map=over_ray), previous):
             rows.append(row)
             progress.update()
     index = make_index(config.output, manifest.root, mark_duplicates(rows))
     write_index(index)
+    parts.remove()
     return index
 
 
 def previous_rows(config: IndexOctConfig, manifest: Manifest) -> list[Row]:
-    """The rows of an earlier index at the output, if it is of the same root. UserError if another file is there."""
+    """The rows of an earlier index at the output and of a killed job's parts, of the same root. UserError if another
+    file is there."""
     from oct.index_file import read_index
+    from oct.index_parts import IndexParts
 
+    parts = IndexParts(config.output, manifest.root).rows()
     try:
         index = read_index(config.output)
     except MissingFile:
-        return []
+        return parts
     rows: list[Row] = index.table.to_pylist() if index.root == manifest.root else []
-    return rows
+    return rows + parts
 
 
 def count_files(manifest: Manifest, config: IndexOctConfig) -> int:
