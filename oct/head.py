@@ -12,7 +12,7 @@ from pathray.errors import UnreadableUnit
 from pathray.wsi.backends.source import open_source
 
 FIRST_BYTES, GROWTH = 1 << 18, 8
-PIXEL_BYTES = 1 << 12  # of the pixels: the header of the first compressed frame
+PIXEL_BYTES = 1 << 16  # of the pixels: the header of the first compressed frame
 RAW_SYNTAXES = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
 
 
@@ -27,11 +27,11 @@ def read_file_header(path: str, manifest_spacing: Spacing) -> tuple[VolumeHeader
     source = open_source(path)
     try:
         size, wanted, data = source.size, FIRST_BYTES, b""
-        while not data or (wanted < size * GROWTH and not _reaches_pixels(data, path)):
-            data += source.read_many([(len(data), min(wanted, size) - len(data))])[0]
-            wanted *= GROWTH
-            if len(data) >= size:
-                break
+        while len(data) < size and not (data and _reaches_pixels(data, path)):
+            more = source.read_many([(len(data), min(wanted, size) - len(data))])[0]
+            if not more:
+                raise UnreadableUnit("truncated", path, "the file became shorter while it was read")
+            data, wanted = data + more, wanted * GROWTH
     finally:
         source.close()
     header = read_header(data, path, manifest_spacing)
