@@ -166,8 +166,8 @@ def _said(cell: str) -> str:
 
 
 def _path(sheet: Sheet, i: int, cell: str) -> str:
-    path = posixpath.normpath(cell).lstrip("/") if cell else ""
-    if not path or path.startswith("..") or path == "." or "://" in cell or "\\" in cell:
+    path = posixpath.normpath(cell.lstrip("/"))
+    if path.split("/")[0] in (".", "..") or "://" in cell or "\\" in cell:
         expected = "a path below the data set's root, such as /retinal_oct/structural_oct/DEVICE/PERSON/FILE.dcm"
         raise sheet.cell_error("not a path of the data set", i, "filepath", expected)
     return path

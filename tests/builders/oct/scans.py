@@ -66,7 +66,7 @@ def cells_of(scan: Scan) -> dict[str, str]:
 def write_rows(path: Path, rows: Sequence[dict[str, str]]) -> str:
     """A manifest.tsv of these cells."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), delimiter="\t", lineterminator="\n")
+    writer = csv.DictWriter(text, list(rows[-1]), restval="Not reported", delimiter="\t", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     path.parent.mkdir(parents=True, exist_ok=True)
