@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import posixpath
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -25,7 +26,8 @@ from pathray.store.storage import file_state
 
 MISSING, UNREADABLE, DUPLICATE = "missing", "unreadable", "duplicate"
 NOT_READ = (MISSING, UNREADABLE)  # exclusions of files without a header: the next start tries them again
-NAMED_AS_CIRCLE = re.compile(r"(?:^|_)(?:rc|radial|circle|circular|circ)(?:_|$)")
+NO_RASTER = ("circular", "radial")  # exclusions
+NAMED_AS_CIRCLE = re.compile(r"(?:^|_)(?:rc|radial|circle|circular|circ)(?:[_.]|$)")
 
 Row = dict[str, Any]
 ReadHeader = Callable[[str, Spacing], tuple[VolumeHeader, int]]  # header, and size of the file in bytes
@@ -168,5 +170,5 @@ def _notes(row: ManifestRow, header: VolumeHeader) -> Iterator[str]:
         yield f"the manifest says {said}, the header {'×'.join(map(str, found))}"
     if row.sop_instance_uid and header.sop_instance_uid not in ("", row.sop_instance_uid):
         yield "the header has another SOP instance than the manifest"
-    if not header.exclusion and NAMED_AS_CIRCLE.search(row.path.rpartition("/")[2].rpartition(".")[0].lower()):
-        yield "named as a radial or circular scan, which it is not"
+    if header.exclusion not in NO_RASTER and NAMED_AS_CIRCLE.search(posixpath.basename(row.path).lower()):
+        yield "named as a radial or circular scan, of which the header says nothing"

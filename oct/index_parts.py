@@ -6,9 +6,9 @@ Each part is an index of some rows. Not here: what is in a row (oct.index); the 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator
 
+from oct.index import Row
 from oct.index_file import make_index, read_index, write_index
 from pathray.errors import UserError
 from pathray.store.storage import Storage
@@ -25,12 +25,12 @@ class IndexParts:
         self.root = root
         self.store = Storage.of(f"{output.removesuffix('.parquet')}_parts")
         self.names = self.store.list()
-        self._waiting: list[Mapping[str, Any]] = []
+        self._waiting: list[Row] = []
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[Row]:
         """The rows of all parts of this root, the oldest first. A damaged part is left out, and its files are read
         again."""
-        found: list[dict[str, Any]] = []
+        found: list[Row] = []
         for name in self.names:
             try:
                 part = read_index(self.store.join(name))
@@ -40,7 +40,7 @@ class IndexParts:
             found += part.table.to_pylist() if part.root == self.root else []
         return found
 
-    def keep(self, rows: Iterable[Mapping[str, Any]], known: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
+    def keep(self, rows: Iterable[Row], known: Iterable[Row]) -> Iterator[Row]:
         """Pass the rows on, and store those that are not `known` as they come; what waits is stored at the end, also at
         an error."""
         before = {(row["path"], row["state"], row["listed"]) for row in known}

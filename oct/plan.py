@@ -47,8 +47,8 @@ def build_plan(
 
     `devices` (none: all), `persons` and `paths` (None: all; those of a split or a file list) select the volumes.
     `root`: where the files are, if they moved since they were indexed. `plan.sources` has `SOURCE_COLUMNS`, `path`
-    being below the root. MissingFile for a missing index; UserError, saying what there is, if nothing is selected or a path
-    is not an accepted volume of the index.
+    being below the root. MissingFile for a missing index; UserError, saying what there is, if nothing is selected or a
+    path is not an accepted volume of the index.
     """
     index = read_index(index_path)
     table = select(index, devices=devices, min_frames=min_frames)

@@ -35,7 +35,9 @@ def test_both_variants_of_the_real_manifest_give_the_same_rows(shared_data, name
 
 
 def test_a_path_that_begins_with_a_slash_is_below_the_root(tmp_path):
-    manifest = read_manifest(manifest_with(tmp_path, filepath="/structural_oct/topcon_triton/1002/a.dcm"), "memory://b/oct")
+    manifest = read_manifest(
+        manifest_with(tmp_path, filepath="/structural_oct/topcon_triton/1002/a.dcm"), "memory://b/oct"
+    )
     assert (manifest.root, manifest.rows[1].path) == ("memory://b/oct", "structural_oct/topcon_triton/1002/a.dcm")
 
 

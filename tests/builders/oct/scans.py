@@ -1,4 +1,4 @@
-"""A data set of OCT scans as AI-READI lays it out, its files being JSON instead of DICOM; and the reader of such files."""
+"""A data set of OCT scans as AI-READI lays it out, whose files are JSON instead of DICOM; and the reader of them."""
 
 from __future__ import annotations
 
