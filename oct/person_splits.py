@@ -30,7 +30,7 @@ Floats = npt.NDArray[np.float64]
 
 
 def stratified_split(files: FileList, seed: int, *, train: float = 0.8, val: float = 0.1, test: float = 0.1) -> Split:
-    """Assign whole persons, those of the rarest strata first, to the part that lacks most of their strata.
+    """Assign whole persons, those of the rarest strata first, to the part that lacks most of their rarest stratum.
 
     The fractions are of the volumes, in each stratum and in all. No part of a fraction > 0 stays empty. The order of
     the rows does not change the split. After Sechidis, Tsoumakas, Vlahavas: On the Stratification of Multi-label Data
@@ -65,15 +65,16 @@ def _assign(counts: Floats, fractions: Floats, seed: int) -> list[int]:
     """The part of each person."""
     total = counts.sum(0)
     lacking = fractions[:, None] * total  # volumes of each stratum that each part still lacks: [parts, S]
-    rarest = np.where(counts > 0, total, np.inf).min(1)
+    sizes = np.where(counts > 0, total, np.inf)  # of each person's strata: [P, S]
+    rarest, size = sizes.argmin(1), sizes.min(1)
     order = rng(seed, "splits", 0).permutation(len(counts))
-    order = order[np.lexsort((-counts[order].sum(1), rarest[order]))]
-    chosen, placed = [0] * len(counts), np.zeros(len(fractions))
+    order = order[np.lexsort((-counts[order].sum(1), size[order]))]
+    chosen, placed = [0] * len(counts), [0] * len(fractions)
     for done, i in enumerate(order.tolist()):
-        need = (lacking / total) @ counts[i]
-        empty = [k for k in range(len(fractions)) if placed[k] == 0]
+        empty = [k for k, persons in enumerate(placed) if not persons]
         open_to = empty if len(counts) - done <= len(empty) else range(len(fractions))
-        part = max(open_to, key=lambda k: (round(float(need[k]), 9), float(lacking[k].sum()), -k))
+        own, whole = lacking[:, rarest[i]].round(9).tolist(), lacking.sum(1).round(9).tolist()
+        part = max(open_to, key=lambda k: (own[k], whole[k], -k))
         chosen[i] = part
         placed[part] += 1
         lacking[part] -= counts[i]
