@@ -6,7 +6,7 @@ Files of scanners hold "NaN", empty strings and numbers of the wrong count. Not 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from pydicom.dataset import Dataset
 
@@ -15,11 +15,12 @@ LATERALITIES = ("R", "L")
 
 def read_numbers(dataset: Dataset | None, keyword: str) -> tuple[float, ...] | None:
     """All numbers of an attribute (NaN for one that is no number); None where it is absent or empty."""
-    value = _value(dataset, keyword)
+    value = _value(dataset, keyword, math.nan)
     if value is None or value == "":
         return None
-    several = not isinstance(value, str | bytes) and isinstance(value, Iterable)
-    return tuple(_number(v) for v in (value if several else [value])) or None
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return tuple(_number(v) for v in value) or None
+    return (_number(value),)
 
 
 def read_text(dataset: Dataset | None, keyword: str) -> str:
@@ -45,14 +46,14 @@ def first_item(dataset: Dataset | None, keyword: str) -> Dataset | None:
 def read_items(dataset: Dataset | None, keyword: str) -> list[Dataset]:
     """The items of a sequence; none where it is absent."""
     value = _value(dataset, keyword)
-    return [] if value is None or isinstance(value, str | bytes) else list(value)
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str | bytes) else []
 
 
-def _value(dataset: Dataset | None, keyword: str) -> object:
+def _value(dataset: Dataset | None, keyword: str, if_invalid: object = None) -> object:
     try:
         return None if dataset is None else dataset.get(keyword)
-    except (ValueError, TypeError, OverflowError, NotImplementedError):  # of a conversion: it is no value
-        return math.nan
+    except Exception:  # pydicom converts a value when it is asked for, and raises its own kinds
+        return if_invalid
 
 
 def _number(value: object) -> float:

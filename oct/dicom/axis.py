@@ -53,9 +53,10 @@ def plan_axes(header: VolumeHeader, grid: Grid, crop: tuple[float, float, float]
     sizes = (header.frames, header.rows, header.columns)
     plans = []
     for i in range(len(AXES)):
-        offsets = geometry.offsets_mm if i == 0 else None
-        places = np.arange(sizes[i]) * geometry.spacing_mm[i] if offsets is None else np.array(offsets)
         cell = geometry.spacing_mm[i]
+        places = np.arange(sizes[i], dtype=np.float64) * cell
+        if i == 0 and geometry.offsets_mm is not None:
+            places = np.array(geometry.offsets_mm, np.float64)
         is_assumed = geometry.sources[i] == "assumed"
         plans.append(plan_axis(places, cell, grid.shape[i], None if is_assumed else grid.spacing_mm[i], crop[i]))
     return tuple(plans)

@@ -18,7 +18,7 @@ from pydicom import uid
 from pathray.errors import UnreadableUnit
 
 Pixels = npt.NDArray[Any]
-Decode = Callable[[bytes | memoryview, tuple[int, int], int], Pixels]  # (frame, (rows, columns), bits allocated)
+Decode = Callable[[bytes, tuple[int, int], int], Pixels]  # (frame, (rows, columns), bits allocated)
 
 END_OF_IMAGE = b"\xff\xd9"  # JPEG's EOI and JPEG 2000's EOC
 
@@ -27,42 +27,42 @@ class Truncated(ValueError):
     """A frame that ends early."""
 
 
-def decode_jpeg2000(data: bytes | memoryview, shape: tuple[int, int], bits: int) -> Pixels:
+def decode_jpeg2000(data: bytes, shape: tuple[int, int], bits: int) -> Pixels:
     """JPEG 2000, one thread: the caller has its own."""
     from imagecodecs import jpeg2k_decode
 
     return np.asarray(jpeg2k_decode(_check_end(data), numthreads=1))
 
 
-def decode_htj2k(data: bytes | memoryview, shape: tuple[int, int], bits: int) -> Pixels:
+def decode_htj2k(data: bytes, shape: tuple[int, int], bits: int) -> Pixels:
     """High-throughput JPEG 2000. OpenJPH fills a cut frame with zeros, so its end is checked."""
     from imagecodecs import htj2k_decode
 
     return np.asarray(htj2k_decode(_check_end(data)))
 
 
-def decode_jpegls(data: bytes | memoryview, shape: tuple[int, int], bits: int) -> Pixels:
+def decode_jpegls(data: bytes, shape: tuple[int, int], bits: int) -> Pixels:
     """JPEG-LS, lossless and near-lossless."""
     from imagecodecs import jpegls_decode
 
     return np.asarray(jpegls_decode(_check_end(data)))
 
 
-def decode_jpeg(data: bytes | memoryview, shape: tuple[int, int], bits: int) -> Pixels:
+def decode_jpeg(data: bytes, shape: tuple[int, int], bits: int) -> Pixels:
     """JPEG, 8-bit baseline."""
     from imagecodecs import jpeg8_decode
 
     return np.asarray(jpeg8_decode(_check_end(data)))
 
 
-def decode_lossless_jpeg(data: bytes | memoryview, shape: tuple[int, int], bits: int) -> Pixels:
+def decode_lossless_jpeg(data: bytes, shape: tuple[int, int], bits: int) -> Pixels:
     """JPEG lossless (process 14)."""
     from imagecodecs import ljpeg_decode
 
     return np.asarray(ljpeg_decode(_check_end(data)))
 
 
-def decode_rle(data: bytes | memoryview, shape: tuple[int, int], bits: int) -> Pixels:
+def decode_rle(data: bytes, shape: tuple[int, int], bits: int) -> Pixels:
     """RLE (PS3.5, annex G): one PackBits segment per byte of a pixel, the high byte first. Surplus bytes at the end of
     a segment are padding."""
     from imagecodecs import packbits_decode
@@ -100,9 +100,7 @@ DECODERS: dict[str, Decode] = {
 }
 
 
-def decode_frame(
-    syntax_uid: str, data: bytes | memoryview, shape: tuple[int, int], bits: int, path: str, frame: int
-) -> Pixels:
+def decode_frame(syntax_uid: str, data: bytes, shape: tuple[int, int], bits: int, path: str, frame: int) -> Pixels:
     """One frame, `[rows, columns]`, in the type of its codestream. `frame` is for error messages.
 
     UnreadableUnit: `unsupported`, `truncated`, or `decode`.
@@ -121,7 +119,7 @@ def decode_frame(
     return pixels
 
 
-def _check_end(data: bytes | memoryview) -> bytes | memoryview:
+def _check_end(data: bytes) -> bytes:
     """`data` if an image ends in it; a fragment is padded to an even length."""
     if END_OF_IMAGE not in bytes(data[-16:]):
         raise Truncated("the codestream has no end marker")

@@ -10,7 +10,6 @@ import struct
 from dataclasses import dataclass
 from io import BytesIO
 
-from pydicom import config as pydicom_config
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
@@ -45,7 +44,7 @@ class DicomFile:
 
 
 def open_dicom(data: bytes, path: str) -> DicomFile:
-    """The file with content `data`, which may also end before the pixels. `path` is for error messages.
+    """The file with content `data`, which may also end inside the pixels. `path` is for error messages.
 
     UnreadableUnit: `empty`, `not_dicom`, `truncated` or `corrupt`.
     """
@@ -65,8 +64,7 @@ def open_dicom(data: bytes, path: str) -> DicomFile:
 def _read_dataset(stream: BytesIO, path: str, with_pixels: bool = False) -> Dataset:
     """The data set; the stream then stands at the pixel data. Values are checked when they are used, not here."""
     try:
-        with pydicom_config.disable_value_validation():
-            dataset = dcmread(stream, stop_before_pixels=not with_pixels)
+        dataset = dcmread(stream, stop_before_pixels=not with_pixels)
     except InvalidDicomError:
         raise UnreadableUnit("not_dicom", path, "there is no DICM prefix after the preamble") from None
     except EOFError as e:

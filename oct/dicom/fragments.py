@@ -39,7 +39,9 @@ def split_frames(pixels: memoryview, frames: int, path: str) -> list[Fragments]:
 def _read_items(pixels: memoryview, path: str) -> tuple[list[int], Fragments, list[int], bool]:
     """The offset table, the fragments, where each one's item begins (from the first), and whether the sequence is
     closed by its delimiter."""
-    items, starts, at = [], [], 0
+    items: Fragments = []
+    starts: list[int] = []
+    at = 0
     while at + 8 <= len(pixels):
         group, element, size = struct.unpack_from("<HHL", pixels, at)
         tag = group << 16 | element
@@ -82,4 +84,4 @@ def _begins_image(head: bytes) -> bool:
     if head.startswith((*STARTS, JP2_BOX)):
         return True
     segments, first = struct.unpack_from("<LL", head) if len(head) >= 8 else (0, 0)
-    return 1 <= segments <= 15 and first == RLE_HEADER
+    return bool(1 <= segments <= 15 and first == RLE_HEADER)

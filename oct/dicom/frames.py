@@ -47,9 +47,7 @@ def _open_fragments(file: DicomFile, header: VolumeHeader) -> ReadStored:
     shape, bits = (header.rows, header.columns), read_count(file.dataset, "BitsAllocated") or 8
 
     def read(i: int) -> Pixels:
-        fragments = frames[i]
-        data = fragments[0] if len(fragments) == 1 else b"".join(fragments)
-        return decode_frame(file.syntax_uid, data, shape, bits, file.path, i)
+        return decode_frame(file.syntax_uid, b"".join(frames[i]), shape, bits, file.path, i)
 
     return read
 
@@ -79,7 +77,8 @@ def _open_swapped(pixels: memoryview, header: VolumeHeader) -> ReadStored:
 
     def read(i: int) -> Pixels:
         at = np.arange(i * size, (i + 1) * size) ^ 1
-        return flat[at].view(kind).reshape(header.rows, header.columns)
+        swapped: Pixels = flat[at].view(kind)
+        return swapped.reshape(header.rows, header.columns)
 
     return read
 
@@ -98,7 +97,7 @@ def _lowest_bit(file: DicomFile, header: VolumeHeader) -> int:
 def _to_unsigned(stored: Pixels, bits_stored: int, lowest_bit: int, inverted: bool) -> np.ndarray:
     """Native byte order; other bits than the pixel's removed; half the range added to signed values."""
     kind = np.dtype(f"u{stored.dtype.itemsize}").type
-    pixels = stored.astype(stored.dtype.newbyteorder("="), copy=False).view(kind)
+    pixels: Pixels = stored.astype(stored.dtype.newbyteorder("="), copy=False).view(kind)
     limit = kind((1 << bits_stored) - 1)
     if lowest_bit > 0:
         pixels = pixels >> kind(lowest_bit)
@@ -106,4 +105,4 @@ def _to_unsigned(stored: Pixels, bits_stored: int, lowest_bit: int, inverted: bo
         pixels = pixels + kind(1 << bits_stored - 1)  # wraps, as two's complement does
     if lowest_bit >= 0:
         pixels = pixels & limit
-    return limit - np.minimum(pixels, limit) if inverted else pixels
+    return np.asarray(limit - np.minimum(pixels, limit)) if inverted else pixels

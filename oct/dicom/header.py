@@ -26,7 +26,7 @@ MOST_FRAMES = 100_000  # a NumberOfFrames above is damage
 
 
 def read_header(data: bytes, path: str, manifest_spacing: ManifestSpacing | None = None) -> VolumeHeader:
-    """The header of a file's content. Its pixels may be missing.
+    """The header of a file's content, which may be cut anywhere after the start of its pixel data element.
 
     manifest_spacing: (dz, dy, dx) in mm, for axes of which the file says nothing. UnreadableUnit: `empty`, `not_dicom`,
     `truncated`, `corrupt`, or `header` for a volume whose pixels cannot be described.
@@ -38,6 +38,7 @@ def describe(file: DicomFile, manifest_spacing: ManifestSpacing | None = None) -
     """The header of an opened file; see `read_header`. An excluded file may have 0 rows and columns."""
     dataset = file.dataset
     sop_class = read_text(dataset, "SOPClassUID")
+    _check_complete(file, sop_class)
     exclusion = _excluded_by_class(sop_class, read_text(dataset, "Modality").upper())
     if not exclusion:
         _check_pixels(dataset, file.path)
@@ -62,6 +63,13 @@ def describe(file: DicomFile, manifest_spacing: ManifestSpacing | None = None) -
         exclusion=exclusion,
         notes=tuple(notes + more + _note_inversion(dataset)),
     )
+
+
+def _check_complete(file: DicomFile, sop_class: str) -> None:
+    """UnreadableUnit `truncated` for a volume without pixel data: its header may have been cut anywhere."""
+    written = read_text(file.dataset.file_meta, "MediaStorageSOPClassUID")
+    if file.pixels is None and (TOMOGRAPHY in (sop_class, written) or sop_class != written):
+        raise UnreadableUnit("truncated", file.path, "the file ends before its pixel data")
 
 
 def _excluded_by_class(sop_class: str, modality: str) -> str:

@@ -90,20 +90,15 @@ def _add_slices(planes: Iterable[Plane], z: AxisPlan, scale: float, into: npt.ND
     sums: dict[int, Plane] = {}
     previous, arrived, begin = None, 0, z.samples.start
     for j, plane in enumerate(planes, begin):
-        for k in np.flatnonzero((first <= j) & (j <= last)):
+        for k in np.flatnonzero((first <= j) & (j <= last)).tolist():
             if last[k] - first[k] > 1:
-                sums[k] = weights[k, j] * plane + sums.get(k, 0)
-                value = sums.pop(k) if j == last[k] else None
-            elif j == last[k]:
-                value = weights[k, j] * plane
-                if first[k] < j:
-                    assert previous is not None
-                    value += weights[k, j - 1] * previous
-            else:
-                value = None
-            if value is not None:
-                np.minimum(np.rint(value, out=value), GREY, out=value)
-                into[k] = value
+                sums[k] = weights[k, j] * plane + sums.get(k, np.float32(0))
+            if j < last[k]:
+                continue
+            value = sums.pop(k) if k in sums else weights[k, j] * plane
+            if last[k] - first[k] == 1 and previous is not None:
+                value += weights[k, j - 1] * previous
+            into[k] = np.minimum(np.rint(value, out=value), GREY, out=value)
         previous, arrived = plane, arrived + 1
     assert arrived == z.samples.stop - begin, f"{arrived} frames, the plan needs {z.samples}"
 
