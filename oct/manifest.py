@@ -8,24 +8,22 @@ of themselves (oct.dicom), which of them are volumes (oct.index).
 from __future__ import annotations
 
 import posixpath
-import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from oct.devices import device_of
+from oct.manifest_cells import read_count, read_eye, read_millimetres, read_path, read_pixel_spacing, read_text
 from pathray.errors import MissingFile, UserError
-from pathray.files.csv_rows import plain_number, spelling
+from pathray.files.csv_rows import spelling
 from pathray.files.sheet import Sheet, read_sheet
 from pathray.store.storage import Storage
-from pathray.urls import public
+from pathray.urls import holds_secret, public
 
 PERSON = ("person_id", "participant_id")  # the newer and the older name
 COLUMNS = (
     "manufacturer", "manufacturers_model_name", "anatomic_region", "laterality", "height", "width", "number_of_frames",
     "pixel_spacing", "slice_thickness", "sop_instance_uid", "filepath",
 )  # fmt: skip
-UNSAID = ("", "not reported", "varies by frame", "not available", "unknown", "n/a", "nan", "none")
-EYES = {"l": "L", "left": "L", "os": "L", "r": "R", "right": "R", "od": "R", "b": "", "u": ""}
 PREFIX = "dataset/"  # of some copies
 SHOWN = 8
 
@@ -79,7 +77,7 @@ def read_manifest(path: str, root: str = "") -> Manifest:
     persons = sheet.texts(person)
     check_spelling(sheet, person, persons)
     rows = _rows(sheet, persons)
-    root = Storage.of(root or _root_of(path, rows)).url
+    root = _plain_root(root or _root_of(path, rows))
     return Manifest(path, root, _without_prefix(rows, root))
 
 
@@ -88,7 +86,7 @@ def read_folder(root: str) -> Manifest:
 
     MissingFile if there is no such folder; UserError if it has no such file, or one that is in no person's folder.
     """
-    store = Storage.of(root)
+    store = Storage.of(_plain_root(root))
     if not store.exists():
         raise MissingFile("no such folder", file=public(root), expected="a folder with DICOM files")
     files = sorted(name for name in store.files() if not any(part.startswith(".") for part in name.split("/")))
@@ -141,74 +139,32 @@ def _rows(sheet: Sheet, persons: Sequence[str]) -> list[ManifestRow]:
     rows = []
     for i, person in enumerate(persons):
         row = {name: values[i] for name, values in cells.items()}
-        dy, dx = _in_plane(sheet, i, row["pixel_spacing"])
+        dy, dx = read_pixel_spacing(sheet, i, row["pixel_spacing"])
         rows.append(
             ManifestRow(
                 line=sheet.lines[i],
                 person=person,
-                path=_path(sheet, i, row["filepath"]),
-                manufacturer=_said(row["manufacturer"]),
-                model=_said(row["manufacturers_model_name"]),
-                region=_said(row["anatomic_region"]),
-                laterality=_eye(sheet, i, row["laterality"]),
-                height=_count(sheet, i, "height", row["height"]),
-                width=_count(sheet, i, "width", row["width"]),
-                frames=_count(sheet, i, "number_of_frames", row["number_of_frames"]),
-                spacing_mm=(_millimetres(sheet, i, "slice_thickness", row["slice_thickness"]), dy, dx),
-                sop_instance_uid=_said(row["sop_instance_uid"]),
+                path=read_path(sheet, i, row["filepath"]),
+                manufacturer=read_text(row["manufacturer"]),
+                model=read_text(row["manufacturers_model_name"]),
+                region=read_text(row["anatomic_region"]),
+                laterality=read_eye(sheet, i, row["laterality"]),
+                height=read_count(sheet, i, "height", row["height"]),
+                width=read_count(sheet, i, "width", row["width"]),
+                frames=read_count(sheet, i, "number_of_frames", row["number_of_frames"]),
+                spacing_mm=(read_millimetres(sheet, i, "slice_thickness", row["slice_thickness"]), dy, dx),
+                sop_instance_uid=read_text(row["sop_instance_uid"]),
             )
         )
     return rows
 
 
-def _said(cell: str) -> str:
-    return "" if cell.lower() in UNSAID else cell
-
-
-def _path(sheet: Sheet, i: int, cell: str) -> str:
-    path = posixpath.normpath(cell.lstrip("/"))
-    if path.split("/")[0] in (".", "..") or "://" in cell or "\\" in cell:
-        expected = "a path below the data set's root, such as /retinal_oct/structural_oct/DEVICE/PERSON/FILE.dcm"
-        raise sheet.cell_error("not a path of the data set", i, "filepath", expected)
-    return path
-
-
-def _eye(sheet: Sheet, i: int, cell: str) -> str:
-    if not _said(cell):
-        return ""
-    if cell.lower() not in EYES:
-        raise sheet.cell_error("not an eye", i, "laterality", "L, R or Not reported")
-    return EYES[cell.lower()]
-
-
-def _count(sheet: Sheet, i: int, column: str, cell: str) -> int | None:
-    if not _said(cell):
-        return None
-    value = plain_number(cell)
-    if value is None or value < 1 or value != int(value):
-        raise sheet.cell_error("not a count", i, column, "a whole number >= 1, or Not reported")
-    return int(value)
-
-
-def _millimetres(sheet: Sheet, i: int, column: str, cell: str) -> float | None:
-    if not _said(cell):
-        return None
-    value = plain_number(cell)
-    if value is None or value <= 0:
-        raise sheet.cell_error("not a length", i, column, "millimetres > 0, Varies by frame or Not reported")
-    return value
-
-
-def _in_plane(sheet: Sheet, i: int, cell: str) -> tuple[float | None, float | None]:
-    """Rows' and columns' distance, as PixelSpacing (0028,0030) has them: "[0.003872, 0.01206]"."""
-    if not _said(cell):
-        return None, None
-    parts = re.split(r"\s*[,\\]\s*", cell.strip("[]() "))
-    values = [plain_number(part.strip("'\" ")) for part in parts]
-    if len(values) != 2 or any(value is None or value <= 0 for value in values):
-        expected = "[dy, dx] in millimetres > 0, Varies by frame or Not reported"
-        raise sheet.cell_error("not a pixel spacing", i, "pixel_spacing", expected)
-    return values[0], values[1]
+def _plain_root(root: str) -> str:
+    if holds_secret(root):
+        message = "the URL contains a login or a signature, which the index would store"
+        expected = "the URL without it (gs://…), and the credentials in the environment"
+        raise UserError(message, key="root", found=public(root), expected=expected)
+    return Storage.of(root).url
 
 
 def _root_of(path: str, rows: Sequence[ManifestRow]) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import oct
 from pathray.config.checks import check_at_least, check_between
@@ -70,6 +70,7 @@ class IndexOctConfig:
 
 
 def main(loaded: Loaded[IndexOctConfig]) -> Outputs | None:
+    from oct.index_report import check_readable
     from oct.manifest import of_devices, read_folder, read_manifest
 
     config = loaded.config
@@ -81,7 +82,7 @@ def main(loaded: Loaded[IndexOctConfig]) -> Outputs | None:
         return tell((count_files(manifest, config), "files"))
     with ray_session(config.runtime):
         index = build(config, manifest, previous)
-    report(config, index)
+    report(config, index, whole.path)
     outputs = {"index": config.output}
     if config.split:
         write_person_split(config, index)
@@ -138,20 +139,18 @@ def count_files(manifest: Manifest, config: IndexOctConfig) -> int:
     return len(states) - len(lost)
 
 
-def report(config: IndexOctConfig, index: VolumeIndex) -> None:
-    """Log counts by reason, the figures per device, and how many notes there are."""
-    from oct.statistics import statistics, text_table
+def report(config: IndexOctConfig, index: VolumeIndex, source: str) -> None:
+    """Log counts by reason and the figures per device, and write them into summary.md next to the index."""
+    from oct.index_report import lines_of, summary_of
     from oct.volume import Grid
+    from pathray.reports.summary import write_summary
 
     z, y, x = config.grid_shape
     dz, dy, dx = config.grid_spacing_mm
-    table: Any = index.table
-    differ = sum(bool(value) for value in table["laterality_differs"].to_pylist())
-    if differ:
-        log.warning("%d files: manifest and header name different eyes; their laterality is left open", differ)
-    if index.accepted.num_rows:
-        log.info("volumes:\n%s", text_table(statistics(index.accepted, Grid((z, y, x), (dz, dy, dx)))))
-    log.info("%s", index)
+    grid = Grid((z, y, x), (dz, dy, dx))
+    for line in lines_of(index, grid):
+        log.info("%s", line)
+    write_summary(config.output.rpartition("/")[0] or ".", summary_of(index, source, grid))
 
 
 def write_person_split(config: IndexOctConfig, index: VolumeIndex) -> None:
@@ -171,24 +170,6 @@ def write_person_split(config: IndexOctConfig, index: VolumeIndex) -> None:
     rows = {part: split.rows(part) for part in SPLITS}
     counts = (f"{part} {len(own)} of {len(set(files.groups[own].tolist()))} persons" for part, own in rows.items())
     log.info("%s: %s", config.split, ", ".join(counts))
-
-
-def check_readable(index: VolumeIndex, allowed: float) -> None:
-    """UserError, showing the first ones, if more than the allowed fraction of the files could not be read."""
-    from oct.index import NOT_READ
-
-    rows = [row for row in index.table.to_pylist() if row["exclusion"] in NOT_READ]
-    if len(rows) <= allowed * index.table.num_rows:
-        return
-    shown = [f"row {row['line']}, {row['path']}: {row['exclusion']}, {row['detail']}" for row in rows[:SHOWN]]
-    more = [f"and {len(rows) - SHOWN} more"] * (len(rows) > SHOWN)
-    raise UserError(
-        f"{len(rows)} of {index.table.num_rows} files could not be read:\n  " + "\n  ".join([*shown, *more]) + "\n",
-        file=index.path,
-        key="max_unreadable_fraction",
-        found=round(len(rows) / index.table.num_rows, 4),
-        expected=f"at most {allowed}",
-    )
 
 
 if __name__ == "__main__":

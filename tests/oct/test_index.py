@@ -3,10 +3,13 @@
 import os
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from oct.index import index_volumes, mark_duplicates
+from oct.index_file import make_index, write_index
 from oct.manifest import read_folder, read_manifest
+from oct.plan import build_plan, locations
 from tests.builders.oct.scans import Scan, both_eyes, index_scans, read_scan, write_scans
 
 
@@ -132,3 +135,22 @@ def test_listed_is_accepted_plus_excluded_with_counts_by_reason(tmp_path):
     assert (index.table.num_rows, index.accepted.num_rows) == (5, 2)
     assert dict(index.reasons) == {"circular": 2, "missing": 1}
     assert str(index) == "5 listed = 2 accepted + 3 excluded (2 circular, 1 missing)"
+
+
+def test_a_data_set_in_a_bucket_is_indexed_and_planned(tmp_path):
+    """Everything by URL: the manifest, its root, the volumes, the index."""
+    fs, scans = fsspec.filesystem("memory"), both_eyes("1")
+    write_scans(tmp_path, scans)
+    fs.put(f"{tmp_path}/", "/bucket/oct/", recursive=True)
+
+    def reader(path, spacing):
+        assert path.startswith("memory://bucket/oct/structural_oct/")
+        return read_scan(str(tmp_path / path.removeprefix("memory://bucket/oct/")), spacing)
+
+    manifest = read_manifest("memory://bucket/oct/manifest.tsv")
+    rows = mark_duplicates(list(index_volumes(manifest, read_header=reader)))
+    write_index(make_index("memory://bucket/oct.parquet", manifest.root, rows))
+    plan = build_plan("memory://bucket/oct.parquet", str(tmp_path / "plan"))
+    assert sorted(locations(plan)) == sorted(f"memory://bucket/oct/{scan.path}" for scan in scans)
+    assert [fs.exists(path) for path in locations(plan)] == [True, True]
+    fs.rm("/bucket", recursive=True)

@@ -41,6 +41,12 @@ def test_a_path_that_begins_with_a_slash_is_below_the_root(tmp_path):
     assert (manifest.root, manifest.rows[1].path) == ("memory://b/oct", "structural_oct/topcon_triton/1002/a.dcm")
 
 
+def test_a_root_with_a_signature_is_refused(tmp_path):
+    with pytest.raises(UserError, match="signature") as error:
+        read_manifest(manifest_with(tmp_path), "https://host/oct?sig=abc")
+    assert "abc" not in str(error.value)
+
+
 def test_the_prefix_dataset_of_some_copies_is_dropped_unless_there_is_such_a_folder(tmp_path):
     path = manifest_with(tmp_path, filepath="/dataset/structural_oct/topcon_triton/1002/a.dcm")
     assert read_manifest(path).rows[1].path == "structural_oct/topcon_triton/1002/a.dcm"

@@ -69,6 +69,8 @@ def test_the_real_volumes_are_indexed(shared_data, tmp_path, without_ray, caplog
     assert not any(row["laterality_differs"] for row in rows.values())
     assert {row["laterality"] for row in rows.values()} == {"L", "R"}
     assert all(len(parts) == 1 for parts in split_of(tmp_path / "split.csv").values())
+    summary = (tmp_path / "summary.md").read_text()
+    assert "| excluded: single\\_frame | 3 |" in summary or "| excluded: single_frame | 3 |" in summary
     monkeypatch.setattr("oct.head.open_source", lambda path: pytest.fail("it was read again"))
     before = (tmp_path / "oct.parquet").read_bytes()
     assert run(*words) == 0 and (tmp_path / "oct.parquet").read_bytes() == before
