@@ -29,6 +29,7 @@ def index(tmp_path_factory):
         ({"regions": ["Macula, 6 x 6"]}, "2 2"),
         ({"lateralities": ["L"]}, "1 2"),
         ({"lateralities": [""]}, "5"),
+        ({"min_frames": 4, "devices": ["topcon_triton"]}, "1 1 3"),
         ({"min_frames": 5, "devices": ["topcon_triton"]}, "1 1"),
     ],
 )

@@ -84,6 +84,23 @@ def test_a_copy_is_kept_where_the_first_of_its_files_is_missing(tmp_path):
     assert reasons(rows) == ["missing", ""]
 
 
+def test_a_copy_takes_the_place_of_one_that_is_no_longer_listed(tmp_path):
+    first, copy = Scan("1", uid="1.9"), Scan("2", uid="1.9")
+    before = rows_of(tmp_path, [first, copy])
+    state = os.stat(tmp_path / copy.path)
+    manifest = read_manifest(write_scans(tmp_path, [copy]))
+    os.utime(tmp_path / copy.path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    (after,) = mark_duplicates(list(index_volumes(manifest, previous=before, read_header=pytest.fail)))
+    assert (before[1]["exclusion"], after["exclusion"], after["detail"]) == ("duplicate", "", "")
+
+
+def test_a_folder_of_another_device_than_manufacturer_and_model_is_noted(tmp_path):
+    path = write_scans(tmp_path, [Scan("1")])
+    (tmp_path / "manifest.tsv").write_text((tmp_path / "manifest.tsv").read_text().replace("Triton", "Maestro2"))
+    (row,) = index_volumes(read_manifest(path), read_header=read_scan)
+    assert row["device"] == "topcon_triton" and "model topcon_maestro2" in row["notes"]
+
+
 def test_a_manifest_that_says_another_size_is_noted(tmp_path):
     scan = Scan("1")
     path = write_scans(tmp_path, [scan])

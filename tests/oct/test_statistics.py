@@ -21,12 +21,13 @@ def index(tmp_path_factory):
         Scan("3", "L", header_eye="R", **big),  # an eye left open
         Scan("4", device="zeiss_cirrus", size=(5, 450, 900), spacing_mm=(0.067, 1.0, 1.0), sources=ASSUMED),
         Scan("5", device="zeiss_cirrus", exclusion="single_frame"),
+        Scan("6", device="other", size=(2, 384, 384), spacing_mm=(1, 0.02, 0.02), sources=("assumed", "root", "root")),
     ]
     return index_scans(tmp_path_factory.mktemp("oct"), scans)
 
 
 def test_volumes_persons_eyes_and_sizes_are_counted_per_device(index):
-    triton, cirrus = statistics(index.accepted, Grid())
+    _, triton, cirrus = statistics(index.accepted, Grid())
     assert (triton.device, triton.volumes, triton.persons, triton.eyes, triton.unknown_eyes) == (
         "topcon_triton", 4, 3, 3, 1,
     )  # fmt: skip
@@ -37,11 +38,13 @@ def test_volumes_persons_eyes_and_sizes_are_counted_per_device(index):
 
 
 def test_the_share_of_image_is_the_covered_part_of_the_grid(index):
-    """At the default grid of 3.2 × 7.68 × 7.68 mm, 128 frames cover z; 1.9968 mm of y and 5.9904 mm of x are image."""
+    """At the default grid of 3.2 × 7.68 × 7.68 mm, 128 frames cover z; 1.9968 mm of y and 5.9904 mm of x are image.
+    Axes of an assumed spacing are fitted to the grid.
+    """
     shares = image_shares(index.accepted, Grid())
     whole = (1.9968 / 7.68) * (5.9904 / 7.68)
     assert 0.20 < whole < 0.25
-    expected = [whole, whole, whole * 64 * 0.047 / 3.2, whole, 5 * 0.067 / 3.2]
+    expected = [whole, whole, whole * 64 * 0.047 / 3.2, whole, 5 * 0.067 / 3.2, 1.0]
     np.testing.assert_allclose(shares, expected, rtol=1e-12)
     fov = image_shares(index.accepted, Grid(spacing_mm=(0.1, 0.005, 0.0167)))
     np.testing.assert_allclose(fov[0], (128 * 0.047 / 6.4) * 1.0 * (5.9904 / (384 * 0.0167)), rtol=1e-12)
@@ -49,7 +52,7 @@ def test_the_share_of_image_is_the_covered_part_of_the_grid(index):
 
 
 def test_the_table_has_a_line_per_device_with_its_figures(index):
-    header, triton, cirrus = text_table(statistics(index.accepted, Grid())).split("\n")
+    header, _, triton, cirrus = text_table(statistics(index.accepted, Grid())).split("\n")
     assert header.startswith("device") and header.rstrip().endswith("image")
     assert "3 (+1 volumes of unknown side)" in triton and "128×1024×512 (3), 64×1024×512 (1)" in triton
     assert "0.067, –, –" in cirrus and "positions, assumed, assumed" in cirrus and cirrus.endswith("10.5%")

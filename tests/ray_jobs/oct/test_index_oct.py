@@ -101,7 +101,7 @@ def test_too_many_unreadable_files_end_the_job_and_the_index_lists_them(tmp_path
     assert run(f"manifest={manifest}", f"output={tmp_path}/i.parquet") == 2
     said = capsys.readouterr().err
     assert f"1 of 6 files could not be read:\n  row 6, {scans[4].path}: unreadable, empty" in said
-    assert read_index(f"{tmp_path}/i.parquet").accepted.num_rows == 5
+    assert read_index(f"{tmp_path}/i.parquet").accepted.num_rows == 5 and not (tmp_path / "i_parts").exists()
     (tmp_path / "data" / scans[4].path).write_bytes((tmp_path / "data" / scans[5].path).read_bytes())
     assert run(f"manifest={manifest}", f"output={tmp_path}/i.parquet") == 0, "only that one is read again"
 
