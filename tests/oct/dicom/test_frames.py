@@ -56,7 +56,9 @@ def test_every_transfer_syntax_decodes_to_what_was_encoded(volume: np.ndarray, s
 
 
 @pytest.mark.parametrize(
-    "syntax", [*PLAIN, uid.RLELossless, uid.JPEG2000Lossless, uid.HTJ2KLossless, uid.JPEGLSLossless], ids=lambda s: s.name
+    "syntax",
+    [*PLAIN, uid.RLELossless, uid.JPEG2000Lossless, uid.HTJ2KLossless, uid.JPEGLSLossless],
+    ids=lambda s: s.name,
 )
 @pytest.mark.parametrize("volume", [EIGHT, SIXTEEN, TWELVE], ids=["8 bit", "16 bit", "12 bit"])
 def test_frames_are_those_of_pydicom(volume: np.ndarray, syntax: uid.UID):
@@ -180,7 +182,9 @@ def test_a_sign_that_the_codestream_denies_changes_no_pixel():
         np.testing.assert_array_equal(decode(content), volume)
 
 
-@pytest.mark.parametrize("syntax", [uid.ExplicitVRLittleEndian, uid.JPEG2000Lossless, uid.HTJ2KLossless, uid.RLELossless])
+@pytest.mark.parametrize(
+    "syntax", [uid.ExplicitVRLittleEndian, uid.JPEG2000Lossless, uid.HTJ2KLossless, uid.RLELossless]
+)
 @pytest.mark.parametrize("bits", [8, 16])
 def test_signed_pixels_keep_their_order(syntax: uid.UID, bits: int):
     half = 1 << bits - 1
