@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from oct.volume import AXES, Grid, VolumeHeader
 
+NOTHING = 1e-6  # a smaller weight is a rounding error of places, and would need a frame more
 Floats = npt.NDArray[np.float64]
 
 
@@ -75,8 +76,10 @@ def plan_axis(places: Floats, cell: float, size: int, spacing_mm: float | None, 
     count, cut = min(whole, size), math.floor(crop * max(0, whole - size) + 0.5)
     voxels = cut + np.arange(count)
     at = edges[0] + extent / 2 + (voxels + 0.5 - whole / 2) * step
-    weights = triangle_weights(places, np.diff(edges), at, step).astype(np.float32)
-    return AxisPlan((size - count) // 2, weights, math.nan if spacing_mm is None else spacing_mm)
+    weights = triangle_weights(places, np.diff(edges), at, step)
+    weights[weights < NOTHING] = 0
+    weights /= weights.sum(axis=1, keepdims=True)
+    return AxisPlan((size - count) // 2, weights.astype(np.float32), math.nan if spacing_mm is None else spacing_mm)
 
 
 def cell_edges(places: Floats, cell: float) -> Floats:

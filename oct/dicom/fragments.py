@@ -62,10 +62,12 @@ def _read_items(pixels: memoryview, path: str) -> tuple[list[int], Fragments, li
 
 
 def _group_by_table(table: list[int], fragments: Fragments, offsets: list[int], path: str) -> list[Fragments]:
+    """Frames that begin after the last fragment are left out."""
     number = {offset: i for i, offset in enumerate(offsets)}
-    if any(offset not in number for offset in table):
-        raise UnreadableUnit("corrupt", path, "the basic offset table points between fragments")
-    begins = [number[offset] for offset in table]
+    begins = [number[offset] for offset in table if offset in number]
+    last = max(offsets, default=-1)
+    if any(offset <= last and offset not in number for offset in table) or begins != sorted(set(begins)):
+        raise UnreadableUnit("corrupt", path, "the basic offset table does not point to fragments in order")
     ends = [*begins[1:], len(fragments)]
     return [fragments[begin:end] for begin, end in zip(begins, ends, strict=True)]
 

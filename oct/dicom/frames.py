@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from pydicom.uid import RLELossless
+from pydicom import uid
 
 from oct.dicom.attributes import read_count, read_text
 from oct.dicom.codecs import Pixels, decode_frame
@@ -18,6 +18,7 @@ from oct.dicom.fragments import split_frames
 from oct.volume import VolumeHeader
 from pathray.errors import UnreadableUnit
 
+KNOW_SIGN = (uid.JPEG2000Lossless, uid.JPEG2000, uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K)
 ReadStored = Callable[[int], Pixels]  # stored frame number → its pixels
 
 
@@ -47,7 +48,8 @@ def _open_fragments(file: DicomFile, header: VolumeHeader) -> ReadStored:
     shape, bits = (header.rows, header.columns), read_count(file.dataset, "BitsAllocated") or 8
 
     def read(i: int) -> Pixels:
-        return decode_frame(file.syntax_uid, b"".join(frames[i]), shape, bits, file.path, i)
+        pixels = decode_frame(file.syntax_uid, b"".join(frames[i]), shape, bits, file.path, i)
+        return pixels.view(f"i{pixels.itemsize}") if header.signed and file.syntax_uid not in KNOW_SIGN else pixels
 
     return read
 
@@ -87,7 +89,7 @@ def _lowest_bit(file: DicomFile, header: VolumeHeader) -> int:
     """The lowest stored bit of a pixel, where other bits may hold overlays; -1 where all bits are the pixel's: in a
     codestream, or where BitsStored is BitsAllocated."""
     allocated = read_count(file.dataset, "BitsAllocated") or 8
-    is_plain = not file.is_encapsulated or file.syntax_uid == RLELossless
+    is_plain = not file.is_encapsulated or file.syntax_uid == uid.RLELossless
     if not is_plain or header.bits_stored >= allocated:
         return -1
     high_bit = read_count(file.dataset, "HighBit")
@@ -103,6 +105,6 @@ def _to_unsigned(stored: Pixels, bits_stored: int, lowest_bit: int, inverted: bo
         pixels = pixels >> kind(lowest_bit)
     if stored.dtype.kind == "i":
         pixels = pixels + kind(1 << bits_stored - 1)  # wraps, as two's complement does
-    if lowest_bit >= 0:
+    if lowest_bit >= 0 or stored.dtype.kind == "i":
         pixels = pixels & limit
     return np.asarray(limit - np.minimum(pixels, limit)) if inverted else pixels

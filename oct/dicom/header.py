@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pydicom.dataset import Dataset
 
-from oct.dicom.attributes import LATERALITIES, first_item, read_count, read_text
+from oct.dicom.attributes import LATERALITIES, first_item, read_count, read_items, read_text
 from oct.dicom.codestream import read_codestream
 from oct.dicom.file import DicomFile, open_dicom
 from oct.dicom.geometry import ManifestSpacing, read_frame_groups, read_geometry
@@ -46,7 +46,7 @@ def describe(file: DicomFile, manifest_spacing: ManifestSpacing | None = None) -
     if not exclusion:
         exclusion = _excluded_by_scan(dataset, frames)
     laterality, notes = _read_laterality(dataset)
-    signed, more = _read_sign(file)
+    signed, bits, more = _read_samples(file)
     return VolumeHeader(
         sop_class_uid=sop_class,
         sop_instance_uid=read_text(dataset, "SOPInstanceUID"),
@@ -54,7 +54,7 @@ def describe(file: DicomFile, manifest_spacing: ManifestSpacing | None = None) -
         frames=frames,
         rows=read_count(dataset, "Rows") or 0,
         columns=read_count(dataset, "Columns") or 0,
-        bits_stored=read_count(dataset, "BitsStored") or read_count(dataset, "BitsAllocated") or 0,
+        bits_stored=bits,
         signed=signed,
         manufacturer=read_text(dataset, "Manufacturer"),
         model=read_text(dataset, "ManufacturerModelName"),
@@ -84,7 +84,8 @@ def _excluded_by_scan(dataset: Dataset, frames: int) -> str:
     pattern = scan_pattern(read_frame_groups(dataset, frames), first_item(dataset, "SharedFunctionalGroupsSequence"))
     if pattern != "raster":
         return pattern
-    return "single_frame" if frames == 1 else ""
+    groups = len(read_items(dataset, "PerFrameFunctionalGroupsSequence"))
+    return "single_frame" if frames == 1 and groups <= 1 else ""  # else NumberOfFrames is wrong, which its pixels show
 
 
 def _check_pixels(dataset: Dataset, path: str) -> None:
@@ -103,9 +104,9 @@ def _check_pixels(dataset: Dataset, path: str) -> None:
 
 
 def _count_frames(dataset: Dataset, path: str, excluded: bool) -> int:
-    """NumberOfFrames (0028,0008); 1 where it is absent."""
+    """NumberOfFrames (0028,0008); where it is absent, one per item of the per-frame groups, or 1."""
     if not read_text(dataset, "NumberOfFrames"):
-        return 1
+        return max(1, len(read_items(dataset, "PerFrameFunctionalGroupsSequence")))
     frames = read_count(dataset, "NumberOfFrames")
     if frames is not None and 0 < frames <= MOST_FRAMES:
         return frames
@@ -134,17 +135,22 @@ def _read_laterality(dataset: Dataset) -> tuple[str, list[str]]:
     return (eyes[0] if eyes else ""), []
 
 
-def _read_sign(file: DicomFile) -> tuple[bool, list[str]]:
-    """Whether pixels are signed. A codestream that says otherwise than PixelRepresentation (0028,0103) wins."""
-    stated = read_count(file.dataset, "PixelRepresentation") == 1
-    codestream = read_codestream(file)
-    if codestream is None or codestream.signed == stated:
-        note = "signed pixels: read as value + 2^(bits - 1)"
-        return stated, [note] if stated else []
-    words = ("unsigned", "signed")
-    return codestream.signed, [
-        f"PixelRepresentation says {words[stated]}, the codestream {words[codestream.signed]}: the codestream counts"
-    ]
+def _read_samples(file: DicomFile) -> tuple[bool, int, list[str]]:
+    """Whether pixels are signed, their bits, and notes. A codestream that says otherwise than PixelRepresentation
+    (0028,0103), or has fewer bits than BitsStored (0028,0101), counts."""
+    signed = read_count(file.dataset, "PixelRepresentation") == 1
+    bits = read_count(file.dataset, "BitsStored") or read_count(file.dataset, "BitsAllocated") or 0
+    codestream, notes = read_codestream(file), []
+    if codestream is not None and codestream.signed != signed:
+        stated, found = ("signed", "unsigned") if signed else ("unsigned", "signed")
+        notes.append(f"PixelRepresentation says {stated}, the codestream {found}: the codestream counts")
+        signed = codestream.signed
+    if codestream is not None and codestream.bits < bits:
+        notes.append(f"BitsStored is {bits}, the codestream has {codestream.bits} bits: the codestream counts")
+        bits = codestream.bits
+    if signed:
+        notes.append("signed pixels: read as value + 2^(bits - 1)")
+    return signed, bits, notes
 
 
 def _note_inversion(dataset: Dataset) -> list[str]:

@@ -32,8 +32,8 @@ class Scan:
     """How a volume is written.
 
     stored: which frame of the volume is stored at each place of the file. places: of positions, "plane" (in mm),
-    "locations" (scan lines in the fundus image) or "". measures: where PixelSpacing is, "shared", "frame", "root" or "".
-    attributes: set at the root at the end, as they are.
+    "locations" (scan lines in the fundus image) or "". measures: where PixelSpacing is, "shared", "frame", "root" or
+    "". attributes: set at the root at the end, as they are.
     """
 
     spacing_mm: tuple[float, float, float] = (0.05, 0.004, 0.012)

@@ -86,6 +86,8 @@ def test_the_codestream_says_whether_pixels_are_signed():
     assert wrong.notes == ("PixelRepresentation says signed, the codestream unsigned: the codestream counts",)
     other = header_of(Scan(syntax=uid.HTJ2KLossless), (SMALL.astype(np.int16) - 128).astype(np.int16))
     assert other.signed and "the codestream signed" in other.notes[0]
+    wide = header_of(Scan(syntax=uid.JPEG2000Lossless, attributes={"BitsAllocated": 16, "BitsStored": 16}))
+    assert wide.bits_stored == 8 and "the codestream has 8 bits" in wide.notes[0]
     assert header_of(Scan(signed=True)).signed, "uncompressed: nothing else says it"
     assert header_of(Scan(syntax=uid.JPEG2000Lossless)).notes == ()
 
