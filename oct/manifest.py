@@ -69,7 +69,8 @@ def read_manifest(path: str, root: str = "") -> Manifest:
     """The manifest (TSV, CSV or parquet) at a path or URL.
 
     Without `root`, it is the manifest's folder, or the folder above if the paths repeat the name of the manifest's own
-    folder. MissingFile; UserError, naming row and column, for a missing column and a cell that is not valid.
+    folder. MissingFile; UserError, naming row and column, for a missing column and a cell that is not valid; also for a
+    root that is one folder too deep.
     """
     sheet = read_sheet(path, "manifest")
     person = person_column(sheet)
@@ -78,7 +79,9 @@ def read_manifest(path: str, root: str = "") -> Manifest:
     check_spelling(sheet, person, persons)
     rows = _rows(sheet, persons)
     root = _plain_root(root or _root_of(path, rows))
-    return Manifest(path, root, _without_prefix(rows, root))
+    whole = _without_prefix(rows, root)
+    _check_root(root, whole)
+    return Manifest(path, root, whole)
 
 
 def read_folder(root: str) -> Manifest:
@@ -171,6 +174,14 @@ def _root_of(path: str, rows: Sequence[ManifestRow]) -> str:
     folder = Storage.of(posixpath.dirname(path) or ".").url
     above, _, name = folder.rpartition("/")
     return above if rows[0].path.removeprefix(PREFIX).startswith(f"{name}/") else folder
+
+
+def _check_root(root: str, rows: Sequence[ManifestRow]) -> None:
+    """UserError if the root is the folder that the paths begin with, instead of the one above it."""
+    (above, _, name), first = root.rpartition("/"), rows[0].path.split("/")[0]
+    if name == first and not Storage.of(root).exists(first):
+        message = "the manifest's paths begin above this root"
+        raise UserError(message, key="root", found=public(root), expected=f"{above}, since paths begin with {first}/")
 
 
 def _without_prefix(rows: Sequence[ManifestRow], root: str) -> tuple[ManifestRow, ...]:

@@ -47,14 +47,16 @@ class DeviceStatistics:
 def image_shares(table: pa.Table, grid: Grid) -> Floats:
     """The share `[N]` of the grid's voxels that are image, by size and spacing alone.
 
-    Per axis, a volume of n voxels of d mm covers min(1, n·d / (N·D)) of a grid of N voxels of D mm. An axis with an
-    assumed spacing is fitted to the grid, so it covers all of it.
+    Per axis, a volume of n samples every d mm fills min(N, round(n·d / D)) of the N voxels of D mm, and at least one.
+    An axis with an assumed spacing is fitted to the grid, so it fills all of it. Frames at irregular distances are
+    taken as evenly spaced.
     """
     share = np.ones(table.num_rows)
     for axis, size, number, step in zip(AXES, SIZE, grid.shape, grid.spacing_mm, strict=True):
         extent = table[size].to_numpy() * table[f"spacing_{axis}_mm"].to_numpy()
         assumed = pc.equal(table[f"source_{axis}"], "assumed").to_numpy()
-        share *= np.where(assumed, 1.0, np.minimum(1.0, extent / (number * step)))
+        filled = np.clip(np.floor(extent / step + 0.5), 1, number)
+        share *= np.where(assumed, number, filled) / number
     return share
 
 

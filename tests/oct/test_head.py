@@ -36,7 +36,13 @@ def write(tmp_path, scan=None, volume=VOLUME):
 
 @pytest.mark.parametrize(
     "syntax",
-    [uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian, uid.DeflatedExplicitVRLittleEndian, uid.RLELossless],
+    [
+        uid.ExplicitVRLittleEndian,
+        uid.ImplicitVRLittleEndian,
+        uid.DeflatedExplicitVRLittleEndian,
+        uid.RLELossless,
+        uid.JPEG2000Lossless,
+    ],
 )
 @pytest.mark.parametrize("first", [256, 1 << 13, 1 << 18])
 def test_the_header_is_that_of_the_whole_file_however_long_it_is(tmp_path, monkeypatch, syntax, first):

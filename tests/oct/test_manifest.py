@@ -41,6 +41,14 @@ def test_a_path_that_begins_with_a_slash_is_below_the_root(tmp_path):
     assert (manifest.root, manifest.rows[1].path) == ("memory://b/oct", "structural_oct/topcon_triton/1002/a.dcm")
 
 
+def test_a_root_that_is_one_folder_too_deep_is_refused(tmp_path):
+    path = write_scans(tmp_path, [Scan("1")])
+    with pytest.raises(UserError, match="begin above this root") as error:
+        read_manifest(path, f"{tmp_path}/structural_oct")
+    assert str(error.value.where["expected"]).startswith(f"{tmp_path},")
+    assert read_manifest(path, str(tmp_path)).root == str(tmp_path)
+
+
 def test_a_root_with_a_signature_is_refused(tmp_path):
     with pytest.raises(UserError, match="signature") as error:
         read_manifest(manifest_with(tmp_path), "https://host/oct?sig=abc")
