@@ -82,3 +82,12 @@ def test_missing_empty_and_other_files_are_told_apart(tmp_path):
         with pytest.raises(UnreadableUnit) as error:
             read_file_header(str(tmp_path / "a.dcm"), UNSAID)
         assert error.value.reason == reason
+
+
+def test_the_headers_of_real_volumes_are_those_of_their_whole_files(shared_data, monkeypatch):
+    monkeypatch.setattr(head, "FIRST_BYTES", 1 << 10)
+    paths = sorted((shared_data / "oct/retinal_oct").rglob("*.dcm"))
+    assert len(paths) == 16
+    for path in paths:
+        whole = path.read_bytes()
+        assert read_file_header(str(path), UNSAID) == (read_header(whole, str(path), UNSAID), len(whole))

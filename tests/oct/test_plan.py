@@ -5,7 +5,6 @@ import shutil
 
 import pytest
 
-from oct.manifest import read_manifest
 from oct.plan import build_plan, identity, locations, manifest_spacing, relocate, strata
 from pathray.data.plan import Plan
 from pathray.errors import MissingFile, UserError
@@ -104,4 +103,3 @@ def test_a_selection_of_nothing_says_what_there_is(index, tmp_path):
 def test_a_published_plan_opens_with_its_checks(index, tmp_path):
     build_plan(index.path, str(tmp_path / "plan"))
     assert Plan.open(tmp_path / "plan", verify=True).meta["kind"] == "oct-volumes"
-    assert read_manifest(f"{index.root}/manifest.tsv").root == index.root
