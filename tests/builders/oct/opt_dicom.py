@@ -44,7 +44,7 @@ class Scan:
     measures: str = "shared"
     pixel_spacing: Any = None  # instead of (dy, dx)
     between_slices: str = ""  # "shared" or "root"
-    pattern: str = "raster"  # or "circular", "closed", "radial"
+    pattern: str = "raster"  # or "circular" (NONLINEAR), "closed" (lines that go round), "radial"
     syntax: str = uid.ExplicitVRLittleEndian
     bits_stored: int | None = None
     signed: bool = False
@@ -144,7 +144,7 @@ def _location(i: int, offset_mm: float, shape: tuple[int, ...], scan: Scan) -> D
     along = np.array([np.sin(turn), np.cos(turn)]) * LINE_PX / 2
     middle = np.array([300.0 if scan.pattern == "radial" else row, 300.0])
     line = np.array([middle - along, middle + along])
-    if scan.pattern in ("circular", "closed"):
+    if scan.pattern == "closed":
         angles = np.linspace(0, 2 * np.pi, 9)
         line = 300 + 50 * np.stack([np.sin(angles), np.cos(angles)], axis=1)
     location.ReferenceCoordinates = line.ravel().tolist()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from io import BytesIO
 
 import numpy as np
@@ -185,6 +186,13 @@ def test_a_sign_that_the_codestream_denies_changes_no_pixel():
     for volume in (EIGHT, SIXTEEN):
         content = build_dicom(volume, Scan(syntax=uid.JPEG2000Lossless, signed=True))
         np.testing.assert_array_equal(decode(content), volume)
+
+
+def test_a_header_without_pixels_does_not_bring_the_denied_sign_back():
+    """Read from a part of the file, a header knows PixelRepresentation only."""
+    file = open_dicom(build_dicom(EIGHT, Scan(syntax=uid.JPEG2000Lossless, signed=True)), "a.dcm")
+    header = replace(describe(file), signed=True)
+    np.testing.assert_array_equal(np.stack(list(iterate_frames(file, header))), EIGHT)
 
 
 @pytest.mark.parametrize("syntax", [uid.ExplicitVRLittleEndian, *COMPRESSED], ids=lambda s: s.name)
