@@ -18,6 +18,7 @@ from regression.recipe import RegressionRecipe
 from regression.tables.table import read_table
 from tests.builders.encoders import write_encoder
 from tests.builders.expression import run_config, write_images
+from tests.builders.oct.scans import both_eyes, write_scans
 from tests.builders.patches import write_patches, write_tuning
 from tests.builders.runs.run import KEYS, index_and_catalog, write_cohort
 from tests.builders.zips import write_folder
@@ -38,12 +39,13 @@ class Job:
 
 
 def write_inputs(folder: Path) -> None:
-    """Slides with index and catalog, patches, zips with index, an encoder, a regression's table, model and run …"""
+    """Slides with index and catalog, patches, zips with index, OCT scans, an encoder, a regression with its run …"""
     manifest = write_cohort(folder / "cohort", slides=2)
     index_and_catalog(folder, manifest)
     write_encoder(folder / "encoder")
     write_tuning(folder / "tuning.yaml", write_patches(folder / "patches", slides=2, patches=1))
     write_folder(folder / "zips")
+    write_scans(folder / "oct", both_eyes("1"))
     root, archives = archives_of(str(folder / "zips"))
     index_patches(root, archives, str(folder / "patches.parquet"), max_corrupt_fraction=0.0)
     _write_regression(folder)
@@ -79,6 +81,7 @@ def jobs(f: Path) -> dict[str, Job]:
         "evaluate": ((f"snapshot={encoder}", out, f"--config={f}/tuning.yaml"), "1 evaluators, 8 images"),
         "evaluate_regression": ((table, f"model={f}/model", split, out), "rows of test"),
         "extract_features": ((f"slides={slides}", f"encoders=[{encoder}]", out), "2 slides"),
+        "index_oct": ((f"manifest={f}/oct/manifest.tsv", out), "2 files"),
         "index_patches": ((f"source={f}/zips", out), "3 archives"),
         "index_slides": ((f"manifest={slides}", out), "2 slides"),
         "make_splits": ((table, out, "target_dim=3"), "24 rows, 1 splits"),

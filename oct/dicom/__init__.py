@@ -1,0 +1,1 @@
+"""OPT DICOM files (Ophthalmic Tomography Image Storage) → headers, frames, and volumes on a grid."""
