@@ -16,7 +16,7 @@ import numpy as np
 from oct.augment import count_draws
 from oct.cache import VolumeCache
 from oct.dicom.resample import CENTRE, read_volume
-from oct.manifest import Spacing
+from oct.indexing.manifest import Spacing
 from oct.masks import MaskSampler
 from oct.plan import locations, manifest_spacing
 from oct.volume import Grid

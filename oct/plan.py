@@ -17,9 +17,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from oct.file_lists import describe, select
-from oct.index_file import VolumeIndex, read_index
-from oct.manifest import Spacing
+from oct.indexing.file_lists import describe, select
+from oct.indexing.index_file import VolumeIndex, read_index
+from oct.indexing.manifest import Spacing
 from oct.volume import AXES
 from pathray.data.order import Stratum
 from pathray.data.plan import Plan, PlanWriter
@@ -40,27 +40,34 @@ def build_plan(
     devices: Collection[str] = (),
     persons: Collection[str] | None = None,
     paths: Collection[str] | None = None,
+    held_out: Collection[str] = (),
     min_frames: int = 1,
     root: str = "",
 ) -> Plan:
     """Write the plan of an index's accepted volumes into the folder `out_dir` and open it.
 
-    `devices` (none: all), `persons` and `paths` (None: all; those of a split or a file list) select the volumes.
-    `root`: where the files are, if they moved since they were indexed. `plan.sources` has `SOURCE_COLUMNS`, `path`
-    being below the root. MissingFile for a missing index; UserError, saying what there is, if nothing is selected or a
-    path is not an accepted volume of the index.
+    `devices` (none: all), `persons` and `paths` (None: all; those of a split or a file list) select the volumes. Those
+    of the persons `held_out` have no units: they are further sources, whose `held_out` is true, for validation.
+    `root`: where the files are, if they moved since they were indexed. `plan.sources` has `SOURCE_COLUMNS` and
+    `held_out`, `path` being below the root. MissingFile for a missing index; UserError, saying what there is, if
+    nothing is selected, a path is not an accepted volume of the index, or a person is trained on and held out.
     """
     index = read_index(index_path)
-    table = select(index, devices=devices, min_frames=min_frames)
-    table = _only(index, _only(index, table, "person", persons), "path", paths)
-    table = table.sort_by([("device", "ascending"), ("path", "ascending")])
+    known = select(index, devices=devices, min_frames=min_frames)
+    table = _sorted(_only(index, _only(index, known, "person", persons), "path", paths))
+    others = _sorted(_only(index, known, "person", held_out)) if held_out else known.slice(0, 0)
+    _check_apart(index, table, others)
     meta = {
         "kind": "oct-volumes",
         "root": Storage.of(root or index.root).url,
         "identity": _digest(table),
         "strata": _strata(table["device"].to_pylist()),
     }
-    return _write(out_dir, table.select(SOURCE_COLUMNS), meta)
+    sources = pa.concat_tables(
+        part.select(SOURCE_COLUMNS).append_column("held_out", pa.array([own] * part.num_rows, pa.bool_()))
+        for part, own in ((table, False), (others, True))
+    )
+    return _write(out_dir, sources, meta)
 
 
 def relocate(plan: Plan, root: str, out_dir: str) -> Plan:
@@ -117,6 +124,21 @@ def _check_paths(index: VolumeIndex, paths: Collection[str]) -> None:
         raise UserError(message, file=public(index.path), key="path", found=found, expected=describe(index.accepted))
 
 
+def _sorted(table: pa.Table) -> pa.Table:
+    return table.sort_by([("device", "ascending"), ("path", "ascending")])
+
+
+def _check_apart(index: VolumeIndex, table: pa.Table, others: pa.Table) -> None:
+    if both := sorted(set(table["person"].to_pylist()) & set(others["person"].to_pylist())):
+        message, expected = "a person is trained on and held out", "one part for each person"
+        raise UserError(message, file=public(index.path), key="person", found=both[0], expected=expected)
+
+
+def held_out_sources(plan: Plan) -> list[int]:
+    """The sources of the held-out volumes, in order."""
+    return np.flatnonzero(plan.sources["held_out"].to_numpy()).tolist()
+
+
 def _digest(table: pa.Table) -> str:
     """Of the identifying columns, row by row; floats exactly."""
     digest = hashlib.sha256()
@@ -137,5 +159,5 @@ def _strata(devices: list[str]) -> list[dict[str, Any]]:
 
 def _write(out_dir: str, sources: pa.Table, meta: dict[str, Any]) -> Plan:
     with PlanWriter(out_dir, COLUMNS, sources, meta) as writer:
-        writer.append({"source": np.arange(sources.num_rows, dtype=np.int32)})
+        writer.append({"source": np.flatnonzero(~sources["held_out"].to_numpy())})
     return Plan.open(out_dir)

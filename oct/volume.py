@@ -1,7 +1,7 @@
 """What is known of one OCT volume, and what a volume on a grid is: the types that reading, index and training share.
 
 Axes are (z, y, x): the slow axis from B-scan to B-scan, depth into the eye (a B-scan's rows), and along a B-scan (its
-columns). Not here: DICOM (oct.dicom), the manifest (oct.manifest).
+columns). Not here: DICOM (oct.dicom), the manifest (oct.indexing.manifest).
 """
 
 from __future__ import annotations

@@ -27,9 +27,9 @@ from ray_jobs.shell.dry_run import tell
 from ray_jobs.shell.runtime import RuntimeConfig, ray_session
 
 if TYPE_CHECKING:
-    from oct.index import Row
-    from oct.index_file import VolumeIndex
-    from oct.manifest import Manifest
+    from oct.indexing.index import Row
+    from oct.indexing.index_file import VolumeIndex
+    from oct.indexing.manifest import Manifest
 
 log = logging.getLogger(__name__)
 CONFIGS_DIR = Path(oct.__file__).parent / "configs"
@@ -70,8 +70,8 @@ class IndexOctConfig:
 
 
 def main(loaded: Loaded[IndexOctConfig]) -> Outputs | None:
-    from oct.index_report import check_readable
-    from oct.manifest import of_devices, read_folder, read_manifest
+    from oct.indexing.index_report import check_readable
+    from oct.indexing.manifest import of_devices, read_folder, read_manifest
 
     config = loaded.config
     whole = read_manifest(config.manifest, config.root) if config.manifest else read_folder(config.root)
@@ -93,9 +93,9 @@ def main(loaded: Loaded[IndexOctConfig]) -> Outputs | None:
 
 def build(config: IndexOctConfig, manifest: Manifest, previous: list[Row]) -> VolumeIndex:
     """Write and return the index of `manifest`, on the running Ray if there is one."""
-    from oct.index import index_volumes, lost_row, mark_duplicates
-    from oct.index_file import make_index, write_index
-    from oct.index_parts import IndexParts
+    from oct.indexing.index import index_volumes, lost_row, mark_duplicates
+    from oct.indexing.index_file import make_index, write_index
+    from oct.indexing.index_parts import IndexParts
 
     over_ray = RayMap(lost_row, chunk=config.files_per_task, timeout_s=config.file_timeout_s)
     parts, rows = IndexParts(config.output, manifest.root), []
@@ -112,8 +112,8 @@ def build(config: IndexOctConfig, manifest: Manifest, previous: list[Row]) -> Vo
 def previous_rows(config: IndexOctConfig, manifest: Manifest) -> list[Row]:
     """The rows of an earlier index at the output and of a killed job's parts, of the same root. UserError if another
     file is there."""
-    from oct.index_file import read_index
-    from oct.index_parts import IndexParts
+    from oct.indexing.index_file import read_index
+    from oct.indexing.index_parts import IndexParts
 
     parts = IndexParts(config.output, manifest.root).rows()
     try:
@@ -141,7 +141,7 @@ def count_files(manifest: Manifest, config: IndexOctConfig) -> int:
 
 def report(config: IndexOctConfig, index: VolumeIndex, source: str) -> None:
     """Log counts by reason and the figures per device, and write them into summary.md next to the index."""
-    from oct.index_report import lines_of, summary_of
+    from oct.indexing.index_report import lines_of, summary_of
     from oct.volume import Grid
     from pathray.reports.summary import write_summary
 
@@ -155,8 +155,8 @@ def report(config: IndexOctConfig, index: VolumeIndex, source: str) -> None:
 
 def write_person_split(config: IndexOctConfig, index: VolumeIndex) -> None:
     """Write the split of all accepted volumes."""
-    from oct.file_lists import list_files
-    from oct.person_splits import recommended_split, stratified_split
+    from oct.indexing.file_lists import list_files
+    from oct.indexing.person_splits import recommended_split, stratified_split
     from pathray.data.split_files import write_split
     from pathray.data.splits import SPLITS
 

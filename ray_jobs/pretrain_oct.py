@@ -64,8 +64,8 @@ def make_paths_absolute(config: PretrainOctConfig) -> PretrainOctConfig:
 def check(config: PretrainOctConfig) -> None:
     """UserError, before Ray is started, for what can be told of the config, of manifest or index and of the run that is
     resumed."""
-    from oct.index_file import read_index
-    from oct.manifest import read_manifest
+    from oct.indexing.index_file import read_index
+    from oct.indexing.manifest import read_manifest
 
     check_output(config.output)
     data = config.data
@@ -91,8 +91,8 @@ def resolve_config(config: PretrainOctConfig, volumes: int) -> PretrainOctConfig
 
 def rehearse(config: PretrainOctConfig) -> None:
     """MissingFile where volumes that the manifest or the index lists are not there."""
-    from oct.index_file import read_index
-    from oct.manifest import of_devices, read_manifest
+    from oct.indexing.index_file import read_index
+    from oct.indexing.manifest import of_devices, read_manifest
 
     data = config.data
     if data.index:
@@ -148,7 +148,7 @@ def prepare(config: PretrainOctConfig) -> Plan:
 
 def _build_plan(config: PretrainOctConfig, folder: str) -> Plan:
     """A plan of the volumes that there are now, in `folder` when the run, if one is resumed, may have it."""
-    from oct.person_splits import read_persons
+    from oct.indexing.person_splits import read_persons
     from oct.plan import build_plan, identity
 
     data, index = config.data, _index(config)
@@ -169,7 +169,7 @@ def _build_plan(config: PretrainOctConfig, folder: str) -> Plan:
 
 def _index(config: PretrainOctConfig) -> str:
     """The index of the volumes, made or brought up to date on the running Ray below the output folder."""
-    from oct.manifest import of_devices, read_manifest
+    from oct.indexing.manifest import of_devices, read_manifest
     from pathray.store.storage import Storage
     from ray_jobs import index_oct
 
@@ -187,7 +187,7 @@ def _index(config: PretrainOctConfig) -> str:
 
 def announce(asked: PretrainOctConfig, config: PretrainOctConfig, plan: Plan) -> dict[str, float]:
     """Log the budget, and per device how much of the grid is image; budget and number of volumes as metrics."""
-    from oct.statistics import statistics, text_table
+    from oct.indexing.statistics import statistics, text_table
 
     images = int(config.optimization.total_images or 0)
     batch = int(config.optimization.global_batch or 0)

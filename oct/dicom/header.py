@@ -1,7 +1,7 @@
 """A DICOM file's header → `VolumeHeader`: what the file is, how its pixels are stored, and its geometry.
 
 What a file is, its attributes decide and never its name. Not here: spacing (oct.dicom.geometry), pixels
-(oct.dicom.frames), what a manifest says (oct.manifest).
+(oct.dicom.frames), what a manifest says (oct.indexing.manifest).
 """
 
 from __future__ import annotations

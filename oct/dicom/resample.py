@@ -31,13 +31,14 @@ def read_volume(
     grid: Grid,
     crop: tuple[float, float, float] = CENTRE,
     manifest_spacing: ManifestSpacing | None = None,
+    read: Callable[[str], bytes] = read_source,
 ) -> tuple[Sampled, VolumeHeader]:
-    """The volume in the file or object at `path` on the grid, and its header.
+    """The volume in the file or object at `path` on the grid, and its header. `read` gives the file's bytes.
 
     Frames that the crop leaves out are not decoded. UnreadableUnit: what is wrong with the file, `missing`, or why it
     is not a volume. UnreachableUnit: its storage cannot be reached now.
     """
-    file = open_dicom(_read_bytes(path), path)
+    file = open_dicom(_read_bytes(path, read), path)
     header = describe(file, manifest_spacing)
     if header.exclusion:
         raise UnreadableUnit(header.exclusion, path, "the file is not a volume")
@@ -59,9 +60,9 @@ def put_on_grid(
     return _fill(islice(frames, needed.start, needed.stop), header, grid, axes)
 
 
-def _read_bytes(path: str) -> bytes:
+def _read_bytes(path: str, read: Callable[[str], bytes]) -> bytes:
     try:
-        return read_source(path)
+        return read(path)
     except MissingFile as e:
         raise UnreadableUnit("missing", path, e.message) from e
     except UserError as e:

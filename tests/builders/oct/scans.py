@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from oct.index import index_volumes, mark_duplicates
-from oct.index_file import VolumeIndex, make_index, write_index
-from oct.manifest import COLUMNS, read_manifest
+from oct.indexing.index import index_volumes, mark_duplicates
+from oct.indexing.index_file import VolumeIndex, make_index, write_index
+from oct.indexing.manifest import COLUMNS, read_manifest
 from oct.volume import Geometry, VolumeHeader
 from pathray.errors import UnreadableUnit
 
@@ -86,7 +86,7 @@ def write_scans(folder: Path, scans: Sequence[Scan]) -> str:
 
 
 def read_scan(path: str, manifest_spacing) -> tuple[VolumeHeader, int]:
-    """In place of oct.head.read_file_header; UnreadableUnit for what is not JSON."""
+    """In place of oct.indexing.head.read_file_header; UnreadableUnit for what is not JSON."""
     text = Path(path).read_text()
     try:
         f = json.loads(text)

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from oct.index_file import read_index
+from oct.indexing.index_file import read_index
 from ray_jobs import index_oct
 from ray_jobs.index_oct import IndexOctConfig
 from ray_jobs.shell.cli import run_job
@@ -71,7 +71,7 @@ def test_the_real_volumes_are_indexed(shared_data, tmp_path, without_ray, caplog
     assert all(len(parts) == 1 for parts in split_of(tmp_path / "split.csv").values())
     summary = (tmp_path / "summary.md").read_text()
     assert "| excluded: single\\_frame | 3 |" in summary or "| excluded: single_frame | 3 |" in summary
-    monkeypatch.setattr("oct.head.open_source", lambda path: pytest.fail("it was read again"))
+    monkeypatch.setattr("oct.indexing.head.open_source", lambda path: pytest.fail("it was read again"))
     before = (tmp_path / "oct.parquet").read_bytes()
     assert run(*words) == 0 and (tmp_path / "oct.parquet").read_bytes() == before
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from oct.dicom.axis import plan_axes
-from oct.statistics import image_shares, statistics, text_table
+from oct.indexing.statistics import image_shares, statistics, text_table
 from oct.volume import Grid
 from tests.builders.oct.scans import Scan, both_eyes, index_scans, read_scan
 

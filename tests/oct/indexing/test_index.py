@@ -6,9 +6,9 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from oct.index import index_volumes, mark_duplicates
-from oct.index_file import make_index, write_index
-from oct.manifest import read_folder, read_manifest
+from oct.indexing.index import index_volumes, mark_duplicates
+from oct.indexing.index_file import make_index, write_index
+from oct.indexing.manifest import read_folder, read_manifest
 from oct.plan import build_plan, locations
 from tests.builders.oct.scans import Scan, both_eyes, index_scans, read_scan, write_scans
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from oct.file_lists import list_files, read_file_list, write_file_list
+from oct.indexing.file_lists import list_files, read_file_list, write_file_list
 from pathray.errors import MissingFile, UserError
 from tests.builders.oct.scans import Scan, both_eyes, index_scans
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from pydicom import uid
 
-from oct import head
 from oct.dicom.header import read_header
-from oct.head import read_file_header
+from oct.indexing import head
+from oct.indexing.head import read_file_header
 from pathray.errors import MissingFile, UnreadableUnit
 from pathray.wsi.backends.source import LocalFile
 from tests.builders.oct.opt_dicom import Scan, build_dicom

@@ -4,10 +4,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from oct.index import index_volumes
-from oct.index_file import read_index, write_index
-from oct.index_parts import PART_ROWS, IndexParts
-from oct.manifest import read_manifest
+from oct.indexing.index import index_volumes
+from oct.indexing.index_file import read_index, write_index
+from oct.indexing.index_parts import PART_ROWS, IndexParts
+from oct.indexing.manifest import read_manifest
 from pathray.errors import MissingFile, UserError
 from tests.builders.oct.scans import Scan, both_eyes, index_scans, read_scan, write_scans
 

@@ -5,8 +5,8 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from oct.file_lists import FileList, list_files
-from oct.person_splits import read_persons, recommended_split, stratified_split
+from oct.indexing.file_lists import FileList, list_files
+from oct.indexing.person_splits import read_persons, recommended_split, stratified_split
 from pathray.data.split_files import read_split, write_split
 from pathray.errors import UserError
 from tests.builders.oct.scans import both_eyes, index_scans

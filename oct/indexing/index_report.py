@@ -1,6 +1,6 @@
 """What an index says to its user: the section of summary.md, the lines of the log, the verdict on unreadable files.
 
-Not here: the figures per device (oct.statistics).
+Not here: the figures per device (oct.indexing.statistics).
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from oct.index import NOT_READ
-from oct.index_file import VolumeIndex
-from oct.statistics import statistics, text_table
+from oct.indexing.index import NOT_READ
+from oct.indexing.index_file import VolumeIndex
+from oct.indexing.statistics import statistics, text_table
 from oct.volume import Grid
 from pathray.errors import UserError
 from pathray.reports.summary import Summary

@@ -1,6 +1,6 @@
 """Lists of volumes for single-domain (one device) and multi-domain training, chosen from an index by filters.
 
-Not here: splits into train, val and test (oct.person_splits), the order of training (oct.plan).
+Not here: splits into train, val and test (oct.indexing.person_splits), the order of training (oct.plan).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from oct.index_file import VolumeIndex
+from oct.indexing.index_file import VolumeIndex
 from pathray.errors import UserError
 from pathray.files.text import read_user_text
 from pathray.store.storage import write_atomic

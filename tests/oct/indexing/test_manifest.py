@@ -2,7 +2,7 @@
 
 import pytest
 
-from oct.manifest import of_devices, read_folder, read_manifest
+from oct.indexing.manifest import of_devices, read_folder, read_manifest
 from pathray.errors import MissingFile, UserError
 from tests.builders.oct.scans import Scan, cells_of, write_rows, write_scans
 

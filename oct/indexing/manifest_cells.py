@@ -1,7 +1,7 @@
 """The cells of a manifest of OCT volumes: counts, lengths, eyes and paths, each checked and named when it is not valid.
 
 A cell may say that it says nothing ("Not reported", "Varies by frame"). Not here: which columns there are
-(oct.manifest).
+(oct.indexing.manifest).
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Rows of an unfinished index, in parts next to it (`INDEX_parts/`), so that a killed job reads no file twice.
 
-Each part is an index of some rows. Not here: what is in a row (oct.index); the index itself (oct.index_file).
+Each part is an index of some rows. Not here: what is in a row (oct.indexing.index), the index itself
+(oct.indexing.index_file).
 """
 
 from __future__ import annotations
@@ -8,8 +9,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 
-from oct.index import Row
-from oct.index_file import make_index, read_index, write_index
+from oct.indexing.index import Row
+from oct.indexing.index_file import make_index, read_index, write_index
 from pathray.errors import UserError
 from pathray.store.storage import Storage
 

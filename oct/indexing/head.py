@@ -6,7 +6,7 @@ Volumes of 50 MB have headers of some 100 kB, and an index reads each of them. N
 
 from __future__ import annotations
 
-from oct.manifest import Spacing
+from oct.indexing.manifest import Spacing
 from oct.volume import VolumeHeader
 from pathray.errors import UnreadableUnit
 from pathray.wsi.backends.source import open_source

@@ -1,6 +1,6 @@
 """The index of volumes as a file: one sealed parquet table, read back with its checks.
 
-Not here: what is in a row (oct.index), figures about it (oct.statistics).
+Not here: what is in a row (oct.indexing.index), figures about it (oct.indexing.statistics).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A manifest's paths begin with "/" but are relative to the data set's root; some copies put `/dataset` before them. Every
 fault is a UserError with file, row, column, what was found and what was expected. Not here: what the DICOM files say
-of themselves (oct.dicom), which of them are volumes (oct.index).
+of themselves (oct.dicom), which of them are volumes (oct.indexing.index).
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import posixpath
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-from oct.devices import device_of
-from oct.manifest_cells import read_count, read_eye, read_millimetres, read_path, read_pixel_spacing, read_text
+from oct.indexing.devices import device_of
+from oct.indexing.manifest_cells import read_count, read_eye, read_millimetres, read_path, read_pixel_spacing, read_text
 from pathray.errors import MissingFile, UserError
 from pathray.files.csv_rows import spelling
 from pathray.files.sheet import Sheet, read_sheet

@@ -2,7 +2,7 @@
 
 import pytest
 
-from oct.devices import device_by_name, device_of
+from oct.indexing.devices import device_by_name, device_of
 
 
 @pytest.mark.parametrize(

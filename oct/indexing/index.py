@@ -2,7 +2,7 @@
 
 `index_volume` reads one file; `index_volumes` runs it over a manifest through any ordered map. A row is accepted if its
 `exclusion` is empty. What a scan *is* decides (the header), never its name. Not here: the header (oct.dicom.header),
-the manifest's format (oct.manifest), the index as a file (oct.index_file).
+the manifest's format (oct.indexing.manifest), the index as a file (oct.indexing.index_file).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from oct.devices import device_by_folder, device_by_name, device_of
-from oct.head import read_file_header
-from oct.manifest import Manifest, ManifestRow, Spacing
+from oct.indexing.devices import device_by_folder, device_by_name, device_of
+from oct.indexing.head import read_file_header
+from oct.indexing.manifest import Manifest, ManifestRow, Spacing
 from oct.volume import AXES, VolumeHeader
 from pathray.errors import MissingFile, UnreadableUnit
 from pathray.reports.units import describe

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from oct.file_lists import FileList
-from oct.manifest import check_spelling, person_column
+from oct.indexing.file_lists import FileList
+from oct.indexing.manifest import check_spelling, person_column
 from pathray.data.order import rng
 from pathray.data.split_files import split_rows
 from pathray.data.splits import SPLITS, Split
