@@ -20,11 +20,12 @@ from ijepath.config import (
 from ijepath.data import ReaderConfig
 from ijepath.footprints import TooFewTokens, sample_footprints, teacher_cells, to_predictor_grid
 from ijepath.geometry import draw_boxes
-from ijepath.recipe import IJepathRecipe, advice, drift
+from ijepath.recipe import IJepathRecipe, advice
 from ijepath.scales import kind_of_step
 from pathray.data.order import rng
 from pathray.evaluation.metrics.collapse import rankme
 from pathray.nn.vit import PRESETS
+from pathray.optim.ema import drift
 from pathray.train.recipe import Progress
 
 G, STEPS = 8, 30
@@ -200,7 +201,7 @@ def test_metrics_name_the_tokens_and_signals_see_a_collapse(caplog):
     signals = recipe.signals()
     assert signals["teacher_student_drift"] == 0.0
     assert signals["target_rankme"] > 1 and signals["target_feature_std"] > 0
-    for newest in recipe._newest.values():
+    for newest in recipe.features.newest.values():
         newest.add(torch.ones(2000, 48))
     with caplog.at_level(logging.WARNING):
         collapsed = recipe.signals()
