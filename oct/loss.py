@@ -1,4 +1,4 @@
-"""The losses between predicted and teacher tokens, per volume, in float32. Not here: networks (oct.model).
+"""The losses between predicted and teacher tokens, per volume, in float32 or float64, also under autocast. Not here: networks (oct.model).
 
 With predictions z and layer-normed teacher tokens h of a mask's hidden tokens T and visible tokens C:
     normalized_mse   mean_T ‖z/‖z‖ − h/‖h‖‖² = mean_T (2 − 2 cos(z, h))
@@ -16,22 +16,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pathray.nn.regularise import at_least_float32
+
 FAR = 1e9  # squared distance before a hidden token is known
 
 
 def normalized_mse(z: Tensor, h: Tensor) -> Tensor:
     """`[B]`: 2 − 2 cos, mean over tokens; z and h `[B, M, D]`."""
-    return (2 - 2 * F.cosine_similarity(z.float(), h.float(), dim=-1, eps=1e-8)).mean(dim=1)
+    return (2 - 2 * F.cosine_similarity(at_least_float32(z), at_least_float32(h), dim=-1, eps=1e-8)).mean(dim=1)
 
 
 def l1(z: Tensor, h: Tensor) -> Tensor:
     """`[B]`: |z − h|, mean over tokens and dimensions; z and h `[B, M, D]`."""
-    return (z.float() - h.float()).abs().mean(dim=(1, 2))
+    return (at_least_float32(z) - h).abs().mean(dim=(1, 2))
 
 
 def dense(z: Tensor, h: Tensor, weights: Tensor) -> Tensor:
     """`[B]`: Σ over tokens of weight · mean over dimensions of |z − h|, for z and h `[B, N, D]`, weights `[B, N]`."""
-    return ((z.float() - h.float()).abs().mean(dim=2) * weights).sum(dim=1)
+    return ((at_least_float32(z) - h).abs().mean(dim=2) * weights).sum(dim=1)
 
 
 def dense_weights(context: Tensor, target: Tensor, grid: Sequence[int], strength: float) -> Tensor:
