@@ -39,7 +39,7 @@ class OptimizationConfig(StepConfig):
     lr: float = 1.5e-3  # at a global batch of 128
     start_lr: float = 1e-5
     final_lr: float = 1e-6  # at the end of the cosine
-    warmup: Any = field(default_factory=lambda: {"epochs": 10})  # images, or {epochs: n} or {iterations: n}
+    warmup: Any = None  # images, {epochs: n} or {iterations: n}; None: 10 epochs, at most a tenth of the run
     weight_decay: float = 0.05  # not for biases, norms, tokens and positions
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     clip_grad: float | None = None
@@ -81,7 +81,7 @@ class ValidationConfig:
 
     split: str = "val"
     volumes: int = 32  # at most, the same each time; 0: no validation
-    every: Any = field(default_factory=lambda: {"epochs": 1})  # images, or {epochs: n} or {iterations: n}
+    every: Any = None  # images, {epochs: n} or {iterations: n}; None: once an epoch
 
     def __post_init__(self) -> None:
         check_at_least(self, "validation", 0, "volumes")
@@ -93,7 +93,7 @@ class LoggingConfig(sections.LoggingConfig):
     write_tag: str = "oct"
     experiment: str = "oct"
     log_every: Any = None  # images or {iterations: n}; None: a fiftieth of the budget, at most 50 iterations
-    save_every: Any = field(default_factory=lambda: {"epochs": 10})  # between snapshots; tuning.tune_every replaces it
+    save_every: Any = None  # between snapshots, like log_every; None: 10 epochs; tuning.tune_every replaces it
 
     def __post_init__(self) -> None:
         key = "logging.log_every"
@@ -156,9 +156,11 @@ def resolve(config: C, workers: int, rows: int, before: int | None = None) -> C:
         check_whole_batch(workers * micro, batch, config.model.whole_batch, micro_key, 2)
     asked, key = settings.total_images or {"epochs": settings.total_epochs}, "optimization.total_epochs"
     images = resolve_budget(asked, global_batch=batch, epoch_images=rows, key=key)
+    ten = min(10 * rows, images // 10)
+    cadences = ((settings.warmup, ten), (config.validation.every, rows), (config.logging.save_every, 10 * rows))
     warmup, validate, save = (
-        resolve_cadence(value, global_batch=batch, epoch_images=rows)
-        for value in (settings.warmup, config.validation.every, config.logging.save_every)
+        resolve_cadence(default if value is None else value, global_batch=batch, epoch_images=rows)
+        for value, default in cadences
     )
     if warmup >= images:
         found, expected = f"{warmup:,} images", f"less than the run's {images:,} images"
