@@ -25,7 +25,6 @@ from ijepath.scales import kind_of_step
 from pathray.data.order import rng
 from pathray.evaluation.metrics.collapse import rankme
 from pathray.nn.vit import PRESETS
-from pathray.optim.ema import drift
 from pathray.train.recipe import Progress
 
 G, STEPS = 8, 30
@@ -258,11 +257,3 @@ def test_predictions_no_better_than_the_mean_are_named_once_the_run_has_settled(
         with caplog.at_level(logging.WARNING):
             recipe.signals()
         assert ("predictions explain little beyond the mean" in caplog.text) == named
-
-
-def test_drift_is_relative_to_the_students_size():
-    a, b = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
-    with torch.no_grad():
-        for p, q in zip(a.parameters(), b.parameters(), strict=True):
-            p.copy_(q * 1.5)
-    assert drift(a, b) == pytest.approx(0.5)

@@ -23,7 +23,7 @@ def weights_of(module: Any) -> Weights:
 
 
 def positions(grid: Sequence[int], dim: int) -> Array:
-    """[N, dim]: a third of the dimensions per axis, sines before cosines, frequencies 10000^(−i/n); zeros at the end."""
+    """[N, dim]: a third of the dimensions per axis, sines before cosines of frequencies 10000^(−i/n); then zeros."""
     n = dim // 6
     table = np.zeros((int(np.prod(grid)), dim))
     for token, place in enumerate(np.ndindex(*grid)):
@@ -38,9 +38,7 @@ def patches(volume: Array, patch: Sequence[int]) -> Array:
     """[N, voxels] of a volume [D, H, W], raster order."""
     d, h, w = patch
     grid = [s // p for s, p in zip(volume.shape, patch, strict=True)]
-    rows = [
-        volume[z * d : z * d + d, y * h : y * h + h, x * w : x * w + w].ravel() for z, y, x in np.ndindex(*grid)
-    ]
+    rows = [volume[z * d : z * d + d, y * h : y * h + h, x * w : x * w + w].ravel() for z, y, x in np.ndindex(*grid)]
     return np.stack(rows)
 
 
@@ -92,7 +90,9 @@ def predict(w: Weights, context: Array, visible: Array, hidden: Array, grid: Seq
     return run_blocks(w, x, heads) @ w["proj.weight"].T + w["proj.bias"]
 
 
-def compare(kind: str, z: Array, h: Array, visible: Array, hidden: Array, grid: Sequence[int], strength: float) -> float:
+def compare(
+    kind: str, z: Array, h: Array, visible: Array, hidden: Array, grid: Sequence[int], strength: float
+) -> float:
     """The loss of one volume and mask, from predictions z (visible, then hidden places) and targets h of all tokens."""
     seen, wanted = z[: len(visible)], z[len(visible) :]
     if kind == "normalized_mse":
