@@ -1,6 +1,7 @@
 """The losses between predicted and teacher tokens, per volume. Not here: networks (oct.model).
 
-In float32 or float64, also under autocast. With predictions z and layer-normed teacher tokens h of a mask's hidden tokens T and visible tokens C:
+In float32 or float64, also under autocast. With predictions z and layer-normed teacher tokens h of a mask's hidden
+tokens T and visible tokens C:
     normalized_mse   mean_T ‖z/‖z‖ − h/‖h‖‖² = mean_T (2 − 2 cos(z, h))
     l1               mean_T mean_dimensions |z − h|               (V-JEPA, arXiv 2404.08471; V-JEPA 2, arXiv 2506.09985)
     dense            l1 + mean_C λ/√d · mean_dimensions |z − h|   (V-JEPA 2.1, arXiv 2603.14482)
