@@ -158,6 +158,30 @@ def test_validation_loss_is_that_of_the_masks_without_augmentation_and_not_0():
         recipe.validation_losses({**batch, "target_0": batch["target_0"][:, :0]})
 
 
+@pytest.mark.parametrize("model", [{"loss": "dense"}, {"predictor": "mlp"}, {"positions": "rope", "loss": "l1"}])
+def test_half_precision_gives_nearly_the_loss_of_full_precision(model):
+    config = small_config(model=ModelConfig(**SMALL, **model), mask=MaskConfig(kind="vjepa"))
+    recipe = OctRecipe(config)
+    batch = recipe.prepare(micro(config, range(2)), progress(0))
+    full = recipe.loss("model", batch, progress(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = recipe.loss("model", batch, progress(0))
+    assert half.sum.dtype == torch.float32 and float(half.sum.detach()) == pytest.approx(
+        float(full.sum.detach()), rel=0.02
+    )
+    half.sum.backward()
+    assert all(torch.isfinite(p.grad).all() for _, p in recipe.params["model"])
+
+
+def test_the_image_of_a_micro_batch_is_in_float32_whatever_the_precision():
+    config = small_config()
+    recipe = OctRecipe(config)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = recipe.prepare(micro(config, range(2)), progress(0))["image"]
+    assert low.dtype == torch.float32
+    assert torch.equal(low, recipe.prepare(micro(config, range(2)), progress(0))["image"])
+
+
 def test_shapes_are_the_same_in_every_batch():
     config = small_config(mask=MaskConfig(kind="vjepa"))
     recipe, shapes = OctRecipe(config), set()
