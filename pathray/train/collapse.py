@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pathray.device import Gather, keep_local
 from pathray.evaluation.metrics.collapse import Newest, explained_variance, feature_std, rankme
 from pathray.train.recipe import TrainingStopped
+from pathray.urls import public_text
 
 REMEMBERED = 1024  # features of each kind that the signals are computed from
 KINDS = ("target", "prediction", "student")  # of features: the teacher's, the predictor's, the context encoder's
@@ -56,7 +57,7 @@ class FeaturesCollapsed(TrainingStopped):
 
     def name_checkpoint(self, path: str | None) -> None:
         """Say from which checkpoint one may resume; None: there is none from before the collapse."""
-        self.where["file"] = path
+        self.where["file"] = None if path is None else public_text(path)
         if path is None:
             self.message += ". There is no checkpoint from before that"
         self.args = (str(self),)

@@ -73,5 +73,7 @@ def test_the_error_names_a_checkpoint_also_after_a_pickle():
     error = FeaturesCollapsed("collapsed", key="collapse.stop")
     error.name_checkpoint("run/checkpoints/a-latest-1")
     assert "file: run/checkpoints/a-latest-1" in str(pickle.loads(pickle.dumps(error)))
+    error.name_checkpoint("s3://user:secret@bucket/run/a-latest-1")
+    assert "secret" not in str(error) + str(error.where)
     error.name_checkpoint(None)
     assert "no checkpoint from before" in str(error)
