@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ijepath.augment import Pixels
 from ijepath.config import ModelConfig, RunConfig
@@ -27,17 +27,16 @@ from ijepath.model import (
 )
 from ijepath.scales import kinds
 from pathray.device import Gather, keep_local
-from pathray.evaluation.metrics.collapse import Newest, explained_variance, feature_std, rankme
+from pathray.evaluation.metrics.collapse import explained_variance
 from pathray.nn.predictor import TokenPredictor
 from pathray.nn.vit import ViT
-from pathray.optim.ema import Ema
+from pathray.optim.ema import Ema, drift
 from pathray.optim.schedules import linear
+from pathray.train.collapse import KINDS, LatestFeatures, collapse_signals
 from pathray.train.recipe import Loss, Progress
 
 log = logging.getLogger(__name__)
 
-REMEMBERED = 1024  # pooled features of each kind that the collapse signals are computed from
-KINDS = ("target", "prediction", "student")  # of features: the teacher's, the predictor's, the context encoder's
 LOW_STD, LOW_RANK, LOW_EXPLAINED = 0.02, 4.0, 0.05
 SETTLED = 0.5  # of the steps, after which predictions should be better than the mean
 
@@ -63,7 +62,7 @@ class IJepathRecipe:
         }
         self.pixels = Pixels(config.augment, config.data.mean, config.data.std)
         self.grid = kinds(config)[0].geometry.predictor_grid
-        self._newest = {kind: Newest(REMEMBERED, self.student.config.dim) for kind in KINDS}
+        self.features = LatestFeatures(self.student.config.dim)  # pooled over tokens
         self._momentum, self._fraction = config.optimization.ema[0], 0.0
 
     @property
@@ -129,10 +128,9 @@ class IJepathRecipe:
         """Collapse signals over the newest pooled features: RankMe of targets, predictions and context encoder, the
         targets' std per dimension, and the distance of teacher and student. Warns when they look like collapse."""
         out = {"teacher_student_drift": drift(self.encoder, self.student), "ema": self._momentum}
-        features = {kind: newest.on_host() for kind, newest in self._newest.items() if newest.seen > 1}
-        out |= {f"{kind}_rankme": float(rankme(x)) for kind, x in features.items()}
+        features = self.features.on_host()
+        out |= collapse_signals(features)
         if "target" in features:
-            out["target_feature_std"] = float(feature_std(features["target"]))
             seen = dict(out)
             if self._fraction >= SETTLED:
                 seen["explained"] = float(explained_variance(features["prediction"], features["target"]))
@@ -145,11 +143,7 @@ class IJepathRecipe:
         """Of this micro-batch, pooled over tokens: std per dimension of targets h `[B, K, G, D]`, predictions z
         `[B, K, M, D]` and context tokens `[B, C, D]`, and the share of the targets' variance that z explains."""
         pooled = (h.mean(dim=2).flatten(0, 1), z.float().mean(dim=2).flatten(0, 1), tokens.float().mean(dim=1))
-        features = dict(zip(KINDS, pooled, strict=True))
-        for kind, x in features.items():
-            self._newest[kind].add(x)
-        std = {f"{kind}_std": x.std(dim=0, correction=0).mean() for kind, x in features.items()}
-        return {**std, "explained": explained_variance(features["prediction"], features["target"])}
+        return self.features.add(dict(zip(KINDS, pooled, strict=True)))
 
 
 def advice(signals: Mapping[str, float], most: int, model: ModelConfig) -> list[str]:
@@ -175,14 +169,6 @@ def advice(signals: Mapping[str, float], most: int, model: ModelConfig) -> list[
             f"data.batch_size_per_gpu or data.targets_per_context, lower optimization.lr{other}"
         )
     return lines
-
-
-def drift(teacher: nn.Module, student: nn.Module) -> float:
-    """‖teacher − student‖ / ‖student‖ over all parameters."""
-    pairs = list(zip(teacher.parameters(), student.parameters(), strict=True))
-    apart = torch.stack([(t - s).detach().float().square().sum() for t, s in pairs]).sum()
-    size = torch.stack([s.detach().float().square().sum() for _, s in pairs]).sum()
-    return float((apart / size).sqrt())
 
 
 def _accuracy(logits: Tensor, site: Tensor) -> Tensor:

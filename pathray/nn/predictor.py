@@ -51,8 +51,17 @@ class TokenPredictor(nn.Module):
         init_transformer(self, list(self.blocks))
         nn.init.trunc_normal_(self.mask_token, std=INIT_STD)
 
-    def forward(self, context: Tensor, context_index: Tensor, target_index: Tensor, grid: Sequence[int]) -> Tensor:
-        """context `[B, K, embed_dim]`, context_index `[B, K]`, target_index `[B, M]` -> `[B, M, out_dim]`.
+    def forward(
+        self,
+        context: Tensor,
+        context_index: Tensor,
+        target_index: Tensor,
+        grid: Sequence[int],
+        *,
+        visible_too: bool = False,
+    ) -> Tensor:
+        """context `[B, K, embed_dim]`, context_index `[B, K]`, target_index `[B, M]` -> `[B, M, out_dim]`, or, with
+        `visible_too`, `[B, K + M, out_dim]` of the context's own positions and then the targets'.
 
         Indices are raster positions in `grid`, the predictor's own grid, which may be larger than the context's.
         Positions may repeat.
@@ -71,5 +80,5 @@ class TokenPredictor(nn.Module):
                 tokens = checkpoint(block, tokens, angles, use_reentrant=False)
             else:
                 tokens = block(tokens, angles)
-        out: Tensor = self.proj(self.norm(tokens[:, -wanted:]))
+        out: Tensor = self.proj(self.norm(tokens if visible_too else tokens[:, -wanted:]))
         return out

@@ -42,3 +42,11 @@ class Ema:
         check_same_tensors(dict(teacher.named_buffers()), buffers, "the student")
         for name, buffer in teacher.named_buffers():
             buffer.copy_(buffers[name])
+
+
+def drift(teacher: nn.Module, student: nn.Module) -> float:
+    """‖teacher − student‖ / ‖student‖ over all parameters. Waits for the device."""
+    pairs = list(zip(teacher.parameters(), student.parameters(), strict=True))
+    apart = torch.stack([(t - s).detach().float().square().sum() for t, s in pairs]).sum()
+    size = torch.stack([s.detach().float().square().sum() for _, s in pairs]).sum()
+    return float((apart / size).sqrt())

@@ -22,15 +22,17 @@ from pathray.run.batches import Batches, local
 from pathray.run.export import export
 from pathray.run.failure import SharedFailure
 from pathray.run.fence import Fence, fence_for_rank, write_guarded
-from pathray.run.layout import PROGRESS, STOP
+from pathray.run.layout import CHECKPOINTS, PROGRESS, STOP
 from pathray.run.log import run_log
 from pathray.run.outcome import BUDGET, EARLY_STOP, ENDED, RETRY, Outcome, RunSettings
 from pathray.run.saves import Saves
 from pathray.run.stop_poll import StopPoll
 from pathray.run.tick_log import TickLog
+from pathray.store import checkpoint
 from pathray.store.outages import START, through_outages
 from pathray.store.storage import Storage
 from pathray.train.assembly import Assembly
+from pathray.train.collapse import FeaturesCollapsed
 from pathray.train.loop import run
 from pathray.train.state import TrainState
 from pathray.train.supervised import SupervisedTick, has_ended_early, supervise
@@ -107,6 +109,8 @@ class Session:
             end, metrics = self._consume(state)
         except UserError as error:
             self.faults.keep(error, state.images_seen)
+            if isinstance(error, FeaturesCollapsed):
+                self._name_last_good(error)
             raise
         except (RuntimeError, MemoryError) as error:
             if not memory.is_out_of_memory(error):
@@ -231,6 +235,16 @@ class Session:
         report = "the report of unreadable units"
         unreadable = write_guarded(self.guard, lambda: quarantine.merge(self.store), report) if rank0 else 0
         return Outcome(end, seen, metrics, path, artifact, unreadable)
+
+    def _name_last_good(self, error: FeaturesCollapsed) -> None:
+        """On rank 0 the error names the newest checkpoint from before the collapse, if one is still there."""
+        if self.device.rank:
+            return
+        with self.failure.keep_error():
+            self.saves.saver.wait()
+        root, most = self.store.join(CHECKPOINTS), error.images_seen_good
+        good = through_outages(lambda: checkpoint.latest(root, self.parts.tag, most), "the last good checkpoint")
+        error.name_checkpoint(None if good is None else good.path)
 
     def _retry(self, changes: dict[str, int]) -> Outcome:
         return Outcome(RETRY, self.faults.since, {}, self._find_checkpoint(), None, changes=changes)

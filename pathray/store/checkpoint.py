@@ -67,14 +67,16 @@ def load(path: str, *, verify: bool = True) -> tuple[dict[str, Tensor], dict[str
     return committed.read(TENSORS, load_file, verify=verify), dict(committed.meta)
 
 
-def latest(parent: str, tag: str) -> Committed | None:
-    """The newest committed checkpoint of a tag: most `images_seen`, then the one committed last. None without any."""
+def latest(parent: str, tag: str, at_most: int | None = None) -> Committed | None:
+    """The newest committed checkpoint of a tag: most `images_seen`, `at_most` if given, then the one committed last.
+    None without any."""
     own = [c for c in list_committed(parent) if _tag(c.name) == tag]
     for checkpoint in own:
         if not isinstance(checkpoint.meta.get("images_seen"), int):
             file, found = f"{checkpoint.path}/{COMMITTED}", checkpoint.meta.get("images_seen")
             raise UserError("the record of a checkpoint is damaged", file=file, key="images_seen", found=found)
-    return max(own, key=lambda c: (c.meta["images_seen"], c.created), default=None)
+    early = [c for c in own if at_most is None or c.meta["images_seen"] <= at_most]
+    return max(early, key=lambda c: (c.meta["images_seen"], c.created), default=None)
 
 
 def prune(

@@ -20,7 +20,7 @@ from ijepath.config import (
 from ijepath.data import ReaderConfig
 from ijepath.footprints import TooFewTokens, sample_footprints, teacher_cells, to_predictor_grid
 from ijepath.geometry import draw_boxes
-from ijepath.recipe import IJepathRecipe, advice, drift
+from ijepath.recipe import IJepathRecipe, advice
 from ijepath.scales import kind_of_step
 from pathray.data.order import rng
 from pathray.evaluation.metrics.collapse import rankme
@@ -200,7 +200,7 @@ def test_metrics_name_the_tokens_and_signals_see_a_collapse(caplog):
     signals = recipe.signals()
     assert signals["teacher_student_drift"] == 0.0
     assert signals["target_rankme"] > 1 and signals["target_feature_std"] > 0
-    for newest in recipe._newest.values():
+    for newest in recipe.features.newest.values():
         newest.add(torch.ones(2000, 48))
     with caplog.at_level(logging.WARNING):
         collapsed = recipe.signals()
@@ -257,11 +257,3 @@ def test_predictions_no_better_than_the_mean_are_named_once_the_run_has_settled(
         with caplog.at_level(logging.WARNING):
             recipe.signals()
         assert ("predictions explain little beyond the mean" in caplog.text) == named
-
-
-def test_drift_is_relative_to_the_students_size():
-    a, b = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
-    with torch.no_grad():
-        for p, q in zip(a.parameters(), b.parameters(), strict=True):
-            p.copy_(q * 1.5)
-    assert drift(a, b) == pytest.approx(0.5)

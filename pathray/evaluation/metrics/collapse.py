@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pathray.device import Gather, keep_local
+
 EPSILON = 1e-7
 EQUAL = 1e-12  # a spread below this share of the squares is rounding
 
@@ -68,6 +70,14 @@ class Newest:
         self.features = torch.cat([self.features.to(features.device), features])[-self.size :]
         self.seen += features.shape[0]
 
-    def on_host(self) -> Tensor:
-        """Those kept so far, `[min(seen, size), dim]`, oldest first. Waits for the device."""
-        return self.features.cpu()[self.size - min(self.seen, self.size) :]  # each new shape would be a new XLA graph
+    def on_host(self, gather: Gather = keep_local) -> Tensor:
+        """Those kept so far, `[min(seen, size), dim]`, oldest first. Waits for the device.
+
+        `gather` concatenates the rows of all ranks, which have seen equally many: then at most `size` evenly spaced
+        ones of all, rank after rank.
+        """
+        everyone = gather(self.features).cpu()  # each new shape would be a new XLA graph
+        kept = everyone.view(-1, self.size, everyone.shape[-1])[:, self.size - min(self.seen, self.size) :].flatten(
+            0, 1
+        )
+        return kept[:: max(1, -(-len(kept) // self.size))]

@@ -39,6 +39,17 @@ def test_predictions_belong_to_places_and_not_to_the_order_of_tokens(case, posit
     assert not torch.allclose(out[:, 0], out[:, 1], atol=1e-3)
 
 
+def test_predictions_of_visible_places_come_first_and_change_nothing_else(case):
+    """Their own predictions, by the same projection: a visible token asked for as a target again is something else."""
+    context, where, wanted = case
+    net = predictor()
+    both = net(context, where, wanted, (3, 4), visible_too=True)
+    assert both.shape == (2, 8, 24) and torch.equal(both[:, 5:], net(context, where, wanted, (3, 4)))
+    shuffle = torch.tensor([4, 1, 0, 3, 2])
+    other = net(context[:, shuffle], where[:, shuffle], wanted, (3, 4), visible_too=True)
+    torch.testing.assert_close(other[:, :5], both[:, shuffle], rtol=1e-5, atol=1e-5)
+
+
 def test_samples_do_not_mix(case):
     net = predictor()
     alone = torch.cat([net(*(t[b : b + 1] for t in case), (3, 4)) for b in range(2)])

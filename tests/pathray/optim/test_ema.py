@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pathray.errors import UserError
-from pathray.optim.ema import Ema
+from pathray.optim.ema import Ema, drift
 
 
 def student() -> nn.Module:
@@ -69,3 +69,11 @@ def test_another_model_is_refused_by_name():
         Ema.update(nn.Sequential(nn.Linear(2, 2)), nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), 0.9)
     with pytest.raises(UserError, match="weight"):
         Ema.update(nn.Linear(2, 2), nn.Linear(3, 2), 0.9)
+
+
+def test_drift_is_relative_to_the_students_size():
+    a, b = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
+    with torch.no_grad():
+        for p, q in zip(a.parameters(), b.parameters(), strict=True):
+            p.copy_(q * 1.5)
+    assert drift(a, b) == pytest.approx(0.5)

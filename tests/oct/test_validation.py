@@ -1,0 +1,78 @@
+"""The held-out loss: which volumes, when, their mean however they are shared out, and unreadable ones."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from oct.config import ValidationConfig
+from oct.recipe import OctRecipe
+from oct.validation import HeldOutLoss, held_out_sources
+from pathray.device import Device
+from tests.builders.oct.volumes import SmallReader, micro, small_config, unit, write_plan
+
+SOURCES = [12, 13, 14, 15, 16]
+
+
+def held_out(config, device=None, broken=()) -> HeldOutLoss:
+    return HeldOutLoss(config, OctRecipe(config), SmallReader(config, broken), SOURCES, device or Device.of("cpu"))
+
+
+def one_by_one(config) -> list[float]:
+    recipe = OctRecipe(config)
+    recipe.modules.eval()
+    losses = []
+    for place, source in enumerate(SOURCES):
+        batch = SmallReader(config).collate([unit(config, source, place)])
+        losses.append(float(recipe.validation_losses({k: torch.from_numpy(v) for k, v in batch.items()})))
+    return losses
+
+
+def test_held_out_volumes_are_the_sources_of_the_split(tmp_path):
+    plan = write_plan(tmp_path / "plan", rows=12, held_out=4)
+    assert held_out_sources(plan, ValidationConfig()) == [12, 13, 14, 15]
+    assert held_out_sources(plan, ValidationConfig(volumes=3)) == [12, 13, 14]
+    assert held_out_sources(plan, ValidationConfig(volumes=0)) == []
+    assert held_out_sources(plan, ValidationConfig(split="test")) == []
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 4])
+def test_it_is_the_mean_over_the_volumes_in_any_micro_batch(micro_batch):
+    config = small_config()
+    assert held_out(config).measure(micro_batch) == pytest.approx(np.mean(one_by_one(config)), rel=1e-5)
+
+
+def test_ranks_share_the_volumes_out():
+    """Two ranks, one after the other: what each adds to the sums."""
+    config, sums = small_config(), []
+    for rank in range(2):
+        device = Device("cpu", torch.device("cpu"), rank, 2)
+        object.__setattr__(device, "gather_objects", lambda value: sums.append(value) or [value])
+        held_out(config, device).measure(2)
+    assert [count for _, count in sums] == [3, 2]
+    assert sum(loss for loss, _ in sums) / 5 == pytest.approx(np.mean(one_by_one(config)), rel=1e-5)
+
+
+def test_a_volume_that_cannot_be_read_is_left_out_and_said(caplog):
+    config = small_config()
+    found = held_out(config, broken=(13, 16)).measure(2)
+    losses = one_by_one(config)
+    assert found == pytest.approx(np.mean([losses[i] for i in (0, 2, 3)]), rel=1e-5)
+    assert "volume13" in caplog.text
+    assert np.isnan(held_out(config, broken=tuple(SOURCES)).measure(2))
+
+
+def test_it_is_measured_on_its_cadence_and_at_the_end_and_leaves_training_mode_as_it_was():
+    config = small_config(validation=ValidationConfig(every=16))
+    watch = held_out(config)
+    watch.recipe.modules["predictor"].train()
+    state = SimpleNamespace(settings=SimpleNamespace(global_batch=4, micro_batch=2))
+
+    def tick(images, end=None):
+        return SimpleNamespace(images_seen=images, end=end, state=state)
+
+    assert [sorted(watch.observe(tick(n))) for n in (4, 16, 20)] == [[], ["val/loss"], []]
+    assert sorted(watch.observe(tick(28, "budget"))) == ["val/loss"]
+    assert watch.recipe.modules["predictor"].training and watch.recipe.student.training
+    assert micro(config, range(1))["image"].shape == (1, 8, 32, 32)
