@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from oct.config import RunConfig
+from oct.data import VolumeReader
+from oct.plan import identity
 from oct.recipe import OctRecipe
 from oct.settings import SCIENCE, encoder_of, export_encoder, loop_settings
-from oct.validation import HeldOutLoss, held_out_sources
+from oct.validation import HeldOutLoss, chosen_sources
 from pathray.data.order import Order, uniform_order
 from pathray.data.plan import Plan
 from pathray.data.units import UnitReader
@@ -17,18 +19,15 @@ from pathray.train.from_config import device_of, run_identity, shared_parts
 
 def assemble(config: RunConfig, plan: Plan, world: int) -> Assembly:
     """Recipe, order, reader and loop settings of `config`, after oct.config.resolve."""
-    from oct.data import VolumeReader  # type: ignore[import-untyped]
-    from oct.plan import identity  # type: ignore[import-untyped]
-
-    reader: UnitReader = VolumeReader.of(config, plan)
-    return build(config, plan, world, reader, identity(plan))
+    reader = VolumeReader.of(config, plan)
+    return build(config, plan, world, reader, reader.without_crops(), identity(plan))
 
 
-def build(config: RunConfig, plan: Plan, world: int, reader: UnitReader, digest: str) -> Assembly:
-    """The same with another reader of the plan's volumes; `digest` of the plan's units."""
+def build(config: RunConfig, plan: Plan, world: int, reader: UnitReader, centred: UnitReader, digest: str) -> Assembly:
+    """The same with other readers of the plan's volumes: `centred` for validation. `digest` of the plan's units."""
     device = device_of(config)
     recipe = OctRecipe(config, device.gather_sum_grad)
-    held_out = held_out_sources(plan, config.validation)
+    held_out = chosen_sources(plan, config.validation)
     return Assembly(
         science=SCIENCE,
         recipe=recipe,
@@ -37,7 +36,7 @@ def build(config: RunConfig, plan: Plan, world: int, reader: UnitReader, digest:
         reader=reader,
         identity=identity_of(config, digest),
         export=export_encoder,
-        watch=HeldOutLoss(config, recipe, reader, held_out, device) if len(held_out) else None,
+        watch=HeldOutLoss(config, recipe, centred, held_out, device) if len(held_out) else None,
         encoder=encoder_of,
         tuning=config.tuning if config.tuning.enable else None,
         passes_name="volume_passes_seen",

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from oct.config import RunConfig
 
 
-@dataclass(frozen=True)
+@dataclass
 class VolumeReader:
     """Reads volumes; `paths`, `states` and `spacings` (what the manifest says) are the files' by `source`.
 

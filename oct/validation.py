@@ -15,6 +15,7 @@ import numpy as np
 from oct.augment import count_draws
 from oct.config import RunConfig, ValidationConfig
 from oct.masks import MaskSampler
+from oct.plan import held_out_sources
 from oct.recipe import OctRecipe
 from pathray.data.order import rng
 from pathray.data.plan import Plan
@@ -27,12 +28,9 @@ from pathray.train.loop import Tick
 log = logging.getLogger(__name__)
 
 
-def held_out_sources(plan: Plan, config: ValidationConfig) -> list[int]:
-    """The first `volumes` sources of the plan whose `split` is the held-out one; none where the plan has no splits."""
-    if "split" not in plan.sources.column_names:
-        return []
-    found = [i for i, split in enumerate(plan.sources["split"].to_pylist()) if split == config.split]
-    return found[: config.volumes]
+def chosen_sources(plan: Plan, config: ValidationConfig) -> list[int]:
+    """The first `volumes` held-out sources of the plan."""
+    return held_out_sources(plan)[: config.volumes]
 
 
 class HeldOutLoss:

@@ -152,14 +152,13 @@ def _build_plan(config: PretrainOctConfig, folder: str) -> Plan:
     from oct.plan import build_plan, identity
 
     data, index = config.data, _index(config)
-    parts = {
-        name: sorted(read_persons(data.split_file, part))
-        for name, part in (("persons", data.split), ("held_out", config.validation.split))
-        if data.split_file
-    }
+    persons = read_persons(data.split_file, data.split) if data.split_file else None
+    validates = data.split_file and config.validation.volumes
+    held_out = read_persons(str(data.split_file), config.validation.split) if validates else ()
 
     def build(place: str) -> Plan:
-        return build_plan(index, place, devices=data.devices, root=data.gcs_root or "", **parts)
+        root = data.gcs_root or ""
+        return build_plan(index, place, devices=data.devices, persons=persons, held_out=held_out, root=root)
 
     def check_plan(plan: Plan) -> None:
         check_same_run("oct", resolve_config(config, plan.rows), identity(plan))
@@ -169,6 +168,7 @@ def _build_plan(config: PretrainOctConfig, folder: str) -> Plan:
 
 def _index(config: PretrainOctConfig) -> str:
     """The index of the volumes, made or brought up to date on the running Ray below the output folder."""
+    from oct.indexing.index_report import check_readable
     from oct.indexing.manifest import of_devices, read_manifest
     from pathray.store.storage import Storage
     from ray_jobs import index_oct
@@ -180,8 +180,8 @@ def _index(config: PretrainOctConfig) -> str:
     settings = index_oct.IndexOctConfig(manifest=str(data.manifest), root=data.gcs_root or "", output=output)
     manifest = of_devices(read_manifest(settings.manifest, settings.root), data.devices)
     index = index_oct.build(settings, manifest, index_oct.previous_rows(settings, manifest))
-    index_oct.report(settings, index)
-    index_oct.check_readable(index, data.max_corrupt_fraction)
+    index_oct.report(settings, index, settings.manifest)
+    check_readable(index, data.max_corrupt_fraction)
     return output
 
 

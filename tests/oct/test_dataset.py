@@ -41,7 +41,7 @@ def test_a_file_that_is_no_volume_is_replaced_and_counted(shared_data: Path) -> 
     batch = collate_fn([data[circle], data[circle], data[0]])
     assert batch["image"].shape[0] == 3 and batch["spacing"].shape == (3, 3)
     assert batch["meta"][0]["instead_of"] == paths[circle]
-    assert data.unreadable == {"circular": 2}  # the file itself, and the one after it
+    assert data.unreadable == {"single_frame": 2}  # the file itself, and the one after it
 
 
 def test_a_file_list_chooses_and_orders(shared_data: Path) -> None:

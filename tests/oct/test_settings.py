@@ -75,7 +75,7 @@ def test_another_augmentation_is_another_run_and_another_place_is_not(tmp_path):
 
     def identity(**sections):
         config = small_config(**sections)
-        return build(config, plan, 1, SmallReader(config), "digest").identity["hash"]
+        return build(config, plan, 1, SmallReader(config), SmallReader(config), "digest").identity["hash"]
 
     assert identity() == identity(optimization=small_budget(micro_batch=1))
     assert identity() != identity(augment=AugmentConfig(noise=0.1))

@@ -8,7 +8,7 @@ import torch
 
 from oct.config import ValidationConfig
 from oct.recipe import OctRecipe
-from oct.validation import HeldOutLoss, held_out_sources
+from oct.validation import HeldOutLoss, chosen_sources
 from pathray.device import Device
 from tests.builders.oct.volumes import SmallReader, micro, small_config, unit, write_plan
 
@@ -29,12 +29,11 @@ def one_by_one(config) -> list[float]:
     return losses
 
 
-def test_held_out_volumes_are_the_sources_of_the_split(tmp_path):
+def test_at_most_the_wanted_number_of_held_out_volumes_is_used(tmp_path):
     plan = write_plan(tmp_path / "plan", rows=12, held_out=4)
-    assert held_out_sources(plan, ValidationConfig()) == [12, 13, 14, 15]
-    assert held_out_sources(plan, ValidationConfig(volumes=3)) == [12, 13, 14]
-    assert held_out_sources(plan, ValidationConfig(volumes=0)) == []
-    assert held_out_sources(plan, ValidationConfig(split="test")) == []
+    assert chosen_sources(plan, ValidationConfig()) == [12, 13, 14, 15]
+    assert chosen_sources(plan, ValidationConfig(volumes=3)) == [12, 13, 14]
+    assert chosen_sources(plan, ValidationConfig(volumes=0)) == []
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 4])

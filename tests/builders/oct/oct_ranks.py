@@ -57,7 +57,8 @@ def trained(device: Device, plan_path: str, run: str, stop_after: int = 0, **cha
     torch.set_num_threads(1)
     Path(run).mkdir(exist_ok=True)
     plan, config = Plan.open(plan_path), run_config(device.world_size, **changes)
-    parts = build(config, plan, device.world_size, SmallReader(config), "digest")
+    reader = SmallReader(config)
+    parts = build(config, plan, device.world_size, reader, reader, "digest")
     if stop_after:
         parts.watch = StopAfter(parts.watch, run, stop_after)
     return asdict(train(parts, plan, run, device))

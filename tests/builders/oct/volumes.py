@@ -80,8 +80,8 @@ class SmallReader:
 
 def write_plan(folder: Path, rows: int = ROWS, held_out: int = 4) -> Plan:
     """`rows` volumes to train on, and then `held_out` more among the sources."""
-    splits = ["train"] * rows + ["val"] * held_out
-    sources = pa.table({"path": [f"volume{i}" for i in range(len(splits))], "split": splits})
+    is_held_out = [False] * rows + [True] * held_out
+    sources = pa.table({"path": [f"volume{i}" for i in range(len(is_held_out))], "held_out": is_held_out})
     with PlanWriter(folder, {"source": np.int32}, sources) as writer:
         writer.append({"source": np.arange(rows)})
     return Plan.open(folder)
