@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 import torch
 
+from oct.assembly import build
 from oct.config import CollapseConfig
 from oct.curves import CURVES
 from pathray.device import Device
 from pathray.nn.vit import PRESETS
+from pathray.run import train
 from pathray.store.artifact import EncoderArtifact
 from pathray.store.checkpoint import latest, load
 from pathray.train.collapse import FeaturesCollapsed
 from tests.builders.oct import oct_ranks
-from tests.builders.oct.volumes import write_plan
+from tests.builders.oct.volumes import SmallReader, write_plan
 from tests.builders.runs.ranks import run_ranks
 from tests.builders.runs.weights import newest_weights
 
@@ -101,6 +103,30 @@ def test_a_collapsed_run_names_the_newest_checkpoint_from_before(plan, tmp_path)
 
 def test_without_a_checkpoint_from_before_the_collapse_it_says_so(alone):
     assert "no checkpoint from before" in alone[1]["collapsed"]
+
+
+def test_the_loop_updates_the_teacher_at_every_step_of_the_optimizer(plan, tmp_path):
+    """Its weights after each tick are the average of the students so far, by the cosine of the step, in float64."""
+    seen: list[tuple[np.ndarray, np.ndarray]] = []
+
+    class Look:
+        def observe(self, tick):
+            modules = tick.state.recipe.modules
+            pair = (modules[name].get_parameter("patch_embed.proj.weight").detach() for name in ("teacher", "student"))
+            seen.append(tuple(weight.double().numpy().copy() for weight in pair))
+            return {}
+
+    config = oct_ranks.run_config(1)
+    parts = build(config, plan, 1, SmallReader(config), "digest")
+    parts.watch = Look()
+    expected = parts.recipe.student.get_parameter("patch_embed.proj.weight").detach().double().numpy().copy()
+    train(parts, plan, str(tmp_path / "run"), Device.of("cpu"))
+    assert len(seen) == 8
+    for step, (teacher, student) in enumerate(seen):
+        m = 1.0 - 0.004 * (1 + np.cos(np.pi * step / 7)) / 2
+        expected = m * expected + (1 - m) * student
+        assert np.abs(teacher - expected).max() < 1e-7
+        assert np.abs(teacher - student).max() > 1e-6
 
 
 def test_a_run_leaves_the_teacher_as_an_encoder(alone):
