@@ -14,7 +14,7 @@ from torch.nn import functional
 from oct.dicom.header import read_header
 from oct.dicom.resample import put_on_grid, read_volume
 from oct.volume import GREY, Geometry, Grid, Triple, VolumeHeader
-from pathray.errors import UnreadableUnit
+from pathray.errors import UnreachableUnit, UnreadableUnit
 from tests.builders.oct.opt_dicom import EN_FACE, Scan, build_dicom
 from tests.builders.oct.retina import layered_retina
 
@@ -228,6 +228,17 @@ def test_read_volume_takes_a_url():
         file.write(content)
     sampled, header = read_volume("memory://oct/a.dcm", Grid((3, 4, 4)))
     assert header == read_header(content, "x") and sampled.image.any()
+
+
+def test_storage_that_is_away_is_no_fault_of_the_volume(monkeypatch: pytest.MonkeyPatch):
+    from oct.dicom import resample
+
+    def read(path: str) -> bytes:
+        raise UnreachableUnit(path, "503")
+
+    monkeypatch.setattr(resample, "read_source", read)
+    with pytest.raises(UnreachableUnit):
+        read_volume("gs://bucket/a.dcm", Grid())
 
 
 def test_a_manifest_spacing_resamples(tmp_path: Path):
