@@ -89,7 +89,8 @@ def place_by_locations(frames: Sequence[Dataset], columns: int, dx_mm: float | N
 
 
 def read_scan_line(frame: Dataset) -> Floats | None:
-    """`[points, 2]` (row, column) of the scan in the fundus image, in its pixels; None where it is not given. Zeros only say nothing."""
+    """`[points, 2]` (row, column) of the scan in the fundus image, in its pixels; None where it is not given, or where
+    all numbers are 0."""
     numbers = read_numbers(first_item(frame, "OphthalmicFrameLocationSequence"), "ReferenceCoordinates")
     if numbers is None or len(numbers) < 2 or len(numbers) % 2 or not np.isfinite(numbers).all() or not any(numbers):
         return None
