@@ -80,8 +80,7 @@ class Sampled(NamedTuple):
     """A volume on a grid.
 
     image: int16 `[D, H, W]`, 0 … GREY, 0 outside the volume. inside: int32 `[3, 2]`, first and last + 1 voxel of the
-    volume per axis. spacing_mm: of this grid's voxels; on an axis that was fitted to the grid, what that made of the
-    recorded spacing.
+    volume per axis. spacing_mm: of this grid's voxels; NaN on an axis of assumed spacing, which was fitted to the grid.
     """
 
     image: npt.NDArray[np.int16]

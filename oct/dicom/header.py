@@ -81,7 +81,7 @@ def _excluded_by_class(sop_class: str, modality: str) -> str:
 
 
 def _excluded_by_scan(dataset: Dataset, frames: int) -> str:
-    pattern = scan_pattern(read_frame_groups(dataset, frames), first_item(dataset, "SharedFunctionalGroupsSequence"))
+    pattern = scan_pattern(read_frame_groups(dataset, frames))
     if pattern != "raster":
         return pattern
     groups = len(read_items(dataset, "PerFrameFunctionalGroupsSequence"))

@@ -53,8 +53,8 @@ def place_by_positions(frames: Sequence[Dataset], shared: Dataset | None) -> tup
     if any(p is None for p in positions):
         return None, "some frames have no valid ImagePositionPatient: positions not used"
     at = np.array(positions)
-    normals = [_normal(f, shared) for f in frames]
-    known = [n for n in normals if n is not None]
+    own, common = [read_orientation(f) for f in frames], read_orientation(shared)
+    known = [np.cross(*o) for o in (common if o is None else o for o in own) if o is not None]
     note = "" if known else "no valid ImageOrientationPatient: frames sorted along the line of their positions"
     normal = np.mean(known, axis=0) if known else _main_direction(at)
     places = _sort(at @ (normal / max(float(np.linalg.norm(normal)), 1e-12)))
@@ -89,35 +89,24 @@ def place_by_locations(frames: Sequence[Dataset], columns: int, dx_mm: float | N
 
 
 def read_scan_line(frame: Dataset) -> Floats | None:
-    """`[points, 2]` (row, column) of the scan in the fundus image, in its pixels; None where it is not given."""
+    """`[points, 2]` (row, column) of the scan in the fundus image, in its pixels; None where it is not given, or where
+    all numbers are 0."""
     numbers = read_numbers(first_item(frame, "OphthalmicFrameLocationSequence"), "ReferenceCoordinates")
-    if numbers is None or len(numbers) < 2 or len(numbers) % 2 or not np.isfinite(numbers).all():
+    if numbers is None or len(numbers) < 2 or len(numbers) % 2 or not np.isfinite(numbers).all() or not any(numbers):
         return None
     return np.array(numbers, np.float64).reshape(-1, 2)
 
 
-def row_direction(frame: Dataset, shared: Dataset | None) -> Floats | None:
-    """Unit vector along the rows of a frame; None where no valid orientation is given."""
-    vectors = _orientation(frame, shared)
-    return None if vectors is None else vectors[0]
-
-
-def _normal(frame: Dataset, shared: Dataset | None) -> Floats | None:
-    vectors = _orientation(frame, shared)
-    return None if vectors is None else np.cross(vectors[0], vectors[1])
-
-
-def _orientation(frame: Dataset, shared: Dataset | None) -> Floats | None:
-    """`[2, 3]` unit vectors of rows and columns, of the frame or else shared."""
-    for group in (frame, shared):
-        numbers = _vector(first_item(group, "PlaneOrientationSequence"), "ImageOrientationPatient", 6)
-        if numbers is None:
-            continue
-        vectors = numbers.reshape(2, 3)
-        lengths = np.linalg.norm(vectors, axis=1)
-        if lengths.min() > 0.5 and np.linalg.norm(np.cross(vectors[0], vectors[1])) > 0.5:
-            return np.asarray(vectors / lengths[:, None], np.float64)
-    return None
+def read_orientation(group: Dataset | None) -> Floats | None:
+    """`[2, 3]` unit vectors along a group's rows and columns; None where it gives no valid ones."""
+    numbers = _vector(first_item(group, "PlaneOrientationSequence"), "ImageOrientationPatient", 6)
+    if numbers is None:
+        return None
+    vectors = numbers.reshape(2, 3)
+    lengths = np.linalg.norm(vectors, axis=1)
+    if lengths.min() < 0.5 or np.linalg.norm(np.cross(vectors[0], vectors[1])) < 0.5:
+        return None
+    return np.asarray(vectors / lengths[:, None], np.float64)
 
 
 def _vector(item: Dataset | None, keyword: str, count: int) -> Floats | None:

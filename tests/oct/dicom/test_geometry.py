@@ -9,7 +9,7 @@ import pydicom
 import pytest
 
 from oct.dicom.header import read_header
-from oct.volume import Geometry
+from oct.volume import Geometry, VolumeHeader
 from tests.builders.oct.opt_dicom import Scan, build_dicom
 from tests.builders.oct.retina import layered_retina
 
@@ -19,6 +19,10 @@ BACK = tuple(int(i) for i in np.argsort(SHUFFLED))  # the file's frame at each p
 
 
 def geometry_of(scan: Scan, manifest=None, change=None) -> Geometry:
+    return header_of(scan, manifest, change).geometry
+
+
+def header_of(scan: Scan, manifest=None, change=None) -> VolumeHeader:
     content = build_dicom(VOLUME, scan)
     if change:
         data = pydicom.dcmread(BytesIO(content))
@@ -27,7 +31,7 @@ def geometry_of(scan: Scan, manifest=None, change=None) -> Geometry:
         with pydicom.config.disable_value_validation():
             data.save_as(stream)
         content = stream.getvalue()
-    return read_header(content, "a.dcm", manifest).geometry
+    return read_header(content, "a.dcm", manifest)
 
 
 @pytest.mark.parametrize("measures", ["shared", "frame", "root"])
@@ -138,6 +142,15 @@ def test_vertical_and_serpentine_scan_lines_are_sorted_to_the_right():
     geometry = geometry_of(Scan(places="locations", stored=SHUFFLED), change=turn)
     assert geometry.order == BACK
     assert geometry.spacing_mm[0] == pytest.approx(0.05, rel=1e-5)
+
+
+def test_scan_lines_of_zeros_say_nothing():
+    def clear(data: pydicom.Dataset) -> None:
+        for group in data.PerFrameFunctionalGroupsSequence:
+            group.OphthalmicFrameLocationSequence[0].ReferenceCoordinates = [0.0] * 4
+
+    header = header_of(Scan(places="locations"), change=clear)
+    assert header.exclusion == "" and header.geometry.sources[0] == "assumed"
 
 
 def test_in_stack_positions_order_frames_without_positions():
