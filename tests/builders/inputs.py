@@ -89,6 +89,7 @@ def jobs(f: Path) -> dict[str, Job]:
         "plot_training": ((f"run={f}/run", out), "1 rows of metrics"),
         "pretrain_adios": ((f"data_path={f}/zips", "--config=smoke", out), "3 archives"),
         "pretrain_ijepath": ((f"data.slide_manifest_csv={slides}", *KEYS, out), "2 slides"),
+        "pretrain_oct": ((f"data.manifest={f}/oct/manifest.tsv", "--config=smoke", out), "2 files"),
         "preview_ijepath": ((f"anchor_catalog={f}/anchor_catalog_manifest.json", f"output_dir={f}/out"), "2 slides"),
         "spatial_patches": ((f"spots={f}/spots.csv", *spots, out), "12 spots, 2 sections"),
         "stop": ((f"run={f}/run",), "1 runs to stop"),

@@ -1,0 +1,137 @@
+"""The job that pretrains on OCT, on generated volumes: from a manifest to an encoder, stopped, resumed, moved."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from oct.plan import held_out_sources, locations
+from pathray.data.plan import Plan
+from pathray.run.stop import request_stop
+from pathray.store.artifact import EncoderArtifact
+from tests.builders.oct.oct_job import HELD_OUT, PERSONS, WITHOUT_RAY, pretrain, write_data
+from tests.builders.runs.weights import newest_weights
+
+TAG = "oct"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_data(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory) -> Path:
+    """An undisturbed run without Ray."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    assert pretrain(run, data, WITHOUT_RAY) == 0
+    return run
+
+
+def metrics(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_one_command_goes_from_a_manifest_to_an_encoder(whole):
+    vit, description = EncoderArtifact.load(str(whole / "encoder"))
+    assert description["science"] == "oct" and vit.config.img_size == (8, 32, 32)
+    assert description["preprocessing"]["normalise"] == "volume_inside"
+    rows = [row for row in metrics(whole) if row["images_seen"]]
+    assert [row["images_seen"] for row in rows if "loss" in row] == [4, 8, 12, 16]
+    assert rows[-1]["loss"] < rows[0]["loss"] <= 2.2
+    assert {"explained", "target_rankme", "target_std", "prediction_std"} <= rows[-1].keys()
+    assert (whole / "summary.md").exists() and (whole / "indexes" / "volumes.parquet").exists()
+
+
+def test_persons_who_are_held_out_validate_and_are_never_trained_on(whole):
+    plan = Plan.open(whole / "plan")
+    persons = plan.sources["person"].to_pylist()
+    trained = {persons[i] for i in plan.column("source")}
+    assert trained == {str(n) for n in range(PERSONS - HELD_OUT)}
+    assert {persons[i] for i in held_out_sources(plan)} == {str(n) for n in range(PERSONS - HELD_OUT, PERSONS)}
+    found = [row["val/loss"] for row in metrics(whole) if "val/loss" in row]
+    assert len(found) == 2 and all(0.1 < loss < 3 for loss in found), found
+
+
+@pytest.fixture
+def stop_in(monkeypatch):
+    """`stop_in(run)`: ask the next training in the folder `run` to stop in its second step."""
+    from oct.recipe import OctRecipe
+
+    after_step, waiting = OctRecipe.after_step, []
+
+    def stop_once(self, progress):
+        after_step(self, progress)
+        if progress.step == 1 and waiting:
+            request_stop(str(waiting.pop()))
+
+    monkeypatch.setattr(OctRecipe, "after_step", stop_once)
+    return waiting.append
+
+
+def test_a_run_that_is_stopped_and_resumed_ends_bit_equal(data, whole, tmp_path, stop_in):
+    run = tmp_path / "run"
+    stop_in(run)
+    assert pretrain(run, data, WITHOUT_RAY) == 0
+    assert newest_weights(run, TAG)[0] == 8
+    assert pretrain(run, data, WITHOUT_RAY) == 0
+    assert newest_weights(run, TAG) == newest_weights(whole, TAG)
+    losses = [[row.get("loss") for row in metrics(folder)] for folder in (run, whole)]
+    assert losses[0] == losses[1]
+
+
+def test_other_micro_batches_and_files_that_moved_are_the_same_run_to_rounding(data, whole, tmp_path, stop_in):
+    moved, run = tmp_path / "moved", tmp_path / "run"
+    shutil.copytree(data, moved)
+    stop_in(run)
+    assert pretrain(run, data, WITHOUT_RAY) == 0
+    shutil.copytree(run / "plan", tmp_path / "before")
+    assert pretrain(run, moved, WITHOUT_RAY, f"data.gcs_root={moved}", "optimization.micro_batch=1") == 0
+    assert locations(Plan.open(tmp_path / "before"))[0].startswith(str(data))
+    assert locations(Plan.open(run / "plan"))[0].startswith(str(moved))
+    first, second = (EncoderArtifact.load(str(f / "encoder"))[0].state_dict() for f in (whole, run))
+    for name, value in first.items():
+        np.testing.assert_allclose(second[name], value, atol=2e-4, err_msg=name)
+
+
+def test_a_finished_run_is_left_as_it_is(data, whole, caplog):
+    caplog.set_level("INFO")
+    before = {path: path.stat().st_mtime_ns for path in (whole / "checkpoints").rglob("*") if path.is_file()}
+    assert pretrain(whole, data, WITHOUT_RAY) == 0
+    assert "this run is finished" in caplog.text
+    assert before == {path: path.stat().st_mtime_ns for path in (whole / "checkpoints").rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("optimization.lr=2e-3",), "optimization.lr"),
+        (("data.seed=7",), "data.seed"),
+        (("mask.kind=random",), "mask.kind"),
+        (("optimization.batch_size_per_gpu=3",), "batch_size_per_gpu"),
+    ],
+)
+def test_another_run_is_refused_in_its_folder(data, whole, capsys, words, named):
+    assert pretrain(whole, data, WITHOUT_RAY, *words) == 2
+    assert named in capsys.readouterr().err
+
+
+def test_nothing_to_train_on_is_told_with_the_keys_that_help(tmp_path, capsys):
+    from oct.config import CONFIGS_DIR
+    from ray_jobs import pretrain_oct as job
+    from ray_jobs.shell.cli import run_job
+
+    assert run_job(job.main, job.PretrainOctConfig, [f"output={tmp_path}/run"], CONFIGS_DIR) == 2
+    assert "data.manifest=manifest.tsv" in capsys.readouterr().err
+
+
+@pytest.mark.ray
+def test_a_run_through_ray_has_the_bits_of_one_without(data, whole, tmp_path, ray_cluster):
+    assert pretrain(tmp_path / "run", data, "scaling.workers=1") == 0
+    assert newest_weights(tmp_path / "run", TAG) == newest_weights(whole, TAG)
