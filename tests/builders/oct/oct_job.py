@@ -11,7 +11,7 @@ from tests.builders.oct.scans import cells_of, write_rows
 
 WITHOUT_RAY = "scaling.workers=0"
 PERSONS, HELD_OUT = 6, 2  # each with both eyes; the last ones are held out
-BUDGET = 16
+BUDGET = 24
 KEYS = (
     "data.image_size=[8,32,32]", "data.spacing_mm=[0.1,0.032,0.036]", "data.threads=1", "model.name=vit_micro",
     "model.patch_size=[2,8,8]", "model.pred_dim=48", "model.pred_depth=1", "optimization.global_batch=4",

@@ -43,7 +43,7 @@ def test_one_command_goes_from_a_manifest_to_an_encoder(whole):
     assert description["science"] == "oct" and vit.config.img_size == (8, 32, 32)
     assert description["preprocessing"]["normalise"] == "volume_inside"
     rows = [row for row in metrics(whole) if row["images_seen"]]
-    assert [row["images_seen"] for row in rows if "loss" in row] == [4, 8, 12, 16]
+    assert [row["images_seen"] for row in rows if "loss" in row] == list(range(4, BUDGET + 1, 4))
     assert rows[-1]["loss"] < rows[0]["loss"] <= 2.2
     assert {"explained", "target_rankme", "target_std", "prediction_std"} <= rows[-1].keys()
     assert (whole / "summary.md").exists() and (whole / "indexes" / "volumes.parquet").exists()
@@ -56,7 +56,7 @@ def test_persons_who_are_held_out_validate_and_are_never_trained_on(whole):
     assert trained == {str(n) for n in range(PERSONS - HELD_OUT)}
     assert {persons[i] for i in held_out_sources(plan)} == {str(n) for n in range(PERSONS - HELD_OUT, PERSONS)}
     found = [row["val/loss"] for row in metrics(whole) if "val/loss" in row]
-    assert len(found) == 2 and all(0.1 < loss < 3 for loss in found), found
+    assert len(found) == 3 and all(0.1 < loss < 3 for loss in found), found
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_a_run_that_is_stopped_and_resumed_ends_bit_equal(data, whole, tmp_path,
     run = tmp_path / "run"
     stop_in(run)
     assert pretrain(run, data, WITHOUT_RAY) == 0
-    assert newest_weights(run, TAG)[0] == 8
+    assert newest_weights(run, TAG)[0] < BUDGET
     assert pretrain(run, data, WITHOUT_RAY) == 0
     assert newest_weights(run, TAG) == newest_weights(whole, TAG)
     losses = [[row.get("loss") for row in metrics(folder)] for folder in (run, whole)]
