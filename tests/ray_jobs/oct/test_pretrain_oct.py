@@ -13,7 +13,7 @@ from oct.plan import held_out_sources, locations
 from pathray.data.plan import Plan
 from pathray.run.stop import request_stop
 from pathray.store.artifact import EncoderArtifact
-from tests.builders.oct.oct_job import HELD_OUT, PERSONS, WITHOUT_RAY, pretrain, write_data
+from tests.builders.oct.oct_job import BUDGET, HELD_OUT, PERSONS, WITHOUT_RAY, pretrain, write_data
 from tests.builders.runs.weights import newest_weights
 
 TAG = "oct"
