@@ -40,6 +40,7 @@ class TrainState:
         self.scales = {phase: LossScale(settings.precision, device, settings.global_batch) for phase in recipe.params}
         self.health = Health(device)
         device.mark_step()
+        self.tensors()  # on XLA the graph of a save is compiled now, not in the middle of a run
 
     @property
     def step(self) -> int:
