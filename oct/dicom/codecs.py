@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from pydicom import uid
 
+from oct.dicom.codestream import SEARCHED, parse_codestream
 from pathray.errors import UnreadableUnit
 
 Pixels = npt.NDArray[Any]
@@ -31,14 +32,21 @@ def decode_jpeg2000(data: bytes, shape: tuple[int, int], bits: int) -> Pixels:
     """JPEG 2000, one thread: the caller has its own."""
     from imagecodecs import jpeg2k_decode
 
+    _check_size(data, shape)
     return np.asarray(jpeg2k_decode(_check_end(data), numthreads=1))
 
 
 def decode_htj2k(data: bytes, shape: tuple[int, int], bits: int) -> Pixels:
-    """High-throughput JPEG 2000. OpenJPH fills a cut frame with zeros, so its end is checked."""
+    """High-throughput JPEG 2000.
+
+    OpenJPH fills a cut frame with zeros, so its end is checked. Its errors inside a frame do not reach us either: rows
+    from there on are 0. A frame whose last row is 0 is decoded again with OpenJPEG, which is slower and raises.
+    """
     from imagecodecs import htj2k_decode
 
-    return np.asarray(htj2k_decode(_check_end(data)))
+    _check_size(data, shape)
+    pixels = np.asarray(htj2k_decode(_check_end(data)))
+    return pixels if pixels[-1].any() else decode_jpeg2000(data, shape, bits)
 
 
 def decode_jpegls(data: bytes, shape: tuple[int, int], bits: int) -> Pixels:
@@ -117,6 +125,14 @@ def decode_frame(syntax_uid: str, data: bytes, shape: tuple[int, int], bits: int
     if pixels.shape != shape:
         raise UnreadableUnit("decode", path, f"frame {frame} is {pixels.shape}, the header says {shape}")
     return pixels
+
+
+def _check_size(data: bytes, shape: tuple[int, int]) -> None:
+    """ValueError if the codestream's size is not `shape`: a damaged one may ask for any memory."""
+    codestream = parse_codestream(data[:SEARCHED])
+    if codestream is None or codestream.shape != shape:
+        found = "none" if codestream is None else codestream.shape
+        raise ValueError(f"size of the codestream: found {found}, the header says {shape}")
 
 
 def _check_end(data: bytes) -> bytes:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import struct
 from typing import NamedTuple
 
 from oct.dicom.file import DicomFile
 
 SOC_SIZ = b"\xff\x4f\xff\x51"  # start of codestream, then the size marker
+EXTENT = 8  # bytes from the start of the codestream to Xsiz, Ysiz, XOsiz and YOsiz
 SSIZ = 42  # bytes from the start of the codestream to the first component's depth
 SEARCHED = 4096  # bytes: offset tables and boxes before the codestream are shorter, or the file is read again
 
 
 class Codestream(NamedTuple):
-    """Sign and precision of the first component."""
+    """Sign and precision of the first component, and the image's size."""
 
     signed: bool
     bits: int
+    shape: tuple[int, int]  # rows, columns
 
 
 def read_codestream(file: DicomFile) -> Codestream | None:
@@ -32,7 +35,8 @@ def parse_codestream(data: bytes | memoryview) -> Codestream | None:
     if at < 0 or len(head) <= at + SSIZ:
         return None
     ssiz = head[at + SSIZ]
-    return Codestream(bool(ssiz & 0x80), (ssiz & 0x7F) + 1)
+    right, bottom, left, top = struct.unpack_from(">4L", head, at + EXTENT)
+    return Codestream(bool(ssiz & 0x80), (ssiz & 0x7F) + 1, (bottom - top, right - left))
 
 
 def _table_bytes(pixels: memoryview) -> int:

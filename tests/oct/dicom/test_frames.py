@@ -239,3 +239,40 @@ def test_real_frames_are_those_of_pydicom(shared_data):
         frames = decode(content)
         assert frames.dtype == expected.dtype
         np.testing.assert_array_equal(frames, expected.reshape(frames.shape))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_damaged_htj2k_frame_is_never_black(monkeypatch: pytest.MonkeyPatch):
+    """The codec keeps errors inside a frame to itself, and leaves the rows after it black."""
+    import imagecodecs
+
+    from oct.dicom.codecs import decode_frame
+    from tests.builders.oct.codecs import encode_frame
+
+    monkeypatch.setattr("sys.unraisablehook", lambda error: None)
+    frame, black = layered_retina(1, 64, 48)[0], 0
+    coded = encode_frame(frame, uid.HTJ2KLossless)
+    for at in range(110, len(coded) - 5, 61):
+        damaged = coded[:at] + b"\xff\xff\xff" + coded[at + 3 :]
+        if imagecodecs.htj2k_decode(damaged).any():
+            continue
+        black += 1
+        with pytest.raises(UnreadableUnit, match="decode"):
+            decode_frame(uid.HTJ2KLossless, damaged, (64, 48), 8, "a.dcm", 0)
+    assert black > 5, "else this test shows nothing"
+
+
+def test_a_black_htj2k_frame_decodes():
+    volume = np.zeros_like(EIGHT)
+    np.testing.assert_array_equal(decode(build_dicom(volume, Scan(syntax=uid.HTJ2KLossless))), volume)
+
+
+@pytest.mark.parametrize("syntax", [uid.JPEG2000Lossless, uid.HTJ2KLossless])
+def test_a_codestream_that_asks_for_any_memory_is_not_decoded(syntax: uid.UID):
+    from oct.dicom.codecs import decode_frame
+    from tests.builders.oct.codecs import encode_frame
+
+    coded = bytearray(encode_frame(EIGHT[0], syntax))
+    coded[8:16] = (1 << 31).to_bytes(4, "big") * 2  # Xsiz and Ysiz
+    with pytest.raises(UnreadableUnit, match="size of the codestream"):
+        decode_frame(syntax, bytes(coded), EIGHT[0].shape, 8, "a.dcm", 0)
