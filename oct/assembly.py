@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from oct.config import RunConfig
@@ -19,14 +21,32 @@ from pathray.train.from_config import device_of, run_identity, shared_parts
 
 def assemble(config: RunConfig, plan: Plan, world: int) -> Assembly:
     """Recipe, order, reader and loop settings of `config`, after oct.config.resolve."""
+    parts = _assemble(config, plan, world)
+    data = config.data
+    if data.allow_smaller_image and data.smaller_image != data.image_size:
+        shrunk = replace(config, data=replace(data, image_size=data.smaller_image))
+        parts.smaller = lambda: replace(_assemble(shrunk, plan, world, data.image_size), identity=parts.identity)
+    return parts
+
+
+def _assemble(config: RunConfig, plan: Plan, world: int, native: Sequence[int] = ()) -> Assembly:
     reader = VolumeReader.of(config, plan)
-    return build(config, plan, world, reader, reader.without_crops(), identity(plan))
+    return build(config, plan, world, reader, reader.without_crops(), identity(plan), native)
 
 
-def build(config: RunConfig, plan: Plan, world: int, reader: UnitReader, centred: UnitReader, digest: str) -> Assembly:
-    """The same with other readers of the plan's volumes: `centred` for validation. `digest` of the plan's units."""
+def build(
+    config: RunConfig,
+    plan: Plan,
+    world: int,
+    reader: UnitReader,
+    centred: UnitReader,
+    digest: str,
+    native: Sequence[int] = (),
+) -> Assembly:
+    """The same with other readers of the plan's volumes: `centred` for validation. `digest` of the plan's units;
+    `native`: the size of volumes that the run was begun with, if it is not that of `config`."""
     device = device_of(config)
-    recipe = OctRecipe(config, device.gather_sum_grad)
+    recipe = OctRecipe(config, device.gather_sum_grad, native)
     held_out = chosen_sources(plan, config.validation)
     return Assembly(
         science=SCIENCE,

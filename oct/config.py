@@ -121,10 +121,12 @@ class RunConfig:
     scaling: ScalingConfig = placement(default_factory=ScalingConfig)
 
     def __post_init__(self) -> None:
-        size, patch = self.data.image_size, self.model.patch_size
-        if any(s % p for s, p in zip(size, patch, strict=True)):
-            expected = f"multiples of model.patch_size = {patch}"
-            raise UserError("a volume must be whole patches", key="data.image_size", found=size, expected=expected)
+        size, patch, data = self.data.image_size, self.model.patch_size, self.data
+        sizes = {"image_size": size} | ({"smaller_image": data.smaller_image} if data.allow_smaller_image else {})
+        for key, own in sizes.items():
+            if any(s % p for s, p in zip(own, patch, strict=True)):
+                expected = f"multiples of model.patch_size = {patch}"
+                raise UserError("a volume must be whole patches", key=f"data.{key}", found=own, expected=expected)
         if math.prod(self.tokens) < 4:
             raise UserError("too few tokens to hide some", key="data.image_size", found=size, expected="4 or more")
 

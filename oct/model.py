@@ -25,13 +25,14 @@ from pathray.optim.ema import Ema
 from pathray.train.regulariser import Regulariser
 
 
-def build_encoder(config: RunConfig) -> ViT:
-    """The 3-D ViT of the run config, for volumes `[B, 1, D, H, W]`."""
+def build_encoder(config: RunConfig, native: Sequence[int] = ()) -> ViT:
+    """The 3-D ViT of the run config, for volumes `[B, 1, D, H, W]`. `native`: the size that its positions are made for,
+    where it is not that of the volumes, onto which they are then resampled."""
     model = config.model
     return ViT(
         vit_config(
             model.name,
-            img_size=tuple(config.data.image_size),
+            img_size=tuple(native or config.data.image_size),
             patch_size=tuple(model.patch_size),
             in_channels=1,
             positions=model.positions,
@@ -41,7 +42,7 @@ def build_encoder(config: RunConfig) -> ViT:
     )
 
 
-def build_modules(config: RunConfig, gather: Gather = keep_local) -> nn.ModuleDict:
+def build_modules(config: RunConfig, gather: Gather = keep_local, native: Sequence[int] = ()) -> nn.ModuleDict:
     """student, predictor, teacher (a frozen copy of the student) and, if configured, regulariser, which gathers the
     rows of all ranks. Initialised from the seed.
 
@@ -49,7 +50,7 @@ def build_modules(config: RunConfig, gather: Gather = keep_local) -> nn.ModuleDi
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.data.seed)
-        student = build_encoder(config)
+        student = build_encoder(config, native)
         modules = nn.ModuleDict({"student": student, "predictor": build_predictor(config, student.config.dim)})
         if config.model.regulariser != "none":
             dim, seed, key = student.config.dim, config.data.seed, "optimization.micro_batch"

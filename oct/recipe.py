@@ -7,6 +7,7 @@ devices, files and Ray.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -33,12 +34,13 @@ class OctRecipe:
     """Context encoder, predictor and EMA teacher, trained in the one phase ``model``.
 
     `gather` concatenates the rows of all ranks, for the signals of collapse and for `model.regulariser`. Built from
-    `data.seed` alone: equal on every rank.
+    `data.seed` alone: equal on every rank. `native`: the size of volumes that the run was begun with, if it is not that
+    of `config`.
     """
 
-    def __init__(self, config: RunConfig, gather: Gather = keep_local) -> None:
+    def __init__(self, config: RunConfig, gather: Gather = keep_local, native: Sequence[int] = ()) -> None:
         self.config, self.gather = config, gather
-        self.modules = build_modules(config, gather)
+        self.modules = build_modules(config, gather, native)
         trained = [name for name in self.modules if name != "teacher"]
         self.modules["collapse"] = CollapseStop(config.collapse.lines)
         self.params = {

@@ -33,6 +33,8 @@ class DataConfig(StreamConfig):
     split_file: str | None = placement(None)
     split: str = "train"
     image_size: list[int] = field(default_factory=lambda: [64, 384, 384])  # voxels
+    allow_smaller_image: bool = placement(False)  # out of memory with one volume at a time: train on smaller_image
+    smaller_image: list[int] = placement(default_factory=lambda: [64, 320, 320])  # voxels; positions are resampled
     spacing_mm: list[float] = field(default_factory=lambda: [0.05, 0.02, 0.02])
     seed: int = 42
     max_open_volumes: int = placement(16)
@@ -40,7 +42,7 @@ class DataConfig(StreamConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_triple(self, "data", "image_size", "spacing_mm")
+        _check_triple(self, "data", "image_size", "smaller_image", "spacing_mm")
         check_positive(self, "data", "max_open_volumes")
         check_at_least(self, "data", 0, "cache_gb", "seed")
         if not self.split:

@@ -1,10 +1,13 @@
-"""Out of memory in a step: the same units in smaller micro-batches, in a fresh process. Changes no step's units."""
+"""Out of memory in a step: the same units in smaller micro-batches, in a fresh process. Changes no step's units.
+
+What comes last are smaller units, where the science has some and the user allows them.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +24,7 @@ from pathray.train.assembly import Assembly
 from pathray.train.settings import LoopSettings
 
 log = logging.getLogger(__name__)
+SMALLER_UNITS = "smaller_units"  # a change, next to micro_batch
 SAYS_SO = ("can't allocate memory", "not enough memory", "out of memory", "RESOURCE_EXHAUSTED")  # CPU, CUDA, XLA
 
 
@@ -46,11 +50,29 @@ def smaller_micro_batch(settings: LoopSettings, world: int) -> int:
     return max(size for size in range(1, micro // 2 + 1) if share % size == 0)
 
 
+def next_changes(assembly: Assembly, world: int) -> dict[str, int]:
+    """A smaller micro-batch; where there is none, smaller units if there are any. UserError when there is neither."""
+    settings = assembly.settings
+    if assembly.smaller is not None and (settings.micro_batch == 1 or settings.whole_batch):
+        return {SMALLER_UNITS: 1}
+    return {"micro_batch": smaller_micro_batch(settings, world)}
+
+
+def describe(changes: Mapping[str, int]) -> str:
+    """For logs: what an attempt takes.
+
+    >>> describe({"micro_batch": 1, "smaller_units": 1})
+    'micro_batch=1 and smaller units'
+    """
+    parts = [f"micro_batch={changes['micro_batch']}"] if "micro_batch" in changes else []
+    return " and ".join([*parts, *(["smaller units"] if SMALLER_UNITS in changes else [])])
+
+
 def changes_after(
     error: BaseException,
     store: Storage,
     fit_id: str,
-    settings: LoopSettings,
+    assembly: Assembly,
     device: Device,
     guard: Callable[[], None] = lambda: None,
 ) -> dict[str, int]:
@@ -58,12 +80,12 @@ def changes_after(
 
     `guard` is called before the note is written: it raises when another start owns the run.
     """
-    size = smaller_micro_batch(settings, device.world_size)
-    log.warning("out of memory with micro_batch=%d; the next attempt takes %d", settings.micro_batch, size)
-    changes = {"micro_batch": size}
+    changes = next_changes(assembly, device.world_size)
+    now = assembly.settings.micro_batch
+    log.warning("out of memory with micro_batch=%d; the next attempt takes %s", now, describe(changes))
     if device.world_size > 1:
-        note = json.dumps(changes).encode()
-        write_guarded(guard, lambda: store.write_bytes(memory_note(fit_id), note), "the smaller micro-batch")
+        note = json.dumps(read_requested_changes(store, fit_id) | changes).encode()
+        write_guarded(guard, lambda: store.write_bytes(memory_note(fit_id), note), "what the next attempt changes")
         raise error
     return changes
 
@@ -73,7 +95,10 @@ def with_changes(assembly: Assembly, store: Storage, settings: RunSettings, devi
     noted = through_outages(lambda: read_requested_changes(store, settings.fit_id), START) if device.rank == 0 else {}
     changes: dict[str, Any] = settings.changes | device.broadcast_object(noted)
     if changes and device.rank == 0:
-        log.warning("an earlier attempt ran out of memory: training with micro_batch=%d", changes["micro_batch"])
+        log.warning("an earlier attempt ran out of memory: training with %s", describe(changes))
+    if changes.pop(SMALLER_UNITS, 0):
+        assert assembly.smaller is not None, "an earlier attempt had smaller units to change to"
+        assembly = assembly.smaller()
     return replace(assembly, settings=replace(assembly.settings, **changes))
 
 

@@ -116,8 +116,8 @@ class Session:
             if not memory.is_out_of_memory(error):
                 raise
             end, metrics = RETRY, {}
-            settings, fit_id = self.parts.settings, self.settings.fit_id
-            changes = memory.changes_after(error, self.store, fit_id, settings, self.device, self.guard)
+            fit_id = self.settings.fit_id
+            changes = memory.changes_after(error, self.store, fit_id, self.parts, self.device, self.guard)
         finally:
             self._close()
         self.failure.check()

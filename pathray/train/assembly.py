@@ -34,7 +34,8 @@ class Assembly:
     `tuning` says whether and when somebody does. The rolling checkpoint is at most `latest_minutes` old (0: by images
     alone), and `keep_last_n` of them are kept. With a `selection`, `validate` runs on its cadence, the best state has a
     checkpoint of its own (`<tag>-best`), and that is what `export` gets at the end. `passes_name` is what rows of
-    metrics call the passes over the plan's units.
+    metrics call the passes over the plan's units. `smaller` gives the same run on smaller units, for one that is out of
+    memory and cannot take a smaller micro-batch; only where the user has allowed it.
     """
 
     science: str
@@ -58,3 +59,4 @@ class Assembly:
     selection: Selection | None = None
     validate: Validate | None = None
     passes_name: str = "passes_seen"
+    smaller: Callable[[], Assembly] | None = None

@@ -24,6 +24,8 @@ def fit_while_it_advances(job: TrainJob, store: Any) -> dict[str, Any]:
     notes a smaller micro-batch for the next one, that one is begun."""
     from ray.train import TrainingFailedError
 
+    from pathray.run.memory import describe
+
     reached, fits, smaller = (0, 0), 1, dict[str, Any]()
     while True:
         try:
@@ -38,7 +40,7 @@ def fit_while_it_advances(job: TrainJob, store: Any) -> dict[str, Any]:
                 raise
             failure = " ".join(str(e).split())[:400]
             if noted not in ({}, smaller):
-                got = f"the next attempt takes micro_batch={noted['micro_batch']}"
+                got = f"the next attempt takes {describe(noted)}"
             elif newest > reached[0]:
                 got = f"training has come to {newest} images"
             else:

@@ -117,7 +117,7 @@ def test_the_loop_updates_the_teacher_at_every_step_of_the_optimizer(plan, tmp_p
             return {}
 
     config = oct_ranks.run_config(1)
-    parts = build(config, plan, 1, SmallReader(config), "digest")
+    parts = build(config, plan, 1, SmallReader(config), SmallReader(config), "digest")
     parts.watch = Look()
     expected = parts.recipe.student.get_parameter("patch_embed.proj.weight").detach().double().numpy().copy()
     train(parts, plan, str(tmp_path / "run"), Device.of("cpu"))

@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from pathray.errors import UserError
-from pathray.run.memory import changes_after, is_out_of_memory, read_requested_changes, smaller_micro_batch
+from pathray.run.memory import (
+    changes_after,
+    is_out_of_memory,
+    next_changes,
+    read_requested_changes,
+    smaller_micro_batch,
+)
 from pathray.store.storage import Storage
 from tests.builders.runs.recipes import settings
 
@@ -48,9 +54,34 @@ def test_a_loss_of_the_whole_global_batch_has_no_smaller_micro_batch_and_says_so
 
 def test_in_a_group_a_note_of_the_job_tells_the_next_attempt(tmp_path):
     store, now = Storage.of(tmp_path), settings(global_batch=12, micro_batch=6, total_images=12)
+    parts = SimpleNamespace(settings=now, smaller=None)
     error = MemoryError("no room")
     with pytest.raises(MemoryError, match="no room"):
-        changes_after(error, store, "one", now, SimpleNamespace(world_size=2))
+        changes_after(error, store, "one", parts, SimpleNamespace(world_size=2))
     assert read_requested_changes(store, "one") == {"micro_batch": 3} and read_requested_changes(store, "other") == {}
-    assert changes_after(error, store, "alone", now, SimpleNamespace(world_size=1)) == {"micro_batch": 6 // 2}
+    assert changes_after(error, store, "alone", parts, SimpleNamespace(world_size=1)) == {"micro_batch": 6 // 2}
     assert read_requested_changes(store, "alone") == {}
+
+
+@pytest.mark.parametrize(
+    ("micro", "whole", "allowed", "changes"),
+    [
+        (2, "", True, {"micro_batch": 1}),
+        (1, "", True, {"smaller_units": 1}),
+        (4, "the loss", True, {"smaller_units": 1}),
+        (2, "", False, {"micro_batch": 1}),
+    ],
+)
+def test_units_get_smaller_only_when_micro_batches_cannot(micro, whole, allowed, changes):
+    now = settings(global_batch=4, micro_batch=micro, total_images=4, whole_batch=whole)
+    parts = SimpleNamespace(settings=now, smaller=(lambda: None) if allowed else None)
+    assert next_changes(parts, 1) == changes
+
+
+def test_a_group_remembers_every_change_that_its_attempts_asked_for(tmp_path):
+    store, device = Storage.of(tmp_path), SimpleNamespace(world_size=2)
+    for micro in (2, 1):
+        now = settings(global_batch=4, micro_batch=micro, total_images=4)
+        with pytest.raises(MemoryError):
+            changes_after(MemoryError(), store, "one", SimpleNamespace(settings=now, smaller=lambda: None), device)
+    assert read_requested_changes(store, "one") == {"micro_batch": 1, "smaller_units": 1}

@@ -216,7 +216,8 @@ def test_out_of_memory_asks_for_a_smaller_micro_batch_that_takes_the_same_units(
     run = tmp_path / "run"
     first = train_toy(run, plan, micro_batch=6, memory_for=4, memory_from_step=3, save_every=12)
     assert (first.end, first.changes, first.artifact) == ("retry", {"micro_batch": 3}, None)
-    assert first.checkpoint is not None and "out of memory with micro_batch=6; the next attempt takes 3" in caplog.text
+    assert first.checkpoint is not None
+    assert "out of memory with micro_batch=6; the next attempt takes micro_batch=3" in caplog.text
     again = RunSettings(changes=first.changes)
     second = train_toy(run, plan, again, micro_batch=6, memory_for=4, memory_from_step=3, save_every=12)
     assert second.end == "budget" and positions_by_step(run) == WHOLE

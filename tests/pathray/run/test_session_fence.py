@@ -191,9 +191,10 @@ def test_an_attempt_that_was_replaced_gives_no_sign_of_life(tmp_path):
 def test_a_group_of_an_attempt_that_was_replaced_asks_for_no_smaller_micro_batch(tmp_path):
     with Fence(str(tmp_path)) as fence:
         store, settings = Storage.of(str(tmp_path)), SimpleNamespace(micro_batch=8, global_batch=16, whole_batch="")
+        parts = SimpleNamespace(settings=settings, smaller=None)
         take_over(tmp_path)
         with pytest.raises(Superseded):
-            changes_after(MemoryError(), store, "fit", settings, SimpleNamespace(world_size=2), fence.check)
+            changes_after(MemoryError(), store, "fit", parts, SimpleNamespace(world_size=2), fence.check)
         assert not store.exists(memory_note("fit"))
 
 

@@ -135,3 +135,32 @@ def test_nothing_to_train_on_is_told_with_the_keys_that_help(tmp_path, capsys):
 def test_a_run_through_ray_has_the_bits_of_one_without(data, whole, tmp_path, ray_cluster):
     assert pretrain(tmp_path / "run", data, "scaling.workers=1") == 0
     assert newest_weights(tmp_path / "run", TAG) == newest_weights(whole, TAG)
+
+
+@pytest.mark.parametrize("positions", ["sincos", "learned"])
+def test_out_of_memory_with_one_volume_takes_a_smaller_image_where_that_is_allowed(
+    data, tmp_path, monkeypatch, caplog, capsys, positions
+):
+    """Each decision is logged; the run stays the same run, with positions resampled from its first grid."""
+    caplog.set_level("INFO")
+    from oct.recipe import OctRecipe
+
+    loss, run, sizes = OctRecipe.loss, tmp_path / "run", []
+
+    def need_memory(self, phase, micro, progress):
+        sizes.append((len(micro["image"]), micro["image"].shape[-1]))
+        if sizes[-1][1] > 24:
+            raise MemoryError("no room for such a volume")
+        return loss(self, phase, micro, progress)
+
+    monkeypatch.setattr(OctRecipe, "loss", need_memory)
+    words = (WITHOUT_RAY, f"model.positions={positions}", "data.smaller_image=[8,24,24]", "validation.volumes=0")
+    assert pretrain(run, data, *words) == 2, "it is not allowed"
+    assert "out of memory with a micro-batch of one unit" in capsys.readouterr().err
+    sizes.clear()
+    assert pretrain(run, data, *words, "data.allow_smaller_image=true") == 0
+    assert [size for i, size in enumerate(sizes) if size not in sizes[:i]] == [(2, 32), (1, 32), (1, 24)]
+    for taken in ("micro_batch=1", "smaller units"):
+        assert f"the next attempt takes {taken}" in caplog.text
+    vit, description = EncoderArtifact.load(str(run / "encoder"))
+    assert description["preprocessing"]["size"] == [8, 24, 24] and vit.config.img_size == (8, 32, 32)
