@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pathray.store.storage import Storage
 
 log = logging.getLogger(__name__)
-SCIENCES = ("ijepath", "regression", "adios")
+SCIENCES = ("ijepath", "regression", "adios", "oct")
 
 
 @dataclass
