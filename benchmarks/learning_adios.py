@@ -17,6 +17,7 @@ and the nuclei benchmark over each seed's checkpoints on `nuclei/dsb2018_brightf
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
@@ -43,6 +44,7 @@ REPOSITORY = Path(__file__).parents[1]
 SIZE, MPP, IMAGE_MPP = 448, 0.25, 0.5
 SHOWN = ("loss/student", "loss/mask", "mask_spread", "mask_entropy", "mask_overlap", "feature_std", "feature_rankme")
 POOLINGS = ("cls", "mean")
+SHARES = (0.15, 0.2, 0.25, 1 / 3, 0.5)
 
 
 @dataclass
@@ -68,10 +70,23 @@ def main() -> None:
     patches = crc5(root)
     floor = probe(colour_features(patches.images), patches, settings.neighbours)
     print(f"colour floor            linear {floor['linear']:.3f}  kNN {floor['knn']:.3f}", flush=True)
+    print(f"best Dice of a crisp mask that takes a share of every image: {in_words(area_bounds(root))}", flush=True)
     results = [one_seed(seed, keys, index, root, output, patches, settings) for seed in range(settings.seeds)]
     differences = report(results)
     figures = {"settings": asdict(settings), "keys": keys, "floor": floor, "seeds": results}
     (output / "figures.json").write_text(json.dumps({**figures, "differences": differences}, indent=1))
+
+
+def area_bounds(root: Path) -> dict[float, float]:
+    """The mean Dice over the nuclei's images that no crisp mask of a given share of the pixels can exceed: with a share
+    p of nuclei it is 2 min(p, m) / (p + m). The penalty on areas holds N masks near m = 1/N."""
+    with (root / "nuclei" / "dsb2018_brightfield" / "index.tsv").open(newline="") as f:
+        p = np.array([float(row["fg_fraction"]) for row in csv.DictReader(f, delimiter="\t")])
+    return {m: float((2 * np.minimum(p, m) / (p + m)).mean()) for m in SHARES}
+
+
+def in_words(bounds: dict[float, float]) -> str:
+    return "  ".join(f"{share:.2f}: {bound:.3f}" for share, bound in bounds.items())
 
 
 def cut(root: Path, folder: Path) -> Path:

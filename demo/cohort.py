@@ -32,7 +32,7 @@ from pathray.errors import UserError
 STRIP = 512
 DONE = "cohort.json"
 LABELS = ("benign", "tumour", "lymphoid")
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class CohortSettings:
     size_um: float = 2048.0
     seed: int = 0
     patches_per_label: int = 16  # of every slide, 0 for none
-    patch_px: int = 256
-    patch_mpp: float = 0.5
+    patch_px: int = 144  # whole patches of 12 and of 16 pixels
+    patch_mpp: float = 1.0
 
     def __post_init__(self) -> None:
         for key, least in (("slides_per_hospital", 1), ("size_um", 256), ("patches_per_label", 0), ("patch_px", 32)):

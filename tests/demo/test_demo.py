@@ -118,7 +118,7 @@ def test_the_demo_config_is_one_of_the_shipped_ones_and_sound() -> None:
     from ray_jobs.pretrain_ijepath import PretrainConfig
 
     config = load_config(PretrainConfig, ["--config", "demo"], configs_dir=CONFIGS_DIR, groups=GROUPS).config
-    assert config.data.validate() and config.scaling.workers == 2 and config.model.name == "vit_tiny"
+    assert config.data.validate() and config.scaling.workers == 2 and config.model.name == "vit_micro"
 
 
 def _page(output: Path, train_s: float = 3.0) -> str:

@@ -127,3 +127,13 @@ def test_settings_of_a_regulariser_belong_to_a_runs_identity_while_there_is_one(
         "regulariser": "sigreg", "regulariser_weight": None, "regulariser_directions": 256, "invariance_weight": 1,
         "projection_dim": 64,
     }  # fmt: skip
+
+
+def test_the_projection_is_linear_without_a_hidden_layer_and_older_runs_have_the_hidden_one() -> None:
+    values = fingerprint(RegulariserConfig("sigreg"))["values"]
+    assert "projection_hidden" not in values, "runs from before that key resume"
+    linear = RegulariserConfig("sigreg", projection_hidden=0, projection_dim=6)
+    assert fingerprint(linear)["values"]["projection_hidden"] == 0
+    head = Regulariser(linear, 8, seed=0, micro_key="micro_batch").head
+    a, b = torch.randn(5, 8), torch.randn(5, 8)
+    torch.testing.assert_close(head(a) + head(b), head(a + b) + head(torch.zeros(5, 8)))
