@@ -9,11 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from oct.pictures.views import Plane
-from pathray.draw.canvas import INK, MUTED, Canvas, length_label, round_length
+from pathray.draw.canvas import FAINT, INK, MUTED, Canvas, Picture, length_label, round_length
 
 OUTSIDE = (214, 220, 228)  # where a grid holds no image
 THINNEST = 16.0  # units: what would be thinner is enlarged, and the panel says how much
 FOOT = 26.0  # below a plane: the scale bar and what is not to scale
+UPRIGHT = 72.0  # left free at the right for a bar along the height
+BLOCKS = 3  # samples that are enlarged more often than this are drawn as blocks
 BAR_SHARE = 0.45  # the longest bar, of a plane's width
 
 
@@ -39,7 +41,7 @@ def fit_plane(plane: Plane, width: float, height: float) -> Fit:
         return Fit(max(columns * unit, THINNEST), max(rows * unit, THINNEST), None, "no spacing known: not to scale")
     if w_mm is not None:
         return Fit(width, min(height, width / 2), width / w_mm, f"{plane.axes[0]}: no spacing known, not to scale")
-    return Fit(min(width, height), height, None, f"{plane.axes[1]}: no spacing known, not to scale")
+    return Fit(min(width - UPRIGHT, height), height, None, f"{plane.axes[1]}: no spacing known, not to scale")
 
 
 def _thick(plane: Plane, width: float, height: float, unit: float) -> Fit:
@@ -62,11 +64,18 @@ def draw_plane(
     canvas.text(x + (16 if colour else 0), y, title, 11.5, INK, bold=True)
     top = y + 20
     fit = fit_plane(plane, width, height - 20 - FOOT)
-    canvas.picture(plane.to_pixels(OUTSIDE), x, top, fit.width, fit.height)
-    if colour:
-        canvas.rect(x, top, fit.width, fit.height, outline=colour, line=1.5)
+    draw_greys(canvas, plane.to_pixels(OUTSIDE), x, top, fit)
+    canvas.rect(x, top, fit.width, fit.height, outline=colour or FAINT, line=1.5)
     draw_foot(canvas, fit, plane, x, top + fit.height, width)
     return x, top, fit
+
+
+def draw_greys(canvas: Canvas, pixels: Picture, x: float, y: float, fit: Fit) -> None:
+    """The pixels `[h, w, 3]` at that size. Few samples become blocks: interpolation would ring at their edges."""
+    wanted = fit.height * 2 * canvas.scale, fit.width * 2 * canvas.scale
+    rows, columns = (max(1, round(n / have)) for n, have in zip(wanted, pixels.shape[:2], strict=True))
+    blocks = pixels.repeat(rows if rows > BLOCKS else 1, axis=0).repeat(columns if columns > BLOCKS else 1, axis=1)
+    canvas.picture(blocks, x, y, fit.width, fit.height)
 
 
 def draw_foot(canvas: Canvas, fit: Fit, plane: Plane, x: float, y: float, width: float) -> None:
@@ -79,7 +88,7 @@ def draw_foot(canvas: Canvas, fit: Fit, plane: Plane, x: float, y: float, width:
         canvas.text(x + length + 6, y + 3, label, 10.5, INK, bold=True)
         at += length + 12 + canvas.text_width(label, 10.5, bold=True)
     elif plane.size_mm[0] is not None:
-        at += draw_upright_bar(canvas, fit, plane.size_mm[0], x, y)
+        draw_upright_bar(canvas, fit, plane.size_mm[0], x, y)
     if not fit.note:
         return
     if at + canvas.text_width(fit.note, 10) <= x + width or at == x:
@@ -88,11 +97,10 @@ def draw_foot(canvas: Canvas, fit: Fit, plane: Plane, x: float, y: float, width:
         canvas.text(x, y + 16, fit.note, 10, MUTED)
 
 
-def draw_upright_bar(canvas: Canvas, fit: Fit, height_mm: float, x: float, y: float) -> float:
-    """A bar along the height, at the right of a plane that ends at `y`; returns the width of text below: none."""
+def draw_upright_bar(canvas: Canvas, fit: Fit, height_mm: float, x: float, y: float) -> None:
+    """A bar along the height, at the right of a plane that ends at `y`."""
     unit = fit.height / height_mm
     mm = round_length(fit.height * BAR_SHARE / unit)
-    length = mm * unit
-    canvas.rect(x + fit.width + 5, y - length, 3, length, fill=INK)
-    canvas.text(x + fit.width + 12, y - length / 2, length_label(mm * 1000), 10.5, INK, bold=True, anchor="lm")
-    return 0.0
+    length, left = mm * unit, x + fit.width + 16
+    canvas.rect(left, y - length, 3, length, fill=INK)
+    canvas.text(left + 8, y - length / 2, length_label(mm * 1000), 10.5, INK, bold=True, anchor="lm")

@@ -11,12 +11,12 @@ from oct.config import RunConfig
 from oct.pictures.panels import OUTSIDE, Fit, draw_plane
 from oct.pictures.samples import VolumeSample
 from oct.pictures.views import Views
-from oct.volume import AXES
 from pathray.draw.canvas import CARD, FAINT, INK, MUTED, Canvas, Picture
 
 WIDTH, HEIGHT, MARGIN, HEADER = 1600.0, 920.0, 36.0, 92.0
 ROW, ASIDE, GAP = 262.0, 236.0, 22.0
 MAIN, SMALL, FACE, SECTION = 440.0, 228.0, 236.0, 236.0  # widths of the panels
+ENLARGED_BELOW = 0.62  # of the middle B-scan's box: a narrower one has its image enlarged next to it
 COLOURS = ("#e8860c", "#0b6bcb", "#0a9d6c")  # of the three B-scans
 CUT = "#c2185b"  # of the section along the slow axis
 
@@ -65,6 +65,9 @@ def draw_views(canvas: Canvas, views: Views, x: float, y: float, height: float) 
         _, at, fit = draw_plane(canvas, plane, left, top, width, tall, title=title, colour=COLOURS[i])
         if i == middle:
             _draw_cut(canvas, left, at, fit, views)
+            if fit.width < ENLARGED_BELOW * MAIN:
+                at, left = left + fit.width + GAP, MAIN - fit.width - GAP
+                draw_plane(canvas, plane.crop(), at, top, left, tall, title="the same, image only")
     face_x = x + MAIN + SMALL + 2 * GAP
     left, top, fit = draw_plane(canvas, views.en_face, face_x, y, FACE, height, title="En face (mean over depth)")
     _draw_places(canvas, left, top, fit, views)
@@ -83,21 +86,21 @@ def _draw_places(canvas: Canvas, x: float, y: float, fit: Fit, views: Views) -> 
 
 
 def _draw_cut(canvas: Canvas, x: float, y: float, fit: Fit, views: Views) -> None:
+    """Where the section crosses a B-scan: marks inside its upper and its lower edge."""
     at = x + (views.column + 0.5) / views.columns * fit.width
-    for edge, direction in ((y, -1), (y + fit.height, 1)):
-        canvas.polygon([(at, edge), (at - 4, edge + 8 * direction), (at + 4, edge + 8 * direction)], CUT)
+    for edge, direction in ((y, 1), (y + fit.height, -1)):
+        canvas.polygon([(at, edge + 8 * direction), (at - 4, edge), (at + 4, edge)], CUT)
 
 
 def facts_stored(sample: VolumeSample) -> list[tuple[str, str]]:
     """(axis, spacing and its source) of the file."""
-    geometry = sample.header.geometry
+    geometry, names = sample.header.geometry, ("slow axis", "depth", "along a B-scan")
     rows = []
-    names = dict(zip(AXES, ("slow axis", "depth", "along a B-scan"), strict=True))
-    for axis, mm, source in zip(AXES, geometry.spacing_mm, geometry.sources, strict=True):
-        value = "not known" if source == "assumed" else f"{mm:.4g} mm"
-        rows.append((names[axis], f"{value}  ({source.replace('_', ' ')})"))
+    for name, mm, source in zip(names, geometry.spacing_mm, geometry.sources, strict=True):
+        value = "not known: fitted to the grid" if source == "assumed" else f"{mm:.4g} mm"
+        rows.append((f"{name}   ·   {source.replace('_', ' ')}", value))
     if geometry.offsets_mm is not None:
-        rows.append(("gaps of frames", "irregular: drawn at true places"))
+        rows.append(("gaps of frames", "irregular, true places"))
     return rows
 
 
@@ -120,7 +123,7 @@ def facts_augmented(config: RunConfig) -> list[tuple[str, str]]:
     a = config.augment
     flips = [name for name, on in (("left-right", a.flip_lr), ("slow axis", a.flip_slow)) if on]
     return [
-        ("flips", (", ".join(flips) or "none") + "; never depth"),
+        ("flips (never depth)", ", ".join(flips) or "none"),
         ("part kept, per axis", f"{a.crop[0]:g} – {a.crop[1]:g}"),
         ("rotation, shift, scale", f"±{a.degrees:g}°, ±{a.translate:g}, ±{a.scale:g}"),
         ("noise after z-scoring", f"σ = {a.noise:g}"),

@@ -1,4 +1,4 @@
-"""What is shown of a volume: B-scans, the en-face projection and a section along the slow axis, each with its size in mm.
+"""What is shown of a volume: B-scans, en-face projection and a section along the slow axis, each with its size in mm.
 
 A plane is grey values and where they are image; it knows its size in mm, or that an axis has none. Frames are taken one
 at a time. Depth is downwards, as in a B-scan. Not here: drawing (oct.pictures.panels).
@@ -7,7 +7,7 @@ at a time. Depth is downwards, as in a B-scan. Not here: drawing (oct.pictures.p
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,19 @@ class Plane:
         out[~self.inside] = outside
         return out
 
+    def crop(self) -> Plane:
+        """The smallest rectangle that holds all of the image."""
+        if not self.inside.any():
+            return self
+        spans = [np.flatnonzero(self.inside.any(axis=axis)) for axis in (1, 0)]
+        part = tuple(slice(int(span[0]), int(span[-1]) + 1) for span in spans)
+        greys, inside = self.greys[part], self.inside[part]
+        h, w = (
+            None if mm is None else mm * n / of
+            for mm, n, of in zip(self.size_mm, greys.shape, self.greys.shape, strict=True)
+        )
+        return replace(self, greys=greys, inside=inside, size_mm=(h, w))
+
 
 @dataclass(frozen=True)
 class Views:
@@ -66,8 +79,8 @@ def chosen_slices(first: int, end: int, count: int = B_SCANS) -> tuple[int, ...]
 
 
 def stored_views(frames: Iterable[np.ndarray], header: VolumeHeader) -> Views:
-    """Views of a volume as it is stored, whose frames `[rows, columns]` come in the order of the slow axis. Where frames
-    are not evenly spaced, the en-face projection and the section are spread to their true places."""
+    """Views of a volume as it is stored. frames: `[rows, columns]`, in the order of the slow axis; where they are not
+    evenly spaced, the en-face projection and the section are spread to their true places."""
     numbers = chosen_slices(0, header.frames)
     column = header.columns // 2
     kept, rows, lines = dict[int, Floats](), list[Floats](), list[Floats]()
