@@ -12,25 +12,27 @@ from oct.config import RunConfig
 from oct.pictures.panels import FOOT, OUTSIDE, Fit, draw_foot, draw_greys, fit_plane
 from oct.pictures.samples import TokenMask, VolumeSample
 from oct.pictures.slides import HEADER, MARGIN, WIDTH, draw_header
-from oct.pictures.solid import draw_solid
+from oct.pictures.solid import draw_solid, solid_height
 from oct.pictures.views import Plane
 from pathray.draw.canvas import CARD, FAINT, INK, MUTED, PAPER, Canvas, Picture, blend, with_alpha
 
-HEIGHT, GAP, COLUMNS, PAD = 1010.0, 20.0, 4, 14.0
-B_SCAN, FACE = 250.0, 220.0  # the greatest heights; the solid gets what is left
+GAP, COLUMNS, PAD = 20.0, 4, 14.0
+B_SCAN, FACE, SOLID = 250.0, 220.0, 290.0  # the greatest heights, with what is below
 HIDDEN, TINT = "#e8860c", 0.62
 
 
 def draw_masks_slide(sample: VolumeSample, config: RunConfig, scale: float = 1.5) -> Picture:
-    """The slide of one volume's masks, `[1010 · scale, 1600 · scale, 3]`; the config's kind comes first."""
-    canvas = Canvas(WIDTH, HEIGHT, scale)
-    draw_header(canvas, sample, "hidden tokens on the augmented volume")
+    """The slide of one volume's masks, `[height · scale, 1600 · scale, 3]`, as high as its panels are; the config's
+    kind comes first."""
     width = (WIDTH - 2 * MARGIN - (COLUMNS - 1) * GAP) / COLUMNS
+    height = HEADER + 4 + _column_height(sample, config, width - 2 * PAD)
+    canvas = Canvas(WIDTH, height + 44, scale)
+    draw_header(canvas, sample, "hidden tokens on the augmented volume")
     for i, mask in enumerate(sample.masks):
         x = MARGIN + i * (width + GAP)
-        canvas.rect(x, HEADER + 4, width, HEIGHT - HEADER - 50, fill=CARD, radius=10)
+        canvas.rect(x, HEADER + 4, width, height - HEADER - 4, fill=CARD, radius=10)
         _draw_column(canvas, sample, config, mask, x + PAD, HEADER + 16, width - 2 * PAD)
-    _draw_legend(canvas, sample, HEIGHT - 34)
+    _draw_legend(canvas, sample, height + 16)
     return canvas.to_picture()
 
 
@@ -51,8 +53,14 @@ def _draw_column(
     canvas.text(x, end, "En face: share of the depth that is hidden", 11.5, INK, bold=True)
     end += 18 + _draw_over(canvas, views.en_face, mask.hidden.mean(axis=1), x, end + 18, width, FACE)
     canvas.text(x, end, "Hidden tokens", 11.5, INK, bold=True)
-    left = HEIGHT - 56 - end - 18
-    draw_solid(canvas, mask.hidden, token_proportions(sample, config), x, end + 18, width, left, HIDDEN)
+    draw_solid(canvas, mask.hidden, token_proportions(sample, config), x, end + 18, width, SOLID - 18, HIDDEN)
+
+
+def _column_height(sample: VolumeSample, config: RunConfig, width: float) -> float:
+    views = sample.as_trained
+    planes = ((views.b_scans[len(views.numbers) // 2], B_SCAN), (views.en_face, FACE))
+    heights = (fit_plane(plane, width, most - FOOT).height + FOOT + 28 for plane, most in planes)
+    return 58 + sum(heights) + 18 + solid_height(config.tokens, token_proportions(sample, config), width, SOLID - 18)
 
 
 def token_proportions(sample: VolumeSample, config: RunConfig) -> tuple[float, float, float]:

@@ -23,6 +23,7 @@ FACES = (  # the neighbour that would cover a face (z, y, x), its corners, its s
     ((0, -1, 0), ((0, 0, 0), (0, 0, 1), (1, 0, 1), (1, 0, 0)), 0.45),
     ((0, 0, 1), ((0, 0, 1), (0, 1, 1), (1, 1, 1), (1, 0, 1)), -0.35),
 )
+SIDE, BELOW = 60.0, 22.0  # for the names of the axes
 FOG = 0.45  # share of white at the far end of the slow axis
 INK_SHADE = "#0b1220"
 EDGES = (  # of the box, in its corners: far ones first
@@ -55,6 +56,14 @@ class Projection:
         return self.corner[0] + x * dx + back * math.cos(ANGLE), self.corner[1] + y * dy - back * math.sin(ANGLE)
 
 
+def solid_height(
+    grid: tuple[int, int, int], proportions: tuple[float, float, float], width: float, height: float
+) -> float:
+    """What `draw_solid` takes of a rectangle `width` × `height`."""
+    to_picture = Projection.of(grid, proportions, 0, 0, width - SIDE, height - BELOW)
+    return to_picture(0, grid[1], 0)[1] + BELOW
+
+
 def visible_faces(hidden: npt.NDArray[np.bool_]) -> Iterator[tuple[Corner, int]]:
     """(token, face of `FACES`) of every face of a hidden token that is not covered by a hidden neighbour, in the order
     in which they cover each other: from the far end, from below, from the left."""
@@ -80,7 +89,7 @@ def draw_solid(
 ) -> None:  # fmt: skip
     """Hidden tokens bool `[z, y, x]`, each with sides as `proportions`, in the rectangle; with the axes' names."""
     nz, ny, nx = hidden.shape
-    to_picture = Projection.of((nz, ny, nx), proportions, x + 14, y, width - 60, height - 18)
+    to_picture = Projection.of((nz, ny, nx), proportions, x + 14, y, width - SIDE, height - BELOW)
     _draw_edges(canvas, to_picture, (nz, ny, nx), EDGES[:3])
     for (z, row, column), face in visible_faces(hidden):
         _, corners, shade = FACES[face]
