@@ -35,6 +35,7 @@ class Entry:
     """A volume on the page: the names of its slides, and its facts in the order of the table."""
 
     title: str
+    path: str
     slides: tuple[str, str]
     cells: tuple[str, ...]
     notes: tuple[str, ...]
@@ -80,9 +81,17 @@ def describe_sample(sample: VolumeSample, number: int) -> Entry:
         for mm, source in zip(geometry.spacing_mm, geometry.sources, strict=True)
     )
     size = f"{header.frames} × {header.rows} × {header.columns}"
-    cells = (origin.path, origin.device, sample.eye, origin.region, size, *spacing, f"{sample.image_share:.1%}")
+    cells = (
+        posixpath.basename(origin.path),
+        origin.device,
+        sample.eye,
+        origin.region,
+        size,
+        *spacing,
+        f"{sample.image_share:.1%}",
+    )
     notes = (*header.notes, *geometry.notes, *(f"no mask {why}" for why in sample.left_out))
-    return Entry(f"{number + 1}. {origin.device}, {sample.eye}", slide_names(sample, number), cells, notes)
+    return Entry(f"{number + 1}. {origin.device}, {sample.eye}", origin.path, slide_names(sample, number), cells, notes)
 
 
 def preview_page(config: RunConfig, entries: Sequence[Entry], left_out: Sequence[tuple[str, str]], source: str) -> str:
@@ -90,7 +99,7 @@ def preview_page(config: RunConfig, entries: Sequence[Entry], left_out: Sequence
     shown = [
         {
             "title": entry.title,
-            "path": entry.cells[0],
+            "path": entry.path,
             "notes": entry.notes,
             "pictures": [
                 PagePicture(entry.slides[0], f"{entry.title}: as stored, on the grid, augmented", ""),
