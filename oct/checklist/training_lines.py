@@ -15,7 +15,7 @@ import numpy as np
 
 from oct.checklist.lines import Check, Fault, Seen
 from oct.config import ModelConfig, RunConfig, resolve
-from oct.indexing.index import index_volumes, mark_duplicates
+from oct.indexing.index import DUPLICATE, index_volumes, mark_duplicates
 from oct.indexing.index_file import make_index, write_index
 from oct.indexing.manifest import Manifest, ManifestRow
 from oct.masks import MaskSampler
@@ -35,9 +35,10 @@ def look_at_transforms(seen: Seen) -> str:
         raise Fault(f"shape {first.shape}, finite {np.isfinite(first).mean():.1%}, expected {sampled.image.shape}, all")
     if not np.array_equal(first, again):
         raise Fault("the same draws gave two different volumes")
+    box = sampled.image[tuple(slice(begin, end) for begin, end in sampled.inside)]
+    if int(np.ptp(box)) == 0:
+        raise Fault(f"the volume has no content: every voxel is {int(box.flat[0])}")
     inside = first[first != 0]
-    if inside.size == 0 or float(inside.std()) < 1e-3:
-        raise Fault("the augmented volume has no content: every voxel has one value")
     shape = "×".join(map(str, first.shape))
     return (
         f"float32 {shape}, mean {inside.mean():.2f}, std {inside.std():.2f} over {inside.size / first.size:.1%} image"
@@ -93,8 +94,8 @@ def run_pipeline(seen: Seen) -> str:
     origins = [origin for origin, _, _ in seen.need_volumes()]
     with tempfile.TemporaryDirectory() as folder:
         index = _write_small_index(origins, f"{folder}/volumes.parquet")
-        config = small_run(seen, index, len(origins))
         plan = build_plan(index, f"{folder}/plan")
+        config = small_run(seen, index, plan.rows)
         parts, settings = assemble(config, plan, 1), config.optimization
         batch_size = int(settings.global_batch or 0)
         batch = next(iter(local(parts, plan, Share(0, batch_size, batch_size, batch_size, 0, 1))))
@@ -145,7 +146,10 @@ def _write_small_index(origins: list[Origin], path: str) -> str:
         for i, o in enumerate(origins, start=1)
     ]
     root = origins[0].url.removesuffix(f"/{origins[0].path}")
-    write_index(make_index(path, root, mark_duplicates(list(index_volumes(Manifest(path, root, tuple(rows)))))))
+    index = make_index(path, root, mark_duplicates(list(index_volumes(Manifest(path, root, tuple(rows))))))
+    if lost := [row for row in index.table.to_pylist() if row["exclusion"] not in ("", DUPLICATE)]:
+        raise Fault(f"{lost[0]['path']} was read in line 5, and is {lost[0]['exclusion']} now: {lost[0]['detail']}")
+    write_index(index)
     return path
 
 

@@ -17,7 +17,6 @@ from oct.pictures.samples import augment, draw_masks, find_origins, read_sample,
 from oct.pictures.slides import draw_states
 from oct.recipe import OctRecipe
 from oct.sections import DataConfig, MaskConfig, ModelConfig
-from pathray.data.order import rng
 from pathray.errors import UserError
 from pathray.train.recipe import Progress
 from tests.builders.oct.files import SIZE, person_scans, write_volumes
