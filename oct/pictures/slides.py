@@ -17,6 +17,7 @@ WIDTH, HEIGHT, MARGIN, HEADER = 1600.0, 920.0, 36.0, 92.0
 ROW, ASIDE, GAP = 262.0, 236.0, 22.0
 MAIN, SMALL, FACE, SECTION = 440.0, 228.0, 236.0, 236.0  # widths of the panels
 ENLARGED_BELOW = 0.62  # of the middle B-scan's box: a narrower one has its image enlarged next to it
+WORTH_ENLARGING = 0.7  # of the plane: an image that fills more is large enough
 COLOURS = ("#e8860c", "#0b6bcb", "#0a9d6c")  # of the three B-scans
 CUT = "#c2185b"  # of the section along the slow axis
 
@@ -65,9 +66,10 @@ def draw_views(canvas: Canvas, views: Views, x: float, y: float, height: float) 
         _, at, fit = draw_plane(canvas, plane, left, top, width, tall, title=title, colour=COLOURS[i])
         if i == middle:
             _draw_cut(canvas, left, at, fit, views)
-            if fit.width < ENLARGED_BELOW * MAIN:
-                at, left = left + fit.width + GAP, MAIN - fit.width - GAP
-                draw_plane(canvas, plane.crop(), at, top, left, tall, title="the same, image only")
+            image = plane.crop()
+            if fit.width < ENLARGED_BELOW * MAIN and image.greys.size < WORTH_ENLARGING * plane.greys.size:
+                right, room = left + fit.width + GAP, MAIN - fit.width - GAP
+                draw_plane(canvas, image, right, top, room, tall, title="the same, image only")
     face_x = x + MAIN + SMALL + 2 * GAP
     left, top, fit = draw_plane(canvas, views.en_face, face_x, y, FACE, height, title="En face (mean over depth)")
     _draw_places(canvas, left, top, fit, views)
