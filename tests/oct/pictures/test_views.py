@@ -62,6 +62,8 @@ def test_planes_of_a_grid_know_where_image_is():
     assert views.b_scans[0].size_mm == (None, pytest.approx(1.2))
     assert views.en_face.inside.sum() == 3 * 4
     assert views.en_face.greys[3, 2] == image[3, 1:3, 2].mean(), "the mean over the image's depth alone"
+    assert np.array_equal(views.section.greys, image[:, :, 3].T), "depth downwards"
+    assert np.array_equal(views.b_scans[0].greys, image[2]) and np.array_equal(views.section.inside, inside[:, :, 3].T)
     cropped = views.b_scans[1].crop()
     assert np.array_equal(cropped.greys, image[3, 1:3, :4]) and cropped.size_mm == (None, pytest.approx(0.8))
 
