@@ -29,6 +29,7 @@ for i in range(torch.cuda.device_count()):
     p = torch.cuda.get_device_properties(i)
     print(f"{p.name} {p.total_memory / 2**30:.0f} GiB (sm {p.major}.{p.minor})", end="; ")
 """
+REMOVED_XLA_FLAG = "--xla_gpu_enable_triton_softmax_fusion"
 ONE_CHIP = {"TPU_VISIBLE_CHIPS": "0", "TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1", "TPU_PROCESS_BOUNDS": "1,1,1"}
 Start = Callable[[Mapping[str, str]], tuple[int, str]]  # environment -> exit code, output
 
@@ -101,9 +102,24 @@ def _tpu_failure(output: str) -> tuple[str, str]:
     return found, f"restart the TPU: {restart}"
 
 
+def environment() -> list[Check]:
+    """Settings of the environment that XLA no longer knows, or that change what is computed; nothing without one."""
+    found = []
+    if REMOVED_XLA_FLAG in os.environ.get("XLA_FLAGS", ""):
+        advice = f"remove {REMOVED_XLA_FLAG} from XLA_FLAGS: an XLA that does not know a flag ends the process"
+        found.append(Check("XLA_FLAGS", WARN, f"{REMOVED_XLA_FLAG} was removed from XLA", advice))
+    value = os.environ.get("XLA_USE_BF16", "0")
+    if value.lower() not in ("", "0", "false"):
+        advice = "unset XLA_USE_BF16; optimization.precision=bf16 computes in bf16 and keeps the weights in float32"
+        what = "every float32 becomes bf16, weights, losses and the optimizer's state too"
+        found.append(Check("XLA_USE_BF16", WARN, f"set to {value}: {what}", advice))
+    return found
+
+
 def list_checks(accelerator: str) -> list[tuple[str, Callable[[], list[Check]]]]:
     return [
         ("torch", torch_on_cpu),
+        ("environment", environment),
         ("cuda", lambda: cuda(accelerator == "cuda")),
         ("tpu", lambda: tpu(accelerator == "xla")),
     ]

@@ -18,7 +18,7 @@ from regression.recipe import RegressionRecipe
 from regression.tables.table import read_table
 from tests.builders.encoders import write_encoder
 from tests.builders.expression import run_config, write_images
-from tests.builders.oct.scans import both_eyes, write_scans
+from tests.builders.oct.scans import both_eyes, index_scans
 from tests.builders.patches import write_patches, write_tuning
 from tests.builders.runs.run import KEYS, index_and_catalog, write_cohort
 from tests.builders.zips import write_folder
@@ -45,7 +45,7 @@ def write_inputs(folder: Path) -> None:
     write_encoder(folder / "encoder")
     write_tuning(folder / "tuning.yaml", write_patches(folder / "patches", slides=2, patches=1))
     write_folder(folder / "zips")
-    write_scans(folder / "oct", both_eyes("1"))
+    index_scans(folder / "oct", both_eyes("1"))
     root, archives = archives_of(str(folder / "zips"))
     index_patches(root, archives, str(folder / "patches.parquet"), max_corrupt_fraction=0.0)
     _write_regression(folder)
@@ -75,7 +75,9 @@ def jobs(f: Path) -> dict[str, Job]:
     spots = (f"counts={f}/counts.csv", f"images={f}/{{section}}.png", "image_mpp=1.0", "mpp=1.0", "genes=[a]")
     given = {
         "aggregate_results": ((f"runs={f}/run",), "1 finished runs"),
+        "audit_oct": ((f"index={f}/oct/oct.parquet", f"output={f}/out.html"), "2 files"),
         "build_anchors": ((f"slide_index={index}", out), "2 slides"),
+        "check_oct": ((f"data.manifest={f}/oct/manifest.tsv", f"output_dir={f}/out"), "2 files, 12 checks"),
         "cut_patches": ((f"slides={index}", out), "2 slides"),
         "doctor": ((f"slides={slides}", f"storage={f}/out", "ray=false"), "1 folders, 2 slides"),
         "evaluate": ((f"snapshot={encoder}", out, f"--config={f}/tuning.yaml"), "1 evaluators, 8 images"),
@@ -91,6 +93,7 @@ def jobs(f: Path) -> dict[str, Job]:
         "pretrain_ijepath": ((f"data.slide_manifest_csv={slides}", *KEYS, out), "2 slides"),
         "pretrain_oct": ((f"data.manifest={f}/oct/manifest.tsv", "--config=smoke", out), "2 files"),
         "preview_ijepath": ((f"anchor_catalog={f}/anchor_catalog_manifest.json", f"output_dir={f}/out"), "2 slides"),
+        "preview_oct": ((f"data.manifest={f}/oct/manifest.tsv", f"output_dir={f}/out"), "2 files, 2 samples"),
         "spatial_patches": ((f"spots={f}/spots.csv", *spots, out), "12 spots, 2 sections"),
         "stop": ((f"run={f}/run",), "1 runs to stop"),
         "sweep": ((sweep[1], sweep[0], *sweep[2:], out), "2 trials"),

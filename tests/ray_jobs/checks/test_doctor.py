@@ -225,6 +225,21 @@ def test_a_device_that_hangs_is_given_up():
     assert code == 124 and "timed out" in output
 
 
+def test_settings_that_xla_removed_or_that_change_numbers_are_named(monkeypatch):
+    for name in ("XLA_FLAGS", "XLA_USE_BF16"):
+        monkeypatch.delenv(name, raising=False)
+    assert accelerator_checks.environment() == []
+    monkeypatch.setenv("XLA_USE_BF16", "0")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=/tmp/x")
+    assert accelerator_checks.environment() == []
+    monkeypatch.setenv("XLA_USE_BF16", "1")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=/tmp/x --xla_gpu_enable_triton_softmax_fusion=true")
+    flags, bf16 = accelerator_checks.environment()
+    assert statuses([flags, bf16]) == [WARN, WARN] and "--xla_gpu_enable_triton_softmax_fusion" in flags.advice
+    assert "optimization.precision=bf16" in bf16.advice
+    assert "environment" in dict(accelerator_checks.list_checks("auto"))
+
+
 # ---- the report
 
 
