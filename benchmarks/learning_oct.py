@@ -92,8 +92,12 @@ class Probe:
         made = [varied_retina(HELD_OUT + n, size) for n in range(settings.train + settings.test)]
         layers = np.stack([token_layers(layer, patch) for _, layer in made])
         inside = torch.tensor([[[0, n] for n in size]] * len(made), dtype=torch.int32)
-        images = Volumes(config.augment, config.data.spacing_mm)(torch.from_numpy(np.stack([i for i, _ in made])), inside)
-        chosen = np.stack([rng(0, "tokens", n).permutation(layers.shape[1])[: settings.tokens] for n in range(len(made))])
+        images = Volumes(config.augment, config.data.spacing_mm)(
+            torch.from_numpy(np.stack([i for i, _ in made])), inside
+        )
+        chosen = np.stack(
+            [rng(0, "tokens", n).permutation(layers.shape[1])[: settings.tokens] for n in range(len(made))]
+        )
         return cls(images, layers, chosen, settings.train)
 
     def scores(self, tokens: np.ndarray) -> np.ndarray:
@@ -106,7 +110,7 @@ class Probe:
             x.reshape(-1, x.shape[-1]), y.ravel(), test_x.reshape(-1, x.shape[-1]), test_y.ravel(),
             train_groups=groups, cs=(1e-3, 1e-2, 1e-1, 1.0), max_iter=200,
         )  # fmt: skip
-        right = (found.predictions.reshape(test_y.shape) == test_y)
+        right = found.predictions.reshape(test_y.shape) == test_y
         return np.array([np.mean([r[t == k].mean() for k in np.unique(t)]) for r, t in zip(right, test_y, strict=True)])
 
     @torch.inference_mode()
