@@ -10,6 +10,7 @@ divided between training and test. Inputs are those of pretraining, as the artif
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +61,7 @@ def main(loaded: Loaded[FinetuneOctConfig]) -> Outputs | None:
         return work()
 
 
-def _work_of(config: FinetuneOctConfig, cohort: Cohort) -> Any:
+def _work_of(config: FinetuneOctConfig, cohort: Cohort) -> Callable[[], Outputs]:
     """What is left to call, after the checks that need no Ray."""
     from functools import partial
 

@@ -1,4 +1,4 @@
-"""Joins labels with the volumes of an index: what is predicted (a volume or a person), from which volumes, and its truth.
+"""Joins labels with the volumes of an index: what is predicted (a volume or a person), from which volumes.
 
 Everything that is left out is counted with its reason. Not here: folds (oct.downstream.folds), reading pixels.
 """

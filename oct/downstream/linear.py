@@ -48,7 +48,8 @@ def linear_predictions(
 
 def _classes(z: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
     """Class numbers `[N]` of logits `[M, N]`; M is 1 for two classes."""
-    return (z[0] > 0).astype(np.int64) if len(z) == 1 else z.argmax(axis=0)
+    classes: npt.NDArray[np.int64] = (z[0] > 0).astype(np.int64) if len(z) == 1 else z.argmax(axis=0)
+    return classes
 
 
 def _probabilities(z: npt.NDArray[np.float32]) -> Floats:

@@ -6,7 +6,7 @@ Both eyes of a person count alike, whatever the number of scans. Not here: how f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -109,9 +109,10 @@ def volume_weights(cohort: Cohort) -> Floats:
     return weights
 
 
-def _over_folds(cohort: Cohort, splits: Sequence[Split], predict: object) -> Predictions:
+def _over_folds(
+    cohort: Cohort, splits: Sequence[Split], predict: Callable[[Ints, Ints], tuple[Floats, float]]
+) -> Predictions:
     """Predictions of the units that each split tests, trained on all its others."""
-    assert callable(predict)
     units, values, fold, chosen = [], [], [], []
     for number, split in enumerate(splits):
         test = split.rows("test")
@@ -123,5 +124,4 @@ def _over_folds(cohort: Cohort, splits: Sequence[Split], predict: object) -> Pre
         fold.append(np.full(len(test), number))
         chosen.append(float(how))
     order = np.argsort(np.concatenate(units))
-    whole = (np.concatenate(part)[order] for part in (units, values, fold))
-    return Predictions(*whole, chosen)
+    return Predictions(np.concatenate(units)[order], np.concatenate(values)[order], np.concatenate(fold)[order], chosen)

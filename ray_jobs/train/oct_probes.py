@@ -30,16 +30,17 @@ def probe(config: DownstreamConfig, cohort: Cohort, splits: Sequence[Split]) -> 
     """Linear and attentive probes of one encoder, next to random weights."""
     from oct.downstream import results
 
-    store, model = Storage.of(str(config.output)), config.model
-    found, failed = dict[str, Predictions](), list[tuple[str, str]]()
+    store, model, found = Storage.of(str(config.output)), config.model, dict[str, Predictions]()
     weights = [model.weights] + (["random"] if config.probe.baseline and model.weights != "random" else [])
+    features = {}
     for kind in weights:
         source = source_of(config, cohort, str(model.encoder), kind, tokens=config.probe.attentive)
-        features = features_of(config, cohort, source, kind)
-        readable, kept, parts = usable(cohort, features, splits)
-        failed, who = features.failed, RANDOM if kind == "random" else kind
-        for name, predictions in fits(config, readable, kept, parts).items():
-            found[f"{name}, {who}"] = predictions
+        name = RANDOM if kind == "random" else kind
+        features[name] = features_of(config, cohort, source, name)
+    readable, kept, parts = usable(cohort, features, splits)
+    failed = failures(features)
+    for name, own in kept.items():
+        found |= {f"{probe}, {name}": one for probe, one in fits(config, readable, own, parts).items()}
     scores = judge(config, readable, found)
     for name, own in scores.items():
         log.info("%s: %s", name, ", ".join(f"{metric} {results.show(i)}" for metric, i in own.items()))
@@ -51,13 +52,14 @@ def sweep(config: DownstreamConfig, cohort: Cohort, splits: Sequence[Split], met
     from oct.downstream.snapshots import CURVE, Standing, draw_curve, find_snapshots, ranked, write_leaderboard
 
     store, snapshots = Storage.of(str(config.output)), find_snapshots(str(config.model.run))
-    judged, failed = dict[str, Predictions](), list[tuple[str, str]]()
-    for path, weights, name in [(s.path, "pretrained", s.name) for s in snapshots] + [
-        (snapshots[0].path, "random", RANDOM)
-    ]:
-        features = features_of(config, cohort, source_of(config, cohort, path, weights, tokens=False), name)
-        readable, kept, parts = usable(cohort, features, splits)
-        failed, judged[name] = features.failed, fits(config, readable, kept, parts, attentive=False)["linear"]
+    every = [(s.path, "pretrained", s.name) for s in snapshots] + [(snapshots[0].path, "random", RANDOM)]
+    features = {
+        name: features_of(config, cohort, source_of(config, cohort, path, weights, tokens=False), name)
+        for path, weights, name in every
+    }
+    readable, kept, parts = usable(cohort, features, splits)
+    failed = failures(features)
+    judged = {name: fits(config, readable, own, parts, attentive=False)["linear"] for name, own in kept.items()}
     resamples, seed, floor = config.probe.resamples, config.data.seed, judged[RANDOM]
     random = floor.judge(readable, resamples, seed)
     standings = [
@@ -101,20 +103,28 @@ def features_of(config: DownstreamConfig, cohort: Cohort, source: FeatureSource,
     return features
 
 
-def usable(cohort: Cohort, features: Features, splits: Sequence[Split]) -> tuple[Cohort, Features, list[Split]]:
-    """The cohort, features and splits without volumes that cannot be read, and without units that have no others."""
+def usable(
+    cohort: Cohort, features: dict[str, Features], splits: Sequence[Split]
+) -> tuple[Cohort, dict[str, Features], list[Split]]:
+    """Cohort, features and splits without volumes that an encoder has no features of, and without units that have no
+    others: all encoders are judged on the same."""
     import numpy as np
 
     from oct.downstream.features import Features as Kept
     from pathray.data.splits import Split as Part
 
-    readable = features.readable
-    if readable.all():
-        return cohort, features, list(splits)
-    kept = np.unique(cohort.unit[readable])
-    tokens = None if features.tokens is None else [t for t, ok in zip(features.tokens, readable, strict=True) if ok]
-    parts = [Part(split.of[kept], split.meta) for split in splits]
-    return cohort.only(readable), Kept(features.mean[readable], tokens, features.failed), parts
+    readable = np.all([own.readable for own in features.values()], axis=0)
+    units = np.unique(cohort.unit[readable])
+    kept = {}
+    for name, own in features.items():
+        tokens = None if own.tokens is None else [t for t, ok in zip(own.tokens, readable, strict=True) if ok]
+        kept[name] = Kept(own.mean[readable], tokens, own.failed)
+    return cohort.only(readable), kept, [Part(split.of[units], split.meta) for split in splits]
+
+
+def failures(features: dict[str, Features]) -> list[tuple[str, str]]:
+    """Path and reason of every volume that an encoder has no features of, once."""
+    return list({path: (path, why) for own in features.values() for path, why in own.failed}.values())
 
 
 def fits(
