@@ -7,9 +7,9 @@
 Pretrains on generated retinas (tests/builders/oct/varied_retina.py), whose layers are known for every voxel. A token's
 label is the layer that most of its voxels belong to, one of eight. Every `every` volumes a logistic regression is
 fitted to teacher tokens of `train` volumes and judged on `test` others; its strength is chosen on a part of the
-former. A volume's score is the mean recall over its layers. Next to it: the same network as initialised, a patch's grey
-values alone, and these with the token's position. Differences are paired by volume: 95% t intervals over volumes, for
-the end also over seeds. Any other key is one of a run config.
+former. A volume's score is the mean recall over its layers. Next to it: the same network as initialised, and a patch's
+grey values; all of them also with sine positions appended, since rotary positions are not in the tokens. Differences
+are paired by volume: 95% t intervals over volumes, for the end also over seeds. Any other key is one of a run config.
 """
 
 from __future__ import annotations
@@ -52,11 +52,13 @@ DEFAULTS = (
     *("optimization.batch_size_per_gpu=16", "optimization.total_images=4096", "optimization.lr=1e-3"),
     *("optimization.warmup=512", "optimization.ema=[0.98,1.0]", "collapse.stop=false", "logging.log_every=64"),
 )
+PAIRS = tuple((name, more) for more in ("", "+position") for name in ("random", "grey"))
+POSITION_DIM = 48
 HELD_OUT = 1 << 20  # numbers of the probes' retinas begin here
 LOGGED = ("loss_jepa", "explained", "target_std", "target_rankme", "prediction_rankme", "student_rankme")
 CURVES = (
-    Panel("Layer of a token", (("pretrained", "pretrained"), ("random", "random weights"), ("raw", "grey values"),
-                               ("raw_position", "grey values and position")), "mean recall", smooth=False),
+    Panel("Layer of a token", (("pretrained", "pretrained"), ("random", "random weights"), ("grey+position", "grey values and position"),
+                               ("pretrained+position", "pretrained and position")), "mean recall", smooth=False),
     Panel("Explained by the prediction", (("explained", "targets' variance"),), "share", low=-1.0),
     Panel("RankMe", (("target_rankme", "targets"), ("prediction_rankme", "predictions")), from_zero=True),
 )  # fmt: skip
@@ -121,11 +123,15 @@ class Probe:
         encoder.train(training)
         return tokens.numpy()
 
-    def grey(self, config: RunConfig) -> tuple[np.ndarray, np.ndarray]:
-        """Grey values of every patch `[V, N, P]`, and the same with sine positions."""
-        raw = PatchEmbed(tuple(config.model.patch_size), 1, 1).patches(self.images).numpy()
-        table = sincos_table(config.tokens, 192).numpy()
-        return raw, np.concatenate([raw, np.broadcast_to(table, (*raw.shape[:2], 192))], axis=2)
+    def grey(self, config: RunConfig) -> np.ndarray:
+        """Grey values of every patch `[V, N, P]`."""
+        return PatchEmbed(tuple(config.model.patch_size), 1, 1).patches(self.images).numpy()
+
+    def both(self, name: str, tokens: np.ndarray, config: RunConfig) -> dict[str, np.ndarray]:
+        """Scores of tokens, and of tokens with sine positions, whose scale is that of the tokens' dimensions."""
+        table = sincos_table(config.tokens, POSITION_DIM).numpy()
+        placed = np.concatenate([tokens, np.broadcast_to(table, (*tokens.shape[:2], POSITION_DIM))], axis=2)
+        return {name: self.scores(tokens), f"{name}+position": self.scores(placed)}
 
 
 def batches(config: RunConfig, volumes: int, start: int) -> Iterator[dict[str, Any]]:
@@ -151,9 +157,8 @@ def one_seed(seed: int, keys: Sequence[str], settings: Settings) -> dict[str, An
     argv = (*DEFAULTS, *keys, f"data.seed={seed}")
     config = resolve(load_config(RunConfig, argv, configs_dir=CONFIGS_DIR).config, 1, settings.volumes)
     probe, recipe, device = Probe.of(config, settings), OctRecipe(config), Device.of("cpu")
-    raw, raw_position = probe.grey(config)
-    of = {"raw": probe.scores(raw), "raw_position": probe.scores(raw_position)}
-    of["random"] = probe.scores(probe.encode(recipe.encoder))
+    of = probe.both("grey", probe.grey(config), config)
+    of |= probe.both("random", probe.encode(recipe.encoder), config)
     print(f"seed {seed}  " + "  ".join(f"{name} {values.mean():.3f}" for name, values in of.items()), flush=True)
     loop, last, began, spent = loop_settings(config, 1), {}, time.process_time(), 0.0
     state = TrainState(recipe, loop, device)
@@ -162,7 +167,7 @@ def one_seed(seed: int, keys: Sequence[str], settings: Settings) -> dict[str, An
         if tick.images_seen % settings.every and tick.end is None:
             continue
         at = time.process_time()
-        of["pretrained"] = probe.scores(probe.encode(recipe.encoder))
+        of |= probe.both("pretrained", probe.encode(recipe.encoder), config)
         tell(seed, tick.images_seen, at - began - spent, of, last, keys, settings)
         spent += time.process_time() - at
     return of
@@ -172,12 +177,12 @@ def tell(
     seed: int, seen: int, seconds: float, of: dict[str, np.ndarray], logged: dict[str, float], keys: Sequence[str],
     settings: Settings,
 ) -> None:  # fmt: skip
-    against = {name: paired_difference(of["pretrained"], of[name]) for name in ("random", "raw", "raw_position")}
+    against = {f"{name}{more}": paired_difference(of[f"pretrained{more}"], of[f"{name}{more}"]) for name, more in PAIRS}
     figures = {name: logged[name] for name in LOGGED if name in logged}
     row = {"seed": seed, "images_seen": seen, "cpu_s": round(seconds), **figures}
     row |= {name: float(values.mean()) for name, values in of.items()}
     print(
-        f"seed {seed} {seen:>6,} volumes {seconds:4.0f} s  probe {row['pretrained']:.3f}  "
+        f"seed {seed} {seen:>6,} volumes {seconds:4.0f} s  probe {row['pretrained']:.3f} {row['pretrained+position']:.3f}  "
         + "  ".join(f"- {name} {span(d)}" for name, d in against.items()),
         " ".join(f"{k} {v:.3g}" for k, v in figures.items()), flush=True,
     )  # fmt: skip
@@ -203,9 +208,10 @@ def main() -> None:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     print(json.dumps({"settings": asdict(settings), "keys": keys}))
     found = [one_seed(settings.first_seed + n, keys, settings) for n in range(settings.seeds)]
-    for name in ("random", "raw", "raw_position") if len(found) > 1 else ():
-        a, b = ([float(of[which].mean()) for of in found] for which in ("pretrained", name))
-        print(f"over {len(found)} seeds: pretrained {np.mean(a):.3f} - {name} {np.mean(b):.3f} = "
+    for name, more in PAIRS if len(found) > 1 else ():
+        name, own = f"{name}{more}", f"pretrained{more}"
+        a, b = ([float(of[which].mean()) for of in found] for which in (own, name))
+        print(f"over {len(found)} seeds: {own} {np.mean(a):.3f} - {name} {np.mean(b):.3f} = "
               f"{span(paired_difference(a, b))}")  # fmt: skip
 
 

@@ -107,8 +107,9 @@ def _train(head: AttentiveHead, train: Tokens, truth: Tensor, config: ProbeConfi
     """AdamW with a warm-up of a tenth and a cosine to 0."""
     optimizer = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=config.weight_decay)
     per_epoch = -(-len(train) // config.batch)
-    total, step = config.epochs * per_epoch, 0
-    for epoch in range(config.epochs):
+    epochs = max(config.epochs, -(-config.min_steps // per_epoch))
+    total, step = epochs * per_epoch, 0
+    for epoch in range(epochs):
         order = rng(seed, "attentive", epoch).permutation(len(train))
         for first in range(0, len(train), config.batch):
             rows = order[first : first + config.batch]

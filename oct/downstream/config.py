@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+from oct.sections import AugmentConfig
 from pathray.config import sections
 from pathray.config.checks import check_at_least, check_between, check_one_of, check_positive
 from pathray.config.load import MISSING, placement
@@ -75,14 +76,15 @@ class ProbeConfig:
     attentive: bool = True  # also fit one query's attention over all tokens
     pool: list[int] = field(default_factory=lambda: [1, 1, 1])  # tokens averaged per axis before that attention
     inner_folds: int = 5  # by person, within the training persons: the strength of the linear probe
-    epochs: int = 40  # of the attentive probe
+    epochs: int = 20  # of the attentive probe, and
+    min_steps: int = 200  # of its optimizer, where there are few labels
     batch: int = 16
     lrs: list[float] = field(default_factory=lambda: [1e-3, 3e-4])  # the best on a fifth of the training persons
     weight_decay: float = 0.01
     resamples: int = 2000  # of persons, for the intervals
 
     def __post_init__(self) -> None:
-        check_positive(self, "probe", "epochs", "batch", "resamples")
+        check_positive(self, "probe", "epochs", "min_steps", "batch", "resamples")
         check_at_least(self, "probe", 2, "inner_folds")
         check_at_least(self, "probe", 0, "weight_decay")
         if len(self.pool) != 3 or min(self.pool) < 1:
@@ -114,13 +116,6 @@ class OptimizationConfig(StepConfig):
         check_at_least(self, "optimization", 0, "weight_decay")
         check_one_of(self, "optimization", precision=("fp32", "bf16", "fp16"))
         self.check_steps("optimization")
-
-
-@dataclass
-class AugmentConfig:
-    """Augmentation while fine-tuning: that of pretraining (oct.augment), or none."""
-
-    enable: bool = True
 
 
 @dataclass

@@ -83,7 +83,7 @@ def write_leaderboard(store: Storage, standings: Sequence[Standing], metric: str
 
 
 def draw_curve(standings: Sequence[Standing], random: Mapping[str, Interval], metric: str, floor: float) -> bytes:
-    """A PNG: the probe over the volumes seen, with its interval, next to random weights. `floor`: lowest value drawn."""
+    """A PNG: the probe over the volumes seen, with its interval, next to random weights. `floor`: lowest value."""
     rows = [
         {
             "volumes_seen": one.snapshot.images_seen,

@@ -30,7 +30,8 @@ def probe(config: DownstreamConfig, cohort: Cohort, splits: Sequence[Split]) -> 
     """Linear and attentive probes of one encoder, next to random weights."""
     from oct.downstream import results
 
-    store, model, found = Storage.of(str(config.output)), config.model, dict[str, Predictions]()
+    store, model = Storage.of(str(config.output)), config.model
+    found: dict[str, Predictions] = {}
     weights = [model.weights] + (["random"] if config.probe.baseline and model.weights != "random" else [])
     features = {}
     for kind in weights:
@@ -42,8 +43,8 @@ def probe(config: DownstreamConfig, cohort: Cohort, splits: Sequence[Split]) -> 
     for name, own in kept.items():
         found |= {f"{probe}, {name}": one for probe, one in fits(config, readable, own, parts).items()}
     scores = judge(config, readable, found)
-    for name, own in scores.items():
-        log.info("%s: %s", name, ", ".join(f"{metric} {results.show(i)}" for metric, i in own.items()))
+    for name, judged in scores.items():
+        log.info("%s: %s", name, ", ".join(f"{metric} {results.show(i)}" for metric, i in judged.items()))
     return _leave(config, store, readable, found, scores, failed)
 
 
