@@ -57,8 +57,17 @@ POSITION_DIM = 48
 HELD_OUT = 1 << 20  # numbers of the probes' retinas begin here
 LOGGED = ("loss_jepa", "explained", "target_std", "target_rankme", "prediction_rankme", "student_rankme")
 CURVES = (
-    Panel("Layer of a token", (("pretrained", "pretrained"), ("random", "random weights"), ("grey+position", "grey values and position"),
-                               ("pretrained+position", "pretrained and position")), "mean recall", smooth=False),
+    Panel("Layer of a token", (("pretrained", "pretrained"), ("random", "random weights")), "mean recall", smooth=False),
+    Panel(
+        "With positions",
+        (
+            ("pretrained+position", "pretrained"),
+            ("random+position", "random weights"),
+            ("grey+position", "grey values"),
+        ),
+        "mean recall",
+        smooth=False,
+    ),
     Panel("Explained by the prediction", (("explained", "targets' variance"),), "share", low=-1.0),
     Panel("RankMe", (("target_rankme", "targets"), ("prediction_rankme", "predictions")), from_zero=True),
 )  # fmt: skip
@@ -181,8 +190,9 @@ def tell(
     figures = {name: logged[name] for name in LOGGED if name in logged}
     row = {"seed": seed, "images_seen": seen, "cpu_s": round(seconds), **figures}
     row |= {name: float(values.mean()) for name, values in of.items()}
+    own = f"probe {row['pretrained']:.3f} {row['pretrained+position']:.3f}"
     print(
-        f"seed {seed} {seen:>6,} volumes {seconds:4.0f} s  probe {row['pretrained']:.3f} {row['pretrained+position']:.3f}  "
+        f"seed {seed} {seen:>6,} volumes {seconds:4.0f} s  {own}  "
         + "  ".join(f"- {name} {span(d)}" for name, d in against.items()),
         " ".join(f"{k} {v:.3g}" for k, v in figures.items()), flush=True,
     )  # fmt: skip

@@ -77,9 +77,7 @@ def loop_settings(config: DownstreamConfig, world: int, depth: int) -> LoopSetti
         total_images=total,
         optim={"model": optim},
         precision=settings.precision,
-        log_every=log_cadence(
-            config.logging.log_every, most={"iterations": 50}, global_batch=batch, total_images=total
-        ),
+        log_every=log_cadence(config.logging.log_every, most=LOG_EVERY, global_batch=batch, total_images=total),
     )
 
 

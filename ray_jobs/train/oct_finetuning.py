@@ -186,14 +186,9 @@ def _leave(
     scores = {name: predictions.judge(cohort, config.probe.resamples, config.data.seed)}
     log.info("%s: %s", name, ", ".join(f"{metric} {results.show(i)}" for metric, i in scores[name].items()))
     written = results.write_predictions(store, cohort, {name: predictions})
-    metrics = results.write_metrics(
-        store, cohort, scores, {"kind": config.kind, "models": json.loads(json.dumps(models))}
-    )
+    metrics = results.write_metrics(store, cohort, scores, {"kind": config.kind, "models": models})
     store.write_bytes(results.CHART, results.draw_scores(scores, "Fine-tuned encoder"))
-    lost = (
-        set(range(len(cohort.names))) - set(predictions.units.tolist()) if len(models) == config.data.folds else set()
-    )
-    failed = [(str(cohort.names[unit]), "none of its volumes can be read") for unit in sorted(lost)]
+    failed = [(str(cohort.names[unit]), "none of its volumes can be read") for unit in lost]
     summary = results.summary_of(
         "Fine-tuning", cohort, scores, failed=failed, facts={"encoder": config.model.encoder},
         settings={**settings_of(config), "optimization.lr": config.optimization.lr},
