@@ -57,7 +57,7 @@ POSITION_DIM = 48
 HELD_OUT = 1 << 20  # numbers of the probes' retinas begin here
 LOGGED = ("loss_jepa", "explained", "target_std", "target_rankme", "prediction_rankme", "student_rankme")
 CURVES = (
-    Panel("Layer of a token", (("pretrained", "pretrained"), ("random", "random weights")), "mean recall", smooth=False),
+    Panel("Tokens", (("pretrained", "pretrained"), ("random", "random weights")), "mean recall", smooth=False),
     Panel(
         "With positions",
         (
