@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -175,6 +176,6 @@ def _read(store: Storage, name: str) -> dict[str, npt.NDArray[Any]]:
             return {key: arrays[key] for key in arrays.files}
     except MissingFile:
         raise
-    except (ValueError, OSError, EOFError, KeyError) as e:
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as e:
         message, expected = "the features of a volume are damaged", "the file removed: they are computed again"
         raise UserError(message, file=store.join(name), found=str(e)[:200], expected=expected) from e

@@ -78,9 +78,9 @@ def load_encoder(folder: str, weights: str = "pretrained", seed: int = 0, **chan
     torch's global random state does not change."""
     from dataclasses import replace
 
-    pretrained, description = EncoderArtifact.load(folder)
-    given = Preprocessing.of(description, folder)
     with _ALONE, torch.random.fork_rng(devices=[]):
+        pretrained, description = EncoderArtifact.load(folder)
+        given = Preprocessing.of(description, folder)
         torch.manual_seed(seed)
         encoder = ViT(replace(pretrained.config, **changes))
     if weights == "pretrained":

@@ -20,7 +20,8 @@ from oct.model import build_encoder
 from oct.sections import DataConfig, ModelConfig
 from oct.settings import preprocessing
 from pathray.data.order import rng
-from pathray.store.artifact import EncoderArtifact
+from pathray.store.artifact import Encoder, EncoderArtifact
+from pathray.store.committed import committed_dir
 from tests.builders.oct.opt_dicom import Scan as Written
 from tests.builders.oct.opt_dicom import build_dicom
 from tests.builders.oct.scans import Scan, both_eyes, cells_of, write_rows
@@ -94,3 +95,17 @@ def write_table(path: Path, rows) -> str:
     with path.open("w", newline="") as file:
         csv.writer(file).writerows(rows)
     return str(path)
+
+
+def write_oct_run(folder: Path, seen: tuple[int, ...], final: bool = True) -> str:
+    """A run's folder with a snapshot for each number of volumes seen; the last is the final encoder, too."""
+    for images in seen:
+        torch.manual_seed(images)
+        config = small_run()
+        vit = build_encoder(config)
+        encoder = Encoder(vit, preprocessing(config), "oct", {})
+        with committed_dir(str(folder / "checkpoints"), f"oct-img{images}", {"images_seen": images}) as directory:
+            encoder.write(directory, "encoder", vit.state_dict(), {"images_seen": images})
+        if final and images == max(seen):
+            encoder.save(str(folder / "encoder"), {"images_seen": images})
+    return str(folder)
