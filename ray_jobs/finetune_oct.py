@@ -70,14 +70,14 @@ def _work_of(config: FinetuneOctConfig, cohort: Cohort) -> Callable[[], Outputs]
     data, tuned = config.data, config.kind == "finetune"
     splits = splits_of(cohort, split_file=data.split_file, k=data.folds, seed=data.seed, validation=tuned)
     if config.kind == "probe":
-        from ray_jobs.train.oct_probes import probe
+        from ray_jobs.oct_downstream.probes import probe
 
         return partial(probe, config, cohort, splits)
     if config.kind == "sweep":
-        from ray_jobs.train.oct_probes import sweep
+        from ray_jobs.oct_downstream.probes import sweep
 
         return partial(sweep, config, cohort, splits, SELECTED_BY[data.task][0])
-    from ray_jobs.train.oct_finetuning import finetune
+    from ray_jobs.oct_downstream.finetuning import finetune
 
     return partial(finetune, config, cohort, splits)
 

@@ -7,7 +7,7 @@ A volume that cannot be read is left out of its unit. Not here: intervals (pathr
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Predict = Callable[[Tensor, Tensor], Tensor]
+READ_TIMEOUT_S = 3600.0
 
 
 def predict_volumes(
@@ -39,6 +40,21 @@ def predict_volumes(
     classes, (mean, std) = len(classes_of(plan)), scale_of(plan)
     own = rows[device.rank :: device.world_size]
     out = np.full((own.size, classes or 1), np.nan)
+    for places, units in _batches(reader, own, batch, threads):
+        placed = device.to_device({name: np.stack([unit[name] for unit in units]) for name in ("image", "inside")})
+        with torch.no_grad():
+            z = predict(placed["image"], placed["inside"]).double().cpu()
+        out[places] = (z.softmax(dim=1) if classes else z * std + mean).numpy()
+    parts = device.gather_objects((own, out)) if device.world_size > 1 else [(own, out)]
+    found = np.concatenate([ids for ids, _ in parts])
+    values: Floats = np.concatenate([v for _, v in parts])[np.argsort(found)][np.argsort(np.argsort(rows))]
+    return values
+
+
+def _batches(
+    reader: LabelledReader, rows: Ints, size: int, threads: int
+) -> Iterator[tuple[list[int], list[dict[str, Any]]]]:
+    """(places among `rows`, volumes) of those that can be read, `size` at once; read ahead by threads."""
 
     def read(row: int) -> dict[str, Any] | None:
         try:
@@ -49,29 +65,16 @@ def predict_volumes(
             log.warning("left out: %s", e)
             return None
 
-    waiting: list[tuple[int, dict[str, Any]]] = []
-
-    def flush() -> None:
-        if not waiting:
-            return
-        units = [unit for _, unit in waiting]
-        arrays = {name: np.stack([unit[name] for unit in units]) for name in ("image", "inside")}
-        placed = device.to_device(arrays)
-        with torch.no_grad():
-            z = predict(placed["image"], placed["inside"]).double().cpu()
-        out[[i for i, _ in waiting]] = (z.softmax(dim=1) if classes else z * std + mean).numpy()
-        waiting.clear()
-
-    for i, unit in enumerate(read_ahead(read, own.tolist(), threads=threads, timeout_s=3600)):
-        if unit is not None:
-            waiting.append((i, unit))
-        if len(waiting) == batch:
-            flush()
-    flush()
-    parts = device.gather_objects((own, out)) if device.world_size > 1 else [(own, out)]
-    found = np.concatenate([ids for ids, _ in parts])
-    values: Floats = np.concatenate([v for _, v in parts])[np.argsort(found)][np.argsort(np.argsort(rows))]
-    return values
+    places, units = list[int](), list[dict[str, Any]]()
+    for place, unit in enumerate(read_ahead(read, rows.tolist(), threads=threads, timeout_s=READ_TIMEOUT_S)):
+        if unit is None:
+            continue
+        places, units = [*places, place], [*units, unit]
+        if len(units) == size:
+            yield places, units
+            places, units = [], []
+    if units:
+        yield places, units
 
 
 def pool_units(values: Floats, units: Ints, eyes: Sequence[str]) -> tuple[Ints, Floats]:

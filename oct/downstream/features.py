@@ -2,7 +2,7 @@
 
 A folder per encoder, weights and grid; a file per volume, named after what it was computed from. So a killed job goes
 on where it was, and another table of labels finds what is there. Not here: the processes that compute
-(ray_jobs.extract.oct_volumes), what is fitted to features (oct.downstream.probing).
+(ray_jobs.oct_downstream.features), what is fitted to features (oct.downstream.probing).
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pathray.reports.summary import Picture, write_summary
 from pathray.store.storage import Storage
-from ray_jobs.extract.oct_volumes import ensure_features
+from ray_jobs.oct_downstream.features import ensure_features
 from ray_jobs.shell.cli import Outputs
 
 if TYPE_CHECKING:
