@@ -16,9 +16,9 @@ from pathray.errors import MissingFile
 from pathray.reports.summary import Picture, write_summary
 from pathray.store.outages import START, through_outages
 from pathray.store.storage import Storage
+from ray_jobs.oct_downstream.probes import settings_of
 from ray_jobs.shell.cli import Outputs
 from ray_jobs.shell.run_summary import write_run_summary
-from ray_jobs.oct_downstream.probes import settings_of
 from ray_jobs.train.plans import share_plan
 from ray_jobs.train.trainer import begin, fit
 from ray_jobs.train.training_jobs import (
