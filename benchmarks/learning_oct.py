@@ -1,7 +1,7 @@
 """Does OCT pretraining learn? Which retinal layer a token holds, by a linear probe, over the volumes seen.
 
-    python benchmarks/learning_oct.py                             # three seeds, some ten minutes of a core each
-    python benchmarks/learning_oct.py seeds=1 every=512 optimization.total_images=2048 model.regulariser=none
+    python benchmarks/learning_oct.py                             # three seeds, two minutes of a core each
+    python benchmarks/learning_oct.py seeds=1 every=512 optimization.total_images=2048 model.regulariser=sigreg
     python benchmarks/learning_oct.py plot=learning_oct.jsonl     # curve.png of rows that are there
 
 Pretrains on generated retinas (tests/builders/oct/varied_retina.py), whose layers are known for every voxel. A token's
@@ -48,9 +48,10 @@ from tests.builders.oct.varied_retina import token_layers, varied_retina
 
 DEFAULTS = (
     *("data.image_size=[16,96,96]", "data.spacing_mm=[0.2,0.02,0.06]", "model.patch_size=[4,8,8]"),
-    *("model.name=vit_micro", "model.pred_dim=96", "model.pred_depth=2", "optimization.global_batch=16"),
-    *("optimization.batch_size_per_gpu=16", "optimization.total_images=4096", "optimization.lr=1e-3"),
-    *("optimization.warmup=512", "optimization.ema=[0.98,1.0]", "collapse.stop=false", "logging.log_every=64"),
+    *("model.name=vit_micro", "model.positions=rope", "model.pred_dim=96", "model.pred_depth=2"),
+    *("optimization.global_batch=8", "optimization.batch_size_per_gpu=8", "optimization.total_images=512"),
+    *("optimization.lr=5e-4", "optimization.warmup=128", "optimization.ema=[0.98,1.0]"),
+    *("collapse.stop=false", "logging.log_every=64"),
 )
 PAIRS = tuple((name, more) for more in ("", "+position") for name in ("random", "grey"))
 POSITION_DIM = 48
@@ -79,10 +80,10 @@ class Settings:
 
     seeds: int = 3
     first_seed: int = 0
-    every: int = 1024  # volumes between two probes
+    every: int = 256  # volumes between two probes
     volumes: int = 2048  # distinct ones to train on
-    train: int = 32  # volumes of the probe, and tokens of each
-    tokens: int = 128
+    train: int = 16  # volumes of the probe, and tokens of each
+    tokens: int = 64
     test: int = 32
     rows: str = "outputs/learning_oct.jsonl"  # appended to
     plot: str = ""
