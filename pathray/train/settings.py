@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -16,6 +16,7 @@ from pathray.device import PRECISIONS
 from pathray.errors import UserError
 from pathray.optim.adamw import AdamW
 from pathray.optim.lars import LARS
+from pathray.optim.layer_rates import LayerRates
 from pathray.optim.schedules import Schedule, constant
 from pathray.optim.sgd import SGD
 
@@ -27,7 +28,8 @@ GRAD_SYNC = ("flat", "overlap")
 class PhaseOptim:
     """The optimizer of one phase. `clip` bounds the global norm of the phase's mean gradient.
 
-    `lars` adds LARS's layer-wise rates to either kind (`lars_trust` is its η, `lars_clip` "ratio" or "larc").
+    `lars` adds LARS's layer-wise rates to either kind (`lars_trust` is its η, `lars_clip` "ratio" or "larc"). `rates`
+    are factors of the learning rate by prefix of a parameter's name (pathray.optim.layer_rates).
     """
 
     kind: str = "adamw"
@@ -41,6 +43,7 @@ class PhaseOptim:
     lars: bool = False
     lars_trust: float = 0.02
     lars_clip: str = "ratio"
+    rates: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in OPTIMIZERS:
@@ -59,9 +62,9 @@ class PhaseOptim:
             inner = AdamW(named_params, betas=self.betas, eps=self.eps)
         else:
             inner = SGD(named_params, momentum=self.momentum, nesterov=self.nesterov)
-        if not self.lars:
-            return inner
-        return LARS(inner, trust=self.lars_trust, clip="larc" if self.lars_clip == "larc" else "ratio")
+        clip: Literal["larc", "ratio"] = "larc" if self.lars_clip == "larc" else "ratio"
+        whole = LARS(inner, trust=self.lars_trust, clip=clip) if self.lars else inner
+        return LayerRates(whole, self.rates) if self.rates else whole
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from regression.recipe import RegressionRecipe
 from regression.tables.table import read_table
 from tests.builders.encoders import write_encoder
 from tests.builders.expression import run_config, write_images
+from tests.builders.oct.labelled import write_labelled, write_oct_encoder
 from tests.builders.oct.scans import both_eyes, index_scans
 from tests.builders.patches import write_patches, write_tuning
 from tests.builders.runs.run import KEYS, index_and_catalog, write_cohort
@@ -46,6 +47,8 @@ def write_inputs(folder: Path) -> None:
     write_tuning(folder / "tuning.yaml", write_patches(folder / "patches", slides=2, patches=1))
     write_folder(folder / "zips")
     index_scans(folder / "oct", both_eyes("1"))
+    write_labelled(folder / "labelled", persons=4)
+    write_oct_encoder(folder / "oct_encoder")
     root, archives = archives_of(str(folder / "zips"))
     index_patches(root, archives, str(folder / "patches.parquet"), max_corrupt_fraction=0.0)
     _write_regression(folder)
@@ -73,6 +76,7 @@ def jobs(f: Path) -> dict[str, Job]:
     trial = ", ".join(f'"{word}"' for word in (*regression, f"data.{split}"))
     sweep = ("job=train_regression", f"args=[{trial}]", "space={train.lr: {grid: [1e-3, 1e-4]}}", "search=grid")
     spots = (f"counts={f}/counts.csv", f"images={f}/{{section}}.png", "image_mpp=1.0", "mpp=1.0", "genes=[a]")
+    labelled = (f"data.labels={f}/labelled/labels.csv", f"data.index={f}/labelled/volumes.parquet", "data.folds=2")
     given = {
         "aggregate_results": ((f"runs={f}/run",), "1 finished runs"),
         "audit_oct": ((f"index={f}/oct/oct.parquet", f"output={f}/out.html"), "2 files"),
@@ -83,6 +87,7 @@ def jobs(f: Path) -> dict[str, Job]:
         "evaluate": ((f"snapshot={encoder}", out, f"--config={f}/tuning.yaml"), "1 evaluators, 8 images"),
         "evaluate_regression": ((table, f"model={f}/model", split, out), "rows of test"),
         "extract_features": ((f"slides={slides}", f"encoders=[{encoder}]", out), "2 slides"),
+        "finetune_oct": ((*labelled, f"model.encoder={f}/oct_encoder", out), "8 labelled volumes, 4 persons"),
         "index_oct": ((f"manifest={f}/oct/manifest.tsv", out), "2 files"),
         "index_patches": ((f"source={f}/zips", out), "3 archives"),
         "index_slides": ((f"manifest={slides}", out), "2 slides"),
