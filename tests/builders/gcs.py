@@ -8,6 +8,7 @@ itself, which is the emulator's.
 from __future__ import annotations
 
 import json
+import os
 import random
 import threading
 import time
@@ -20,12 +21,12 @@ from typing import Any
 from urllib.parse import unquote, urlparse
 
 from gcp_storage_emulator.handlers import buckets
-from gcp_storage_emulator.server import RequestHandler
+from gcp_storage_emulator.server import RequestHandler, Router
 from gcp_storage_emulator.storage import Storage
 
+os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # as pathray.store.file_systems does
 BUCKET = "scans"
 HOST, TOKEN = "STORAGE_EMULATOR_HOST", "FSSPEC_GS_TOKEN"
-CUT_BYTES = 7
 
 
 @dataclass
@@ -40,23 +41,27 @@ class Asked:
 
 @dataclass
 class GcsServer:
-    """`round_trip_s` is waited before each answer; a share `failing` of requests is answered 503 or 429; the first
-    `cut` reads of content lose their last bytes."""
+    """`round_trip_s` is waited before each answer; a share `failing` of requests is answered 503 or 429."""
 
     round_trip_s: float = 0.0
     failing: float = 0.0
-    cut: int = 0
     asked: list[Asked] = field(default_factory=list)
+    written: list[str] = field(default_factory=list)  # the names of objects, each time one becomes whole
     seed: int = 0
 
     def __post_init__(self) -> None:
         self.storage = Storage(use_memory_fs=True)
         self.storage._write_config_to_file = lambda: None  # all metadata of all objects after each write
         buckets.create_bucket(BUCKET, self.storage)
+        self._create, self.storage.create_file = self.storage.create_file, self._create_file
         self.lock, self._chance = threading.Lock(), random.Random(self.seed)
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, self))
         self._http.daemon_threads = True
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True)
+
+    def _create_file(self, bucket: str, name: str, *content: Any) -> None:
+        self._create(bucket, name, *content)
+        self.written.append(name)
 
     @property
     def url(self) -> str:
@@ -102,7 +107,7 @@ class _Handler(RequestHandler):
         self.gcs, self.one = gcs, Asked("look", "")
         super().__init__(gcs.storage, *args)
 
-    def _answer(self, method: Any) -> None:
+    def answer(self) -> None:
         gcs = self.gcs
         self.one = asked = Asked(*_kind(self.command, self.path))
         time.sleep(gcs.round_trip_s)
@@ -111,7 +116,7 @@ class _Handler(RequestHandler):
             self._refuse(status)
         else:
             with gcs.lock:
-                method()
+                Router(self).handle(self.command)
         self.wfile.flush()
         with gcs.lock:
             gcs.asked.append(asked)
@@ -123,17 +128,10 @@ class _Handler(RequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def do_GET(self) -> None:
-        self._answer(super().do_GET)
+    do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = answer  # noqa: N815 - the names that http.server asks for
 
-    def do_POST(self) -> None:
-        self._answer(super().do_POST)
-
-    def do_PUT(self) -> None:
-        self._answer(super().do_PUT)
-
-    def do_DELETE(self) -> None:
-        self._answer(super().do_DELETE)
+    def log_message(self, format: str, *args: Any) -> None:
+        """`asked` says it."""
 
     def send_response(self, code: int, message: str | None = None) -> None:
         self.one.status = int(code)
