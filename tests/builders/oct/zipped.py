@@ -1,4 +1,4 @@
-"""ZIPs of OCT files with every trait that real ones have: methods, nested folders, duplicates, hostile names, damage."""
+"""ZIPs of OCT files with the traits that real ones have: methods, ZIP64, Deflate64."""
 
 from __future__ import annotations
 

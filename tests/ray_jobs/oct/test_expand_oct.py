@@ -1,4 +1,4 @@
-"""The job that expands ZIPs: on a disk, through Ray, and on Google's storage with failures, killed and started again."""
+"""The job that expands ZIPs: on a disk, through Ray, and on Google's storage with failures, killed and restarted."""
 
 import contextlib
 import csv
@@ -60,7 +60,9 @@ def test_archives_become_files_with_counts_by_reason(tmp_path, without_ray, capl
     assert run(*words) == 2
     said = capsys.readouterr().err
     assert "3 of 9 members failed" in said and "../../evil.dcm: its name leads out" in said
-    assert "8 members of 3 archives = 4 written + 0 kept + 2 skipped + 2 failed; 12.0 kB; 1 archives could" in caplog.text
+    assert (
+        "8 members of 3 archives = 4 written + 0 kept + 2 skipped + 2 failed; 12.0 kB; 1 archives could" in caplog.text
+    )
     for name, content in members:
         assert (tmp_path / "oct" / name.removeprefix("retinal_oct/")).read_bytes() == content
     rows = report_of(tmp_path / "oct" / "expansion.csv")
