@@ -114,6 +114,10 @@ class _Handler(RequestHandler):
         if status := gcs.fault():
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
             self._refuse(status)
+        elif self.command == "DELETE" and "upload_id=" in self.path:
+            self._refuse(499)  # an upload is cancelled, which the emulator does not know
+        elif self.command == "GET":  # side by side, as Google answers them
+            Router(self).handle(self.command)
         else:
             with gcs.lock:
                 Router(self).handle(self.command)
