@@ -108,3 +108,18 @@ def test_an_attribute_that_changed_is_named() -> None:
 def test_a_damaged_volume_is_refused(scan: Scan, reason: str) -> None:
     with pytest.raises(UnreadableUnit, match=reason):
         transcode(build_dicom(RETINA, scan), "")
+
+
+def test_bits_are_the_codestreams_where_the_header_says_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A codestream of 12 bits in a file that says 16: greys keep their share of the range."""
+    import imagecodecs
+
+    def encode(frame: np.ndarray, syntax: str) -> bytes:
+        how = {"level": 0, "codecformat": "j2k", "reversible": True, "bitspersample": 12}
+        return bytes(imagecodecs.jpeg2k_encode(frame, **how))
+
+    monkeypatch.setattr("tests.builders.oct.opt_dicom.encode_frame", encode)
+    data = build_dicom(deep(12), Scan(syntax=uid.JPEG2000Lossless))
+    result = transcode(data, "")
+    np.testing.assert_array_equal(frames(result), deep(12))
+    assert [describe(open_dicom(one, "")).bits_stored for one in (data, result)] == [12, 12]
