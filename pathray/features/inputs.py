@@ -14,6 +14,7 @@ from itertools import zip_longest
 from pathray.errors import MissingFile, UserError
 from pathray.files.csv_rows import check_header, records, separator_of
 from pathray.files.text import read_user_text
+from pathray.store.file_systems import find_file_system
 from pathray.store.storage_errors import storage_error
 from pathray.urls import holds_secret, public
 from pathray.wsi.backends.formats import UNSUPPORTED
@@ -128,9 +129,7 @@ def _check_path(path: str, number: int, image: str, seen: dict[str, int]) -> Non
 
 def _files(folder: str) -> list[str]:
     """The files below a folder, as sorted relative paths, without hidden ones."""
-    import fsspec
-
-    fs, inner = fsspec.core.url_to_fs(folder)
+    fs, inner = find_file_system(folder)
     try:
         if not fs.isdir(inner):
             raise MissingFile("no such folder", file=public(folder), expected="a folder, or a list (.csv)")

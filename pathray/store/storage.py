@@ -25,6 +25,7 @@ from typing import Any, BinaryIO, TypeVar
 from pathray.errors import MissingFile, UserError
 from pathray.store.atomic import replacing_file
 from pathray.store.cache import fetch_cached
+from pathray.store.file_systems import find_file_system
 from pathray.store.storage_errors import ABSENT, may_pass, storage_error
 from pathray.store.storage_errors import StorageError as StorageError
 from pathray.urls import public, public_text
@@ -55,7 +56,7 @@ class Storage:
         if not separator or protocol in ("file", "local"):
             return cls(fsspec.filesystem("file"), os.path.abspath(os.path.expanduser(path)))
         try:
-            fs, root = fsspec.core.url_to_fs(text, use_listings_cache=False)
+            fs, root = find_file_system(text, use_listings_cache=False)
         except (ImportError, ValueError) as e:
             expected = "a path, or a protocol whose package is installed (gs:// needs gcsfs, s3:// needs s3fs)"
             raise UserError(f"no access to {protocol}://: {e}", file=text, expected=expected) from e
@@ -339,7 +340,7 @@ def file_state(path: str) -> str:
     import fsspec
 
     local = "://" not in path  # a name may contain "::", which fsspec interprets as a chain of file systems
-    fs, inner = (fsspec.filesystem("file"), os.path.abspath(path)) if local else fsspec.core.url_to_fs(path)
+    fs, inner = (fsspec.filesystem("file"), os.path.abspath(path)) if local else find_file_system(path)
     try:
         info = fs.info(inner)
         if info["type"] != "directory":

@@ -20,6 +20,7 @@ from tests.builders.encoders import write_encoder
 from tests.builders.expression import run_config, write_images
 from tests.builders.oct.labelled import write_labelled, write_oct_encoder
 from tests.builders.oct.scans import both_eyes, index_scans
+from tests.builders.oct.zipped import triton, write_zip
 from tests.builders.patches import write_patches, write_tuning
 from tests.builders.runs.run import KEYS, index_and_catalog, write_cohort
 from tests.builders.zips import write_folder
@@ -49,6 +50,7 @@ def write_inputs(folder: Path) -> None:
     index_scans(folder / "oct", both_eyes("1"))
     write_labelled(folder / "labelled", persons=4)
     write_oct_encoder(folder / "oct_encoder")
+    write_zip(folder / "oct_zips" / "a.zip", [(triton(1), b"one"), (triton(2), b"two")])
     root, archives = archives_of(str(folder / "zips"))
     index_patches(root, archives, str(folder / "patches.parquet"), max_corrupt_fraction=0.0)
     _write_regression(folder)
@@ -86,6 +88,7 @@ def jobs(f: Path) -> dict[str, Job]:
         "doctor": ((f"slides={slides}", f"storage={f}/out", "ray=false"), "1 folders, 2 slides"),
         "evaluate": ((f"snapshot={encoder}", out, f"--config={f}/tuning.yaml"), "1 evaluators, 8 images"),
         "evaluate_regression": ((table, f"model={f}/model", split, out), "rows of test"),
+        "expand_oct": ((f"archives={f}/oct_zips", out), "2 members"),
         "extract_features": ((f"slides={slides}", f"encoders=[{encoder}]", out), "2 slides"),
         "finetune_oct": ((*labelled, f"model.encoder={f}/oct_encoder", out), "8 labelled volumes, 4 persons"),
         "index_oct": ((f"manifest={f}/oct/manifest.tsv", out), "2 files"),
@@ -94,6 +97,7 @@ def jobs(f: Path) -> dict[str, Job]:
         "make_splits": ((table, out, "target_dim=3"), "24 rows, 1 splits"),
         "nuclei_benchmark": ((f"data={f}/nuclei", f"run={f}/adios", out), "1 checkpoints, 6 images"),
         "plot_training": ((f"run={f}/run", out), "1 rows of metrics"),
+        "prepare_oct": ((f"index={f}/oct/oct.parquet", out), "2 volumes"),
         "pretrain_adios": ((f"data_path={f}/zips", "--config=smoke", out), "3 archives"),
         "pretrain_ijepath": ((f"data.slide_manifest_csv={slides}", *KEYS, out), "2 slides"),
         "pretrain_oct": ((f"data.manifest={f}/oct/manifest.tsv", "--config=smoke", out), "2 files"),

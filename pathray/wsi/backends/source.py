@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO, Protocol, TypeVar, cast
 
 from pathray.errors import MissingFile, UnreachableUnit, UnreadableUnit, UserError
+from pathray.store.file_systems import find_file_system
 from pathray.store.storage import check_regular
 from pathray.store.storage_errors import may_pass
 from pathray.urls import is_url, local_path, public
@@ -19,8 +21,9 @@ from pathray.urls import is_url, local_path, public
 T = TypeVar("T")
 
 PARSE_BLOCK = 1 << 18  # bytes fetched at a time while the structure of a remote file is parsed
-PAUSES_S = (0.1, 0.3)  # before the second and the third try of a request
+PAUSES_S = (0.1, 0.3)  # before the second and the third try of a request, on average
 RETRY_S = 1.0  # no further try after this time: the file system has made its own, and a read has a time limit
+_chance = random.SystemRandom()  # no two processes draw the same, also after a fork
 
 
 class ByteSource(Protocol):
@@ -42,12 +45,29 @@ def open_source(path: str) -> ByteSource:
 
 
 def read_source(path: str) -> bytes:
-    """The whole content of a path or URL. Raises what `open_source` and reading raise."""
+    """The whole content of a path or URL, an object by one request. Raises what `open_source` and reading raise."""
+    if is_url(path):
+        return read_object(path)
     source = open_source(path)
     try:
         return source.read_many([(0, source.size)])[0]
     finally:
         source.close()
+
+
+def read_object(url: str) -> bytes:
+    """The whole content of the object at `url`, by one request: its size is not asked for first."""
+    fs, path = _find(url)
+    try:
+        return cast(bytes, retry_request(url, lambda: fs.cat_file(path)))
+    except FileNotFoundError:
+        raise MissingFile("no such object", file=public(url)) from None
+    except UnreachableUnit:
+        raise
+    except TimeoutError as e:
+        raise UnreadableUnit("timeout", public(url), type(e).__name__) from None
+    except Exception as e:  # every file system raises its own kinds
+        raise UserError(f"the object cannot be opened: {type(e).__name__}", file=public(url)) from None
 
 
 def retry_request(url: str, request: Callable[[], T]) -> T:
@@ -63,15 +83,22 @@ def retry_request(url: str, request: Callable[[], T]) -> T:
             if not _is_temporary(e):
                 raise
             pause = next(pauses, None)
+            if pause is not None:
+                pause *= 0.5 + _chance.random()  # readers that failed together do not come back together
             if pause is None or time.monotonic() - began + pause > RETRY_S:
                 raise UnreachableUnit(public(url), f"{type(e).__name__} in a request") from None
         time.sleep(pause)
 
 
 def _is_temporary(e: Exception) -> bool:
-    """`may_pass`, but no timeout of the reader's own, which makes the unit slow, and no error of the request itself."""
+    """`may_pass`, but no timeout of the reader's own, which makes the unit slow, and no error of the request itself.
+
+    An object that came with another size or checksum than its storage says is asked for again, whatever the exception.
+    """
     if isinstance(e, TimeoutError):
         return e.errno == errno.ETIMEDOUT  # of the connection
+    if "mismatch" in str(e).lower() and not isinstance(e, UserError | UnreadableUnit):
+        return True
     return may_pass(e) and not isinstance(e, UnreadableUnit | ValueError | LookupError | ImportError)
 
 
@@ -151,19 +178,25 @@ class RemoteFile:
     def _ranges(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         starts, ends = [o for o, _ in ranges], [o + n for o, n in ranges]
         if len(ranges) == 1:
-            return [self._fs.cat_file(self._path, start=starts[0], end=ends[0])]
-        return cast("list[bytes]", self._fs.cat_ranges([self._path] * len(ranges), starts, ends, on_error="raise"))
+            found = [self._fs.cat_file(self._path, start=starts[0], end=ends[0])]
+        else:
+            found = self._fs.cat_ranges([self._path] * len(ranges), starts, ends, on_error="raise")
+        for data, start, end in zip(found, starts, ends, strict=True):
+            if len(data) != max(0, min(end, self.size) - start):
+                raise OSError(f"size mismatch: {len(data)} bytes of {end - start} at {start}")
+        return cast("list[bytes]", found)
 
     def _file_system(self) -> None:
-        import fsspec
-
-        try:
-            fs, self._path = fsspec.core.url_to_fs(self.url)
-        except (ValueError, ImportError) as e:
-            scheme = self.url.split("://")[0]
-            raise UserError(f"no file system for {scheme}://", file=public(self.url), expected=str(e)) from e
-        self._fs: Any = fs
+        self._fs, self._path = _find(self.url)
         self._pid = os.getpid()
+
+
+def _find(url: str) -> tuple[Any, str]:
+    try:
+        return find_file_system(url)
+    except (ValueError, ImportError) as e:
+        scheme = url.split("://")[0]
+        raise UserError(f"no file system for {scheme}://", file=public(url), expected=str(e)) from e
 
 
 class _RemoteBuffer:
