@@ -230,15 +230,12 @@ def test_read_volume_takes_a_url():
     assert header == read_header(content, "x") and sampled.image.any()
 
 
-def test_storage_that_is_away_is_no_fault_of_the_volume(monkeypatch: pytest.MonkeyPatch):
-    from oct.dicom import resample
-
+def test_storage_that_is_away_is_no_fault_of_the_volume():
     def read(path: str) -> bytes:
         raise UnreachableUnit(path, "503")
 
-    monkeypatch.setattr(resample, "read_source", read)
     with pytest.raises(UnreachableUnit):
-        read_volume("gs://bucket/a.dcm", Grid())
+        read_volume("gs://bucket/a.dcm", Grid(), read=read)
 
 
 def test_a_manifest_spacing_resamples(tmp_path: Path):
