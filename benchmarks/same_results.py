@@ -27,8 +27,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import kill_checks as checks  # noqa: E402
-from benchmarks.kill_runs import BATCH, adios_words, ijepath_words  # noqa: E402
+from benchmarks.faults import kill_checks as checks  # noqa: E402
+from benchmarks.faults.kill_runs import BATCH, adios_words, ijepath_words  # noqa: E402
 
 STEPS, HALF = 24, 8  # of each run; steps after which the stopped one is asked to end
 OWN_RAY = ("runtime.address=local",)

@@ -15,7 +15,11 @@ def test_every_benchmark_imports() -> None:
     folder = ROOT / "benchmarks"
     scripts = [path.stem for path in sorted(folder.rglob("*.py"))]
     assert len(set(scripts)) == len(scripts) > 20
-    environment = {"PYTHONPATH": f"{ROOT}:{folder}:{folder / 'data'}", "PATH": "", "OMP_NUM_THREADS": "1"}
+    environment = {
+        "PYTHONPATH": f"{ROOT}:{folder}:{folder / 'data'}:{folder / 'faults'}",
+        "PATH": "",
+        "OMP_NUM_THREADS": "1",
+    }
     ran = subprocess.run([sys.executable, "-c", IMPORT_ALL, *scripts], env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.split()[-1] == str(len(scripts))

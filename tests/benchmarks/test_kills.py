@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from benchmarks import kill_checks as checks
-from benchmarks.kill_runs import Job, is_agent
-from benchmarks.kills import KINDS, draw
+from benchmarks.faults import kill_checks as checks
+from benchmarks.faults.kill_runs import Job, is_agent
+from benchmarks.faults.kills import KINDS, draw
 from pathray.store import checkpoint
 from tests.builders.jobs import wait_for
 

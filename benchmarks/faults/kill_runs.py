@@ -1,6 +1,6 @@
 """Small pretraining runs on generated data, as commands; a start of one with all its processes; a run of many starts.
 
-What is killed, and when, is in benchmarks/kills.py. Linux only: processes are found in /proc.
+What is killed, and when, is in benchmarks/faults/kills.py. Linux only: processes are found in /proc.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks import kill_checks as checks
+from benchmarks.faults import kill_checks as checks
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 BATCH = 4  # images a step
 LATEST_EVERY, SNAPSHOT_EVERY = 3, 80  # steps between checkpoints
 DRIVER, WORKER, RAYLET = "ray_jobs.pretrain_", "RayTrainWorker", "raylet/raylet "

@@ -1,6 +1,7 @@
 """Kill small pretraining runs at random moments, and compare their results with an undisturbed run, bit for bit.
 
-    python benchmarks/kills.py [kills=30] [science=ijepath|adios|both] [seed=0] [minutes=60] [workers=1] [folder=PATH]
+    python benchmarks/faults/kills.py [kills=30] [science=ijepath|adios|both] [seed=0] [minutes=60] [workers=1]
+                                      [folder=PATH]
 
 Every run is the real job in its own processes, on generated slides or patches, some of which are damaged. A kill is
 SIGKILL for the driver, a training worker, the raylet or all processes at once, at a drawn number of images. It may
@@ -24,10 +25,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks import kill_checks as checks
-from benchmarks.kill_runs import BATCH, DRIVER, END_S, RAYLET, WORKER, Job, Kill, Run, Strike, commands
+from benchmarks.faults import kill_checks as checks
+from benchmarks.faults.kill_runs import BATCH, DRIVER, END_S, RAYLET, WORKER, Job, Kill, Run, Strike, commands
 
 STEPS_PER_KILL = {"ijepath": 8, "adios": 32}  # a worker whose driver is killed trains on for some seconds
 KINDS = ("driver", "worker", "raylet", "tree", "save", "start")

@@ -1,6 +1,6 @@
 """Storage that is away for a minute at each stage of a run: what that costs, and whether the results stay equal.
 
-    python benchmarks/outage.py [seconds=60] [together=4] [stage=NAME]
+    python benchmarks/faults/outage.py [seconds=60] [together=4] [stage=NAME]
 
 The toy science of the tests trains through the driver of the jobs (`scaling.workers=0`) into an object store, and its
 snapshots are evaluated at the same time. From the first call of a stage on, every call to the store fails for
@@ -25,7 +25,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from tests.builders.runs import bucket_run as toy  # noqa: E402
