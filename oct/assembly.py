@@ -47,7 +47,7 @@ def build(
     `native`: the size of volumes that the run was begun with, if it is not that of `config`."""
     device = device_of(config)
     recipe = OctRecipe(config, device.gather_sum_grad, native)
-    held_out = chosen_sources(plan, config.validation)
+    held_out = chosen_sources(plan, config.validation, config.data.seed)
     return Assembly(
         science=SCIENCE,
         recipe=recipe,

@@ -1,4 +1,4 @@
-"""Local copies of DICOM files that lie on slow or remote storage: `data.cache_dir`, or DATA_CACHE_DIR.
+"""Local copies of DICOM files on slow or remote storage: `data.cache_dir`, or DATA_CACHE_DIR.
 
 The folder may be shared by all processes of a machine and by later runs. A copy is made whole or not at all, and the
 least recently used ones make room. Not here: the cache itself (pathray.store.cache), reading without one
@@ -22,7 +22,7 @@ CACHE_ENV = "DATA_CACHE_DIR"
 
 @dataclass(frozen=True)
 class VolumeCache:
-    """`folder` of copies, of at most `limit` bytes together; no folder: every read goes to the storage."""
+    """`folder` of copies, of at most `limit` bytes together; no folder, or no bytes: every read goes to the storage."""
 
     folder: str | None = None
     limit: int = 50 * 10**9
@@ -37,7 +37,7 @@ class VolumeCache:
             except OSError as e:
                 key = "data.cache_dir" if folder else CACHE_ENV
                 raise UserError("the folder of the cache cannot be made", key=key, found=given, expected=str(e)) from e
-        return cls(given, int(gigabytes * 10**9))
+        return cls(given if gigabytes else None, int(gigabytes * 10**9))
 
     def read(self, path: str, state: str) -> bytes:
         """The bytes of a file (path or URL), from its copy where there is one. `state` changes when the file does.
@@ -55,12 +55,15 @@ class VolumeCache:
             partial.write_bytes(fetched[0])
 
         with contextlib.suppress(OSError):
-            copy = fetch_cached(name, fetch, _size_of(path, state), Path(self.folder), self.limit)
-            return fetched[0] if fetched else copy.read_bytes()
+            copy = fetch_cached(name, fetch, _size_of(state), Path(self.folder), self.limit)
+            data = fetched[0] if fetched else copy.read_bytes()
+            if len(data) == (_size_of(state) or len(data)):
+                return data
+            copy.unlink()  # damaged, such as by a machine that stopped
         return fetched[0] if fetched else read_source(path)
 
 
-def _size_of(path: str, state: str) -> int:
-    """What a file will take, for the room that its copy needs: the size that its state begins with."""
+def _size_of(state: str) -> int:
+    """The size of a file that its state begins with; 0 where it does not say it."""
     size = state.partition(":")[0]
     return int(size) if size.isdigit() else 0

@@ -36,7 +36,7 @@ class OptimizationConfig(StepConfig):
     batch_size_per_gpu: int = placement(2)  # of one process at once; a step accumulates up to the global batch
     global_batch: int | None = None  # None: batch_size_per_gpu x workers at the first start
     micro_batch: int | None = placement(None)  # None: batch_size_per_gpu
-    lr: float = 1.5e-3  # at a global batch of 128
+    lr: float = 1.5e-3  # chosen for a global batch of 128; not scaled to others
     start_lr: float = 1e-5
     final_lr: float = 1e-6  # at the end of the cosine
     warmup: Any = None  # images, {epochs: n} or {iterations: n}; None: 10 epochs, at most a tenth of the run

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Mapping
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,6 @@ from oct.indexing.file_lists import describe, select
 from oct.indexing.index_file import VolumeIndex, read_index
 from oct.indexing.manifest import Spacing
 from oct.volume import AXES
-from pathray.data.order import Stratum
 from pathray.data.plan import Plan, PlanWriter
 from pathray.errors import UserError
 from pathray.store.storage import Storage
@@ -38,6 +36,7 @@ def build_plan(
     out_dir: str,
     *,
     devices: Collection[str] = (),
+    regions: Collection[str] = (),
     persons: Collection[str] | None = None,
     paths: Collection[str] | None = None,
     held_out: Collection[str] = (),
@@ -46,14 +45,14 @@ def build_plan(
 ) -> Plan:
     """Write the plan of an index's accepted volumes into the folder `out_dir` and open it.
 
-    `devices` (none: all), `persons` and `paths` (None: all; those of a split or a file list) select the volumes. Those
-    of the persons `held_out` have no units: they are further sources, whose `held_out` is true, for validation.
-    `root`: where the files are, if they moved since they were indexed. `plan.sources` has `SOURCE_COLUMNS` and
-    `held_out`, `path` being below the root. MissingFile for a missing index; UserError, saying what there is, if
+    `devices` and `regions` (none: all), `persons` and `paths` (None: all; those of a split or a file list) select the
+    volumes. Those of the persons `held_out` have no units: they are further sources, whose `held_out` is true, for
+    validation. `root`: where the files are, if they moved since they were indexed. `plan.sources` has `SOURCE_COLUMNS`
+    and `held_out`, `path` being below the root. MissingFile for a missing index; UserError, saying what there is, if
     nothing is selected, a path is not an accepted volume of the index, or a person is trained on and held out.
     """
     index = read_index(index_path)
-    known = select(index, devices=devices, min_frames=min_frames)
+    known = select(index, devices=devices, regions=regions, min_frames=min_frames)
     table = _sorted(_only(index, _only(index, known, "person", persons), "path", paths))
     others = _sorted(_only(index, known, "person", held_out)) if held_out else known.slice(0, 0)
     _check_apart(index, table, others)
@@ -61,7 +60,6 @@ def build_plan(
         "kind": "oct-volumes",
         "root": Storage.of(root or index.root).url,
         "identity": _digest(table),
-        "strata": _strata(table["device"].to_pylist()),
     }
     sources = pa.concat_tables(
         part.select(SOURCE_COLUMNS).append_column("held_out", pa.array([own] * part.num_rows, pa.bool_()))
@@ -82,11 +80,6 @@ def relocate(plan: Plan, root: str, out_dir: str) -> Plan:
 def identity(plan: Plan) -> str:
     """Digest of which volumes are in which row, and of their sizes and spacings; not of where the files are."""
     return str(plan.meta["identity"])
-
-
-def strata(plan: Plan) -> list[Stratum]:
-    """The devices of a plan, for pathray.data.order.stratified_order."""
-    return [Stratum(s["name"], int(s["start"]), int(s["rows"])) for s in plan.meta["strata"]]
 
 
 def locations(plan: Plan) -> list[str]:
@@ -145,16 +138,6 @@ def _digest(table: pa.Table) -> str:
     for row in zip(*(table[name].to_pylist() for name in IDENTITY), strict=True):
         digest.update(json.dumps(row).encode() + b"\n")
     return digest.hexdigest()
-
-
-def _strata(devices: list[str]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
-    start = 0
-    for name, group in groupby(devices):
-        rows = len(list(group))
-        found.append({"name": name, "start": start, "rows": rows})
-        start += rows
-    return found
 
 
 def _write(out_dir: str, sources: pa.Table, meta: dict[str, Any]) -> Plan:

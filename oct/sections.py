@@ -30,6 +30,8 @@ class DataConfig(StreamConfig):
     cache_dir: str | None = placement(None)  # of remote files; None: the environment's DATA_CACHE_DIR, else no cache
     cache_gb: float = placement(50.0)
     devices: list[str] = field(default_factory=list)  # of the manifest; empty: all
+    regions: list[str] = placement(default_factory=list)  # anatomic regions, such as [Macula]; empty: all
+    min_frames: int = placement(2)  # B-scans that a volume has at least
     split_file: str | None = placement(None)
     split: str = "train"
     image_size: list[int] = field(default_factory=lambda: [64, 384, 384])  # voxels
@@ -37,13 +39,14 @@ class DataConfig(StreamConfig):
     smaller_image: list[int] = placement(default_factory=lambda: [64, 320, 320])  # voxels; positions are resampled
     spacing_mm: list[float] = field(default_factory=lambda: [0.05, 0.02, 0.02])
     seed: int = 42
-    max_open_volumes: int = placement(16)
+    file_list: str | None = placement(None)  # text file of paths below the root, one per line: only these
+    max_volumes: int | None = placement(None)  # at most so many files of manifest or index, evenly spaced; None: all
     read_timeout_s: float = placement(300.0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_triple(self, "data", "image_size", "smaller_image", "spacing_mm")
-        check_positive(self, "data", "max_open_volumes")
+        check_positive(self, "data", "max_volumes", "min_frames")
         check_at_least(self, "data", 0, "cache_gb", "seed")
         if not self.split:
             raise UserError("the name of a split is required", key="data.split", found=self.split, expected="train")

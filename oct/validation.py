@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from oct.augment import count_draws
 from oct.config import RunConfig, ValidationConfig
@@ -21,23 +22,28 @@ from pathray.data.order import rng
 from pathray.data.plan import Plan
 from pathray.data.units import UnitReader
 from pathray.device import Device
-from pathray.errors import UnreadableUnit
+from pathray.errors import UnreachableUnit, UnreadableUnit
+from pathray.store.outages import through_outages
+from pathray.store.storage import StorageError
 from pathray.train.budget import due
 from pathray.train.loop import Tick
 
 log = logging.getLogger(__name__)
 
 
-def chosen_sources(plan: Plan, config: ValidationConfig) -> list[int]:
-    """The first `volumes` held-out sources of the plan."""
-    return held_out_sources(plan)[: config.volumes]
+def chosen_sources(plan: Plan, config: ValidationConfig, seed: int) -> list[int]:
+    """At most `volumes` of the plan's held-out sources, drawn by the seed from all devices: the same in every start."""
+    found = held_out_sources(plan)
+    drawn = rng(seed, "held-out", 0).permutation(len(found))[: config.volumes]
+    return sorted(found[i] for i in drawn)
 
 
 class HeldOutLoss:
     """Looks at every tick, and gives ``val/loss`` when its cadence is due. A pathray.train.assembly.Watch.
 
     `sources` are rows of the plan's sources; the reader gets them as units of their own, at their place among them.
-    Decoded volumes are kept: this rank's share.
+    Decoded volumes are kept: this rank's share. On XLA it is also measured after the first step of a start, so that its
+    graph is not compiled in the middle of the run.
     """
 
     def __init__(
@@ -45,15 +51,19 @@ class HeldOutLoss:
     ) -> None:
         self.config, self.recipe, self.reader, self.device = config, recipe, reader, device
         self.sources = list(sources)
-        self.kept: list[tuple[dict[str, Any], Any]] | None = None
+        self.kept: list[dict[str, Any]] | None = None
 
     def observe(self, tick: Tick) -> dict[str, float]:
-        step = tick.state.settings.global_batch
-        if not (due(tick.images_seen - step, tick.images_seen, self.config.validation.every) or tick.end == "budget"):
+        settings = tick.state.settings
+        before = tick.images_seen - settings.global_batch
+        first = self.kept is None and self.device.compile_count() > 0
+        is_due = due(before, tick.images_seen, self.config.validation.every) or tick.end == "budget"
+        if not (first or is_due):
             return {}
-        return {"val/loss": self.measure(tick.state.settings.micro_batch)}
+        found = self.measure(settings.micro_batch, settings.precision)
+        return {"val/loss": found} if is_due else {}
 
-    def measure(self, micro: int) -> float:
+    def measure(self, micro: int, precision: str = "fp32") -> float:
         """The mean loss over the held-out volumes of all ranks, `micro` of a rank at once; NaN when none can be read.
         Call it on all ranks."""
         if self.kept is None:
@@ -61,29 +71,47 @@ class HeldOutLoss:
         training = {name: module.training for name, module in self.recipe.modules.named_modules()}
         self.recipe.modules.eval()
         total = [0.0, 0.0]
-        for batch, weight in self.kept:
-            losses = self.recipe.validation_losses(self.device.to_device(batch)).cpu().double().numpy()
-            total = [total[0] + float((losses * weight).sum()), total[1] + float(weight.sum())]
-            self.device.mark_step()
+        for batch in self.kept:
+            sums = self._sums(batch, precision)
+            total = [before + now for before, now in zip(total, sums, strict=True)]
         for name, module in self.recipe.modules.named_modules():
             module.training = training[name]
-        sums = np.sum(self.device.gather_objects(total) if self.device.reduces else [total], axis=0)
-        return float(sums[0] / sums[1]) if sums[1] else float("nan")
+        loss, weight = np.sum(self.device.gather_objects(total) if self.device.reduces else [total], axis=0)
+        return float(loss / weight) if weight else float("nan")
 
-    def _batches(self, micro: int) -> Iterator[tuple[dict[str, Any], Any]]:
+    def _sums(self, batch: dict[str, Any], precision: str) -> list[float]:
+        """Σ loss · weight and Σ weight of a micro-batch; on XLA, where it is one batch of all hosts, over all of it."""
+        placed = self.device.to_device(batch)
+        weight = placed.pop("weight")
+        with torch.no_grad(), self.device.autocast(precision):
+            losses = self.recipe.validation_losses(placed).float()
+        sums = torch.stack([(losses * weight).sum(), weight.sum()])
+        self.device.mark_step()
+        return [float(value) for value in sums.cpu()]
+
+    def _batches(self, micro: int) -> Iterator[dict[str, Any]]:
         """This rank's share in micro-batches of equal size, with a weight per volume: 0 for what fills up the last."""
         world, rank = self.device.world_size, self.device.rank
         rounds = -(-len(self.sources) // (world * micro))
         for number in range(rounds):
             places = [(number * micro + i) * world + rank for i in range(micro)]
             units = [self._read(place) if place < len(self.sources) else None for place in places]
-            weight = np.array([unit is not None for unit in units], np.float64)
-            yield self.reader.collate([self._blank() if unit is None else unit for unit in units]), weight
+            batch = self.reader.collate([self._blank() if unit is None else unit for unit in units])
+            yield {**batch, "weight": np.array([unit is not None for unit in units], np.float32)}
 
     def _read(self, place: int) -> dict[str, Any] | None:
-        source = self.sources[place]
+        """The volume, waiting for storage that is away; None, and a warning, for one that cannot be read."""
+        unit = {"row": np.int64(-1), "source": np.int32(self.sources[place])}
+
+        def read() -> dict[str, Any]:
+            try:
+                return self.reader.read(unit, place, 0)
+            except UnreachableUnit as e:
+                message = "the storage of held-out volumes cannot be reached"
+                raise StorageError.temporary(message, file=e.path, found=e.detail) from e
+
         try:
-            return self.reader.read({"row": np.int64(-1), "source": np.int32(source)}, place, 0)
+            return through_outages(read, "validation")
         except UnreadableUnit as e:
             log.warning("a held-out volume is left out: %s", e)
             return None

@@ -161,6 +161,15 @@ class Device:
         """Whether sums over the global batch need an all-reduce (several processes, no SPMD)."""
         return self.world_size > 1 and self.kind != "xla"
 
+    @property
+    def local_devices(self) -> int:
+        """Devices of this process that share a micro-batch, which must be a multiple of their number."""
+        if self.kind != "xla":
+            return 1
+        import torch_xla.runtime as xr
+
+        return int(xr.addressable_runtime_device_count())
+
     def all_reduce_sum_(self, flat: Tensor, *, wait: bool = True) -> Any:
         """Sum over ranks in place; with `wait=False`, returns a handle with `wait()`. No-op in a single process."""
         if not self.reduces:

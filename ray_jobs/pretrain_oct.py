@@ -10,8 +10,9 @@ same command resumes the run.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from oct.config import CONFIGS_DIR, RunConfig, resolve
 from pathray.config.load import Loaded, placement
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 BUDGET = "optimization.total_epochs, optimization.total_images"
 VOLUME_INDEX = "volumes.parquet"
+T = TypeVar("T")
 
 
 @dataclass
@@ -55,9 +57,10 @@ def main(loaded: Loaded[PretrainOctConfig]) -> Outputs | None:
 
 def make_paths_absolute(config: PretrainOctConfig) -> PretrainOctConfig:
     """The config with every path made absolute: a worker runs in another folder than the command."""
-    keys = ("index", "manifest", "gcs_root", "cache_dir", "split_file")
-    paths: dict[str, Any] = {key: absolute(getattr(config.data, key)) for key in keys}
-    done: PretrainOctConfig = training_jobs.make_paths_absolute(config, data=replace(config.data, **paths))
+    data, keys = config.data, ("index", "manifest", "gcs_root", "split_file", "file_list")
+    paths: dict[str, Any] = {key: absolute(getattr(data, key)) for key in keys}
+    paths["cache_dir"] = absolute(data.cache_folder)  # workers may not have this process's DATA_CACHE_DIR
+    done: PretrainOctConfig = training_jobs.make_paths_absolute(config, data=replace(data, **paths))
     return done
 
 
@@ -156,14 +159,44 @@ def _build_plan(config: PretrainOctConfig, folder: str) -> Plan:
     validates = data.split_file and config.validation.volumes
     held_out = read_persons(str(data.split_file), config.validation.split) if validates else ()
 
+    paths = _listed_files(config, index)
+
     def build(place: str) -> Plan:
-        root = data.gcs_root or ""
-        return build_plan(index, place, devices=data.devices, persons=persons, held_out=held_out, root=root)
+        return build_plan(
+            index,
+            place,
+            devices=data.devices,
+            regions=data.regions,
+            persons=persons,
+            paths=paths,
+            held_out=held_out,
+            min_frames=data.min_frames,
+            root=data.gcs_root or "",
+        )
 
     def check_plan(plan: Plan) -> None:
         check_same_run("oct", resolve_config(config, plan.rows), identity(plan))
 
     return replace_plan(config, folder, build, check_plan)
+
+
+def _listed_files(config: PretrainOctConfig, index: str) -> list[str] | None:
+    """The volumes of `data.file_list`, and at most `data.max_volumes` of an index; None: all."""
+    from oct.indexing.file_lists import read_file_list
+    from oct.indexing.index_file import read_index
+
+    data = config.data
+    names = read_file_list(data.file_list) if data.file_list else None
+    if data.max_volumes is None or not data.index:  # of a manifest, they were chosen when it was indexed
+        return names
+    return evenly(names or read_index(index).accepted["path"].to_pylist(), data.max_volumes)
+
+
+def evenly(items: Sequence[T], most: int | None) -> list[T]:
+    """At most `most` of the items, evenly spaced."""
+    if most is None or len(items) <= most:
+        return list(items)
+    return [items[i * len(items) // most] for i in range(most)]
 
 
 def _index(config: PretrainOctConfig) -> str:
@@ -177,11 +210,18 @@ def _index(config: PretrainOctConfig) -> str:
     if data.index:
         return data.index
     output = str(Storage.of(str(config.output)).join(INDEXES, VOLUME_INDEX))
-    settings = index_oct.IndexOctConfig(manifest=str(data.manifest), root=data.gcs_root or "", output=output)
+    settings = index_oct.IndexOctConfig(
+        manifest=str(data.manifest),
+        root=data.gcs_root or "",
+        output=output,
+        grid_shape=data.image_size,
+        grid_spacing_mm=data.spacing_mm,
+    )
     manifest = of_devices(read_manifest(settings.manifest, settings.root), data.devices)
+    manifest = replace(manifest, rows=tuple(evenly(manifest.rows, data.max_volumes)))
     index = index_oct.build(settings, manifest, index_oct.previous_rows(settings, manifest))
     index_oct.report(settings, index, settings.manifest)
-    check_readable(index, data.max_corrupt_fraction)
+    check_readable(index, data.max_corrupt_fraction, "data.max_corrupt_fraction")
     return output
 
 
@@ -192,6 +232,8 @@ def announce(asked: PretrainOctConfig, config: PretrainOctConfig, plan: Plan) ->
     images = int(config.optimization.total_images or 0)
     batch = int(config.optimization.global_batch or 0)
     passes = images / plan.rows
+    if config.validation.volumes and not config.data.split_file:
+        log.warning("all volumes are trained on: without data.split_file nobody is held out, and there is no val/loss")
     log.info("%s steps of %s volumes: %.2f passes", f"{images // batch:,}", batch, passes)
     trained = plan.sources.take(plan.column("source"))
     for line in text_table(statistics(trained, config.data.grid)).splitlines():

@@ -120,6 +120,8 @@ def decode_frame(syntax_uid: str, data: bytes, shape: tuple[int, int], bits: int
         pixels = decode(data, shape, bits)
     except Truncated as e:
         raise UnreadableUnit("truncated", path, f"frame {frame}: {e}") from e
+    except MemoryError:
+        raise
     except Exception as e:  # every codec raises its own kinds
         raise UnreadableUnit("decode", path, f"frame {frame}: {type(e).__name__}: {e}") from e
     if pixels.shape != shape:

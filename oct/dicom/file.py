@@ -69,6 +69,8 @@ def _read_dataset(stream: BytesIO, path: str, with_pixels: bool = False) -> Data
         raise UnreadableUnit("not_dicom", path, "there is no DICM prefix after the preamble") from None
     except EOFError as e:
         raise UnreadableUnit("truncated", path, str(e) or "the file ends inside its header") from e
+    except MemoryError:
+        raise
     except Exception as e:  # pydicom raises its own kinds, struct.error, zlib.error, OSError …
         reason = "truncated" if _is_cut(e) else "corrupt"
         raise UnreadableUnit(reason, path, f"{type(e).__name__}: {e}") from e

@@ -20,9 +20,11 @@ from oct.indexing.devices import device_by_folder, device_by_name, device_of
 from oct.indexing.head import read_file_header
 from oct.indexing.manifest import Manifest, ManifestRow, Spacing
 from oct.volume import AXES, VolumeHeader
-from pathray.errors import MissingFile, UnreadableUnit
+from pathray.errors import MissingFile, UnreachableUnit, UnreadableUnit
 from pathray.reports.units import describe
-from pathray.store.storage import file_state
+from pathray.store.outages import through_outages
+from pathray.store.storage import StorageError, file_state
+from pathray.store.storage_errors import may_pass
 
 MISSING, UNREADABLE, DUPLICATE = "missing", "unreadable", "duplicate"
 NOT_READ = (MISSING, UNREADABLE)  # exclusions of files without a header: the next start tries them again
@@ -53,13 +55,15 @@ def index_volumes(
 
 
 def _index_job(job: Job, *, root: str, read_header: ReadHeader) -> Row:
-    return index_volume(job[0], root, previous=job[1], read_header=read_header)
+    read = partial(index_volume, job[0], root, previous=job[1], read_header=read_header)
+    return through_outages(read, "the index of volumes")
 
 
 def index_volume(
     row: ManifestRow, root: str, *, previous: Row | None = None, read_header: ReadHeader = read_file_header
 ) -> Row:
-    """The index row of one file. Any fault of the file becomes its `exclusion` and `detail`; nothing is raised."""
+    """The index row of one file. Any fault of the file becomes its `exclusion` and `detail`. A passing StorageError
+    while its storage is away, which is no fault of the file."""
     path, out = f"{root.rstrip('/')}/{row.path}", _listed_columns(row)
     try:
         out["state"] = file_state(path)
@@ -71,9 +75,14 @@ def index_volume(
         raise
     except MissingFile:
         return out | {"exclusion": MISSING, "detail": "no such file"}
+    except UnreachableUnit as e:
+        raise StorageError.temporary("the storage of the volumes cannot be reached", file=e.path, found=e.detail) from e
     except UnreadableUnit as e:
         return out | {"exclusion": UNREADABLE, "detail": f"{e.reason}: {e.detail}".rstrip(": ")}
     except Exception as e:  # whatever a parser raises is a fault of this file, not of the job
+        if "://" in path and may_pass(e):
+            message, found = "the storage of the volumes cannot be reached", describe(e)
+            raise StorageError.temporary(message, file=path, found=found) from e
         return out | {"exclusion": UNREADABLE, "detail": describe(e)}
 
 
@@ -90,14 +99,14 @@ def mark_duplicates(rows: Sequence[Row]) -> list[Row]:
         if not row["exclusion"]:
             keys = [key for key in (row["path"], row["sop_instance_uid"]) if key]
             if earlier := next((first[key] for key in keys if key in first), None):
-                row = row | {"exclusion": DUPLICATE, "detail": _told_duplicate(row, earlier)}
+                row = row | {"exclusion": DUPLICATE, "detail": _describe_duplicate(row, earlier)}
             else:
                 first |= dict.fromkeys(keys, row)
         out.append(row)
     return out
 
 
-def _told_duplicate(row: Row, earlier: Row) -> str:
+def _describe_duplicate(row: Row, earlier: Row) -> str:
     what = "is this file" if row["path"] == earlier["path"] else "has this SOP instance"
     person = f" of person {earlier['person']}" if row["person"] != earlier["person"] else ""
     return f"row {earlier['line']}{person} {what}, too"

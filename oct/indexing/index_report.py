@@ -50,8 +50,9 @@ def summary_of(index: VolumeIndex, source: str, grid: Grid) -> Summary:
     )
 
 
-def check_readable(index: VolumeIndex, allowed: float) -> None:
-    """UserError, showing the first ones, if more than the `allowed` fraction of the files could not be read."""
+def check_readable(index: VolumeIndex, allowed: float, key: str = "max_unreadable_fraction") -> None:
+    """UserError, showing the first ones, if more than the `allowed` fraction of the files could not be read. `key` says
+    the fraction."""
     rows = [row for row in index.table.to_pylist() if row["exclusion"] in NOT_READ]
     if len(rows) <= allowed * index.table.num_rows:
         return
@@ -60,7 +61,7 @@ def check_readable(index: VolumeIndex, allowed: float) -> None:
     raise UserError(
         f"{len(rows)} of {index.table.num_rows} files could not be read:\n  " + "\n  ".join([*shown, *more]) + "\n",
         file=public(index.path),
-        key="max_unreadable_fraction",
+        key=key,
         found=round(len(rows) / index.table.num_rows, 4),
         expected=f"at most {allowed}",
     )

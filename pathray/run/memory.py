@@ -35,27 +35,28 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(text in str(error) for text in SAYS_SO)
 
 
-def smaller_micro_batch(settings: LoopSettings, world: int) -> int:
-    """The largest smaller micro-batch, of at most half the size, whose W·micro divides G. UserError at 1, and when the
-    loss needs the whole global batch at once."""
+def smaller_micro_batch(settings: LoopSettings, world: int, devices: int = 1) -> int:
+    """The largest smaller micro-batch, of at most half the size, whose W·micro divides G and that a process can divide
+    among its `devices`. UserError where there is none, and when the loss needs the whole global batch at once."""
     micro, share = settings.micro_batch, settings.global_batch // world
     if settings.whole_batch:
         message = f"out of memory, and {settings.whole_batch} needs the whole global batch at once"
         found = f"micro_batch {micro}, global_batch {settings.global_batch}, workers {world}"
         expected = "more workers, a smaller global_batch or model, recomputed activations, or more memory"
         raise UserError(message, key="micro_batch", found=found, expected=expected)
-    if micro == 1:
-        message = "out of memory with a micro-batch of one unit"
-        raise UserError(message, key="micro_batch", found=1, expected="a smaller model or units, or more memory")
-    return max(size for size in range(1, micro // 2 + 1) if share % size == 0)
+    sizes = [size for size in range(devices, micro // 2 + 1, devices) if share % size == 0]
+    if not sizes:
+        message = "out of memory with a micro-batch of one unit" + (" per device" if devices > 1 else "")
+        raise UserError(message, key="micro_batch", found=micro, expected="a smaller model or units, or more memory")
+    return max(sizes)
 
 
-def next_changes(assembly: Assembly, world: int) -> dict[str, int]:
+def next_changes(assembly: Assembly, world: int, devices: int = 1) -> dict[str, int]:
     """A smaller micro-batch; where there is none, smaller units if there are any. UserError when there is neither."""
     settings = assembly.settings
-    if assembly.smaller is not None and (settings.micro_batch == 1 or settings.whole_batch):
+    if assembly.smaller is not None and (settings.micro_batch <= devices or settings.whole_batch):
         return {SMALLER_UNITS: 1}
-    return {"micro_batch": smaller_micro_batch(settings, world)}
+    return {"micro_batch": smaller_micro_batch(settings, world, devices)}
 
 
 def describe(changes: Mapping[str, int]) -> str:
@@ -80,7 +81,7 @@ def changes_after(
 
     `guard` is called before the note is written: it raises when another start owns the run.
     """
-    changes = next_changes(assembly, device.world_size)
+    changes = next_changes(assembly, device.world_size, device.local_devices)
     now = assembly.settings.micro_batch
     log.warning("out of memory with micro_batch=%d; the next attempt takes %s", now, describe(changes))
     if device.world_size > 1:
@@ -90,14 +91,30 @@ def changes_after(
     return changes
 
 
-def with_changes(assembly: Assembly, store: Storage, settings: RunSettings, device: Device) -> Assembly:
-    """The assembly with what an attempt of this job that ran out of memory asked to change; the same on all ranks."""
-    noted = through_outages(lambda: read_requested_changes(store, settings.fit_id), START) if device.rank == 0 else {}
+def with_changes(
+    assembly: Assembly,
+    store: Storage,
+    settings: RunSettings,
+    device: Device,
+    recorded: Callable[[], Mapping[str, Any]] = dict,
+) -> Assembly:
+    """The assembly with what an attempt that ran out of memory asked to change; the same on all ranks.
+
+    `recorded`: the notes of the checkpoint that is resumed, asked on rank 0. A run that has trained on smaller units
+    continues on them; UserError where they are not allowed any more.
+    """
+    noted: dict[str, Any] = {}
+    if device.rank == 0:
+        noted = through_outages(lambda: read_requested_changes(store, settings.fit_id), START)
+        if through_outages(recorded, START).get(SMALLER_UNITS):
+            noted[SMALLER_UNITS] = 1
     changes: dict[str, Any] = settings.changes | device.broadcast_object(noted)
     if changes and device.rank == 0:
         log.warning("an earlier attempt ran out of memory: training with %s", describe(changes))
     if changes.pop(SMALLER_UNITS, 0):
-        assert assembly.smaller is not None, "an earlier attempt had smaller units to change to"
+        if assembly.smaller is None:
+            message = "this run has trained on smaller units since it ran out of memory, which is not allowed now"
+            raise UserError(message, file=store.url, expected="the setting that allowed them, or another output")
         assembly = assembly.smaller()
     return replace(assembly, settings=replace(assembly.settings, **changes))
 

@@ -29,6 +29,7 @@ from pathray.run.saves import Saves
 from pathray.run.stop_poll import StopPoll
 from pathray.run.tick_log import TickLog
 from pathray.store import checkpoint
+from pathray.store.committed import Committed
 from pathray.store.outages import START, through_outages
 from pathray.store.storage import Storage
 from pathray.train.assembly import Assembly
@@ -89,7 +90,8 @@ class Session:
         self.plan, self.store, self.device, self.batches = plan, store, device, batches
         fit_id, token = device.broadcast_object((settings.fit_id, fence.token if fence is not None else ""))
         self.settings = replace(settings, fit_id=fit_id)
-        self.parts = memory.with_changes(assembly, store, self.settings, device)
+        self.parts = memory.with_changes(assembly, store, self.settings, device, lambda: self._notes(assembly.tag))
+        self.on_smaller_units = assembly.smaller is not None and self.parts.smaller is None
         self.guard: Any = Fence.of(store.url, token).check if token else lambda: None
         self.faults = quarantine.Faults(store, plan.sources, device.rank, self.guard)
         self.failure = SharedFailure(device.rank, store.url)
@@ -104,6 +106,8 @@ class Session:
         """From the newest checkpoint, or from the beginning, to the end."""
         state = TrainState(self.parts.recipe, self.parts.settings, self.device)
         self._resume(state)
+        if self.on_smaller_units:
+            state.notes[memory.SMALLER_UNITS] = 1
         self.stop_poll = StopPoll(self.store) if self.device.rank == 0 else None
         try:
             end, metrics = self._consume(state)
@@ -157,11 +161,16 @@ class Session:
             through_outages(lambda: quarantine.sweep(self.store, state.images_seen), START)
 
     def _find_checkpoint(self) -> str | None:
-        settings, tag = self.settings, self.parts.tag
-        found = through_outages(
-            lambda: resume.find_checkpoint(self.store.url, tag, settings.resume, settings.fit_id), "the run"
-        )
+        found = through_outages(lambda: self._newest(self.parts.tag), "the run")
         return None if found is None else found.path
+
+    def _newest(self, tag: str) -> Committed | None:
+        return resume.find_checkpoint(self.store.url, tag, self.settings.resume, self.settings.fit_id)
+
+    def _notes(self, tag: str) -> dict[str, Any]:
+        """The notes of the checkpoint that is resumed."""
+        found = self._newest(tag)
+        return {} if found is None else dict(found.meta.get("notes") or {})
 
     # --- ticks ---
 

@@ -86,3 +86,18 @@ def test_a_file_where_the_folder_should_be_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"data\.cache_dir"):
         VolumeCache.of(str(tmp_path / "file"), 1)
+
+
+def test_a_damaged_copy_is_replaced_from_the_storage(reads: list[str], tmp_path: Path) -> None:
+    copies = VolumeCache.of(str(tmp_path), 1)
+    copies.read("gs://b/a", f"{SIZE}:1")
+    (copy,) = tmp_path.iterdir()
+    copy.write_bytes(b"")
+    assert copies.read("gs://b/a", f"{SIZE}:1") == b"a" * SIZE and len(reads) == 2
+    assert copies.read("gs://b/a", f"{SIZE}:1") == b"a" * SIZE
+    assert copies.read("gs://b/a", f"{SIZE}:1") == b"a" * SIZE and len(reads) == 3
+
+
+def test_a_cache_of_no_bytes_is_none(reads: list[str], tmp_path: Path) -> None:
+    VolumeCache.of(str(tmp_path), 0).read("gs://b/a", f"{SIZE}:1")
+    assert list(tmp_path.iterdir()) == []

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from oct.plan import build_plan, identity, locations, manifest_spacing, relocate, strata
+from oct.plan import build_plan, identity, locations, manifest_spacing, relocate
 from pathray.data.plan import Plan
 from pathray.errors import MissingFile, UserError
 from tests.builders.oct.scans import Scan, both_eyes, index_scans
@@ -27,7 +27,6 @@ def test_a_plan_has_the_accepted_volumes_by_device_and_path(index, tmp_path):
     plan = build_plan(index.path, str(tmp_path / "plan"))
     assert plan.rows == 5 and plan.column("source").tolist() == [0, 1, 2, 3, 4]
     assert plan.sources["person"].to_pylist() == ["1", "1", "4", "2", "2"]
-    assert [(s.name, s.start, s.rows) for s in strata(plan)] == [("topcon_triton", 0, 3), ("zeiss_cirrus", 3, 2)]
     assert locations(plan)[0] == f"{index.root}/{SCANS[3].path}"
     assert plan.sources.column_names[0] == "path" and plan.sources["frames"].to_pylist() == [8, 8, 5, 8, 8]
     source = plan.sources.to_pylist()[2]

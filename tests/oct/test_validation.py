@@ -10,6 +10,7 @@ from oct.config import ValidationConfig
 from oct.recipe import OctRecipe
 from oct.validation import HeldOutLoss, chosen_sources
 from pathray.device import Device
+from pathray.errors import UnreachableUnit
 from tests.builders.oct.volumes import SmallReader, micro, small_config, unit, write_plan
 
 SOURCES = [12, 13, 14, 15, 16]
@@ -31,9 +32,50 @@ def one_by_one(config) -> list[float]:
 
 def test_at_most_the_wanted_number_of_held_out_volumes_is_used(tmp_path):
     plan = write_plan(tmp_path / "plan", rows=12, held_out=4)
-    assert chosen_sources(plan, ValidationConfig()) == [12, 13, 14, 15]
-    assert chosen_sources(plan, ValidationConfig(volumes=3)) == [12, 13, 14]
-    assert chosen_sources(plan, ValidationConfig(volumes=0)) == []
+    assert chosen_sources(plan, ValidationConfig(), 0) == [12, 13, 14, 15]
+    three = chosen_sources(plan, ValidationConfig(volumes=3), 0)
+    assert (
+        len(three) == 3
+        and set(three) < {12, 13, 14, 15}
+        and three == chosen_sources(plan, ValidationConfig(volumes=3), 0)
+    )
+    assert chosen_sources(plan, ValidationConfig(volumes=0), 0) == []
+
+
+def test_held_out_volumes_come_from_all_devices(tmp_path):
+    """Sources are sorted by device: of 4 devices with 25 volumes each, 20 draws have about 5 of each."""
+    plan = write_plan(tmp_path / "plan", rows=12, held_out=100)
+    counts = np.bincount([(source - 12) // 25 for source in chosen_sources(plan, ValidationConfig(volumes=20), 3)])
+    assert len(counts) == 4 and counts.min() >= 2
+
+
+def test_storage_that_is_away_loses_no_held_out_volume(monkeypatch):
+    config, calls = small_config(), []
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    watch = held_out(config)
+    read = watch.reader.read
+
+    def away_at_first(unit, position, attempt):
+        calls.append(position)
+        if len(calls) == 1:
+            raise UnreachableUnit("volume12", "503")
+        return read(unit, position, attempt)
+
+    monkeypatch.setattr(watch.reader, "read", away_at_first)
+    assert watch.measure(2) == pytest.approx(np.mean(one_by_one(config)), rel=1e-5)
+    assert len(calls) == len(SOURCES) + 1
+
+
+def test_on_xla_a_batch_is_that_of_all_hosts_and_so_are_its_sums():
+    """Two hosts whose device joins their batches, as SPMD does."""
+    config, batches = small_config(), []
+    hosts = [Device("cpu", torch.device("cpu"), rank, 2) for rank in range(2)]
+    for host in hosts:
+        batches.append(list(held_out(config, host)._batches(2)))
+    joined = [{name: np.concatenate([a[name], b[name]]) for name in a} for a, b in zip(*batches, strict=True)]
+    watch = held_out(config)
+    watch.kept = joined
+    assert watch.measure(2) == pytest.approx(np.mean(one_by_one(config)), rel=1e-5)
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 4])
@@ -66,7 +108,7 @@ def test_it_is_measured_on_its_cadence_and_at_the_end_and_leaves_training_mode_a
     config = small_config(validation=ValidationConfig(every=16))
     watch = held_out(config)
     watch.recipe.modules["predictor"].train()
-    state = SimpleNamespace(settings=SimpleNamespace(global_batch=4, micro_batch=2))
+    state = SimpleNamespace(settings=SimpleNamespace(global_batch=4, micro_batch=2, precision="fp32"))
 
     def tick(images, end=None):
         return SimpleNamespace(images_seen=images, end=end, state=state)

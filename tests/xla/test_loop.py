@@ -78,7 +78,7 @@ def test_a_checkpoint_resumes_on_xla_to_the_bit_and_on_a_cpu_to_rounding(whole, 
     ticks, _, (resumed, _) = run_small(plan, xla, state=loaded)
     assert [t.step for t in ticks] == list(range(4, STEPS + 1))
     assert equal(resumed, whole[2][0])
-    assert xla.compile_count() - before <= 2, "a resumed run has the graphs of the first, but for the loading"
+    assert xla.compile_count() - before <= 3, "a resumed run has the graphs of the first, but for the loading"
 
     parts = small.assemble(small.config(), plan, 1)
     state = TrainState(parts.recipe, parts.settings, cpu)

@@ -57,9 +57,11 @@ def test_in_a_group_a_note_of_the_job_tells_the_next_attempt(tmp_path):
     parts = SimpleNamespace(settings=now, smaller=None)
     error = MemoryError("no room")
     with pytest.raises(MemoryError, match="no room"):
-        changes_after(error, store, "one", parts, SimpleNamespace(world_size=2))
+        changes_after(error, store, "one", parts, SimpleNamespace(world_size=2, local_devices=1))
     assert read_requested_changes(store, "one") == {"micro_batch": 3} and read_requested_changes(store, "other") == {}
-    assert changes_after(error, store, "alone", parts, SimpleNamespace(world_size=1)) == {"micro_batch": 6 // 2}
+    assert changes_after(error, store, "alone", parts, SimpleNamespace(world_size=1, local_devices=1)) == {
+        "micro_batch": 6 // 2
+    }
     assert read_requested_changes(store, "alone") == {}
 
 
@@ -79,9 +81,18 @@ def test_units_get_smaller_only_when_micro_batches_cannot(micro, whole, allowed,
 
 
 def test_a_group_remembers_every_change_that_its_attempts_asked_for(tmp_path):
-    store, device = Storage.of(tmp_path), SimpleNamespace(world_size=2)
+    store, device = Storage.of(tmp_path), SimpleNamespace(world_size=2, local_devices=1)
     for micro in (2, 1):
         now = settings(global_batch=4, micro_batch=micro, total_images=4)
         with pytest.raises(MemoryError):
             changes_after(MemoryError(), store, "one", SimpleNamespace(settings=now, smaller=lambda: None), device)
     assert read_requested_changes(store, "one") == {"micro_batch": 1, "smaller_units": 1}
+
+
+def test_a_micro_batch_stays_a_multiple_of_the_devices_that_share_it():
+    now = settings(global_batch=128, micro_batch=16, total_images=128)
+    assert smaller_micro_batch(now, 2, devices=4) == 8
+    least = settings(global_batch=128, micro_batch=4, total_images=128)
+    with pytest.raises(UserError, match="one unit per device"):
+        smaller_micro_batch(least, 2, devices=4)
+    assert next_changes(SimpleNamespace(settings=least, smaller=lambda: None), 2, 4) == {"smaller_units": 1}

@@ -194,7 +194,9 @@ def test_a_group_of_an_attempt_that_was_replaced_asks_for_no_smaller_micro_batch
         parts = SimpleNamespace(settings=settings, smaller=None)
         take_over(tmp_path)
         with pytest.raises(Superseded):
-            changes_after(MemoryError(), store, "fit", parts, SimpleNamespace(world_size=2), fence.check)
+            changes_after(
+                MemoryError(), store, "fit", parts, SimpleNamespace(world_size=2, local_devices=1), fence.check
+            )
         assert not store.exists(memory_note("fit"))
 
 

@@ -164,3 +164,48 @@ def test_out_of_memory_with_one_volume_takes_a_smaller_image_where_that_is_allow
         assert f"the next attempt takes {taken}" in caplog.text
     vit, description = EncoderArtifact.load(str(run / "encoder"))
     assert description["preprocessing"]["size"] == [8, 24, 24] and vit.config.img_size == (8, 32, 32)
+
+
+def test_a_run_on_smaller_images_stays_on_them_when_it_is_resumed(data, tmp_path, monkeypatch, capsys, stop_in):
+    from oct.recipe import OctRecipe
+
+    loss, run, sizes = OctRecipe.loss, tmp_path / "run", []
+
+    def need_memory(self, phase, micro, progress):
+        sizes.append(micro["image"].shape[-1])
+        if len(sizes) <= 2:
+            raise MemoryError("no room at first")
+        return loss(self, phase, micro, progress)
+
+    monkeypatch.setattr(OctRecipe, "loss", need_memory)
+    words = (WITHOUT_RAY, "data.smaller_image=[8,24,24]", "validation.volumes=0")
+    stop_in(run)
+    assert pretrain(run, data, *words, "data.allow_smaller_image=true") == 0
+    assert newest_weights(run, TAG)[0] < BUDGET and set(sizes[2:]) == {24}
+    assert pretrain(run, data, *words) == 2
+    assert "has trained on smaller units" in capsys.readouterr().err
+    assert pretrain(run, data, *words, "data.allow_smaller_image=true") == 0
+    assert newest_weights(run, TAG)[0] == BUDGET and set(sizes[2:]) == {24}
+
+
+def test_file_lists_and_numbers_choose_the_volumes(data, tmp_path):
+    rows = (data / "manifest.tsv").read_text().splitlines()[1:]
+    (tmp_path / "files.txt").write_text("\n".join(row.split("\t")[11] for row in rows[:5]) + "\n")
+    words = (WITHOUT_RAY, "optimization.total_images=4", "optimization.warmup=0")
+    assert pretrain(tmp_path / "listed", data, *words, f"data.file_list={tmp_path / 'files.txt'}") == 0
+    assert Plan.open(tmp_path / "listed" / "plan").rows == 5
+    assert pretrain(tmp_path / "few", data, *words, "data.max_volumes=6") == 0
+    few = Plan.open(tmp_path / "few" / "plan")
+    assert few.rows + len(held_out_sources(few)) == 6
+
+
+def test_a_cache_folder_of_the_environment_reaches_the_workers(data, monkeypatch, tmp_path):
+    from oct.config import CONFIGS_DIR
+    from pathray.config.load import load_config
+    from ray_jobs.pretrain_oct import PretrainOctConfig, make_paths_absolute
+    from tests.builders.oct.oct_job import command
+
+    monkeypatch.setenv("DATA_CACHE_DIR", "copies")
+    monkeypatch.chdir(tmp_path)
+    config = load_config(PretrainOctConfig, command(tmp_path / "run", data), configs_dir=CONFIGS_DIR).config
+    assert make_paths_absolute(config).data.cache_dir == str(tmp_path / "copies")
