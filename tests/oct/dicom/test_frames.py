@@ -276,3 +276,17 @@ def test_a_codestream_that_asks_for_any_memory_is_not_decoded(syntax: uid.UID):
     coded[8:16] = (1 << 31).to_bytes(4, "big") * 2  # Xsiz and Ysiz
     with pytest.raises(UnreadableUnit, match="size of the codestream"):
         decode_frame(syntax, bytes(coded), EIGHT[0].shape, 8, "a.dcm", 0)
+
+
+@pytest.mark.parametrize("place", ["oct.dicom.file.dcmread", "oct.dicom.codecs.DECODERS"])
+def test_lack_of_memory_is_no_damage_of_the_file(place, monkeypatch):
+    """It would be quarantined, and out of memory would not be seen."""
+
+    def no_room(*_, **__):
+        raise MemoryError("no room")
+
+    data = build_dicom(layered_retina(2, 16, 16), Scan(syntax=uid.RLELossless))
+    monkeypatch.setattr(place, no_room if place.endswith("dcmread") else {uid.RLELossless: no_room})
+    with pytest.raises(MemoryError, match="no room"):
+        file = open_dicom(data, "a.dcm")
+        list(iterate_frames(file, describe(file)))

@@ -10,6 +10,7 @@ from oct.indexing.index import index_volumes, mark_duplicates
 from oct.indexing.index_file import make_index, write_index
 from oct.indexing.manifest import read_folder, read_manifest
 from oct.plan import build_plan, locations
+from pathray.errors import UnreachableUnit
 from tests.builders.oct.scans import Scan, both_eyes, index_scans, read_scan, write_scans
 
 
@@ -171,3 +172,18 @@ def test_a_data_set_in_a_bucket_is_indexed_and_planned(tmp_path):
     assert sorted(locations(plan)) == sorted(f"memory://bucket/oct/{scan.path}" for scan in scans)
     assert [fs.exists(path) for path in locations(plan)] == [True, True]
     fs.rm("/bucket", recursive=True)
+
+
+def test_storage_that_is_away_is_no_fault_of_a_file(tmp_path, monkeypatch):
+    """A file that a bucket refused for a moment would be missing from the plan for good."""
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    manifest, calls = read_manifest(write_scans(tmp_path, both_eyes("1"))), []
+
+    def away_at_first(path, spacing):
+        calls.append(path)
+        if len(calls) == 1:
+            raise UnreachableUnit(path, "503")
+        return read_scan(path, spacing)
+
+    rows = list(index_volumes(manifest, read_header=away_at_first))
+    assert [row["exclusion"] for row in rows] == ["", ""] and len(calls) == 3
