@@ -22,9 +22,8 @@ from pathray.data.order import rng
 from pathray.data.plan import Plan
 from pathray.data.units import UnitReader
 from pathray.device import Device
-from pathray.errors import UnreachableUnit, UnreadableUnit
-from pathray.store.outages import through_outages
-from pathray.store.storage import StorageError
+from pathray.errors import UnreadableUnit
+from pathray.store.outages import read_through_outages
 from pathray.train.budget import due
 from pathray.train.loop import Tick
 
@@ -103,15 +102,8 @@ class HeldOutLoss:
         """The volume, waiting for storage that is away; None, and a warning, for one that cannot be read."""
         unit = {"row": np.int64(-1), "source": np.int32(self.sources[place])}
 
-        def read() -> dict[str, Any]:
-            try:
-                return self.reader.read(unit, place, 0)
-            except UnreachableUnit as e:
-                message = "the storage of held-out volumes cannot be reached"
-                raise StorageError.temporary(message, file=e.path, found=e.detail) from e
-
         try:
-            return through_outages(read, "validation")
+            return read_through_outages(lambda: self.reader.read(unit, place, 0), "the storage of held-out volumes")
         except UnreadableUnit as e:
             log.warning("a held-out volume is left out: %s", e)
             return None

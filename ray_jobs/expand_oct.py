@@ -27,6 +27,7 @@ from ray_jobs.extract.ordered_map import TIMEOUT_S, RayMap
 from ray_jobs.shell.cli import Outputs, job
 from ray_jobs.shell.dry_run import tell
 from ray_jobs.shell.runtime import RuntimeConfig, ray_session
+from ray_jobs.train.training_jobs import with_absolute_paths
 
 if TYPE_CHECKING:
     from oct.transfer.expand import Expansion, MemberJob
@@ -65,7 +66,7 @@ def main(loaded: Loaded[ExpandOctConfig]) -> Outputs | None:
     from oct.transfer.archive import list_archives
     from oct.transfer.expand import KEPT, WRITTEN
 
-    config = loaded.config
+    config = with_absolute_paths(loaded.config, "archives", "output", "report")
     archives, ledger = list_archives(config.archives), open_ledger(config)
     known = ledger.read()
     expansion = plan(config, archives, known)

@@ -11,7 +11,7 @@ exit code is 2 if fewer than `min_success_fraction` of the volumes could be prep
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +26,7 @@ from ray_jobs.extract.ordered_map import TIMEOUT_S, RayMap
 from ray_jobs.shell.cli import Outputs, job
 from ray_jobs.shell.dry_run import check_files, tell
 from ray_jobs.shell.runtime import RuntimeConfig, ray_session
+from ray_jobs.train.training_jobs import with_absolute_paths
 
 if TYPE_CHECKING:
     from oct.indexing.index_file import VolumeIndex
@@ -62,11 +63,12 @@ def main(loaded: Loaded[PrepareOctConfig]) -> Outputs | None:
     from oct.transfer.ledger import Ledger
     from oct.transfer.prepare import FAILED, LEDGER, SCHEMA, plan_preparation
 
-    config = loaded.config
+    config = with_absolute_paths(loaded.config, "index", "output", "report")
     index = read_index(config.index)
     ledger = Ledger(f"{config.output.rstrip('/')}/{LEDGER}", SCHEMA, "path", PART_ROWS)
     known = ledger.read()
     jobs = plan_preparation(index, config.output, known)
+    check_alone(config, index, known)
     log.info("%s", index)
     if loaded.dry_run:
         return tell((check_files([job.source for job in jobs], config.index, "path"), "volumes"))
@@ -78,6 +80,14 @@ def main(loaded: Loaded[PrepareOctConfig]) -> Outputs | None:
     finally:
         report(config, index, rows)
     return finish(config, index, rows)
+
+
+def check_alone(config: PrepareOctConfig, index: VolumeIndex, known: Mapping[str, Row]) -> None:
+    """UserError if the output has volumes that this index does not list: its manifest would lose them."""
+    listed = set(index.table["path"].to_pylist())
+    if others := sorted(set(known) - listed):
+        message, found = "the output has volumes of another index", f"{others[0]} and {len(others) - 1} more"
+        raise UserError(message, file=config.output, key="output", found=found, expected="an output for each index")
 
 
 def prepare(config: PrepareOctConfig, jobs: list[VolumeJob], ledger: Ledger) -> Iterator[Row]:

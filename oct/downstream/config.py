@@ -34,7 +34,7 @@ class LabelledData(StreamConfig):
     gcs_root: str | None = placement(None)  # folder or URL of the volumes, if they moved since they were indexed
     split_file: str | None = placement(None)  # of index_oct: train, val and test persons; None: folds
     folds: int = 5  # by person, every one tested once
-    fold: int | None = None  # fine-tune this one alone, from 0
+    fold: int | None = placement(None)  # fine-tune this one alone, from 0
     seed: int = 0
     cache_dir: str | None = placement(None)  # of remote files; None: the environment's DATA_CACHE_DIR, else no cache
     cache_gb: float = placement(50.0)
@@ -82,9 +82,10 @@ class ProbeConfig:
     lrs: list[float] = field(default_factory=lambda: [1e-3, 3e-4])  # the best on a fifth of the training persons
     weight_decay: float = 0.01
     resamples: int = 2000  # of persons, for the intervals
+    most_gb: float = 32.0  # of tokens of all volumes in memory, for the attentive probe
 
     def __post_init__(self) -> None:
-        check_positive(self, "probe", "epochs", "min_steps", "batch", "resamples")
+        check_positive(self, "probe", "epochs", "min_steps", "batch", "resamples", "most_gb")
         check_at_least(self, "probe", 2, "inner_folds")
         check_at_least(self, "probe", 0, "weight_decay")
         if len(self.pool) != 3 or min(self.pool) < 1:
@@ -152,7 +153,7 @@ class DownstreamConfig:
     probe: ProbeConfig = placement(default_factory=ProbeConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
-    eval: EvalConfig = placement(default_factory=EvalConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
     logging: LoggingConfig = placement(default_factory=LoggingConfig)
     checkpoint: CheckpointConfig = placement(default_factory=CheckpointConfig)
     scaling: ScalingConfig = placement(default_factory=ScalingConfig)

@@ -20,9 +20,10 @@ from oct.downstream.plan import classes_of, scale_of, volumes_of
 from oct.downstream.recipe import FinetuneRecipe
 from pathray.data.plan import Plan
 from pathray.device import Device
-from pathray.errors import UnreachableUnit, UnreadableUnit
+from pathray.errors import UnreadableUnit
 from pathray.features.inference import read_ahead
 from pathray.stats.scores import classification_scores, regression_scores
+from pathray.store.outages import read_through_outages
 from pathray.train.state import TrainState
 
 log = logging.getLogger(__name__)
@@ -58,9 +59,7 @@ def _batches(
 
     def read(row: int) -> dict[str, Any] | None:
         try:
-            return reader.read({"source": row}, 0, 0)
-        except UnreachableUnit:
-            raise
+            return read_through_outages(lambda: reader.read({"source": row}, 0, 0), "the storage of volumes")
         except UnreadableUnit as e:
             log.warning("left out: %s", e)
             return None

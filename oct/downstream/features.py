@@ -13,6 +13,8 @@ import json
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -23,9 +25,9 @@ from oct.cache import VolumeCache
 from oct.downstream.preprocess import Preprocessing, load_encoder, patch_tokens, pool_tokens
 from oct.plan import manifest_spacing
 from pathray.device import Device
-from pathray.errors import MissingFile, UnreachableUnit, UnreadableUnit, UserError
+from pathray.errors import MissingFile, UnreadableUnit, UserError
 from pathray.store.artifact import describe
-from pathray.store.outages import through_outages
+from pathray.store.outages import read_through_outages, through_outages
 from pathray.store.storage import Storage
 from pathray.urls import public
 
@@ -101,9 +103,8 @@ class Compute:
 
         def make(row: Row) -> str:
             try:
-                arrays = self.arrays(encoder, given, device, cache, row)
-            except UnreachableUnit:
-                raise
+                read = partial(self.arrays, encoder, given, device, cache, row)
+                arrays = read_through_outages(read, "the storage of volumes")
             except UnreadableUnit as e:
                 return f"{e.reason} {e.detail}".strip()
             data = io.BytesIO()
@@ -128,6 +129,22 @@ class Compute:
             pooled = pool_tokens(tokens, encoder.grid(x.shape[2:]), self.source.pool)
             out["tokens"] = pooled[0].cpu().numpy().astype(np.float16)
         return out
+
+
+def check_size(source: FeatureSource, volumes: int, most_gb: float) -> None:
+    """UserError when the tokens of so many volumes would take more memory than `most_gb`."""
+    if source.pool is None:
+        return
+    vit = describe(source.artifact)["vit"]
+    grid = [side // patch for side, patch in zip(vit["img_size"], vit["patch_size"], strict=True)]
+    tokens = prod(-(-n // p) for n, p in zip(grid, source.pool, strict=True))
+    gigabytes = 2e-9 * volumes * tokens * int(vit["dim"])
+    if gigabytes > most_gb:
+        found = f"{gigabytes:.0f} GB for {volumes:,} volumes of {tokens:,} tokens"
+        expected = f"at most probe.most_gb={most_gb:g}: a larger probe.pool such as [1,4,4], or probe.attentive=false"
+        raise UserError(
+            "the attentive probe keeps all tokens in memory", key="probe.pool", found=found, expected=expected
+        )
 
 
 def missing_rows(source: FeatureSource, rows: Sequence[Row]) -> list[Row]:

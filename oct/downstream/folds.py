@@ -35,6 +35,20 @@ def splits_of(cohort: Cohort, *, split_file: str | None, k: int, seed: int, vali
     return stratified_folds(cohort, labels, seed, k, validation=validation)
 
 
+def check_parts(cohort: Cohort, splits: Sequence[Split]) -> None:
+    """UserError for a split that has nothing to train on or to test, or only one class to train on."""
+    for number, split in enumerate(splits):
+        train = np.concatenate([split.rows("train"), split.rows("val")])
+        sizes = {"train": len(train), "test": len(split.rows("test"))}
+        key = f"split {number}" if len(splits) > 1 else "data.split_file"
+        if not all(sizes.values()):
+            message, expected = "a part has no labelled unit that can be read", "units of train and of test"
+            raise UserError(message, file=cohort.file, key=key, found=sizes, expected=expected)
+        if cohort.classes and len(found := set(cohort.truth[train].tolist())) < 2:
+            message, only = "the training units are of one class", cohort.classes[int(found.pop())]
+            raise UserError(message, file=cohort.file, key=key, found=only, expected="two classes or more")
+
+
 def inner_masks(groups: Sequence[str], truth: npt.NDArray[np.float64], k: int, seed: int, classes: int) -> list[Bools]:
     """At most `k` masks of the rows that a fold of whole persons holds out, about equal in classes; one per person
     where there are fewer."""

@@ -126,6 +126,7 @@ def _expand(job: MemberJob) -> Row:
     source = open_source(member.archive)
     try:
         state = write_pieces(job.target, stream_member(source, member))
+        assert state.startswith(f"{member.size}:") or not state.partition(":")[0], (state, member.size)
     finally:
         source.close()
     return row(WRITTEN, state=state)

@@ -33,13 +33,12 @@ def place_member(archive: str, name: str) -> str:
         raise Refused("its name leads out of the archive")
     *folders, file = name.split("/")
     _check_kind(folders, file)
-    outside = archive.removesuffix(SUFFIX).split("/")
+    outside = re.sub(rf"{re.escape(SUFFIX)}$", "", archive, flags=re.IGNORECASE).split("/")
     at = _device_at(folders)
     device = folders[at] if at is not None else _device_of(outside)
     if not device:
         raise Refused("no folder of it or of its archive names a device")
-    below = folders[at + 1 :] if at is not None else [f for f in folders if f.lower() != DATA_FOLDER]
-    person, *deeper = below or [_person(outside, file)]
+    person, *deeper = folders[at + 1 :] if at is not None else _person_and_below(outside, folders, file)
     return "/".join([DATA_FOLDER, _device_word(device), person, "_".join([*deeper, _with_suffix(file)])])
 
 
@@ -77,9 +76,27 @@ def _device_of(outside: list[str]) -> str:
     return outside[outside.index(DATA_FOLDER) + 1] if DATA_FOLDER in outside[:-1] else ""
 
 
-def _person(outside: list[str], file: str) -> str:
+def _person_and_below(outside: list[str], folders: list[str], file: str) -> list[str]:
+    """The person of a member whose folders name no device, and the folders below: an archive `1001.zip` is one
+    person's, whatever is in it; else the first folder that can be a person's. Raises Refused."""
+    inner = [folder for folder in folders if folder.lower() != DATA_FOLDER]
+    if outside[-1][:1].isdigit() and _is_below_device(outside):
+        return [outside[-1], *(folder for folder in inner if folder != outside[-1])]
+    persons = [i for i, folder in enumerate(inner) if _PERSON.fullmatch(folder)]
+    if inner and not persons:
+        raise Refused("none of its folders says whose it is")
+    return inner[persons[0] :] if inner else [_person(outside, file)]
+
+
+def _is_below_device(outside: list[str]) -> bool:
+    """Whether the archive is in a device's folder."""
     above = outside[-2] if len(outside) > 1 else ""
-    if device_by_folder([above]) or (DATA_FOLDER in outside[:-2] and outside.index(DATA_FOLDER) == len(outside) - 3):
+    in_data = DATA_FOLDER in outside[:-2] and outside.index(DATA_FOLDER) == len(outside) - 3
+    return bool(device_by_folder([above])) or in_data
+
+
+def _person(outside: list[str], file: str) -> str:
+    if _is_below_device(outside):
         return outside[-1]
     first = file.partition("_")[0]
     if first == file or not _PERSON.fullmatch(first):

@@ -53,9 +53,10 @@ def stream_member(source: ByteSource, member: Member) -> Iterator[bytes]:
             size, crc = size + len(piece), zlib.crc32(piece, crc)
             if size > member.size:
                 raise UnreadableUnit("size", name_of(member), f"more than the {member.size} bytes of the directory")
-            if held:
-                yield held
-            held = piece or held
+            if piece:
+                if held:
+                    yield held
+                held = piece
     except Corrupt as e:
         raise UnreadableUnit("deflate", name_of(member), str(e)) from e
     if size != member.size:

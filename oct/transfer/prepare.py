@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ from oct.indexing.manifest import COLUMNS
 from oct.transfer.ledger import Row
 from pathray.errors import UnreadableUnit, UserError
 from pathray.reports.units import describe
-from pathray.store.storage import StorageError, file_state, write_atomic
+from pathray.store.outages import read_through_outages, through_outages
+from pathray.store.storage import Storage, StorageError, file_state, write_atomic
 from pathray.urls import is_url
 from pathray.wsi.backends.source import read_source, retry_request
 
@@ -46,7 +48,7 @@ class VolumeJob:
 
 def plan_preparation(index: VolumeIndex, output: str, known: Mapping[str, Row]) -> list[VolumeJob]:
     """A job per accepted volume. UserError if the output is where the volumes are: they would be overwritten."""
-    if output.rstrip("/") == index.root.rstrip("/"):
+    if _place(output) == _place(index.root):
         message = "the output is the folder of the volumes, which it would overwrite"
         raise UserError(message, file=index.path, key="output", found=output, expected="another folder")
     return [
@@ -62,17 +64,23 @@ def plan_preparation(index: VolumeIndex, output: str, known: Mapping[str, Row]) 
     ]
 
 
+def _place(folder: str) -> str:
+    """The one name of a folder, links followed."""
+    store = Storage.of(folder)
+    return os.path.realpath(store.path()) if store.local else store.url.rstrip("/")
+
+
 def prepare_volume(job: VolumeJob) -> Row:
     """Write a volume, unless this version of it was; its row. A fault of the volume is in the row; StorageError if it
     cannot be written."""
     from oct.transfer.transcode import transcode
 
     try:
-        source_state = _state(job.source)
+        source_state = read_through_outages(lambda: _state(job.source), "the storage of volumes")
         if _is_known(job, source_state):
             assert job.before is not None
             return {**job.before, "status": KEPT}
-        data = read_source(job.source)
+        data = read_through_outages(lambda: read_source(job.source), "the storage of volumes")
         result = transcode(data, job.source)
     except UnreadableUnit as e:
         return _row(job, FAILED, f"{e.reason}: {e.detail}".rstrip(": "))
@@ -80,7 +88,7 @@ def prepare_volume(job: VolumeJob) -> Row:
         raise
     except (UserError, OSError) as e:
         return _row(job, FAILED, describe(e))
-    write_atomic(job.target, result)
+    through_outages(lambda: write_atomic(job.target, result), "a prepared volume")
     status = COPIED if result is data else WRITTEN
     row = _row(job, status, source_state=source_state, state=_state(job.target))
     return row | {"bytes_before": len(data), "bytes": len(result)}

@@ -76,7 +76,11 @@ def _write_object(store: Storage, name: str, pieces: Iterable[bytes]) -> None:
         info = store.fs.info(store.path(name))
     except Exception as e:  # every file system raises its own kinds
         raise _as_storage_error(e, store.join(name)) from e
-    _check_stored(info, size, digest.digest(), store.join(name))
+    try:
+        _check_stored(info, size, digest.digest(), store.join(name))
+    except StorageError:
+        store.remove(name)  # what is not what was sent must not be taken for it
+        raise
 
 
 class _OfPieces(Exception):

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from pathray.errors import UnreachableUnit
 from pathray.store.storage import StorageError
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,19 @@ def through_outages(
             log.warning("%s waits for storage; retrying in %.0f s: %s", what, pause, e)
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_S)
+
+
+def read_through_outages(read: Callable[[], T], what: str) -> T:
+    """`read()` of a unit of data, tried again while its storage cannot be reached (UnreachableUnit), which is no fault
+    of the unit. Raises what else `read` raises, and a StorageError, naming the file, for storage that stays away."""
+
+    def attempt() -> T:
+        try:
+            return read()
+        except UnreachableUnit as e:
+            raise StorageError.temporary(f"{what} cannot be reached", file=e.path, found=e.detail) from e
+
+    return through_outages(attempt, what)
 
 
 class Looks:

@@ -97,8 +97,9 @@ def source_of(config: DownstreamConfig, cohort: Cohort, encoder: str, weights: s
 
 def features_of(config: DownstreamConfig, cohort: Cohort, source: FeatureSource, name: str) -> Features:
     """Those of all volumes of the cohort. UserError when too many of them cannot be read."""
-    from oct.downstream.features import check_readable
+    from oct.downstream.features import check_readable, check_size
 
+    check_size(source, len(cohort.volumes), config.probe.most_gb)
     features = ensure_features(source, cohort.volumes, config.scaling, name)
     check_readable(features, config.data.max_corrupt_fraction, config.data.index)
     return features
@@ -112,6 +113,7 @@ def usable(
     import numpy as np
 
     from oct.downstream.features import Features as Kept
+    from oct.downstream.folds import check_parts
     from pathray.data.splits import Split as Part
 
     readable = np.all([own.readable for own in features.values()], axis=0)
@@ -120,7 +122,9 @@ def usable(
     for name, own in features.items():
         tokens = None if own.tokens is None else [t for t, ok in zip(own.tokens, readable, strict=True) if ok]
         kept[name] = Kept(own.mean[readable], tokens, own.failed)
-    return cohort.only(readable), kept, [Part(split.of[units], split.meta) for split in splits]
+    left, parts = cohort.only(readable), [Part(split.of[units], split.meta) for split in splits]
+    check_parts(left, parts)
+    return left, kept, parts
 
 
 def failures(features: dict[str, Features]) -> list[tuple[str, str]]:

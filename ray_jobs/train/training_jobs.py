@@ -38,6 +38,11 @@ def absolute(path: str | None) -> str | None:
     return Storage.of(path).url if path and is_set(path) else path
 
 
+def with_absolute_paths(config: Any, *keys: str) -> Any:
+    """`config` with the paths under these keys absolute."""
+    return replace(config, **{key: absolute(getattr(config, key)) for key in keys})
+
+
 def make_paths_absolute(config: Any, **changes: Any) -> Any:
     """`config` with `changes`; output, checkpoint to resume from and what evaluations read are absolute. Of a trial's
     config, too, which has no output yet."""

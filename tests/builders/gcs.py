@@ -109,7 +109,9 @@ class _Handler(RequestHandler):
 
     def answer(self) -> None:
         gcs = self.gcs
-        self.one = asked = Asked(*_kind(self.command, self.path))
+        self.one = Asked(*_kind(self.command, self.path))
+        with gcs.lock:
+            gcs.asked.append(self.one)  # before the answer, which a test may have before this thread runs again
         time.sleep(gcs.round_trip_s)
         if status := gcs.fault():
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -122,8 +124,6 @@ class _Handler(RequestHandler):
             with gcs.lock:
                 Router(self).handle(self.command)
         self.wfile.flush()
-        with gcs.lock:
-            gcs.asked.append(asked)
 
     def _refuse(self, status: int) -> None:
         body = json.dumps({"error": {"code": status, "message": "try again"}}).encode()

@@ -20,6 +20,10 @@ T = "structural_oct/topcon_triton"
         ("gs://b/retinal-oct-topcon-triton-part2.zip", "1001/a.dcm", f"{T}/1001/a.dcm"),
         ("gs://b/topcon_triton/1001.zip", "a.dcm", f"{T}/1001/a.dcm"),
         ("gs://b/topcon_triton/part1.zip", "1001/a.dcm", f"{T}/1001/a.dcm"),
+        ("gs://b/topcon_triton/1001.zip", "visit1/a.dcm", f"{T}/1001/visit1_a.dcm"),
+        ("gs://b/topcon_triton/1001.zip", "1001/visit2/a.dcm", f"{T}/1001/visit2_a.dcm"),
+        ("gs://b/topcon_triton/1001.ZIP", "a.dcm", f"{T}/1001/a.dcm"),
+        ("gs://b/topcon_triton.zip", "data/1001/a.dcm", f"{T}/1001/a.dcm"),
         ("gs://b/topcon_triton.zip", "1001_macula_l.dcm", f"{T}/1001/1001_macula_l.dcm"),
         ("gs://b/z.zip", "structural_oct/bioptigen_sdois/2001/a.dcm", "structural_oct/bioptigen_sdois/2001/a.dcm"),
         ("gs://b/structural_oct/bioptigen_sdois/2001.zip", "a.dcm", "structural_oct/bioptigen_sdois/2001/a.dcm"),
@@ -51,6 +55,7 @@ def test_what_is_no_dicom_is_skipped(name: str) -> None:
         ("gs://b/z.zip", "1001/a.dcm", "names a device"),
         ("gs://b/topcon_triton.zip", "macula_left.dcm", "whose it is"),
         ("gs://b/z.zip", f"{T}/1001.zip", "an archive inside"),
+        ("gs://b/topcon_triton.zip", "left/a.dcm", "none of its folders"),
     ],
 )
 def test_what_nothing_places_is_refused_with_the_reason(archive: str, name: str, said: str) -> None:

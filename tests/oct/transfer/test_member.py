@@ -124,3 +124,16 @@ def test_what_is_no_archive_is_unreadable(tmp_path: Path) -> None:
             read_directory(write(tmp_path, content))
     with pytest.raises(UnreadableUnit, match="missing"):
         read_directory(str(tmp_path / "none.zip"))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 11, 16, 40])
+def test_content_is_the_same_however_small_the_reads_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """A read that holds nothing but the end of the stream gives an empty piece, after which the last came twice."""
+    monkeypatch.setattr(module, "READ_BYTES", size)
+    path = write(tmp_path, build_zip([(NAME, content_of(2, 700))]))
+    assert read(path) == content_of(2, 700)
+    whole = read_directory(path)[0].compressed
+    monkeypatch.setattr(module, "READ_BYTES", max(1, whole - size))
+    assert read(path) == content_of(2, 700)
