@@ -83,6 +83,7 @@ def train(
     *,
     stop_at: int | None = None,
     state: State | None = None,
+    watch: Any = None,
 ) -> tuple[list[Tick], list[int], State]:
     """Ticks of a run (to its end, or to `stop_at` steps), the compilations counted after each, and its state as a
     checkpoint holds it."""
@@ -94,6 +95,8 @@ def train(
     ticks, compilations = [], []
     for tick in run(recipe, batches, settings, device=device, state=held):
         ticks.append(tick)
+        if watch is not None:
+            watch.observe(tick)
         compilations.append(device.compile_count())
         if tick.step == stop_at:
             break

@@ -35,7 +35,9 @@ def run_oct(config: Any, plan: Plan, device: Any, **how: Any) -> Any:
     parts = build(config, plan, 1, reader, reader, "digest")
     parts.recipe.gather = device.gather_sum_grad
     settings = replace(parts.settings, log_every=G, poll_every_steps=1, precision="fp32")
-    return train(parts.recipe, stream(parts, plan), settings, device, **how)
+    assert parts.watch is not None, "the plan has held-out volumes"
+    parts.watch.device = device
+    return train(parts.recipe, stream(parts, plan), settings, device, watch=parts.watch, **how)
 
 
 @pytest.fixture(scope="module")
