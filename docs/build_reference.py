@@ -17,7 +17,7 @@ import pdoc
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT = ROOT / "build" / "docs"
-PACKAGES = ("pathray", "ijepath", "adios", "regression")  # jobs have --help
+PACKAGES = ("pathray", "ijepath", "adios", "oct", "regression")  # jobs have --help
 
 _TAGS = r"(?:<[^>]*>|\s)*"  # between the words of a type, where pdoc colours it
 _NDARRAY = "numpy . ndarray [ tuple [ typing . Any , ... ] , numpy . dtype [".split()

@@ -73,7 +73,8 @@ class OCTDICOMDataset(Dataset[Sample]):
                 sample["meta"] |= {"instead_of": wanted.path} if row is not wanted else {}
                 return self.transforms(sample) if self.transforms is not None else sample
         message, found = "no volume of the manifest can be read", dict(self.unreadable)
-        raise UserError(message, file=self.root, found=found, expected="volumes")
+        expected = "volumes; if they are missing, gcs_root is the folder that the manifest's paths begin in"
+        raise UserError(message, file=self.root, found=found, expected=expected)
 
     def _read(self, row: ManifestRow) -> Sample | None:
         path = f"{self.root.rstrip('/')}/{row.path}"

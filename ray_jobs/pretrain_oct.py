@@ -94,6 +94,7 @@ def resolve_config(config: PretrainOctConfig, volumes: int) -> PretrainOctConfig
 
 def rehearse(config: PretrainOctConfig) -> None:
     """MissingFile where volumes that the manifest or the index lists are not there."""
+    from oct.indexing.file_lists import select
     from oct.indexing.index_file import read_index
     from oct.indexing.manifest import of_devices, read_manifest
 
@@ -101,7 +102,8 @@ def rehearse(config: PretrainOctConfig) -> None:
     if data.index:
         index = read_index(data.index)
         source, key, root = data.index, "data.index", data.gcs_root or index.root
-        names = index.accepted["path"].to_pylist()
+        chosen = select(index, devices=data.devices, regions=data.regions, min_frames=data.min_frames)
+        names = chosen["path"].to_pylist()
     else:
         manifest = of_devices(read_manifest(str(data.manifest), data.gcs_root or ""), data.devices)
         source, key, root = str(data.manifest), "data.manifest", manifest.root

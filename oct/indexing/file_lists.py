@@ -110,8 +110,10 @@ def _matches(index: VolumeIndex, table: pa.Table, key: str, column: str, values:
     there = [{cell.casefold(), cell.partition(",")[0].strip().casefold()} for cell in cells]
     wanted = {value.casefold() for value in values}
     if absent := sorted(wanted - set[str]().union(*there)):
-        expected = sorted(set(cells))
-        raise UserError("no volume has this value", file=public(index.path), key=key, found=absent, expected=expected)
+        expected = f"of {sorted(set(cells))}, or [] for all"
+        raise UserError(
+            "no volume has this value", file=public(index.path), key=f"data.{key}", found=absent, expected=expected
+        )
     return pa.array([bool(wanted & own) for own in there], pa.bool_())
 
 

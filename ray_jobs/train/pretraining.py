@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pathray.config.load import Loaded
 from pathray.run.fence import hold
+from pathray.run.outcome import STOPPED
 from pathray.store.outages import through_outages
 from ray_jobs.shell.cli import Outputs
 from ray_jobs.shell.run_summary import write_run_summary
@@ -77,7 +78,8 @@ def pretrain(job: Pretraining[Any], loaded: Loaded[Any]) -> Outputs | None:
     with hold(str(config.output)), session:
         accelerator = begin(str(config.output), scaling, decode_tasks(config))
         outcome = train(job, config, job.prepare(config), accelerator)
-    log.info("ended (%s) after %s images", outcome.end, f"{outcome.images_seen:,}")
+    more = "; the same command resumes the run" if outcome.end == STOPPED else ""
+    log.info("ended (%s) after %s images%s", outcome.end, f"{outcome.images_seen:,}", more)
     paths: dict[str, object] = {"run": config.output, "checkpoint": outcome.checkpoint}
     if outcome.artifact:
         beside = outcome.artifact.rpartition("/")[0]

@@ -209,3 +209,15 @@ def test_a_cache_folder_of_the_environment_reaches_the_workers(data, monkeypatch
     monkeypatch.chdir(tmp_path)
     config = load_config(PretrainOctConfig, command(tmp_path / "run", data), configs_dir=CONFIGS_DIR).config
     assert make_paths_absolute(config).data.cache_dir == str(tmp_path / "copies")
+
+
+def test_a_dry_run_of_an_index_misses_a_device_that_it_does_not_have(data, whole, tmp_path, capsys):
+    from oct.config import CONFIGS_DIR
+    from ray_jobs import pretrain_oct as job
+    from ray_jobs.shell.cli import run_job
+
+    words = [f"data.index={whole}/indexes/volumes.parquet", f"output={tmp_path}/run", "--dry-run"]
+    assert run_job(job.main, job.PretrainOctConfig, words, CONFIGS_DIR) == 0
+    assert run_job(job.main, job.PretrainOctConfig, [*words, "data.devices=[zeiss_cirrus]"], CONFIGS_DIR) == 2
+    said = capsys.readouterr().err
+    assert "data.devices" in said and "topcon_triton" in said and "[] for all" in said
