@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 from pathray.draw.charts import Panel
-from pathray.reports.curves import GRADIENT_NORM, LEARNING_RATE, LOSS, SPEED
+from pathray.reports.curves import (
+    DEVIATION,
+    EXPLAINED,
+    GRADIENT_NORM,
+    LEARNING_RATE,
+    LOSS,
+    RANKME,
+    SPEED,
+    TEACHER_DRIFT,
+)
 
 CURVES = (
     LOSS,
-    Panel("Explained by the prediction", (("explained", "targets' variance"),), "share, 0: the mean", low=-1.0),
-    Panel(
-        "Collapse: RankMe",
-        (("target_rankme", "targets"), ("prediction_rankme", "predictions"), ("student_rankme", "context")),
-        "effective dimensions",
-        from_zero=True,
-    ),
-    Panel(
-        "Collapse: feature deviation",
-        (
-            ("target_std", "targets, per batch"),
-            ("target_feature_std", "targets, newest"),
-            ("prediction_std", "predictions"),
-            ("student_std", "context"),
-        ),
-        from_zero=True,
-    ),
-    Panel("Teacher behind student", (("teacher_student_drift", "drift"),), "relative distance"),
+    EXPLAINED,
+    RANKME,
+    DEVIATION,
+    TEACHER_DRIFT,
     LEARNING_RATE,
     Panel(
         "Tokens",

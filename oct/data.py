@@ -72,11 +72,11 @@ class VolumeReader:
         """
         source = int(unit["source"])
         path, state = self.paths[source], self.states[source]
-        crop = tuple(rng(self.seed, "crop", position, attempt).random(3).tolist())
+        z, y, x = CENTRE if self.centred else rng(self.seed, "crop", position, attempt).random(3).tolist()
         sampled, _ = read_volume(
             path,
             self.grid,
-            CENTRE if self.centred else (crop[0], crop[1], crop[2]),
+            (z, y, x),
             self.spacings[source],
             read=lambda name: self.cache.read(name, state),
         )

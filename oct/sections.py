@@ -40,7 +40,7 @@ class DataConfig(StreamConfig):
     spacing_mm: list[float] = field(default_factory=lambda: [0.05, 0.02, 0.02])
     seed: int = 42
     file_list: str | None = placement(None)  # text file of paths below the root, one per line: only these
-    max_volumes: int | None = placement(None)  # at most so many files of manifest or index, evenly spaced; None: all
+    max_volumes: int | None = placement(None)  # limit on files of the manifest or index, evenly spaced; None: all
     read_timeout_s: float = placement(300.0)
 
     def __post_init__(self) -> None:

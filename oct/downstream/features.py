@@ -132,7 +132,7 @@ class Compute:
 
 
 def check_size(source: FeatureSource, volumes: int, most_gb: float) -> None:
-    """UserError when the tokens of so many volumes would take more memory than `most_gb`."""
+    """UserError when the tokens of all `volumes` need more than `most_gb` of memory."""
     if source.pool is None:
         return
     vit = describe(source.artifact)["vit"]

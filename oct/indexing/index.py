@@ -22,8 +22,8 @@ from oct.indexing.manifest import Manifest, ManifestRow, Spacing
 from oct.volume import AXES, VolumeHeader
 from pathray.errors import MissingFile, UnreachableUnit, UnreadableUnit
 from pathray.reports.units import describe
-from pathray.store.outages import through_outages
-from pathray.store.storage import StorageError, file_state
+from pathray.store.outages import read_through_outages
+from pathray.store.storage import file_state
 from pathray.store.storage_errors import may_pass
 
 MISSING, UNREADABLE, DUPLICATE = "missing", "unreadable", "duplicate"
@@ -56,14 +56,14 @@ def index_volumes(
 
 def _index_job(job: Job, *, root: str, read_header: ReadHeader) -> Row:
     read = partial(index_volume, job[0], root, previous=job[1], read_header=read_header)
-    return through_outages(read, "the index of volumes")
+    return read_through_outages(read, "the storage of volumes")
 
 
 def index_volume(
     row: ManifestRow, root: str, *, previous: Row | None = None, read_header: ReadHeader = read_file_header
 ) -> Row:
-    """The index row of one file. Any fault of the file becomes its `exclusion` and `detail`. A passing StorageError
-    while its storage is away, which is no fault of the file."""
+    """The index row of one file. Any fault of the file becomes its `exclusion` and `detail`. UnreachableUnit while
+    its storage is away, which is no fault of the file."""
     path, out = f"{root.rstrip('/')}/{row.path}", _listed_columns(row)
     try:
         out["state"] = file_state(path)
@@ -75,14 +75,13 @@ def index_volume(
         raise
     except MissingFile:
         return out | {"exclusion": MISSING, "detail": "no such file"}
-    except UnreachableUnit as e:
-        raise StorageError.temporary("the storage of the volumes cannot be reached", file=e.path, found=e.detail) from e
+    except UnreachableUnit:
+        raise
     except UnreadableUnit as e:
         return out | {"exclusion": UNREADABLE, "detail": f"{e.reason}: {e.detail}".rstrip(": ")}
     except Exception as e:  # whatever a parser raises is a fault of this file, not of the job
         if "://" in path and may_pass(e):
-            message, found = "the storage of the volumes cannot be reached", describe(e)
-            raise StorageError.temporary(message, file=path, found=found) from e
+            raise UnreachableUnit(path, describe(e)) from e
         return out | {"exclusion": UNREADABLE, "detail": describe(e)}
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from pathray.device import scalar
+from pathray.optim.around import AroundOptimizer
 from pathray.optim.optimizer import Optimizer
 
 
-class LARS:
+class LARS(AroundOptimizer[Optimizer]):
     """g ← f (g + λ p) for every weight, then one step of `inner` without weight decay; the interface of an optimizer.
 
     r = η ‖p‖ / (‖g‖ + λ ‖p‖ + 1e-8) per weight with η the `trust`; ``clip="ratio"``: f = min(r, 10);
@@ -21,21 +21,10 @@ class LARS:
     """
 
     def __init__(self, inner: Optimizer, *, trust: float = 0.02, clip: Literal["ratio", "larc"] = "ratio") -> None:
-        self.inner, self.trust, self.clip = inner, trust, clip
+        super().__init__(inner)
+        self.trust, self.clip = trust, clip
         self.weight_decay = inner.weight_decay.clone()
         inner.weight_decay.zero_()
-
-    @property
-    def lr(self) -> Tensor:
-        return self.inner.lr
-
-    @property
-    def steps(self) -> Tensor:
-        return self.inner.steps
-
-    @property
-    def names(self) -> list[str]:
-        return self.inner.names
 
     def set(self, *, lr: float | Tensor | None = None, weight_decay: float | Tensor | None = None) -> None:
         self.inner.set(lr=lr)
@@ -57,12 +46,3 @@ class LARS:
             torch._foreach_add_(grads, torch._foreach_mul(params, self.weight_decay))
             torch._foreach_mul_(grads, list(factor.unbind()))
         self.inner.step(ok, flat)
-
-    def zero_grad(self) -> None:
-        self.inner.zero_grad()
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return self.inner.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.inner.load_state_dict(state)

@@ -5,16 +5,17 @@ Not here: which layer has which factor (the sciences), schedules (pathray.optim.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from pathray.optim.around import AroundOptimizer
 from pathray.optim.lars import LARS
 from pathray.optim.optimizer import Optimizer
 
 
-class LayerRates:
+class LayerRates(AroundOptimizer[Optimizer | LARS]):
     """p ← p + f (p′ − p), where p′ is what `inner` makes of p and f the parameter's factor: the interface of an
     optimizer.
 
@@ -23,23 +24,11 @@ class LayerRates:
     """
 
     def __init__(self, inner: Optimizer | LARS, rates: Sequence[tuple[str, float]]) -> None:
-        self.inner = inner
+        super().__init__(inner)
         of = [next((f for prefix, f in rates if name.startswith(prefix)), 1.0) for name in inner.names]
         base = inner.inner if isinstance(inner, LARS) else inner
         self.scaled = [p for p, f in zip(base.params, of, strict=True) if f != 1.0]
         self.factors = [f for f in of if f != 1.0]
-
-    @property
-    def lr(self) -> Tensor:
-        return self.inner.lr
-
-    @property
-    def steps(self) -> Tensor:
-        return self.inner.steps
-
-    @property
-    def names(self) -> list[str]:
-        return self.inner.names
 
     def set(self, *, lr: float | Tensor | None = None, weight_decay: float | Tensor | None = None) -> None:
         self.inner.set(lr=lr, weight_decay=weight_decay)
@@ -53,12 +42,3 @@ class LayerRates:
             torch._foreach_sub_(self.scaled, before)
             torch._foreach_mul_(self.scaled, self.factors)
             torch._foreach_add_(self.scaled, before)
-
-    def zero_grad(self) -> None:
-        self.inner.zero_grad()
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return self.inner.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.inner.load_state_dict(state)
