@@ -31,8 +31,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 import numpy as np
 import torch
-from learning_ijepath import Patches, colour_features, crc5, probe
+from learning_ijepath import probe
 from omegaconf import OmegaConf
+from tissue import Patches, colour_features, crc5
 
 from adios.config import CONFIGS_DIR, RunConfig
 from adios.student import build_student

@@ -18,7 +18,6 @@ predictions and context features. The same seeds on the same machine give the sa
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import sys
@@ -33,23 +32,18 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 import numpy as np
-import pyarrow as pa
 import torch
 from omegaconf import OmegaConf
-from PIL import Image
+from tissue import Patches, build, colour_features, crc5
 
 from ijepath.config import CONFIGS_DIR, GROUPS, RunConfig, resolve_global_batch
 from ijepath.data import AnchorReader, ReaderConfig
-from ijepath.indexing.anchors import slide_anchors
-from ijepath.indexing.index import index_slide
-from ijepath.indexing.manifest import ManifestRow, read_manifest
-from ijepath.plan import COLUMNS, strata
-from ijepath.profile import Profile
+from ijepath.plan import strata
 from ijepath.recipe import IJepathRecipe
 from ijepath.settings import encoder_of, loop_settings
 from pathray.config.load import load_config
 from pathray.data.order import stratified_order
-from pathray.data.plan import Plan, PlanWriter
+from pathray.data.plan import Plan
 from pathray.data.share import Lookup, rank_rows
 from pathray.data.stream import DecodeSettings, stream_batches
 from pathray.device import Device
@@ -58,7 +52,6 @@ from pathray.evaluation.metrics.probe import knn_probe, linear_probe
 from pathray.stats.bootstrap import paired_difference, t_interval
 from pathray.train.loop import TrainState, run
 
-PATCH_MPP = 0.5  # taken as the patches' spacing
 CS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # strengths of the linear probe
 PROBES = ("linear", "knn")
 KINDS = ("target", "prediction", "student")
@@ -108,15 +101,6 @@ class Settings:
     curve: str | None = None  # JSON lines, one per row, written as they come; a picture next to it at the end
     plot: str | None = None  # only draw and print such a file
     encoders: str | None = None  # folder for each seed's encoders, as initialised and at the end
-
-
-@dataclass(frozen=True)
-class Patches:
-    """Labelled evaluation images `[N, 224, 224, 3]` uint8, and which of them are for testing."""
-
-    images: np.ndarray
-    labels: np.ndarray
-    test: np.ndarray
 
 
 def main() -> None:
@@ -219,12 +203,6 @@ def features(encoder: Any, config: RunConfig, patches: Patches, size: int) -> np
     return np.concatenate(rows)
 
 
-def colour_features(images: np.ndarray) -> np.ndarray:
-    """Mean and deviation per colour `[N, 6]`."""
-    values = images.reshape(len(images), -1, 3).astype(np.float32) / 255
-    return np.concatenate([values.mean(1), values.std(1)], axis=1)
-
-
 def probe(x: np.ndarray, patches: Patches, k: int) -> dict[str, float]:
     """Test accuracy of a linear probe and of k nearest neighbours."""
     train, test = ~patches.test, patches.test
@@ -284,77 +262,6 @@ def draw(path: Path) -> None:
     title = ", ".join(["I-JEPATH", of, *newest[0]["keys"]])
     path.with_suffix(".png").write_bytes(draw_curves(newest, PANELS, title))
     print(path.with_suffix(".png"))
-
-
-def crc5(root: Path, part: str = "all") -> Patches:
-    rows = table(root / "patches" / "crc5" / "index.tsv")
-    if part not in ("all", "train"):
-        raise SystemExit(f"part: found {part}, expected all or train")
-    rows = [row for row in rows if part == "all" or row["split"] != "test"]
-    images = np.stack([pixels(root / "patches" / row["path"]) for row in rows])
-    return Patches(images, np.array([r["class"] for r in rows]), np.array([r["split"] == "test" for r in rows]))
-
-
-def build(root: Path, folder: Path, config: RunConfig, manifest: str | None = None) -> Plan:
-    """A plan of anchors on the slides and on patches, which are written as one-tile slides into `folder`; or on the
-    slides of `manifest` alone."""
-    data = config.data
-    profile = Profile(**{f.name: getattr(data, f.name) for f in fields(Profile)})
-    sources: list[dict[str, Any]] = []
-    units: list[np.ndarray] = []
-    for slide in read_manifest(manifest).rows if manifest else slides_of(root):
-        row = index_slide(slide)
-        anchors = slide_anchors(row, profile)
-        assert len(anchors), (slide.wsi_path, anchors.reason, anchors.detail)
-        units.append(np.stack([anchors.center_x, anchors.center_y], axis=1))
-        sources.append(source(slide.wsi_path, slide.mask_path, row["wsi_level0_spacing_mpp"]))
-    for number, path in enumerate([] if manifest else patch_files(root)):
-        image, name = pixels(path), folder / f"{number}.tif"
-        save(name, image)
-        save(folder / f"{image.shape[0]}_mask.tif", np.full(image.shape[:2], 255, np.uint8))
-        half = profile.context_size_level0(PATCH_MPP) // 2
-        places = np.unique(np.linspace(half, image.shape[0] - half, 3).astype(int))
-        units.append(np.stack(np.meshgrid(places, places), axis=-1).reshape(-1, 2))
-        sources.append(source(str(name), str(folder / f"{image.shape[0]}_mask.tif"), PATCH_MPP))
-    total = sum(len(u) for u in units)
-    meta = {"strata": [{"name": "all", "start": 0, "rows": total}]}
-    with PlanWriter(folder / "plan", COLUMNS, pa.Table.from_pylist(sources), meta) as writer:
-        for number, xy in enumerate(units):
-            writer.append({"source": np.full(len(xy), number), "x": xy[:, 0], "y": xy[:, 1]})
-    print(f"{total} anchors on {len(sources)} slides and patches", flush=True)
-    return Plan.open(folder / "plan")
-
-
-def slides_of(root: Path) -> list[ManifestRow]:
-    paths = sorted((root / "wsi").glob("*.svs"))
-    return [ManifestRow(0, p.stem, str(p.resolve()), "", None if "CMU" in p.stem else PATCH_MPP) for p in paths]
-
-
-def patch_files(root: Path) -> list[Path]:
-    seen = [r["path"] for r in table(root / "patches" / "crc5" / "index.tsv") if r["split"] != "test"]
-    seen += [r["path"] for r in table(root / "patches" / "tcga_sites" / "index.tsv")]
-    return [root / "patches" / path for path in seen]
-
-
-def source(wsi_path: str, mask_path: str, mpp: float) -> dict[str, Any]:
-    return {"wsi_path": wsi_path, "mask_path": mask_path, "wsi_level0_spacing_mpp": float(mpp)}
-
-
-def table(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as f:
-        return list(csv.DictReader(f, delimiter="\t"))
-
-
-def pixels(path: Path) -> np.ndarray:
-    return np.asarray(Image.open(path).convert("RGB"))
-
-
-def save(path: Path, image: np.ndarray) -> None:
-    import tifffile
-
-    side = -(-image.shape[0] // 16) * 16
-    photometric = "rgb" if image.ndim == 3 else "minisblack"
-    tifffile.imwrite(path, image, tile=(side, side), photometric=photometric)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,8 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 import torch
-from learning_ijepath import build, pretrain, run_config, save_encoder
+from learning_ijepath import pretrain, run_config, save_encoder
+from tissue import build
 
 from ijepath.recipe import IJepathRecipe
 

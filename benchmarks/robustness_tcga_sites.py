@@ -26,7 +26,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 import numpy as np
 import torch
-from learning_ijepath import build, pixels, pretrain, run_config, save_encoder
+from learning_ijepath import pretrain, run_config, save_encoder
+from tissue import build, pixels
 
 from ijepath.recipe import IJepathRecipe
 from pathray.device import Device

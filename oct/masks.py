@@ -106,8 +106,8 @@ def draw_rectangle(
 
 
 def _wrapped(rng: np.random.Generator, grid: Sequence[int], sides: Sequence[int]) -> npt.NDArray[np.int64]:
-    """Tokens of a block with a corner anywhere, in the block's raster order; beyond the grid's end it goes on at the
-    start."""
+    """Tokens of a block with a corner anywhere, in the block's raster order; beyond the grid's end it
+    continues at the start."""
     axes = [(rng.integers(n) + np.arange(side)) % n for n, side in zip(grid, sides, strict=True)]
     return np.ravel_multi_index(np.meshgrid(*axes, indexing="ij"), tuple(grid)).ravel()
 

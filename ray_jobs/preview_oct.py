@@ -63,7 +63,7 @@ def main(loaded: Loaded[PreviewOctConfig]) -> Outputs | None:
 
 
 def check_there(origins: list[Origin], config: PreviewOctConfig) -> None:
-    """MissingFile if none of the first samples is there; others are logged, since the job goes on to the next file."""
+    """MissingFile if none of the first samples is there; others are logged, since the job takes the next file instead."""
     from ray_jobs.extract.actors import ABSENT, map_in_threads, state_of
 
     states = map_in_threads(state_of, [origin.url for origin in origins])

@@ -62,7 +62,7 @@ def open_dicom(data: bytes, path: str) -> DicomFile:
 
 
 def _read_dataset(stream: BytesIO, path: str, with_pixels: bool = False) -> Dataset:
-    """The data set; the stream then stands at the pixel data. Values are checked when they are used, not here."""
+    """The data set, with the stream at its pixel data. Values are checked when they are used, not here."""
     try:
         dataset = dcmread(stream, stop_before_pixels=not with_pixels)
     except InvalidDicomError:

@@ -13,7 +13,7 @@ from pydicom.dataset import Dataset
 from oct.dicom.attributes import first_item, read_text
 from oct.dicom.positions import Floats, read_orientation, read_scan_line
 
-CLOSED_PX = 1.0  # a line whose ends are closer than this goes round
+CLOSED_PX = 1.0  # a line whose ends are closer than this is closed
 BENT = 1.2  # so does one that is this many times as long as the distance of its ends
 FAN_DEGREES = 15.0  # scans whose directions differ by more are a star or a cross
 
@@ -22,7 +22,7 @@ def scan_pattern(frames: Sequence[Dataset]) -> str:
     """`circular`, `radial` or `raster`.
 
     frames: the items of the per-frame functional groups. Circular: a frame's OphthalmicImageOrientation (0022,0039) is
-    NONLINEAR or its scan line goes round. Radial: directions of scan lines, or of the frames' rows, differ.
+    NONLINEAR or its scan line is closed. Radial: directions of scan lines, or of the frames' rows, differ.
     """
     lines = [read_scan_line(frame) for frame in frames]
     if any(_goes_round(frame, line) for frame, line in zip(frames, lines, strict=True)):

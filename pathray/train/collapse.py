@@ -64,8 +64,8 @@ class FeaturesCollapsed(TrainingStopped):
 
 
 class CollapseStop(nn.Module):
-    """Ends a run after `lines` log lines in a row with signals below a bound. A module, so that a resumed run goes on
-    counting: its buffer holds the lines in a row, and the images seen at the last good line."""
+    """Ends a run after `lines` log lines in a row with signals below a bound. A module, so that a resumed run
+    continues to count: its buffer holds the lines in a row, and the images seen at the last good line."""
 
     counts: Tensor
 

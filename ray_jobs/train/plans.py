@@ -57,10 +57,10 @@ def replace_plan(config: Any, folder: str, build: Callable[[str], Plan], check: 
 
     if checkpoint_to_resume(config) is None:
         return build(folder)
-    beside = f"{folder}-other"
+    candidate = f"{folder}-other"
     try:
-        check(build(beside))
-        replace_folder(Path(beside), Path(folder))
+        check(build(candidate))
+        replace_folder(Path(candidate), Path(folder))
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(candidate, ignore_errors=True)
     return Plan.open(folder)
