@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from oct.plan import held_out_sources, locations
 from pathray.data.plan import Plan
 from pathray.run.stop import request_stop
 from pathray.store.artifact import EncoderArtifact
+from tests.builders.jobs import wait_for
 from tests.builders.oct.oct_job import BUDGET, HELD_OUT, PERSONS, WITHOUT_RAY, pretrain, write_data
 from tests.builders.runs.weights import newest_weights
 
@@ -221,3 +223,28 @@ def test_a_dry_run_of_an_index_misses_a_device_that_it_does_not_have(data, whole
     assert run_job(job.main, job.PretrainOctConfig, [*words, "data.devices=[zeiss_cirrus]"], CONFIGS_DIR) == 2
     said = capsys.readouterr().err
     assert "data.devices" in said and "topcon_triton" in said and "[] for all" in said
+
+
+@pytest.mark.ray
+@pytest.mark.heavy
+def test_two_workers_of_ray_that_are_stopped_and_resumed_end_bit_equal(data, tmp_path, ray_cluster):
+    """Both ranks read their own half of each batch: another number of workers sees the same volumes at a step, so its
+    losses agree up to rounding."""
+    words = ("scaling.workers=2", "optimization.total_images=48", "validation.volumes=2")
+    whole, run, alone = (tmp_path / name for name in ("whole", "run", "alone"))
+    assert pretrain(whole, data, *words) == 0
+
+    def stop_it() -> None:
+        wait_for(lambda: (run / "metrics.jsonl").exists() and metrics(run))
+        request_stop(str(run))
+
+    stopper = threading.Thread(target=stop_it)
+    stopper.start()
+    assert pretrain(run, data, *words) == 0
+    stopper.join()
+    assert 0 < newest_weights(run, TAG)[0] < 48
+    assert pretrain(run, data, *words) == 0
+    assert newest_weights(run, TAG) == newest_weights(whole, TAG)
+    assert pretrain(alone, data, WITHOUT_RAY, *words[1:]) == 0
+    losses = [[row["loss"] for row in metrics(folder) if "loss" in row] for folder in (whole, alone)]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
