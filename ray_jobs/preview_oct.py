@@ -63,7 +63,7 @@ def main(loaded: Loaded[PreviewOctConfig]) -> Outputs | None:
 
 
 def check_there(origins: list[Origin], config: PreviewOctConfig) -> None:
-    """MissingFile if none of the first samples is there; others are logged, since the job takes the next file instead."""
+    """MissingFile if none of the first samples is there; others are logged, and the job takes the next file."""
     from ray_jobs.extract.actors import ABSENT, map_in_threads, state_of
 
     states = map_in_threads(state_of, [origin.url for origin in origins])

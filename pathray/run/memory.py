@@ -100,23 +100,28 @@ def with_changes(
 ) -> Assembly:
     """The assembly with what an attempt that ran out of memory asked to change; the same on all ranks.
 
-    `recorded`: the notes of the checkpoint that is resumed, asked on rank 0. A run that has trained on smaller units
-    continues on them; UserError where they are not allowed any more.
+    `recorded`: the notes of the checkpoint that is resumed, asked on rank 0 of a run that may have smaller units: one
+    that has trained on them continues on them.
     """
     noted: dict[str, Any] = {}
     if device.rank == 0:
         noted = through_outages(lambda: read_requested_changes(store, settings.fit_id), START)
-        if through_outages(recorded, START).get(SMALLER_UNITS):
+        if assembly.smaller is not None and through_outages(recorded, START).get(SMALLER_UNITS):
             noted[SMALLER_UNITS] = 1
     changes: dict[str, Any] = settings.changes | device.broadcast_object(noted)
     if changes and device.rank == 0:
         log.warning("an earlier attempt ran out of memory: training with %s", describe(changes))
     if changes.pop(SMALLER_UNITS, 0):
-        if assembly.smaller is None:
-            message = "this run has trained on smaller units since it ran out of memory, which is not allowed now"
-            raise UserError(message, file=store.url, expected="the setting that allowed them, or another output")
+        assert assembly.smaller is not None, "an earlier attempt had smaller units to change to"
         assembly = assembly.smaller()
     return replace(assembly, settings=replace(assembly.settings, **changes))
+
+
+def check_units(notes: Mapping[str, Any], on_smaller: bool, run: str) -> None:
+    """UserError when the checkpoint with these notes is of smaller units and the run is not on them."""
+    if notes.get(SMALLER_UNITS) and not on_smaller:
+        message = "this run has trained on smaller units since it ran out of memory, which is not allowed now"
+        raise UserError(message, file=run, expected="the setting that allowed them, or another output")
 
 
 def read_requested_changes(store: Storage, fit_id: str) -> dict[str, Any]:

@@ -106,6 +106,7 @@ class Session:
         """From the newest checkpoint, or from the beginning, to the end."""
         state = TrainState(self.parts.recipe, self.parts.settings, self.device)
         self._resume(state)
+        memory.check_units(state.notes, self.on_smaller_units, self.store.url)
         if self.on_smaller_units:
             state.notes[memory.SMALLER_UNITS] = 1
         self.stop_poll = StopPoll(self.store) if self.device.rank == 0 else None
