@@ -158,7 +158,7 @@ class RemoteFile:
             self._file_system()
         try:
             return retry_request(self.url, lambda: self._ranges(ranges))
-        except UnreachableUnit:
+        except UnreadableUnit:  # UnreachableUnit is one
             raise
         except FileNotFoundError:
             raise UnreadableUnit("missing", public(self.url), "the object no longer exists") from None
@@ -183,8 +183,16 @@ class RemoteFile:
             found = self._fs.cat_ranges([self._path] * len(ranges), starts, ends, on_error="raise")
         for data, start, end in zip(found, starts, ends, strict=True):
             if len(data) != max(0, min(end, self.size) - start):
+                self._check_unchanged()
                 raise OSError(f"size mismatch: {len(data)} bytes of {end - start} at {start}")
         return cast("list[bytes]", found)
+
+    def _check_unchanged(self) -> None:
+        """UnreadableUnit if the object has another size than when it was opened: no further try would help."""
+        self._fs.invalidate_cache()
+        if (now := int(self._fs.info(self._path)["size"])) != self.size:
+            detail = f"the object has changed: {now:,} bytes, {self.size:,} when it was opened"
+            raise UnreadableUnit("io", public(self.url), detail)
 
     def _file_system(self) -> None:
         self._fs, self._path = _find(self.url)

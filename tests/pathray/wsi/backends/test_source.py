@@ -234,3 +234,14 @@ def test_an_olympus_file_is_refused_by_name_because_it_holds_only_the_overview(t
     path = write_slide(tmp_path / "case.vsi")
     with pytest.raises(UserError, match=r"VSI \(Olympus"):
         open_slide(str(path))
+
+
+def test_an_object_that_became_shorter_is_a_fault_and_not_an_outage(in_memory):
+    """A training would wait for storage that is not away."""
+    fs = fsspec.filesystem("memory")
+    fs.pipe("/changes/a.bin", bytes(1000))
+    opened = open_source("memory://changes/a.bin")
+    fs.pipe("/changes/a.bin", bytes(500))
+    with pytest.raises(UnreadableUnit, match="changed: 500 bytes, 1,000") as error:
+        opened.read_many([(400, 300)])
+    assert not isinstance(error.value, UnreachableUnit) and error.value.reason == "io"
