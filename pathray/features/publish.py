@@ -17,6 +17,7 @@ from pathlib import Path
 
 from pathray.errors import MissingFile
 from pathray.store.atomic import publish_file
+from pathray.store.liveness import is_gone, machine
 from pathray.store.storage import Storage
 from pathray.store.storage_errors import StorageError, storage_error
 
@@ -79,18 +80,12 @@ def clear_errors(path: str) -> Iterator[None]:
 
 
 def _host() -> str:
-    return uuid.uuid5(uuid.NAMESPACE_DNS, socket.gethostname()).hex[:8]
+    return uuid.uuid5(uuid.NAMESPACE_DNS, f"{socket.gethostname()}/{machine()}").hex[:8]
 
 
 def _is_abandoned(host: str, pid: int, entry: os.DirEntry[str]) -> bool:
-    if host != _host():
-        with contextlib.suppress(FileNotFoundError):
-            return time.time() - entry.stat().st_mtime > ABANDONED_S
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:  # another user's process, still alive
-        return False
+    if host == _host():
+        return bool(is_gone({"host": socket.gethostname(), "pid": pid}))
+    with contextlib.suppress(FileNotFoundError):
+        return time.time() - entry.stat().st_mtime > ABANDONED_S
     return False

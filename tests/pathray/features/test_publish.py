@@ -6,7 +6,7 @@ import time
 import pytest
 
 from pathray.features.publish import replacing, sweep
-from tests.builders.jobs import ROOT, job_environment
+from tests.builders.jobs import ROOT, alive, job_environment, wait_for
 
 DIES = """
 import os, sys
@@ -40,6 +40,16 @@ def test_what_a_killed_process_left_is_swept_and_what_a_living_one_writes_is_not
         living.write_bytes(b"x")
         assert sweep(str(tmp_path)) == [str(tmp_path / left)]
     assert sorted(os.listdir(tmp_path)) == [".hidden", "b.bin"]
+
+
+def test_what_a_killed_process_left_is_swept_before_its_parent_has_waited_for_it(tmp_path):
+    """Workers killed together with their parent stay zombies where the first process of a container reaps nobody."""
+    with subprocess.Popen([sys.executable, "-c", DIES, str(tmp_path / "a.bin")], cwd=ROOT, env=job_environment()) as run:
+        wait_for(lambda: not alive([run.pid]), seconds=60)
+        os.kill(run.pid, 0)  # still in the process table
+        (left,) = os.listdir(tmp_path)
+        assert sweep(str(tmp_path)) == [str(tmp_path / left)]
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_partial_file_of_another_machine_is_left_alone_for_a_day(tmp_path):
