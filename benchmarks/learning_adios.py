@@ -13,6 +13,10 @@ initialised, and colour means and deviations alone. No test image is seen before
 paired difference pretrained − random with its 95% t interval over seeds. Then come the last statistics of the masks,
 and the nuclei benchmark over each seed's checkpoints on `nuclei/dsb2018_brightfield`. Look at
 `run_<seed>/visualizations/masks`.
+
+`run_<seed>/probes.jsonl` and its picture follow the probes over the checkpoints, by five-fold cross-validation over all
+600 patches with 95% t intervals over folds, as benchmarks/learning_ijepath.py does. Most of these patches are in the
+training set, without their labels. `learning_adios.py curves=FOLDER` judges the checkpoints of a run again.
 """
 
 from __future__ import annotations
@@ -31,21 +35,34 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 import numpy as np
 import torch
-from learning_ijepath import probe
 from omegaconf import OmegaConf
+from probes import PROBES, Figures, cross_validated, in_words, probe, probe_panel, renamed
 from tissue import Patches, colour_features, crc5
 
 from adios.config import CONFIGS_DIR, RunConfig
 from adios.student import build_student
 from pathray.config.load import load_config
+from pathray.draw.charts import draw_curves
+from pathray.run.layout import CHECKPOINTS
 from pathray.stats.bootstrap import paired_difference
 from pathray.store.artifact import EncoderArtifact
+from pathray.store.checkpoint import check_tensors
+from pathray.store.checkpoint import load as load_checkpoint
+from pathray.store.committed import list_committed
 
 REPOSITORY = Path(__file__).parents[1]
 SIZE, MPP, IMAGE_MPP = 448, 0.25, 0.5
 SHOWN = ("loss/student", "loss/mask", "mask_spread", "mask_entropy", "mask_overlap", "feature_std", "feature_rankme")
 POOLINGS = ("cls", "mean")
 SHARES = (0.15, 0.2, 0.25, 1 / 3, 0.5)
+PREFIX = "model.student.vit."  # of the encoder's tensors in a checkpoint
+
+
+PANELS = tuple(
+    probe_panel(f"{title}, {pooling}", f"{pooling}_{kind}")
+    for pooling in POOLINGS
+    for kind, title in zip(PROBES, ("Linear probe", "Nearest neighbours"), strict=True)
+)
 
 
 @dataclass
@@ -57,6 +74,8 @@ class Settings:
     seeds: int = 3
     threads: int = 2  # of the worker, and of the probes
     neighbours: int = 20
+    folds: int = 5
+    curves: str | None = None  # only probe the checkpoints of the runs in this folder, an `output` of before
     nuclei_scale: float = 0.5  # of the nuclei's images, whose pixels are finer than those that are trained on
 
 
@@ -66,12 +85,18 @@ def main() -> None:
     keys = [a for a in sys.argv[1:] if a not in mine]
     settings: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Settings), OmegaConf.from_dotlist(mine)))
     torch.set_num_threads(settings.threads)
-    root, output = Path(settings.data_dir).resolve(), Path(settings.output).resolve()
+    root, output = Path(settings.data_dir).resolve(), Path(settings.curves or settings.output).resolve()
+    if settings.curves:
+        for run in sorted(output.glob("run_*")):
+            config = load_config(RunConfig, ("--config", str(run / "config_resolved.yaml")), configs_dir=CONFIGS_DIR)
+            probe_checkpoints(run, config.config, crc5(root), settings)
+        return
     index = cut(root, output / "data")
     patches = crc5(root)
     floor = probe(colour_features(patches.images), patches, settings.neighbours)
     print(f"colour floor            linear {floor['linear']:.3f}  kNN {floor['knn']:.3f}", flush=True)
-    print(f"best Dice of a crisp mask that takes a share of every image: {in_words(area_bounds(root))}", flush=True)
+    told = "  ".join(f"{share:.2f}: {bound:.3f}" for share, bound in area_bounds(root).items())
+    print(f"best Dice of a crisp mask that takes a share of every image: {told}", flush=True)
     results = [one_seed(seed, keys, index, root, output, patches, settings) for seed in range(settings.seeds)]
     differences = report(results)
     figures = {"settings": asdict(settings), "keys": keys, "floor": floor, "seeds": results}
@@ -84,10 +109,6 @@ def area_bounds(root: Path) -> dict[float, float]:
     with (root / "nuclei" / "dsb2018_brightfield" / "index.tsv").open(newline="") as f:
         p = np.array([float(row["fg_fraction"]) for row in csv.DictReader(f, delimiter="\t")])
     return {m: float((2 * np.minimum(p, m) / (p + m)).mean()) for m in SHARES}
-
-
-def in_words(bounds: dict[float, float]) -> str:
-    return "  ".join(f"{share:.2f}: {bound:.3f}" for share, bound in bounds.items())
 
 
 def cut(root: Path, folder: Path) -> Path:
@@ -129,6 +150,7 @@ def one_seed(
     for name, vit in encoders.items():
         found = features(vit, config, patches)
         out[name] = {pooling: probe(found[pooling], patches, settings.neighbours) for pooling in POOLINGS}
+    probe_checkpoints(run, config, patches, settings)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     lines = [line for line in lines if "loss/student" in line]
     out["minutes"] = float(np.mean([line["step_ms"] for line in lines])) * lines[-1]["step"] / 60_000
@@ -144,6 +166,37 @@ def one_seed(
     out["otsu"] = judged["otsu"]
     tell(out)
     return out
+
+
+def probe_checkpoints(run: Path, config: RunConfig, patches: Patches, settings: Settings) -> None:
+    """Write probes.jsonl and its picture into `run`: a row for random weights and one per checkpoint, with the
+    five-fold accuracy of each pooling and probe."""
+    floor = cross_validated(colour_features(patches.images), patches, settings.folds, settings.neighbours)
+    vit = build_student(config).vit
+    rows, first = list[Figures](), dict[str, Any]()
+    for seen, path in [(0, None), *checkpoints(run)]:
+        if path is not None:
+            tensors = load_checkpoint(path)[0]
+            own = {name.removeprefix(PREFIX): t for name, t in tensors.items() if name.startswith(PREFIX)}
+            check_tensors(own, vit.state_dict(), source=path)
+            vit.load_state_dict(own)
+        row: Figures = {"images_seen": seen}
+        for pooling, x in features(vit, config, patches).items():
+            found = cross_validated(x, patches, settings.folds, settings.neighbours)
+            row |= {f"{pooling}_{name}": value for name, value in found.items()}
+            if path is None:
+                baselines = renamed(found, "random") | renamed(floor, "colours")
+                first |= {f"{pooling}_{name}": value for name, value in baselines.items()}
+            print(f"  {seen:>7,} images  {pooling:<5} {in_words(found)}", flush=True)
+        rows.append(first | row)
+    (run / "probes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (run / "probes.png").write_bytes(draw_curves(rows, PANELS, "ADIOS, probes over images seen", along="images_seen"))
+
+
+def checkpoints(run: Path) -> list[tuple[int, str]]:
+    """Images seen and path of each checkpoint in `run`, in that order."""
+    found = list_committed(str(run / CHECKPOINTS))
+    return sorted({int(one.meta["images_seen"]): one.path for one in found}.items())
 
 
 def tell(out: dict[str, Any]) -> None:

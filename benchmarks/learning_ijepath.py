@@ -34,6 +34,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 import numpy as np
 import torch
 from omegaconf import OmegaConf
+from probes import PROBES, Figures, cross_validated, in_words, probe_panel, renamed
 from tissue import Patches, build, colour_features, crc5
 
 from ijepath.config import CONFIGS_DIR, GROUPS, RunConfig, resolve_global_batch
@@ -48,21 +49,12 @@ from pathray.data.share import Lookup, rank_rows
 from pathray.data.stream import DecodeSettings, stream_batches
 from pathray.device import Device
 from pathray.draw.charts import Panel, draw_curves
-from pathray.evaluation.metrics.probe import knn_probe, linear_probe
-from pathray.stats.bootstrap import paired_difference, t_interval
+from pathray.stats.bootstrap import paired_difference
 from pathray.train.loop import TrainState, run
 
-CS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # strengths of the linear probe
-PROBES = ("linear", "knn")
 KINDS = ("target", "prediction", "student")
 SIGNALS = ("loss", "explained", *(f"{kind}_{signal}" for signal in ("rankme", "std") for kind in KINDS))
-Figures = dict[str, Any]
 OWN = ("data.max_open_slides=1024", "data.threads=1", "data.sampling_stratum_weights=proportional")
-
-
-def _probe_panel(title: str, name: str) -> Panel:
-    lines = ((name, "pretrained"), (f"{name}_random", "random weights"), (f"{name}_colours", "colours"))
-    return Panel(title, lines, "accuracy", band=(f"{name}_low", f"{name}_high"))
 
 
 def _kinds_panel(title: str, signal: str) -> Panel:
@@ -70,8 +62,8 @@ def _kinds_panel(title: str, signal: str) -> Panel:
 
 
 PANELS = (
-    _probe_panel("Linear probe", "linear"),
-    _probe_panel("20 nearest neighbours", "knn"),
+    probe_panel("Linear probe", "linear"),
+    probe_panel("20 nearest neighbours", "knn"),
     Panel("Loss", (("loss", "loss"),), from_zero=True),
     Panel("Learning rate", (("lr", "lr"),), from_zero=True, smooth=False),
     Panel("Explained by the prediction", (("explained", "explained"),), "share, 0: the mean", low=-1.0),
@@ -114,7 +106,7 @@ def main() -> None:
         return
     torch.set_num_threads(settings.threads)
     patches = crc5(Path(settings.data_dir), settings.part)
-    floor = cross_validated(colour_features(patches.images), patches, settings)
+    floor = cross_validated(colour_features(patches.images), patches, settings.folds, settings.neighbours)
     print(f"colours   {in_words(floor)}", flush=True)
     results = []
     with tempfile.TemporaryDirectory() as folder:
@@ -155,7 +147,8 @@ def one_seed(
     if settings.encoders:
         save_encoder(recipe, Path(settings.encoders) / f"random_{config.data.seed}")
     for metrics in chain([{"images_seen": 0.0}], pretrain(recipe, config, plan)):
-        probes = cross_validated(features(recipe.encoder, config, patches, settings.eval_px), patches, settings)
+        found = features(recipe.encoder, config, patches, settings.eval_px)
+        probes = cross_validated(found, patches, settings.folds, settings.neighbours)
         if not rows:
             first |= renamed(probes, "random")
         times = {"seed": config.data.seed, "seconds": round(time.perf_counter() - start, 1)}
@@ -201,39 +194,6 @@ def features(encoder: Any, config: RunConfig, patches: Patches, size: int) -> np
                 x = torch.nn.functional.interpolate(x, size=(size, size), mode="area")
             rows.append(encoder((x - mean) / std)[:, encoder.num_prefix :].mean(dim=1).numpy())
     return np.concatenate(rows)
-
-
-def probe(x: np.ndarray, patches: Patches, k: int) -> dict[str, float]:
-    """Test accuracy of a linear probe and of k nearest neighbours."""
-    train, test = ~patches.test, patches.test
-    split = (x[train], patches.labels[train], x[test], patches.labels[test])
-    return {"linear": linear_probe(*split).accuracy, "knn": knn_probe(*split, k=k).accuracy}
-
-
-def cross_validated(x: np.ndarray, patches: Patches, settings: Settings) -> Figures:
-    """Accuracy over folds of all patches, trained on the other folds: the mean and its t interval over folds."""
-    from sklearn.model_selection import StratifiedKFold
-
-    labels, found = patches.labels, {name: [] for name in PROBES}  # type: dict[str, list[float]]
-    for train, test in StratifiedKFold(settings.folds, shuffle=True, random_state=0).split(x, labels):
-        split = (x[train], labels[train], x[test], labels[test])
-        found["linear"].append(linear_probe(*split, cs=CS).accuracy)
-        found["knn"].append(knn_probe(*split, k=settings.neighbours).accuracy)
-    out: Figures = {}
-    for name, values in found.items():
-        interval = t_interval(values)
-        out |= {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
-        out[f"{name}_folds"] = values
-    return out
-
-
-def renamed(probes: Figures, what: str) -> Figures:
-    """The estimates of a baseline, under its own name."""
-    return {f"{name}_{what}": probes[name] for name in PROBES}
-
-
-def in_words(probes: Figures) -> str:
-    return "  ".join(f"{n} {probes[n]:.3f} [{probes[n + '_low']:.3f}, {probes[n + '_high']:.3f}]" for n in PROBES)
 
 
 def report(results: Sequence[Sequence[Figures]]) -> dict[str, dict[str, float]]:
