@@ -130,12 +130,15 @@ class ScalingConfig:
     max_failures: int = placement(3)  # restarts of the workers without progress in between
     preemption_check_steps: int = placement(0)
     collective_timeout_s: int = placement(1800)
+    step_timeout_s: float | None = placement(None)  # a step that is busy for longer hangs; None: 900 on XLA, else never
     autoscaling: bool = placement(False)  # the cluster may grow on demand: do not check its size at the start
 
     def __post_init__(self) -> None:
         if self.workers < 0:
             raise UserError("workers must be >= 0", key="scaling.workers", found=self.workers, expected=">= 0")
         check_accelerator(self.accelerator, "scaling.accelerator")
+        if self.step_timeout_s is not None:
+            check_at_least(self, "scaling", 0, "step_timeout_s")
 
     @property
     def ranks(self) -> int:

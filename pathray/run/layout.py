@@ -32,6 +32,7 @@ MASK_PICTURES = "visualizations/masks"
 MLFLOW_RUN = "mlflow_run.json"  # which run of MLflow this one is
 MLFLOW_LOCK = ".mlflow.lock"
 RAY = "ray"  # what Ray Train keeps of its attempts
+HANG = "hang-rank"  # how the notes of steps that hung begin
 
 
 def fatal_note(fit_id: str) -> str:
@@ -42,3 +43,8 @@ def fatal_note(fit_id: str) -> str:
 def memory_note(fit_id: str) -> str:
     """The note by which one rank tells the next attempt to train with a smaller micro-batch."""
     return f"{RAY}/memory-{fit_id}.json"
+
+
+def hang_note(rank: int) -> str:
+    """The note of a rank that ended because a step hung."""
+    return f"{RAY}/{HANG}{rank:05d}.json"

@@ -26,6 +26,7 @@ from pathray.train.budget import due
 from pathray.train.recipe import Micro, Progress, Recipe, TrainingStopped
 from pathray.train.settings import LoopSettings, PhaseOptim
 from pathray.train.state import TrainState
+from pathray.train.step_watch import StepWatch
 from pathray.train.sync import gradient_sync
 from pathray.train.window import Window
 
@@ -66,6 +67,7 @@ def run(
     state: TrainState | None = None,
     stop: Callable[[], bool] | None = None,
     save: Callable[[], bool] | None = None,
+    watch: StepWatch | None = None,
 ) -> Iterator[Tick]:
     """Train from `state` (fresh without one) to the budget; one tick per step.
 
@@ -75,10 +77,11 @@ def run(
     cadences count positions, unreadable units are judged by the share of units.
     stop() is asked on rank 0 on the poll cadence; the answer reaches all ranks with the gradients, and the run ends at
     that step with a tick whose `end` is ``stopped``. save() asks likewise for a checkpoint, for cadences in time: the
-    step's tick has `save` on every rank. Both should answer at once: they are in the way of the step.
+    step's tick has `save` on every rank. Both should answer at once: they are in the way of the step. `watch` is told
+    when a step begins and ends, and when it waits for data.
     Raises TrainingStopped, on all ranks at the same step, after too many bad steps or unreadable units.
     """
-    loop = _Loop(recipe, settings, device, state or TrainState(recipe, settings, device), (stop, save))
+    loop = _Loop(recipe, settings, device, state or TrainState(recipe, settings, device), (stop, save), watch)
     return loop.ticks(batches)
 
 
@@ -90,6 +93,7 @@ class _Loop:
         device: Device,
         state: TrainState,
         wishes: tuple[Callable[[], bool] | None, ...],
+        watch: StepWatch | None = None,
     ) -> None:
         assert state.recipe is recipe, "the state is of another recipe"
         self.recipe, self.settings, self.device, self.state = recipe, settings, device, state
@@ -99,6 +103,7 @@ class _Loop:
         self.syncs = {phase: gradient_sync(settings.grad_sync, p, device) for phase, p in self.params.items()}
         self.statistics = RunningStatistics(recipe.modules, device)
         self.window = Window(device)
+        self.watch = watch or StepWatch(0.0, lambda hang: None)
         self.rates: dict[str, float] = {}
         self.corrupt, self.asked, self.wait_s = 0, [False] * len(wishes), 0.0
         self.units: int | None = None  # of this rank's groups in a step; None where a position is one unit
@@ -114,8 +119,9 @@ class _Loop:
         try:
             while end is None:
                 began = time.perf_counter()
-                self._step(stream)
-                tick = self._tick()
+                with self.watch.step(state.step + 1, self.recipe.phases(state.step)):
+                    self._step(stream)
+                    tick = self._tick()
                 yielded = time.perf_counter()
                 tick.step_s, tick.wait_s, end = yielded - began, self.wait_s, tick.end
                 yield tick
@@ -154,7 +160,8 @@ class _Loop:
         self.corrupt, self.units, self.wait_s = 0, None, 0.0
         for i in range(self.micros):
             began = time.perf_counter()
-            batch = next(stream, None)
+            with self.watch.pause():
+                batch = next(stream, None)
             self.wait_s += time.perf_counter() - began
             assert batch is not None, f"the stream ended at step {progress.step}, before the budget"
             expected = np.arange(first + i * settings.micro_batch, first + (i + 1) * settings.micro_batch)
@@ -213,7 +220,8 @@ class _Loop:
 
     def _poll_wishes(self, step: int) -> list[bool]:
         poll = step % self.settings.poll_every_steps == 0
-        return [poll and wish is not None and bool(wish()) for wish in self.wishes]
+        with self.watch.pause():  # they may look at storage
+            return [poll and wish is not None and bool(wish()) for wish in self.wishes]
 
     def _tick(self) -> Tick:
         """What is due at the end of this step; the only place where the host waits for the device."""

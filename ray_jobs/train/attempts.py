@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from pathray.config.sections import ScalingConfig
+from pathray.errors import UserError
 from pathray.run.layout import CHECKPOINTS, RAY
 from pathray.run.outcome import RETRY
 from pathray.store.outages import through_outages
@@ -37,7 +38,7 @@ def fit_while_it_advances(job: TrainJob, store: Any) -> dict[str, Any]:
             newest, crashes, noted = _newest_of(job, store), _crashes_in(store), _requested_changes(job, store)
             advances = newest > reached[0] or crashes > reached[1]
             if noted in ({}, smaller) and not (job.scaling.max_failures and advances):
-                raise
+                raise _hang_error(job, store) or e from e
             failure = " ".join(str(e).split())[:400]
             if noted not in ({}, smaller):
                 got = f"the next attempt takes {describe(noted)}"
@@ -74,6 +75,17 @@ def _requested_changes(job: TrainJob, store: Any) -> dict[str, Any]:
     except OSError as e:
         log.warning("the note of a smaller micro-batch could not be looked at: %s", e)
         return {}
+
+
+def _hang_error(job: TrainJob, store: Any) -> UserError | None:
+    """The error of a job whose attempts ended because a step hung; None for any other, and where that is not known."""
+    from pathray.run.hangs import hang_error
+
+    try:
+        return through_outages(lambda: hang_error(store, job.fit_id), NEXT_FIT)
+    except OSError as e:
+        log.warning("the notes of steps that hung could not be looked at: %s", e)
+        return None
 
 
 def _newest_of(job: TrainJob, store: Any) -> int:
