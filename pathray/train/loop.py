@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from torch import Tensor
 from pathray.device import Device
 from pathray.train.batchnorm import RunningStatistics
 from pathray.train.budget import due
+from pathray.train.positions import Positions
 from pathray.train.recipe import Micro, Progress, Recipe, TrainingStopped
 from pathray.train.settings import LoopSettings, PhaseOptim
 from pathray.train.state import TrainState
@@ -43,7 +45,8 @@ class Tick:
     `metrics` is set on the log cadence, at the end, and whenever a step was bad. `save` and `snapshot` say that their
     cadence is due. `end` is None until the run ends, then ``budget`` or ``stopped``; the last tick has it. `step_s`
     and `wait_s` are the host's time of this step, and the part of it spent waiting for data. Whoever ends the run
-    early calls `flush` (on all ranks) for the metrics since the last row.
+    early calls `flush` (on all ranks) for the metrics since the last row. `digests` come with the metrics of a window:
+    what its shards have trained on (pathray.train.positions).
     """
 
     step: int
@@ -56,6 +59,7 @@ class Tick:
     step_s: float = 0.0
     wait_s: float = 0.0
     flush: Callable[[], dict[str, float]] | None = None
+    digests: dict[str, str] = field(default_factory=dict)
 
 
 def run(
@@ -103,6 +107,7 @@ class _Loop:
         self.syncs = {phase: gradient_sync(settings.grad_sync, p, device) for phase, p in self.params.items()}
         self.statistics = RunningStatistics(recipe.modules, device)
         self.window = Window(device)
+        self.positions = Positions(device, state.images_seen)
         self.watch = watch or StepWatch(0.0, lambda hang: None)
         self.rates: dict[str, float] = {}
         self.corrupt, self.asked, self.wait_s = 0, [False] * len(wishes), 0.0
@@ -115,12 +120,14 @@ class _Loop:
         if state.images_seen >= self.settings.total_images:
             yield Tick(state.step, state.images_seen, None, False, False, "budget", state)
             return
-        stream = batches(state.images_seen)
+        stream, start = batches(state.images_seen), state.images_seen
         try:
             while end is None:
                 began = time.perf_counter()
                 with self.watch.step(state.step + 1, self.recipe.phases(state.step)):
                     self._step(stream)
+                    if state.images_seen == start + self.settings.global_batch:  # the next row may be hours away
+                        self.positions.check(state.images_seen)
                     tick = self._tick()
                 yielded = time.perf_counter()
                 tick.step_s, tick.wait_s, end = yielded - began, self.wait_s, tick.end
@@ -171,6 +178,7 @@ class _Loop:
                 self.units = (self.units or 0) + int(batch["units"])
             self.device.seed(settings.seed, progress.step, self.device.rank, i, "prepare")
             placed = self.device.to_device({k: v for k, v in batch.items() if k not in COUNTS})
+            self.positions.add(placed["position"])
             with torch.no_grad():
                 micro = self.recipe.prepare(placed, progress)
             yield micro
@@ -231,7 +239,8 @@ class _Loop:
         log, save, snapshot = (
             due(before, seen, every) for every in (settings.log_every, settings.save_every, settings.snapshot_every)
         )
-        tick = Tick(state.step, seen, None, save, snapshot, None, state, flush=self._metrics)
+        tick = Tick(state.step, seen, None, save, snapshot, None, state)
+        tick.flush = partial(self._metrics, tick.digests)
         last, poll = seen >= settings.total_images, state.step % settings.poll_every_steps == 0
         if not (log or save or snapshot or last or poll):
             return tick
@@ -241,12 +250,14 @@ class _Loop:
         tick.end = "budget" if last else "stopped" if report.stop else None
         news = state.health.bad_step_metrics(report)
         if log or tick.end:
-            tick.metrics = self._metrics() | news
+            tick.metrics = tick.flush() | news
         elif news:
             tick.metrics = news
         return tick
 
-    def _metrics(self) -> dict[str, float]:
+    def _metrics(self, digests: dict[str, str]) -> dict[str, float]:
+        """The figures since the last row; the digests of what was trained on go to `digests`."""
+        digests |= self.positions.read(self.state.images_seen)
         phases = tuple(self.recipe.params)
         out = self.window.read(phases)
         for name, short in (("lr", "lr"), ("weight_decay", "wd")):
