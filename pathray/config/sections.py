@@ -128,6 +128,7 @@ class ScalingConfig:
     tpu_type: str | None = placement(None)  # type of slice for several TPU hosts, such as TPU-V5P
     tpu_topology: str | None = placement(None)  # shape of that slice, such as 2x2x2
     max_failures: int = placement(3)  # restarts of the workers without progress in between
+    fallback_single_worker: bool | None = placement(None)  # workers that cannot start together: one; None: on TPUs
     preemption_check_steps: int = placement(0)
     collective_timeout_s: int = placement(1800)
     step_timeout_s: float | None = placement(None)  # a step that is busy for longer hangs; None: 900 on XLA, else never

@@ -29,6 +29,7 @@ EVALUATION_REPORT = f"{EVALUATION}/report.html"
 LIVE_EVALUATOR = f"{EVALUATION}/evaluator.json"  # the evaluator that owns this run
 DECISION = "early_stopping.json"
 MASK_PICTURES = "visualizations/masks"
+SINGLE_WORKER = "single_worker.json"  # why one worker trains instead of several (ray_jobs.train.group_start)
 MLFLOW_RUN = "mlflow_run.json"  # which run of MLflow this one is
 MLFLOW_LOCK = ".mlflow.lock"
 RAY = "ray"  # what Ray Train keeps of its attempts
@@ -38,6 +39,11 @@ HANG = "hang-rank"  # how the notes of steps that hung begin
 def fatal_note(fit_id: str) -> str:
     """The note by which one rank tells the next attempt that an error would only come again."""
     return f"{RAY}/fatal-{fit_id}.json"
+
+
+def group_note(fit_id: str) -> str:
+    """The note that all workers of a job have met."""
+    return f"{RAY}/met-{fit_id}.json"
 
 
 def memory_note(fit_id: str) -> str:

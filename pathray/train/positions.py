@@ -33,7 +33,7 @@ def digest(positions: npt.ArrayLike) -> int:
 
 
 class Positions:
-    """Of this process, since position `start` or the last `read`. All ranks call `check` and `read` at the same step."""
+    """Of this process, since position `start` or the last `read`. All ranks call `check` and `read` together."""
 
     def __init__(self, device: Device, start: int) -> None:
         self.device, self.start = device, start

@@ -52,6 +52,8 @@ class TrainJob:
     name: str = "train"  # of its lines of progress
     owner: str = ""  # the token by which the driver owns the run's folder
     fit_id: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
+    starting: bool = False  # its workers have not met yet, and one may train instead (ray_jobs.train.group_start)
+    alone: bool = False  # one worker trains instead of several
     changes: dict[str, int] = field(default_factory=dict)  # of the loop's settings, after an attempt out of memory
 
     def run_settings(self) -> RunSettings:
