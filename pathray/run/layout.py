@@ -32,6 +32,7 @@ MASK_PICTURES = "visualizations/masks"
 SINGLE_WORKER = "single_worker.json"  # why one worker trains instead of several (ray_jobs.train.group_start)
 MLFLOW_RUN = "mlflow_run.json"  # which run of MLflow this one is
 MLFLOW_LOCK = ".mlflow.lock"
+WANDB_RUN = "wandb_run.json"  # which run of W&B this one is, and what it has been told
 RAY = "ray"  # what Ray Train keeps of its attempts
 HANG = "hang-rank"  # how the notes of steps that hung begin
 

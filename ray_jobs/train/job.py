@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pathray.config.sections import ScalingConfig
+from pathray.config.sections import ScalingConfig, WandbConfig
 from pathray.run.outcome import RunSettings
 
 if TYPE_CHECKING:
@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 @dataclass
 class Tracking:
     """Whether and where the run's metrics go in addition to metrics.jsonl. `uri` None: SQLite in a local run folder.
-    `tags` are the MLflow run's: `mlflow.parentRunId` makes it another's child."""
+    `tags` are the MLflow run's: `mlflow.parentRunId` makes it another's child, and is the group of a run of W&B."""
 
     mlflow: bool = True
     uri: str | None = None
     experiment: str = "pathray"
     tags: dict[str, str] = field(default_factory=dict)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
 
 
 @dataclass
