@@ -19,7 +19,7 @@ import threading
 import uuid
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 from pathray.errors import explain
 from pathray.run.layout import CHECKPOINTS, ENCODER, EVALUATION_REPORT, METRICS, QUARANTINE_REPORT, RESULTS, WANDB_RUN
@@ -106,7 +106,7 @@ class Mirror:
             return
         import wandb
 
-        spec = self.spec
+        spec, mode = self.spec, cast(Literal["online", "offline"], self.spec.mode)
         settings = wandb.Settings(
             console="off",
             disable_code=True,
@@ -117,7 +117,7 @@ class Mirror:
             x_disable_meta=True,  # the command line may hold a login
         )
         self.run = wandb.init(
-            id=self.run_id, resume="allow", dir=_folder(self.store), mode=spec.mode, project=spec.project,
+            id=self.run_id, resume="allow", dir=_folder(self.store), mode=mode, project=spec.project,
             entity=spec.entity, name=spec.name, group=spec.group, tags=spec.tags, settings=settings,
             config={**spec.config, **system()},
         )  # fmt: skip

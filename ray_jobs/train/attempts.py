@@ -127,7 +127,7 @@ def ray_trainer(job: TrainJob, store: Any, number: int = 1) -> Any:
         name=f"fit-{job.fit_id}" + (f"-{number}" if number > 1 else ""),
         storage_path=store.path(RAY),
         storage_filesystem=store.pyarrow_fs(),
-        failure_config=FailureConfig(
+        failure_config=FailureConfig(  # type: ignore[call-arg]  # as below
             max_failures=0 if job.starting else scaling.max_failures,
             controller_failure_limit=0 if job.starting and not scaling.autoscaling else -1,  # of starting the group
         ),
