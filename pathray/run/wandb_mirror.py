@@ -159,7 +159,10 @@ class Mirror:
 
 def is_finished(store: Storage) -> bool:
     """Whether W&B was told the whole of the run in this folder."""
-    return store.exists(WANDB_RUN) and bool(json.loads(store.read_bytes(WANDB_RUN)).get("finished"))
+    try:
+        return store.exists(WANDB_RUN) and bool(json.loads(store.read_bytes(WANDB_RUN))["finished"])
+    except (ValueError, KeyError, TypeError):  # damaged: W&B itself knows what it has
+        return False
 
 
 def system() -> dict[str, Any]:
@@ -190,6 +193,15 @@ def _wait_for_end(ending: threading.Event, code: list[int]) -> None:
     ending.set()
 
 
+def _explain(error: Exception) -> str:
+    """What wandb or storage says; the trace of anything else."""
+    try:
+        from wandb.errors import Error
+    except ImportError:
+        return explain(error, OSError)
+    return explain(error, OSError, Error)
+
+
 def _say(words: str) -> None:
     with contextlib.suppress(OSError):  # whoever started this may have ended
         print(json.dumps(words), flush=True)
@@ -206,7 +218,7 @@ def main() -> None:
             wait, failing = mirror.spec.every_s, False
         except Exception as e:  # the run must not end for its bookkeeping
             if not failing:
-                _say(f"W&B could not be told; retrying, without further warnings: {explain(e, OSError)}")
+                _say(f"W&B could not be told; retrying, without further warnings: {_explain(e)}")
             wait, failing = RETRY_S, True
     limit = threading.Timer(END_S, os._exit, args=(1,))
     limit.daemon = True
@@ -214,8 +226,11 @@ def main() -> None:
     try:
         mirror.finish(code[0])
     except Exception as e:
-        _say(f"W&B could not be told to the end; metrics.jsonl has everything: {explain(e, OSError)}")
+        _say(f"W&B could not be told to the end; metrics.jsonl has everything: {_explain(e)}")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Exception as error:
+        _say(f"W&B: the mirror ended; metrics.jsonl has everything: {_explain(error)}")

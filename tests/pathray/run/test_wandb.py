@@ -127,3 +127,19 @@ def test_off_is_the_default_also_where_yaml_makes_it_a_boolean() -> None:
     with pytest.raises(UserError) as error:
         WandbConfig(mode="dryrun")
     assert error.value.where["key"] == "logging.wandb.mode"
+
+
+def test_a_damaged_record_and_a_missing_key_are_told_in_a_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path, [2])
+    for name in ("WANDB_API_KEY", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    mirror(tmp_path, mode="online")
+    assert "API key" in caplog.text and "Traceback" not in caplog.text
+    caplog.clear()
+    (tmp_path / WANDB_RUN).write_text("{")
+    assert not is_finished(Storage.of(tmp_path))
+    mirror(tmp_path)
+    assert "W&B: the mirror ended" in caplog.text and "JSONDecodeError" in caplog.text
