@@ -19,7 +19,7 @@ from pathray.config.load import is_set
 from pathray.errors import UserError
 from pathray.run.layout import CHECKPOINTS, CONFIG, ENCODER, EVALUATION_REPORT, PLAN
 from ray_jobs.shell.cli import Outputs
-from ray_jobs.train.mlflow_feed import tell_tracking, tracking_of, without_login
+from ray_jobs.train.tracking_feed import tell_tracking, tracking_of, without_login
 
 if TYPE_CHECKING:
     from pathray.data.plan import Plan
