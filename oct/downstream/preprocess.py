@@ -17,7 +17,7 @@ from torch import Tensor
 from oct.augment import box_mask, normalise
 from oct.dicom.resample import CENTRE, read_volume
 from oct.indexing.manifest import Spacing
-from oct.volume import CENTER, CROPS, GREY, Grid, Sampled
+from oct.volume import CENTER, CROPS, GREY, Grid, Sampled, VolumeHeader
 from pathray.errors import UserError
 from pathray.nn.vit import ViT
 from pathray.store.artifact import EncoderArtifact, describe
@@ -55,6 +55,12 @@ class Preprocessing:
     ) -> Sampled:
         """A volume on the grid. UnreadableUnit, UnreachableUnit."""
         return read_volume(path, self.grid, crop, spacing, read=read)[0]
+
+    def read_with_header(
+        self, path: str, spacing: Spacing, read: Callable[[str], bytes]
+    ) -> tuple[Sampled, VolumeHeader]:
+        """The same, and what the file says of itself."""
+        return read_volume(path, self.grid, CENTRE, spacing, read=read)
 
     def inputs(self, image: Tensor, inside: Tensor) -> Tensor:
         """int16 `[B, D, H, W]` and boxes `[B, 3, 2]` → what the encoder takes, float32 `[B, 1, D, H, W]`."""
