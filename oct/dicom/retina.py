@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
-FRAMES = 9  # that are looked at, evenly spaced
+FRAMES = 5  # that are looked at, evenly spaced
 BLOCKS = 16  # of A-scans per frame
 SMOOTH = 1 / 64  # of the depth: speckle is averaged over it
 BACKGROUND, TISSUE = 10, 98  # percentiles of an A-scan's greys

@@ -134,7 +134,7 @@ def run_facts(config: RunConfig, source: str) -> list[tuple[str, str]]:
     voxels, mm = _product(data.image_size), _product(data.spacing_mm)
     return [
         ("Volumes of", public_text(source)),
-        ("Grid", f"{voxels} voxels of {mm} mm (slow axis, depth, along), at the {data.crop} of depth"),
+        ("Grid", f"{voxels} voxels of {mm} mm (slow axis, depth, along), in depth around the {data.crop}"),
         ("Tokens", f"{_product(config.tokens)}, of {_product(config.model.patch_size)} voxels each"),
         ("Mask", f"{config.mask.kind}: {'; '.join(counts)}"),
     ]
