@@ -71,9 +71,9 @@ def check_tuning(config: Any) -> None:
     if config.scaling.workers == 0:
         expected = "scaling.workers >= 1, or tuning.enable=false"
         raise UserError("evaluations during training need Ray", key="scaling.workers", found=0, expected=expected)
-    from pathray.evaluation.judge import Judge
+    from ray_jobs.tune.judges import judge_of
 
-    for note in Judge(tuning.plugins, "").check():
+    for note in judge_of(tuning.plugins, "").check():
         log.warning("%s", note)
 
 
