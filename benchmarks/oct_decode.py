@@ -56,7 +56,7 @@ def bare(content: bytes, syntax: str, frames: int) -> Work:
     if not file.is_encapsulated:
         pixels = np.frombuffer(file.pixels, np.uint8).reshape(frames, *SHAPE)
         return lambda: [frame.sum() for frame in pixels]
-    data, decode = [b"".join(f) for f in split_frames(file.pixels, frames, "")], DECODERS[syntax]
+    data, decode = [f[0] for f in split_frames(file.pixels, frames, "")], DECODERS[syntax]
     return lambda: [decode(frame, SHAPE, 8).sum() for frame in data]
 
 
