@@ -5,8 +5,9 @@
 Six volumes of 512 × 496 × 512 and 512 × 1,024 × 512 voxels, uncompressed and HTJ2K, of which one has a damaged B-scan;
 a small ViT on a grid of 32 × 192 × 192. A kill is SIGKILL for a training worker, for all processes at once, or for all
 while a checkpoint is being written, at a drawn number of volumes; the same command starts again (see kills.py). The
-result must be that of an undisturbed run, bit for bit. Runs of different numbers of workers must see the same volumes at the same
-steps: the plan and what was replaced where are equal, and the losses of each step are, up to the rounding of a sum.
+result must be that of an undisturbed run, bit for bit. Runs of different numbers of workers must see the same volumes
+at the same steps: the plan and what was replaced where are equal, and so are the losses of each step, up to the
+rounding of a sum.
 Exit code 1 where something is wrong. Linux only; 2 GB of disk; 25 minutes on two cores.
 """
 
