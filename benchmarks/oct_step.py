@@ -1,7 +1,7 @@
 """Speed of OCT training at the true geometry, without Ray and without reading: visible tokens against all, and a step.
 
     python benchmarks/oct_step.py                                    # one block as wide as vit_base, and vit_micro
-    python benchmarks/oct_step.py --encoders "" --step vit_base --variants plain --rounds 1       # minutes a step
+    python benchmarks/oct_step.py --encoders "" --step vit_base --variants "" --rounds 1   # minutes of a core
 
 Volumes of 64 × 384 × 384 in patches of 4 × 16 × 16: 9,216 tokens, of which the encoder sees 40%. One volume, one
 thread, processor time, since other load slows the clock more; the best of the rounds counts. Five free minutes.
@@ -64,7 +64,7 @@ def main() -> None:
         compare_encoders(name, options.rounds)
     if options.step:
         split_step(options.step, options.rounds)
-        for name in options.variants.split(","):
+        for name in filter(None, options.variants.split(",")):
             context = multiprocessing.get_context("spawn")
             child = context.Process(target=whole_steps, args=(options.step, name, options.rounds))
             child.start()
