@@ -1,15 +1,15 @@
 """Does OCT pretraining learn? Which retinal layer a token holds, by a linear probe, over the volumes seen.
 
-    python benchmarks/learning_oct.py                             # three seeds, two minutes of a core each
+    python benchmarks/learning_oct.py                             # three seeds, ten minutes of a core each
     python benchmarks/learning_oct.py seeds=1 every=512 optimization.total_images=2048 model.regulariser=sigreg
-    python benchmarks/learning_oct.py plot=learning_oct.jsonl     # curve.png of rows that are there
+    python benchmarks/learning_oct.py plot=learning_oct.jsonl     # a table over seeds, and curve.png, of rows there are
 
 Pretrains on generated retinas (tests/builders/oct/varied_retina.py), whose layers are known for every voxel. A token's
 label is the layer that most of its voxels belong to, one of eight. Every `every` volumes a logistic regression is
 fitted to teacher tokens of `train` volumes and judged on `test` others; its strength is chosen on a part of the
 former. A volume's score is the mean recall over its layers. Next to it: the same network as initialised, and a patch's
 grey values; all of them also with sine positions appended, since rotary positions are not in the tokens. Differences
-are paired by volume: 95% t intervals over volumes, for the end also over seeds. Any other key is one of a run config.
+are paired by volume: 95% t intervals over volumes, and over seeds. Any other key is one of a run config.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from tests.builders.oct.varied_retina import token_layers, varied_retina
 DEFAULTS = (
     *("data.image_size=[16,96,96]", "data.spacing_mm=[0.2,0.02,0.06]", "model.patch_size=[4,8,8]"),
     *("model.name=vit_micro", "model.positions=rope", "model.pred_dim=96", "model.pred_depth=2"),
-    *("optimization.global_batch=8", "optimization.batch_size_per_gpu=8", "optimization.total_images=512"),
+    *("optimization.global_batch=8", "optimization.batch_size_per_gpu=8", "optimization.total_images=4096"),
     *("optimization.lr=5e-4", "optimization.warmup=128", "optimization.ema=[0.98,1.0]"),
     *("collapse.stop=false", "logging.log_every=64"),
 )
@@ -80,8 +80,8 @@ class Settings:
 
     seeds: int = 3
     first_seed: int = 0
-    every: int = 256  # volumes between two probes
-    volumes: int = 2048  # distinct ones to train on
+    every: int = 1024  # volumes between two probes
+    volumes: int = 100_000  # distinct ones to train on
     train: int = 16  # volumes of the probe, and tokens of each
     tokens: int = 64
     test: int = 32
@@ -162,8 +162,8 @@ def batches(config: RunConfig, volumes: int, start: int) -> Iterator[dict[str, A
         yield {**stacked, "position": np.arange(first, first + batch)}
 
 
-def one_seed(seed: int, keys: Sequence[str], settings: Settings) -> dict[str, Any]:
-    """Train with a seed, print and write a row per probe; the scores of the last, and of the baselines, by volume."""
+def one_seed(seed: int, keys: Sequence[str], settings: Settings) -> None:
+    """Train with a seed; print and write a row per probe."""
     argv = (*DEFAULTS, *keys, f"data.seed={seed}")
     config = resolve(load_config(RunConfig, argv, configs_dir=CONFIGS_DIR).config, 1, settings.volumes)
     probe, recipe, device = Probe.of(config, settings), OctRecipe(config), Device.of("cpu")
@@ -180,7 +180,6 @@ def one_seed(seed: int, keys: Sequence[str], settings: Settings) -> dict[str, An
         of |= probe.both("pretrained", probe.encode(recipe.encoder), config)
         tell(seed, tick.images_seen, at - began - spent, of, last, keys, settings)
         spent += time.process_time() - at
-    return of
 
 
 def tell(
@@ -207,6 +206,17 @@ def span(d: Interval) -> str:
     return f"{d.estimate:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"
 
 
+def over_seeds(rows: Sequence[dict[str, Any]]) -> None:
+    """Print the differences over the seeds, after every number of volumes that two seeds or more have reached."""
+    for seen in sorted({row["images_seen"] for row in rows}):
+        newest = {row["seed"]: row for row in rows if row["images_seen"] == seen}
+        for name, more in PAIRS if len(newest) > 1 else ():
+            other, own = f"{name}{more}", f"pretrained{more}"
+            a, b = ([row[which] for row in newest.values()] for which in (own, other))
+            figures = f"{own} {np.mean(a):.3f} - {other} {np.mean(b):.3f} = {span(paired_difference(a, b))}"
+            print(f"{seen:,} volumes, {len(newest)} seeds: {figures}")
+
+
 def main() -> None:
     own = {f.name for f in fields(Settings)}
     mine = [a for a in sys.argv[1:] if a.partition("=")[0] in own]
@@ -214,16 +224,14 @@ def main() -> None:
     settings: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Settings), OmegaConf.from_dotlist(mine)))
     if settings.plot:
         rows = [json.loads(line) for line in Path(settings.plot).read_text().splitlines()]
+        over_seeds(rows)
         Path("curve.png").write_bytes(draw_curves(rows, CURVES, "OCT pretraining on generated retinas"))
         return
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     print(json.dumps({"settings": asdict(settings), "keys": keys}))
-    found = [one_seed(settings.first_seed + n, keys, settings) for n in range(settings.seeds)]
-    for name, more in PAIRS if len(found) > 1 else ():
-        name, own = f"{name}{more}", f"pretrained{more}"
-        a, b = ([float(of[which].mean()) for of in found] for which in (own, name))
-        print(f"over {len(found)} seeds: {own} {np.mean(a):.3f} - {name} {np.mean(b):.3f} = "
-              f"{span(paired_difference(a, b))}")  # fmt: skip
+    for n in range(settings.seeds):
+        one_seed(settings.first_seed + n, keys, settings)
+    over_seeds([json.loads(line) for line in Path(settings.rows).read_text().splitlines()])
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def test_artifacts_of_an_earlier_version_are_loaded_as_they_were_written():
     from pathray.store.artifact import EncoderArtifact
     from regression import artifact as regressions
 
-    for science in ("ijepath", "adios"):
+    for science in ("ijepath", "adios", "oct"):
         folder = golden.FOLDER / science / "final"
         vit, facts = EncoderArtifact.load(str(folder))
         assert (facts["science"], facts["provenance"]["images_seen"]) == (science, 16)

@@ -28,7 +28,11 @@ NEXT_STEP_S, END_S, LEFT_S, AGENTS_S = 600.0, 240.0, 120.0, 300.0
 
 def commands(science: str, folder: Path, steps: int, workers: int) -> Callable[[Path], list[str]]:
     """Write the inputs of a run of `steps` steps; return its command for an output folder."""
-    words = {"ijepath": ijepath_words, "adios": adios_words}[science](folder, steps)
+    return command_of(science, {"ijepath": ijepath_words, "adios": adios_words}[science](folder, steps), workers)
+
+
+def command_of(science: str, words: Sequence[str], workers: int) -> Callable[[Path], list[str]]:
+    """The command of a science's job with these keys, for an output folder."""
     both = [f"scaling.workers={workers}", f"checkpoint.latest_every={LATEST_EVERY * BATCH}", "checkpoint.keep_last_n=1"]
 
     def command(output: Path) -> list[str]:

@@ -22,7 +22,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -36,16 +36,16 @@ STAGES = (DRIVER, "gcs/gcs_server ", RAYLET, "TrainController", WORKER)  # proce
 ENDS = {"raylet": 2}  # exit codes of the driver; of those it is killed by, -9
 
 
-def draw(kills: int, seed: int, steps: int) -> list[Kill]:
-    """Kills of all kinds, as equally often as possible, in random order, each in its own window of `steps`."""
+def draw(kills: int, seed: int, steps: int, kinds: Sequence[str] = KINDS) -> list[Kill]:
+    """Kills of all `kinds`, as equally often as possible, in random order, each in its own window of `steps`."""
     rng = random.Random(seed)
-    kinds: list[str] = []
-    while len(kinds) < kills:
-        kinds += rng.sample(KINDS, len(KINDS))
-    kinds = kinds[:kills]
-    rng.shuffle(kinds)
+    drawn: list[str] = []
+    while len(drawn) < kills:
+        drawn += rng.sample(kinds, len(kinds))
+    drawn = drawn[:kills]
+    rng.shuffle(drawn)
     found = []
-    for number, kind in enumerate(kinds):
+    for number, kind in enumerate(drawn):
         at = BATCH * (steps * number + rng.randrange(1, steps + 1))
         stage, delay, whole = rng.choice(STAGES), rng.uniform(0, 2), kind != "start" or rng.random() < 0.5
         found.append(Kill(number + 1, kind, at, stage, delay, whole))
@@ -148,25 +148,30 @@ def table(run: Run) -> list[str]:
     lines = ["| kind | kills | restarts | seconds to the next step: median, most |", "|---|---|---|---|"]
     for kind in KINDS:
         of_kind = [s for s in run.strikes if s.kill.kind == kind]
+        if not of_kind:
+            continue
         seconds = [s.next_step_s for s in of_kind if s.next_step_s is not None]
         figures = f"{statistics.median(seconds):.0f}, {max(seconds):.0f}" if seconds else "–"
         lines.append(f"| {kind} | {len(of_kind)} | {sum(s.restarted for s in of_kind)} | {figures} |")
     return lines
 
 
-def attempt(science: str, folder: Path, options: dict[str, str], ray_folder: str) -> bool:
-    """Run one science undisturbed and with kills; return whether all is right."""
-    each = STEPS_PER_KILL[science]
-    kills = draw(int(options["kills"]), int(options["seed"]), each)
-    steps = each * (len(kills) + 2)
-    command = commands(science, folder, steps, int(options["workers"]))
+def attempt(
+    title: str,
+    command: Callable[[Path], list[str]],
+    folder: Path,
+    kills: Sequence[Kill],
+    minutes: float,
+    ray_folder: str,
+) -> bool:
+    """Run a command undisturbed and with kills, in `folder`; return whether all is right."""
     seconds = undisturbed(command(folder / "undisturbed"), folder / "undisturbed", ray_folder)
-    print(f"{science}: {steps} steps of {BATCH} images, undisturbed in {seconds:.0f} s", flush=True)
     expected = checks.result_of(folder / "undisturbed")
+    print(f"{title}: {len(expected['metrics'])} steps of {BATCH} images, undisturbed in {seconds:.0f} s", flush=True)
     run = Run(command(folder / "killed"), folder / "killed", ray_folder)
     began = time.monotonic()
     try:
-        kill_and_finish(run, kills, 60 * float(options["minutes"]))
+        kill_and_finish(run, kills, 60 * minutes)
     finally:
         for job in [*run.over, *([run.job] if run.job else [])]:
             job.kill_all()
@@ -174,14 +179,19 @@ def attempt(science: str, folder: Path, options: dict[str, str], ray_folder: str
     for name in differing:
         run.problem(f"{name} is not that of the undisturbed run")
     half = sum(s.half for s in run.strikes)
-    print(
-        f"\n{science}: {len(run.strikes)} of {len(kills)} kills, {run.starts} starts, {time.monotonic() - began:.0f} s"
-    )
+    print(f"\n{title}: {len(run.strikes)} of {len(kills)} kills, {run.starts} starts, {time.monotonic() - began:.0f} s")
     print(*table(run), sep="\n")
     print(f"half checkpoints left by kills during a save: {half}; units replaced: {len(expected['quarantine'])}")
     print(f"bit-equal to the undisturbed run: {'no' if differing else 'yes'} ({', '.join(expected)})")
     print(f"wrong: {len(run.problems)}\n", flush=True)
     return not run.problems
+
+
+def attempt_science(science: str, folder: Path, options: dict[str, str], ray_folder: str) -> bool:
+    each = STEPS_PER_KILL[science]
+    kills = draw(int(options["kills"]), int(options["seed"]), each)
+    command = commands(science, folder, each * (len(kills) + 2), int(options["workers"]))
+    return attempt(science, command, folder, kills, float(options["minutes"]), ray_folder)
 
 
 def main(argv: list[str]) -> int:
@@ -196,7 +206,7 @@ def main(argv: list[str]) -> int:
     folder = Path(options["folder"] or tempfile.mkdtemp(prefix="pathray-kills-")).resolve()
     ray_folder = tempfile.mkdtemp(prefix="kills-", dir="/tmp")  # short enough for Ray's sockets
     try:
-        right = [attempt(science, folder / science, options, ray_folder) for science in sciences]
+        right = [attempt_science(science, folder / science, options, ray_folder) for science in sciences]
     finally:
         shutil.rmtree(ray_folder, ignore_errors=True)
     if all(right) and not options["folder"]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from oct.dicom.codestream import SEARCHED, parse_codestream
 from pathray.errors import UnreadableUnit
 
 Pixels = npt.NDArray[Any]
-Decode = Callable[[bytes, tuple[int, int], int], Pixels]  # (frame, (rows, columns), bits allocated)
+Decode = Callable[[memoryview, tuple[int, int], int], Pixels]  # (frame, (rows, columns), bits allocated)
 
 END_OF_IMAGE = b"\xff\xd9"  # JPEG's EOI and JPEG 2000's EOC
 
@@ -28,7 +28,7 @@ class Truncated(ValueError):
     """A frame that ends early."""
 
 
-def decode_jpeg2000(data: bytes, shape: tuple[int, int], bits: int) -> Pixels:
+def decode_jpeg2000(data: memoryview, shape: tuple[int, int], bits: int) -> Pixels:
     """JPEG 2000, one thread: the caller has its own."""
     from imagecodecs import jpeg2k_decode
 
@@ -36,7 +36,7 @@ def decode_jpeg2000(data: bytes, shape: tuple[int, int], bits: int) -> Pixels:
     return np.asarray(jpeg2k_decode(_check_end(data), numthreads=1))
 
 
-def decode_htj2k(data: bytes, shape: tuple[int, int], bits: int) -> Pixels:
+def decode_htj2k(data: memoryview, shape: tuple[int, int], bits: int) -> Pixels:
     """High-throughput JPEG 2000.
 
     OpenJPH fills a cut frame with zeros, so its end is checked. Its errors inside a frame do not reach us either: rows
@@ -49,28 +49,28 @@ def decode_htj2k(data: bytes, shape: tuple[int, int], bits: int) -> Pixels:
     return pixels if pixels[-1].any() else decode_jpeg2000(data, shape, bits)
 
 
-def decode_jpegls(data: bytes, shape: tuple[int, int], bits: int) -> Pixels:
+def decode_jpegls(data: memoryview, shape: tuple[int, int], bits: int) -> Pixels:
     """JPEG-LS, lossless and near-lossless."""
     from imagecodecs import jpegls_decode
 
     return np.asarray(jpegls_decode(_check_end(data)))
 
 
-def decode_jpeg(data: bytes, shape: tuple[int, int], bits: int) -> Pixels:
+def decode_jpeg(data: memoryview, shape: tuple[int, int], bits: int) -> Pixels:
     """JPEG, 8-bit baseline."""
     from imagecodecs import jpeg8_decode
 
     return np.asarray(jpeg8_decode(_check_end(data)))
 
 
-def decode_lossless_jpeg(data: bytes, shape: tuple[int, int], bits: int) -> Pixels:
+def decode_lossless_jpeg(data: memoryview, shape: tuple[int, int], bits: int) -> Pixels:
     """JPEG lossless (process 14)."""
     from imagecodecs import ljpeg_decode
 
     return np.asarray(ljpeg_decode(_check_end(data)))
 
 
-def decode_rle(data: bytes, shape: tuple[int, int], bits: int) -> Pixels:
+def decode_rle(data: memoryview, shape: tuple[int, int], bits: int) -> Pixels:
     """RLE (PS3.5, annex G): one PackBits segment per byte of a pixel, the high byte first. Surplus bytes at the end of
     a segment are padding."""
     from imagecodecs import packbits_decode
@@ -81,15 +81,17 @@ def decode_rle(data: bytes, shape: tuple[int, int], bits: int) -> Pixels:
     if count != bits // 8:
         raise ValueError(f"{count} RLE segments, expected {bits // 8}")
     ends = [*starts[1:count], len(data)]
-    size = shape[0] * shape[1]
-    pixels = np.empty((size, count), np.uint8)
+    size, planes = shape[0] * shape[1], []
     for i, (begin, end) in enumerate(zip(starts[:count], ends, strict=True)):
         if not 64 <= begin < end <= len(data):
             raise Truncated(f"RLE segment {i} is outside the frame")
-        plane = packbits_decode(data[begin:end])
+        plane = packbits_decode(cast(Any, data[begin:end]))
         if len(plane) < size:
             raise Truncated(f"RLE segment {i} has {len(plane)} of {size} bytes")
-        pixels[:, count - 1 - i] = np.frombuffer(plane, np.uint8, size)
+        planes.append(np.frombuffer(plane, np.uint8, size))
+    if count == 1:
+        return planes[0].reshape(shape)
+    pixels = np.stack(planes[::-1], axis=1)
     return pixels.view(f"<u{count}").astype(f"u{count}", copy=False).reshape(shape)
 
 
@@ -108,7 +110,7 @@ DECODERS: dict[str, Decode] = {
 }
 
 
-def decode_frame(syntax_uid: str, data: bytes, shape: tuple[int, int], bits: int, path: str, frame: int) -> Pixels:
+def decode_frame(syntax_uid: str, data: memoryview, shape: tuple[int, int], bits: int, path: str, frame: int) -> Pixels:
     """One frame, `[rows, columns]`, in the type of its codestream. `frame` is for error messages.
 
     UnreadableUnit: `unsupported`, `truncated`, or `decode`.
@@ -129,7 +131,7 @@ def decode_frame(syntax_uid: str, data: bytes, shape: tuple[int, int], bits: int
     return pixels
 
 
-def _check_size(data: bytes, shape: tuple[int, int]) -> None:
+def _check_size(data: memoryview, shape: tuple[int, int]) -> None:
     """ValueError if the codestream's size is not `shape`: a damaged one may ask for any memory."""
     codestream = parse_codestream(data[:SEARCHED])
     if codestream is None or codestream.shape != shape:
@@ -137,8 +139,9 @@ def _check_size(data: bytes, shape: tuple[int, int]) -> None:
         raise ValueError(f"size of the codestream: found {found}, the header says {shape}")
 
 
-def _check_end(data: bytes) -> bytes:
-    """`data` if an image ends in it; a fragment is padded to an even length."""
+def _check_end(data: memoryview) -> Any:
+    """`data` if an image ends in it; a fragment is padded to an even length. Codecs take any buffer, though their stubs
+    say bytes."""
     if END_OF_IMAGE not in bytes(data[-16:]):
         raise Truncated("the codestream has no end marker")
     return data

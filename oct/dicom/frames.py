@@ -48,7 +48,9 @@ def _open_fragments(file: DicomFile, header: VolumeHeader) -> ReadStored:
     shape, bits = (header.rows, header.columns), read_count(file.dataset, "BitsAllocated") or 8
 
     def read(i: int) -> Pixels:
-        pixels = decode_frame(file.syntax_uid, b"".join(frames[i]), shape, bits, file.path, i)
+        own = frames[i]
+        data = own[0] if len(own) == 1 else memoryview(b"".join(own))
+        pixels = decode_frame(file.syntax_uid, data, shape, bits, file.path, i)
         return pixels.view(f"i{pixels.itemsize}") if header.signed and file.syntax_uid not in KNOW_SIGN else pixels
 
     return read

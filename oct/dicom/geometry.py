@@ -15,7 +15,8 @@ from statistics import median
 import numpy as np
 from pydicom.dataset import Dataset
 
-from oct.dicom.attributes import first_item, read_count, read_items, read_numbers
+from oct.dicom.attributes import read_numbers
+from oct.dicom.groups import Group
 from oct.dicom.positions import Places, place_by_locations, place_by_positions
 from oct.volume import ASSUMED_MM, AXES, Geometry
 
@@ -56,31 +57,35 @@ class Ledger:
             self.notes.append(text)
 
 
-def read_geometry(dataset: Dataset, frames: int, columns: int, manifest_spacing: ManifestSpacing | None) -> Geometry:
+def read_geometry(
+    dataset: Dataset,
+    shared: Group,
+    frame_groups: Sequence[Group],
+    frames: int,
+    columns: int,
+    manifest_spacing: ManifestSpacing | None,
+) -> Geometry:
     """Spacing, sources, frame order and offsets of a volume of `frames` B-scans with `columns` A-scans.
 
     manifest_spacing: (dz, dy, dx) in mm from a manifest, None for what it does not say.
     """
     ledger = Ledger()
-    shared = first_item(dataset, "SharedFunctionalGroupsSequence")
-    groups = read_frame_groups(dataset, frames, ledger)
+    groups = match_groups(frame_groups, frames, ledger)
     _take_frame_measures(ledger, groups)
-    shared_measures = first_item(shared, "PixelMeasuresSequence")
-    ledger.take_pair(read_numbers(shared_measures, "PixelSpacing"), "shared_measures", "shared groups")
+    ledger.take_pair(shared.spacing, "shared_measures", "shared groups")
     ledger.take_pair(read_numbers(dataset, "PixelSpacing"), "root", "root")
     for axis, value in zip(AXES[1:], (manifest_spacing or (None,) * 3)[1:], strict=True):
         ledger.take(axis, value, "manifest")
     places = _place(ledger, groups, shared, columns)
-    _take_between_slices(ledger, groups, shared_measures, dataset)
+    _take_between_slices(ledger, groups, shared, dataset)
     ledger.take("z", manifest_spacing[0] if manifest_spacing else None, "manifest")
     for axis in AXES:
         ledger.take(axis, ASSUMED_MM, "assumed")
     return _geometry(ledger, places, _order(groups, places, frames, ledger))
 
 
-def read_frame_groups(dataset: Dataset, frames: int, ledger: Ledger | None = None) -> list[Dataset]:
-    """The items of the PerFrameFunctionalGroupsSequence (5200,9230); none if they are not one per frame."""
-    groups = read_items(dataset, "PerFrameFunctionalGroupsSequence")
+def match_groups(groups: Sequence[Group], frames: int, ledger: Ledger | None = None) -> Sequence[Group]:
+    """The per-frame functional groups; none if they are not one per frame."""
     if len(groups) == frames:
         return groups
     if groups and ledger is not None:
@@ -88,9 +93,9 @@ def read_frame_groups(dataset: Dataset, frames: int, ledger: Ledger | None = Non
     return []
 
 
-def _take_frame_measures(ledger: Ledger, groups: Sequence[Dataset]) -> None:
+def _take_frame_measures(ledger: Ledger, groups: Sequence[Group]) -> None:
     """The median over the frames' own PixelMeasures."""
-    pairs = [read_numbers(first_item(g, "PixelMeasuresSequence"), "PixelSpacing") for g in groups]
+    pairs = [group.spacing for group in groups]
     for i, axis in enumerate("yx"):
         values = [pair[i] for pair in pairs if pair is not None and len(pair) == 2]
         valid = [v for v in values if math.isfinite(v) and v > 0]
@@ -104,7 +109,7 @@ def _take_frame_measures(ledger: Ledger, groups: Sequence[Dataset]) -> None:
         ledger.note("per-frame groups: a PixelSpacing does not have 2 numbers: not used")
 
 
-def _place(ledger: Ledger, groups: Sequence[Dataset], shared: Dataset | None, columns: int) -> Places | None:
+def _place(ledger: Ledger, groups: Sequence[Group], shared: Group, columns: int) -> Places | None:
     """Order and places from positions, or else from scan lines; the mean gap is recorded as dz if it is in mm."""
     if len(groups) < 2:
         return None
@@ -120,23 +125,19 @@ def _place(ledger: Ledger, groups: Sequence[Dataset], shared: Dataset | None, co
     return places
 
 
-def _take_between_slices(
-    ledger: Ledger, groups: Sequence[Dataset], shared_measures: Dataset | None, dataset: Dataset
-) -> None:
-    own = first_item(groups[0], "PixelMeasuresSequence") if groups else None
-    for item, where in ((own, "per-frame groups"), (shared_measures, "shared groups"), (dataset, "root")):
-        numbers = read_numbers(item, "SpacingBetweenSlices")
+def _take_between_slices(ledger: Ledger, groups: Sequence[Group], shared: Group, dataset: Dataset) -> None:
+    own, root = groups[0].between_slices if groups else None, read_numbers(dataset, "SpacingBetweenSlices")
+    for numbers, where in ((own, "per-frame groups"), (shared.between_slices, "shared groups"), (root, "root")):
         if numbers is not None:
             ledger.take("z", numbers[0], "between_slices", f"{where}, SpacingBetweenSlices")
 
 
-def _order(groups: Sequence[Dataset], places: Places | None, frames: int, ledger: Ledger) -> tuple[int, ...]:
+def _order(groups: Sequence[Group], places: Places | None, frames: int, ledger: Ledger) -> tuple[int, ...]:
     """By place; else by InStackPositionNumber (0020,9057); else as stored."""
     if places is not None:
         return places.order
-    contents = [first_item(g, "FrameContentSequence") for g in groups]
-    numbers = [None if c is None else read_count(c, "InStackPositionNumber") for c in contents]
-    if frames > 1 and len(set(numbers)) == frames and None not in numbers:
+    numbers = [group.number for group in groups if group.number is not None]
+    if frames > 1 and len(groups) == len(set(numbers)) == frames:
         return tuple(int(i) for i in np.argsort(np.array(numbers, np.int64), kind="stable"))
     if frames > 1:
         ledger.note("no position of frames: kept in their stored order")

@@ -6,14 +6,17 @@ What a file is, its attributes decide and never its name. Not here: spacing (oct
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pydicom.dataset import Dataset
 
-from oct.dicom.attributes import LATERALITIES, first_item, read_count, read_items, read_text
+from oct.dicom.attributes import LATERALITIES, read_count, read_text
 from oct.dicom.codestream import read_codestream
 from oct.dicom.file import DicomFile, open_dicom
-from oct.dicom.geometry import ManifestSpacing, read_frame_groups, read_geometry
+from oct.dicom.geometry import ManifestSpacing, match_groups, read_geometry
+from oct.dicom.groups import PER_FRAME, SHARED, Group, read_groups
 from oct.dicom.pattern import scan_pattern
-from oct.volume import Geometry, VolumeHeader
+from oct.volume import VolumeHeader
 from pathray.errors import UnreadableUnit
 
 TOMOGRAPHY = "1.2.840.10008.5.1.4.1.1.77.1.5.4"  # Ophthalmic Tomography Image Storage: the only volume
@@ -42,10 +45,11 @@ def describe(file: DicomFile, manifest_spacing: ManifestSpacing | None = None) -
     exclusion = _excluded_by_class(sop_class, read_text(dataset, "Modality").upper())
     if not exclusion:
         _check_pixels(dataset, file.path)
-    frames = _count_frames(dataset, file.path, bool(exclusion))
+    shared, groups = next(iter(read_groups(dataset, SHARED)), Group()), read_groups(dataset, PER_FRAME)
+    frames = _count_frames(dataset, groups, file.path, bool(exclusion))
     if not exclusion:
-        exclusion = _excluded_by_scan(dataset, frames)
-    laterality, notes = _read_laterality(dataset)
+        exclusion = _excluded_by_scan(groups, frames)
+    laterality, notes = _read_laterality(dataset, shared, groups)
     signed, bits, more = _read_samples(file)
     return VolumeHeader(
         sop_class_uid=sop_class,
@@ -59,7 +63,7 @@ def describe(file: DicomFile, manifest_spacing: ManifestSpacing | None = None) -
         manufacturer=read_text(dataset, "Manufacturer"),
         model=read_text(dataset, "ManufacturerModelName"),
         laterality=laterality,
-        geometry=_read_geometry(dataset, frames, manifest_spacing),
+        geometry=read_geometry(dataset, shared, groups, frames, read_count(dataset, "Columns") or 0, manifest_spacing),
         exclusion=exclusion,
         notes=tuple(notes + more + _note_inversion(dataset)),
     )
@@ -80,12 +84,13 @@ def _excluded_by_class(sop_class: str, modality: str) -> str:
     return "" if sop_class == TOMOGRAPHY else "other_sop_class"
 
 
-def _excluded_by_scan(dataset: Dataset, frames: int) -> str:
-    pattern = scan_pattern(read_frame_groups(dataset, frames))
+def _excluded_by_scan(groups: Sequence[Group], frames: int) -> str:
+    pattern = scan_pattern(match_groups(groups, frames))
     if pattern != "raster":
         return pattern
-    groups = len(read_items(dataset, "PerFrameFunctionalGroupsSequence"))
-    return "single_frame" if frames == 1 and groups <= 1 else ""  # else NumberOfFrames is wrong, which its pixels show
+    return (
+        "single_frame" if frames == 1 and len(groups) <= 1 else ""
+    )  # else NumberOfFrames is wrong, which its pixels show
 
 
 def _check_pixels(dataset: Dataset, path: str) -> None:
@@ -103,10 +108,10 @@ def _check_pixels(dataset: Dataset, path: str) -> None:
         raise UnreadableUnit("header", path, f"SamplesPerPixel: found {samples}, expected 1")
 
 
-def _count_frames(dataset: Dataset, path: str, excluded: bool) -> int:
+def _count_frames(dataset: Dataset, groups: Sequence[Group], path: str, excluded: bool) -> int:
     """NumberOfFrames (0028,0008); where it is absent, one per item of the per-frame groups, or 1."""
     if not read_text(dataset, "NumberOfFrames"):
-        return max(1, len(read_items(dataset, "PerFrameFunctionalGroupsSequence")))
+        return max(1, len(groups))
     frames = read_count(dataset, "NumberOfFrames")
     if frames is not None and 0 < frames <= MOST_FRAMES:
         return frames
@@ -115,19 +120,13 @@ def _count_frames(dataset: Dataset, path: str, excluded: bool) -> int:
     raise UnreadableUnit("header", path, f"NumberOfFrames: found {frames}, expected 1 to {MOST_FRAMES:,}")
 
 
-def _read_geometry(dataset: Dataset, frames: int, manifest_spacing: ManifestSpacing | None) -> Geometry:
-    return read_geometry(dataset, frames, read_count(dataset, "Columns") or 0, manifest_spacing)
-
-
-def _read_laterality(dataset: Dataset) -> tuple[str, list[str]]:
+def _read_laterality(dataset: Dataset, shared: Group, groups: Sequence[Group]) -> tuple[str, list[str]]:
     """R or L if the file says one eye and only one; else empty, with a note where it contradicts itself."""
-    shared = first_item(dataset, "SharedFunctionalGroupsSequence")
-    frame = first_item(dataset, "PerFrameFunctionalGroupsSequence")
     found = {
         read_text(dataset, "ImageLaterality"),
         read_text(dataset, "Laterality"),
-        read_text(first_item(shared, "FrameAnatomySequence"), "FrameLaterality"),
-        read_text(first_item(frame, "FrameAnatomySequence"), "FrameLaterality"),
+        shared.eye,
+        groups[0].eye if groups else "",
     }
     eyes = sorted({text.upper() for text in found} & set(LATERALITIES))
     if len(eyes) > 1:

@@ -7,14 +7,14 @@ here: which source of a spacing wins (oct.dicom.geometry), circles and stars (oc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from pydicom.dataset import Dataset
 
-from oct.dicom.attributes import first_item, read_numbers
+from oct.dicom.groups import Group, Numbers
 
 Floats = npt.NDArray[np.float64]
 
@@ -45,23 +45,25 @@ class Places:
         return Places(self.order, tuple(o * mm for o in self.offsets))
 
 
-def place_by_positions(frames: Sequence[Dataset], shared: Dataset | None) -> tuple[Places | None, str]:
+def place_by_positions(frames: Sequence[Group], shared: Group) -> tuple[Places | None, str]:
     """Places in mm along the normal (row × column), and a note if there are positions that cannot be used."""
-    positions = [_vector(first_item(f, "PlanePositionSequence"), "ImagePositionPatient", 3) for f in frames]
+    positions = [frame.position if _is_vector(frame.position, 3) else None for frame in frames]
     if all(p is None for p in positions):
         return None, ""
     if any(p is None for p in positions):
         return None, "some frames have no valid ImagePositionPatient: positions not used"
-    at = np.array(positions)
-    own, common = [read_orientation(f) for f in frames], read_orientation(shared)
-    known = [np.cross(*o) for o in (common if o is None else o for o in own) if o is not None]
+    at = np.array(positions, np.float64)
+    common = read_orientation(shared.orientation)
+    own = {numbers: read_orientation(numbers) for numbers in {frame.orientation for frame in frames}}  # few differ
+    normals = {numbers: _normal(common if o is None else o) for numbers, o in own.items()}
+    known = [n for n in (normals[frame.orientation] for frame in frames) if n is not None]
     note = "" if known else "no valid ImageOrientationPatient: frames sorted along the line of their positions"
     normal = np.mean(known, axis=0) if known else _main_direction(at)
     places = _sort(at @ (normal / max(float(np.linalg.norm(normal)), 1e-12)))
     return (places, note) if places else (None, "frames share an ImagePositionPatient: positions not used")
 
 
-def place_by_locations(frames: Sequence[Dataset], columns: int, dx_mm: float | None) -> tuple[Places | None, str]:
+def place_by_locations(frames: Sequence[Group], columns: int, dx_mm: float | None) -> tuple[Places | None, str]:
     """Places across parallel scan lines, and a note.
 
     In mm where `dx_mm` is known: a line of `columns` A-scans is `columns · dx_mm` long, which gives the size of the
@@ -88,32 +90,32 @@ def place_by_locations(frames: Sequence[Dataset], columns: int, dx_mm: float | N
     return places.scale(columns * dx_mm / length_px), "dz from scan lines in the fundus image, scaled by their length"
 
 
-def read_scan_line(frame: Dataset) -> Floats | None:
+def read_scan_line(frame: Group) -> Floats | None:
     """`[points, 2]` (row, column) of the scan in the fundus image, in its pixels; None where it is not given, or where
     all numbers are 0."""
-    numbers = read_numbers(first_item(frame, "OphthalmicFrameLocationSequence"), "ReferenceCoordinates")
-    if numbers is None or len(numbers) < 2 or len(numbers) % 2 or not np.isfinite(numbers).all() or not any(numbers):
+    numbers = frame.line
+    if numbers is None or len(numbers) < 2 or len(numbers) % 2 or not any(numbers):
         return None
-    return np.array(numbers, np.float64).reshape(-1, 2)
+    return np.array(numbers, np.float64).reshape(-1, 2) if all(map(math.isfinite, numbers)) else None
 
 
-def read_orientation(group: Dataset | None) -> Floats | None:
-    """`[2, 3]` unit vectors along a group's rows and columns; None where it gives no valid ones."""
-    numbers = _vector(first_item(group, "PlaneOrientationSequence"), "ImageOrientationPatient", 6)
-    if numbers is None:
+def read_orientation(numbers: Numbers | None) -> Floats | None:
+    """`[2, 3]` unit vectors along a group's rows and columns; None where its orientation gives no valid ones."""
+    if not _is_vector(numbers, 6):
         return None
-    vectors = numbers.reshape(2, 3)
+    vectors = np.array(numbers, np.float64).reshape(2, 3)
     lengths = np.linalg.norm(vectors, axis=1)
     if lengths.min() < 0.5 or np.linalg.norm(np.cross(vectors[0], vectors[1])) < 0.5:
         return None
     return np.asarray(vectors / lengths[:, None], np.float64)
 
 
-def _vector(item: Dataset | None, keyword: str, count: int) -> Floats | None:
-    numbers = read_numbers(item, keyword)
-    if numbers is None or len(numbers) != count or not np.isfinite(numbers).all():
-        return None
-    return np.array(numbers, np.float64)
+def _normal(orientation: Floats | None) -> Floats | None:
+    return None if orientation is None else np.cross(*orientation)
+
+
+def _is_vector(numbers: Numbers | None, count: int) -> bool:
+    return numbers is not None and len(numbers) == count and all(map(math.isfinite, numbers))
 
 
 def _main_direction(at: Floats) -> Floats:

@@ -19,7 +19,7 @@ from pathray.train.loop import run
 from pathray.train.state import TrainState
 
 FOLDER = Path(__file__).parents[2] / "data" / "golden_runs_v1"
-SCIENCES = ("ijepath", "adios", "regression")
+SCIENCES = ("ijepath", "adios", "regression", "oct")
 NARROW = {"dim": 48, "depth": 2, "heads": 3}  # stands in for vit_tiny, to keep the files small
 HALF, STEPS = 2, 4
 
@@ -51,13 +51,29 @@ def regression_config() -> Any:
     return resolve(run_config(batch_size=4, images=16, grad_accum_steps=1), 1, 12)
 
 
+def oct_config() -> Any:
+    from oct.config import CONFIGS_DIR, RunConfig, resolve
+    from pathray.config.load import load_config
+
+    keys = (
+        "data.image_size=[8,16,16]", "data.spacing_mm=[0.8,0.12,0.4]", "data.threads=1", "model.name=vit_tiny",
+        "model.patch_size=[2,8,8]", "model.drop_path=0.1", "model.pred_dim=24", "model.pred_depth=1",
+        "optimization.total_images=16", "optimization.global_batch=4", "optimization.batch_size_per_gpu=2",
+        "optimization.warmup=4", "optimization.lr=1e-3", "validation.volumes=0",
+    )  # fmt: skip
+    return resolve(load_config(RunConfig, keys, configs_dir=CONFIGS_DIR).config, 1, 6)
+
+
 def assembled(science: str, plan: Plan) -> Assembly:
     """The parts of the golden run of a science."""
-    config = {"ijepath": ijepath_config, "adios": adios_config, "regression": regression_config}[science]()
+    configs = {"ijepath": ijepath_config, "adios": adios_config, "regression": regression_config, "oct": oct_config}
+    config = configs[science]()
     if science == "ijepath":
         from ijepath.assembly import assemble
     elif science == "adios":
         from adios.assembly import assemble
+    elif science == "oct":
+        from oct.assembly import assemble
     else:
         from regression.assembly import assemble
     made: Assembly = assemble(config, plan, 1)
