@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from oct.indexing.index_file import VolumeIndex, read_index
-from oct.indexing.manifest import check_spelling, person_column
+from oct.indexing.manifest import person_column
 from pathray.errors import UserError
 from pathray.files.sheet import Sheet, read_sheet
 from pathray.urls import public
@@ -92,7 +92,7 @@ def read_cohort(index_path: str, labels_path: str, label: str, task: str, root: 
     column = person_column(sheet) if per_person else "path"
     keys = sheet.texts(column)
     if per_person:
-        check_spelling(sheet, column, keys)
+        sheet.check_spelling(column, "persons")
     else:
         keys = [key.lstrip("/").removeprefix("dataset/") for key in keys]
     cells = sheet.texts(label, may_be_empty=True)
