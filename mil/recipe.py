@@ -1,0 +1,62 @@
+"""The training recipe of a MIL classifier: one phase, aggregator and head together, on bags of features.
+
+A pathray.train.recipe.Recipe. Not here: networks (mil.model, mil.aggregators), losses (mil.heads), devices, files, Ray.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+from torch import Tensor, nn
+
+from mil.config import RunConfig
+from mil.model import SlideModel
+from mil.network import build_net
+from pathray.train.recipe import Loss, Micro, Progress
+
+
+class MILRecipe:
+    """Built from the config's seed alone, so equal on every rank. `dim`: width D of the features; `classes`: their
+    names, none for a regression; `counts`: training slides per class, for weights of the loss."""
+
+    def __init__(self, config: RunConfig, dim: int, classes: tuple[str, ...], counts: tuple[int, ...] = ()) -> None:
+        self.config, self.classes = config, classes
+        net = build_net(config, dim, classes, counts)
+        self.frozen = config.training.freeze_aggregator
+        net.aggregator.requires_grad_(not self.frozen)
+        self.modules = nn.ModuleDict({"net": net})
+        self.params = {"model": [(name, p) for name, p in self.modules.named_parameters() if p.requires_grad]}
+
+    @property
+    def net(self) -> SlideModel:
+        return cast(SlideModel, self.modules["net"])
+
+    def phases(self, step: int) -> tuple[str, ...]:
+        return ("model",)
+
+    def prepare(self, micro: Micro, progress: Progress) -> Micro:
+        """Stored features `[B, N, D]` → float32. A frozen aggregator drops nothing."""
+        if self.frozen:
+            self.net.aggregator.eval()
+        return {**micro, "features": micro["features"].float()}
+
+    def loss(self, phase: str, micro: Micro, progress: Progress) -> Loss:
+        """Σ of the slides' losses and weights; a model's own loss (CLAM, DTFD) is added per slide."""
+        assert phase == "model", phase
+        out = self.net(micro["features"], micro["mask"], micro["coords"])
+        total, weight = self.net.head.loss(out.logits, micro["truth"])
+        metrics: dict[str, Tensor] = {"loss_supervised": total.detach() / weight}
+        if (own := self.net.aggregator.auxiliary_loss(out.extras, micro["truth"].long())) is not None:
+            extra = own[0] / own[1]
+            total = total + self.config.training.loss.auxiliary * extra * weight
+            metrics["loss_auxiliary"] = extra.detach()
+        if self.classes:
+            right = self.net.head.predict(out.logits.detach()).argmax(dim=1) == micro["truth"]
+            metrics["train_accuracy"] = right.float().mean()
+        return Loss(total, weight, metrics)
+
+    def after_step(self, progress: Progress) -> None:
+        return None
+
+    def signals(self) -> dict[str, float]:
+        return {}
