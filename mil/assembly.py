@@ -9,7 +9,7 @@ from mil.config import RunConfig
 from mil.data import BagReader
 from mil.evaluate import validator
 from mil.network import initial_digest
-from mil.plan import class_counts, classes_of, identity, rows_of, scale_of, strata
+from mil.plan import identity, rows_of, strata, target_of
 from mil.recipe import MILRecipe
 from mil.settings import SCIENCE, identity_of, loop_settings, selection
 from pathray.data.order import Order, stratified_order, uniform_order
@@ -22,14 +22,13 @@ from pathray.train.recipe import Recipe
 def assemble(config: RunConfig, plan: Plan, world: int) -> Assembly:
     """Recipe, order, reader and loop settings of `config`, after mil.config.resolve. Without validation slides the last
     state is exported."""
-    classes = classes_of(plan)
-    counts = tuple(class_counts(plan).tolist()) if classes else ()
-    recipe = MILRecipe(config, int(plan.meta["dim"]), classes, counts)
+    target = target_of(plan)
+    recipe = MILRecipe(config, target)
     reader = BagReader(plan, config.training.seed, config.data.max_instances)
 
     def export(trained: Recipe, folder: str, facts: dict[str, Any]) -> None:
         assert isinstance(trained, MILRecipe)
-        save(folder, trained.net, classes, scale_of(plan), {**run_provenance(trained.config), **facts})
+        save(folder, trained.net, trained.config, target, {**run_provenance(trained.config), **facts})
 
     return Assembly(
         science=SCIENCE,

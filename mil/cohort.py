@@ -30,7 +30,7 @@ class Cohort:
     """Labelled slides S of a store, sorted by id. A GroupedTable (pathray.data.splits) whose groups are patients.
 
     names `[S]`: slide ids. groups `[S]`: patients. truth `[S]`: class numbers, or numbers. classes: their names in the
-    order of the outputs; none for a regression. slides `[S]`: rows of the store. left_out: slides and why.
+    order of the outputs; none for a regression. label: the column. slides `[S]`: rows of the store. left_out: slides and why.
     """
 
     file: str
@@ -40,6 +40,7 @@ class Cohort:
     classes: tuple[str, ...]
     slides: Ints
     lines: Sequence[int]
+    label: str
     store_hash: str
     left_out: list[tuple[str, str]] = field(default_factory=list)
 
@@ -107,7 +108,7 @@ def read_cohort(
     return Cohort(
         csv, np.array([names[i] for i in kept]), np.array([groups[i] for i in kept]), truth, classes,
         np.array([store.index[names[i]] for i in kept], np.int64), [sheet.lines[i] for i in kept],
-        str(store.meta["sha256"]), left_out,
+        label, str(store.meta["sha256"]), left_out,
     )  # fmt: skip
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from mil.plan import classes_of, scale_of
 from mil.store.reading import Store
 from pathray.data.order import rng
 from pathray.data.plan import Plan
@@ -28,9 +27,7 @@ class BagReader:
         self.store = Store(str(plan.meta["store"]))
         self.slides = plan.sources["slide"].to_pylist()
         self.names = [str(name) for name in plan.sources["name"].to_pylist()]
-        mean, std = scale_of(plan)
-        truth = plan.sources["truth"].to_numpy()
-        self.truth = truth.astype(np.float32) if classes_of(plan) else ((truth - mean) / std).astype(np.float32)
+        self.truth = np.asarray(plan.sources["truth"].to_numpy(), np.float32)
 
     def whole(self) -> BagReader:
         """The same reader without drawing tiles, for evaluation."""

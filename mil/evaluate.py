@@ -15,7 +15,7 @@ import torch
 
 from mil.data import BagReader
 from mil.model import SlideModel
-from mil.plan import classes_of, rows_of, scale_of, truth_of
+from mil.plan import classes_of, rows_of, truth_of
 from pathray.data.plan import Plan
 from pathray.device import Device
 from pathray.features.inference import read_ahead
@@ -39,11 +39,12 @@ class Predicted:
 
 
 def predict_slides(
-    net: SlideModel, reader: BagReader, plan: Plan, rows: Ints, device: Device, threads: int
+    net: SlideModel, reader: BagReader, rows: Ints, device: Device, threads: int
 ) -> Predicted:
     """Predictions of whole bags, by all ranks together. Call it on every rank, in evaluation mode. UnreadableUnit for a
     bag that cannot be read: an evaluation leaves nothing out."""
-    whole, (mean, std) = reader.whole(), scale_of(plan)
+    whole, head = reader.whole(), net.head
+    assert head is not None
     own = rows[device.rank :: device.world_size]
     values, embeddings = [], []
 
@@ -54,7 +55,7 @@ def predict_slides(
         micro = device.to_device({name: batch[name] for name in ("features", "mask", "coords")})
         with torch.no_grad():
             out = net(micro["features"].float(), None, micro["coords"])
-        values.append(net.head.predict(out.logits).double().cpu().numpy()[0] * std + mean)
+        values.append([float(value) for value in head.predict(out.logits).values()])
         embeddings.append(out.slide_embedding.float().cpu().numpy()[0])
     part = (own, np.array(values).reshape(len(own), -1), np.array(embeddings, np.float32).reshape(len(own), -1))
     parts = [p for p in (device.gather_objects(part) if device.world_size > 1 else [part]) if p[0].size]
@@ -84,6 +85,6 @@ def validator(plan: Plan, reader: BagReader, threads: int) -> Callable[[TrainSta
     def validate(state: TrainState) -> Mapping[str, float]:
         net = state.recipe.modules["net"]
         assert isinstance(net, SlideModel)
-        return scores_of(truth, predict_slides(net, reader, plan, rows, state.device, threads).values, classes)
+        return scores_of(truth, predict_slides(net, reader, rows, state.device, threads).values, classes)
 
     return validate

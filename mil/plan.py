@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from mil.cohort import Cohort
+from mil.target import Target
 from mil.store.reading import Store
 from pathray.data.order import Stratum
 from pathray.data.plan import Plan, PlanWriter
@@ -52,6 +53,7 @@ def build_plan(cohort: Cohort, split: Split, store: Store, out_dir: str) -> Plan
         "identity": identity,
         "store": store.path,
         "dim": store.dim,
+        "label": cohort.label,
         "classes": list(cohort.classes),
         "scale": [0.0, 1.0] if cohort.classes else [float(own.mean()), float(own.std()) or 1.0],
     }
@@ -70,7 +72,7 @@ def classes_of(plan: Plan) -> tuple[str, ...]:
 
 
 def scale_of(plan: Plan) -> tuple[float, float]:
-    """Mean and deviation by which numbers are standardised; (0, 1) for classes."""
+    """Mean and deviation of the training slides' numbers; (0, 1) for classes."""
     mean, std = plan.meta["scale"]
     return float(mean), float(std)
 
@@ -83,6 +85,12 @@ def rows_of(plan: Plan, part: str) -> Ints:
 def truth_of(plan: Plan, rows: Ints) -> Floats:
     """Class numbers, or numbers, of rows of `plan.sources`; NaN for those of test."""
     return np.asarray(plan.sources["truth"].to_numpy(), np.float64)[rows]
+
+
+def target_of(plan: Plan) -> Target:
+    """What a model of this plan is built for."""
+    counts = tuple(class_counts(plan).tolist()) if classes_of(plan) else ()
+    return Target(int(plan.meta["dim"]), str(plan.meta["label"]), classes_of(plan), scale_of(plan), counts)
 
 
 def strata(plan: Plan) -> list[Stratum]:

@@ -7,21 +7,22 @@ from __future__ import annotations
 
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from mil.config import RunConfig
 from mil.model import SlideModel
 from mil.network import build_net
+from mil.target import Target
 from pathray.train.recipe import Loss, Micro, Progress
 
 
 class MILRecipe:
-    """Built from the config's seed alone, so equal on every rank. `dim`: width D of the features; `classes`: their
-    names, none for a regression; `counts`: training slides per class, for weights of the loss."""
+    """Built from the config's seed alone, so equal on every rank; for the `target` of a plan."""
 
-    def __init__(self, config: RunConfig, dim: int, classes: tuple[str, ...], counts: tuple[int, ...] = ()) -> None:
-        self.config, self.classes = config, classes
-        net = build_net(config, dim, classes, counts)
+    def __init__(self, config: RunConfig, target: Target) -> None:
+        self.config, self.target = config, target
+        net = build_net(config, target)
         self.frozen = config.training.freeze_aggregator
         net.aggregator.requires_grad_(not self.frozen)
         self.modules = nn.ModuleDict({"net": net})
@@ -43,16 +44,18 @@ class MILRecipe:
     def loss(self, phase: str, micro: Micro, progress: Progress) -> Loss:
         """Σ of the slides' losses and weights; a model's own loss (CLAM, DTFD) is added per slide."""
         assert phase == "model", phase
-        out = self.net(micro["features"], micro["mask"], micro["coords"])
-        total, weight = self.net.head.loss(out.logits, micro["truth"])
+        truth = micro["truth"].long() if self.target.classes else micro["truth"]
+        out, head = self.net(micro["features"], micro["mask"], micro["coords"]), self.net.head
+        assert head is not None and out.logits is not None
+        total, weight, _ = head.loss(out.logits, truth)
         metrics: dict[str, Tensor] = {"loss_supervised": total.detach() / weight}
-        if (own := self.net.aggregator.auxiliary_loss(out.extras, micro["truth"].long())) is not None:
+        if self.target.classes and (own := self.net.aggregator.auxiliary_loss(out.extras, truth)) is not None:
             extra = own[0] / own[1]
             total = total + self.config.training.loss.auxiliary * extra * weight
             metrics["loss_auxiliary"] = extra.detach()
-        if self.classes:
-            right = self.net.head.predict(out.logits.detach()).argmax(dim=1) == micro["truth"]
-            metrics["train_accuracy"] = right.float().mean()
+        if self.target.classes:
+            chosen = torch.stack(list(head.predict(out.logits.detach()).values()), dim=1).argmax(dim=1)
+            metrics["train_accuracy"] = (chosen == truth).float().mean()
         return Loss(total, weight, metrics)
 
     def after_step(self, progress: Progress) -> None:

@@ -110,9 +110,10 @@ def read_inputs(config: TrainMILConfig) -> tuple[Store, Cohort]:
 def check_model(config: TrainMILConfig, store: Store, cohort: Cohort) -> None:
     """UserError for a model, or weights, that cannot be built for these features and classes."""
     from mil.network import build_net, initial_digest
+    from mil.target import Target
 
     initial_digest(config)
-    build_net(config, store.dim, cohort.classes, tuple(1 for _ in cohort.classes))
+    build_net(config, Target(store.dim, cohort.label, cohort.classes, counts=tuple(1 for _ in cohort.classes)))
 
 
 def folds_of(config: TrainMILConfig, cohort: Cohort, splits: dict[str, Split]) -> list[Fold]:

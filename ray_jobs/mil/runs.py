@@ -118,6 +118,6 @@ def _predict_here(folder: str, plan_path: str, identity: str, kind: str, threads
     reader = BagReader(plan, seed)
     parts = {part: rows_of(plan, part) for part in ("val", "test")}
     found = {
-        part: predict_slides(net, reader, plan, rows, device, threads) for part, rows in parts.items() if rows.size
+        part: predict_slides(net, reader, rows, device, threads) for part, rows in parts.items() if rows.size
     }
     write_fold(folder, plan, found, identity)
