@@ -1,6 +1,6 @@
 """Aggregators: instances of a bag → one embedding. One paper per file; importing the package registers them all."""
 
-from mil.aggregators import abmil, multihead_abmil, static
+from mil.aggregators import abmil, multihead_abmil, static, transmil
 from mil.aggregators.base import Aggregated, Aggregator
 from mil.aggregators.registry import aggregator_names, build_aggregator, register_aggregator
 
@@ -13,4 +13,5 @@ __all__ = [
     "multihead_abmil",
     "register_aggregator",
     "static",
+    "transmil",
 ]
