@@ -27,9 +27,7 @@ class ABMIL(Aggregator):
         self.embed = InstanceEmbedding(in_dim, embed_dim, fc_layers, dropout)
         self.attention = GatedAttention(embed_dim, attention_dim, gated=gated, dropout=dropout)
 
-    def _aggregate(
-        self, x: Tensor, mask: Tensor | None, coords: Tensor | None, return_attention: bool
-    ) -> Aggregated:
+    def _aggregate(self, x: Tensor, mask: Tensor | None, coords: Tensor | None, return_attention: bool) -> Aggregated:
         h = self._run(self.embed, x)
         scores = self._run(self.attention, h)
         pooled, weights = attend(scores, h, mask)

@@ -25,8 +25,8 @@ PER_INSTANCE = {"attention_logits": -torch.inf, "attention_probs": 0.0}  # extra
 
 
 class Aggregated(NamedTuple):
-    """`embedding` `[B, E]`. `extras`: `attention_logits` and `attention_probs` `[B, H or C, N]` if asked for, −inf and 0
-    on padding; what the model's own classifier and auxiliary losses need, whose first axis is B."""
+    """`embedding` `[B, E]`. `extras`: `attention_logits` and `attention_probs` `[B, H or C, N]` if asked for, −inf and
+    0 on padding; what the model's own classifier and auxiliary losses need, whose first axis is B."""
 
     embedding: Tensor
     extras: dict[str, Tensor]
@@ -91,9 +91,7 @@ class Aggregator(nn.Module):
         The recipe adds sum / weight, times a factor of its own."""
         return None
 
-    def _aggregate(
-        self, x: Tensor, mask: Tensor | None, coords: Tensor | None, return_attention: bool
-    ) -> Aggregated:
+    def _aggregate(self, x: Tensor, mask: Tensor | None, coords: Tensor | None, return_attention: bool) -> Aggregated:
         """Whole bags `[B, N, D]`: all instances real where `mask` is None; otherwise padding is 0, and behind the real
         instances if order matters."""
         raise NotImplementedError
@@ -113,7 +111,9 @@ class Aggregator(nn.Module):
             raise UserError("a mask of another shape", key="mask", found=list(mask.shape), expected=expected)
         if self.uses_coords and (coords is None or coords.shape[:2] != features.shape[:2] or coords.shape[2] != 2):
             found = None if coords is None else list(coords.shape)
-            raise UserError(f"{type(self).__name__} needs coords", key="coords", found=found, expected="[B, N, 2] in µm")
+            raise UserError(
+                f"{type(self).__name__} needs coords", key="coords", found=found, expected="[B, N, 2] in µm"
+            )
 
     def _per_bag(
         self, features: Tensor, mask: Tensor, lengths: list[int], coords: Tensor | None, return_attention: bool
@@ -127,7 +127,9 @@ class Aggregator(nn.Module):
         extras = {
             name: torch.cat(
                 [
-                    _spread(part.extras[name], place, N, PER_INSTANCE[name]) if name in PER_INSTANCE else part.extras[name]
+                    _spread(part.extras[name], place, N, PER_INSTANCE[name])
+                    if name in PER_INSTANCE
+                    else part.extras[name]
                     for part, place in zip(parts, places, strict=True)
                 ]
             )

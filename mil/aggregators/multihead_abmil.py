@@ -33,9 +33,7 @@ class MultiheadABMIL(Aggregator):
         )
         self.project = glorot(nn.Linear(heads * embed_dim, embed_dim))
 
-    def _aggregate(
-        self, x: Tensor, mask: Tensor | None, coords: Tensor | None, return_attention: bool
-    ) -> Aggregated:
+    def _aggregate(self, x: Tensor, mask: Tensor | None, coords: Tensor | None, return_attention: bool) -> Aggregated:
         h = self._run(self.embed, x)
         scores = torch.cat([self._run(head, h) for head in self.heads], dim=1)
         pooled, weights = attend(scores, h, mask)

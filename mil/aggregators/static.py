@@ -34,7 +34,5 @@ class Static(Aggregator):
         self.pool = pool
         self.embed = InstanceEmbedding(in_dim, embed_dim, fc_layers, dropout)
 
-    def _aggregate(
-        self, x: Tensor, mask: Tensor | None, coords: Tensor | None, return_attention: bool
-    ) -> Aggregated:
+    def _aggregate(self, x: Tensor, mask: Tensor | None, coords: Tensor | None, return_attention: bool) -> Aggregated:
         return Aggregated(POOLS[self.pool](self._run(self.embed, x), mask), {})

@@ -35,7 +35,7 @@ class TransLayer(nn.Module):
 
 @register_aggregator("transmil")
 class TransMIL(Aggregator):
-    """Squaring of the sequence, class token, attention, position encoding, attention (algorithm 2): z = LN(class token).
+    """Squaring of the sequence, class token, attention, positions, attention (algorithm 2): z = LN(class token).
 
     n instances are completed to S² = ⌈√n⌉² by the first ones. Memory is linear in n: of the last layer only the class
     token's row is computed. The attention returned is that row before Nyström's approximation, softmax over the
@@ -65,9 +65,7 @@ class TransMIL(Aggregator):
         self.position = PPEG(embed_dim)
         self.norm = nn.LayerNorm(embed_dim)
 
-    def _aggregate(
-        self, x: Tensor, mask: Tensor | None, coords: Tensor | None, return_attention: bool
-    ) -> Aggregated:
+    def _aggregate(self, x: Tensor, mask: Tensor | None, coords: Tensor | None, return_attention: bool) -> Aggregated:
         h = self._run(self.embed, x)
         sides = None if mask is None else mask.sum(dim=1).to(torch.float32).sqrt().ceil().to(torch.int64)
         tokens = torch.cat([self.class_token.expand(h.shape[0], -1, -1).to(h.dtype), _squared(h, mask, sides)], dim=1)

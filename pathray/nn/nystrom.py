@@ -2,9 +2,9 @@
 
     softmax(Q Kᵀ) V ≈ softmax(Q K̃ᵀ) · pinv(softmax(Q̃ K̃ᵀ)) · (softmax(Q̃ Kᵀ) V) + conv(V)
 
-Q̃ and K̃ are the means of m segments. The products are taken from the right, and both large softmaxes are fused attention,
-so that no T × m matrix is kept. As in the published code, tokens are padded in front with zeros to a multiple of m, and
-these zeros are keys too: weights trained with it compute what they did. Not here: norms and residuals around it.
+Q̃ and K̃ are the means of m segments. The products are taken from the right, and both large softmaxes are fused, so that
+no T × m matrix is kept. As in the published code, tokens are padded in front with zeros to a multiple of m, and these
+zeros are keys too: weights trained with it compute what they did. Not here: norms and residuals around it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathray.nn.regularise import at_least_float32
 
 
 class FirstToken(NamedTuple):
-    """`out` `[B, 1, E]` of the first token, and its exact scores q₀·k_t/√Dh to all tokens, `[B, H, T]`, if asked for."""
+    """`out` `[B, 1, E]` of the first token; its exact scores q₀·k_t/√Dh to all tokens, `[B, H, T]`, if asked for."""
 
     out: Tensor
     scores: Tensor | None
@@ -29,7 +29,13 @@ class NystromAttention(nn.Module):
     """`[B, T, E]` → `[B, T, E]` with `heads` heads and `landmarks` segments m."""
 
     def __init__(
-        self, dim: int, heads: int = 8, landmarks: int = 256, iterations: int = 6, kernel: int = 33, dropout: float = 0.1
+        self,
+        dim: int,
+        heads: int = 8,
+        landmarks: int = 256,
+        iterations: int = 6,
+        kernel: int = 33,
+        dropout: float = 0.1,
     ) -> None:
         super().__init__()
         assert dim % heads == 0 and kernel % 2 == 1, (dim, heads, kernel)
