@@ -30,7 +30,8 @@ class Cohort:
     """Labelled slides S of a store, sorted by id. A GroupedTable (pathray.data.splits) whose groups are patients.
 
     names `[S]`: slide ids. groups `[S]`: patients. truth `[S]`: class numbers, or numbers. classes: their names in the
-    order of the outputs; none for a regression. label: the column. slides `[S]`: rows of the store. left_out: slides and why.
+    order of the outputs; none for a regression. label: the column. slides `[S]`: rows of the store. left_out: slides
+    and why.
     """
 
     file: str

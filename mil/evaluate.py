@@ -38,9 +38,7 @@ class Predicted:
     embeddings: npt.NDArray[np.float32]
 
 
-def predict_slides(
-    net: SlideModel, reader: BagReader, rows: Ints, device: Device, threads: int
-) -> Predicted:
+def predict_slides(net: SlideModel, reader: BagReader, rows: Ints, device: Device, threads: int) -> Predicted:
     """Predictions of whole bags, by all ranks together. Call it on every rank, in evaluation mode. UnreadableUnit for a
     bag that cannot be read: an evaluation leaves nothing out."""
     whole, head = reader.whole(), net.head
@@ -65,7 +63,7 @@ def predict_slides(
 
 
 def scores_of(truth: Floats, values: Floats, classes: int) -> dict[str, float]:
-    """What a validation reports, without intervals: `loss` (log-loss, or squared error) and scores, NaN if undefined."""
+    """What a validation reports, without intervals: `loss` (log-loss, or squared error) and scores; NaN: undefined."""
     ones = np.ones((1, len(truth)))
     if not classes:
         found = {name: float(score(ones)[0]) for name, score in regression_scores(truth, values[:, 0]).items()}

@@ -33,9 +33,7 @@ def build_net(config: RunConfig, target: Target) -> SlideModel:
 def model_of(model: ModelConfig, training: TrainingConfig, target: Target) -> SlideModel:
     """The network without its weights. UserError for arguments that the model does not have."""
     head, options = head_of(training, target)
-    return build_model(
-        model.name, target.dim, head, options, checkpointing=model.checkpointing, **model.arguments
-    )
+    return build_model(model.name, target.dim, head, options, checkpointing=model.checkpointing, **model.arguments)
 
 
 def head_of(training: TrainingConfig, target: Target) -> tuple[str, dict[str, Any]]:

@@ -14,8 +14,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from mil.cohort import Cohort
-from mil.target import Target
 from mil.store.reading import Store
+from mil.target import Target
 from pathray.data.order import Stratum
 from pathray.data.plan import Plan, PlanWriter
 from pathray.data.splits import Split

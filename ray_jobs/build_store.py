@@ -10,8 +10,10 @@ start does nothing if no bag and no setting has changed.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mil.sections import CONFIGS_DIR, GROUPS, CohortConfig, StorageConfig
@@ -86,7 +88,7 @@ def build(config: BuildStoreConfig, listed: Listed, settings: BuildSettings) -> 
         return Header(source, error=str(error))
 
     store = str(config.data.store)
-    with hold(store):
+    with hold(lock := lock_of(store)):
         headers = list(over_ray(lost_source)(read_header, listed.sources))
         with StoreBuild(store, settings, headers) as building, Progress(len(building.places), "store", "slides") as bar:
             written = list[Written]()
@@ -98,6 +100,14 @@ def build(config: BuildStoreConfig, listed: Listed, settings: BuildSettings) -> 
             report(config, rows)
             check_success(rows, "slide_id", "slides", config.min_success_fraction, report_path(config))
             building.finish(written)
+    with contextlib.suppress(OSError):
+        Path(lock).rmdir()
+
+
+def lock_of(store: str) -> str:
+    """The folder that says who builds a store: beside it, since the store itself is replaced."""
+    path = Path(store)
+    return str(path.with_name(f".{path.name}-lock"))
 
 
 def rows_of(written: list[Written], listed: Listed) -> list[dict[str, Any]]:

@@ -117,7 +117,5 @@ def _predict_here(folder: str, plan_path: str, identity: str, kind: str, threads
     net = load(Storage.of(folder).join(ENCODER)).net.to(device.torch_device)
     reader = BagReader(plan, seed)
     parts = {part: rows_of(plan, part) for part in ("val", "test")}
-    found = {
-        part: predict_slides(net, reader, rows, device, threads) for part, rows in parts.items() if rows.size
-    }
+    found = {part: predict_slides(net, reader, rows, device, threads) for part, rows in parts.items() if rows.size}
     write_fold(folder, plan, found, identity)
