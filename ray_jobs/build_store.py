@@ -100,8 +100,21 @@ def build(config: BuildStoreConfig, listed: Listed, settings: BuildSettings) -> 
             report(config, rows)
             check_success(rows, "slide_id", "slides", config.min_success_fraction, report_path(config))
             building.finish(written)
+    if config.storage.save_coverage_thumbnails:
+        draw_coverage(store)
     with contextlib.suppress(OSError):
         Path(lock).rmdir()
+
+
+def draw_coverage(store: str) -> None:
+    """A picture of each capped slide in the folder coverage_qc of the store."""
+    from mil.store.coverage import FOLDER, write_pictures
+    from mil.store.reading import Store
+
+    opened = Store(store)
+    pictures = f"{store.rstrip('/')}/{FOLDER}"
+    drawn = write_pictures(opened, opened.capped, pictures)
+    log.info("%d pictures of capped slides in %s", drawn, pictures)
 
 
 def lock_of(store: str) -> str:

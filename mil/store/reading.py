@@ -58,6 +58,12 @@ class Store:
         return np.asarray(self._columns["rows"], np.int64)
 
     @property
+    def capped(self) -> list[int]:
+        """The slides that have lost tiles."""
+        listed = self.slides["listed_rows"].to_numpy()
+        return [int(i) for i in np.flatnonzero(self._columns["rows"] < listed)]
+
+    @property
     def means(self) -> npt.NDArray[np.float32]:
         """The mean of all features of each slide's bag `[S, D]`."""
         where = Path(self.path) / MEANS
