@@ -153,7 +153,7 @@ class Aggregator(nn.Module):
             rows = extras[name].masked_fill(~mask[:, None], PER_INSTANCE[name])
             back = None if order is None else order[:, None].expand_as(rows)
             extras[name] = rows if back is None else torch.empty_like(rows).scatter(2, back, rows)
-        return Aggregated(embedding, extras)
+        return Aggregated(embedding.masked_fill(~mask.any(dim=1, keepdim=True), torch.nan), extras)
 
 
 def _is_readable(mask: Tensor) -> bool:
