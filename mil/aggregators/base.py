@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pathray.errors import UserError
+from pathray.nn.tracing import is_traced
 
 PER_INSTANCE = {"attention_logits": -torch.inf, "attention_probs": 0.0}  # extras `[B, H, N]`, and their padding
 
@@ -152,12 +153,12 @@ class Aggregator(nn.Module):
             rows = extras[name].masked_fill(~mask[:, None], PER_INSTANCE[name])
             back = None if order is None else order[:, None].expand_as(rows)
             extras[name] = rows if back is None else torch.empty_like(rows).scatter(2, back, rows)
-        return Aggregated(embedding, extras)
+        return Aggregated(embedding.masked_fill(~mask.any(dim=1, keepdim=True), torch.nan), extras)
 
 
 def _is_readable(mask: Tensor) -> bool:
     """Whether reading the mask neither waits for a device nor fixes a traced shape."""
-    return mask.is_cpu and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+    return mask.is_cpu and not is_traced()
 
 
 def _places(row: Tensor, length: int) -> slice | Tensor:

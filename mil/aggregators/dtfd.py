@@ -75,7 +75,7 @@ class DTFD(Aggregator):
         extras = {"pseudo_logits": self.classifier(pooled), "pseudo_valid": valid}
         if return_attention:
             per_pseudo = second.unflatten(2, (self.pseudo_bags, -1)).sum(dim=3)
-            through = torch.bmm(per_pseudo, weights.to(per_pseudo.dtype))
+            through = (per_pseudo.transpose(1, 2) * weights).sum(dim=1, keepdim=True)
             extras |= attention_extras(through.log(), through, True)
         return Aggregated(bag.squeeze(1), extras)
 

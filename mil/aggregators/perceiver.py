@@ -41,8 +41,8 @@ class CrossAttention(nn.Module):
         return masked_softmax(scores, None if mask is None else mask[:, None, None]).mean(dim=2)
 
     def _queries(self, latents: Tensor) -> Tensor:
-        q: Tensor = self.query(self.latent_norm(latents))
-        return q.unflatten(2, (self.heads, -1))
+        q: Tensor = self.query(self.latent_norm(latents)).unflatten(2, (self.heads, -1))
+        return q
 
 
 class PerceiverLayer(nn.Module):

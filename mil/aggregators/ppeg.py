@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pathray.nn.tracing import is_traced
+
 SIDE = 7  # of the largest kernel
 
 
@@ -35,8 +37,7 @@ class PPEG(nn.Module):
         The same result as `forward` per bag, by shapes that depend on L alone. Traced, a shape may not even depend on
         √L, so that the convolution is a sum over the kernel's 49 shifts there.
         """
-        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        return self._shifted(x, sides) if traced else self._on_common_square(x, sides)
+        return self._shifted(x, sides) if is_traced() else self._on_common_square(x, sides)
 
     def kernel(self) -> tuple[Tensor, Tensor]:
         """The kernel of the sum `[E, 1, 7, 7]` and its bias `[E]`."""

@@ -67,7 +67,7 @@ class TransMIL(Aggregator):
 
     def _aggregate(self, x: Tensor, mask: Tensor | None, coords: Tensor | None, return_attention: bool) -> Aggregated:
         h = self._run(self.embed, x)
-        sides = None if mask is None else mask.sum(dim=1).to(torch.float32).sqrt().ceil().to(torch.int64)
+        sides = None if mask is None else mask.sum(dim=1).to(torch.float32).sqrt().ceil().to(torch.int64).clamp(min=1)
         tokens = torch.cat([self.class_token.expand(h.shape[0], -1, -1).to(h.dtype), _squared(h, mask, sides)], dim=1)
         lengths = None if sides is None else sides * sides + 1
         *before, last = (cast(TransLayer, layer) for layer in self.layers)

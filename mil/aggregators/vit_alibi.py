@@ -40,10 +40,14 @@ class AlibiBlock(nn.Module):
     def class_scores(self, x: Tensor) -> Tensor:
         """The class token's scores to the instances `[B, H, N]`; it has no distance to them."""
         q, k, _ = self._heads(x)
-        return (q[:, :, :1] @ k[:, :, 1:].transpose(2, 3)).squeeze(2) / q.shape[-1] ** 0.5
+        scores: Tensor = (q[:, :, :1] @ k[:, :, 1:].transpose(2, 3)).squeeze(2) / q.shape[-1] ** 0.5
+        return scores
 
     def _heads(self, x: Tensor) -> tuple[Tensor, ...]:
-        return self.qkv(self.norm1(x)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        parts: tuple[Tensor, ...] = (
+            self.qkv(self.norm1(x)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        )
+        return parts
 
 
 @register_aggregator("vit_alibi")

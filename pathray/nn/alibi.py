@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from pathray.nn.tracing import is_traced
+
 QUERIES = 512  # at a time
 
 
@@ -27,7 +29,7 @@ def alibi_attention(
     The first token has no place: its distances are 0. `key_mask` `[B, T]` is True for real keys.
     """
     T = q.shape[2]
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or T <= QUERIES:
+    if is_traced() or T <= QUERIES:
         return _piece(q, k, v, places, slopes, key_mask, 0)
     out = []
     for start in range(0, T, QUERIES):

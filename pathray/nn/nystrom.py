@@ -98,7 +98,8 @@ class NystromAttention(nn.Module):
         """Some of q, k, v (0, 1, 2), each `[B, H, T, Dh]`."""
         E = x.shape[2]
         out = F.linear(x, self.to_qkv.weight[start * E : stop * E])
-        return out.unflatten(2, (stop - start, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        parts: tuple[Tensor, ...] = out.unflatten(2, (stop - start, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        return parts
 
     def _through_pinv(self, q: Tensor, k: Tensor, y: Tensor) -> Tensor:
         """pinv(softmax(q kᵀ/√Dh)) y in float32, also under autocast."""

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pathray.nn.regularise import at_least_float32
+from pathray.nn.tracing import is_traced
 
 CHUNK = 64
 
@@ -26,10 +27,9 @@ def ssd_scan(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, chunk: int 
     A step with Δ = 0 leaves the state as it is. Computed in float32 (float64 stays), also under autocast.
     """
     with torch.autocast(x.device.type, enabled=False):
-        inputs = [at_least_float32(t) for t in (x, dt, a, b, c)]
-        if ssd_backend(x.device) == "mamba_ssm":
-            return _kernel(*inputs, chunk=chunk)
-        return _chunked(*inputs, chunk=chunk)
+        x, dt, a, b, c = (at_least_float32(t) for t in (x, dt, a, b, c))
+        scan = _kernel if not is_traced() and ssd_backend(x.device) == "mamba_ssm" else _chunked
+        return scan(x, dt, a, b, c, chunk)
 
 
 @lru_cache(maxsize=16)
@@ -48,7 +48,9 @@ def ssd_backend(device: torch.device) -> str:
 
 
 def _kernel(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, chunk: int) -> Tensor:
-    from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined  # CUDA only, optional
+    from mamba_ssm.ops.triton.ssd_combined import (  # type: ignore[import-not-found]  # CUDA only, optional
+        mamba_chunk_scan_combined,
+    )
 
     out: Tensor = mamba_chunk_scan_combined(x, dt, a, b.unsqueeze(2), c.unsqueeze(2), chunk)
     return out
@@ -56,7 +58,7 @@ def _kernel(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, chunk: int) 
 
 def _chunked(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, chunk: int) -> Tensor:
     B, L, H, P = x.shape
-    S, count = b.shape[2], (L + chunk - 1) // chunk
+    S, count = b.shape[2], (L + chunk * (1 + is_traced()) - 1) // chunk  # a trace would fix a count of 1
     x, dt, b, c = (F.pad(t, (0, 0) * (t.ndim - 2) + (0, count * chunk - L)) for t in (x, dt, b, c))
     x = (x * dt[..., None]).view(B, count, chunk, H, P)
     b, c = b.view(B, count, chunk, S), c.view(B, count, chunk, S)
@@ -64,12 +66,13 @@ def _chunked(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, chunk: int)
     total = log_decay[:, :, -1]
 
     inside = _decays_inside(log_decay.transpose(2, 3)) * (c @ b.transpose(2, 3))[:, :, None]  # [B, c, H, Q, Q]
-    y = (inside @ x.transpose(2, 3)).transpose(2, 3)
+    y: Tensor = (inside @ x.transpose(2, 3)).transpose(2, 3)
     to_end = (total[:, :, None] - log_decay).exp()[..., None]
     added = b.transpose(2, 3) @ (x * to_end).flatten(3)  # [B, c, S, H · P], by the steps of each chunk
     before = _states_before(added.unflatten(3, (H, P)), total)
     y = y + (c @ before.flatten(3)).unflatten(3, (H, P)) * log_decay.exp()[..., None]
-    return y.reshape(B, count * chunk, H, P)[:, :L]
+    y = y.flatten(1, 2)  # a slice of a computed length would be a condition on L
+    return y.index_select(1, torch.arange(L, device=y.device)) if is_traced() else y[:, :L]
 
 
 def _decays_inside(log_decay: Tensor) -> Tensor:
@@ -82,7 +85,7 @@ def _decays_inside(log_decay: Tensor) -> Tensor:
 
 def _states_before(added: Tensor, total: Tensor) -> Tensor:
     """The state before each chunk, from what each adds `[B, c, S, H, P]` and its whole log-decay `[B, c, H]`."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if is_traced():
         return _states_before_traced(added, total)
     state, states = torch.zeros_like(added[:, 0]), []
     for new, decay in zip(added.unbind(1), total.exp().unbind(1), strict=True):
