@@ -37,7 +37,7 @@ from mil.assembly import assemble
 from mil.cohort import Cohort, read_cohort
 from mil.config import RunConfig, resolve
 from mil.data import BagReader
-from mil.evaluate import predict_slides
+from mil.predict import predict_slides
 from mil.plan import build_plan, rows_of
 from mil.sections import CONFIGS_DIR, GROUPS
 from mil.store.build import StoreBuild

@@ -7,9 +7,9 @@ from typing import Any
 from mil.artifact import save
 from mil.config import RunConfig
 from mil.data import BagReader
-from mil.evaluate import validator
 from mil.network import initial_digest
 from mil.plan import identity, rows_of, strata, target_of
+from mil.predict import validator
 from mil.recipe import MILRecipe
 from mil.settings import SCIENCE, identity_of, loop_settings, selection
 from pathray.data.order import Order, stratified_order, uniform_order

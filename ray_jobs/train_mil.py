@@ -64,7 +64,7 @@ def main(loaded: Loaded[TrainMILConfig]) -> Outputs | None:
 
 
 def train_and_judge(config: TrainMILConfig, cohort: Cohort, splits: dict[str, Split]) -> Outputs:
-    from mil.results import judge, list_unfinished
+    from mil.results import judge_folds, list_unfinished
     from pathray.store.storage import Storage
     from ray_jobs.mil.runs import is_finished, train_fold
     from ray_jobs.train.folds import train_all
@@ -82,7 +82,7 @@ def train_and_judge(config: TrainMILConfig, cohort: Cohort, splits: dict[str, Sp
     if waiting := list_unfinished(root, names):
         log.info("interrupted; the same command resumes %s", ", ".join(waiting))
         return Outputs({"runs": root.url})
-    return Outputs(judge(config, cohort, names))
+    return Outputs(judge_folds(config, cohort, names))
 
 
 def read_inputs(config: TrainMILConfig) -> tuple[Store, Cohort]:

@@ -107,8 +107,8 @@ def _predict(config: TrainMILConfig, plan: Plan, identity: str) -> None:
 def _predict_here(folder: str, plan_path: str, identity: str, kind: str, threads: int, seed: int) -> None:
     from mil.artifact import load
     from mil.data import BagReader
-    from mil.evaluate import predict_slides
     from mil.plan import rows_of
+    from mil.predict import predict_slides
     from mil.results import write_fold
     from pathray.data.plan import Plan as Opened
     from pathray.device import Device

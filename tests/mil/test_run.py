@@ -8,7 +8,7 @@ import torch
 
 from mil.artifact import load
 from mil.data import BagReader
-from mil.evaluate import predict_slides
+from mil.predict import predict_slides
 from mil.plan import rows_of
 from pathray.data.plan import Plan
 from pathray.device import Device
