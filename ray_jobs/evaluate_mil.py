@@ -10,14 +10,14 @@ Thresholds are chosen on `chosen_on`; without it on the same slides, which is op
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from mil.sections import CONFIGS_DIR
 from pathray.config.checks import check_one_of, check_positive
 from pathray.config.load import MISSING, Loaded, placement
 from ray_jobs.shell.cli import Outputs, job
 from ray_jobs.shell.dry_run import tell
-from ray_jobs.train.training_jobs import absolute, check_output
+from ray_jobs.train.training_jobs import check_output, with_absolute_paths
 
 log = logging.getLogger(__name__)
 
@@ -42,11 +42,12 @@ class EvaluateMILConfig:
 def main(loaded: Loaded[EvaluateMILConfig]) -> Outputs | None:
     from mil.judging.output import write_judgement
     from mil.judging.predictions import read_predictions
+    from pathray.stats.patients import How
     from pathray.store.storage import Storage
 
     config = loaded.config
-    config = replace(config, predictions=absolute(config.predictions), output=absolute(config.output))
     check_output(config.output)
+    config = with_absolute_paths(config, "predictions", "output", "chosen_on")
     columns = {"label": config.label, "patient": config.patient_column}
     predictions = read_predictions(config.predictions, **columns)
     chosen_on = read_predictions(config.chosen_on, **columns) if config.chosen_on else None
@@ -56,7 +57,7 @@ def main(loaded: Loaded[EvaluateMILConfig]) -> Outputs | None:
     )
     if loaded.dry_run:
         return tell((len(predictions), "slides"))
-    how = "max" if config.join_by == "max" else "mean"
+    how: How = "max" if config.join_by == "max" else "mean"
     written = write_judgement(
         Storage.of(config.output), predictions, chosen_on, title=config.title or f"Evaluation of {config.label}",
         facts=[("Predictions", config.predictions)], how=how, resamples=config.resamples, seed=config.seed,

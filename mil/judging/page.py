@@ -24,8 +24,9 @@ CAPTIONS = {
     "regression": "Predicted against true values; exact predictions lie on the line.",
 }
 NAMES = {
-    "ppv": "PPV", "npv": "NPV", "brier": "Brier score",    "auroc": "AUROC", "auroc_macro": "AUROC, mean of classes", "ece": "calibration error (ECE)", "f1": "F1",
+    "auroc": "AUROC", "auroc_macro": "AUROC, mean of classes", "ece": "calibration error (ECE)", "f1": "F1",
     "mcc": "Matthews correlation", "log_loss": "log-loss", "average_precision": "average precision",
+    "ppv": "PPV", "npv": "NPV", "brier": "Brier score",
 }  # fmt: skip
 Json = Mapping[str, Any]
 
