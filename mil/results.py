@@ -66,7 +66,8 @@ def judge_folds(config: RunConfig, cohort: Cohort, names: Sequence[str]) -> dict
     tested = [_labelled(_read(root.at(name), TEST), cohort) for name in names]
     fold = np.repeat(np.arange(len(names)), [len(t) for t in tested])
     oof = pa.concat_tables([t.replace_schema_metadata(None) for t in tested]).append_column("fold", pa.array(fold))
-    root.write_bytes(OOF, to_bytes(oof.sort_by("slide_id")))
+    oof = oof.sort_by("slide_id")
+    root.write_bytes(OOF, to_bytes(oof))
     whole = _predictions(oof, cohort)
     validated = [_labelled(_read(root.at(n), VAL), cohort) for n in names if root.exists(f"{n}/{VAL}")]
     chosen_on = _predictions(pa.concat_tables([_bare(t) for t in validated]), cohort) if validated else None

@@ -94,7 +94,8 @@ def events_of(predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
     """Events and their probabilities `[N]`, as `calibration` takes them."""
     if len(predictions.classes) == 2:
         return predictions.truth, predictions.values[:, 1]
-    return top_label(predictions.truth.astype(np.int64), predictions.values)
+    probability, right = top_label(predictions.truth.astype(np.int64), predictions.values)
+    return right, probability
 
 
 def _regression(predictions: Predictions, resamples: int, seed: int) -> Json:

@@ -8,8 +8,8 @@ import torch
 
 from mil.artifact import load
 from mil.data import BagReader
-from mil.predict import predict_slides
 from mil.plan import rows_of
+from mil.predict import predict_slides
 from pathray.data.plan import Plan
 from pathray.device import Device
 from pathray.store import checkpoint
