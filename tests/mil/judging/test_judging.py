@@ -1,4 +1,4 @@
-"""Tables of predictions, what is judged of them, and the page: also where a class, a patient or a threshold is missing."""
+"""Tables of predictions, what is judged of them, and the page; also where a class or a threshold is missing."""
 
 import json
 
