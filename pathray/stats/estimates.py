@@ -64,7 +64,8 @@ def estimate_scores(
     """Each score on all rows, with the percentile interval over whole clusters `[N]` (without: over rows).
 
     All scores share the same resamples. An interval is missing for fewer than two clusters, where more than
-    `MOST_UNDEFINED` of the resamples do not define the score, and where all of them give the same (a perfect score). ValueError for clusters of another length.
+    `MOST_UNDEFINED` of the resamples do not define the score, and where all of them give the same (a perfect score).
+    ValueError for clusters of another length.
     """
     codes = cluster_codes(clusters, scores.n)
     count = int(codes.max(initial=-1)) + 1

@@ -71,7 +71,9 @@ def test_the_calibration_error_is_the_mean_gap_of_the_bins(events):
     assert calibration_error(y.astype(float), p, np.ones((1, 300)))[0] == pytest.approx(sum(gaps) / 300, abs=1e-12)
 
 
-@pytest.mark.parametrize(("p", "bins", "message"), [([0.1, 1.2], 5, r"in \[0, 1\], found 1.2"), ([0.1, 1], 0, "one bin")])
+@pytest.mark.parametrize(
+    ("p", "bins", "message"), [([0.1, 1.2], 5, r"in \[0, 1\], found 1.2"), ([0.1, 1], 0, "one bin")]
+)
 def test_what_is_no_probability_is_refused(p, bins, message):
     with pytest.raises(ValueError, match=message):
         reliability_bins([0, 1], p, bins=bins)

@@ -15,7 +15,7 @@ from pathray.stats.comparison import compare_scores
 def models():
     g = np.random.default_rng(0)
     y, patients = np.repeat(g.integers(0, 2, 40), 2), np.repeat(np.arange(40), 2)
-    p = [1 / (1 + np.exp(-(gain * y + g.normal(size=80)))) for gain in (2.0, 0.7)]
+    p = [1 / (1 + np.exp(-(gain * y + g.normal(size=80)))) for gain in (1.0, 1.0)]
     return y, p, patients
 
 
@@ -35,7 +35,10 @@ def test_the_difference_is_that_of_both_on_the_rows_drawn(models):
     assert (found.difference.low, found.difference.high) == pytest.approx((low, high), abs=1e-12)
     assert found.difference.value == pytest.approx(roc_auc_score(y, a) - roc_auc_score(y, b), abs=1e-12)
     below = sum(d <= 0 for d in drawn)
+    assert 5 < below < 195
     assert found.p_value == pytest.approx(2 * (min(below, 200 - below) + 1) / 201)
+    turned = compare_scores(scores_of(y, b), scores_of(y, a), patients, resamples=200)["auroc/yes"]
+    assert turned.p_value == found.p_value and turned.difference.value == -found.difference.value
 
 
 def test_a_model_against_itself_differs_by_nothing(models):

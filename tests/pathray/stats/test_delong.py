@@ -42,7 +42,9 @@ def covariance_by_loops(y: np.ndarray, scores: np.ndarray, clusters: np.ndarray)
                 v = [(psi[r].mean(axis=0)[in_other] - auroc[r]).sum() for r in (k, q)]
                 s10, s01, s11 = s10 + u[0] * u[1], s01 + v[0] * v[1], s11 + u[0] * v[1] + u[1] * v[0]
             total = len(names)
-            out[k, q] = i10 / (i10 - 1) * s10 / m**2 + i01 / (i01 - 1) * s01 / n**2 + total / (total - 1) * s11 / (m * n)
+            out[k, q] = (
+                i10 / (i10 - 1) * s10 / m**2 + i01 / (i01 - 1) * s01 / n**2 + total / (total - 1) * s11 / (m * n)
+            )
     return auroc, out
 
 
@@ -100,7 +102,9 @@ def test_the_test_is_a_normal_one_of_the_difference():
     assert turned.z == pytest.approx(-found.z) and turned.p_value == pytest.approx(found.p_value)
 
 
-@given(st.lists(st.tuples(st.booleans(), st.integers(0, 5), st.integers(0, 5), st.integers(0, 6)), min_size=6, max_size=25))
+@given(
+    st.lists(st.tuples(st.booleans(), st.integers(0, 5), st.integers(0, 5), st.integers(0, 6)), min_size=6, max_size=25)
+)
 @settings(deadline=None, max_examples=40)
 def test_any_ties_and_clusters_agree_with_the_loops(given_rows):
     y, a, b, c = (np.array(column) for column in zip(*given_rows, strict=True))

@@ -94,7 +94,8 @@ def test_stability_is_the_larger_change_of_sensitivity_on_either_side():
     """100 positives at .300, .301 …, threshold .35: .34 adds ten, .36 loses ten; .29 as a score is .30 − .01."""
     s = 0.3 + np.arange(100) / 1000
     assert stability(np.ones(100, int), s, 0.35) == pytest.approx(0.10)
-    assert stability([1, 1, 1, 1], [0.29, 0.3, 0.5, 0.6], 0.3) == pytest.approx(0.25)
+    assert stability([1, 1, 1, 1], [0.29, 0.35, 0.5, 0.6], 0.3) == pytest.approx(0.25)
+    assert stability([1, 1, 1, 1], [0.1, 0.3, 0.5, 0.6], 0.3) == pytest.approx(0.25)
     assert stability([0, 0], [0.1, 0.2], 0.1) is None
     assert [stability_grade(x) for x in (0, 0.02, 0.021, 0.05, 0.051, 0.1, 0.11)] == list("AABBCCD")
     assert operating_point(np.ones(100, int), s, Threshold("fixed", 0.35), resamples=20).grade == "C"
