@@ -35,7 +35,7 @@ def test_the_difference_is_that_of_both_on_the_rows_drawn(models):
     assert (found.difference.low, found.difference.high) == pytest.approx((low, high), abs=1e-12)
     assert found.difference.value == pytest.approx(roc_auc_score(y, a) - roc_auc_score(y, b), abs=1e-12)
     below = sum(d <= 0 for d in drawn)
-    assert 5 < below < 195
+    assert 0 < below < 200
     assert found.p_value == pytest.approx(2 * (min(below, 200 - below) + 1) / 201)
     turned = compare_scores(scores_of(y, b), scores_of(y, a), patients, resamples=200)["auroc/yes"]
     assert turned.p_value == found.p_value and turned.difference.value == -found.difference.value
