@@ -63,8 +63,9 @@ def estimate_scores(
 ) -> dict[str, Estimate]:  # fmt: skip
     """Each score on all rows, with the percentile interval over whole clusters `[N]` (without: over rows).
 
-    All scores share the same resamples. An interval is missing for fewer than two clusters, and where more than
-    `MOST_UNDEFINED` of the resamples do not define the score. ValueError for clusters of another length.
+    All scores share the same resamples. An interval is missing for fewer than two clusters, where more than
+    `MOST_UNDEFINED` of the resamples do not define the score, and where all of them give the same (a perfect score).
+    ValueError for clusters of another length.
     """
     codes = cluster_codes(clusters, scores.n)
     count = int(codes.max(initial=-1)) + 1
@@ -94,5 +95,8 @@ def estimate_of(
     undefined = int((~np.isfinite(drawn)).sum())
     if drawn.size == 0 or undefined > MOST_UNDEFINED * drawn.size:
         reason = f"no interval: {undefined} of {drawn.size} resamples do not define it (a class or an event is rare)"
+        return Estimate(value, None, None, level, clusters, undefined, reason)
+    if np.nanmin(drawn) == np.nanmax(drawn):
+        reason = "no interval: all resamples give the same value, so they do not show its error"
         return Estimate(value, None, None, level, clusters, undefined, reason)
     return Estimate(value, *percentile_interval(drawn, level), level, clusters, undefined)

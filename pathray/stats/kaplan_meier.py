@@ -66,11 +66,12 @@ def kaplan_meier(time: npt.ArrayLike, event: npt.ArrayLike, *, level: float = 0.
         spread = np.sqrt(np.cumsum(died / (at_risk * (at_risk - died))))
         logarithm = np.log(survival)
         far = float(ndtri(0.5 + level / 2)) * spread / logarithm  # not positive
+        error = survival * spread
         low, high = np.exp(logarithm * np.exp(-far)), np.exp(logarithm * np.exp(far))
     inside = (survival > 0) & (survival < 1)
     half = np.flatnonzero(survival <= 0.5 + 1e-12)
     return SurvivalCurve(
-        times.tolist(), survival.tolist(), _where(survival > 0, survival * spread), _where(inside, low),
+        times.tolist(), survival.tolist(), _where(survival > 0, error), _where(inside, low),
         _where(inside, high), at_risk.tolist(), died.astype(np.int64).tolist(),
         float(times[half[0]]) if half.size else None,
     )  # fmt: skip

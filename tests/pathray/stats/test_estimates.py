@@ -46,6 +46,13 @@ def test_a_rare_class_leaves_a_value_without_interval_and_says_so():
     assert "resamples do not define it" in (auroc.reason or "") and found["accuracy"].low is not None
 
 
+def test_a_perfect_score_has_no_interval_of_zero_width():
+    """Ten of ten right: the error is not 0, and resamples of them cannot show it."""
+    rows = ClassifiedRows.of([0, 1] * 5, np.eye(2)[[0, 1] * 5], ("no", "yes"))
+    accuracy = estimate_scores(classification_set(rows), resamples=200)["accuracy"]
+    assert accuracy.value == 1.0 and accuracy.low is None and "the same value" in accuracy.reason
+
+
 def test_what_is_missing_must_have_a_reason():
     with pytest.raises(AssertionError, match="reason"):
         Estimate(0.5)

@@ -1,4 +1,4 @@
-"""AUROC and average precision of many weights at once against scikit-learn, also with ties and rows that do not count."""
+"""AUROC and average precision of many weights at once against scikit-learn, also with ties and absent rows."""
 
 from __future__ import annotations
 
