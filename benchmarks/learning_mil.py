@@ -6,8 +6,8 @@
 
 MUSK1 (`mil/musk1.csv`, 92 molecules of 476 conformations, 166 numbers each; Dietterich et al. 1997): published accuracy
 of attention MIL by ten folds is .89 to .90 (Ilse et al. 2018, arXiv 1802.04712). The floor is a logistic regression on
-mean and maximum over a bag. Each fold trains and validates on nine tenths (a ninth of them validate) and is tested once;
-accuracy and AUC pool the folds of a seed, their intervals are over seeds.
+mean and maximum over a bag. Each fold trains and validates on nine tenths (a ninth of them validate) and is tested
+once; accuracy and AUC pool the folds of a seed, their intervals are over seeds.
 
 Witnesses: bags of 200 to 400 tiles of 64 normal numbers; in half of the bags 1% of the tiles are moved by 5 in one
 direction. 240 bags train, 60 validate, 200 test. Printed are the AUC, and how much of the attention is on witnesses.
@@ -37,8 +37,8 @@ from mil.assembly import assemble
 from mil.cohort import Cohort, read_cohort
 from mil.config import RunConfig, resolve
 from mil.data import BagReader
-from mil.predict import predict_slides
 from mil.plan import build_plan, rows_of
+from mil.predict import predict_slides
 from mil.sections import CONFIGS_DIR, GROUPS
 from mil.store.build import StoreBuild
 from mil.store.places import BuildSettings, Source, read_header

@@ -11,8 +11,8 @@ from mil.config import ModelConfig, RunConfig, TrainingConfig
 from mil.import_weights import import_weights
 from mil.model import SlideModel, build_model
 from mil.target import Target
+from mil.weights_file import read_weights_file, weights_digest
 from pathray.errors import UserError
-from pathray.store.storage import Storage, digest_bytes
 
 log = logging.getLogger(__name__)
 SEEDED = "seed"
@@ -25,8 +25,9 @@ def build_net(config: RunConfig, target: Target) -> SlideModel:
         torch.manual_seed(training.seed)
         net = model_of(config.model, training, target)
     if training.aggregator_weights_path:
-        loaded = import_weights(net.aggregator, training.aggregator_weights_path)
-        log.info("%d tensors of the aggregator from %s", loaded.count, training.aggregator_weights_path)
+        found = read_weights_file(training.aggregator_weights_path)
+        loaded = import_weights(net, config.model.name, found, head=False)
+        log.info("%d tensors of the aggregator from %s", loaded.loaded, training.aggregator_weights_path)
     return net
 
 
@@ -61,5 +62,4 @@ def initial_digest(config: RunConfig) -> str:
             expected = "training.aggregator_weights_path=FILE, or training.freeze_aggregator=false"
             raise UserError("a frozen aggregator needs weights", key="training.freeze_aggregator", expected=expected)
         return SEEDED
-    folder, _, name = path.rpartition("/")
-    return digest_bytes(Storage.of(folder or ".").read_bytes(name))
+    return weights_digest(path)

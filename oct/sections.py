@@ -11,11 +11,12 @@ import math
 import os
 from dataclasses import dataclass, field
 
-from oct.volume import Grid
+from oct.volume import CENTER, CROPS, Grid
 from pathray.config.checks import check_at_least, check_between, check_one_of, check_positive, check_range
 from pathray.config.load import placement
 from pathray.config.sections import RegulariserConfig, StreamConfig
 from pathray.errors import UserError
+from pathray.fingerprint import added_field
 
 MODELS = ("vit_micro", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge")
 
@@ -38,6 +39,7 @@ class DataConfig(StreamConfig):
     allow_smaller_image: bool = placement(False)  # out of memory with one volume at a time: train on smaller_image
     smaller_image: list[int] = placement(default_factory=lambda: [64, 320, 320])  # voxels; positions are resampled
     spacing_mm: list[float] = field(default_factory=lambda: [0.05, 0.02, 0.02])
+    crop: str = added_field(CENTER)  # where in depth the grid is: center of the volume | retina, told from its greys
     seed: int = 42
     file_list: str | None = placement(None)  # text file of paths below the root, one per line: only these
     max_volumes: int | None = placement(None)  # limit on files of the manifest or index, evenly spaced; None: all
@@ -48,6 +50,7 @@ class DataConfig(StreamConfig):
         _check_triple(self, "data", "image_size", "smaller_image", "spacing_mm")
         check_positive(self, "data", "max_volumes", "min_frames")
         check_at_least(self, "data", 0, "cache_gb", "seed")
+        check_one_of(self, "data", crop=CROPS)
         if not self.split:
             raise UserError("the name of a split is required", key="data.split", found=self.split, expected="train")
 
@@ -55,7 +58,7 @@ class DataConfig(StreamConfig):
     def grid(self) -> Grid:
         """The grid that every volume is put on."""
         (d, h, w), (dz, dy, dx) = self.image_size, self.spacing_mm
-        return Grid((d, h, w), (dz, dy, dx))
+        return Grid((d, h, w), (dz, dy, dx), self.crop)
 
     @property
     def cache_folder(self) -> str | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from oct.config import LOG_EVERY, RunConfig
-from oct.volume import GREY
+from oct.volume import CENTER, GREY
 from pathray.optim.schedules import Schedule, constant
 from pathray.store.artifact import Encoder
 from pathray.train import from_config
@@ -76,6 +76,7 @@ def preprocessing(config: RunConfig) -> dict[str, Any]:
     `mean` and `std` are what is subtracted and divided by after `normalise`, here nothing. Extraction from images,
     which knows no `normalise`, refuses such an encoder instead of feeding it other values.
     """
+    crop = {} if config.data.crop == CENTER else {"crop": config.data.crop}  # earlier versions knew center alone
     return {
         "mean": [0.0],
         "std": [1.0],
@@ -84,4 +85,5 @@ def preprocessing(config: RunConfig) -> dict[str, Any]:
         "spacing_mm": list(config.data.spacing_mm),
         "grey": GREY,  # the largest value of a volume on the grid
         "normalise": "volume_inside",  # (x - mean) / std over the voxels inside the image's box; 0 outside of it
+        **crop,
     }

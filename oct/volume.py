@@ -25,6 +25,7 @@ SOURCES = (  # of a spacing, the most trusted first
     "assumed",  # nothing says it: 1 mm, which never resamples
 )
 ASSUMED_MM = 1.0
+CENTER, RETINA = CROPS = ("center", "retina")
 GREY = 32_767  # the largest value of a volume on a grid: every source's range is stretched to 0 … GREY
 
 
@@ -70,10 +71,14 @@ class VolumeHeader:
 
 @dataclass(frozen=True)
 class Grid:
-    """The grid that every volume is put on: voxels per axis, and their spacing in mm."""
+    """The grid that every volume is put on: voxels per axis, and their spacing in mm.
+
+    crop: where in depth the grid is, of `CROPS`: at the middle of the volume's depth, or of its retina.
+    """
 
     shape: tuple[int, int, int] = (64, 384, 384)
     spacing_mm: Triple = (0.05, 0.02, 0.02)
+    crop: str = CENTER
 
 
 class Sampled(NamedTuple):

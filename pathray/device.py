@@ -13,7 +13,7 @@ import contextlib
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -82,6 +82,13 @@ class Device:
         if self.kind != "xla" or tensor.ndim == 0:
             return tensor.to(self.torch_device, non_blocking=True)
         return _shard_xla(tensor, self.mesh, self.torch_device)
+
+    def local_shards(self, tensors: Sequence[Tensor]) -> list[list[npt.NDArray[Any]]]:
+        """Of each tensor `[B, …]` that `shard` placed, the rows that are on each device of this process. Waits until
+        they are placed; on XLA nothing is computed, so that no graph is compiled."""
+        if self.kind != "xla":
+            return [[tensor.cpu().numpy()] for tensor in tensors]
+        return _shards_xla(tensors, self.local_devices)
 
     def scalar(self, value: float | Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """A scalar on the device, passed as data: no wait on CUDA, no new graph on XLA."""
@@ -160,6 +167,11 @@ class Device:
     def reduces(self) -> bool:
         """Whether sums over the global batch need an all-reduce (several processes, no SPMD)."""
         return self.world_size > 1 and self.kind != "xla"
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether this process runs ahead of its device, so that reading a tensor waits."""
+        return self.kind != "cpu"
 
     @property
     def local_devices(self) -> int:
@@ -372,3 +384,15 @@ def _shard_xla(tensor: Tensor, mesh: Any, device: torch.device) -> Tensor:
     spec = xs.ShardingSpec(mesh, ("data", *[None] * (tensor.ndim - 1)), minibatch=xr.process_count() > 1)
     placed: Tensor = xm.send_cpu_data_to_device(tensor, device, input_sharding=spec)[0]
     return placed
+
+
+def _shards_xla(tensors: Sequence[Tensor], devices: int) -> list[list[npt.NDArray[Any]]]:
+    """A tensor without a sharding is whole on every device."""
+    import torch_xla
+
+    split = [bool(torch_xla._XLAC._get_xla_sharding_spec(tensor)) for tensor in tensors]
+    found = iter(torch_xla._XLAC._get_local_shards([t for t, is_split in zip(tensors, split, strict=True) if is_split]))
+    return [
+        [rows.numpy() for rows, _ in next(found)] if is_split else [tensor.cpu().numpy()] * devices
+        for tensor, is_split in zip(tensors, split, strict=True)
+    ]

@@ -56,12 +56,12 @@ class EvaluateConfig:
 
 
 def main(loaded: Loaded[EvaluateConfig]) -> Outputs | None:
-    from pathray.evaluation.judge import Judge
+    from ray_jobs.tune.judges import judge_of
 
     config = make_paths_absolute(loaded.config)
     folder, given = _subject(config)
     tuning = _tuning(config)
-    judge = Judge(tuning.plugins, "")
+    judge = judge_of(tuning.plugins, "")
     for note in judge.check():
         log.warning("%s", note)
     if loaded.dry_run:

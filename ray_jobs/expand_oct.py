@@ -4,9 +4,9 @@
     python -m ray_jobs.expand_oct archives=gs://bucket/zips output=gs://bucket/oct validate_only=true
 
 Members stream from storage to storage, in parallel; nothing is unpacked to a local disk. Each is checked by size and
-CRC before its file appears. A later start writes only what is not there. validate_only reads every file that the
-archives should have become, and writes none. The exit code is 2 if fewer than `min_success_fraction` of the members
-could be written; the report names each with its reason.
+CRC before its file appears. A later start writes only what is not there; one start at a time writes to an output.
+validate_only reads every file that the archives should have become, and writes none. The exit code is 2 if fewer than
+`min_success_fraction` of the members could be written; the report names each with its reason.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from pathray.config.checks import check_at_least, check_between
 from pathray.config.load import MISSING, Loaded, is_set, placement
 from pathray.errors import UserError
 from pathray.reports.progress import Progress
+from pathray.run.fence import hold
+from pathray.store.outages import through_outages
 from pathray.urls import holds_secret, is_url, public
 from ray_jobs.extract.ordered_map import TIMEOUT_S, RayMap
 from ray_jobs.shell.cli import Outputs, job
@@ -32,6 +34,7 @@ from ray_jobs.train.training_jobs import with_absolute_paths
 if TYPE_CHECKING:
     from oct.transfer.expand import Expansion, MemberJob
     from oct.transfer.ledger import Ledger, Row
+    from pathray.run.fence import Fence
 
 log = logging.getLogger(__name__)
 CONFIGS_DIR = Path(oct.__file__).parent / "configs"
@@ -64,29 +67,44 @@ class ExpandOctConfig:
 
 def main(loaded: Loaded[ExpandOctConfig]) -> Outputs | None:
     from oct.transfer.archive import list_archives
-    from oct.transfer.expand import KEPT, WRITTEN
 
     config = with_absolute_paths(loaded.config, "archives", "output", "report")
-    archives, ledger = list_archives(config.archives), open_ledger(config)
+    archives = list_archives(config.archives)
+    if loaded.dry_run:
+        expansion = plan(config, archives, open_ledger(config).read())
+        return tell((len(archives), "archives"), (len(expansion.jobs), "members"))
+    if config.validate_only:  # writes nothing but its report
+        rows = work(config, archives, None)
+    else:
+        with hold(config.output, trains=False) as fence:
+            rows = work(config, archives, fence)
+    check(config, rows)
+    return Outputs({"volumes": config.output, "report": config.report})
+
+
+def work(config: ExpandOctConfig, archives: list[str], fence: Fence | None) -> list[Row]:
+    """Write (or validate) what there is to do, then the report; a row per member. `fence`: of the output."""
+    from oct.transfer.expand import KEPT, WRITTEN
+
+    ledger = open_ledger(config)
     known = ledger.read()
     expansion = plan(config, archives, known)
     log.info("%d members to write from %d archives", len(expansion.jobs), len(archives))
-    if loaded.dry_run:
-        return tell((len(archives), "archives"), (len(expansion.jobs), "members"))
-    if not config.validate_only and not is_url(config.output):
+    if fence is not None and not is_url(config.output):
         from pathray.data.leftovers import sweep_leftovers
 
         sweep_leftovers(f"{config.output.rstrip('/')}/structural_oct")
     rows = list(expansion.rows)
     try:
         with ray_session(config.runtime, needed=bool(expansion.jobs)):
-            rows += expand(config, expansion.jobs, ledger)
-        if not config.validate_only:
+            rows += expand(config, expansion.jobs, ledger, fence)
+        if fence is not None:
+            through_outages(fence.check, "the output")
             ledger.compact((known | {row["path"]: row for row in rows if row["status"] in (WRITTEN, KEPT)}).values())
     finally:
-        report(config, rows, len(archives))
-    check(config, rows)
-    return Outputs({"volumes": config.output, "report": config.report})
+        if fence is None or fence.is_held():
+            report(config, rows, len(archives))
+    return rows
 
 
 def open_ledger(config: ExpandOctConfig) -> Ledger:
@@ -105,14 +123,15 @@ def plan(config: ExpandOctConfig, archives: list[str], known: dict[str, Row]) ->
     return plan_expansion(archives, config.output, known, map_in_threads)
 
 
-def expand(config: ExpandOctConfig, jobs: list[MemberJob], ledger: Ledger) -> Iterator[Row]:
-    """Write (or validate) the members on the running Ray if there is one; their rows in order, as they come."""
+def expand(config: ExpandOctConfig, jobs: list[MemberJob], ledger: Ledger, fence: Fence | None = None) -> Iterator[Row]:
+    """Write the members on the running Ray if there is one, or without a `fence` validate them; their rows in order, as
+    they come. Superseded once another start has taken over the output."""
     from oct.transfer.expand import expand_member, lost_member, validate_member
 
     over_ray = RayMap(lost_member, chunk=config.members_per_task, timeout_s=config.member_timeout_s)
-    rows = over_ray(validate_member if config.validate_only else expand_member, jobs)
+    rows = over_ray(expand_member if fence is not None else validate_member, jobs)
     with Progress(len(jobs), "validate" if config.validate_only else "expand", "members", parts="bytes") as progress:
-        for row in rows if config.validate_only else ledger.keep(rows):
+        for row in rows if fence is None else ledger.keep(fence.watch(rows)):
             progress.update(1, row["bytes"])
             yield row
 

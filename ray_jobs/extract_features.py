@@ -1,16 +1,19 @@
-"""Slides or images through encoders → features: per slide an H5 bag per encoder, per image folder a parquet table.
+"""Slides, images or OCT volumes through encoders → features: bags in H5 per slide or volume, parquet tables.
 
     python -m ray_jobs.extract_features encoders=[runs/a/encoder] slides=slides.csv output=features
     python -m ray_jobs.extract_features encoders=[a=runs/a/encoder,b=runs/b/encoder] slides=folder output=features
     python -m ray_jobs.extract_features encoders=[runs/a/encoder] images=patches output=features
+    python -m ray_jobs.extract_features encoders=[runs/oct/encoder] volumes=indexes/oct.parquet output=features
 
 Slides are given as a manifest (slide_id,wsi_path,mask_path, and `mpp` if the header lacks it) or a folder; bags are
 OUTPUT/ENCODER/SLIDE.h5, in the format of CLAM and TRIDENT. Images are given as a folder, or a CSV or TSV with a `path`
-column; the table is OUTPUT/ENCODER/features.parquet. Pixels are read once for all encoders, and each encoder applies
-its artifact's own preprocessing. Results that exist for the same files, encoders and settings are kept;
-`overwrite=true` makes them again. In fp32 features are equal to 1e-5 for any number of actors and any batch size.
+column; the table is OUTPUT/ENCODER/features.parquet. Volumes are those of an index (ray_jobs.index_oct); the table has
+a row per volume, and OUTPUT/ENCODER/VOLUME.h5 has its mean token or, with tokens=true, its grid of tokens. Pixels are
+read once for all encoders, and each encoder applies its artifact's own preprocessing. Results that exist for the same
+files, encoders and settings are kept; `overwrite=true` makes them again. In fp32 features are equal to 1e-5 for any
+number of actors and any batch size.
 
-The exit code is 2 if fewer than `min_success_fraction` of the slides or images are ok; everything is still written.
+The exit code is 2 if fewer than `min_success_fraction` of the slides, images or volumes are ok; the others are written.
 """
 
 from __future__ import annotations
@@ -18,8 +21,9 @@ from __future__ import annotations
 import logging
 import os
 import re
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pathray.config.load import Loaded
 from pathray.errors import UserError
@@ -32,18 +36,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 CONFIGS_DIR = Path(__file__).parent / "configs"
+SOURCES = ("slides", "images", "volumes")
 
 
 def main(loaded: Loaded[ExtractConfig]) -> Outputs | None:
     config = loaded.config
-    if bool(config.slides) == bool(config.images):
-        found = "both" if config.slides else "neither"
-        raise UserError("set either slides or images", key="slides", found=found, expected="slides=… or images=…")
-    from ray_jobs.extract import images as extract_images
-    from ray_jobs.extract import slides as extract_slides
-
-    specs = encoder_specs(config)
-    work = (extract_slides.plan if config.slides else extract_images.plan)(config, specs)
+    work = planner(config)(config, encoder_specs(config))
     log.info("%s", work)
     if loaded.dry_run:
         work.check()
@@ -53,10 +51,21 @@ def main(loaded: Loaded[ExtractConfig]) -> Outputs | None:
     return Outputs({"features": config.output, "report": config.report})
 
 
+def planner(config: ExtractConfig) -> Any:
+    """`plan` of what is extracted from. UserError unless that is one thing."""
+    found = [key for key in SOURCES if getattr(config, key)]
+    if len(found) != 1:
+        expected = " or ".join(f"{key}=…" for key in SOURCES)
+        message = "set one of slides, images and volumes"
+        raise UserError(message, key="slides", found=" and ".join(found) or "none", expected=expected)
+    return import_module(f"ray_jobs.extract.{found[0]}").plan
+
+
 def encoder_specs(config: ExtractConfig) -> dict[str, EncoderSpec]:
     """The encoders by name, with checked descriptions, before Ray starts and without loading weights."""
     from pathray.features.encoder import EncoderSpec
 
+    kind: type[EncoderSpec] = import_module("oct.encoder").VolumeSpec if config.volumes else EncoderSpec
     if not config.encoders:
         expected = "encoders=[folder] or encoders=[name=folder,…]"
         raise UserError("`encoders` is required", key="encoders", expected=expected)
@@ -66,7 +75,7 @@ def encoder_specs(config: ExtractConfig) -> dict[str, EncoderSpec]:
         if name in specs:
             message = "two encoders have the same name and would share a folder: name them"
             raise UserError(message, key="encoders", found=name, expected="encoders=[first=…,second=…]")
-        specs[name] = EncoderSpec.of(name, path)
+        specs[name] = kind.of(name, path)
         specs[name].dim(config.pooling)
     return specs
 

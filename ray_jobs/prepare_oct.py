@@ -4,8 +4,9 @@
     python -m ray_jobs.index_oct manifest=gs://bucket/oct_htj2k/manifest.tsv output=indexes/oct_htj2k.parquet
 
 Pixels are equal bit by bit, which is checked before a file is published; all other attributes and the SOP instance UID
-are kept. Excluded files of the index are left out and counted. A later start prepares only what is new or changed. The
-exit code is 2 if fewer than `min_success_fraction` of the volumes could be prepared.
+are kept. Excluded files of the index are left out and counted. A later start prepares only what is new or changed; one
+start at a time writes to an output. The exit code is 2 if fewer than `min_success_fraction` of the volumes could be
+prepared.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from pathray.config.checks import check_at_least, check_between
 from pathray.config.load import MISSING, Loaded, is_set, placement
 from pathray.errors import UserError
 from pathray.reports.progress import Progress
+from pathray.run.fence import hold
+from pathray.store.outages import through_outages
 from pathray.urls import holds_secret, public
 from ray_jobs.extract.ordered_map import TIMEOUT_S, RayMap
 from ray_jobs.shell.cli import Outputs, job
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from oct.indexing.index_file import VolumeIndex
     from oct.transfer.ledger import Ledger, Row
     from oct.transfer.prepare import VolumeJob
+    from pathray.run.fence import Fence
 
 log = logging.getLogger(__name__)
 CONFIGS_DIR = Path(oct.__file__).parent / "configs"
@@ -60,26 +64,51 @@ class PrepareOctConfig:
 
 def main(loaded: Loaded[PrepareOctConfig]) -> Outputs | None:
     from oct.indexing.index_file import read_index
-    from oct.transfer.ledger import Ledger
-    from oct.transfer.prepare import FAILED, LEDGER, SCHEMA, plan_preparation
 
     config = with_absolute_paths(loaded.config, "index", "output", "report")
     index = read_index(config.index)
-    ledger = Ledger(f"{config.output.rstrip('/')}/{LEDGER}", SCHEMA, "path", PART_ROWS)
-    known = ledger.read()
-    jobs = plan_preparation(index, config.output, known)
-    check_alone(config, index, known)
     log.info("%s", index)
     if loaded.dry_run:
+        jobs = plan(config, index, open_ledger(config).read())
         return tell((check_files([job.source for job in jobs], config.index, "path"), "volumes"))
+    with hold(config.output, trains=False) as fence:
+        return finish(config, index, work(config, index, fence))
+
+
+def open_ledger(config: PrepareOctConfig) -> Ledger:
+    """What earlier starts wrote into the output."""
+    from oct.transfer.ledger import Ledger
+    from oct.transfer.prepare import LEDGER, SCHEMA
+
+    return Ledger(f"{config.output.rstrip('/')}/{LEDGER}", SCHEMA, "path", PART_ROWS)
+
+
+def plan(config: PrepareOctConfig, index: VolumeIndex, known: dict[str, Row]) -> list[VolumeJob]:
+    """What there is to do. UserError for an output of another index."""
+    from oct.transfer.prepare import plan_preparation
+
+    jobs = plan_preparation(index, config.output, known)
+    check_alone(config, index, known)
+    return jobs
+
+
+def work(config: PrepareOctConfig, index: VolumeIndex, fence: Fence) -> list[Row]:
+    """Write what there is to do, then the report; a row per volume. `fence`: of the output."""
+    from oct.transfer.prepare import FAILED
+
     rows: list[Row] = []
+    ledger = open_ledger(config)
+    known = ledger.read()
+    jobs = plan(config, index, known)
     try:
         with ray_session(config.runtime, needed=bool(jobs)):
-            rows += prepare(config, jobs, ledger)
+            rows += prepare(config, jobs, ledger, fence)
+        through_outages(fence.check, "the output")
         ledger.compact((known | {row["path"]: row for row in rows if row["status"] != FAILED}).values())
     finally:
-        report(config, index, rows)
-    return finish(config, index, rows)
+        if fence.is_held():
+            report(config, index, rows)
+    return rows
 
 
 def check_alone(config: PrepareOctConfig, index: VolumeIndex, known: Mapping[str, Row]) -> None:
@@ -90,13 +119,14 @@ def check_alone(config: PrepareOctConfig, index: VolumeIndex, known: Mapping[str
         raise UserError(message, file=config.output, key="output", found=found, expected="an output for each index")
 
 
-def prepare(config: PrepareOctConfig, jobs: list[VolumeJob], ledger: Ledger) -> Iterator[Row]:
-    """Write the volumes on the running Ray if there is one; their rows in order, as they come."""
+def prepare(config: PrepareOctConfig, jobs: list[VolumeJob], ledger: Ledger, fence: Fence) -> Iterator[Row]:
+    """Write the volumes on the running Ray if there is one; their rows in order, as they come. Superseded once another
+    start has taken over the output."""
     from oct.transfer.prepare import lost_volume, prepare_volume
 
     over_ray = RayMap(lost_volume, chunk=config.volumes_per_task, timeout_s=config.volume_timeout_s)
     with Progress(len(jobs), "prepare", "volumes") as progress:
-        for row in ledger.keep(over_ray(prepare_volume, jobs)):
+        for row in ledger.keep(fence.watch(over_ray(prepare_volume, jobs))):
             progress.update()
             yield row
 

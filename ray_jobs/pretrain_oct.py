@@ -79,11 +79,22 @@ def check(config: PretrainOctConfig) -> None:
     else:
         expected = "data.manifest=manifest.tsv, or data.index=volumes.parquet"
         raise UserError("nothing to train on", key="data.manifest", expected=expected)
+    check_judged_on_volumes(config)
     check_tuning(config)
     begun = _rows_of_run(config)
     resolved = resolve_config(config, begun or rows)
     if begun is not None:
         check_same_run("oct", resolved)
+
+
+def check_judged_on_volumes(config: PretrainOctConfig) -> None:
+    """UserError for an evaluator's dataset of images, which an encoder of volumes cannot see."""
+    for i, plugin in enumerate(config.tuning.plugins if config.tuning.enable else ()):
+        for name, dataset in plugin.datasets.items():
+            if not dataset.volumes:
+                key = f"tuning.plugins[{i}].datasets.{name}.volumes"
+                message, expected = "an encoder of volumes is judged on volumes", "what ray_jobs.index_oct wrote"
+                raise UserError(message, key=key, found=dataset.manifest_csv, expected=expected)
 
 
 def resolve_config(config: PretrainOctConfig, volumes: int) -> PretrainOctConfig:

@@ -26,6 +26,7 @@ from ray_jobs.shell.runtime import RuntimeConfig, ray_session
 from ray_jobs.train import training_jobs
 from ray_jobs.train.regression_checks import check_rows, is_finished, keep_results, tell_rehearsal
 from ray_jobs.train.regression_runs import Run, plan_of, run_of
+from ray_jobs.train.tracking_feed import check_tracking
 from ray_jobs.train.trainer import begin, fit
 from ray_jobs.train.training_jobs import (
     absolute,
@@ -54,6 +55,7 @@ class TrainRegressionConfig(RunConfig):
 def main(loaded: Loaded[TrainRegressionConfig]) -> Outputs | None:
     config = make_paths_absolute(loaded.config)
     check_output(config.output)
+    check_tracking(config)
     check_probes(config)
     if loaded.dry_run:
         with tempfile.TemporaryDirectory(prefix="pathray-") as scratch:

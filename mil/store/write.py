@@ -57,7 +57,7 @@ def digest_of(bag: BagFile) -> str:
 def _write(place: Place, bag: BagFile) -> Written:
     settings, source = place.settings, place.source
     kept = kept_rows(
-        bag.rows, settings.max_instances, strategy=settings.cap_strategy, coords=bag.coords,
+        bag.rows, settings.max_instances, strategy=settings.cap_strategy, coords=corners(bag),
         grid=settings.cap_grid_size, seed=settings.seed, name=source.slide_id,
     )  # fmt: skip
     if len(kept) != place.rows or bag.dim != place.dim:
@@ -82,13 +82,18 @@ def _write(place: Place, bag: BagFile) -> Written:
     state = os.stat(source.path) if Storage.of(source.path).local else None
     row = {
         "slide_id": source.slide_id, "chunk": place.chunk, "start": place.start, "rows": len(kept),
-        "listed_rows": bag.rows, "has_coords": bag.coords is not None, "scale": scale, "unit": bag.unit,
-        "side": side or inferred_side(bag.coords), "side_stated": side is not None, "sha256": given.hexdigest(),
+        "listed_rows": bag.rows, "has_coords": corners(bag) is not None, "scale": scale, "unit": bag.unit,
+        "side": side or inferred_side(corners(bag)), "side_stated": side is not None, "sha256": given.hexdigest(),
         "source": source.path, "source_bytes": state.st_size if state else None,
         "source_modified_ns": state.st_mtime_ns if state else None, "source_sha256": _with_coords(taken, bag),
         "encoder": str(bag.tile.get("encoder_sha256", "")),
     }  # fmt: skip
     return Written(source, row, (total / bag.rows).astype(np.float32))
+
+
+def corners(bag: BagFile) -> npt.NDArray[Any] | None:
+    """The corners `[N, 2]` of tiles; None for a bag without, and for the tokens of a volume."""
+    return bag.coords if bag.coords is not None and bag.coords.shape[1] == 2 else None
 
 
 def _stored(block: npt.NDArray[Any], settings: BuildSettings, path: str) -> npt.NDArray[Any]:
@@ -101,10 +106,11 @@ def _stored(block: npt.NDArray[Any], settings: BuildSettings, path: str) -> npt.
 
 
 def _integers(bag: BagFile, kept: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int32], float]:
-    if bag.coords is None:
+    xy = corners(bag)
+    if xy is None:
         return np.zeros((len(kept), 2), np.int32), 1.0
     try:
-        return to_integers(np.ascontiguousarray(bag.coords[kept]))
+        return to_integers(np.ascontiguousarray(xy[kept]))
     except OverflowError as e:
         raise UserError("coords do not fit", file=bag.path, key="coords", found=str(e), expected="below 2^31") from e
 

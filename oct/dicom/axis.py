@@ -47,8 +47,11 @@ class AxisPlan:
         return slice(int(first.min()), int(last.max()) + 1)
 
 
-def plan_axes(header: VolumeHeader, grid: Grid, crop: tuple[float, float, float]) -> tuple[AxisPlan, ...]:
-    """The plans of z, y and x. crop: 0 … 1 per axis, which part of what exceeds the grid is left out in front."""
+def plan_axes(
+    header: VolumeHeader, grid: Grid, crop: tuple[float, float, float], retina_row: float | None = None
+) -> tuple[AxisPlan, ...]:
+    """The plans of z, y and x. crop: 0 … 1 per axis, which part of what exceeds the grid is left out in front.
+    retina_row: the row, from 0, that goes to the middle of the grid's depth, whatever `crop` says of that axis."""
     assert all(0 <= fraction <= 1 for fraction in crop), f"crop {crop} is not within 0 … 1"
     geometry = header.geometry
     sizes = (header.frames, header.rows, header.columns)
@@ -59,27 +62,34 @@ def plan_axes(header: VolumeHeader, grid: Grid, crop: tuple[float, float, float]
         if i == 0 and geometry.offsets_mm is not None:
             places = np.array(geometry.offsets_mm, np.float64)
         is_assumed = geometry.sources[i] == "assumed"
-        plans.append(plan_axis(places, cell, grid.shape[i], None if is_assumed else grid.spacing_mm[i], crop[i]))
+        anchor = retina_row * cell if i == 1 and retina_row is not None else None
+        step = None if is_assumed else grid.spacing_mm[i]
+        plans.append(plan_axis(places, cell, grid.shape[i], step, crop[i], anchor))
     return tuple(plans)
 
 
-def plan_axis(places: Floats, cell: float, size: int, spacing_mm: float | None, crop: float) -> AxisPlan:
+def plan_axis(
+    places: Floats, cell: float, size: int, spacing_mm: float | None, crop: float, anchor: float | None = None
+) -> AxisPlan:
     """Put samples at `places` (increasing) onto `size` voxels of `spacing_mm`, or fit them if it is None.
 
     cell: what a single sample covers, in the unit of `places`. The middle of what the samples cover is the middle of
-    the voxels they fill.
+    the voxels they fill. anchor: the place that goes to the middle of the grid, on an
+    axis that is not fitted; voxels may stay empty on one side then, while samples on the other side are left out.
     """
     edges = cell_edges(places, cell)
     extent = float(edges[-1] - edges[0])
     step = extent / size if spacing_mm is None else spacing_mm
     whole = max(1, math.floor(extent / step + 0.5))  # voxels that the axis fills, before the crop
-    count, cut = min(whole, size), math.floor(crop * max(0, whole - size) + 0.5)
-    voxels = cut + np.arange(count)
+    first = math.floor(crop * max(0, whole - size) + 0.5) - max(0, size - whole) // 2  # voxel 0 of the grid
+    if anchor is not None and spacing_mm is not None:
+        first = math.floor((anchor - edges[0] - extent / 2) / step + whole / 2 - size / 2 + 0.5)
+    voxels = np.arange(max(0, first), min(whole, first + size))
     at = edges[0] + extent / 2 + (voxels + 0.5 - whole / 2) * step
     weights = triangle_weights(places, np.diff(edges), at, step)
     weights[weights < NOTHING] = 0
     weights /= weights.sum(axis=1, keepdims=True)
-    return AxisPlan((size - count) // 2, weights.astype(np.float32), math.nan if spacing_mm is None else spacing_mm)
+    return AxisPlan(max(0, -first), weights.astype(np.float32), math.nan if spacing_mm is None else spacing_mm)
 
 
 def cell_edges(places: Floats, cell: float) -> Floats:

@@ -7,22 +7,25 @@ antialiased, float32 inside. Not here: the weights (oct.dicom.axis), decoding (o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
 
 from oct.dicom.axis import AxisPlan, plan_axes
-from oct.dicom.file import open_dicom
+from oct.dicom.file import DicomFile, open_dicom
 from oct.dicom.frames import iterate_frames
 from oct.dicom.geometry import ManifestSpacing
 from oct.dicom.header import describe
-from oct.volume import GREY, Grid, Sampled, VolumeHeader
+from oct.dicom.retina import NOT_FOUND, find_retina, frames_to_look_at
+from oct.volume import GREY, RETINA, Grid, Sampled, VolumeHeader
 from pathray.errors import MissingFile, UnreadableUnit, UserError
 from pathray.wsi.backends.source import read_source
 
 Plane = npt.NDArray[np.float32]
 CENTRE = (0.5, 0.5, 0.5)
+NOT_ANCHORED = "depth has no known spacing: it is fitted to the grid, wherever the retina is"
 BAND = 32  # voxels per block of a matrix product: a block needs only the samples near it
 
 
@@ -35,27 +38,43 @@ def read_volume(
 ) -> tuple[Sampled, VolumeHeader]:
     """The volume in the file or object at `path` on the grid, and its header. `read` gives the file's bytes.
 
-    Frames that the crop leaves out are not decoded. UnreadableUnit: what is wrong with the file, `missing`, or why it
-    is not a volume. UnreachableUnit: its storage cannot be reached now.
+    Frames that the crop leaves out are not decoded. For a grid at the retina, a few frames are decoded before, one at a
+    time; where no retina is found, a note of the header says so. UnreadableUnit: what is wrong with the file,
+    `missing`, or why it is not a volume. UnreachableUnit: its storage cannot be reached now.
     """
     file = open_dicom(_read_bytes(path, read), path)
     header = describe(file, manifest_spacing)
     if header.exclusion:
         raise UnreadableUnit(header.exclusion, path, "the file is not a volume")
-    axes = plan_axes(header, grid, crop)
+    row, note = _look_for_retina(file, header) if grid.crop == RETINA else (None, "")
+    axes = plan_axes(header, grid, crop, row)
     needed = axes[0].samples
-    return _fill(iterate_frames(file, header, needed.start, needed.stop), header, grid, axes), header
+    sampled = _fill(iterate_frames(file, header, needed.start, needed.stop), header, grid, axes)
+    return sampled, replace(header, notes=(*header.notes, note)) if note else header
+
+
+def _look_for_retina(file: DicomFile, header: VolumeHeader) -> tuple[float | None, str]:
+    """The retina's row, and a note where there is none. An axis without a spacing is fitted to the grid as a whole."""
+    if header.geometry.sources[1] == "assumed":
+        return None, NOT_ANCHORED
+    frames = (frame for i in frames_to_look_at(header.frames) for frame in iterate_frames(file, header, i, i + 1))
+    row = find_retina(frames, float((1 << header.bits_stored) - 1))
+    return row, "" if row is not None else NOT_FOUND
 
 
 def put_on_grid(
-    frames: Iterable[np.ndarray], header: VolumeHeader, grid: Grid, crop: tuple[float, float, float] = CENTRE
+    frames: Iterable[np.ndarray],
+    header: VolumeHeader,
+    grid: Grid,
+    crop: tuple[float, float, float] = CENTRE,
+    retina_row: float | None = None,
 ) -> Sampled:
     """All frames of a volume, in the order of its geometry, on the grid.
 
-    frames: `[rows, columns]` unsigned each, greys of 0 … 2^bits_stored - 1, which become 0 … `GREY`. crop: see
-    `plan_axes`. On an axis of recorded spacing the volume keeps its size in mm.
+    frames: `[rows, columns]` unsigned each, greys of 0 … 2^bits_stored - 1, which become 0 … `GREY`. crop, retina_row:
+    see `plan_axes`. On an axis of recorded spacing the volume keeps its size in mm.
     """
-    axes = plan_axes(header, grid, crop)
+    axes = plan_axes(header, grid, crop, retina_row)
     needed = axes[0].samples
     return _fill(islice(frames, needed.start, needed.stop), header, grid, axes)
 

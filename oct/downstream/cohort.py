@@ -87,15 +87,8 @@ def read_cohort(index_path: str, labels_path: str, label: str, task: str, root: 
     labels that match no volume of the index, and for labels that are all equal.
     """
     index, sheet = read_index(index_path), read_sheet(labels_path, "table of labels")
-    sheet.need(label)
-    per_person = "path" not in sheet.names
-    column = person_column(sheet) if per_person else "path"
-    keys = sheet.texts(column)
-    if per_person:
-        sheet.check_spelling(column, "persons")
-    else:
-        keys = [key.lstrip("/").removeprefix("dataset/") for key in keys]
-    cells = sheet.texts(label, may_be_empty=True)
+    column, keys = _units(sheet, label)
+    per_person, cells = column != "path", sheet.texts(label, may_be_empty=True)
     given, notes = _labels(sheet, column, label, keys, cells)
     found = _match(index, given, per_person, notes)
     if not found:
@@ -110,6 +103,29 @@ def read_cohort(index_path: str, labels_path: str, label: str, task: str, root: 
         truth, classes, [volume for _, volume in volumes], np.array([u for u, _ in volumes], np.int64),
         [sheet.lines[i] for i in rows], per_person, notes,
     )  # fmt: skip
+
+
+def read_labels(path: str, label: str) -> tuple[dict[str, str], bool]:
+    """The labels of a table by unit, and whether the units are persons: else they are paths below the root.
+
+    MissingFile; UserError for a missing column, two labels for one unit, and a table without labels.
+    """
+    sheet = read_sheet(path, "table of labels")
+    column, keys = _units(sheet, label)
+    cells = sheet.texts(label, may_be_empty=True)
+    given, _ = _labels(sheet, column, label, keys, cells)
+    return {key: cells[row] for key, row in given.items()}, column != "path"
+
+
+def _units(sheet: Sheet, label: str) -> tuple[str, list[str]]:
+    """The column that names the units of a table of labels, and the unit of each row."""
+    sheet.need(label)
+    if "path" in sheet.names:
+        return "path", [key.lstrip("/").removeprefix("dataset/") for key in sheet.texts("path")]
+    column = person_column(sheet)
+    keys = sheet.texts(column)
+    sheet.check_spelling(column, "persons")
+    return column, keys
 
 
 def _labels(

@@ -22,7 +22,8 @@ import numpy.typing as npt
 import torch
 
 from oct.cache import VolumeCache
-from oct.downstream.preprocess import Preprocessing, load_encoder, patch_tokens, pool_tokens
+from oct.downstream.preprocess import load_encoder, pool_tokens
+from oct.encoder import VolumeEncoder
 from oct.plan import manifest_spacing
 from pathray.device import Device
 from pathray.errors import MissingFile, UnreadableUnit, UserError
@@ -97,13 +98,12 @@ class Compute:
     def __call__(self) -> Callable[[Row], str]:
         torch.set_num_threads(self.threads)
         source, device = self.source, Device.of(self.kind)
-        encoder, given = load_encoder(source.artifact, source.weights, source.seed)
-        encoder.requires_grad_(False).to(device.torch_device)
+        encoder = VolumeEncoder(*load_encoder(source.artifact, source.weights, source.seed), device)
         store, cache = source.store(), VolumeCache.of(source.cache_dir, source.cache_gb)
 
         def make(row: Row) -> str:
             try:
-                read = partial(self.arrays, encoder, given, device, cache, row)
+                read = partial(self.arrays, encoder, cache, row)
                 arrays = read_through_outages(read, "the storage of volumes")
             except UnreadableUnit as e:
                 return f"{e.reason} {e.detail}".strip()
@@ -114,19 +114,14 @@ class Compute:
 
         return make
 
-    @torch.no_grad()
-    def arrays(
-        self, encoder: Any, given: Preprocessing, device: Device, cache: VolumeCache, row: Row
-    ) -> dict[str, npt.NDArray[Any]]:
+    def arrays(self, encoder: VolumeEncoder, cache: VolumeCache, row: Row) -> dict[str, npt.NDArray[Any]]:
         path = f"{self.source.root.rstrip('/')}/{row['path']}"
         state = str(row["state"])
-        sampled = given.read(path, manifest_spacing(row), lambda name: cache.read(name, state))
-        placed = device.to_device({"image": sampled.image[None], "inside": sampled.inside[None]})
-        x = given.inputs(placed["image"], placed["inside"])
-        tokens = patch_tokens(encoder, x)
-        out: dict[str, npt.NDArray[Any]] = {"mean": tokens.mean(dim=1)[0].cpu().numpy()}
+        sampled = encoder.given.read(path, manifest_spacing(row), lambda name: cache.read(name, state))
+        tokens = encoder.all_tokens(sampled)
+        out: dict[str, npt.NDArray[Any]] = {"mean": encoder.pool(tokens)[0].cpu().numpy()}
         if self.source.pool is not None:
-            pooled = pool_tokens(tokens, encoder.grid(x.shape[2:]), self.source.pool)
+            pooled = pool_tokens(tokens[:, encoder.vit.num_prefix :], encoder.grid(sampled), self.source.pool)
             out["tokens"] = pooled[0].cpu().numpy().astype(np.float16)
         return out
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from oct.augment import box_mask, normalise
 from oct.dicom.resample import CENTRE, read_volume
 from oct.indexing.manifest import Spacing
-from oct.volume import GREY, Grid, Sampled
+from oct.volume import CENTER, CROPS, GREY, Grid, Sampled, VolumeHeader
 from pathray.errors import UserError
 from pathray.nn.vit import ViT
 from pathray.store.artifact import EncoderArtifact, describe
@@ -44,14 +44,23 @@ class Preprocessing:
                 raise UserError(
                     message, file=where, key=f"preprocessing.{key}", found=given.get(key), expected=expected
                 )
+        if (crop := given.get("crop", CENTER)) not in CROPS:
+            message, key = "the encoder's volumes are cropped in an unknown way", "preprocessing.crop"
+            raise UserError(message, file=where, key=key, found=crop, expected=f"one of {CROPS}, or a newer version")
         (d, h, w), (dz, dy, dx) = given["size"], given["spacing_mm"]
-        return cls(Grid((d, h, w), (dz, dy, dx)), float(given["mean"][0]), float(given["std"][0]))
+        return cls(Grid((d, h, w), (dz, dy, dx), crop), float(given["mean"][0]), float(given["std"][0]))
 
     def read(
         self, path: str, spacing: Spacing, read: Callable[[str], bytes], crop: tuple[float, float, float] = CENTRE
     ) -> Sampled:
         """A volume on the grid. UnreadableUnit, UnreachableUnit."""
         return read_volume(path, self.grid, crop, spacing, read=read)[0]
+
+    def read_with_header(
+        self, path: str, spacing: Spacing, read: Callable[[str], bytes]
+    ) -> tuple[Sampled, VolumeHeader]:
+        """The same, and what the file says of itself."""
+        return read_volume(path, self.grid, CENTRE, spacing, read=read)
 
     def inputs(self, image: Tensor, inside: Tensor) -> Tensor:
         """int16 `[B, D, H, W]` and boxes `[B, 3, 2]` → what the encoder takes, float32 `[B, 1, D, H, W]`."""

@@ -131,9 +131,10 @@ def run_facts(config: RunConfig, source: str) -> list[tuple[str, str]]:
     """What of the config decides these pictures."""
     data, sampler = config.data, MaskSampler.of(config)
     counts = (f"{h:,} hidden, {v:,} visible" for h, v in zip(sampler.hidden, sampler.visible, strict=True))
+    voxels, mm = _product(data.image_size), _product(data.spacing_mm)
     return [
         ("Volumes of", public_text(source)),
-        ("Grid", f"{_product(data.image_size)} voxels of {_product(data.spacing_mm)} mm (slow axis, depth, along)"),
+        ("Grid", f"{voxels} voxels of {mm} mm (slow axis, depth, along), in depth around the {data.crop}"),
         ("Tokens", f"{_product(config.tokens)}, of {_product(config.model.patch_size)} voxels each"),
         ("Mask", f"{config.mask.kind}: {'; '.join(counts)}"),
     ]

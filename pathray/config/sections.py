@@ -15,6 +15,7 @@ from pathray.fingerprint import added_field, placement
 
 REGULARISERS = {"none": 0.0, "vicreg": 1.0, "sigreg": 0.05}  # and their default weights
 GRAD_SYNC = ("flat", "overlap")
+WANDB_MODES = ("off", "online", "offline")
 
 
 @dataclass
@@ -88,6 +89,22 @@ class RegulariserConfig:
 
 
 @dataclass
+class WandbConfig:
+    """Weights & Biases, in addition to metrics.jsonl and MLflow: an extra, `pip install 'pathray[wandb]'`."""
+
+    mode: str = "off"  # off | online | offline: kept in the run's folder, for `wandb sync`
+    project: str | None = None  # None: logging.experiment
+    entity: str | None = None  # None: your default
+    name: str | None = None  # None: the run's folder
+    tags: list[str] = field(default_factory=list)
+    encoder: bool = False  # upload the final encoder as an artifact
+
+    def __post_init__(self) -> None:
+        self.mode = "off" if self.mode in ("False", "false") else self.mode  # what YAML makes of a bare off
+        check_one_of(self, "logging.wandb", mode=WANDB_MODES)
+
+
+@dataclass
 class LoggingConfig:
     """Where a run's metrics go, and what its files are called after."""
 
@@ -96,6 +113,7 @@ class LoggingConfig:
     tracking_uri: str | None = None  # None: SQLite next to the run's other outputs
     experiment: str = "pathray"
     mlflow_parent: str | None = None  # id of the MLflow run that this run belongs to, such as a sweep
+    wandb: WandbConfig = field(default_factory=WandbConfig)
 
     def __post_init__(self) -> None:
         if not self.write_tag or "/" in self.write_tag:
@@ -128,14 +146,18 @@ class ScalingConfig:
     tpu_type: str | None = placement(None)  # type of slice for several TPU hosts, such as TPU-V5P
     tpu_topology: str | None = placement(None)  # shape of that slice, such as 2x2x2
     max_failures: int = placement(3)  # restarts of the workers without progress in between
+    fallback_single_worker: bool | None = placement(None)  # workers that cannot start together: one; None: on TPUs
     preemption_check_steps: int = placement(0)
     collective_timeout_s: int = placement(1800)
+    step_timeout_s: float | None = placement(None)  # a step that is busy for longer hangs; None: 900 on XLA, else never
     autoscaling: bool = placement(False)  # the cluster may grow on demand: do not check its size at the start
 
     def __post_init__(self) -> None:
         if self.workers < 0:
             raise UserError("workers must be >= 0", key="scaling.workers", found=self.workers, expected=">= 0")
         check_accelerator(self.accelerator, "scaling.accelerator")
+        if self.step_timeout_s is not None:
+            check_at_least(self, "scaling", 0, "step_timeout_s")
 
     @property
     def ranks(self) -> int:

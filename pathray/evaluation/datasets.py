@@ -84,7 +84,8 @@ KNOWN: Mapping[str, Known] = {
 @dataclass(frozen=True)
 class Dataset:
     """What one dataset is evaluated on: `images` are all that features are needed of, `rows[metric]` the patches that
-    the metric looks at, `index[metric]` where their features are. `neighbours` is the k of the robustness index."""
+    the metric looks at, `index[metric]` where their features are. `neighbours` is the k of the robustness index.
+    `of_volumes`: the images are files of volumes, which need another reader."""
 
     name: str
     images: tuple[str, ...]
@@ -93,6 +94,7 @@ class Dataset:
     neighbours: int | str
     known: Known | None
     notes: tuple[str, ...] = ()
+    of_volumes: bool = False
 
 
 def read_manifest(path: str, *, root: str = "") -> Patches:

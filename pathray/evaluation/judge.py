@@ -10,7 +10,7 @@ import logging
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -44,11 +44,22 @@ class Judged:
     failed: dict[str, str] = field(default_factory=dict)
 
 
-class Judge:
-    """Evaluates encoders with `plugins`; `run_dir` gets the embeddings for the report."""
+class Volumes(Protocol):
+    """Opens and encodes datasets of volumes, which the science that has them brings."""
 
-    def __init__(self, plugins: Sequence[PluginConfig], run_dir: str) -> None:
-        self.plugins, self.run_dir = list(plugins), run_dir
+    def open(self, name: str, config: DatasetConfig) -> Dataset: ...
+
+    def features(
+        self, dataset: Dataset, artifact: str, device: Device, plugin: PluginConfig
+    ) -> npt.NDArray[np.float32]: ...
+
+
+class Judge:
+    """Evaluates encoders with `plugins`; `run_dir` gets the embeddings for the report. `volumes`: reads the datasets
+    that are indexes of volumes, if there are any."""
+
+    def __init__(self, plugins: Sequence[PluginConfig], run_dir: str, volumes: Volumes | None = None) -> None:
+        self.plugins, self.run_dir, self.volumes = list(plugins), run_dir, volumes
         self._datasets: dict[str, Dataset] = {}
 
     def check(self) -> list[str]:
@@ -57,7 +68,7 @@ class Judge:
         notes = []
         for i, plugin in enumerate(self.plugins):
             for name, config in plugin.datasets.items():
-                if not config.manifest_csv:
+                if not config.manifest_csv and not config.volumes:
                     key = f"tuning.plugins[{i}].datasets.{name}.manifest_csv"
                     raise UserError(
                         "`manifest_csv` is required", key=key, found=None, expected="a manifest of labelled images"
@@ -84,7 +95,7 @@ class Judge:
         compare, so it holds for all later ones.
         """
         judged, errors, drawn = Judged(), list[Exception](), set[Key]()
-        features = _Features(encoder, device)
+        features = _Features(encoder, device, self.volumes)
         for plugin in self.plugins:
             for name, config in plugin.datasets.items():
                 if not due.get(plugin.name):
@@ -116,7 +127,10 @@ class Judge:
 
     def _dataset(self, name: str, config: DatasetConfig) -> Dataset:
         key = f"{name} {config}"
-        if key not in self._datasets:
+        if key not in self._datasets and config.volumes:
+            assert self.volumes is not None, "a judge of volumes needs their reader"
+            self._datasets[key] = self.volumes.open(name, config)
+        elif key not in self._datasets:
             self._datasets[key] = open_dataset(
                 name,
                 str(config.manifest_csv),
@@ -145,8 +159,8 @@ class _Features:
     """Features of datasets by one encoder, each taken once for all plugins that look at the same images; what one
     fails by is met once, too."""
 
-    def __init__(self, encoder: str, device: Device) -> None:
-        self._encoder, self._device = encoder, device
+    def __init__(self, encoder: str, device: Device, volumes: Volumes | None) -> None:
+        self._encoder, self._device, self._volumes = encoder, device, volumes
         self._known: dict[Key, npt.NDArray[np.float32] | UserError] = {}
 
     def of(self, dataset: Dataset, plugin: PluginConfig) -> tuple[Key, npt.NDArray[np.float32]]:
@@ -154,13 +168,19 @@ class _Features:
         key = (dataset.images, plugin.features, plugin.resize)
         if key not in self._known:
             try:
-                self._known[key] = features_of(dataset, self._encoder, self._device, image_settings(plugin))
+                self._known[key] = self._take(dataset, plugin)
             except UserError as e:
                 self._known[key] = e
         found = self._known[key]
         if isinstance(found, UserError):
             raise found
         return key, found
+
+    def _take(self, dataset: Dataset, plugin: PluginConfig) -> npt.NDArray[np.float32]:
+        if dataset.of_volumes:
+            assert self._volumes is not None
+            return self._volumes.features(dataset, self._encoder, self._device, plugin)
+        return features_of(dataset, self._encoder, self._device, image_settings(plugin))
 
 
 def _with_neighbours(dataset: Dataset, chosen: Mapping[str, int]) -> Dataset:

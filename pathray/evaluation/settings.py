@@ -16,6 +16,7 @@ from pathray.errors import UserError
 from pathray.evaluation.early_stopping import EarlyStopping, metric_key
 from pathray.evaluation.plugins import EVALUATORS, load_evaluator
 
+OF_VOLUMES = ("labels", "label", "max_volumes")
 HEAVY = ("ri", "apd", "clustering", "linear", "knn")  # the metrics that have a cadence of their own
 
 
@@ -53,6 +54,20 @@ class DatasetConfig:
     reduced_csv: str | None = None  # the benchmark's reduced table; None: the one beside the manifest, if any
     root: str = ""  # folder that relative image paths are below; "": the manifest's own
     neighbours: int | str | None = None  # k of the robustness index: the dataset's own, a number, or auto
+    volumes: str | None = None  # instead of manifest_csv, for encoders of OCT volumes: what ray_jobs.index_oct wrote
+    labels: str | None = None  # of volumes: CSV, TSV or parquet with path or person_id, and the label
+    label: str | None = None  # of volumes, the class: a column of `labels` (label), or without it of the index (device)
+    center: str = "device"  # of volumes: a column of the index
+    max_volumes: int | None = None  # of volumes: at most, evenly spaced; None: all
+
+    def __post_init__(self) -> None:
+        section = "tuning.plugins[*].datasets.*"
+        check_positive(self, section, "max_volumes")
+        if self.volumes and (self.manifest_csv or self.reduced_csv):
+            raise UserError("set either manifest_csv or volumes", key=f"{section}.volumes", found="both")
+        if not self.volumes and (used := [key for key in OF_VOLUMES if getattr(self, key)]):
+            expected = f"{section}.volumes, an index of volumes"
+            raise UserError("only volumes have this", key=f"{section}.{used[0]}", expected=expected)
 
 
 @dataclass
@@ -156,6 +171,8 @@ class TuningConfig:
                     manifest_csv=absolute(dataset.manifest_csv),
                     reduced_csv=absolute(dataset.reduced_csv),
                     root=absolute(dataset.root or None) or "",
+                    volumes=absolute(dataset.volumes),
+                    labels=absolute(dataset.labels),
                 )
                 for name, dataset in plugin.datasets.items()
             }

@@ -4,8 +4,10 @@
     coords   [N, 2]   int64, upper left corners (x, y) in level-0 pixels, raster order; attributes describe the tiles
     attributes of the file: schema_version, fingerprint, provenance (JSON)
 
-A bag is published as a whole or not at all. Equal inputs give equal bytes. Not here: reading bags, also those of other
-tools (pathray.features.read_bags), extraction from slides (pathray.features.slides).
+A volume's bag has its tokens instead: coords [N, 3] are their first voxels (slow axis, depth, along a B-scan), and
+`pooled` [D] is one vector of the whole volume. A bag is published as a whole or not at all. Equal inputs give equal
+bytes. Not here: reading bags, also those of other tools (pathray.features.read_bags), extraction from slides
+(pathray.features.slides).
 """
 
 from __future__ import annotations
@@ -47,8 +49,9 @@ class BagWriter:
         tile: Mapping[str, Any],
         provenance: Mapping[str, Any],
         fingerprint: str,
+        pooled: npt.NDArray[Any] | None = None,
     ) -> None:
-        assert dtype in DTYPES and coords.ndim == 2 and coords.shape[1] == 2 and len(coords) > 0, (dtype, coords.shape)
+        assert dtype in DTYPES and coords.ndim == 2 and coords.shape[1] in (2, 3) and len(coords) > 0, coords.shape
         self.path, self.dtype, self._left = path, np.dtype(dtype), np.ones(len(coords), np.bool_)
         import h5py
 
@@ -59,6 +62,9 @@ class BagWriter:
             placed = self._file.create_dataset("coords", data=coords.astype(np.int64))
             placed.attrs.update(tile)
             self._features.attrs["name"] = tile["name"]
+            if pooled is not None:
+                check_finite(pooled, pooled, path)
+                self._file.create_dataset("pooled", data=pooled.astype(np.float32))
             about = {"schema_version": SCHEMA_VERSION, "fingerprint": fingerprint}
             self._file.attrs.update(about | {"provenance": json.dumps(provenance, sort_keys=True, allow_nan=False)})
             self._stack = stack.pop_all()

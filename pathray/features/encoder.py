@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 POOLINGS = ("mean", "cls", "cls+mean")
 PRECISIONS = ("fp32", "bf16", "fp16")
+VOLUMES = "; for OCT volumes: ray_jobs.extract_features volumes=…, or oct.encoder.load_encoder"
 UNDERSTOOD = ("mean", "std", "size", "mpp", "layout")  # the preprocessing that this module implements
 
 
@@ -94,7 +95,8 @@ class EncoderSpec:
         axes, layout = len(vit["patch_size"]), given.get("layout", "NCHW")
         if axes != 2 or vit["in_channels"] != 3 or layout != "NCHW":
             found = f"{vit['in_channels']} channels in {axes}-D, layout {layout}"
-            raise UserError("not an encoder of RGB images", file=self.path, found=found, expected="3 channels, NCHW")
+            expected = f"3 channels, NCHW{VOLUMES if axes == 3 else ''}"
+            raise UserError("not an encoder of RGB images", file=self.path, found=found, expected=expected)
         others = {k: v for k, v in given.items() if k not in UNDERSTOOD and v not in (None, False, 0)}
         if others:
             message = "the encoder needs preprocessing that extraction does not support"
@@ -148,8 +150,13 @@ def load_encoder(
     from pathray.store.artifact import EncoderArtifact
 
     vit, description = EncoderArtifact.load(spec.path)
+    check_same(spec, description)
+    spec.dim(pooling)
+    return FeatureEncoder(vit, spec.preprocessing, device, pooling=pooling, precision=precision)
+
+
+def check_same(spec: EncoderSpec, description: Mapping[str, Any]) -> None:
+    """UserError if the artifact with this description was written after the spec was read."""
     if description["sha256"] != spec.description["sha256"]:
         found, expected = description["sha256"], spec.description["sha256"]
         raise UserError("the encoder was replaced during the run", file=spec.path, found=found, expected=expected)
-    spec.dim(pooling)
-    return FeatureEncoder(vit, spec.preprocessing, device, pooling=pooling, precision=precision)

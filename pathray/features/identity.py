@@ -24,3 +24,10 @@ def identity_of(source: Mapping[str, Any], spec: EncoderSpec, settings: Any, *mo
     """Everything that features depend on: their source, the settings (with `more` of them) and the encoder."""
     how = ("resize", "pooling", "precision", "dtype", *more)
     return {**source, "settings": {name: getattr(settings, name) for name in how}, "encoder": spec.identity()}
+
+
+def version() -> str:
+    """Of Pathray, for the provenance of features."""
+    import importlib.metadata
+
+    return importlib.metadata.version("pathray")

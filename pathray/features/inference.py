@@ -64,17 +64,18 @@ def _submit(batch: PixelBatch, encoders: Mapping[str, FeatureEncoder], device: D
         placed = {size: device.to_device({"pixels": pixels})["pixels"] for size, pixels in batch.pixels.items()}
         return {name: encoders[name](placed[size]) for name, size in batch.sizes.items()}
     except Exception as e:
-        raise _encoding_error(e) from e
+        raise encoding_error(e) from e
 
 
 def _fetch(features: dict[str, Tensor]) -> dict[str, npt.NDArray[np.float32]]:
     try:
         return {name: values.cpu().numpy() for name, values in features.items()}
     except Exception as e:  # on CUDA, errors appear here
-        raise _encoding_error(e) from e
+        raise encoding_error(e) from e
 
 
-def _encoding_error(e: Exception) -> EncodingError:
+def encoding_error(e: Exception) -> EncodingError:
+    """What a failure of an encoder is raised as, with advice where it ran out of memory."""
     advice = " (lower batch_size)" if "out of memory" in str(e).lower() else ""
     return EncodingError(f"encoding failed: {type(e).__name__}: {e}{advice}")
 

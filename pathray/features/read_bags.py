@@ -34,9 +34,9 @@ Numbers = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Bag:
-    """`features` `[N, D]` as stored. `coords` `[N, 2]`: int64, or float64 where the file has fractions; in `unit`;
-    None if the file has none. `tile`: the attributes that describe the tiles. `provenance`: {} in files of other
-    tools."""
+    """`features` `[N, D]` as stored. `coords` `[N, 2]` (of volumes `[N, 3]`): int64, or float64 where the file has
+    fractions; in `unit`; None if the file has none. `tile`: the attributes that describe the tiles. `provenance`: {} in
+    files of other tools."""
 
     features: Numbers
     coords: Numbers | None
@@ -52,9 +52,11 @@ class Bag:
 
     @property
     def positions(self) -> npt.NDArray[np.float64] | None:
-        """Upper left corners `[N, 2]` (x, y) in sides of a tile; None without coords or without a side."""
+        """Upper left corners `[N, 2]` (x, y) in sides of a tile; None without coords or a side, and for volumes."""
         side = self.side
-        return None if self.coords is None or side is None else np.asarray(self.coords, np.float64) / side
+        if self.coords is None or side is None or self.coords.shape[1] != 2:
+            return None
+        return np.asarray(self.coords, np.float64) / side
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class BagFile:
             return None
         raw = np.asarray(self._file["coords"])
         raw = raw[0] if raw.ndim == 3 and raw.shape[0] == 1 else raw
-        if raw.shape != (self.rows, 2) or raw.dtype.kind not in "iuf":
+        if raw.shape not in ((self.rows, 2), (self.rows, 3)) or raw.dtype.kind not in "iuf":
             found, expected = f"{raw.dtype}{list(raw.shape)}", f"numbers [{self.rows}, 2], one row per feature"
             raise UserError("coords do not match the features", file=self.path, found=found, expected=expected)
         return _checked(raw, self.path)

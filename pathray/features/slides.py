@@ -19,7 +19,7 @@ from pathray.data.watchdog import exit_after
 from pathray.errors import UserError
 from pathray.features.bags import BagWriter
 from pathray.features.encoder import EncoderSpec
-from pathray.features.identity import fingerprint, identity_of
+from pathray.features.identity import fingerprint, identity_of, version
 from pathray.features.inference import PixelBatch, Size, encode_batches, read_ahead
 from pathray.features.pictures import PicturePaths, write_pictures
 from pathray.features.tables import bag_to_parquet
@@ -202,7 +202,7 @@ def _write_bags(
                 specs[name].dim(settings.pooling),
                 dtype=settings.dtype,
                 tile=tile_attributes(job, specs[name], settings, reader, tiles, mpp0),
-                provenance={**identity, "source": _source(job, found), "encoder_name": name, "pathray": _version()},
+                provenance={**identity, "source": _source(job, found), "encoder_name": name, "pathray": version()},
                 fingerprint=fingerprint(identity),
             )
             bags[name] = stack.enter_context(bag)
@@ -266,9 +266,3 @@ def tile_attributes(
 def _source(job: SlideJob, found: SlideOutcome) -> dict[str, Any]:
     paths = {"wsi_path": public(job.wsi_path), "mask_path": public(job.mask_path)}
     return paths | {name: getattr(found, name) for name in ("mpp0", "spacing_source", "backend", "source_mpp")}
-
-
-def _version() -> str:
-    import importlib.metadata
-
-    return importlib.metadata.version("pathray")

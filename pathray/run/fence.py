@@ -19,7 +19,7 @@ import math
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from operator import eq
@@ -76,11 +76,14 @@ class Owner:
 
 class Fence:
     """Ownership of the run folder `run_dir`, a path or a URL. The owner's beat is renewed every `every_s` seconds; an
-    owner on another machine is given up after STALE_BEATS times that."""
+    owner on another machine is given up after STALE_BEATS times that. `trains`: what owns the folder is a training,
+    which ray_jobs.stop can stop; otherwise it is a job that writes data there."""
 
-    def __init__(self, run_dir: str, *, every_s: float = EVERY_S, settle_s: float = SETTLE_S) -> None:
+    def __init__(
+        self, run_dir: str, *, every_s: float = EVERY_S, settle_s: float = SETTLE_S, trains: bool = True
+    ) -> None:
         self.store, self.every_s, self.settle_s = Storage.of(run_dir), every_s, settle_s
-        self.token = ""
+        self.trains, self.token = trains, ""
         self._began = 0.0
         self._ending = threading.Event()
         self._thread: threading.Thread | None = None
@@ -126,6 +129,16 @@ class Fence:
         except (Superseded, StorageError):
             return False
         return True
+
+    def watch(self, items: Iterable[T]) -> Iterator[T]:
+        """The items, for as long as the folder is ours: it is looked at after an item, at most once a beat. Superseded;
+        storage that is away is waited for."""
+        looked = time.monotonic()
+        for item in items:
+            if time.monotonic() - looked >= self.every_s:
+                through_outages(self.check, OWNER)
+                looked = time.monotonic()
+            yield item
 
     def release(self) -> None:
         """Give the folder back, if it is still ours. What prevents it is a warning: the beat then runs out."""
@@ -220,14 +233,19 @@ class Fence:
             now = self._read()
         except StorageError:
             now = None
-        message = "another start has taken over this run: this attempt writes no more"
+        what = "run" if self.trains else "folder"
+        message = f"another start has taken over this {what}: this attempt writes no more"
         found = "nobody owns the folder any more" if now is None else now.who
-        return Superseded(message, file=self.store.join(OWNER), found=found, expected="one start of a run at a time")
+        return Superseded(
+            message, file=self.store.join(OWNER), found=found, expected=f"one start of a {what} at a time"
+        )
 
     def _in_use_error(self, owner: Owner) -> UserError:
         stop = f"python -m ray_jobs.stop {self.store.url}"
         expected = f"wait until it has ended, stop it ({stop}), or choose another output"
         message = "the run is being trained by another process"
+        if not self.trains:
+            message, expected = "another process writes there", "wait until it has ended, or choose another output"
         return UserError(message, file=self.store.url, found=owner.who, expected=expected)
 
 
@@ -235,13 +253,14 @@ _HELD: dict[str, Fence] = {}  # by this process
 
 
 @contextlib.contextmanager
-def hold(run_dir: str) -> Iterator[Fence]:
-    """Own a run folder while the block runs. Blocks of one process may be nested: the outermost takes and releases."""
+def hold(run_dir: str, *, trains: bool = True) -> Iterator[Fence]:
+    """Own a run folder while the block runs, `trains` as of `Fence`. Blocks of one process may be nested: the outermost
+    takes and releases."""
     url = Storage.of(run_dir).url
     if url in _HELD:
         yield _HELD[url]
         return
-    with Fence(url) as fence:
+    with Fence(url, trains=trains) as fence:
         _HELD[url] = fence
         try:
             yield fence

@@ -29,9 +29,12 @@ EVALUATION_REPORT = f"{EVALUATION}/report.html"
 LIVE_EVALUATOR = f"{EVALUATION}/evaluator.json"  # the evaluator that owns this run
 DECISION = "early_stopping.json"
 MASK_PICTURES = "visualizations/masks"
+SINGLE_WORKER = "single_worker.json"  # why one worker trains instead of several (ray_jobs.train.group_start)
 MLFLOW_RUN = "mlflow_run.json"  # which run of MLflow this one is
 MLFLOW_LOCK = ".mlflow.lock"
+WANDB_RUN = "wandb_run.json"  # which run of W&B this one is, and what it has been told
 RAY = "ray"  # what Ray Train keeps of its attempts
+HANG = "hang-rank"  # how the notes of steps that hung begin
 
 
 def fatal_note(fit_id: str) -> str:
@@ -39,6 +42,16 @@ def fatal_note(fit_id: str) -> str:
     return f"{RAY}/fatal-{fit_id}.json"
 
 
+def group_note(fit_id: str) -> str:
+    """The note that all workers of a job have met."""
+    return f"{RAY}/met-{fit_id}.json"
+
+
 def memory_note(fit_id: str) -> str:
     """The note by which one rank tells the next attempt to train with a smaller micro-batch."""
     return f"{RAY}/memory-{fit_id}.json"
+
+
+def hang_note(rank: int) -> str:
+    """The note of a rank that ended because a step hung."""
+    return f"{RAY}/{HANG}{rank:05d}.json"

@@ -93,6 +93,13 @@ class _Writer(logging.Handler):
         except OSError as e:
             print(f"{LOG} cannot be written: {e}", file=sys.stderr)
 
+    def flush(self) -> None:
+        """What was written so far is on storage: a process may end without more ado."""
+        try:
+            self._flush()
+        except OSError as e:
+            print(f"{LOG} cannot be written: {e}", file=sys.stderr)
+
     def close(self) -> None:
         self._ending.set()
         self._thread.join()

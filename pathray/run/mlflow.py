@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
-from pathray.errors import MissingFile, explain
-from pathray.fingerprint import flatten
+from pathray.errors import explain
 from pathray.run.layout import MLFLOW_LOCK, MLFLOW_RUN
+from pathray.run.tracked import numbers_of, public_params, read_if_changed
 from pathray.store.metrics_log import MARKER, TIME, rows_of
 from pathray.store.storage import Storage
 from pathray.urls import public, public_text, sqlite_uri
@@ -35,8 +35,6 @@ CONTINUED_BY, CONTINUES = "pathray.continued_by", "pathray.continues"
 REQUEST_S, SILENT_S = "10", 20.0  # of one request; without any answer, at the end of a job
 GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE")
 LONGEST_NAME, LONGEST_PARAM, METRICS_PER_CALL = 250, 500, 900
-SECRET = re.compile(r"token(?!s)|secret|passw|credential|api_?key|access_?key|private_?key|account_?key", re.IGNORECASE)
-REDACTED = "(redacted)"
 
 
 @dataclass
@@ -120,28 +118,26 @@ class MlflowFeeder:
 
     def feed(self) -> int:
         """Log the rows that the run does not have yet; returns how many. Raises what MLflow raises."""
-        fresh = {file.name: content for file in self._files if (content := self._read_if_changed(file)) is not None}
+        fresh = {
+            file.name: content
+            for file in self._files
+            if (content := read_if_changed(self._store, file.name, file.content)) is not None
+        }
         if self._client is not None and not fresh:
             return 0
         with self._feed_lock():
             client = self._connect()
             if any(self._was_cut_back(file, fresh.get(file.name)) for file in self._files):
                 client = self._continue_in_new_run(client)
-                fresh = {file.name: content for file in self._files if (content := self._read(file)) is not None}
+                fresh = {
+                    file.name: content
+                    for file in self._files
+                    if (content := read_if_changed(self._store, file.name, None)) is not None
+                }
             count = sum(self._feed_file(client, file, fresh[file.name]) for file in self._files if file.name in fresh)
             for file in self._files:
                 file.asked = False
             return count
-
-    def _read(self, file: _Fed) -> bytes | None:
-        try:
-            return self._store.read_bytes(file.name)
-        except MissingFile:
-            return None
-
-    def _read_if_changed(self, file: _Fed) -> bytes | None:
-        content = self._read(file)
-        return None if content == file.content else content
 
     def _was_cut_back(self, file: _Fed, content: bytes | None) -> bool:
         """Whether MLflow has rows that the file does not have, or has otherwise by now."""
@@ -327,8 +323,7 @@ def redact(params: Mapping[str, Any]) -> dict[str, str]:
 
     A value is a secret by its name; logins and signatures are taken out of URLs.
     """
-    values = {key: value for key, (value, _) in flatten(params).items()}
-    return {_name(key): REDACTED if SECRET.search(key) else _plain_text(value) for key, value in values.items()}
+    return {_name(key): _plain_text(value) for key, value in public_params(params).items()}
 
 
 def _name(key: str) -> str:
@@ -337,7 +332,7 @@ def _name(key: str) -> str:
 
 
 def _plain_text(value: Any) -> str:
-    text = public_text(str(value))
+    text = str(value)
     return text if len(text) <= LONGEST_PARAM else text[: LONGEST_PARAM - 1] + "…"
 
 
@@ -351,7 +346,7 @@ def _metrics(row: Mapping[str, Any], marker: str) -> list[Any]:
     from mlflow.entities import Metric
 
     stamp = _mark(row)[1]
-    numbers = {k: v for k, v in row.items() if isinstance(v, int | float) and not isinstance(v, bool) and k != TIME}
+    numbers = numbers_of(row)
     step = int(numbers.pop(MARKER))
     return [Metric(key, float(value), stamp, step) for key, value in {**numbers, marker: step}.items()]
 

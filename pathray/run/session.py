@@ -17,7 +17,7 @@ from pathray.data.plan import Plan
 from pathray.data.share import Share
 from pathray.device import Device
 from pathray.errors import UserError
-from pathray.run import memory, quarantine, resume, stop
+from pathray.run import hangs, memory, quarantine, resume, stop
 from pathray.run.batches import Batches, local
 from pathray.run.export import export
 from pathray.run.failure import SharedFailure
@@ -99,6 +99,7 @@ class Session:
         self.tick_log = TickLog(store, device, plan, self.parts.watch, self.failure, name, self.guard)
         metrics = self.tick_log.metrics
         self.saves = Saves(self.parts, store, device, self.failure, self.faults, metrics, fit_id, self.guard)
+        self.watch = hangs.watch_steps(self.parts.settings, store, device.rank, fit_id, self.guard)
         self.stop_poll: StopPoll | None = None
         self.fresh = True
 
@@ -132,7 +133,8 @@ class Session:
         return outcome
 
     def _close(self) -> None:
-        """Until everything is on storage, and nobody looks for STOP any more."""
+        """Until everything is on storage, and nobody looks for STOP or at steps any more."""
+        self.watch.close()
         self.saves.close()
         self.tick_log.close()
         if self.stop_poll is not None:
@@ -156,6 +158,8 @@ class Session:
         if path is not None:
             through_outages(lambda: resume.load(state, path, self.parts.identity, self.settings), START)
         self.faults.since, self.fresh = state.images_seen, path is None
+        if rank0:
+            hangs.log_earlier(self.store, state.step)
         first = self.settings.start_metrics if self.fresh else {}
         through_outages(lambda: self.tick_log.start(state.images_seen, first), START)
         if rank0:
@@ -200,7 +204,14 @@ class Session:
         parts, device = self.parts, self.device
         stopping, saving = self._is_stop_requested, self.saves.is_due
         ticks = run(
-            parts.recipe, self._batches_from, parts.settings, device=device, state=state, stop=stopping, save=saving
+            parts.recipe,
+            self._batches_from,
+            parts.settings,
+            device=device,
+            state=state,
+            stop=stopping,
+            save=saving,
+            watch=self.watch.start(),
         )
         if parts.selection is not None and parts.validate is not None:
             yield from supervise(ticks, parts.validate, parts.selection, device)

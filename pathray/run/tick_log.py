@@ -61,7 +61,7 @@ class TickLog:
         passes = tick.images_seen / self.plan.rows
         row = {"images_seen": tick.images_seen, "step": tick.step, self.passes_name: passes}
         with self.failure.keep_error():
-            self.metrics.append({**row, **(tick.metrics or {}), **figures, **blocked.figures()})
+            self.metrics.append({**row, **(tick.metrics or {}), **tick.digests, **figures, **blocked.figures()})
 
     def beat(self, images_seen: int) -> None:
         """How far the run is: metrics may be hours apart. Not on object storage, where a write holds up the step."""

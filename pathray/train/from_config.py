@@ -17,6 +17,7 @@ from pathray.train.budget import resolve_cadence, whole_steps
 from pathray.train.settings import LoopSettings, PhaseOptim
 
 POLL_EVERY_STEPS = 10  # for accelerators, where polling waits for the device; a CPU polls at every step
+XLA_STEP_TIMEOUT_S = 900.0  # XLA may hang where others fail; only its first steps take minutes, and get more
 RECENT_WINDOWS = 16  # one unreadable source may dominate one window, but not this many
 
 
@@ -51,7 +52,8 @@ def loop_settings(
     """
     evaluated = tuning if tuning is not None and tuning.enable else None
     polls = poll_every_steps(evaluated, global_batch) if evaluated else POLL_EVERY_STEPS
-    on_cpu = device_of(config).kind == "cpu"
+    kind = device_of(config).kind
+    on_cpu, step_timeout_s = kind == "cpu", config.scaling.step_timeout_s
     loop = LoopSettings(
         seed=seed,
         global_batch=global_batch,
@@ -69,6 +71,7 @@ def loop_settings(
         grad_sync=steps.grad_sync,
         deterministic=steps.deterministic,
         whole_batch=whole_batch,
+        step_timeout_s=(XLA_STEP_TIMEOUT_S if kind == "xla" else 0.0) if step_timeout_s is None else step_timeout_s,
     )
     loop.micros_per_step(world)
     return loop

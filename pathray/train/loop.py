@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,11 @@ from torch import Tensor
 from pathray.device import Device
 from pathray.train.batchnorm import RunningStatistics
 from pathray.train.budget import due
+from pathray.train.positions import Positions
 from pathray.train.recipe import Micro, Progress, Recipe, TrainingStopped
 from pathray.train.settings import LoopSettings, PhaseOptim
 from pathray.train.state import TrainState
+from pathray.train.step_watch import StepWatch
 from pathray.train.sync import gradient_sync
 from pathray.train.window import Window
 
@@ -42,7 +45,8 @@ class Tick:
     `metrics` is set on the log cadence, at the end, and whenever a step was bad. `save` and `snapshot` say that their
     cadence is due. `end` is None until the run ends, then ``budget`` or ``stopped``; the last tick has it. `step_s`
     and `wait_s` are the host's time of this step, and the part of it spent waiting for data. Whoever ends the run
-    early calls `flush` (on all ranks) for the metrics since the last row.
+    early calls `flush` (on all ranks) for the metrics since the last row. `digests` come with the metrics of a window:
+    what its shards have trained on (pathray.train.positions).
     """
 
     step: int
@@ -55,6 +59,7 @@ class Tick:
     step_s: float = 0.0
     wait_s: float = 0.0
     flush: Callable[[], dict[str, float]] | None = None
+    digests: dict[str, str] = field(default_factory=dict)
 
 
 def run(
@@ -66,6 +71,7 @@ def run(
     state: TrainState | None = None,
     stop: Callable[[], bool] | None = None,
     save: Callable[[], bool] | None = None,
+    watch: StepWatch | None = None,
 ) -> Iterator[Tick]:
     """Train from `state` (fresh without one) to the budget; one tick per step.
 
@@ -75,10 +81,11 @@ def run(
     cadences count positions, unreadable units are judged by the share of units.
     stop() is asked on rank 0 on the poll cadence; the answer reaches all ranks with the gradients, and the run ends at
     that step with a tick whose `end` is ``stopped``. save() asks likewise for a checkpoint, for cadences in time: the
-    step's tick has `save` on every rank. Both should answer at once: they are in the way of the step.
+    step's tick has `save` on every rank. Both should answer at once: they are in the way of the step. `watch` is told
+    when a step begins and ends, and when it waits for data.
     Raises TrainingStopped, on all ranks at the same step, after too many bad steps or unreadable units.
     """
-    loop = _Loop(recipe, settings, device, state or TrainState(recipe, settings, device), (stop, save))
+    loop = _Loop(recipe, settings, device, state or TrainState(recipe, settings, device), (stop, save), watch)
     return loop.ticks(batches)
 
 
@@ -90,6 +97,7 @@ class _Loop:
         device: Device,
         state: TrainState,
         wishes: tuple[Callable[[], bool] | None, ...],
+        watch: StepWatch | None = None,
     ) -> None:
         assert state.recipe is recipe, "the state is of another recipe"
         self.recipe, self.settings, self.device, self.state = recipe, settings, device, state
@@ -99,6 +107,8 @@ class _Loop:
         self.syncs = {phase: gradient_sync(settings.grad_sync, p, device) for phase, p in self.params.items()}
         self.statistics = RunningStatistics(recipe.modules, device)
         self.window = Window(device)
+        self.positions = Positions(device, state.images_seen)
+        self.watch = watch or StepWatch(0.0, lambda hang: None)
         self.rates: dict[str, float] = {}
         self.corrupt, self.asked, self.wait_s = 0, [False] * len(wishes), 0.0
         self.units: int | None = None  # of this rank's groups in a step; None where a position is one unit
@@ -110,12 +120,15 @@ class _Loop:
         if state.images_seen >= self.settings.total_images:
             yield Tick(state.step, state.images_seen, None, False, False, "budget", state)
             return
-        stream = batches(state.images_seen)
+        stream, start = batches(state.images_seen), state.images_seen
         try:
             while end is None:
                 began = time.perf_counter()
-                self._step(stream)
-                tick = self._tick()
+                with self.watch.step(state.step + 1, self.recipe.phases(state.step)):
+                    self._step(stream)
+                    if state.images_seen == start + self.settings.global_batch:  # the next row may be hours away
+                        self.positions.check(state.images_seen)
+                    tick = self._tick()
                 yielded = time.perf_counter()
                 tick.step_s, tick.wait_s, end = yielded - began, self.wait_s, tick.end
                 yield tick
@@ -154,7 +167,8 @@ class _Loop:
         self.corrupt, self.units, self.wait_s = 0, None, 0.0
         for i in range(self.micros):
             began = time.perf_counter()
-            batch = next(stream, None)
+            with self.watch.pause():
+                batch = next(stream, None)
             self.wait_s += time.perf_counter() - began
             assert batch is not None, f"the stream ended at step {progress.step}, before the budget"
             expected = np.arange(first + i * settings.micro_batch, first + (i + 1) * settings.micro_batch)
@@ -164,6 +178,7 @@ class _Loop:
                 self.units = (self.units or 0) + int(batch["units"])
             self.device.seed(settings.seed, progress.step, self.device.rank, i, "prepare")
             placed = self.device.to_device({k: v for k, v in batch.items() if k not in COUNTS})
+            self.positions.add(placed["position"])
             with torch.no_grad():
                 micro = self.recipe.prepare(placed, progress)
             yield micro
@@ -213,7 +228,8 @@ class _Loop:
 
     def _poll_wishes(self, step: int) -> list[bool]:
         poll = step % self.settings.poll_every_steps == 0
-        return [poll and wish is not None and bool(wish()) for wish in self.wishes]
+        with self.watch.pause():  # they may look at storage
+            return [poll and wish is not None and bool(wish()) for wish in self.wishes]
 
     def _tick(self) -> Tick:
         """What is due at the end of this step; the only place where the host waits for the device."""
@@ -223,7 +239,8 @@ class _Loop:
         log, save, snapshot = (
             due(before, seen, every) for every in (settings.log_every, settings.save_every, settings.snapshot_every)
         )
-        tick = Tick(state.step, seen, None, save, snapshot, None, state, flush=self._metrics)
+        tick = Tick(state.step, seen, None, save, snapshot, None, state)
+        tick.flush = partial(self._metrics, tick.digests)
         last, poll = seen >= settings.total_images, state.step % settings.poll_every_steps == 0
         if not (log or save or snapshot or last or poll):
             return tick
@@ -233,12 +250,14 @@ class _Loop:
         tick.end = "budget" if last else "stopped" if report.stop else None
         news = state.health.bad_step_metrics(report)
         if log or tick.end:
-            tick.metrics = self._metrics() | news
+            tick.metrics = tick.flush() | news
         elif news:
             tick.metrics = news
         return tick
 
-    def _metrics(self) -> dict[str, float]:
+    def _metrics(self, digests: dict[str, str]) -> dict[str, float]:
+        """The figures since the last row; the digests of what was trained on go to `digests`."""
+        digests |= self.positions.read(self.state.images_seen)
         phases = tuple(self.recipe.params)
         out = self.window.read(phases)
         for name, short in (("lr", "lr"), ("weight_decay", "wd")):

@@ -79,6 +79,7 @@ class LoopSettings:
     exceeded by more than chance.
     deterministic: bit-reproducible CUDA kernels, at some cost in speed.
     whole_batch: what in the loss needs the whole global batch at once, if anything: then no micro-batch is smaller.
+    step_timeout_s: a step that is busy for longer hangs and ends the process (pathray.train.step_watch); 0: never.
     """
 
     seed: int
@@ -98,6 +99,7 @@ class LoopSettings:
     grad_sync: str = "flat"
     deterministic: bool = False
     whole_batch: str = ""
+    step_timeout_s: float = 0.0
 
     def __post_init__(self) -> None:
         assert self.total_images > 0 and self.total_images % self.global_batch == 0, "the budget must be whole steps"

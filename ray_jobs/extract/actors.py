@@ -1,4 +1,4 @@
-"""Shared by extraction from slides and from images: actors with encoders, and parallel checks of files."""
+"""Shared by extraction from slides, images and volumes: actors with encoders, and parallel checks of files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ray_jobs.shell.runtime import Session, ray_session
 
 if TYPE_CHECKING:
     from pathray.device import Device
-    from pathray.features.encoder import EncoderSpec, FeatureEncoder
+    from pathray.features.encoder import EncoderSpec
     from ray_jobs.extract.config import ExtractConfig
 
 log = logging.getLogger(__name__)
@@ -27,12 +27,13 @@ ABSENT = "absent"
 T = TypeVar("T")
 R = TypeVar("R")
 Row = dict[str, Any]
-Extract = Callable[[Any, Mapping[str, "EncoderSpec"], Mapping[str, "FeatureEncoder"], Any, "Device"], Any]
+Extract = Callable[[Any, Mapping[str, Any], Mapping[str, Any], Any, "Device"], Any]
+Load = Callable[..., Any]  # (spec, device, pooling=, precision=) → the encoder
 
 
 @dataclass(frozen=True)
 class Work:
-    """Called in an actor: loads the encoders and returns the function that does a job with them.
+    """Called in an actor: loads the encoders with `load` and returns the function that does a job with them.
 
     A failure of a job becomes `on_failure(job, error)`. A full disk, a failing encoder and a failed assertion are
     raised and end the extraction.
@@ -44,18 +45,18 @@ class Work:
     settings: Any
     kind: str
     threads: int
+    load: Load
 
     def __call__(self) -> Callable[[Any], Any]:
         import torch
 
         from pathray.device import Device
-        from pathray.features.encoder import load_encoder
         from pathray.features.inference import EncodingError
 
         torch.set_num_threads(self.threads)
         device = Device.of(self.kind)
         how = {"pooling": self.settings.pooling, "precision": self.settings.precision}
-        encoders = {name: load_encoder(spec, device, **how) for name, spec in self.specs.items()}
+        encoders = {name: self.load(spec, device, **how) for name, spec in self.specs.items()}
 
         def work(job: Any) -> Any:
             try:
@@ -79,10 +80,15 @@ def over_actors(
     on_failure: Callable[[Any, str], Any],
     settings: Any,
     specs: Mapping[str, EncoderSpec],
+    load: Load | None = None,
 ) -> Iterator[tuple[int, Any | None]]:
-    """(number of the job, its outcome) as they finish, on the configured Ray; the outcome of a lost job is None."""
+    """(number of the job, its outcome) as they finish, on the configured Ray; the outcome of a lost job is None.
+
+    load: of encoders; None: of images."""
     if not jobs:
         return
+    from pathray.features.encoder import load_encoder
+
     wants_gpu = config.accelerator == "cuda" or (config.accelerator == "auto" and config.gpus_per_actor is not None)
     actors, gpus = config.actors or 1, (config.gpus_per_actor or 1.0) if wants_gpu else 0.0
     with ray_session(config.runtime, cpus=actors * config.cpus_per_actor, gpus=actors * gpus) as session:
@@ -91,7 +97,7 @@ def over_actors(
         actors = min(len(jobs), config.actors or _count_actors(session, config.cpus_per_actor, gpus))
         kind = "cuda" if gpus else "cpu"
         log.info("%d actors with %d CPUs and %g GPUs each, encoders on %s", actors, config.cpus_per_actor, gpus, kind)
-        work = Work(extract, on_failure, specs, settings, kind, config.cpus_per_actor)
+        work = Work(extract, on_failure, specs, settings, kind, config.cpus_per_actor, load or load_encoder)
         yield from ActorMap(actors, float(config.cpus_per_actor), gpus)(work, jobs)
 
 

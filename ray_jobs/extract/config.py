@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pathray.config.checks import check_at_least
-from pathray.config.load import MISSING, is_set, placement
+from pathray.config.load import MISSING, flatten, is_set, placement
 from pathray.errors import UserError
 from pathray.wsi.spacing import MAX_ENLARGEMENT
 from ray_jobs.shell.runtime import RuntimeConfig
@@ -23,7 +23,11 @@ class ExtractConfig:
     slides: str = ""  # a manifest CSV or a folder of slides
     images: str = ""  # instead of slides: a folder of images, or a CSV or TSV with a column path
     images_root: str = ""  # base of relative paths in an image list; "" = the list's own folder
-    report: str = ""  # CSV with one row per slide or image; "" = OUTPUT/report.csv
+    volumes: str = ""  # instead: an index of OCT volumes, as ray_jobs.index_oct writes it; encoders of pretrain_oct
+    volumes_root: str = ""  # folder or URL of the volumes, if they moved since they were indexed
+    tokens: bool = False  # of volumes: also keep each volume's grid of tokens
+    token_pool: list[int] = field(default_factory=lambda: [1, 1, 1])  # tokens averaged per axis before they are kept
+    report: str = ""  # CSV with one row per slide, image or volume; "" = OUTPUT/report.csv
     mpp: float | None = None  # µm per pixel of the tiles; null: the encoders' training spacing
     tile_px: int | None = None  # side of a tile; null: the encoders' own; positions are interpolated to other sizes
     overlap_px: int = 0  # overlap of neighbouring tiles
@@ -68,6 +72,11 @@ class ExtractConfig:
             if value is not None and value < 1:
                 raise UserError(f"{key} must be >= 1", key=key, found=value, expected=">= 1")
         check_at_least(self, "", 1, "max_enlargement")
+        if len(self.token_pool) != 3 or min(self.token_pool) < 1:
+            expected = "[slow axis, depth, along a B-scan], each >= 1"
+            raise UserError(
+                "one number per axis is required", key="token_pool", found=self.token_pool, expected=expected
+            )
         for key in ("mpp", "slide_mpp", "read_timeout_s", "gpus_per_actor"):
             value = getattr(self, key)
             if value is not None and not 0 < value < float("inf"):
@@ -88,3 +97,15 @@ def agree_on(specs: Mapping[str, EncoderSpec], given: float | None, key: str, at
         raise UserError(f"{message}: set {key}", key=key, found=said, expected=f"{key}=…")
     value: float = next(iter(said.values()))
     return value
+
+
+SLIDES_ONLY = ("mpp", "tile_px", "overlap_px", "edge_tiles", "slide_mpp", "slide_parquet")
+VOLUMES_ONLY = ("volumes_root", "tokens", "token_pool")
+
+
+def check_unused(config: ExtractConfig, keys: Sequence[str], why: str) -> None:
+    """UserError for the first of the keys that was changed, though it changes nothing here."""
+    usual = flatten(type(config)())
+    for key, (value, _) in flatten(config).items():
+        if key in keys and value != usual[key][0]:
+            raise UserError(f"{key} {why}", key=key, found=value, expected=usual[key][0])

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from pathray.errors import UserError
 from pathray.features.images import COLUMNS as RESERVED
 from pathray.features.images import ImageJob, ImageOutcome, ImageSettings, extract_images, part_fingerprint
 from pathray.features.inputs import Listed, images_in, images_of
@@ -21,6 +20,7 @@ from pathray.reports.summary import Summary, write_summary
 from pathray.reports.units import check_success, write_report
 from pathray.store.storage import Storage
 from ray_jobs.extract.actors import ABSENT, DIED, map_in_threads, over_actors, state_of
+from ray_jobs.extract.config import SLIDES_ONLY, VOLUMES_ONLY, check_unused
 from ray_jobs.shell.dry_run import tell
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 TABLE, PARTS = "features.parquet", "_parts"
 LISTS = (".csv", ".tsv", ".tab")
 COLUMNS = ("path", "status", "error")
-SLIDES_ONLY = ("mpp", "tile_px", "overlap_px", "edge_tiles", "slide_mpp", "slide_parquet")
 Errors = dict[int, str]  # by the number of the image in the list
 
 
@@ -145,11 +144,10 @@ class Images:
 
 def plan(config: ExtractConfig, specs: Mapping[str, EncoderSpec]) -> Images:
     """Check every image file and what is already finished. Raises UserError for problems of the config."""
-    defaults = {key: type(config).__dataclass_fields__[key].default for key in SLIDES_ONLY}
-    for key, default in defaults.items():
-        if getattr(config, key) != default:
-            message = f"{key} applies to slides only; images are used as they are, or resized with resize=true"
-            raise UserError(message, key=key, found=getattr(config, key), expected=default)
+    check_unused(
+        config, SLIDES_ONLY, "applies to slides only; images are used as they are, or resized with resize=true"
+    )
+    check_unused(config, VOLUMES_ONLY, "applies to volumes only")
     settings = ImageSettings(
         resize=config.resize,
         pooling=config.pooling,

@@ -142,8 +142,9 @@ class Slides:
 
 def plan(config: ExtractConfig, specs: Mapping[str, EncoderSpec]) -> Slides:
     """Check every slide and what is already finished. Raises UserError for problems of the config."""
-    from ray_jobs.extract.config import agree_on
+    from ray_jobs.extract.config import VOLUMES_ONLY, agree_on, check_unused
 
+    check_unused(config, VOLUMES_ONLY, "applies to volumes only")
     tiles = TileSpec(
         size_px=int(agree_on(specs, config.tile_px, "tile_px", "size_px")),
         mpp=agree_on(specs, config.mpp, "mpp", "mpp"),

@@ -15,6 +15,7 @@ from pathray.reports.summary import Picture, Summary, write_summary
 from pathray.run.layout import CONFIG, EVALUATION_REPORT, EVALUATIONS, FIGURES, METRICS, QUARANTINE_REPORT, RESULTS
 from pathray.store.metrics_log import MetricsLog
 from pathray.store.storage import Storage
+from ray_jobs.train.group_start import read_fallback
 
 if TYPE_CHECKING:
     from pathray.run.outcome import Outcome
@@ -52,6 +53,8 @@ def write_run_summary(run_dir: str, outcome: Outcome, files: Mapping[str, object
     for row in MetricsLog(store.join(METRICS)).read():
         facts |= {name: value for name, value in row.items() if _is_reported(name, value, names)}
     facts["unreadable units"] = outcome.unreadable
+    if (alone := read_fallback(store)) is not None:
+        facts["workers"] = f"1, because {alone['workers']} could not be initialised: {alone['error']}"
     left = {name: str(path) for name, path in files.items() if path and name not in ("run", "report", "robustness")}
     left |= {name: store.join(path) for name, path in FILES.items() if store.exists(path)}
     figures = [name for name in store.list(FIGURES) if name.endswith(".png")]

@@ -7,10 +7,12 @@ import os
 from typing import Any
 
 from pathray.config.sections import ScalingConfig
+from pathray.errors import UserError
 from pathray.run.layout import CHECKPOINTS, RAY
 from pathray.run.outcome import RETRY
 from pathray.store.outages import through_outages
 from ray_jobs.train.driver import run_in_thread
+from ray_jobs.train.group_start import GroupStart
 from ray_jobs.train.job import TrainJob
 
 log = logging.getLogger(__name__)
@@ -21,22 +23,29 @@ def fit_while_it_advances(job: TrainJob, store: Any) -> dict[str, Any]:
     """Ray counts the failures of a whole fit; days of training on machines that come and go have more of them than a
     broken one has. So once they are used up, another fit begins, if there is a newer checkpoint than at the last, or
     more is known of units whose decoding ends processes. Out of memory is no failure to be counted: as long as a group
-    notes a smaller micro-batch for the next one, that one is begun."""
+    notes a smaller micro-batch for the next one, that one is begun. Workers that cannot be initialised: GroupStart."""
     from ray.train import TrainingFailedError
 
     from pathray.run.memory import describe
 
-    reached, fits, smaller = (0, 0), 1, dict[str, Any]()
+    reached, fits, smaller, start = (0, 0), 1, dict[str, Any](), GroupStart(job, store)
     while True:
         try:
             value = _fit(job, store, fits)
             if value.get("end") != RETRY:
                 return value
             job.changes, fits = job.changes | value["changes"], fits + 1
-        except TrainingFailedError as e:
+        except (TrainingFailedError, UserError) as e:
+            if start.can_retry(e):
+                fits += 1
+                continue
+            if isinstance(e, UserError):
+                raise
             newest, crashes, noted = _newest_of(job, store), _crashes_in(store), _requested_changes(job, store)
             advances = newest > reached[0] or crashes > reached[1]
             if noted in ({}, smaller) and not (job.scaling.max_failures and advances):
+                if (hung := _hang_error(job, store)) is not None:
+                    raise hung from e
                 raise
             failure = " ".join(str(e).split())[:400]
             if noted not in ({}, smaller):
@@ -76,6 +85,17 @@ def _requested_changes(job: TrainJob, store: Any) -> dict[str, Any]:
         return {}
 
 
+def _hang_error(job: TrainJob, store: Any) -> UserError | None:
+    """The error of a job whose attempts ended because a step hung; None for any other, and where that is not known."""
+    from pathray.run.hangs import hang_error
+
+    try:
+        return through_outages(lambda: hang_error(store, job.fit_id), NEXT_FIT)
+    except OSError as e:
+        log.warning("the notes of steps that hung could not be looked at: %s", e)
+        return None
+
+
 def _newest_of(job: TrainJob, store: Any) -> int:
     """Images seen by the newest checkpoint that this job has written; 0 before the first, or where none can be seen."""
     from pathray.store.committed import list_committed
@@ -107,13 +127,16 @@ def ray_trainer(job: TrainJob, store: Any, number: int = 1) -> Any:
         name=f"fit-{job.fit_id}" + (f"-{number}" if number > 1 else ""),
         storage_path=store.path(RAY),
         storage_filesystem=store.pyarrow_fs(),
-        failure_config=FailureConfig(max_failures=scaling.max_failures),
+        failure_config=FailureConfig(  # type: ignore[call-arg]  # as below
+            max_failures=0 if job.starting else scaling.max_failures,
+            controller_failure_limit=0 if job.starting and not scaling.autoscaling else -1,  # of starting the group
+        ),
         worker_runtime_env=worker_runtime_env(scaling),  # type: ignore[call-arg]  # types are those of another RunConfig
     )
     return DataParallelTrainer(
         train_worker,
         train_loop_config={"job": cloudpickle.dumps(job)},  # the controller need not import the science, nor torch
-        backend_config=backend_config(accelerator, scaling.collective_timeout_s, scaling.workers),
+        backend_config=backend_config(accelerator, scaling.collective_timeout_s, scaling.workers, alone=job.alone),
         scaling_config=scaling_config(
             scaling.workers,
             resources,

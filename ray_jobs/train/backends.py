@@ -15,13 +15,18 @@ from ray.train.v2.api.config import ScalingConfig as RayScaling
 
 from pathray.errors import UserError
 
+# libtpu takes the slice's shape from the machine's metadata unless it is told: one host of four chips
+ONE_HOST = {"TPU_PROCESS_BOUNDS": "1,1,1", "TPU_CHIPS_PER_PROCESS_BOUNDS": "2,2,1", "CLOUD_TPU_TASK_ID": "0"}
+
 
 @dataclass
 class XlaConfig(BackendConfig):
-    """One process per host, SPMD over its devices. `virtual_devices` > 0: as many of PJRT's CPU client."""
+    """One process per host, SPMD over its devices. `virtual_devices` > 0: as many of PJRT's CPU client. `alone`: on one
+    host of a slice of several, which does not wait for the others."""
 
     pjrt_device: str = "TPU"
     virtual_devices: int = 0
+    alone: bool = False
 
     @property
     def backend_cls(self) -> type[Backend]:
@@ -37,6 +42,8 @@ class _XlaBackend(Backend):
         environment = {"PJRT_DEVICE": backend_config.pjrt_device, "WORLD_SIZE": str(len(worker_group))}
         if backend_config.virtual_devices:
             environment["CPU_NUM_DEVICES"] = str(backend_config.virtual_devices)
+        if backend_config.alone and backend_config.pjrt_device == "TPU":
+            environment |= ONE_HOST
         if len(worker_group) > 1:
             environment |= worker_group.execute_single(0, _meeting_point)
         already = [
@@ -64,15 +71,15 @@ def _meeting_point() -> dict[str, str]:
         return {"MASTER_ADDR": ray.util.get_node_ip_address(), "MASTER_PORT": str(s.getsockname()[1])}
 
 
-def backend_config(accelerator: str, timeout_s: int, workers: int) -> BackendConfig:
-    """The backend of a resolved accelerator.
+def backend_config(accelerator: str, timeout_s: int, workers: int, *, alone: bool = False) -> BackendConfig:
+    """The backend of a resolved accelerator. `alone`: one worker instead of several that could not be initialised.
 
     One worker on a CPU has nobody to meet: without a process group Ray Train's controller need not import torch.
     """
     if accelerator == "xla":
         on_cpu = os.environ.get("PJRT_DEVICE") == "CPU"
         devices = int(os.environ.get("CPU_NUM_DEVICES", "4")) if on_cpu else 0
-        return XlaConfig(pjrt_device="CPU" if on_cpu else "TPU", virtual_devices=devices)
+        return XlaConfig(pjrt_device="CPU" if on_cpu else "TPU", virtual_devices=devices, alone=alone)
     if accelerator == "cpu" and workers == 1:
         return BackendConfig()
     from ray.train.torch import TorchConfig

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pathray.config.sections import ScalingConfig
+from pathray.config.sections import ScalingConfig, WandbConfig
 from pathray.run.outcome import RunSettings
 
 if TYPE_CHECKING:
@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 @dataclass
 class Tracking:
     """Whether and where the run's metrics go in addition to metrics.jsonl. `uri` None: SQLite in a local run folder.
-    `tags` are the MLflow run's: `mlflow.parentRunId` makes it another's child."""
+    `tags` are the MLflow run's: `mlflow.parentRunId` makes it another's child, and is the group of a run of W&B."""
 
     mlflow: bool = True
     uri: str | None = None
     experiment: str = "pathray"
     tags: dict[str, str] = field(default_factory=dict)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
 
 
 @dataclass
@@ -52,6 +53,8 @@ class TrainJob:
     name: str = "train"  # of its lines of progress
     owner: str = ""  # the token by which the driver owns the run's folder
     fit_id: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
+    starting: bool = False  # its workers have not met yet, and one may train instead (ray_jobs.train.group_start)
+    alone: bool = False  # one worker trains instead of several
     changes: dict[str, int] = field(default_factory=dict)  # of the loop's settings, after an attempt out of memory
 
     def run_settings(self) -> RunSettings:

@@ -19,6 +19,7 @@ from pathray.store.outages import through_outages
 from ray_jobs.shell.cli import Outputs
 from ray_jobs.shell.run_summary import write_run_summary
 from ray_jobs.shell.runtime import ray_session
+from ray_jobs.train.tracking_feed import check_tracking
 from ray_jobs.train.trainer import begin, fit
 from ray_jobs.train.training_jobs import (
     checkpoint_to_resume,
@@ -67,6 +68,7 @@ def pretrain(job: Pretraining[Any], loaded: Loaded[Any]) -> Outputs | None:
     """The whole job, from its typed config to what it leaves."""
     config = job.locate(loaded.config)
     job.check(config)
+    check_tracking(config)
     if loaded.dry_run:
         return job.rehearse(config)
     if (ended := outputs_if_early_stopped(config) or job.outputs_if_finished(config)) is not None:

@@ -14,7 +14,7 @@ from pathray.errors import UserError
 from pathray.run.layout import RESULTS as METRICS
 from pathray.store.records import check_seal
 from ray_jobs.shell.dry_run import tell
-from ray_jobs.train.mlflow_feed import tell_tracking
+from ray_jobs.train.tracking_feed import tell_tracking
 from ray_jobs.train.training_jobs import LONGER
 
 if TYPE_CHECKING:

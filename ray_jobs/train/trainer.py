@@ -16,7 +16,7 @@ from pathray.errors import UserError
 from pathray.run.layout import PROGRESS, STOP
 from pathray.run.outcome import Outcome
 from ray_jobs.train.job import TrainJob
-from ray_jobs.train.mlflow_feed import feed_mlflow
+from ray_jobs.train.tracking_feed import feed_tracking
 
 
 def begin(run_dir: str, scaling: ScalingConfig, decode_tasks: int = 0) -> str:
@@ -69,7 +69,7 @@ def fit(job: TrainJob) -> Outcome:
         if job.accelerator is None:
             job.accelerator = begin(job.run_dir, job.scaling, job.decode_tasks)
         try:
-            with feed_mlflow(job, store):
+            with feed_tracking(job, store):
                 return _fit_in_process(job, store) if job.scaling.workers == 0 else _fit_through_ray(job, store)
         except BaseException:
             if fence.is_held():

@@ -19,7 +19,7 @@ from pathray.config.load import is_set
 from pathray.errors import UserError
 from pathray.run.layout import CHECKPOINTS, CONFIG, ENCODER, EVALUATION_REPORT, PLAN
 from ray_jobs.shell.cli import Outputs
-from ray_jobs.train.mlflow_feed import tell_tracking, tracking_of, without_login
+from ray_jobs.train.tracking_feed import tell_tracking, tracking_of, without_login
 
 if TYPE_CHECKING:
     from pathray.data.plan import Plan
@@ -71,9 +71,9 @@ def check_tuning(config: Any) -> None:
     if config.scaling.workers == 0:
         expected = "scaling.workers >= 1, or tuning.enable=false"
         raise UserError("evaluations during training need Ray", key="scaling.workers", found=0, expected=expected)
-    from pathray.evaluation.judge import Judge
+    from ray_jobs.tune.judges import judge_of
 
-    for note in Judge(tuning.plugins, "").check():
+    for note in judge_of(tuning.plugins, "").check():
         log.warning("%s", note)
 
 

@@ -18,6 +18,7 @@ from pathray.errors import UserError
 from pathray.run.layout import fatal_note
 from pathray.store.outages import START, through_outages
 from pathray.store.storage import Storage, StorageError
+from ray_jobs.train.group_start import WORKERS, meet_in_time, note_met
 
 if TYPE_CHECKING:
     from pathray.data.plan import Plan
@@ -49,6 +50,8 @@ def train_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
     except UserError as e:
         if isinstance(e, StorageError) and e.passing:
             raise  # a restart may find storage again
+        if job.starting and e.where["key"] == WORKERS:
+            raise  # for the driver to judge
         fatal = _fatal(e)
         if job.scaling.workers == 1 or isinstance(e, RunFailed | TrainingStopped):
             return {"fatal": fatal}
@@ -64,7 +67,9 @@ def _train(job: TrainJob) -> dict[str, Any]:
     from pathray.device import Device
     from pathray.run.session import train
 
-    device = Device.of(str(job.accelerator))
+    with meet_in_time(job):
+        device = Device.of(str(job.accelerator))
+        note_met(job, Storage.of(job.run_dir), device)
     plan = through_outages(lambda: Plan.open(job.plan_path), START)
     parts = through_outages(lambda: job.assemble(job.config, plan, device.world_size), START)
     return asdict(train(parts, plan, job.run_dir, device, ray_batches, settings=_settings(job)))

@@ -71,12 +71,12 @@ def evaluate_once(config: dict[str, Any], spec: TrialSpec) -> dict[str, Any]:
     import torch
 
     from pathray.device import Device
-    from pathray.evaluation.judge import Judge
+    from ray_jobs.tune.judges import judge_of
 
     began = time.monotonic()
     torch.set_num_threads(spec.threads)
     key = repr(spec)
-    judge = _judges.setdefault(key, Judge(spec.plugins, spec.run_dir))
+    judge = _judges.setdefault(key, judge_of(spec.plugins, spec.run_dir))
     found = judge.judge(
         config["encoder"],
         json.loads(config["due"]),

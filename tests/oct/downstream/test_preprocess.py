@@ -118,3 +118,21 @@ def test_a_volume_that_cannot_be_read_is_named_with_the_reason(labelled, tmp_pat
     with pytest.raises(UserError, match="no labelled volume can be read"):
         load_features(source, [row], {"gone.dcm": "missing"})
     assert read_source(f"{index.root}/{index.accepted.to_pylist()[0]['path']}")
+
+
+def test_an_encoder_of_retina_crops_is_given_retina_crops(labelled, tmp_path):
+    """Of a grid that is less deep than the volumes, so that the crop decides what is seen."""
+    config = small_run()
+    config.data.image_size, config.data.crop = [8, 16, 32], "retina"
+    given = preprocessing(config)
+    encoder = write_oct_encoder(tmp_path / "encoder", **given)
+    rows, root, found = features_of(labelled, encoder, tmp_path)
+    vit = EncoderArtifact.load(encoder)[0]
+    for i, row in enumerate(rows):
+        sampled, _ = read_volume(f"{root}/{row['path']}", Grid((8, 16, 32), SPACING_MM, "retina"))
+        x = Volumes(AugmentConfig(), SPACING_MM)(*(torch.from_numpy(a)[None] for a in sampled[:2]))
+        np.testing.assert_allclose(found.mean[i], vit(x)[0].mean(0).detach().numpy(), atol=1e-6)
+    unknown = write_oct_encoder(tmp_path / "unknown", crop="fovea")
+    with pytest.raises(UserError, match=r"preprocessing.crop.*fovea.*center"):
+        Preprocessing.of(EncoderArtifact.load(unknown)[1], unknown)
+    assert "crop" not in preprocessing(small_run()), "as earlier versions wrote it"

@@ -315,3 +315,20 @@ def test_errors_of_the_file_system_at_the_end_hide_no_result(
     with fence(str(tmp_path)):
         result = "trained"
     assert result == "trained" and "could not be removed" in caplog.text
+
+
+def test_items_are_watched_until_the_place_is_lost(run: str):
+    """At every beat the folder is looked at; what comes after another start took over is not given."""
+    mine, seen = fence(run, trains=False), list[int]()
+    mine.take()
+
+    def items() -> Iterator[int]:
+        yield 0
+        write_owner(run)
+        time.sleep(2 * EVERY_S)
+        yield 1
+
+    with pytest.raises(Superseded, match="taken over this folder"):
+        for item in mine.watch(items()):
+            seen.append(item)
+    assert seen == [0]

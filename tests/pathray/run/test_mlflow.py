@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pathray.run.mlflow import REDACTED, MlflowFeeder, redact
+from pathray.run.mlflow import MlflowFeeder, redact
+from pathray.run.tracked import REDACTED
 from pathray.store.metrics_log import MetricsLog
 from tests.builders.storage import FaultyFileSystem
 

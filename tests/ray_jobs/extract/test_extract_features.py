@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pathray.features.bags import read_bag
+from pathray.features.read_bags import read_bag
 from pathray.features.tables import read_table
 from ray_jobs import extract_features
 from ray_jobs.extract import actors as extraction
@@ -379,8 +379,8 @@ class DeadlyPart:
         (["tile_px=40"], "multiple of 16"),
         (["overlap_px=32"], "overlap_px"),
         (["mpp=0"], "key: mpp"),
-        (["images=patches"], "found: 'both'"),
-        (["slides=''"], "found: 'neither'"),
+        (["images=patches"], "found: 'slides and images'"),
+        (["slides=''"], "found: 'none'"),
         (["encoders=[]"], "`encoders` is required"),
         (["encoders=[/nowhere]"], "no encoder here"),
         (["slides=/nowhere.csv"], "/nowhere.csv"),

@@ -11,6 +11,7 @@ import zlib
 
 import pytest
 
+from pathray.run.fence import Fence
 from ray_jobs import expand_oct
 from ray_jobs.expand_oct import ExpandOctConfig
 from ray_jobs.shell.cli import run_job
@@ -135,7 +136,8 @@ sys.exit(run_job(expand_oct.main, expand_oct.ExpandOctConfig, sys.argv[1:], expa
 """
 
 
-def test_a_killed_job_continues_and_no_object_is_half(monkeypatch, without_ray, caplog):
+def test_a_killed_job_continues_and_no_object_is_half(monkeypatch, without_ray, caplog, capsys):
+    """While it lives, no other start writes there; once it is dead, the next start takes its place at once."""
     caplog.set_level("INFO")
     members = [*cohort(4), (triton(1100), content_of(9, 40 << 20)), *cohort(9)[8:]]
     words = ("archives=gs://scans/zips/a.zip", "output=gs://scans/oct")
@@ -146,6 +148,9 @@ def test_a_killed_job_continues_and_no_object_is_half(monkeypatch, without_ray, 
         try:
             large = "oct/structural_oct/topcon_triton/1100"
             wait_for(lambda: sum(a.kind == "write" and a.name.startswith(large) for a in gcs.asked) > 1, 60)
+            assert run(*words) == 2
+            said = capsys.readouterr().err
+            assert "another process writes there" in said and f"process {job.pid}, since 20" in said
         finally:
             job.send_signal(signal.SIGKILL)
             job.wait()
@@ -153,6 +158,7 @@ def test_a_killed_job_continues_and_no_object_is_half(monkeypatch, without_ray, 
         assert 1 <= len(there) < len(members) and not any(name.startswith(large) for name in there)
         gcs.round_trip_s, before = 0.0, len(gcs.written)
         assert run(*words) == 0
+        assert "its owner has ended" in caplog.text and "waiting for a sign of life" not in caplog.text
         kept, written = len(there), len(members) - len(there)
         assert f"{len(members)} members of 1 archives = {written} written + {kept} kept + 0 skipped" in caplog.text
         for name, content in members:
@@ -160,6 +166,26 @@ def test_a_killed_job_continues_and_no_object_is_half(monkeypatch, without_ray, 
         assert sorted(n for n in gcs.written[before:] if n.endswith(".dcm")) == sorted(set(gcs.names()) & {
             n.replace("retinal_oct/", "oct/") for n, _ in members} - set(there))  # fmt: skip
         assert run(*words, "validate_only=true") == 0
+
+
+def test_a_job_whose_place_was_taken_writes_no_report_over_the_others(tmp_path, without_ray, monkeypatch, capsys):
+    write_zip(tmp_path / "a.zip", cohort(2))
+    words = (f"archives={tmp_path}/a.zip", f"output={tmp_path}/oct")
+    watch = Fence.watch
+
+    def lose_place(self, items):
+        for number, item in enumerate(watch(self, items)):
+            if number == 1:
+                (tmp_path / "oct/owner.json").write_text('{"token": "another"}')
+                self.check()
+            yield item
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Fence, "watch", lose_place)
+        assert run(*words) == 2
+    assert "another start has taken over this folder" in capsys.readouterr().err
+    assert not (tmp_path / "oct/expansion.csv").exists() and (tmp_path / "oct/owner.json").exists()
+    assert run(*words, "validate_only=true", "min_success_fraction=0") == 0, "it writes no volumes: it needs no place"
 
 
 @pytest.mark.parametrize(

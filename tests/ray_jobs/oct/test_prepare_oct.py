@@ -2,6 +2,8 @@
 
 import contextlib
 import csv
+import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from pydicom import uid
 
 from oct.indexing.index_file import read_index
+from pathray.run.fence import Fence
 from ray_jobs import index_oct, prepare_oct
 from ray_jobs.index_oct import IndexOctConfig
 from ray_jobs.prepare_oct import PrepareOctConfig
@@ -106,6 +109,23 @@ def test_a_stopped_job_keeps_what_it_has(tmp_path, without_ray, monkeypatch, cap
         assert run(*words) == 130
     assert run(*words) == 0
     assert "5 listed = 1 written + 1 copied + 2 kept + 0 failed + 1 excluded" in caplog.text
+
+
+def test_one_start_at_a_time_writes_to_an_output(tmp_path, without_ray, capsys, caplog):
+    write_volumes(tmp_path / "in")
+    words = (f"index={tmp_path}/oct.parquet", f"output={tmp_path}/out")
+    assert make_index(f"root={tmp_path}/in", f"output={tmp_path}/oct.parquet") == 0
+    capsys.readouterr()
+    with Fence(f"{tmp_path}/out", trains=False):
+        assert run(*words) == 2
+        said = capsys.readouterr().err
+        assert "another process writes there" in said and f"process {os.getpid()}, since 20" in said
+        assert "ray_jobs.stop" not in said and not (tmp_path / "out/manifest.tsv").exists()
+        record = json.loads((tmp_path / "out/owner.json").read_bytes())
+    (tmp_path / "out/owner.json").write_text(json.dumps(record | {"pid": 2**22 - 1}))
+    assert run(*words) == 0
+    assert "its owner has ended" in caplog.text and "waiting for a sign of life" not in caplog.text
+    assert (tmp_path / "out/manifest.tsv").exists() and not (tmp_path / "out/owner.json").exists()
 
 
 @pytest.mark.ray

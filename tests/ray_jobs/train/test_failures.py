@@ -8,7 +8,8 @@ import torch
 
 from pathray.config.sections import ScalingConfig
 from pathray.errors import UserError
-from pathray.run.layout import memory_note
+from pathray.run import hangs
+from pathray.run.layout import hang_note, memory_note
 from pathray.store.checkpoint import save
 from pathray.store.storage import Storage
 from ray_jobs.train import attempts
@@ -108,3 +109,18 @@ def test_a_group_that_notes_a_smaller_micro_batch_is_followed_by_another_however
     ends = [("micro_batch", n) for n in (32, 16, 8, 4)]
     assert fits(*ends, "done", max_failures=max_failures) == ({"end": "budget"}, [1, 2, 3, 4, 5])
     assert fits(("micro_batch", 4), None, max_failures=max_failures) == (None, [1, 2]), "the same note is no progress"
+
+
+@pytest.mark.parametrize("max_failures", [0, 3])
+def test_attempts_that_a_hanging_step_ends_are_counted_like_any_and_told_by_the_step(fits, monkeypatch, max_failures):
+    def hung(store, fit_id):
+        note = {"step": 5, "seconds": 61.0, "limit_s": 60.0, "rank": 0, "fit_id": fit_id, "time": 1.0}
+        store.write_bytes(hang_note(0), json.dumps(note).encode())
+        return read(store, fit_id)
+
+    read = hangs.hang_error
+    monkeypatch.setattr(hangs, "hang_error", hung)
+    with pytest.raises(UserError, match="step 5 hangs") as error:
+        fits(None, max_failures=max_failures)
+    assert error.value.where["key"] == "scaling.step_timeout_s"
+    assert fits(8, "done") == ({"end": "budget"}, [1, 2]), "one that advances goes on"

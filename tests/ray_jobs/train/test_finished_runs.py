@@ -22,8 +22,8 @@ from ray_jobs.stop import StopConfig
 from ray_jobs.stop import main as stop
 from ray_jobs.train import frozen_features, training_jobs
 from ray_jobs.train.frozen_features import FeaturesStopped
-from ray_jobs.train.mlflow_feed import tell_tracking
 from ray_jobs.train.regression_checks import is_finished
+from ray_jobs.train.tracking_feed import tell_tracking
 from tests.builders.expression import save_random_encoder, write_images
 from tests.builders.runs.run import KEYS
 from tests.builders.zips import write_folder
@@ -151,7 +151,8 @@ def test_anchors_in_a_budget_of_passes_are_those_of_the_runs_plan(tmp_path, monk
 @pytest.mark.parametrize(("uri", "told"), [(None, 0), ("sqlite:///a.db", 0), ("https://mlflow.example", 1)])
 def test_a_server_that_was_away_is_told_the_rest_of_a_finished_run(uri, told, tmp_path, monkeypatch):
     jobs = []
-    monkeypatch.setattr("ray_jobs.train.mlflow_feed.feed_mlflow", lambda job, store: jobs.append(job) or nullcontext())
+    name = "ray_jobs.train.tracking_feed.feed_tracking"
+    monkeypatch.setattr(name, lambda job, store: jobs.append(job) or nullcontext())
     made = Pretraining("ijepath", tmp_path)
     made.words += ["logging.mlflow=true", *([f"logging.tracking_uri={uri}"] if uri else [])]
     newest = SimpleNamespace(meta={"identity": {"hash": "x", "values": {"plan": "p"}}})

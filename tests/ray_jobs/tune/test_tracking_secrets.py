@@ -17,7 +17,7 @@ from pathray.store.storage import Storage
 from ray_jobs import pretrain_ijepath
 from ray_jobs.train import pretraining
 from ray_jobs.train.job import TrainJob
-from ray_jobs.train.mlflow_feed import feed_mlflow, mlflow_params
+from ray_jobs.train.tracking_feed import feed_tracking, tracked_params
 from regression.config import resolve
 
 
@@ -54,7 +54,7 @@ def test_a_login_in_the_tracking_address_is_not_saved_with_the_run(tmp_path, mon
     assert job.tracking.uri == uri
     assert "geheim" not in saved and "https://mlflow.example:5000/base" in saved
     assert "geheim" not in str(fingerprint(job.config, placement=True))
-    params = mlflow_params(job)
+    params = tracked_params(job)
     assert "geheim" not in str(params)
     assert (params["plan"], params["science"], params["optimization.lr"]) == ("0123", "ijepath", 2e-4)
     assert params["output"] == str(tmp_path / "run") and len(params["identity"]) == 64
@@ -94,8 +94,8 @@ def test_a_login_in_the_tracking_address_is_not_saved_with_a_regression(tmp_path
     assert texts.pop(0) == "begun", "a STOP that comes while features are computed is not removed afterwards"
     assert len(texts) == 1 and "tracking_uri: https://mlflow.example:5000/base\n" in texts[0]
     assert not [path for path in folder.rglob("*") if path.is_file() and b"geheim" in path.read_bytes()]
-    assert "geheim" not in "".join(texts) + str(fingerprint(job.config, placement=True)) + str(mlflow_params(job))
-    params = mlflow_params(job)
+    assert "geheim" not in "".join(texts) + str(fingerprint(job.config, placement=True)) + str(tracked_params(job))
+    params = tracked_params(job)
     assert (params["plan"], params["identity"], params["train.images"]) == ("0123", "beef", 240)
 
 
@@ -103,7 +103,7 @@ def test_mlflow_has_the_config_and_the_identity_as_parameters(tmp_path):
     mlflow = pytest.importorskip("mlflow")
     config = ToyConfig(weights={"Lung (NSCLC)/a": 0.25}, folds=[ToyFold(3)])
     job = TrainJob(print, config, "plan", str(tmp_path), ScalingConfig(), identity={"identity": "beef"})
-    with feed_mlflow(job, Storage.of(tmp_path)):
+    with feed_tracking(job, Storage.of(tmp_path)):
         MetricsLog(f"{tmp_path}/metrics.jsonl").append({"images_seen": 4, "loss": 0.5})
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     (run,) = client.search_runs([client.get_experiment_by_name("pathray").experiment_id])
