@@ -44,7 +44,9 @@ def test_what_a_killed_process_left_is_swept_and_what_a_living_one_writes_is_not
 
 def test_what_a_killed_process_left_is_swept_before_its_parent_has_waited_for_it(tmp_path):
     """Workers killed together with their parent stay zombies where the first process of a container reaps nobody."""
-    with subprocess.Popen([sys.executable, "-c", DIES, str(tmp_path / "a.bin")], cwd=ROOT, env=job_environment()) as run:
+    with subprocess.Popen(
+        [sys.executable, "-c", DIES, str(tmp_path / "a.bin")], cwd=ROOT, env=job_environment()
+    ) as run:
         wait_for(lambda: not alive([run.pid]), seconds=60)
         os.kill(run.pid, 0)  # still in the process table
         (left,) = os.listdir(tmp_path)
