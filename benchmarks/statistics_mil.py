@@ -27,7 +27,7 @@ from sklearn.metrics import roc_auc_score  # noqa: E402
 
 from pathray.stats.bootstrap import cluster_counts  # noqa: E402
 from pathray.stats.classification import classification_report  # noqa: E402
-from pathray.stats.delong import delong, delong_test  # noqa: E402
+from pathray.stats.comparing.delong import delong, delong_test  # noqa: E402
 from pathray.stats.ranking import Ranking  # noqa: E402
 from pathray.stats.weights import row_weights  # noqa: E402
 from tests.builders.slide_scores import TRUE_AUROC, cohort, covers  # noqa: E402

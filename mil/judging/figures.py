@@ -15,7 +15,7 @@ from mil.judging.scores import events_of
 from pathray.draw.canvas import ACCENTS, INK, MUTED
 from pathray.draw.charts import plain_frame
 from pathray.draw.figures import new_figure, plain_text, to_png
-from pathray.stats.calibration import reliability_bins
+from pathray.stats.calibrating.bins import reliability_bins
 from pathray.stats.curves import Kind, curve
 
 AXES = {

@@ -13,7 +13,7 @@ import numpy as np
 
 from mil.judging.predictions import Predictions
 from pathray.errors import UserError
-from pathray.stats.calibration import brier_parts, reliability_bins
+from pathray.stats.calibrating.bins import brier_parts, reliability_bins
 from pathray.stats.classification import classification_report
 from pathray.stats.operating_points import Rule, Threshold, choose_threshold, operating_point
 from pathray.stats.patients import How, aggregate

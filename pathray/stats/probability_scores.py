@@ -1,6 +1,6 @@
 """Scores of how right probabilities are, as functions of row weights: log-loss, Brier, calibration error. No torch.
 
-Not here: reliability bins and the calibration line (pathray.stats.calibration), scores of ranks or of decisions.
+Not here: reliability bins and the calibration line (pathray.stats.calibrating.bins), scores of ranks or of decisions.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One class against the rest by score: AUROC and average precision of many resamples, sorted once. No torch.
 
 Not here: means over classes (pathray.stats.classification), curves (pathray.stats.curves), tests
-(pathray.stats.delong).
+(pathray.stats.comparing.delong).
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pathray.stats.delong import delong
+from pathray.stats.comparing.delong import delong
 from tests.builders.slide_scores import TRUE_AUROC, cohort, covers
 
 COHORTS = 400

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from statsmodels.stats.contingency_tables import mcnemar as reference
 
-from pathray.stats.mcnemar import clustered_mcnemar, mcnemar
+from pathray.stats.comparing.mcnemar import clustered_mcnemar, mcnemar
 
 
 def pairs(only_a: int, only_b: int, both: int = 10) -> tuple[np.ndarray, np.ndarray]:

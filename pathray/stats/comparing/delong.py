@@ -1,6 +1,6 @@
 """AUROC with its variance, and two of them on the same rows, by DeLong; with clusters, by Obuchowski. No torch.
 
-Not here: resampling (pathray.stats.comparison), AUROC of resamples (pathray.stats.ranking).
+Not here: resampling (pathray.stats.comparing.scores), AUROC of resamples (pathray.stats.ranking).
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from sklearn.metrics import roc_auc_score
 
 from pathray.stats.bootstrap import cluster_counts
 from pathray.stats.classification import ClassifiedRows, classification_set
-from pathray.stats.comparison import compare_scores
+from pathray.stats.comparing.scores import compare_scores
 
 
 @pytest.fixture

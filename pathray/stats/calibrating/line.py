@@ -1,6 +1,6 @@
 """The calibration line of probabilities: slope and intercept of the outcome on their logit, for many row weights.
 
-Not here: reliability bins (pathray.stats.calibration), probabilities that are changed (pathray.stats.temperature).
+Not here: reliability bins (.bins), probabilities that are changed (.temperature).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import expit, logit
 
-from pathray.stats.calibration import events
+from pathray.stats.calibrating.bins import events
 from pathray.stats.estimates import ScoreSet
 
 Floats = npt.NDArray[np.float64]

@@ -1,6 +1,6 @@
 """A difference of any score of two models on the same rows, by a bootstrap of whole clusters. No torch.
 
-Not here: tests of AUROC and accuracy without resampling (pathray.stats.delong, pathray.stats.mcnemar).
+Not here: tests of AUROC and accuracy without resampling (.delong, .mcnemar).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss
 
-from pathray.stats.calibration import brier_parts, reliability_bins
+from pathray.stats.calibrating.bins import brier_parts, reliability_bins
 from pathray.stats.probability_scores import calibration_error
 
 ROWS = st.lists(st.tuples(st.booleans(), st.integers(0, 20)), min_size=1, max_size=60)

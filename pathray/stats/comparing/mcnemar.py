@@ -1,6 +1,6 @@
 """Whether two models are right equally often on the same rows: McNemar's test, and its version for clusters. No torch.
 
-Not here: other scores of two models (pathray.stats.comparison), many tests at once (pathray.stats.multiplicity).
+Not here: other scores of two models (.scores), many tests at once (.multiplicity).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Temperature scaling: one number, fitted on validation rows, that makes probabilities less or more sure.
 
-Not here: how well probabilities are calibrated (pathray.stats.calibration).
+Not here: how well probabilities are calibrated (pathray.stats.calibrating.bins).
 """
 
 from __future__ import annotations

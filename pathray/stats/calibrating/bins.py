@@ -2,7 +2,7 @@
 
 For more than two classes, give the likeliest class (`top_label` of pathray.stats.probability_scores) or one class
 against the rest. Not here: the calibration error as a score (pathray.stats.probability_scores), slope and
-intercept (pathray.stats.calibration_line), changing probabilities (pathray.stats.temperature).
+intercept (pathray.stats.calibrating.line), changing probabilities (pathray.stats.calibrating.temperature).
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from statsmodels.stats.multitest import multipletests
 
-from pathray.stats.multiplicity import benjamini_hochberg, holm
+from pathray.stats.comparing.multiplicity import benjamini_hochberg, holm
 
 
 @given(st.lists(st.sampled_from([0.0, 0.001, 0.01, 0.02, 0.04, 0.04, 0.3, 1.0]), min_size=1, max_size=12))

@@ -8,7 +8,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import softmax
 from sklearn.metrics import log_loss
 
-from pathray.stats.temperature import apply_temperature, fit_temperature
+from pathray.stats.calibrating.temperature import apply_temperature, fit_temperature
 
 
 @pytest.fixture

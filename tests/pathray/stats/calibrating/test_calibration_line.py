@@ -7,7 +7,7 @@ import pytest
 import statsmodels.api as sm
 from scipy.special import logit
 
-from pathray.stats.calibration_line import calibration_line
+from pathray.stats.calibrating.line import calibration_line
 from pathray.stats.estimates import estimate_scores
 
 

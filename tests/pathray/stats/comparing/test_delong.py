@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
-from pathray.stats.delong import auroc_covariance, delong, delong_test
+from pathray.stats.comparing.delong import auroc_covariance, delong, delong_test
 
 
 def rows(n: int = 60, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
