@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mil.config import LossConfig, ModelConfig, RunConfig, TrainingConfig
-from mil.model import SlideModel
-from mil.network import model_of
+from mil.model.build import model_of
+from mil.model.slide_model import SlideModel
 from mil.target import Target
 from pathray.store.artifact_kind import WEIGHTS, ArtifactKind
 

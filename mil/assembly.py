@@ -7,7 +7,7 @@ from typing import Any
 from mil.artifact import save
 from mil.config import RunConfig
 from mil.data import BagReader
-from mil.network import initial_digest
+from mil.model.build import initial_digest
 from mil.plan import identity, rows_of, strata, target_of
 from mil.predict import validator
 from mil.recipe import MILRecipe

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from mil.data import BagReader
-from mil.model import SlideModel
+from mil.model.slide_model import SlideModel
 from mil.plan import classes_of, rows_of, truth_of
 from pathray.data.plan import Plan
 from pathray.device import Device

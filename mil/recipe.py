@@ -1,6 +1,6 @@
 """The training recipe of a MIL classifier: one phase, aggregator and head together, on bags of features.
 
-A pathray.train.recipe.Recipe. Not here: networks (mil.model, mil.aggregators), losses (mil.heads), devices, files, Ray.
+A pathray.train.recipe.Recipe. Not here: networks (mil.model.slide_model, mil.aggregators), losses (mil.model.heads), devices, files, Ray.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from mil.config import RunConfig
-from mil.model import SlideModel
-from mil.network import build_net
+from mil.model.build import build_net
+from mil.model.slide_model import SlideModel
 from mil.target import Target
 from pathray.train.recipe import Loss, Micro, Progress
 

@@ -109,7 +109,7 @@ def read_inputs(config: TrainMILConfig) -> tuple[Store, Cohort]:
 
 def check_model(config: TrainMILConfig, store: Store, cohort: Cohort) -> None:
     """UserError for a model, or weights, that cannot be built for these features and classes."""
-    from mil.network import build_net, initial_digest
+    from mil.model.build import build_net, initial_digest
     from mil.target import Target
 
     initial_digest(config)

@@ -7,7 +7,7 @@ The base class takes care of padding, so that a model sees whole bags only:
 - some padding, and the mask on an accelerator or traced, where looking at it would wait for the device or fix a shape:
   one call with padding set to 0 and the mask; where order matters, real instances are moved to the front first.
 
-Not here: heads and losses (mil.heads), both together (mil.model), the models (one file per paper).
+Not here: heads and losses (mil.model.heads), both together (mil.model.slide_model), the models (one file per paper).
 """
 
 from __future__ import annotations

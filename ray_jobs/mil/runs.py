@@ -67,7 +67,7 @@ def train_fold(config: TrainMILConfig) -> None:
 def _prepare(config: TrainMILConfig) -> tuple[Plan, TrainMILConfig, dict[str, Any]]:
     """The fold's plan, its resolved config and its identity. UserError when its folder holds another run."""
     from mil.config import resolve
-    from mil.network import initial_digest
+    from mil.model.build import initial_digest
     from mil.plan import build_plan, identity
     from mil.settings import identity_of
     from pathray.data.split_files import read_split

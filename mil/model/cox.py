@@ -1,11 +1,11 @@
-"""The head for survival: one log-risk per bag and Cox's partial likelihood. Not here: other heads (mil.heads)."""
+"""The head for survival: one log-risk per bag and Cox's partial likelihood. Not here: other heads (mil.model.heads)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from mil.heads import Head
+from mil.model.heads import Head
 from pathray.device import Gather, keep_local
 from pathray.errors import UserError
 from pathray.nn.regularise import at_least_float32

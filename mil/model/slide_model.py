@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from mil.aggregators import Aggregator, build_aggregator
-from mil.cox import CoxHead
-from mil.heads import ClassHead, Head, OrdinalHead, RegressionHead
+from mil.model.cox import CoxHead
+from mil.model.heads import ClassHead, Head, OrdinalHead, RegressionHead
 from pathray.errors import UserError
 
 HEADS = ("classes", "regression", "ordinal", "cox")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mil.aggregators import Aggregator
-from mil.model import SlideModel
+from mil.model.slide_model import SlideModel
 from pathray.errors import UserError
 
 log = logging.getLogger(__name__)

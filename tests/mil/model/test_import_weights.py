@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mil.import_weights import import_weights
-from mil.model import SlideModel, build_model
+from mil.model.import_weights import import_weights
+from mil.model.slide_model import SlideModel, build_model
 from pathray.errors import UserError
 
 D, E, A, C, N = 10, 16, 6, 3, 23

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mil.aggregators.clam import CLAM
-from mil.cox import CoxHead, cox_terms
-from mil.heads import ClassHead, OrdinalHead, RegressionHead
-from mil.model import build_model
+from mil.model.cox import CoxHead, cox_terms
+from mil.model.heads import ClassHead, OrdinalHead, RegressionHead
+from mil.model.slide_model import build_model
 from pathray.errors import UserError
 
 NAMES = ["a", "b", "c"]

@@ -1,4 +1,4 @@
-"""Heads of a slide model: embedding → logits, their loss, and predictions; Cox's is in `mil.cox`.
+"""Heads of a slide model: embedding → logits, their loss, and predictions; Cox's is in `mil.model.cox`.
 
 A loss is Σ over the bags of a micro-batch with the weight to divide it by, so that accumulated micro-batches give the
 loss of the whole batch. Not here: aggregators, auxiliary losses of a paper (`Aggregator.auxiliary_loss`).

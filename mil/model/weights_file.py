@@ -1,6 +1,6 @@
 """Reads a file of weights: safetensors, or what torch saved; or the weights in a folder that Pathray exported.
 
-Only tensors and plain values are read, never code. Not here: names (mil.import_weights).
+Only tensors and plain values are read, never code. Not here: names (mil.model.import_weights).
 """
 
 from __future__ import annotations

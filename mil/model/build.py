@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from mil.config import ModelConfig, RunConfig, TrainingConfig
-from mil.import_weights import import_weights
-from mil.model import SlideModel, build_model
+from mil.model.import_weights import import_weights
+from mil.model.slide_model import SlideModel, build_model
+from mil.model.weights_file import read_weights_file, weights_digest
 from mil.target import Target
-from mil.weights_file import read_weights_file, weights_digest
 from pathray.errors import UserError
 
 log = logging.getLogger(__name__)
