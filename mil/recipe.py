@@ -1,6 +1,6 @@
 """The training recipe of a MIL classifier: one phase, aggregator and head together, on bags of features.
 
-A pathray.train.recipe.Recipe. Not here: networks (mil.model.slide_model, mil.aggregators), losses (mil.model.heads), devices, files, Ray.
+A pathray.train.recipe.Recipe. Not here: networks and losses (mil.model, mil.aggregators), devices, files, Ray.
 """
 
 from __future__ import annotations
