@@ -23,9 +23,10 @@ from oct.indexing.manifest import Spacing
 from oct.volume import AXES, Grid, Sampled, Triple, VolumeHeader
 from pathray.data.watchdog import exit_after
 from pathray.errors import UserError
-from pathray.features.bags import BagWriter, open_h5, read_bag
+from pathray.features.bags import BagWriter, open_h5
 from pathray.features.identity import fingerprint, version
 from pathray.features.inference import encoding_error
+from pathray.features.read_bags import read_bag
 from pathray.store.outages import read_through_outages
 from pathray.urls import public
 from pathray.wsi.backends.source import read_source

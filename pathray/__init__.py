@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathray.api.slide import Slide, open_slide
     from pathray.api.tissue import TissueMask, tissue
     from pathray.errors import UserError
-    from pathray.features.bags import Bag, read_bag
+    from pathray.features.read_bags import Bag, read_bag
     from pathray.wsi.tiling import TileSpec
 
     __version__: str
@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Bag": "pathray.features.bags",
+    "Bag": "pathray.features.read_bags",
     "Encoder": "pathray.api.encoder",
     "Model": "pathray.api.model",
     "Slide": "pathray.api.slide",
@@ -57,7 +57,7 @@ _MODULES = {
     "load_encoder": "pathray.api.encoder",
     "load_model": "pathray.api.model",
     "open_slide": "pathray.api.slide",
-    "read_bag": "pathray.features.bags",
+    "read_bag": "pathray.features.read_bags",
     "tissue": "pathray.api.tissue",
 }
 

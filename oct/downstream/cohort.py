@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from oct.indexing.index_file import VolumeIndex, read_index
-from oct.indexing.manifest import check_spelling, person_column
+from oct.indexing.manifest import person_column
 from pathray.errors import UserError
 from pathray.files.sheet import Sheet, read_sheet
 from pathray.urls import public
@@ -124,7 +124,7 @@ def _units(sheet: Sheet, label: str) -> tuple[str, list[str]]:
         return "path", [key.lstrip("/").removeprefix("dataset/") for key in sheet.texts("path")]
     column = person_column(sheet)
     keys = sheet.texts(column)
-    check_spelling(sheet, column, keys)
+    sheet.check_spelling(column, "persons")
     return column, keys
 
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from oct.indexing.devices import device_of
 from oct.indexing.manifest_cells import read_count, read_eye, read_millimetres, read_path, read_pixel_spacing, read_text
 from pathray.errors import MissingFile, UserError
-from pathray.files.csv_rows import spelling
 from pathray.files.sheet import Sheet, read_sheet
 from pathray.store.storage import Storage
 from pathray.urls import holds_secret, public
@@ -76,7 +75,7 @@ def read_manifest(path: str, root: str = "") -> Manifest:
     person = person_column(sheet)
     sheet.need(*COLUMNS)
     persons = sheet.texts(person)
-    check_spelling(sheet, person, persons)
+    sheet.check_spelling(person, "persons")
     rows = _rows(sheet, persons)
     root = _plain_root(root or _root_of(path, rows))
     whole = _without_prefix(rows, root)
@@ -124,17 +123,6 @@ def person_column(sheet: Sheet) -> str:
         raise UserError("one column must name the person", file=sheet.file, row=1, key=PERSON[0], found=found,
                         expected=expected)  # fmt: skip
     return names[0]
-
-
-def check_spelling(sheet: Sheet, column: str, persons: Sequence[str]) -> None:
-    """UserError for two persons that differ only in case or Unicode form: one person could be on both sides of a
-    split."""
-    first: dict[str, int] = {}
-    for i, person in enumerate(persons):
-        other = first.setdefault(spelling(person), i)
-        if persons[other] != person:
-            expected = f"one spelling: row {sheet.lines[other]} has {persons[other]}"
-            raise sheet.cell_error("two persons differ only in case or Unicode form", i, column, expected)
 
 
 def _rows(sheet: Sheet, persons: Sequence[str]) -> list[ManifestRow]:

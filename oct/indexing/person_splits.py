@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from oct.indexing.file_lists import FileList
-from oct.indexing.manifest import check_spelling, person_column
+from oct.indexing.manifest import person_column
 from pathray.data.order import rng
 from pathray.data.split_files import split_rows
 from pathray.data.splits import SPLITS, Split
@@ -100,7 +100,7 @@ def recommended_split(files: FileList, participants: str) -> Split:
 
 def _recommended(sheet: Sheet, column: str) -> dict[str, str]:
     persons, cells = sheet.texts(column), sheet.texts(RECOMMENDED)
-    check_spelling(sheet, column, persons)
+    sheet.check_spelling(column, "persons")
     given: dict[str, str] = {}
     for i, (person, cell) in enumerate(zip(persons, cells, strict=True)):
         part = SPELLINGS.get(cell.lower(), cell.lower())

@@ -20,10 +20,11 @@ from pathray.api.tissue import TissueMask
 from pathray.device import Device
 from pathray.errors import UserError
 from pathray.features import encoder as encoders
-from pathray.features.bags import Bag, check_finite
+from pathray.features.bags import check_finite
 from pathray.features.encoder import EncoderSpec, FeatureEncoder
 from pathray.features.images import ImageJob, ImageSettings, extract_images
 from pathray.features.inference import PixelBatch, encode_batches
+from pathray.features.read_bags import Bag
 from pathray.features.slides import SlideJob, SlideSettings, tile_attributes, tile_batches
 from pathray.features.tables import read_table
 from pathray.urls import public

@@ -1,4 +1,4 @@
-"""Reads and writes bags: the features of one slide's tiles in one H5 file, in the layout of CLAM and TRIDENT.
+"""Writes bags: the features of one slide's tiles in one H5 file, in the layout of CLAM and TRIDENT.
 
     features [N, D]   float16 or float32
     coords   [N, 2]   int64, upper left corners (x, y) in level-0 pixels, raster order; attributes describe the tiles
@@ -6,7 +6,8 @@
 
 A volume's bag has its tokens instead: coords [N, 3] are their first voxels (slow axis, depth, along a B-scan), and
 `pooled` [D] is one vector of the whole volume. A bag is published as a whole or not at all. Equal inputs give equal
-bytes. Not here: extraction from slides (pathray.features.slides), collections of bags.
+bytes. Not here: reading bags, also those of other tools (pathray.features.read_bags), extraction from slides
+(pathray.features.slides).
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ from pathray.store.storage import Storage
 
 SCHEMA_VERSION = 1
 DTYPES = ("float16", "float32")
-FEATURE_KEYS = ("features", "feats")
 
 
 class BagWriter:
@@ -91,47 +91,6 @@ class BagWriter:
             return
         with clear_errors(self.path), self._stack:
             assert not self._left.any(), f"{int(self._left.sum())} rows of {self.path} were never written"
-
-
-@dataclass(frozen=True)
-class Bag:
-    """`features` ``[N, D]`` as stored; `coords` ``[N, 2]`` (of volumes ``[N, 3]``) int64, or None if the file has none;
-    `tile`, the attributes of `coords`; and the provenance ({} in files from other tools)."""
-
-    features: npt.NDArray[Any]
-    coords: npt.NDArray[np.int64] | None
-    tile: dict[str, Any]
-    provenance: dict[str, Any]
-
-
-def read_bag(path: str) -> Bag:
-    """Read a bag of Pathray, CLAM or TRIDENT (``features`` ``[N, D]`` or ``[1, N, D]``), or of other tools (``feats``).
-
-    Raises MissingFile, and UserError with the reason: not H5, no features, a wrong shape, no rows, coords of another
-    length, NaN or inf, a newer version.
-    """
-    with open_h5(path) as file:
-        key = next((k for k in FEATURE_KEYS if k in file), None)
-        if key is None:
-            expected = " or ".join(FEATURE_KEYS)
-            raise UserError("the bag has no features", file=path, found=sorted(file), expected=expected)
-        features = np.asarray(file[key])
-        coords = np.asarray(file["coords"]) if "coords" in file else None
-        tile = {k: _plain(v) for k, v in file["coords"].attrs.items()} if coords is not None else {}
-        provenance = json.loads(file.attrs.get("provenance", "{}"))
-    features = features[0] if features.ndim == 3 and features.shape[0] == 1 else features
-    if features.ndim != 2 or features.dtype.kind != "f":
-        found = f"{features.dtype}{list(features.shape)}"
-        raise UserError("not a bag of features", file=path, key=key, found=found, expected="floats [N, D]")
-    if len(features) == 0:
-        raise UserError("the bag is empty", file=path, key=key)
-    coords = coords[0] if coords is not None and coords.ndim == 3 and coords.shape[0] == 1 else coords
-    if coords is not None and (coords.ndim != 2 or len(coords) != len(features) or coords.shape[1] not in (2, 3)):
-        expected = f"[{len(features)}, 2], one row per feature"
-        raise UserError("coords do not match the features", file=path, found=list(coords.shape), expected=expected)
-    if not np.isfinite(features).all():
-        raise UserError("features are not finite", file=path, key=key, found="NaN or inf")
-    return Bag(features, None if coords is None else coords.astype(np.int64), tile, provenance)
 
 
 @dataclass(frozen=True)

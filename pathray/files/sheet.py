@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import gzip
 import io
+import logging
 import math
+import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,11 +30,14 @@ from pathray.files.csv_rows import (
     plain_number,
     records,
     separator_of,
+    spelling,
 )
 from pathray.files.text import decode_text, read_user_file
 
 Floats = npt.NDArray[np.float64]
 SHOWN = 8
+ROUNDED = re.compile(r"\d\.\d+E\+\d{2,}")  # what a spreadsheet makes of a long number
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,19 @@ class Sheet:
             hint = " with a decimal point" if comma else ""
             raise self.cell_error(message, int(bad[0]), name, f"{expected}{hint}")
         return values
+
+    def check_spelling(self, name: str, what: str) -> None:
+        """UserError for two values of a column that differ only in case or Unicode form: one of the `what` (such as
+        persons) could be on both sides of a split. A warning for a number that a spreadsheet may have rounded."""
+        first: dict[str, int] = {}
+        cells = self.texts(name)
+        for i, cell in enumerate(cells):
+            other = first.setdefault(spelling(cell), i)
+            if cells[other] != cell:
+                expected = f"one spelling: row {self.lines[other]} has {cells[other]}"
+                raise self.cell_error(f"two {what} differ only in case or Unicode form", i, name, expected)
+        if rounded := [cells[i] for i in first.values() if ROUNDED.fullmatch(cells[i])]:
+            log.warning("%s: %s %s may be a number that a spreadsheet rounded", self.file, name, rounded[0])
 
     def cell_error(self, message: str, i: int, name: str, expected: str) -> UserError:
         """A UserError that shows the cell in row `i` of column `name`."""

@@ -12,7 +12,9 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from pathray.stats.bootstrap import Interval, cluster_codes, cluster_counts, percentile_interval
+from pathray.stats.bootstrap import Interval, cluster_codes, percentile_interval
+from pathray.stats.ranking import Ranking
+from pathray.stats.weights import mean_of_defined, ratio, row_weights
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -25,10 +27,11 @@ def classification_scores(truth: Ints, probabilities: Floats) -> dict[str, Score
     right = (probabilities.argmax(axis=1) == truth).astype(np.float64)
     member = (truth[:, None] == np.arange(probabilities.shape[1])).astype(np.float64)
     columns = range(1, 2) if probabilities.shape[1] == 2 else range(probabilities.shape[1])
+    rankings = [Ranking.of(truth == k, probabilities[:, k]) for k in columns]
     return {
-        "accuracy": lambda w: _ratio(w @ right, w.sum(axis=1)),
-        "balanced_accuracy": lambda w: _mean_of_defined(_ratio(w @ (member * right[:, None]), w @ member)),
-        "auc": lambda w: _mean_of_defined(np.stack([_auc(member[:, k], probabilities[:, k], w) for k in columns], 1)),
+        "accuracy": lambda w: ratio(w @ right, w.sum(axis=1)),
+        "balanced_accuracy": lambda w: mean_of_defined(ratio(w @ (member * right[:, None]), w @ member)),
+        "auc": lambda w: mean_of_defined(np.stack([r.auroc(w) for r in rankings], 1)),
     }
 
 
@@ -36,13 +39,13 @@ def regression_scores(truth: Floats, predicted: Floats) -> dict[str, Score]:
     """r2 (against the mean of the rows that count), mae and pearson of numbers `[N]`."""
 
     def r2(w: Floats) -> Floats:
-        mean = _ratio(w @ truth, w.sum(axis=1))
+        mean = ratio(w @ truth, w.sum(axis=1))
         spread = w @ np.square(truth) - w.sum(axis=1) * np.square(mean)
-        return 1 - _ratio(w @ np.square(truth - predicted), spread)
+        return 1 - ratio(w @ np.square(truth - predicted), spread)
 
     return {
         "r2": r2,
-        "mae": lambda w: _ratio(w @ np.abs(truth - predicted), w.sum(axis=1)),
+        "mae": lambda w: ratio(w @ np.abs(truth - predicted), w.sum(axis=1)),
         "pearson": lambda w: _pearson(truth - truth.mean(), predicted - predicted.mean(), w),
     }
 
@@ -65,7 +68,7 @@ def cluster_interval(
     estimate = float(value(np.ones((1, n)))[0])
     if count < 2:
         return Interval(estimate, float("nan"), float("nan"), level, count)
-    drawn = np.concatenate([value(part[:, codes]) for part in _blocks(count, n, resamples, seed)])
+    drawn = np.concatenate([value(w) for w in row_weights(codes, count, resamples=resamples, seed=seed)])
     ends = percentile_interval(drawn, level) if np.isfinite(drawn).any() else (float("nan"), float("nan"))
     return Interval(estimate, *ends, level, count)
 
@@ -77,38 +80,9 @@ def intervals(
     return {name: cluster_interval(s, clusters, resamples=resamples, seed=seed) for name, s in scores.items()}
 
 
-def _blocks(count: int, n: int, resamples: int, seed: int) -> list[Floats]:
-    """The resamples in parts, whose weights of rows take at most some 64 MB."""
-    size = max(1, (64 << 20) // (8 * n))
-    return [whole[i : i + size] for whole in cluster_counts(count, resamples, seed) for i in range(0, len(whole), size)]
-
-
-def _auc(member: Floats, score: Floats, w: Floats) -> Floats:
-    """`[R]`: the chance that a member's score exceeds another's, in weighted rows; NaN without members or others."""
-    order = np.argsort(score, kind="stable")
-    _, first, size = np.unique(score[order], return_index=True, return_counts=True)
-    own, other = w[:, order] * member[order], w[:, order] * (1 - member[order])
-    tied_own, tied_other = np.add.reduceat(own, first, axis=1), np.add.reduceat(other, first, axis=1)
-    below = np.cumsum(tied_other, axis=1) - tied_other
-    won = (tied_own * (below + tied_other / 2)).sum(axis=1)
-    assert size.sum() == len(score)
-    return _ratio(won, own.sum(axis=1) * other.sum(axis=1))
-
-
 def _pearson(x: Floats, y: Floats, w: Floats) -> Floats:
     total = w.sum(axis=1)
-    mean_x, mean_y = _ratio(w @ x, total), _ratio(w @ y, total)
+    mean_x, mean_y = ratio(w @ x, total), ratio(w @ y, total)
     shared = w @ (x * y) - total * mean_x * mean_y
     spread = (w @ x**2 - total * mean_x**2) * (w @ y**2 - total * mean_y**2)
-    return _ratio(shared, np.sqrt(np.where(spread > 1e-24, spread, 0)))
-
-
-def _ratio(a: Floats, b: Floats) -> Floats:
-    out: Floats = np.divide(a, b, out=np.full(np.broadcast(a, b).shape, np.nan), where=np.asarray(b) > 0)
-    return out
-
-
-def _mean_of_defined(values: Floats) -> Floats:
-    """`[R, K]` → `[R]`: the mean over the classes that a resample has."""
-    known = np.isfinite(values)
-    return _ratio(np.where(known, values, 0).sum(axis=1), known.sum(axis=1).astype(np.float64))
+    return ratio(shared, np.sqrt(np.where(spread > 1e-24, spread, 0)))

@@ -25,7 +25,6 @@ from pathray.store.storage import Storage, write_atomic
 from pathray.wsi.reader import SlideReader, open_slide
 from pathray.wsi.regions import read_regions
 from pathray.wsi.spacing import MAX_ENLARGEMENT, level_mpps, too_coarse
-from regression.tables.table import check_groups
 
 Floats = npt.NDArray[np.float64]
 Pixels = npt.NDArray[np.uint8]
@@ -120,7 +119,7 @@ def read_spots(
     sheet.need(spot, group, section, x, y)
     ids, groups, sections = (tuple(sheet.texts(name)) for name in (spot, group, section))
     _check_unique(sheet, spot, ids)
-    check_groups(sheet, group, groups)
+    sheet.check_spelling(group, "groups")
     centres = np.stack([sheet.numbers(name, "not a finite coordinate") for name in (x, y)], axis=1)
     return Spots(path, ids, groups, sections, centres, sheet)
 

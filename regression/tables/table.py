@@ -8,9 +8,7 @@ relative to the table. Optional: the places of the images in their sections (reg
 from __future__ import annotations
 
 import hashlib
-import logging
 import posixpath
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from pathray.errors import MissingFile, UserError
-from pathray.files.csv_rows import spelling
 from pathray.files.sheet import Sheet, read_sheet
 from pathray.store.storage import Storage
 from regression.tables.places import Places
@@ -26,8 +23,6 @@ from regression.tables.places import Places
 Floats = npt.NDArray[np.float64]
 Strings = npt.NDArray[np.str_]
 NAMED_AT_MOST = 8
-ROUNDED = re.compile(r"\d\.\d+E\+\d{2,}")  # what a spreadsheet makes of a long number
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -88,26 +83,12 @@ def read_table(
     sheet.need("path", "group_id")
     chosen = _targets(path, sheet.names, genes, target_dim)
     names, groups = (np.array(sheet.texts(name), np.str_) for name in ("path", "group_id"))
-    check_groups(sheet, "group_id", groups.tolist())
+    sheet.check_spelling("group_id", "groups")
     values = np.column_stack([sheet.numbers(name, "not a finite target") for name in chosen])
     places, unit = _places(sheet, chosen, groups), _unit(sheet)
     table = Table(path, names, groups, values, chosen, places, unit, sheet.lines)
     _check(table, check_files, constant_genes)
     return table
-
-
-def check_groups(sheet: Sheet, column: str, groups: Sequence[str]) -> None:
-    """UserError for two groups that differ only in case or Unicode form: one patient in two spellings would be in both
-    training and test."""
-    first: dict[str, str] = {}
-    for i, group in enumerate(groups):
-        other = first.setdefault(spelling(group), group)
-        if other != group:
-            message = "two groups differ only in case or Unicode form"
-            row = sheet.lines[groups.index(other)]
-            raise sheet.cell_error(message, i, column, f"one spelling: row {row} has {other}")
-    if rounded := [group for group in first.values() if ROUNDED.fullmatch(group)]:
-        log.warning("%s: group %s may be a number that a spreadsheet rounded", sheet.file, rounded[0])
 
 
 def _targets(path: str, found: Sequence[str], genes: Sequence[str] | None, wanted: int | None) -> tuple[str, ...]:

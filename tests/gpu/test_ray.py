@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from pathray.features.bags import read_bag
+from pathray.features.read_bags import read_bag
 from pathray.store import checkpoint
 from pathray.store.committed import list_committed
 from ray_jobs.tune import evaluation_resources

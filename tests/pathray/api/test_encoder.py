@@ -8,9 +8,9 @@ from PIL import Image
 import pathray
 from pathray.device import Device
 from pathray.errors import MissingFile, UserError
-from pathray.features.bags import read_bag
 from pathray.features.encoder import EncoderSpec, load_encoder
 from pathray.features.images import ImageJob, ImageSettings, extract_images
+from pathray.features.read_bags import read_bag
 from pathray.features.slides import SlideJob, SlideSettings, extract_slide
 from pathray.features.tables import read_table
 from pathray.wsi.tiling import TileSpec

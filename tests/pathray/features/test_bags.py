@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from pathray.errors import MissingFile, UserError
-from pathray.features.bags import BagWriter, read_bag, read_summary
+from pathray.features.bags import BagWriter, read_summary
+from pathray.features.read_bags import open_bag, read_bag
 from pathray.store.storage import StorageError
 
 COORDS = np.array([[0, 0], [64, 0], [0, 64], [64, 64], [128, 64]], np.int64)
@@ -155,3 +156,62 @@ def test_what_is_no_bag_is_refused_with_the_reason(tmp_path, content, said):
         read_bag(str(tmp_path / "t.h5"))
     with pytest.raises(MissingFile):
         read_bag(str(tmp_path / "u.h5"))
+
+
+def write_layout(path, coords, whole=None, of_coords=None, features=None):
+    """A bag as other tools write it: attributes of the file and of its coords."""
+    with h5py.File(path, "w") as file:
+        file["features"] = np.ones((len(coords), 3), np.float32) if features is None else features
+        file["coords"] = coords
+        file.attrs.update(whole or {})
+        file["coords"].attrs.update(of_coords or {})
+    return str(path)
+
+
+CORNERS = np.array([(0, 0), (2, 0), (0, 1), (3, 7)])  # in sides of a tile
+
+
+@pytest.mark.parametrize(
+    ("scale", "whole", "of_coords"),
+    [
+        (512, {}, {"patch_size": 256, "patch_size_level0": 512, "target_magnification": 20}),  # TRIDENT
+        (1024, {}, {"patch_size": 256, "patch_level": 1, "downsample": np.array([4.0, 4.0])}),  # CLAM
+        (256.5, {"unit": "um", "tile_size_um": 256.5, "tile_size_px": 224}, {}),  # STAMP
+        (256.5, {"unit": "um", "tile_size": 256.5}, {}),
+        (224, {}, {}),  # nothing is said: the least distance between tiles
+    ],
+)
+def test_a_slide_has_equal_positions_in_every_layout(tmp_path, scale, whole, of_coords):
+    bag = read_bag(write_layout(tmp_path / "b.h5", CORNERS * scale, whole, of_coords))
+    np.testing.assert_allclose(bag.positions, CORNERS, atol=1e-12)
+    assert (bag.unit, bag.side) == ("um" if whole else "px", scale)
+    np.testing.assert_array_equal(bag.coords, CORNERS * scale)  # fractions and all
+
+
+def test_coords_are_whole_numbers_unless_they_have_fractions(tmp_path):
+    assert read_bag(write_layout(tmp_path / "a.h5", CORNERS * 512.0)).coords.dtype == np.int64
+    assert read_bag(write_layout(tmp_path / "b.h5", CORNERS * 256.5)).coords.dtype == np.float64
+
+
+@pytest.mark.parametrize(
+    ("coords", "whole", "said"),
+    [
+        (np.array([(0.0, 1.0), (np.nan, 2.0)]), {}, "coords are not finite.*row: 1"),
+        (np.zeros((300, 2), np.int64), {}, "many tiles at few positions.*300 rows at 1 positions"),
+        (CORNERS, {"unit": "inch"}, "unknown unit.*inch"),
+    ],
+)
+def test_coords_that_say_nothing_are_refused(tmp_path, coords, whole, said):
+    path = write_layout(tmp_path / "b.h5", coords, whole)
+    with pytest.raises(UserError, match=said):
+        read_bag(path)
+
+
+def test_a_bag_is_read_in_ranges_and_the_first_bad_row_is_named(tmp_path):
+    features = np.arange(12, dtype=np.float32).reshape(4, 3)
+    features[2, 1] = np.inf
+    with open_bag(write_layout(tmp_path / "b.h5", CORNERS, features=features)) as bag:
+        assert (bag.rows, bag.dim, bag.dtype) == (4, 3, np.float32)
+        np.testing.assert_array_equal(bag.read(0, 2), features[:2])
+        with pytest.raises(UserError, match="not finite.*row: 2"):
+            bag.read(1, 4)

@@ -11,9 +11,9 @@ from PIL import Image
 from pathray.device import Device
 from pathray.errors import UnreadableUnit
 from pathray.features import slides
-from pathray.features.bags import read_bag
 from pathray.features.encoder import EncoderSpec, load_encoder
 from pathray.features.pictures import TILE_COLOUR, PicturePaths
+from pathray.features.read_bags import read_bag
 from pathray.features.slides import SlideJob, SlideSettings, extract_slide, slide_identity
 from pathray.store.storage import Storage, file_state
 from pathray.wsi.contours import COLOUR

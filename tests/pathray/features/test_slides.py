@@ -11,9 +11,10 @@ import pytest
 
 from pathray.device import Device
 from pathray.errors import UnreadableUnit, UserError
-from pathray.features.bags import read_bag, read_summary
+from pathray.features.bags import read_summary
 from pathray.features.encoder import EncoderSpec, load_encoder
 from pathray.features.publish import sweep
+from pathray.features.read_bags import read_bag
 from pathray.features.slides import SlideJob, SlideSettings, bag_fingerprint, extract_slide
 from pathray.features.tables import read_table
 from pathray.store.storage import file_state

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pathray.features.bags import read_bag
+from pathray.features.read_bags import read_bag
 from pathray.features.tables import read_table
 from ray_jobs import extract_features
 from ray_jobs.extract import actors as extraction

@@ -16,7 +16,7 @@ from oct.encoder import load_encoder
 from oct.extraction import read_tokens
 from oct.indexing.index_file import make_index, read_index, write_index
 from pathray.errors import UserError
-from pathray.features.bags import read_bag
+from pathray.features.read_bags import read_bag
 from pathray.features.tables import read_table
 from pathray.store.artifact import EncoderArtifact
 from pathray.wsi.backends.source import read_source

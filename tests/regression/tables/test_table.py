@@ -193,7 +193,7 @@ def test_a_patient_in_two_spellings_is_refused(tmp_path):
 
 def test_a_group_that_a_spreadsheet_rounded_is_warned_of(tmp_path, caplog):
     placed(tmp_path, "path,group_id,y0\na.png,1.00E+05,1\nb.png,1.00E+05,2\n")
-    assert "group 1.00E+05 may be a number that a spreadsheet rounded" in caplog.text
+    assert "group_id 1.00E+05 may be a number that a spreadsheet rounded" in caplog.text
     caplog.clear()
     placed(tmp_path, "path,group_id,y0\na.png,1e2,1\nb.png,007,2\n")
     assert caplog.text == ""

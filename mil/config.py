@@ -1,0 +1,169 @@
+"""The run config of a MIL training: every key with its default and its checks. Plain dataclasses.
+
+Fields made with `placement` may change when a run is resumed; all others are the run's identity. Not here: how layers
+are merged (pathray.config.load), and where a run executes (`runtime`, added by the job).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from mil.cohort import CLASSES, TASKS
+from mil.sections import CohortConfig, CohortPlaces
+from pathray.config import sections
+from pathray.config.checks import check_at_least, check_between, check_one_of, check_positive
+from pathray.config.load import placement
+from pathray.config.sections import CheckpointConfig, ScalingConfig, StepConfig, StreamConfig
+from pathray.errors import UserError
+from pathray.train.budget import resolve_budget, resolve_cadence
+from pathray.train.global_batch import choose_global_batch
+
+LOSSES = ("ce", "bce", "focal")
+SCHEMES = ("stratified_kfold", "group_kfold", "leave_one_group_out", "holdout")
+LOWER_IS_BETTER = ("loss", "log_loss", "brier", "mae")
+LOG_EVERY = 256  # slides
+
+
+@dataclass
+class LabelledSlides(CohortPlaces, StreamConfig):
+    """The slides, what is predicted, and how bags are read."""
+
+    label: str = "label"  # the column
+    task: str = CLASSES  # | regression: of a number
+    label_map: dict[str, int] | None = None  # numbers 0 … K−1 of the classes; null: sorted by name
+    max_instances: int | None = None  # tiles of a slide that are drawn at each step; null: all
+    sampling: str = "uniform"  # | balanced: every class gets an equal share of the steps
+    max_left_out_fraction: float = 0.05  # of the labelled slides: not in the store
+    ahead: int = placement(8)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_one_of(self, "data", task=TASKS, sampling=("uniform", "balanced"))
+        check_positive(self, "data", "max_instances")
+        check_between(self, "data", 0, 1, "max_left_out_fraction")
+        if self.sampling == "balanced" and self.task != CLASSES:
+            expected = "data.sampling=uniform, or data.task=classification"
+            raise UserError("only classes can be balanced", key="data.sampling", found=self.task, expected=expected)
+
+
+@dataclass
+class ModelConfig:
+    """The aggregator; `arguments` are those of its class in mil/aggregators."""
+
+    name: str = "abmil"
+    arguments: dict[str, Any] = field(default_factory=dict)
+    checkpointing: bool = placement(False)
+
+
+@dataclass
+class SplitsConfig:
+    """Who trains, validates and tests: by folds of whole patients, or by files that make_splits wrote."""
+
+    scheme: str = "stratified_kfold"  # | group_kfold | leave_one_group_out | holdout
+    folds: int = 5
+    seed: int = 42
+    fractions: list[float] = field(default_factory=lambda: [0.7, 0.15, 0.15])  # of a holdout: train, val, test
+    folder: str | None = placement(None)  # fold_0.csv …; or one file; null: made from the keys above
+
+    def __post_init__(self) -> None:
+        check_one_of(self, "splits", scheme=SCHEMES)
+        check_at_least(self, "splits", 3, "folds")
+
+
+@dataclass
+class LossConfig:
+    kind: str = "ce"  # ce | bce (two classes) | focal
+    smoothing: float = 0.0  # of ce
+    class_weights: str = "none"  # | inverse: by the training slides of each class
+    focal_gamma: float = 2.0
+    auxiliary: float = 1.0  # weight of a model's own loss (CLAM, DTFD), where it has one
+
+    def __post_init__(self) -> None:
+        check_one_of(self, "training.loss", kind=LOSSES, class_weights=("none", "inverse"))
+        check_between(self, "training.loss", 0, 0.999, "smoothing")
+        check_at_least(self, "training.loss", 0, "focal_gamma", "auxiliary")
+
+
+@dataclass
+class TrainingConfig(StepConfig):
+    """Budget, batch, optimizer and loss."""
+
+    max_epochs: float = 60.0  # passes over the training slides
+    slides: int | None = None  # budget in slides, instead of epochs
+    batch_size_per_gpu: int = placement(1)
+    global_batch: int | None = None  # null: batch_size_per_gpu x workers at the first start
+    lr: float = 1e-4
+    weight_decay: float = 5e-3
+    warmup: float = 0.05  # share of the steps
+    clip_grad: float | None = 1.0
+    precision: str = "bf16"  # on accelerators: fp32 | bf16 | fp16
+    seed: int = 0
+    loss: LossConfig = field(default_factory=LossConfig)
+    aggregator_weights_path: str | None = placement(None)  # artifact or weights file (its content is identity)
+    freeze_aggregator: bool = False
+
+    def __post_init__(self) -> None:
+        check_positive(self, "training", "max_epochs", "slides", "batch_size_per_gpu", "global_batch", "lr")
+        check_positive(self, "training", "clip_grad")
+        check_at_least(self, "training", 0, "weight_decay", "seed")
+        check_between(self, "training", 0, 0.99, "warmup")
+        check_one_of(self, "training", precision=("fp32", "bf16", "fp16"))
+        self.check_steps("training")
+
+
+@dataclass
+class EvalConfig:
+    """Validation during training, by which the best state is chosen; and intervals at the end."""
+
+    primary: str | None = None  # metric of the validation slides; null: loss
+    every: Any = field(default_factory=lambda: {"epochs": 1})
+    patience: int | None = 10  # validations without a better value that end the run; null: never
+    min_evals: int = 10
+    resamples: int = placement(2000)  # of patients, for the intervals
+
+    def __post_init__(self) -> None:
+        check_positive(self, "eval", "patience", "min_evals", "resamples")
+        resolve_cadence(self.every, global_batch=1, epoch_images=1, key="eval.every")
+
+
+@dataclass
+class LoggingConfig(sections.LoggingConfig):
+    write_tag: str = "mil"
+    experiment: str = "mil"
+    log_every: int | None = None  # slides; null: a fiftieth of the budget, at most 256
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(self, "logging", "log_every")
+
+
+@dataclass
+class RunConfig(CohortConfig):
+    """One training, of one split or of all folds. `output` is the folder (or URL) of everything that it writes."""
+
+    output: str | None = placement(None)
+    data: LabelledSlides = field(default_factory=LabelledSlides)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    splits: SplitsConfig = field(default_factory=SplitsConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    logging: LoggingConfig = placement(default_factory=LoggingConfig)
+    checkpoint: CheckpointConfig = placement(default_factory=CheckpointConfig)
+    scaling: ScalingConfig = placement(default_factory=ScalingConfig)
+
+
+C = TypeVar("C", bound=RunConfig)
+
+
+def resolve(config: C, workers: int, rows: int, before: int | None = None) -> C:
+    """`config` with the global batch and the budget in slides, for `rows` training slides; `before` is the global batch
+    of the resumed run. UserError when workers x batch_size_per_gpu does not divide it."""
+    settings = config.training
+    batch = choose_global_batch(
+        settings.global_batch, before, settings.batch_size_per_gpu * workers, workers,
+        key="training.global_batch", micro=settings.batch_size_per_gpu, micro_key="training.batch_size_per_gpu",
+    )  # fmt: skip
+    asked = settings.slides or {"epochs": settings.max_epochs}
+    slides = resolve_budget(asked, global_batch=batch, epoch_images=rows, key="training.max_epochs")
+    return replace(config, training=replace(settings, global_batch=batch, slides=slides))

@@ -1,0 +1,17 @@
+"""What a slide model is built for: the width of its features, and what it predicts. Plain values; no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Target:
+    """`dim`: numbers of a tile's features. `label`: the column. `classes`: their names, none for a regression. `scale`:
+    mean and deviation of a regression's numbers. `counts`: training slides per class."""
+
+    dim: int
+    label: str
+    classes: tuple[str, ...] = ()
+    scale: tuple[float, float] = (0.0, 1.0)
+    counts: tuple[int, ...] = ()

@@ -1,0 +1,155 @@
+"""A feature store and labels of slides → trained and judged MIL classifiers, one per fold of whole patients.
+
+    python -m ray_jobs.train_mil data.csv=slides.csv data.store=stores/uni2h model=abmil output=outputs/mil
+    python -m ray_jobs.train_mil data=gej encoder=univ1 model=perceiver splits=kfold5 training.lr=1e-4 parallel=2
+
+Each fold is a run in `output`/fold_<k>, `parallel` of them at a time; the same command resumes what is unfinished and
+leaves what is finished. Every patient is tested once, by a model that has not seen him: oof_predictions.parquet and
+metrics.json say what came of it, with intervals over patients.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from mil.config import RunConfig
+from mil.sections import CONFIGS_DIR, GROUPS
+from pathray.config.checks import check_at_least
+from pathray.config.load import Loaded, placement
+from pathray.errors import UserError
+from ray_jobs.shell.cli import Outputs, job
+from ray_jobs.shell.dry_run import tell
+from ray_jobs.shell.runtime import RuntimeConfig, ray_session
+from ray_jobs.train import training_jobs
+from ray_jobs.train.training_jobs import absolute, check_output
+
+if TYPE_CHECKING:
+    from mil.cohort import Cohort
+    from mil.store.reading import Store
+    from pathray.data.splits import Split
+    from ray_jobs.train.folds import Fold
+
+log = logging.getLogger(__name__)
+SPLITS = "splits"  # folder of the splits that this job made
+
+
+@dataclass
+class TrainMILConfig(RunConfig):
+    """A run config, and where it runs."""
+
+    parallel: int = placement(1)  # folds at a time
+    runtime: RuntimeConfig = placement(default_factory=RuntimeConfig)
+
+    def __post_init__(self) -> None:
+        check_at_least(self, "", 1, "parallel")
+        if self.parallel > 1 and self.scaling.workers == 0:
+            expected = "parallel=1, or scaling.workers >= 1"
+            raise UserError("several folds at a time need Ray", key="parallel", found=self.parallel, expected=expected)
+
+
+def main(loaded: Loaded[TrainMILConfig]) -> Outputs | None:
+    from mil.splits import check_parts, splits_of
+
+    config = make_paths_absolute(loaded.config)
+    store, cohort = read_inputs(config)
+    splits = splits_of(cohort, config.splits)
+    check_parts(cohort, splits)
+    check_model(config, store, cohort)
+    if loaded.dry_run:
+        return tell((len(cohort.names), "labelled slides"), (cohort.patients, "patients"), (len(splits), "splits"))
+    return train_and_judge(config, cohort, splits)
+
+
+def train_and_judge(config: TrainMILConfig, cohort: Cohort, splits: dict[str, Split]) -> Outputs:
+    from mil.results import judge_folds, list_unfinished
+    from pathray.store.storage import Storage
+    from ray_jobs.mil.runs import is_finished, train_fold
+    from ray_jobs.train.folds import train_all
+
+    root = Storage.of(str(config.output))
+    folds = folds_of(config, cohort, splits)
+    left = [fold for fold in folds if not is_finished(fold.config)]
+    log.info("%d of %d folds are finished", len(folds) - len(left), len(folds))
+    if left:
+        at_a_time, scaling = min(config.parallel, len(left)), config.scaling
+        cpus = at_a_time * (scaling.ranks * scaling.cpus_per_worker + 0.5)
+        with ray_session(config.runtime, cpus=cpus, autoscaling=scaling.autoscaling, needed=bool(scaling.workers)):
+            train_all(root, left, at_a_time, train_fold)
+    names = [fold.name for fold in folds]
+    if waiting := list_unfinished(root, names):
+        log.info("interrupted; the same command resumes %s", ", ".join(waiting))
+        return Outputs({"runs": root.url})
+    return Outputs(judge_folds(config, cohort, names))
+
+
+def read_inputs(config: TrainMILConfig) -> tuple[Store, Cohort]:
+    """The store and the labelled slides. UserError if too many labelled slides are not in the store."""
+    from mil.cohort import read_cohort
+    from mil.store.reading import Store as Opened
+
+    data = config.data
+    store = Opened(str(data.store))
+    cohort = read_cohort(
+        str(data.csv), store, label=data.label, task=data.task, label_map=data.label_map,
+        slide_column=data.slide_column, patient_column=data.patient_column,
+    )  # fmt: skip
+    log.info("%s; features of width %d", cohort, store.dim)
+    lost = [name for name, why in cohort.left_out if why == "not in the store"]
+    if lost:
+        log.warning("%d labelled slides are not in the store, such as %s", len(lost), lost[0])
+    if len(lost) > data.max_left_out_fraction * (len(lost) + len(cohort.names)):
+        message, found = "labelled slides are not in the store", f"{len(lost)}, such as {lost[0]}"
+        expected = f"at most data.max_left_out_fraction={data.max_left_out_fraction} of them"
+        raise UserError(message, file=str(data.csv), key=data.slide_column, found=found, expected=expected)
+    return store, cohort
+
+
+def check_model(config: TrainMILConfig, store: Store, cohort: Cohort) -> None:
+    """UserError for a model, or weights, that cannot be built for these features and classes."""
+    from mil.model.build import build_net, initial_digest
+    from mil.target import Target
+
+    initial_digest(config)
+    build_net(config, Target(store.dim, cohort.label, cohort.classes, counts=tuple(1 for _ in cohort.classes)))
+
+
+def folds_of(config: TrainMILConfig, cohort: Cohort, splits: dict[str, Split]) -> list[Fold]:
+    """A run per split. Splits that were made here are written below the output first."""
+    from mil.splits import split_files
+    from pathray.data.split_files import write_split
+    from pathray.store.storage import Storage
+    from ray_jobs.train.folds import Fold as Run
+
+    root = Storage.of(str(config.output))
+    if config.splits.folder:
+        files = split_files(config.splits.folder)
+    else:
+        files = {name: root.join(SPLITS, f"{name}.csv") for name in splits}
+        for name, path in files.items():
+            write_split(path, cohort, splits[name])
+    out = []
+    for name, path in files.items():
+        own = copy.deepcopy(config)
+        own = replace(own, output=root.join(name), splits=replace(own.splits, folder=path))
+        out.append(Run(name, own, root.join(name), path))
+    return out
+
+
+def make_paths_absolute(config: TrainMILConfig) -> TrainMILConfig:
+    """With every path absolute: a worker runs in another folder than the command. UserError for a missing key."""
+    check_output(config.output)
+    for key, expected in (("csv", "a table of slides"), ("store", "a folder that build_store wrote")):
+        if not getattr(config.data, key):
+            raise UserError(f"data.{key} is required", key=f"data.{key}", expected=expected)
+    data = replace(config.data, csv=absolute(config.data.csv), store=absolute(config.data.store))
+    training = replace(config.training, aggregator_weights_path=absolute(config.training.aggregator_weights_path))
+    splits = replace(config.splits, folder=absolute(config.splits.folder))
+    done: TrainMILConfig = training_jobs.make_paths_absolute(config, data=data, training=training, splits=splits)
+    return done
+
+
+if __name__ == "__main__":
+    job(main, TrainMILConfig, CONFIGS_DIR, GROUPS)

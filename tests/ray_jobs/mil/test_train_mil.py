@@ -1,0 +1,133 @@
+"""The job that trains by folds: what it leaves, what it resumes, what it refuses, and folds at the same time on Ray."""
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from mil.sections import CONFIGS_DIR, GROUPS
+from pathray.run.stop import request_stop
+from ray_jobs import evaluate_mil, train_mil
+from ray_jobs.evaluate_mil import EvaluateMILConfig
+from ray_jobs.shell.cli import run_job
+from ray_jobs.train_mil import TrainMILConfig
+from tests.builders.mil import write_cohort
+from tests.builders.runs.weights import newest_weights
+
+KEYS = (
+    "data.csv=slides.csv", "data.store=store", "data.threads=1", "model=abmil", "model.arguments.embed_dim=16",
+    "model.arguments.attention_dim=8", "splits.folds=3", "training.max_epochs=3", "training.lr=1e-2",
+    "training.global_batch=2", "training.batch_size_per_gpu=2", "eval.resamples=100", "logging.mlflow=false",
+    "scaling.accelerator=cpu",
+)  # fmt: skip
+WITHOUT_RAY = "scaling.workers=0"
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    return write_cohort(tmp_path_factory.mktemp("cohort"), patients=12)
+
+
+@pytest.fixture(autouse=True)
+def here(cohort, monkeypatch):
+    monkeypatch.chdir(cohort)
+
+
+def run(*argv) -> int:
+    return run_job(train_mil.main, TrainMILConfig, (*KEYS, *argv), CONFIGS_DIR, GROUPS)
+
+
+@pytest.fixture(scope="module")
+def trained(cohort, tmp_path_factory):
+    """The output of an undisturbed training without Ray."""
+    folder = tmp_path_factory.mktemp("trained") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(cohort)
+        assert run(f"output={folder}", WITHOUT_RAY) == 0
+    return folder
+
+
+def weights(folder: Path):
+    return {f"fold_{i}": newest_weights(folder / f"fold_{i}", "mil") for i in range(3)}
+
+
+def test_every_patient_is_tested_once_and_judged(trained):
+    oof = pq.read_table(trained / "oof_predictions.parquet")
+    assert oof.num_rows == 24 and oof["slide_id"].to_pylist() == sorted(set(oof["slide_id"].to_pylist()))
+    assert {"patient_id", "label", "fold", "prob_normal", "prob_tumor"} <= set(oof.column_names)
+    metrics = json.loads((trained / "metrics.json").read_text())
+    assert metrics["patients"] == 12 and metrics["slides_as_units"]["overall"]["auroc"]["value"] is not None
+    assert metrics["thresholds_chosen_on"] == "validation slides"
+    folds = json.loads((trained / "cv_results.json").read_text())
+    assert set(folds["folds"]) == {"fold_0", "fold_1", "fold_2"} and len(folds["models"]) == 3
+    for name in ("report.html", "roc.png", "calibration.png", "confusion.png", "fold_2/embeddings.npy"):
+        assert (trained / name).stat().st_size > 500
+
+
+def test_a_second_start_trains_nothing(trained, caplog):
+    caplog.set_level("INFO")
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("preds_test.parquet")}
+    assert run(f"output={trained}", WITHOUT_RAY) == 0
+    assert "3 of 3 folds are finished" in caplog.text
+    assert before == {path: path.stat().st_mtime_ns for path in trained.rglob("preds_test.parquet")}
+
+
+def test_an_interrupted_training_goes_on_where_it_was(trained, tmp_path, monkeypatch, caplog):
+    """A stop is asked for when the second fold begins; the same command finishes it with the same bits."""
+    caplog.set_level("INFO")
+    from ray_jobs.mil import runs
+
+    train_fold, out = runs.train_fold, tmp_path / "out"
+
+    def stop_in_second(config):
+        if config.output.endswith("fold_1"):
+            request_stop(str(out))
+        train_fold(config)
+
+    monkeypatch.setattr(runs, "train_fold", stop_in_second)
+    assert run(f"output={out}", WITHOUT_RAY) == 0
+    assert "the same command resumes" in caplog.text and not (out / "metrics.json").exists()
+    monkeypatch.setattr(runs, "train_fold", train_fold)
+    assert run(f"output={out}", WITHOUT_RAY) == 0
+    assert weights(out) == weights(trained)
+    assert (out / "metrics.json").read_bytes() == (trained / "metrics.json").read_bytes()
+
+
+@pytest.mark.heavy
+def test_two_folds_at_a_time_on_ray_end_with_the_bits_of_one_after_the_other(trained, tmp_path, ray_cluster):
+    out = tmp_path / "out"
+    assert run(f"output={out}", "parallel=2", "scaling.workers=1", "scaling.cpus_per_worker=0.25") == 0
+    assert weights(out) == weights(trained)
+    assert pq.read_table(out / "oof_predictions.parquet").equals(pq.read_table(trained / "oof_predictions.parquet"))
+
+
+def test_evaluating_the_predictions_again_gives_the_same_scores(trained, tmp_path):
+    words = (f"predictions={trained}/oof_predictions.parquet", f"output={tmp_path}/ev", "resamples=100", "seed=42")
+    assert run_job(evaluate_mil.main, EvaluateMILConfig, words, evaluate_mil.CONFIGS_DIR) == 0
+    one, two = (json.loads((folder / "metrics.json").read_text()) for folder in (trained, tmp_path / "ev"))
+    assert one["slides_as_units"] == two["slides_as_units"]
+
+
+def test_a_dry_run_counts_slides_and_writes_nothing(tmp_path, caplog):
+    caplog.set_level("INFO")
+    assert run(f"output={tmp_path}/out", WITHOUT_RAY, "--dry-run") == 0
+    assert "24 labelled slides" in caplog.text and "12 patients" in caplog.text and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("data.csv=",), "data.csv is required"),
+        (("data.store=nowhere",), "no feature store"),
+        (("data.label=grade",), "no such column"),
+        (("model.name=abmill",), "abmil"),
+        (("model.arguments.depth=3",), "depth"),
+        (("splits.folds=9",), "fewer patients than there are folds"),
+        (("parallel=2",), "several folds at a time need Ray"),
+        (("training.freeze_aggregator=true",), "a frozen aggregator needs weights"),
+    ],
+)
+def test_what_cannot_be_trained_is_told_before_anything_starts(tmp_path, capsys, words, said):
+    assert run(f"output={tmp_path}/out", WITHOUT_RAY, *words) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
