@@ -1,7 +1,7 @@
 """Weights of other programs into a slide model, by the names of their parameters. Read and applied here, never fetched.
 
-A table per source (mil.weight_names) says which name becomes which; what it does not name is reported. Not here: reading files of
-this project's runs (checkpoints and artifacts, pathray.store).
+A table per source (mil.weight_names) says which name becomes which; what it does not name is reported. Not here:
+reading files of this project's runs (checkpoints and artifacts, pathray.store).
 """
 
 from __future__ import annotations
