@@ -19,6 +19,9 @@ from pathray.nn.regularise import at_least_float32
 from pathray.nn.tracing import is_traced
 
 CHUNK = 64
+CHUNKS_AT_ONCE = (
+    32  # bounds what is between inputs and outputs, so that it stays in the caches and the allocator's pools
+)
 
 
 def ssd_scan(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, chunk: int = CHUNK) -> Tensor:
@@ -28,8 +31,16 @@ def ssd_scan(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, chunk: int 
     """
     with torch.autocast(x.device.type, enabled=False):
         x, dt, a, b, c = (at_least_float32(t) for t in (x, dt, a, b, c))
-        scan = _kernel if not is_traced() and ssd_backend(x.device) == "mamba_ssm" else _chunked
-        return scan(x, dt, a, b, c, chunk)
+        if is_traced():
+            return _chunked(x, dt, a, b, c, chunk, None)[0]
+        if ssd_backend(x.device) == "mamba_ssm":
+            return _kernel(x, dt, a, b, c, chunk)
+        out, state = [], None
+        pieces = [t.split(CHUNKS_AT_ONCE * chunk, dim=1) for t in (x, dt, b, c)]
+        for x_i, dt_i, b_i, c_i in zip(*pieces, strict=True):
+            y, state = _chunked(x_i, dt_i, a, b_i, c_i, chunk, state)
+            out.append(y)
+        return out[0] if len(out) == 1 else torch.cat(out, dim=1)
 
 
 @lru_cache(maxsize=16)
@@ -40,7 +51,7 @@ def ssd_backend(device: torch.device) -> str:
             t = torch.linspace(0.1, 1.0, 5 * 16, device=device)
             x, dt, bc = t.reshape(1, 5, 1, 16), t[:5].reshape(1, 5, 1), t.reshape(1, 5, 16)
             a = -torch.ones(1, device=device)
-            if torch.allclose(_kernel(x, dt, a, bc, bc, CHUNK), _chunked(x, dt, a, bc, bc, CHUNK), rtol=1e-2):
+            if torch.allclose(_kernel(x, dt, a, bc, bc, CHUNK), _chunked(x, dt, a, bc, bc, CHUNK, None)[0], rtol=1e-2):
                 return "mamba_ssm"
     except (ImportError, AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError):
         pass
@@ -56,7 +67,10 @@ def _kernel(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, chunk: int) 
     return out
 
 
-def _chunked(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, chunk: int) -> Tensor:
+def _chunked(
+    x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, chunk: int, state: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The scan from `state` `[B, S, H, P]`, 0 if None: y, and the state behind it."""
     B, L, H, P = x.shape
     S, count = b.shape[2], (L + chunk * (1 + is_traced()) - 1) // chunk  # a trace would fix a count of 1
     x, dt, b, c = (F.pad(t, (0, 0) * (t.ndim - 2) + (0, count * chunk - L)) for t in (x, dt, b, c))
@@ -69,10 +83,10 @@ def _chunked(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, chunk: int)
     y: Tensor = (inside @ x.transpose(2, 3)).transpose(2, 3)
     to_end = (total[:, :, None] - log_decay).exp()[..., None]
     added = b.transpose(2, 3) @ (x * to_end).flatten(3)  # [B, c, S, H · P], by the steps of each chunk
-    before = _states_before(added.unflatten(3, (H, P)), total)
+    before, after = _states(added.unflatten(3, (H, P)), total, state)
     y = y + (c @ before.flatten(3)).unflatten(3, (H, P)) * log_decay.exp()[..., None]
     y = y.flatten(1, 2)  # a slice of a computed length would be a condition on L
-    return y.index_select(1, torch.arange(L, device=y.device)) if is_traced() else y[:, :L]
+    return y.index_select(1, torch.arange(L, device=y.device)) if is_traced() else y[:, :L], after
 
 
 def _decays_inside(log_decay: Tensor) -> Tensor:
@@ -83,15 +97,17 @@ def _decays_inside(log_decay: Tensor) -> Tensor:
     return apart.masked_fill(later, -torch.inf).exp()
 
 
-def _states_before(added: Tensor, total: Tensor) -> Tensor:
-    """The state before each chunk, from what each adds `[B, c, S, H, P]` and its whole log-decay `[B, c, H]`."""
+def _states(added: Tensor, total: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The state before each chunk and behind the last, from what each adds `[B, c, S, H, P]` and its whole log-decay
+    `[B, c, H]`."""
     if is_traced():
-        return _states_before_traced(added, total)
-    state, states = torch.zeros_like(added[:, 0]), []
+        before = _states_before_traced(added, total)
+        return before, before[:, -1]
+    state, states = torch.zeros_like(added[:, 0]) if state is None else state, []
     for new, decay in zip(added.unbind(1), total.exp().unbind(1), strict=True):
         states.append(state)
         state = state * decay[:, None, :, None] + new
-    return torch.stack(states, dim=1)
+    return torch.stack(states, dim=1), state
 
 
 def _states_before_traced(added: Tensor, total: Tensor) -> Tensor:

@@ -183,7 +183,7 @@ def test_the_instance_loss_of_clam_is_that_of_its_picks(name: str, subtyping: bo
         logits = clam.instance_classifiers[c](picked)
         wanted += F.cross_entropy(logits, torch.tensor(target)).item() / (3 if subtyping else 1)
     assert found[1] == 3
-    torch.testing.assert_close(float(found[0]), wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found[0].item(), wanted, atol=1e-5, rtol=1e-5)
     assert "instance_logits" not in model.eval()(x, mask).extras
 
 

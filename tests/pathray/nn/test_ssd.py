@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pathray.nn import ssd
 from pathray.nn.mamba2 import Mamba2
 from pathray.nn.ssd import ssd_backend, ssd_scan
 
@@ -26,8 +27,9 @@ def inputs(L: int, seed: int = 0) -> list[Tensor]:
     return [x, torch.rand(2, L, 3, generator=g, dtype=torch.float64), -torch.rand(3, generator=g).double() * 4, b, c]
 
 
-@pytest.mark.parametrize("length", [1, 7, 8, 9, 40])
-def test_the_scan_is_the_recurrence(length: int) -> None:
+@pytest.mark.parametrize(("length", "at_once"), [(1, 32), (7, 32), (8, 32), (9, 32), (40, 32), (40, 2), (33, 1)])
+def test_the_scan_is_the_recurrence(length: int, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ssd, "CHUNKS_AT_ONCE", at_once)
     values = [v.requires_grad_() for v in inputs(length)]
     found, wanted = ssd_scan(*values, chunk=8), sequential(*values)
     torch.testing.assert_close(found, wanted, atol=1e-12, rtol=1e-12)
