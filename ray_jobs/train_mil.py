@@ -108,12 +108,16 @@ def read_inputs(config: TrainMILConfig) -> tuple[Store, Cohort]:
 
 
 def check_model(config: TrainMILConfig, store: Store, cohort: Cohort) -> None:
-    """UserError for a model, or weights, that cannot be built for these features and classes."""
+    """UserError for a model, or weights, that cannot be built for these features, classes and positions."""
     from mil.model.build import build_net, initial_digest
     from mil.target import Target
 
     initial_digest(config)
-    build_net(config, Target(store.dim, cohort.label, cohort.classes, counts=tuple(1 for _ in cohort.classes)))
+    net = build_net(config, Target(store.dim, cohort.label, cohort.classes, counts=tuple(1 for _ in cohort.classes)))
+    if net.aggregator.uses_coords and (lacking := [i for i in cohort.slides.tolist() if store.positions(i) is None]):
+        message, found = "the model needs positions", f"{len(lacking)} slides without, such as {store.ids[lacking[0]]}"
+        expected = "bags with coords, or another model"
+        raise UserError(message, file=store.path, key="model.name", found=found, expected=expected)
 
 
 def folds_of(config: TrainMILConfig, cohort: Cohort, splits: dict[str, Split]) -> list[Fold]:

@@ -131,3 +131,21 @@ def test_a_dry_run_counts_slides_and_writes_nothing(tmp_path, caplog):
 def test_what_cannot_be_trained_is_told_before_anything_starts(tmp_path, capsys, words, said):
     assert run(f"output={tmp_path}/out", WITHOUT_RAY, *words) == 2
     assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_model_that_needs_positions_is_refused_for_bags_without(tmp_path, monkeypatch, capsys):
+    import numpy as np
+
+    from tests.builders.bags import write_bag
+    from tests.builders.mil import make_store
+
+    names = [f"s{i}" for i in range(10)]
+    for name in names:
+        write_bag(tmp_path / "h5" / f"{name}.h5", np.ones((4, 8), np.float32))
+    make_store(tmp_path / "store", tmp_path / "h5")
+    rows = "".join(f"{name},{name},{'ab'[i % 2]}\n" for i, name in enumerate(names))
+    (tmp_path / "slides.csv").write_text("slide_id,patient_id,label\n" + rows)
+    monkeypatch.chdir(tmp_path)
+    words = ("data.csv=slides.csv", "data.store=store", "model=vit_alibi", "output=out", WITHOUT_RAY)
+    assert run_job(train_mil.main, TrainMILConfig, words, CONFIGS_DIR, GROUPS) == 2
+    assert "10 slides without, such as s0" in capsys.readouterr().err
