@@ -26,6 +26,7 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 READ_TIMEOUT_S = 3600.0
 LEAST = 1e-12  # probability, in the logarithm
+CLASS_SCORES, NUMBER_SCORES = ("accuracy", "balanced_accuracy", "auc"), ("r2", "mae", "pearson")
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ def predict_slides(net: SlideModel, reader: BagReader, rows: Ints, device: Devic
 
 def scores_of(truth: Floats, values: Floats, classes: int) -> dict[str, float]:
     """What a validation reports, without intervals: `loss` (log-loss, or squared error) and scores; NaN: undefined."""
+    if not np.isfinite(values).all():  # a model that has diverged: no validation is worse
+        return {"loss": float("nan"), **dict.fromkeys(CLASS_SCORES if classes else NUMBER_SCORES, float("nan"))}
     ones = np.ones((1, len(truth)))
     if not classes:
         found = {name: float(score(ones)[0]) for name, score in regression_scores(truth, values[:, 0]).items()}

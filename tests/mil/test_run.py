@@ -104,3 +104,12 @@ def test_a_frozen_aggregator_is_not_trained(root, plan):
     config.training = TrainingConfig(freeze_aggregator=True)
     recipe = MILRecipe(config, target_of(Plan.open(plan.path)))
     assert recipe.params["model"] and all(name.startswith("net.head") for name, _ in recipe.params["model"])
+
+
+def test_a_diverged_model_is_no_better_than_any_other():
+    from mil.predict import scores_of
+
+    good = scores_of(np.array([0.0, 1.0]), np.array([[0.9, 0.1], [0.2, 0.8]]), 2)
+    bad = scores_of(np.array([0.0, 1.0]), np.full((2, 2), np.nan), 2)
+    assert bad.keys() == good.keys() and not np.isfinite(list(bad.values())).any()
+    assert good["auc"] == 1 and good["loss"] == pytest.approx(-np.log([0.9, 0.8]).mean())
