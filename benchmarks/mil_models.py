@@ -7,12 +7,14 @@
 torchmil is not a dependency: without it, its comparisons are left out and the script says so. Both sides have the same
 widths (an instance embedding of 512, attention of 384, 8 heads, 256 landmarks), no dropout, and one step is forward,
 loss and backward. Pairs alternate; a ratio is of processor time within a pair, and the median of `--pairs` counts,
-since other load hits both. `memory` is the peak of a process of its own, less that of one that only imports.
+since other load hits both. `scan` runs in a process whose allocator keeps large blocks, or its larger size would
+measure the kernel clearing pages. `memory` is the peak of a process of its own, less that of one that only imports.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
@@ -29,6 +31,11 @@ from pathray.nn.ssd import ssd_scan
 
 D, E, A = 1024, 512, 384
 SIZES = (500, 1500, 2500, 3500, 4500, 5500, 6500, 8000)
+POOLED = {  # of glibc: blocks of 32 MiB and more, else fetched from the kernel at each use, come from its pool
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 33),
+    "MALLOC_TOP_PAD_": str(1 << 28),
+}
 Step = Callable[[], Any]
 
 
@@ -100,10 +107,11 @@ def scan(options: argparse.Namespace) -> None:
         values = [v.requires_grad_() for v in (x, dt, a, b, c)]
         return lambda: torch.autograd.grad(run(*values).sum(), values)
 
-    for length in (
-        2048,
-        8192,
-    ):  # at 8192 the tensors of inputs pass 32 MiB, from where malloc asks the kernel each time
+    if POOLED.keys() - os.environ.keys():
+        flags = ["--only", "scan", "--pairs", str(options.pairs), "--threads", str(options.threads)]
+        subprocess.run([sys.executable, __file__, *flags], check=True, env=dict(os.environ) | POOLED)
+        return
+    for length in (2048, 8192):
         title = f"scan, {2 * length} steps: time over {length} steps'"
         report(title, step(2 * length, ssd_scan), step(length, ssd_scan), options)
     report(
