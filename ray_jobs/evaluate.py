@@ -220,7 +220,7 @@ def _mlflow(config: EvaluateConfig, store: Any) -> Any:
     if not config.mlflow or (uri is None and not store.local):
         return nullcontext()
     from pathray.evaluation.results import ROWS, TUNE_IMAGES
-    from pathray.run.mlflow import MlflowFeeder
+    from pathray.run.tracking.mlflow import MlflowFeeder
 
     own = not store.exists(MLFLOW_RUN)
     if uri is None and not own:

@@ -2,7 +2,7 @@
 
 Rows carry `images_seen`. On resume the log is cut back to the checkpoint's position, so a crash leaves neither doubled
 nor orphaned rows. NaN and Inf become null and are named in `nonfinite`. Not here: MLflow, which is fed from the file
-(pathray.run.mlflow).
+(pathray.run.tracking.mlflow).
 """
 
 from __future__ import annotations

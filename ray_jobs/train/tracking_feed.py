@@ -32,7 +32,7 @@ def _feed_mlflow(job: TrainJob, store: Any) -> Iterator[None]:
     if not job.tracking.mlflow:
         yield
         return
-    from pathray.run.mlflow import MlflowFeeder, default_uri
+    from pathray.run.tracking.mlflow import MlflowFeeder, default_uri
 
     uri = job.tracking.uri
     if uri is None:
@@ -58,9 +58,9 @@ def _feed_wandb(job: TrainJob, store: Any) -> AbstractContextManager[Any]:
     wanted, tracking = job.tracking.wandb, job.tracking
     if wanted.mode == "off":
         return nullcontext()
-    from pathray.run.tracked import public_params
-    from pathray.run.wandb_mirror import MirrorSpec
-    from pathray.run.wandb_process import WandbProcess, check_installed
+    from pathray.run.tracking.tracked import public_params
+    from pathray.run.tracking.wandb_mirror import MirrorSpec
+    from pathray.run.tracking.wandb_process import WandbProcess, check_installed
 
     check_installed()
     spec = MirrorSpec(
@@ -107,8 +107,8 @@ def tell_tracking(config: Any, run_dir: str, newest: Committed) -> None:
 
 def missing_tracking(config: Any, store: Any) -> Tracking:
     """Of what a finished run's metrics go to, that which may not have all of them."""
-    from pathray.run.mlflow import is_local
-    from pathray.run.wandb_mirror import is_finished
+    from pathray.run.tracking.mlflow import is_local
+    from pathray.run.tracking.wandb_mirror import is_finished
 
     tracking = tracking_of(config)
     remote = tracking.uri is not None and not is_local(tracking.uri)
@@ -119,7 +119,7 @@ def missing_tracking(config: Any, store: Any) -> Tracking:
 def check_tracking(config: Any) -> None:
     """UserError where the config wants W&B and it is not installed."""
     if config.logging.wandb.mode != "off":
-        from pathray.run.wandb_process import check_installed
+        from pathray.run.tracking.wandb_process import check_installed
 
         check_installed()
 

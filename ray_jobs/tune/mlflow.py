@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 from pathray.errors import explain
 from pathray.run.layout import MLFLOW_RUN
-from pathray.run.mlflow import SILENT_S, client_of, default_uri, is_local, mlflow_errors, redact, within
+from pathray.run.tracking.mlflow import SILENT_S, client_of, default_uri, is_local, mlflow_errors, redact, within
 from pathray.search.leaderboard import Entry
 from pathray.search.objective import Objective
 from pathray.store.storage import Storage

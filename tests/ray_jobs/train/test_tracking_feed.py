@@ -9,7 +9,7 @@ from pathray.config.load import load_config
 from pathray.config.sections import LoggingConfig, ScalingConfig, WandbConfig
 from pathray.errors import UserError
 from pathray.run.layout import WANDB_RUN
-from pathray.run.tracked import numbers_of
+from pathray.run.tracking.tracked import numbers_of
 from pathray.store.metrics_log import rows_of
 from pathray.store.storage import Storage
 from ray_jobs.train import tracking_feed
@@ -30,7 +30,7 @@ def job_of(run, plan, **changes):
 
 def test_a_stopped_and_resumed_training_is_one_run_of_wandb_with_the_rows_of_its_metrics(tmp_path, monkeypatch):
     pytest.importorskip("wandb", reason="W&B is an extra: pip install 'pathray[wandb]'")
-    monkeypatch.setattr("pathray.run.wandb_process.END_S", 120.0)
+    monkeypatch.setattr("pathray.run.tracking.wandb_process.END_S", 120.0)
     run, plan = tmp_path / "run", write_plan(tmp_path / "plan")
     run.mkdir()
     assert fit(job_of(run, plan, stop_at_step=3)).end == "stopped"

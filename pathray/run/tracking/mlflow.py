@@ -24,7 +24,7 @@ from urllib.parse import unquote
 
 from pathray.errors import explain
 from pathray.run.layout import MLFLOW_LOCK, MLFLOW_RUN
-from pathray.run.tracked import numbers_of, public_params, read_if_changed
+from pathray.run.tracking.tracked import numbers_of, public_params, read_if_changed
 from pathray.store.metrics_log import MARKER, TIME, rows_of
 from pathray.store.storage import Storage
 from pathray.urls import public, public_text, sqlite_uri

@@ -2,7 +2,7 @@
 
     with WandbProcess(spec): …
 
-Not here: what it tells W&B (pathray.run.wandb_mirror).
+Not here: what it tells W&B (pathray.run.tracking.wandb_mirror).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 
 from pathray.errors import UserError
-from pathray.run.wandb_mirror import MirrorSpec
+from pathray.run.tracking.wandb_mirror import MirrorSpec
 
 log = logging.getLogger(__name__)
 END_S = 20.0  # that a job's end waits for W&B
@@ -45,7 +45,7 @@ class WandbProcess:
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "pathray.run.wandb_mirror"],
+                [sys.executable, "-m", "pathray.run.tracking.wandb_mirror"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

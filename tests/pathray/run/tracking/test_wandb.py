@@ -11,11 +11,11 @@ import pytest
 
 from pathray.config.sections import LoggingConfig, WandbConfig
 from pathray.errors import UserError
-from pathray.run import wandb_process
 from pathray.run.layout import WANDB_RUN
-from pathray.run.tracked import REDACTED, numbers_of, public_params
-from pathray.run.wandb_mirror import MirrorSpec, is_finished
-from pathray.run.wandb_process import WandbProcess, check_installed
+from pathray.run.tracking import wandb_process
+from pathray.run.tracking.tracked import REDACTED, numbers_of, public_params
+from pathray.run.tracking.wandb_mirror import MirrorSpec, is_finished
+from pathray.run.tracking.wandb_process import WandbProcess, check_installed
 from pathray.store.metrics_log import MetricsLog, rows_of
 from pathray.store.storage import Storage
 from tests.builders.runs.offline_wandb import OfflineRun, offline_runs

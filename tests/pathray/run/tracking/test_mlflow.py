@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pathray.run.mlflow import MlflowFeeder, redact
-from pathray.run.tracked import REDACTED
+from pathray.run.tracking.mlflow import MlflowFeeder, redact
+from pathray.run.tracking.tracked import REDACTED
 from pathray.store.metrics_log import MetricsLog
 from tests.builders.storage import FaultyFileSystem
 
@@ -185,7 +185,7 @@ def test_a_resumed_run_keeps_its_parameters_and_takes_new_ones(tmp_path: Path, m
 def test_parameters_that_mlflow_refuses_neither_stop_the_metrics_nor_begin_runs(
     tmp_path: Path, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("pathray.run.mlflow._name", lambda key: "../" + key)
+    monkeypatch.setattr("pathray.run.tracking.mlflow._name", lambda key: "../" + key)
     path = str(tmp_path / "metrics.jsonl")
     fill(path, [10])
     first, second = (MlflowFeeder(path, uri=mlflow_uri, params={"lr": 0.1}) for _ in range(2))
@@ -300,7 +300,7 @@ def black_hole() -> Iterator[str]:
 def test_a_server_that_never_answers_does_not_hold_the_end(
     tmp_path: Path, black_hole: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("pathray.run.mlflow.SILENT_S", 0.2)
+    monkeypatch.setattr("pathray.run.tracking.mlflow.SILENT_S", 0.2)
     path = str(tmp_path / "metrics.jsonl")
     fill(path, [1])
     feeder = MlflowFeeder(path, uri=black_hole)

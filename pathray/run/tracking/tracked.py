@@ -1,6 +1,6 @@
 """What trackers of experiments are told of a run: the numbers of its rows, and its config without secrets.
 
-Not here: when and how (pathray.run.mlflow, pathray.run.wandb_mirror).
+Not here: when and how (pathray.run.tracking.mlflow, pathray.run.tracking.wandb_mirror).
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Mirrors a run's metrics to W&B: a process of its own, `python -m pathray.run.wandb_mirror`, that tails metrics.jsonl.
+"""Mirrors a run's metrics to W&B: `python -m pathray.run.tracking.wandb_mirror`, a process that tails metrics.jsonl.
 
 A process, because wandb's hooks wait at the end of the one that they are in for a server that may be down. Its first
 line of input is a `MirrorSpec`; a second one, or the end of input, ends it. What it prints is a warning. Rows stay in
 their file until they are told, so nothing is queued in memory. The run's id and what it was told are in
 ``wandb_run.json``, so that a resumed run continues the same one; rows that a resume trains again are not told twice.
-Not here: who starts it (pathray.run.wandb_process).
+Not here: who starts it (pathray.run.tracking.wandb_process).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any, Literal, cast
 
 from pathray.errors import explain
 from pathray.run.layout import CHECKPOINTS, ENCODER, EVALUATION_REPORT, METRICS, QUARANTINE_REPORT, RESULTS, WANDB_RUN
-from pathray.run.tracked import numbers_of, read_if_changed
+from pathray.run.tracking.tracked import numbers_of, read_if_changed
 from pathray.store.metrics_log import MARKER, rows_of
 from pathray.store.storage import Storage
 
