@@ -65,7 +65,7 @@ def encoder_specs(config: ExtractConfig) -> dict[str, EncoderSpec]:
     """The encoders by name, with checked descriptions, before Ray starts and without loading weights."""
     from pathray.features.encoder import EncoderSpec
 
-    kind: type[EncoderSpec] = import_module("oct.encoder").VolumeSpec if config.volumes else EncoderSpec
+    kind: type[EncoderSpec] = import_module("oct.encoding.encoder").VolumeSpec if config.volumes else EncoderSpec
     if not config.encoders:
         expected = "encoders=[folder] or encoders=[name=folder,…]"
         raise UserError("`encoders` is required", key="encoders", expected=expected)

@@ -20,11 +20,11 @@ from dataclasses import dataclass, field, replace
 from pathray.config.checks import check_at_least
 from pathray.config.load import MISSING, Loaded, placement
 from pathray.errors import UserError
+from ray_jobs.regression.checks import is_finished, tell_rehearsal
+from ray_jobs.regression.runs import Run, plan_of, run_of
 from ray_jobs.shell.cli import Outputs, job
 from ray_jobs.shell.runtime import ray_session
 from ray_jobs.train.folds import Fold, check_apart, find_splits, train_all
-from ray_jobs.train.regression_checks import is_finished, tell_rehearsal
-from ray_jobs.train.regression_runs import Run, plan_of, run_of
 from ray_jobs.train.training_jobs import check_output
 from ray_jobs.train_regression import TrainRegressionConfig, check_probes, make_paths_absolute, prepare_run, work_on
 from ray_jobs.tune.mlflow import Parent

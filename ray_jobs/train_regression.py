@@ -20,12 +20,12 @@ from pathray.errors import UserError
 from pathray.run.layout import ENCODER, RESULTS, STOP
 from pathray.run.outcome import Outcome
 from pathray.store.outages import START, Looks, through_outages
+from ray_jobs.regression.checks import check_rows, is_finished, keep_results, tell_rehearsal
+from ray_jobs.regression.runs import Run, plan_of, run_of
 from ray_jobs.shell.cli import Outputs, job
 from ray_jobs.shell.run_summary import write_run_summary
 from ray_jobs.shell.runtime import RuntimeConfig, ray_session
 from ray_jobs.train import training_jobs
-from ray_jobs.train.regression_checks import check_rows, is_finished, keep_results, tell_rehearsal
-from ray_jobs.train.regression_runs import Run, plan_of, run_of
 from ray_jobs.train.tracking_feed import check_tracking
 from ray_jobs.train.trainer import begin, fit
 from ray_jobs.train.training_jobs import (
@@ -94,7 +94,7 @@ def work_on(run: Run) -> Outputs:
 
 def _train_and_judge(run: Run, store: Storage, done: Outputs) -> Outputs:
     from pathray.run.log import run_log
-    from ray_jobs.train.frozen_features import FeaturesStopped
+    from ray_jobs.regression.frozen_features import FeaturesStopped
 
     config = run.config
     through_outages(lambda: keep_results(run), START)
@@ -143,7 +143,7 @@ def check_probes(config: TrainRegressionConfig) -> None:
     """Before training, since they are asked after it: MissingFile or UserError for one that is no encoder of images."""
     if not config.eval.probes:
         return
-    from ray_jobs.train.frozen_features import probe_config
+    from ray_jobs.regression.frozen_features import probe_config
     from regression.model import preprocessing
 
     for artifact in config.eval.probes.values():
@@ -165,7 +165,7 @@ def train(run: Run, accelerator: str | None = None) -> Outcome:
         accelerator=accelerator,
     )  # fmt: skip
     if uses_cache(config):
-        from ray_jobs.train.frozen_features import ensure_features
+        from ray_jobs.regression.frozen_features import ensure_features
 
         stopped = is_asked_to_stop(run)
         folder = ensure_features(config, run.plan, config.scaling, "of the frozen backbone", stopped).folder
@@ -177,7 +177,7 @@ def train(run: Run, accelerator: str | None = None) -> Outcome:
 def features_for(run: Run) -> dict[str, FeatureFolder]:
     """What the baselines are fitted to, by name. Before the training: who waits for days does not want to hear at the
     end that a test image cannot be read. UserError naming it; FeaturesStopped when the run is asked to stop."""
-    from ray_jobs.train.frozen_features import ensure_features, probe_config
+    from ray_jobs.regression.frozen_features import ensure_features, probe_config
     from regression.features import check_evaluated
 
     config, scaling = run.config, run.config.scaling

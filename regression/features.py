@@ -2,7 +2,7 @@
 
 A folder is named after everything that its numbers depend on: weights, preprocessing, the images and their state. Other
 runs and folds reuse the same features; an interrupted computation resumes with the missing parts. Not here: the
-distributed computation (ray_jobs.train.frozen_features), and models of the features (regression.baseline).
+distributed computation (ray_jobs.regression.frozen_features), and models of the features (regression.baseline).
 """
 
 from __future__ import annotations

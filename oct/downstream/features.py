@@ -23,7 +23,7 @@ import torch
 
 from oct.cache import VolumeCache
 from oct.downstream.preprocess import load_encoder, pool_tokens
-from oct.encoder import VolumeEncoder
+from oct.encoding.encoder import VolumeEncoder
 from oct.plan import manifest_spacing
 from pathray.device import Device
 from pathray.errors import MissingFile, UnreadableUnit, UserError

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 POOLINGS = ("mean", "cls", "cls+mean")
 PRECISIONS = ("fp32", "bf16", "fp16")
-VOLUMES = "; for OCT volumes: ray_jobs.extract_features volumes=…, or oct.encoder.load_encoder"
+VOLUMES = "; for OCT volumes: ray_jobs.extract_features volumes=…, or oct.encoding.encoder.load_encoder"
 UNDERSTOOD = ("mean", "std", "size", "mpp", "layout")  # the preprocessing that this module implements
 
 

@@ -1,6 +1,6 @@
 """Extraction from OCT volumes: decides which volumes of an index to do, reports the results, writes one table of all.
 
-Not here: the job (ray_jobs.extract_features), the bag of one volume (oct.extraction).
+Not here: the job (ray_jobs.extract_features), the bag of one volume (oct.encoding.extraction).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from oct.encoder import Singles, encoder_of
-from oct.extraction import (
+from oct.encoding.encoder import Singles, encoder_of
+from oct.encoding.extraction import (
     VolumeJob,
     VolumeOutcome,
     VolumeSettings,

@@ -16,6 +16,6 @@ def judge_of(plugins: Sequence[PluginConfig], run_dir: str) -> Judge:
 
     if not any(dataset.volumes for plugin in plugins for dataset in plugin.datasets.values()):
         return Judge(plugins, run_dir)
-    from oct.judged import JudgedVolumes
+    from oct.encoding.judged import JudgedVolumes
 
     return Judge(plugins, run_dir, JudgedVolumes())

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from oct.downstream.preprocess import Preprocessing, pool_tokens
-from oct.encoder import load_encoder
-from oct.extraction import read_tokens
+from oct.encoding.encoder import load_encoder
+from oct.encoding.extraction import read_tokens
 from oct.indexing.index_file import make_index, read_index, write_index
 from pathray.errors import UserError
 from pathray.features.read_bags import read_bag

@@ -10,8 +10,8 @@ from pathray.store.committed import Committed
 from pathray.store.outages import through_outages
 from pathray.store.storage import Storage
 from ray_jobs import train_regression
+from ray_jobs.regression.runs import Run
 from ray_jobs.shell.cli import Outputs
-from ray_jobs.train.regression_runs import Run
 from regression.config import CONFIGS_DIR
 from tests.builders.bucket import BucketFileSystem, Outage
 from tests.builders.runs.bucket_run import register

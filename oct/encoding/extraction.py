@@ -1,7 +1,7 @@
 """Extracts one OCT volume into one bag per encoder: the file is read once, and put once on each grid. Without Ray.
 
 A bag holds the volume's tokens, or its pooled features alone; see pathray.features.bags. Not here: which volumes to
-extract and the table of all (ray_jobs.extract.volumes), the encoder (oct.encoder).
+extract and the table of all (ray_jobs.extract.volumes), the encoder (oct.encoding.encoder).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from oct.downstream.preprocess import pool_tokens
-from oct.encoder import Singles, VolumeEncoder, VolumeFeatures
+from oct.encoding.encoder import Singles, VolumeEncoder, VolumeFeatures
 from oct.indexing.manifest import Spacing
 from oct.volume import AXES, Grid, Sampled, Triple, VolumeHeader
 from pathray.data.watchdog import exit_after

@@ -23,7 +23,7 @@ from pathray.store.storage import StorageError
 from pathray.urls import public
 
 if TYPE_CHECKING:
-    from oct.encoder import VolumeEncoder
+    from oct.encoding.encoder import VolumeEncoder
     from pathray.device import Device
 
 Row = dict[str, Any]
@@ -76,7 +76,7 @@ class JudgedVolumes:
     ) -> npt.NDArray[np.float32]:
         """Pooled features `[N, D]` of the dataset's volumes. UserError naming the first that cannot be read: metrics on
         a part of a dataset would not compare. A passing StorageError if their storage cannot be reached now."""
-        from oct.encoder import VolumeSpec, encoder_of
+        from oct.encoding.encoder import VolumeSpec, encoder_of
         from pathray.features.inference import encoding_error, read_ahead
 
         spec = VolumeSpec.of("encoder", artifact)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from oct.downstream.features import Compute, FeatureSource, load_features
+from oct.encoding.judged import JudgedVolumes
 from oct.indexing.index_file import read_index
-from oct.judged import JudgedVolumes
 from pathray.device import Device
 from pathray.errors import UserError
 from pathray.evaluation.judge import Judge

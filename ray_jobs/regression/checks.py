@@ -1,6 +1,6 @@
 """What is asked of a regression's run before it trains: do its rows suffice, is it finished, does it work at all.
 
-Not here: which folder and checkpoint it is (ray_jobs.train.regression_runs).
+Not here: which folder and checkpoint it is (ray_jobs.regression.runs).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ray_jobs.train.training_jobs import LONGER
 if TYPE_CHECKING:
     from pathray.store.committed import Committed
     from pathray.store.storage import Storage
-    from ray_jobs.train.regression_runs import Run
+    from ray_jobs.regression.runs import Run
     from regression.config import RunConfig
 
 log = logging.getLogger(__name__)

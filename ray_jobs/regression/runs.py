@@ -1,6 +1,6 @@
 """Which run of a regression a command means: its plan, its folder, and the checkpoint that it resumes.
 
-Not here: what is asked of the run before it trains (ray_jobs.train.regression_checks).
+Not here: what is asked of the run before it trains (ray_jobs.regression.checks).
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from pathray.errors import UserError
 from pathray.run.layout import CHECKPOINTS, RESULTS
+from ray_jobs.regression.checks import is_repeated
 from ray_jobs.train.plans import share_plan
-from ray_jobs.train.regression_checks import is_repeated
 from regression.config import RunConfig, resolve, run_name
 
 if TYPE_CHECKING:
