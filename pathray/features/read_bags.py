@@ -123,7 +123,8 @@ def open_bag(path: str) -> Iterator[BagFile]:
 
 
 def read_bag(path: str) -> Bag:
-    """Read a whole bag of Pathray, CLAM, TRIDENT, STAMP or another tool.
+    """Read a whole bag of Pathray, CLAM, TRIDENT, STAMP or another tool: ``features`` ``[N, D]``, or ``feats``; and
+    ``coords`` ``[N, 2]`` in level-0 pixels or µm, where it has any.
 
     Raises as `open_bag`; also UserError for features or coords that are not finite, coords of another length, and
     coords that put many rows at few positions.

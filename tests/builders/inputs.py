@@ -18,6 +18,7 @@ from regression.recipe import RegressionRecipe
 from regression.tables.table import read_table
 from tests.builders.encoders import write_encoder
 from tests.builders.expression import run_config, write_images
+from tests.builders.mil import write_cohort as write_slides_with_labels
 from tests.builders.oct.labelled import write_labelled, write_oct_encoder
 from tests.builders.oct.scans import both_eyes, index_scans
 from tests.builders.oct.zipped import triton, write_zip
@@ -54,6 +55,9 @@ def write_inputs(folder: Path) -> None:
     root, archives = archives_of(str(folder / "zips"))
     index_patches(root, archives, str(folder / "patches.parquet"), max_corrupt_fraction=0.0)
     _write_regression(folder)
+    write_slides_with_labels(folder / "mil", patients=6)
+    rows = "".join(f"s{i},{'ab'[i % 2]},0.{4 + i % 2},0.{6 - i % 2}\n" for i in range(4))
+    (folder / "mil" / "predictions.csv").write_text(f"slide_id,label,prob_a,prob_b\n{rows}")
     run = folder / "run"
     MetricsLog(str(run / "metrics.jsonl")).append({"images_seen": 8, "loss": 1.0})
     (run / "metrics.json").write_text('{"run_name": "run", "end": "budget", "best": {}}')
@@ -83,10 +87,12 @@ def jobs(f: Path) -> dict[str, Job]:
         "aggregate_results": ((f"runs={f}/run",), "1 finished runs"),
         "audit_oct": ((f"index={f}/oct/oct.parquet", f"output={f}/out.html"), "2 files"),
         "build_anchors": ((f"slide_index={index}", out), "2 slides"),
+        "build_store": ((f"data.features={f}/mil/h5", f"data.store={f}/out"), "12 bags"),
         "check_oct": ((f"data.manifest={f}/oct/manifest.tsv", f"output_dir={f}/out"), "2 files, 12 checks"),
         "cut_patches": ((f"slides={index}", out), "2 slides"),
         "doctor": ((f"slides={slides}", f"storage={f}/out", "ray=false"), "1 folders, 2 slides"),
         "evaluate": ((f"snapshot={encoder}", out, f"--config={f}/tuning.yaml"), "1 evaluators, 8 images"),
+        "evaluate_mil": ((f"predictions={f}/mil/predictions.csv", out), "4 slides"),
         "evaluate_regression": ((table, f"model={f}/model", split, out), "rows of test"),
         "expand_oct": ((f"archives={f}/oct_zips", out), "2 members"),
         "extract_features": ((f"slides={slides}", f"encoders=[{encoder}]", out), "2 slides"),
@@ -107,6 +113,11 @@ def jobs(f: Path) -> dict[str, Job]:
         "stop": ((f"run={f}/run",), "1 runs to stop"),
         "sweep": ((sweep[1], sweep[0], *sweep[2:], out), "2 trials"),
         "train_folds": ((f"splits={f}/folds", *regression, out), "3 runs"),
+        "train_mil": (
+            (f"data.csv={f}/mil/slides.csv", f"data.store={f}/mil/store", "splits.folds=3", out),
+            "12 labelled slides, 6 patients",
+        ),
         "train_regression": ((regression[-1], *regression[:-1], f"data.{split}", out), "12 training rows"),
+        "visualize_coverage": ((f"data.store={f}/mil/store", out), "12 slides"),
     }
     return {name: Job(words, words[0].partition("=")[0], units) for name, (words, units) in given.items()}
