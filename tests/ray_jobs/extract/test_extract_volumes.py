@@ -220,7 +220,7 @@ def test_encoders_of_the_other_kind_are_refused_with_what_to_use(cohort, capsys)
     assert "volumes=…" in capsys.readouterr().err
     import pathray
 
-    with pytest.raises(UserError, match=r"not an encoder of RGB images.*oct\.encoder\.load_encoder"):
+    with pytest.raises(UserError, match=r"not an encoder of RGB images.*oct\.encoding\.encoder\.load_encoder"):
         pathray.load_encoder(cohort / "a")
 
 

@@ -17,12 +17,13 @@ from pathray.run.stop import request_stop
 from pathray.store import checkpoint
 from pathray.store.artifact import EncoderArtifact
 from ray_jobs import pretrain_adios, pretrain_ijepath, train_regression
+from ray_jobs.regression import frozen_features
 from ray_jobs.regression.checks import is_finished
 from ray_jobs.regression.frozen_features import FeaturesStopped
 from ray_jobs.shell.cli import run_job
 from ray_jobs.stop import StopConfig
 from ray_jobs.stop import main as stop
-from ray_jobs.train import frozen_features, training_jobs
+from ray_jobs.train import training_jobs
 from ray_jobs.train.tracking_feed import tell_tracking
 from tests.builders.expression import save_random_encoder, write_images
 from tests.builders.runs.run import KEYS

@@ -21,8 +21,8 @@ from pathray.run.stop import request_stop
 from pathray.store import checkpoint
 from pathray.store.storage import Storage
 from ray_jobs import aggregate_results, evaluate_regression, make_splits, train_regression
+from ray_jobs.regression import runs as regression_runs
 from ray_jobs.shell.cli import run_job
-from ray_jobs.train import regression_runs
 from regression import artifact
 from regression import plan as plan_module
 from regression.config import CONFIGS_DIR
