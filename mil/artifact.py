@@ -60,4 +60,5 @@ def load(folder: str) -> Trained:
 def target_in(description: Mapping[str, Any]) -> Target:
     given = description["target"]
     mean, std = given["scale"]
-    return Target(given["dim"], given["label"], tuple(given["classes"]), (mean, std), tuple(given["counts"]))
+    classes, counts = tuple(given["classes"]), tuple(given["counts"])
+    return Target(given["dim"], given["label"], given["task"], classes, (mean, std), counts)

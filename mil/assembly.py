@@ -15,15 +15,15 @@ from mil.settings import SCIENCE, identity_of, loop_settings, selection
 from pathray.data.order import Order, stratified_order, uniform_order
 from pathray.data.plan import Plan
 from pathray.train.assembly import Assembly
-from pathray.train.from_config import run_provenance, shared_parts
+from pathray.train.from_config import device_of, run_provenance, shared_parts
 from pathray.train.recipe import Recipe
 
 
 def assemble(config: RunConfig, plan: Plan, world: int) -> Assembly:
     """Recipe, order, reader and loop settings of `config`, after mil.config.resolve. Without validation slides the last
     state is exported."""
-    target = target_of(plan)
-    recipe = MILRecipe(config, target)
+    target, device = target_of(plan), device_of(config)
+    recipe = MILRecipe(config, target, device.gather_sum_grad, device.rank if device.reduces else 0)
     reader = BagReader(plan, config.training.seed, config.data.max_instances)
 
     def export(trained: Recipe, folder: str, facts: dict[str, Any]) -> None:

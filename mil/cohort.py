@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from mil.store.reading import Store
+from mil.target import CLASSES, SURVIVAL
+from mil.truth import Outcome, Truth, read_truth
 from pathray.errors import UserError
 from pathray.files.sheet import Sheet, read_sheet
 
-CLASSES, REGRESSION = "classification", "regression"
-TASKS = (CLASSES, REGRESSION)
 Strings = npt.NDArray[np.str_]
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -29,9 +29,9 @@ Ints = npt.NDArray[np.int64]
 class Cohort:
     """Labelled slides S of a store, sorted by id. A GroupedTable (pathray.data.splits) whose groups are patients.
 
-    names `[S]`: slide ids. groups `[S]`: patients. truth `[S]`: class numbers, or numbers. classes: their names in the
-    order of the outputs; none for a regression. label: the column. slides `[S]`: rows of the store. left_out: slides
-    and why.
+    names `[S]`: slide ids. groups `[S]`: patients. truth `[S]`: class numbers, numbers, or times of survival. classes:
+    their names in the order of the outputs, if any. label: the column. slides `[S]`: rows of the store. events `[S]`: 1
+    observed, 0 censored, of survival. left_out: slides and why.
     """
 
     file: str
@@ -44,16 +44,21 @@ class Cohort:
     label: str
     store_hash: str
     left_out: list[tuple[str, str]] = field(default_factory=list)
+    task: str = CLASSES
+    events: Floats | None = None
 
     @property
     def hash(self) -> str:
         """Digest of all rows, of their labels and of the store's content, independent of the table's order."""
-        rows = sorted(zip(self.names.tolist(), self.groups.tolist(), self.truth.tolist(), strict=True))
+        events = [] if self.events is None else [self.events.tolist()]
+        rows = sorted(zip(self.names.tolist(), self.groups.tolist(), self.truth.tolist(), *events, strict=True))
         return hashlib.sha256(json.dumps([rows, self.classes, self.store_hash]).encode()).hexdigest()
 
     @property
     def labels(self) -> Strings:
-        """The name of each slide's class `[S]`; "" in a regression."""
+        """The name of each slide's class `[S]`; "event" or "censored" in survival, "" in a regression."""
+        if self.events is not None:
+            return np.where(self.events > 0, "event", "censored")
         named = [self.classes[int(t)] if self.classes else "" for t in self.truth]
         return np.array(named, np.str_)
 
@@ -68,6 +73,7 @@ class Cohort:
         shares = Counter(self.labels.tolist())
         classes = ", ".join(f"{name} {shares[name]}" for name in self.classes)
         what = classes or f"{self.truth.mean():.4g} ± {self.truth.std():.3g}"
+        what = what if self.events is None else f"{int(self.events.sum())} with an event"
         return f"{len(self.names)} labelled slides of {self.patients} patients: {what}"
 
 
@@ -75,41 +81,48 @@ def read_cohort(
     csv: str,
     store: Store,
     *,
-    label: str,
+    label: str = "label",
     task: str = CLASSES,
     label_map: Mapping[str, int] | None = None,
+    time: str | None = None,
+    event: str | None = None,
     slide_column: str = "slide_id",
     patient_column: str = "patient_id",
 ) -> Cohort:
     """The labelled slides of `store`. `label_map` gives the numbers 0 … K−1 of the classes, whatever its order; without
-    it they are sorted by name. An empty `patient_column` makes each slide a patient.
+    it they are sorted by name. Survival has the columns `time` and `event` instead of `label`. An empty
+    `patient_column` makes each slide a patient.
 
     MissingFile; UserError, naming row and column, for a missing column, a slide with two labels or two patients, a
-    patient in two spellings, a label that is not in the map or no number, labels that are all equal, and for a table
-    without a slide of the store.
+    patient in two spellings or with two survival times, for a table without a slide of the store, and as in
+    mil.truth.read_truth.
     """
+    outcome = Outcome(label, task, label_map, time, event)
     sheet = read_sheet(csv, "table of slides")
-    sheet.need(slide_column, label, *([patient_column] if patient_column else []))
-    names, cells = sheet.texts(slide_column), sheet.texts(label, may_be_empty=True)
+    sheet.need(slide_column, *outcome.columns, *([patient_column] if patient_column else []))
+    names, cells = sheet.texts(slide_column), {key: sheet.texts(key, may_be_empty=True) for key in outcome.columns}
     groups = sheet.texts(patient_column) if patient_column else names
     sheet.check_spelling(patient_column or slide_column, "patients")
-    rows = _first_rows(sheet, slide_column, names, {label: cells, patient_column: groups})
+    rows = _first_rows(sheet, slide_column, names, {**cells, patient_column: groups})
     kept, left_out = list[int](), list[tuple[str, str]]()
     for name, i in sorted(rows.items()):
-        reason = "no label" if not cells[i] else "" if name in store.index else "not in the store"
-        if reason:
-            left_out.append((name, reason))
+        if not all(column[i] for column in cells.values()):
+            left_out.append((name, "no label"))
+        elif name not in store.index:
+            left_out.append((name, "not in the store"))
         else:
             kept.append(i)
     left_out += [(name, "not in the table") for name in store.ids if name not in rows]
     if not kept:
         found, expected = f"{names[0]} and {len(rows) - 1} more", f"slides such as {store.ids[0]}"
         raise UserError("no labelled slide is in the store", file=csv, key=slide_column, found=found, expected=expected)
-    truth, classes = _truth(sheet, label, [cells[i] for i in kept], kept, task, label_map)
+    truth = read_truth(sheet, outcome, kept)
+    if task == SURVIVAL:
+        _check_patients(sheet, outcome, kept, groups, truth)
     return Cohort(
-        csv, np.array([names[i] for i in kept]), np.array([groups[i] for i in kept]), truth, classes,
+        csv, np.array([names[i] for i in kept]), np.array([groups[i] for i in kept]), truth.values, truth.classes,
         np.array([store.index[names[i]] for i in kept], np.int64), [sheet.lines[i] for i in kept],
-        label, str(store.meta["sha256"]), left_out,
+        outcome.name, str(store.meta["sha256"]), left_out, task, truth.events,
     )  # fmt: skip
 
 
@@ -125,33 +138,13 @@ def _first_rows(sheet: Sheet, column: str, names: Sequence[str], same: Mapping[s
     return rows
 
 
-def _truth(
-    sheet: Sheet, label: str, cells: Sequence[str], rows: Sequence[int], task: str, given: Mapping[str, int] | None
-) -> tuple[Floats, tuple[str, ...]]:
-    """What is predicted, and the names of the classes."""
-    if task == REGRESSION:
-        truth = sheet.only(rows).numbers(label)
-        if np.ptp(truth) == 0:
-            found = f"{cells[0]} in all {len(rows)} rows"
-            raise UserError("all labels are equal", file=sheet.file, key=label, found=found, expected="varying numbers")
-        return truth, ()
-    classes = _classes(given, sheet.file) if given else tuple(sorted(set(cells)))
-    number = {name: k for k, name in enumerate(classes)}
-    for i, cell in zip(rows, cells, strict=True):
-        if cell not in number:
-            raise sheet.cell_error("a label that is no class", i, label, " | ".join(classes))
-    if len(set(cells)) < 2:
-        found, expected = f"{cells[0]} in all {len(rows)} rows", "two classes or more"
-        raise UserError("all labels are equal", file=sheet.file, key=label, found=found, expected=expected)
-    if not given and len(classes) > max(2, len(cells) // 2):
-        found, expected = f"{len(classes)} classes in {len(cells)} rows", "classes, or data.task=regression for numbers"
-        raise UserError("too many classes to learn", file=sheet.file, key=label, found=found, expected=expected)
-    return np.array([number[cell] for cell in cells], np.float64), classes
-
-
-def _classes(given: Mapping[str, int], file: str) -> tuple[str, ...]:
-    """The names by their numbers. UserError unless these are 0 … K−1, each once."""
-    if sorted(given.values()) != list(range(len(given))):
-        found, expected = dict(given), f"the numbers 0 to {len(given) - 1}, each once"
-        raise UserError("not the numbers of classes", file=file, key="data.label_map", found=found, expected=expected)
-    return tuple(sorted((str(name) for name in given), key=lambda name: given[name]))
+def _check_patients(sheet: Sheet, outcome: Outcome, rows: Sequence[int], groups: Sequence[str], truth: Truth) -> None:
+    """UserError for a patient whose slides have different times or events: he lives once."""
+    assert truth.events is not None
+    first: dict[str, int] = {}
+    for k, i in enumerate(rows):
+        other = first.setdefault(groups[i], k)
+        for key, values in zip(outcome.columns, (truth.values, truth.events), strict=True):
+            if values[other] != values[k]:
+                expected = f"{values[other]:g}, as in row {sheet.lines[rows[other]]}"
+                raise sheet.cell_error(f"patient {groups[i]} has two values", i, key, expected)

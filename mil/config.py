@@ -9,19 +9,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from mil.cohort import CLASSES, TASKS
 from mil.sections import CohortConfig, CohortPlaces
+from mil.target import CLASSES, ORDINAL, SURVIVAL, TASKS
 from pathray.config import sections
 from pathray.config.checks import check_at_least, check_between, check_one_of, check_positive
 from pathray.config.load import placement
 from pathray.config.sections import CheckpointConfig, ScalingConfig, StepConfig, StreamConfig
 from pathray.errors import UserError
 from pathray.train.budget import resolve_budget, resolve_cadence
-from pathray.train.global_batch import choose_global_batch
+from pathray.train.global_batch import check_whole_batch, choose_global_batch
 
 LOSSES = ("ce", "bce", "focal")
+TIES = ("efron", "breslow")
 SCHEMES = ("stratified_kfold", "group_kfold", "leave_one_group_out", "holdout")
-LOWER_IS_BETTER = ("loss", "log_loss", "brier", "mae")
+LOWER_IS_BETTER = ("loss", "log_loss", "brier", "mae", "mae_ranks")
 LOG_EVERY = 256  # slides
 
 
@@ -30,8 +31,10 @@ class LabelledSlides(CohortPlaces, StreamConfig):
     """The slides, what is predicted, and how bags are read."""
 
     label: str = "label"  # the column
-    task: str = CLASSES  # | regression: of a number
-    label_map: dict[str, int] | None = None  # numbers 0 … K−1 of the classes; null: sorted by name
+    task: str = CLASSES  # | ordinal: grades | regression: a number | survival: a time and an event
+    label_map: dict[str, int] | None = None  # numbers 0 … K−1 of the classes, or grades; null: sorted by name
+    time: str | None = None  # the columns of survival, instead of label
+    event: str | None = None  # 1 observed, 0 censored
     max_instances: int | None = None  # tiles of a slide that are drawn at each step; null: all
     sampling: str = "uniform"  # | balanced: every class gets an equal share of the steps
     max_left_out_fraction: float = 0.05  # of the labelled slides: not in the store
@@ -42,7 +45,7 @@ class LabelledSlides(CohortPlaces, StreamConfig):
         check_one_of(self, "data", task=TASKS, sampling=("uniform", "balanced"))
         check_positive(self, "data", "max_instances")
         check_between(self, "data", 0, 1, "max_left_out_fraction")
-        if self.sampling == "balanced" and self.task != CLASSES:
+        if self.sampling == "balanced" and self.task not in (CLASSES, ORDINAL):
             expected = "data.sampling=uniform, or data.task=classification"
             raise UserError("only classes can be balanced", key="data.sampling", found=self.task, expected=expected)
 
@@ -73,14 +76,15 @@ class SplitsConfig:
 
 @dataclass
 class LossConfig:
-    kind: str = "ce"  # ce | bce (two classes) | focal
+    kind: str = "ce"  # of classes | bce (two of them) | focal
     smoothing: float = 0.0  # of ce
     class_weights: str = "none"  # | inverse: by the training slides of each class
     focal_gamma: float = 2.0
     auxiliary: float = 1.0  # weight of a model's own loss (CLAM, DTFD), where it has one
+    ties: str = "efron"  # of survival times | breslow
 
     def __post_init__(self) -> None:
-        check_one_of(self, "training.loss", kind=LOSSES, class_weights=("none", "inverse"))
+        check_one_of(self, "training.loss", kind=LOSSES, class_weights=("none", "inverse"), ties=TIES)
         check_between(self, "training.loss", 0, 0.999, "smoothing")
         check_at_least(self, "training.loss", 0, "focal_gamma", "auxiliary")
 
@@ -152,18 +156,29 @@ class RunConfig(CohortConfig):
     checkpoint: CheckpointConfig = placement(default_factory=CheckpointConfig)
     scaling: ScalingConfig = placement(default_factory=ScalingConfig)
 
+    def __post_init__(self) -> None:
+        """UserError for settings of a loss of classes beside another task: they would do nothing."""
+        given, plain = self.training.loss, LossConfig()
+        for key in ("kind", "smoothing", "class_weights") if self.data.task != CLASSES else ():
+            if (found := getattr(given, key)) != getattr(plain, key):
+                message, expected = f"this is of classes alone, not of {self.data.task}", "nothing for it"
+                raise UserError(message, key=f"training.loss.{key}", found=found, expected=expected)
+
 
 C = TypeVar("C", bound=RunConfig)
 
 
 def resolve(config: C, workers: int, rows: int, before: int | None = None) -> C:
     """`config` with the global batch and the budget in slides, for `rows` training slides; `before` is the global batch
-    of the resumed run. UserError when workers x batch_size_per_gpu does not divide it."""
+    of the resumed run. UserError when workers x batch_size_per_gpu does not divide it, or, in survival, is not it."""
     settings = config.training
     batch = choose_global_batch(
         settings.global_batch, before, settings.batch_size_per_gpu * workers, workers,
         key="training.global_batch", micro=settings.batch_size_per_gpu, micro_key="training.batch_size_per_gpu",
     )  # fmt: skip
+    if config.data.task == SURVIVAL:
+        rows_at_once = settings.batch_size_per_gpu * workers
+        check_whole_batch(rows_at_once, batch, "the Cox loss", "training.batch_size_per_gpu", least=2)
     asked = settings.slides or {"epochs": settings.max_epochs}
     slides = resolve_budget(asked, global_batch=batch, epoch_images=rows, key="training.max_epochs")
     return replace(config, training=replace(settings, global_batch=batch, slides=slides))

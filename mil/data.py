@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from mil.plan import truth_of
 from mil.store.reading import Store
 from pathray.data.order import rng
 from pathray.data.plan import Plan
@@ -27,7 +28,7 @@ class BagReader:
         self.store = Store(str(plan.meta["store"]))
         self.slides = plan.sources["slide"].to_pylist()
         self.names = [str(name) for name in plan.sources["name"].to_pylist()]
-        self.truth = np.asarray(plan.sources["truth"].to_numpy(), np.float32)
+        self.truth = truth_of(plan, np.arange(plan.sources.num_rows)).astype(np.float32)
 
     def whole(self) -> BagReader:
         """The same reader without drawing tiles, for evaluation."""
@@ -37,7 +38,7 @@ class BagReader:
 
     def read(self, unit: Mapping[str, Any], position: int, attempt: int) -> dict[str, Any]:
         """features float16 or float32 [N, D] · coords float32 [N, 2], in sides of a tile, NaN if unknown · truth
-        float32 · source int64. UnreadableUnit if the store's file cannot be read."""
+        float32 [] or [2] (time, event) · source int64. UnreadableUnit if the store's file cannot be read."""
         source = int(unit["source"])
         slide = int(self.slides[source])
         try:

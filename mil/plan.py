@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from mil.cohort import Cohort
 from mil.store.reading import Store
-from mil.target import Target
+from mil.target import REGRESSION, Target
 from pathray.data.order import Stratum
 from pathray.data.plan import Plan, PlanWriter
 from pathray.data.splits import Split
@@ -29,15 +29,19 @@ def build_plan(cohort: Cohort, split: Split, store: Store, out_dir: str) -> Plan
     """Write the plan into the folder `out_dir` and open it.
 
     Units have one column, `source`: the row in `plan.sources`, which has name, group, part, truth (NaN in test) and the
-    row of the store. Training units are sorted by class, so that classes are ranges (`strata`). `plan.meta` has the
-    classes, the store, and mean and deviation of the training slides' truth.
+    row of the store; in survival `event` is beside the truth, which is the time. Training units are sorted by class, so
+    that classes are ranges (`strata`). `plan.meta` has task, classes, store, and mean and deviation of the training
+    slides' truth.
     """
-    seen = np.where(split.of == HIDDEN, np.nan, cohort.truth)
+    hidden = split.of == HIDDEN
+    seen = np.where(hidden, np.nan, cohort.truth)
+    events = {} if cohort.events is None else {"event": np.where(hidden, np.nan, cohort.events)}
     train = np.flatnonzero(split.of == "train")
     train = train[np.argsort(seen[train], kind="stable")] if cohort.classes else train
     digests = [store.slides["sha256"][int(i)].as_py() for i in cohort.slides]
-    rows = sorted(zip(cohort.names.tolist(), split.of.tolist(), seen.tolist(), digests, strict=True))
-    identity = hashlib.sha256(json.dumps([rows, cohort.classes]).encode()).hexdigest()
+    columns = (cohort.names.tolist(), split.of.tolist(), seen.tolist(), digests, *(e.tolist() for e in events.values()))
+    rows = sorted(zip(*columns, strict=True))
+    identity = hashlib.sha256(json.dumps([rows, cohort.task, cohort.classes]).encode()).hexdigest()
     own = seen[train]
     sources = pa.table(
         {
@@ -46,6 +50,7 @@ def build_plan(cohort: Cohort, split: Split, store: Store, out_dir: str) -> Plan
             "split": split.of,
             "truth": seen,
             "slide": cohort.slides,
+            **events,
         }
     )
     meta = {
@@ -54,8 +59,9 @@ def build_plan(cohort: Cohort, split: Split, store: Store, out_dir: str) -> Plan
         "store": store.path,
         "dim": store.dim,
         "label": cohort.label,
+        "task": cohort.task,
         "classes": list(cohort.classes),
-        "scale": [0.0, 1.0] if cohort.classes else [float(own.mean()), float(own.std()) or 1.0],
+        "scale": [0.0, 1.0] if cohort.task != REGRESSION else [float(own.mean()), float(own.std()) or 1.0],
     }
     with PlanWriter(out_dir, {"source": np.int32}, sources, meta) as writer:
         writer.append({"source": train})
@@ -83,14 +89,17 @@ def rows_of(plan: Plan, part: str) -> Ints:
 
 
 def truth_of(plan: Plan, rows: Ints) -> Floats:
-    """Class numbers, or numbers, of rows of `plan.sources`; NaN for those of test."""
-    return np.asarray(plan.sources["truth"].to_numpy(), np.float64)[rows]
+    """Class numbers or numbers `[N]`, or times and events `[N, 2]`, of rows of `plan.sources`; NaN in test."""
+    keys = [key for key in ("truth", "event") if key in plan.sources.column_names]
+    columns = [np.asarray(plan.sources[key].to_numpy(), np.float64)[rows] for key in keys]
+    return columns[0] if len(columns) == 1 else np.stack(columns, axis=1)
 
 
 def target_of(plan: Plan) -> Target:
     """What a model of this plan is built for."""
     counts = tuple(class_counts(plan).tolist()) if classes_of(plan) else ()
-    return Target(int(plan.meta["dim"]), str(plan.meta["label"]), classes_of(plan), scale_of(plan), counts)
+    meta = plan.meta
+    return Target(int(meta["dim"]), str(meta["label"]), str(meta["task"]), classes_of(plan), scale_of(plan), counts)
 
 
 def strata(plan: Plan) -> list[Stratum]:

@@ -12,16 +12,20 @@ from torch import Tensor, nn
 
 from mil.config import RunConfig
 from mil.model.build import build_net
+from mil.model.cox import CoxHead
 from mil.model.slide_model import SlideModel
 from mil.target import Target
+from pathray.device import Gather, keep_local
 from pathray.train.recipe import Loss, Micro, Progress
 
 
 class MILRecipe:
-    """Built from the config's seed alone, so equal on every rank; for the `target` of a plan."""
+    """Built from the config's seed alone, so equal on every rank; for the `target` of a plan. `gather` concatenates the
+    rows of all ranks with a backward pass that sums (`Device.gather_sum_grad`); `rank` is this process: for survival,
+    whose loss compares slides."""
 
-    def __init__(self, config: RunConfig, target: Target) -> None:
-        self.config, self.target = config, target
+    def __init__(self, config: RunConfig, target: Target, gather: Gather = keep_local, rank: int = 0) -> None:
+        self.config, self.target, self.gather, self.rank = config, target, gather, rank
         net = build_net(config, target)
         self.frozen = config.training.freeze_aggregator
         net.aggregator.requires_grad_(not self.frozen)
@@ -47,7 +51,10 @@ class MILRecipe:
         truth = micro["truth"].long() if self.target.classes else micro["truth"]
         out, head = self.net(micro["features"], micro["mask"], micro["coords"]), self.net.head
         assert head is not None and out.logits is not None
-        total, weight, _ = head.loss(out.logits, truth)
+        if isinstance(head, CoxHead):
+            total, weight, _ = head.loss(out.logits, truth, self.gather, self.rank)
+        else:
+            total, weight, _ = head.loss(out.logits, truth)
         metrics: dict[str, Tensor] = {"loss_supervised": total.detach() / weight}
         if self.target.classes and (own := self.net.aggregator.auxiliary_loss(out.extras, truth)) is not None:
             extra = own[0] / own[1]

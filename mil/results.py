@@ -17,9 +17,11 @@ import pyarrow as pa
 from mil.cohort import Cohort
 from mil.config import RunConfig
 from mil.judging.output import write_judgement
-from mil.judging.predictions import Predictions, columns_of, of_table
-from mil.plan import classes_of
-from mil.predict import Predicted, scores_of
+from mil.judging.predictions import EVENT, TIME, columns_of, of_table
+from mil.plan import target_of
+from mil.predict import Predicted
+from mil.target import ORDINAL
+from mil.validation import scores_of
 from pathray.data.plan import Plan
 from pathray.errors import MissingFile, UserError
 from pathray.run.layout import ENCODER
@@ -33,7 +35,7 @@ OOF, FOLDS = "oof_predictions.parquet", "cv_results.json"
 def write_fold(folder: str, plan: Plan, parts: Mapping[str, Predicted], identity: str) -> None:
     """Write the predictions of validation and test slides, and their embeddings `[N, E]` in that order. The file of the
     test slides comes last: with it a fold is finished."""
-    store, classes = Storage.of(folder), classes_of(plan)
+    store, target = Storage.of(folder), target_of(plan)
     data = io.BytesIO()
     np.save(data, np.concatenate([one.embeddings for one in parts.values()]), allow_pickle=False)
     store.write_bytes(EMBEDDINGS, data.getvalue())
@@ -42,7 +44,7 @@ def write_fold(folder: str, plan: Plan, parts: Mapping[str, Predicted], identity
             one = parts[part]
             chosen = plan.sources.take(pa.array(one.rows))
             columns: dict[str, Any] = {"slide_id": chosen["name"], "patient_id": chosen["group"]}
-            table = pa.table(columns | columns_of(one.values, classes))
+            table = pa.table(columns | columns_of(one.values, target.classes, target.task))
             store.write_bytes(name, to_bytes(table.replace_schema_metadata({"identity": identity})))
 
 
@@ -68,10 +70,10 @@ def judge_folds(config: RunConfig, cohort: Cohort, names: Sequence[str]) -> dict
     oof = pa.concat_tables([t.replace_schema_metadata(None) for t in tested]).append_column("fold", pa.array(fold))
     oof = oof.sort_by("slide_id")
     root.write_bytes(OOF, to_bytes(oof))
-    whole = _predictions(oof, cohort)
+    whole = of_table(oof, cohort.classes)
     validated = [_labelled(_read(root.at(n), VAL), cohort) for n in names if root.exists(f"{n}/{VAL}")]
-    chosen_on = _predictions(pa.concat_tables([_bare(t) for t in validated]), cohort) if validated else None
-    each = {name: _scores(_predictions(t, cohort)) for name, t in zip(names, tested, strict=True)}
+    chosen_on = of_table(pa.concat_tables([_bare(t) for t in validated]), cohort.classes) if validated else None
+    each = {name: _scores(t, cohort) for name, t in zip(names, tested, strict=True)}
     models = {name: root.join(name, ENCODER) for name in names}
     root.write_bytes(FOLDS, _json({"folds": each, "models": models}))
     facts = [
@@ -82,24 +84,26 @@ def judge_folds(config: RunConfig, cohort: Cohort, names: Sequence[str]) -> dict
     written = write_judgement(
         root, whole, chosen_on, title=f"{cohort.label} by {config.model.name}", facts=facts, folds=each,
         left_out=cohort.left_out, resamples=config.eval.resamples, seed=config.splits.seed, models=models,
+        ordinal=cohort.task == ORDINAL,
     )  # fmt: skip
     return {"predictions": root.join(OOF), "folds": root.join(FOLDS), **written}
 
 
 def _labelled(table: pa.Table, cohort: Cohort) -> pa.Table:
-    """With the truth, in a column `label`."""
+    """With the truth, in a column `label`; of survival in `time` and `event`."""
     place = {name: i for i, name in enumerate(cohort.names.tolist())}
     rows = [place[name] for name in table["slide_id"].to_pylist()]
+    if cohort.events is not None:
+        table = table.append_column(TIME, pa.array(cohort.truth[rows]))
+        return table.append_column(EVENT, pa.array(cohort.events[rows]))
     labels = cohort.labels[rows].tolist() if cohort.classes else cohort.truth[rows]
     return table.append_column("label", pa.array(labels))
 
 
-def _predictions(table: pa.Table, cohort: Cohort) -> Predictions:
-    return of_table(table, cohort.classes, table["label"].to_pylist())
-
-
-def _scores(predictions: Predictions) -> dict[str, float | None]:
-    found = scores_of(predictions.truth, predictions.values, len(predictions.classes))
+def _scores(table: pa.Table, cohort: Cohort) -> dict[str, float | None]:
+    one = of_table(table, cohort.classes)
+    truth = one.truth if one.events is None else np.stack([one.truth, one.events], axis=1)
+    found = scores_of(truth, one.values, cohort.task)
     return {name: value if np.isfinite(value) else None for name, value in found.items()}
 
 

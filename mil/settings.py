@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mil.config import LOG_EVERY, LOWER_IS_BETTER, RunConfig
+from mil.target import SURVIVAL
 from pathray.optim.schedules import Schedule, constant
 from pathray.train import from_config
 from pathray.train.budget import log_cadence, resolve_cadence
@@ -32,6 +33,7 @@ def loop_settings(config: RunConfig, world: int) -> LoopSettings:
         optim={"model": PhaseOptim(lr=lr, weight_decay=constant(settings.weight_decay), clip=settings.clip_grad)},
         precision=settings.precision,
         log_every=log_cadence(config.logging.log_every, most=LOG_EVERY, global_batch=batch, total_images=total),
+        whole_batch="the Cox loss" if config.data.task == SURVIVAL else "",
     )
 
 

@@ -44,6 +44,7 @@ class TrainMILConfig(RunConfig):
     runtime: RuntimeConfig = placement(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_at_least(self, "", 1, "parallel")
         if self.parallel > 1 and self.scaling.workers == 0:
             expected = "parallel=1, or scaling.workers >= 1"
@@ -94,7 +95,8 @@ def read_inputs(config: TrainMILConfig) -> tuple[Store, Cohort]:
     store = Opened(str(data.store))
     cohort = read_cohort(
         str(data.csv), store, label=data.label, task=data.task, label_map=data.label_map,
-        slide_column=data.slide_column, patient_column=data.patient_column,
+        time=data.time, event=data.event, slide_column=data.slide_column,
+        patient_column=data.patient_column,
     )  # fmt: skip
     log.info("%s; features of width %d", cohort, store.dim)
     lost = [name for name, why in cohort.left_out if why == "not in the store"]
@@ -108,12 +110,15 @@ def read_inputs(config: TrainMILConfig) -> tuple[Store, Cohort]:
 
 
 def check_model(config: TrainMILConfig, store: Store, cohort: Cohort) -> None:
-    """UserError for a model, or weights, that cannot be built for these features, classes and positions."""
+    """UserError for a batch, a model, or weights, that cannot be built for these features, classes and positions."""
+    from mil.config import resolve
     from mil.model.build import build_net, initial_digest
     from mil.target import Target
 
     initial_digest(config)
-    net = build_net(config, Target(store.dim, cohort.label, cohort.classes, counts=tuple(1 for _ in cohort.classes)))
+    resolve(config, config.scaling.ranks, len(cohort.names))
+    counts = tuple(1 for _ in cohort.classes)
+    net = build_net(config, Target(store.dim, cohort.label, cohort.task, cohort.classes, counts=counts))
     if net.aggregator.uses_coords and (lacking := [i for i in cohort.slides.tolist() if store.positions(i) is None]):
         message, found = "the model needs positions", f"{len(lacking)} slides without, such as {store.ids[lacking[0]]}"
         expected = "bags with coords, or another model"

@@ -59,7 +59,7 @@ class Aggregator(nn.Module):
         return_attention: bool = False,
     ) -> Aggregated:
         """features `[B, N, D]`; mask `[B, N]` bool or float, nonzero for a real instance, None if all are; coords
-        `[B, N, 2]` float, µm, upper left corners. What padding holds does not matter.
+        `[B, N, 2]` float, in sides of a tile, upper left corners. What padding holds does not matter.
 
         UserError for another width D, for missing coords, and for a bag without a real instance, by its index; on an
         accelerator, where looking would wait for the device, the embedding of such a bag is NaN instead.
@@ -113,7 +113,10 @@ class Aggregator(nn.Module):
         if self.uses_coords and (coords is None or coords.shape[:2] != features.shape[:2] or coords.shape[2] != 2):
             found = None if coords is None else list(coords.shape)
             raise UserError(
-                f"{type(self).__name__} needs coords", key="coords", found=found, expected="[B, N, 2] in µm"
+                f"{type(self).__name__} needs coords",
+                key="coords",
+                found=found,
+                expected="[B, N, 2] in sides of a tile",
             )
 
     def _per_bag(

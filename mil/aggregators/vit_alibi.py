@@ -52,8 +52,8 @@ class AlibiBlock(nn.Module):
 
 @register_aggregator("vit_alibi")
 class AlibiViT(Aggregator):
-    """z = LN(class token) after `layers` blocks. Distances between upper left corners count in units of `unit_um`, by
-    default a tile of 512 pixels at 0.5 µm as in TITAN. Moving a whole slide changes nothing.
+    """z = LN(class token) after `layers` blocks. Distances between upper left corners count in sides of a tile, as in
+    TITAN, times `1 / unit`. Moving a whole slide changes nothing.
 
     The attention returned is the class token's of the last block, softmax over the instances, `[B, heads, N]`.
     """
@@ -67,13 +67,13 @@ class AlibiViT(Aggregator):
         layers: int = 6,
         heads: int = 8,
         mlp_ratio: float = 4.0,
-        unit_um: float = 256.0,
+        unit: float = 1.0,
         fc_layers: int = 1,
         dropout: float = 0.25,
         checkpointing: bool = False,
     ) -> None:
         super().__init__(in_dim, embed_dim, checkpointing)
-        self.attention_rows, self.unit_um = heads, unit_um
+        self.attention_rows, self.unit = heads, unit
         self.embed = InstanceEmbedding(in_dim, embed_dim, fc_layers, dropout)
         self.class_token = nn.Parameter(INIT_STD * torch.randn(1, 1, embed_dim))
         self.blocks = nn.ModuleList(AlibiBlock(embed_dim, heads, mlp_ratio, dropout) for _ in range(layers))
@@ -83,7 +83,7 @@ class AlibiViT(Aggregator):
         assert coords is not None
         h = self._run(self.embed, x)
         tokens = torch.cat([self.class_token.expand(h.shape[0], -1, -1).to(h.dtype), h], dim=1)
-        places = F.pad(coords.float() / self.unit_um, (0, 0, 1, 0))
+        places = F.pad(coords.float() / self.unit, (0, 0, 1, 0))
         key_mask = None if mask is None else F.pad(mask, (1, 0), value=True)
         before = tokens
         for block in self.blocks:

@@ -10,6 +10,7 @@ from mil.judging import figures
 from mil.judging.page import in_words, name_of, report_page
 from mil.judging.predictions import Predictions
 from mil.judging.scores import headline, judge
+from mil.judging.survival_figure import draw_survival
 from pathray.reports.summary import Picture, Summary, write_summary
 from pathray.stats.patients import How
 from pathray.store.storage import Storage
@@ -21,10 +22,10 @@ def write_judgement(
     store: Storage, predictions: Predictions, chosen_on: Predictions | None, *, title: str,
     facts: Sequence[tuple[str, str]] = (), folds: Mapping[str, Any] | None = None,
     left_out: Sequence[tuple[str, str]] = (), how: How = "mean", resamples: int = 2000, seed: int = 0,
-    models: Mapping[str, str] | None = None,
+    models: Mapping[str, str] | None = None, ordinal: bool = False,
 ) -> dict[str, object]:  # fmt: skip
     """Judge predictions and write everything; returns the main files by what they are."""
-    judged = judge(predictions, chosen_on, how=how, resamples=resamples, seed=seed)
+    judged = judge(predictions, chosen_on, how=how, resamples=resamples, seed=seed, ordinal=ordinal)
     pictures = draw_all(predictions, judged, seed)
     for name, data in pictures.items():
         store.write_bytes(f"{name}.png", data)
@@ -47,6 +48,8 @@ def write_judgement(
 
 def draw_all(predictions: Predictions, judged: dict[str, Any], seed: int) -> dict[str, bytes]:
     """The figures by name."""
+    if "survival" in judged:
+        return {"survival": draw_survival(judged)}
     if not predictions.classes:
         return {"regression": figures.draw_regression(predictions)}
     return {

@@ -21,12 +21,14 @@ CAPTIONS = {
     "calibration": "A calibrated model lies on the diagonal. Larger points stand for more slides.",
     "probabilities": "What the model says of slides of each true class.",
     "confusion": "Slides by true and predicted class (the likeliest one), with shares of each true class.",
+    "survival": "Share of patients without the event, with 95% bands. Risk is split at each model's median.",
     "regression": "Predicted against true values; exact predictions lie on the line.",
 }
 NAMES = {
     "auroc": "AUROC", "auroc_macro": "AUROC, mean of classes", "ece": "calibration error (ECE)", "f1": "F1",
     "mcc": "Matthews correlation", "log_loss": "log-loss", "average_precision": "average precision",
-    "ppv": "PPV", "npv": "NPV", "brier": "Brier score",
+    "ppv": "PPV", "npv": "NPV", "brier": "Brier score", "c_index": "concordance (C-index)",
+    "quadratic_kappa": "quadratic κ of grades", "mae_ranks": "mean error in grades",
 }  # fmt: skip
 Json = Mapping[str, Any]
 
@@ -88,7 +90,9 @@ def _notes(judged: Json) -> list[str]:
 def _tables(judged: Json, folds: Mapping[str, Json]) -> list[Table]:
     if "regression" in judged:
         rows = [(name_of(name), in_words(score)) for name, score in judged["regression"].items()]
-        return [Table("Scores", "", ("score", "value [95% interval]"), rows)]
+        return [Table("Scores", "", ("score", "value [95% interval]"), rows), *_fold_table(folds)]
+    if "survival" in judged:
+        return [_survival_table(judged["survival"]), *_fold_table(folds)]
     report = judged["slides_as_units"]
     overall = [(name_of(name), in_words(score)) for name, score in report["overall"].items()]
     classes = list(report["per_class"])
@@ -104,11 +108,25 @@ def _tables(judged: Json, folds: Mapping[str, Json]) -> list[Table]:
         lead = f"{patients['patients']} patients; the slides of a patient are joined by their {patients['joined_by']}."
         rows = [(name_of(name), in_words(score)) for name, score in patients["overall"].items()]
         tables.append(Table("All scores, patients as units", lead, ("score", "value [95% interval]"), rows))
-    if folds:
-        names = list(next(iter(folds.values())))
-        rows_ = [(fold, *(_number(found.get(name)) for name in names)) for fold, found in folds.items()]
-        tables.append(Table("Folds", "Each fold's own test slides.", ("fold", *map(name_of, names)), rows_))
-    return tables
+    return [*tables, *_fold_table(folds)]
+
+
+def _fold_table(folds: Mapping[str, Json]) -> list[Table]:
+    if not folds:
+        return []
+    names = list(next(iter(folds.values())))
+    rows = [(fold, *(_number(found.get(name)) for name in names)) for fold, found in folds.items()]
+    return [Table("Folds", "Each fold's own test slides.", ("fold", *map(name_of, names)), rows)]
+
+
+def _survival_table(survival: Json) -> Table:
+    test = survival["log_rank"]
+    told = f"log-rank test: p {test['p_value']:.3g}" if test["p_value"] is not None else f"no test: {test['reason']}"
+    rows = []
+    for name, group in survival["groups"].items():
+        median = "not reached" if group["curve"]["median"] is None else f"{group['curve']['median']:.4g}"
+        rows.append((name, str(group["patients"]), str(group["events"]), median))
+    return Table("Groups", f"Patients as units; {told}.", ("group", "patients", "events", "median survival"), rows)
 
 
 def _point_table(judged: Json) -> list[Table]:

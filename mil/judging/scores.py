@@ -12,9 +12,12 @@ from typing import Any
 import numpy as np
 
 from mil.judging.predictions import Predictions
+from mil.judging.survival import judge_survival
 from pathray.errors import UserError
 from pathray.stats.calibrating.bins import brier_parts, reliability_bins
 from pathray.stats.classification import classification_report
+from pathray.stats.estimates import estimate_scores
+from pathray.stats.numeric import ordinal_set
 from pathray.stats.operating_points import Rule, Threshold, choose_threshold, operating_point
 from pathray.stats.patients import How, aggregate
 from pathray.stats.probability_scores import top_label
@@ -27,14 +30,17 @@ Json = dict[str, Any]
 
 def judge(
     predictions: Predictions, chosen_on: Predictions | None = None, *, how: How = "mean", resamples: int = 2000,
-    seed: int = 0,
+    seed: int = 0, ordinal: bool = False,
 ) -> Json:  # fmt: skip
     """All figures of predictions, as strict JSON. `chosen_on`: the predictions that thresholds are chosen on, such as
     those of validation slides; None: the same, which is optimistic and said so.
 
-    Intervals are over patients. `patients` has the scores of patients as units, their slides joined by `how`.
+    Intervals are over patients. `ordinal`: the classes are grades in ascending order. `patients` has the scores of
+    patients as units, their slides joined by `how`.
     """
     out: Json = {"slides": len(predictions), "patients": len(set(predictions.patients.tolist()))}
+    if predictions.events is not None:
+        return out | {"survival": judge_survival(predictions, resamples=resamples, seed=seed)}
     if not predictions.classes:
         return out | {"regression": _regression(predictions, resamples, seed)}
     options = {"resamples": resamples, "seed": seed}
@@ -43,6 +49,10 @@ def judge(
         numbers, predictions.values, predictions.classes, predictions.patients, **options  # type: ignore[arg-type]
     )  # fmt: skip
     out |= {"slides_as_units": report.as_json(), "calibration": _calibration(predictions)}
+    if ordinal:
+        grades = ordinal_set(numbers, predictions.values.argmax(axis=1), len(predictions.classes))
+        found = estimate_scores(grades, predictions.patients, **options)
+        out["grades"] = {name: one.as_json() for name, one in found.items()}
     out["patients_as_units"] = _of_patients(predictions, how, options)
     if len(predictions.classes) == 2:
         out["operating_points"] = _operating_points(predictions, chosen_on or predictions, options)
@@ -54,8 +64,11 @@ def headline(judged: Json) -> dict[str, Json]:
     """The scores that a summary shows: {value, low, high, reason} by name, those of slides."""
     if "regression" in judged:
         return dict(judged["regression"])
+    if "survival" in judged:
+        return {"c_index": judged["survival"]["c_index"]}
     overall, binary = judged["slides_as_units"]["overall"], len(judged["slides_as_units"]["classes"]) == 2
-    return {name: overall[name] for name in HEADLINE if name in overall and not (binary and name.endswith("_macro"))}
+    shown = [name for name in HEADLINE if name in overall and not (binary and name.endswith("_macro"))]
+    return dict(judged.get("grades", {})) | {name: overall[name] for name in shown}
 
 
 def _of_patients(predictions: Predictions, how: How, options: dict[str, int]) -> Json:

@@ -11,7 +11,7 @@ from mil.config import ModelConfig, RunConfig, TrainingConfig
 from mil.model.import_weights import import_weights
 from mil.model.slide_model import SlideModel, build_model
 from mil.model.weights_file import read_weights_file, weights_digest
-from mil.target import Target
+from mil.target import ORDINAL, REGRESSION, SURVIVAL, Target
 from pathray.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -40,9 +40,13 @@ def model_of(model: ModelConfig, training: TrainingConfig, target: Target) -> Sl
 def head_of(training: TrainingConfig, target: Target) -> tuple[str, dict[str, Any]]:
     """Kind and arguments of the head. Weights of classes are the inverse of their share, of mean 1 over slides."""
     loss = training.loss
-    if not target.classes:
+    if target.task == REGRESSION:
         mean, std = target.scale
         return "regression", {"names": (target.label,), "mean": (mean,), "std": (std,)}
+    if target.task == SURVIVAL:
+        return "cox", {"ties": loss.ties}
+    if target.task == ORDINAL:
+        return "ordinal", {"names": target.classes}
     weights = None
     if loss.class_weights == "inverse":
         if not all(target.counts):

@@ -5,21 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mil.config import TIES
 from mil.model.heads import Head
 from pathray.device import Gather, keep_local
 from pathray.errors import UserError
 from pathray.nn.regularise import at_least_float32
-from pathray.train.global_batch import check_whole_batch
 from pathray.train.recipe import Loss
-
-TIES = ("efron", "breslow")
 
 
 class CoxHead(Head):
     """Targets `[B, 2]`: time > 0 and event (1 observed, 0 censored). The logit is the log-risk.
 
     The loss compares a bag with those of its batch that are still at risk, so it is no sum over bags: micro-batches
-    would compare fewer. A batch is therefore never accumulated (`check`), and ranks gather theirs.
+    would compare fewer. A batch is therefore never accumulated (mil.config.resolve), and ranks gather theirs.
     """
 
     compares_bags = True
@@ -29,11 +27,6 @@ class CoxHead(Head):
         if ties not in TIES:
             raise UserError("unknown way with ties", key="head.ties", found=ties, expected=" or ".join(TIES))
         self.ties = ties
-
-    @staticmethod
-    def check(rows: int, global_batch: int, micro_key: str) -> None:
-        """UserError unless the micro-batches of all ranks, `rows` bags, are the global batch of two bags or more."""
-        check_whole_batch(rows, global_batch, "the Cox loss", micro_key, least=2)
 
     def loss(self, logits: Tensor, target: Tensor, gather: Gather = keep_local, rank: int = 0) -> Loss:
         """−log partial likelihood of this rank's events among the bags of all ranks; the weight is its events.

@@ -205,10 +205,9 @@ class OrdinalHead(Head):
         return Loss(-log_p.sum(), torch.full((), float(len(target)), device=logits.device))
 
     def predict(self, logits: Tensor) -> dict[str, Tensor]:
-        """`{"prob_<name>": [B]}`, which sum to 1, and the `expected` grade, from 0."""
+        """`{"prob_<name>": [B]}`, which sum to 1."""
         probabilities = self._log_probabilities(logits).exp()
-        out = {f"prob_{name}": column for name, column in zip(self.names, probabilities.unbind(1), strict=True)}
-        return out | {"expected": logits.sigmoid().sum(dim=1)}
+        return {f"prob_{name}": column for name, column in zip(self.names, probabilities.unbind(1), strict=True)}
 
     def _log_probabilities(self, logits: Tensor) -> Tensor:
         """log(σ(a) − σ(b)) of neighbours a > b is log σ(a) + log σ(−b) + log(1 − exp(b − a)): no cancellation."""

@@ -37,7 +37,7 @@ class SlideModel(nn.Module):
         coords: Tensor | None = None,
         return_attention: bool = False,
     ) -> MILOutput:
-        """features `[B, N, D]`, mask `[B, N]`, coords `[B, N, 2]` in µm, as for `Aggregator.forward_features`."""
+        """features `[B, N, D]`, mask `[B, N]`, coords `[B, N, 2]`, as for `Aggregator.forward_features`."""
         embedding, extras = self.aggregator.forward_features(features, mask, coords, return_attention)
         if self.head is None:
             return MILOutput(embedding, None, extras)

@@ -19,44 +19,64 @@ PAIR_BYTES = 16 << 20
 
 def concordance(
     time: npt.ArrayLike, event: npt.ArrayLike, risk: npt.ArrayLike, clusters: npt.ArrayLike | None = None, *,
-    level: float = 0.95, resamples: int = 2000, seed: int = 0,
+    strata: npt.ArrayLike | None = None, level: float = 0.95, resamples: int = 2000, seed: int = 0,
 ) -> Estimate:  # fmt: skip
     """Harrell's C of risks `[N]` with its percentile interval over whole clusters `[N]`; see `concordance_set`."""
-    scores = concordance_set(time, event, risk)
+    scores = concordance_set(time, event, risk, strata)
     return estimate_scores(scores, clusters, level=level, resamples=resamples, seed=seed)["c_index"]
 
 
-def concordance_set(time: npt.ArrayLike, event: npt.ArrayLike, risk: npt.ArrayLike) -> ScoreSet:
+def concordance_set(
+    time: npt.ArrayLike, event: npt.ArrayLike, risk: npt.ArrayLike, strata: npt.ArrayLike | None = None
+) -> ScoreSet:
     """c_index of times, events (0 or 1) and risks `[N]`: the chance that who has the event earlier has the higher risk.
 
     C = Σ w_i w_j ([r_i > r_j] + ½ [r_i = r_j]) / Σ w_i w_j over the comparable pairs: i has an event, and j is known to
     outlive it (t_j > t_i, or t_j = t_i and j is censored). Two events at one time are not comparable (Harrell 1982; as
-    lifelines and scikit-survival). C(−risk) = 1 − C: a C below ½ is never turned round. Undefined without a comparable
-    pair. ValueError as in `survival_rows`, and for a risk that is NaN or infinite.
+    lifelines and scikit-survival). C(−risk) = 1 − C: a C below ½ is never turned round. With `strata` `[N]`, only pairs
+    within a stratum count: the log-risks of two models have no common zero. Undefined without a comparable pair.
+    ValueError as in `survival_rows`, and for a risk that is NaN or infinite.
     """
     t, happened = survival_rows(time, event)
     r = np.asarray(risk, np.float64)
     if r.shape != t.shape or not np.isfinite(r).all():
         raise ValueError(f"risks must be {t.shape} finite numbers, found shape {r.shape}")
-    events, later = np.flatnonzero(happened), np.lexsort((happened == 0, t))
-    begin = np.searchsorted(_key(t, happened)[later], _key(t, happened)[events], side="right")
-    blocks = _won(t, happened, r, events)
+    codes = np.zeros(t.size, np.int64) if strata is None else np.unique(np.asarray(strata), return_inverse=True)[1]
+    parts = [np.flatnonzero(codes == code) for code in np.unique(codes)]
+    pairs = [_Pairs(t[rows], happened[rows], r[rows], rows) for rows in parts]
 
     def c_index(w: Floats) -> Floats:
-        alive = np.zeros((len(w), t.size + 1))
-        alive[:, :-1] = np.cumsum(w[:, later[::-1]], axis=1)[:, ::-1]
-        pairs = np.einsum("re,re->r", w[:, events], alive[:, begin])
-        won = np.zeros(len(w))
-        for rows, twice in blocks:
-            won += np.einsum("re,re->r", w[:, rows], w @ twice.T.astype(np.float64)) / 2
-        return ratio(won, pairs)
+        won, all_pairs = (sum(parts) for parts in zip(*(one.count(w) for one in pairs), strict=True))
+        return ratio(np.asarray(won), np.asarray(all_pairs))
 
     reasons = {}
     if not happened.any():
         reasons["c_index"] = "no row has an event"
-    elif not (begin < t.size).any():
+    elif not any(one.any for one in pairs):
         reasons["c_index"] = "no pair can be compared: nobody outlives the first event"
     return ScoreSet(t.size, lambda w: {"c_index": c_index(w)}, reasons)
+
+
+class _Pairs:
+    """The comparable pairs among `rows` `[n]` of the whole, whose times, events and risks are given `[n]`."""
+
+    def __init__(self, t: Floats, happened: Bools, r: Floats, rows: Ints) -> None:
+        self.rows, self.events = rows, np.flatnonzero(happened)
+        self.later = np.lexsort((happened == 0, t))
+        keys = _key(t, happened)
+        self.begin = np.searchsorted(keys[self.later], keys[self.events], side="right")
+        self.blocks, self.any = _won(t, happened, r, self.events), bool((self.begin < t.size).any())
+
+    def count(self, weights: Floats) -> tuple[Floats, Floats]:
+        """What is won, and the pairs, `[R]` each, of weights `[R, N]`."""
+        w = weights[:, self.rows]
+        alive = np.zeros((len(w), self.rows.size + 1))
+        alive[:, :-1] = np.cumsum(w[:, self.later[::-1]], axis=1)[:, ::-1]
+        pairs = np.einsum("re,re->r", w[:, self.events], alive[:, self.begin])
+        won = np.zeros(len(w))
+        for rows, twice in self.blocks:
+            won += np.einsum("re,re->r", w[:, rows], w @ twice.T.astype(np.float64)) / 2
+        return won, pairs
 
 
 def survival_rows(time: npt.ArrayLike, event: npt.ArrayLike) -> tuple[Floats, Bools]:

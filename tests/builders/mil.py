@@ -39,9 +39,10 @@ def write_cohort(
     root: Path, *, patients: int = 12, slides: int = 2, tiles: int = 30, dim: int = 8, share: float = 0.2, seed: int = 0
 ) -> Path:
     """`root`/slides.csv, h5/ and store/: every other patient is a "tumor", with a share of tiles moved by 3 in one
-    direction. Returns `root`."""
+    direction. Tumors have grades 1 and 2, others 0; they live for a year, others for ten; one in four is censored.
+    Returns `root`."""
     draw = np.random.default_rng(seed)
-    rows = ["slide_id,patient_id,label,score"]
+    rows = ["slide_id,patient_id,label,score,grade,months,died"]
     for p in range(patients):
         label = ("normal", "tumor")[p % 2]
         for s in range(slides):
@@ -56,7 +57,8 @@ def write_cohort(
                 grid_coords(n, seed=p * 7 + s),
                 of_coords={"patch_size_level0": 512},
             )
-            rows.append(f"{name},P{p:02d},{label},{p % 2 + 0.1 * s:.1f}")
+            grade, months = p % 2 * (1 + p // 2 % 2), (120, 12)[p % 2] + p
+            rows.append(f"{name},P{p:02d},{label},{p % 2 + 0.1 * s:.1f},{grade},{months},{int(p % 4 != 2)}")
     (root / "slides.csv").write_text("\n".join(rows) + "\n")
     make_store(root / "store", root / "h5")
     return root

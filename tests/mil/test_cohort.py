@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from mil.cohort import REGRESSION, read_cohort
+from mil.cohort import read_cohort
 from mil.store.reading import Store
+from mil.target import REGRESSION
 from pathray.errors import UserError
 from tests.builders.mil import write_cohort
 
@@ -69,3 +70,57 @@ def test_numbers_are_the_truth_of_a_regression(cohort):
 def test_a_table_that_cannot_be_trained_on_is_refused(cohort, tmp_path, text, said):
     with pytest.raises(UserError, match=said):
         read(cohort, text, tmp_path)
+
+
+SURVIVAL = {"task": "survival", "time": "months", "event": "died"}
+
+
+def test_survival_has_times_and_events_instead_of_labels(cohort):
+    found = read(cohort, **SURVIVAL)
+    assert found.classes == () and found.label == "months and died" and found.events.tolist()[4:6] == [0, 0]
+    assert found.labels.tolist()[3:5] == ["event", "censored"] and "10 with an event" in str(found)
+    other = read(cohort, task="regression", label="months")
+    assert other.hash != found.hash and other.events is None
+
+
+def test_grades_are_in_the_order_of_their_numbers_or_of_the_map(cohort, tmp_path):
+    assert read(cohort, task="ordinal", label="grade").classes == ("0", "1", "2")
+    text = (cohort / "slides.csv").read_text().replace(",0,", ",low,").replace(",2,", ",high,").replace(",1,", ",mid,")
+    with pytest.raises(UserError, match=r"grades need an order.*label_map"):
+        read(cohort, text, tmp_path, task="ordinal", label="grade")
+    order = {"high": 2, "low": 0, "mid": 1}
+    assert read(cohort, text, tmp_path, task="ordinal", label="grade", label_map=order).classes == (
+        "low",
+        "mid",
+        "high",
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "more", "said"),
+    [
+        ("", {"event": None}, r"survival needs the column of events.*data\.event=COLUMN"),
+        ("", {"task": "classification"}, r"data\.time is of survival alone"),
+        ("", {}, None),
+        (",-13,1", {}, "a time below 0.*row: 4"),
+        (",13,yes", {}, "neither observed nor censored"),
+        (",14,1", {}, "patient P01 has two values"),
+    ],
+)
+def test_outcomes_that_are_none_are_refused_with_row_and_column(cohort, tmp_path, change, more, said):
+    text = (cohort / "slides.csv").read_text()
+    if change.startswith(","):
+        assert text.count(",13,1") == 2
+        text = text.replace(",13,1", change, 1)
+    if said is None:
+        assert read(cohort, text, tmp_path, **SURVIVAL).patients == 6
+        return
+    with pytest.raises(UserError, match=said):
+        read(cohort, text, tmp_path, **{**SURVIVAL, **more})
+
+
+def test_survival_without_an_event_is_refused(cohort, tmp_path):
+    header, *rows = (cohort / "slides.csv").read_text().splitlines()
+    rows = [row.rpartition(",")[0] + ",0" for row in rows]
+    with pytest.raises(UserError, match="0 in all 12 rows"):
+        read(cohort, "\n".join([header, *rows]) + "\n", tmp_path, **SURVIVAL)

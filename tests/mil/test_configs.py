@@ -22,7 +22,7 @@ def test_every_model_of_the_registry_has_a_config():
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_builds_from_its_config_and_predicts_a_bag(name):
     config = load_config(RunConfig, (f"model={name}",), configs_dir=CONFIGS_DIR, groups=GROUPS).config
-    net = build_net(config, Target(12, "label", ("a", "b", "c"), counts=(2, 2, 2))).eval()
+    net = build_net(config, Target(12, "label", classes=("a", "b", "c"), counts=(2, 2, 2))).eval()
     coords = torch.stack(torch.meshgrid(torch.arange(5.0), torch.arange(4.0), indexing="ij"), -1).reshape(1, 20, 2)
     with torch.no_grad():
         out = net(torch.randn(1, 20, 12), None, coords)

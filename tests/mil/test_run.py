@@ -107,9 +107,9 @@ def test_a_frozen_aggregator_is_not_trained(root, plan):
 
 
 def test_a_diverged_model_is_no_better_than_any_other():
-    from mil.predict import scores_of
+    from mil.validation import scores_of
 
-    good = scores_of(np.array([0.0, 1.0]), np.array([[0.9, 0.1], [0.2, 0.8]]), 2)
-    bad = scores_of(np.array([0.0, 1.0]), np.full((2, 2), np.nan), 2)
+    good = scores_of(np.array([0.0, 1.0]), np.array([[0.9, 0.1], [0.2, 0.8]]), "classification")
+    bad = scores_of(np.array([0.0, 1.0]), np.full((2, 2), np.nan), "classification")
     assert bad.keys() == good.keys() and not np.isfinite(list(bad.values())).any()
     assert good["auc"] == 1 and good["loss"] == pytest.approx(-np.log([0.9, 0.8]).mean())

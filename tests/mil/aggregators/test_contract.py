@@ -285,3 +285,12 @@ def gradients(model: Aggregator, loss: Tensor) -> dict[str, Tensor]:
     named = dict(model.named_parameters())
     grads = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
     return {key: grad for key, grad in zip(named, grads, strict=True) if grad is not None}
+
+
+def test_positions_are_sides_of_a_tile_that_distant_tiles_feel():
+    """In µm a neighbour would be 256 away: a bias that counts in other units would leave no trace of distance."""
+    torch.manual_seed(0)
+    model = build_aggregator("vit_alibi", 8, embed_dim=16, layers=2, heads=2).eval()
+    x, coords = torch.randn(1, 12, 8), torch.rand(1, 12, 2) * 4
+    near, far = (model.forward_features(x, coords=coords * scale).embedding for scale in (1.0, 8.0))
+    assert float((near - far).detach().abs().max()) > 1e-3

@@ -88,3 +88,30 @@ def test_without_comparable_pairs_c_is_null_with_its_reason(t, e, reason):
 def test_rows_that_are_no_survival_data_are_refused(t, e, r, message):
     with pytest.raises(ValueError, match=message):
         concordance(t, e, r)
+
+
+def test_with_strata_only_pairs_within_one_count():
+    t, e, r = cohort()
+    strata = np.arange(t.size) % 3
+    apart = r + 100.0 * strata  # models whose risks have other zeros
+    won = pairs = 0.0
+    for k in range(3):
+        rows = strata == k
+        n = sum(
+            e[rows][i] * ((t[rows] > t[rows][i]) | ((t[rows] == t[rows][i]) & ~e[rows])).sum()
+            for i in range(rows.sum())
+        )
+        won, pairs = won + n * pairs_by_loop(t[rows], e[rows], r[rows]), pairs + n
+    weights = np.ones((1, t.size))
+    found = concordance_set(t, e, apart, strata).values(weights)["c_index"][0]
+    assert found == pytest.approx(won / pairs, abs=1e-12)
+    assert found == pytest.approx(concordance_set(t, e, r, strata).values(weights)["c_index"][0], abs=1e-12)
+    assert abs(found - c_of(t, e, apart)[0]) > 0.05
+    g = np.random.default_rng(1)
+    codes = g.integers(0, 30, t.size)
+    drawn = next(iter(cluster_counts(30, 8, 0)))[:, codes]
+    repeated = [np.repeat(np.arange(t.size), row.astype(int)) for row in drawn]
+    one_by_one = [
+        concordance_set(t[i], e[i], r[i], strata[i]).values(np.ones((1, i.size)))["c_index"][0] for i in repeated
+    ]
+    np.testing.assert_allclose(concordance_set(t, e, r, strata).values(drawn)["c_index"], one_by_one, atol=1e-12)

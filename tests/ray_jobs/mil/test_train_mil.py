@@ -120,7 +120,7 @@ def test_a_dry_run_counts_slides_and_writes_nothing(tmp_path, caplog):
     [
         (("data.csv=",), "data.csv is required"),
         (("data.store=nowhere",), "no feature store"),
-        (("data.label=grade",), "no such column"),
+        (("data.label=stage",), "no such column"),
         (("model.name=abmill",), "abmil"),
         (("model.arguments.depth=3",), "depth"),
         (("splits.folds=9",), "fewer patients than there are folds"),
@@ -149,3 +149,44 @@ def test_a_model_that_needs_positions_is_refused_for_bags_without(tmp_path, monk
     words = ("data.csv=slides.csv", "data.store=store", "model=vit_alibi", "output=out", WITHOUT_RAY)
     assert run_job(train_mil.main, TrainMILConfig, words, CONFIGS_DIR, GROUPS) == 2
     assert "10 slides without, such as s0" in capsys.readouterr().err
+
+
+SURVIVAL = (
+    "data.task=survival", "data.time=months", "data.event=died", "training.global_batch=8",
+    "training.batch_size_per_gpu=8", "training.max_epochs=20",
+)  # fmt: skip
+
+
+def test_survival_is_trained_and_judged_by_pairs_within_a_fold(tmp_path):
+    assert run(f"output={tmp_path}/out", WITHOUT_RAY, *SURVIVAL) == 0
+    oof = pq.read_table(tmp_path / "out" / "oof_predictions.parquet")
+    assert {"risk", "time", "event", "fold"} <= set(oof.column_names) and oof.num_rows == 24
+    survival = json.loads((tmp_path / "out" / "metrics.json").read_text())["survival"]
+    assert survival["patients"] == 12 and survival["events"] == 9 and survival["c_index"]["value"] > 0.7
+    assert set(survival["groups"]) == {"lower risk", "higher risk"}
+    assert (tmp_path / "out" / "survival.png").stat().st_size > 5000
+    words = (f"predictions={tmp_path}/out/oof_predictions.parquet", f"output={tmp_path}/ev", "resamples=100", "seed=42")
+    assert run_job(evaluate_mil.main, EvaluateMILConfig, words, evaluate_mil.CONFIGS_DIR) == 0
+    assert json.loads((tmp_path / "ev" / "metrics.json").read_text())["survival"] == survival
+
+
+def test_grades_are_trained_and_judged_as_ordered(tmp_path):
+    assert run(f"output={tmp_path}/out", WITHOUT_RAY, "data.task=ordinal", "data.label=grade") == 0
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert set(metrics["grades"]) == {"mae_ranks", "quadratic_kappa"}
+    assert metrics["slides_as_units"]["classes"] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (SURVIVAL[:4], "needs the whole global batch at once"),
+        ((*SURVIVAL[:3], "training.global_batch=1", "training.batch_size_per_gpu=1"), "at least 2"),
+        ((*SURVIVAL, "training.loss.kind=focal"), "this is of classes alone, not of survival"),
+        ((*SURVIVAL, "data.sampling=balanced"), "only classes can be balanced"),
+        (("data.task=survival",), "data.time"),
+    ],
+)
+def test_a_survival_training_that_could_not_learn_is_refused_at_the_start(tmp_path, capsys, words, said):
+    assert run(f"output={tmp_path}/out", WITHOUT_RAY, *words) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
