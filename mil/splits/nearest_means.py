@@ -47,7 +47,7 @@ def _nearest(means: Floats, groups: npt.NDArray[np.str_]) -> tuple[Ints, Ints, F
     """Slides `[n]` that have neighbours, these `[n, K]`, nearest first, and the distances `[n, K]`."""
     _, group, counts = np.unique(groups, return_inverse=True, return_counts=True)
     others = len(groups) - counts[group]
-    most = int(min(NEIGHBOURS, others.min(initial=0)))
+    most = int(min(NEIGHBOURS, others.min())) if len(others) else 0
     if most < 1:
         return np.zeros(0, np.int64), np.zeros((0, 0), np.int64), np.zeros((0, 0))
     parts = list(_blocks(np.asarray(means, np.float32), np.asarray(group, np.int64), most))
