@@ -45,18 +45,17 @@ def shared_tiles(a: Floats, b: Floats) -> tuple[float, bool]:
 def _distances(sample: npt.NDArray[np.float64], bag: Floats, own: npt.NDArray[np.int64] | None = None) -> Floats:
     """The distance `[n]` of each tile of the `sample` `[n, D]` to the nearest of the bag; `own` `[n]` are its rows in
     that bag, which do not count. Candidates are found in float32, their distance is exact."""
-    centre = sample.mean(axis=0)
-    sought = (sample - centre).astype(np.float32)
+    centre = sample.mean(axis=0).astype(np.float32)
+    sought = sample.astype(np.float32) - centre
     best = np.full(len(sample), np.inf)
     for start in range(0, len(bag), ROWS):
-        raw = np.asarray(bag[start : start + ROWS], np.float64)
-        block = (raw - centre).astype(np.float32)
+        block = np.asarray(bag[start : start + ROWS], np.float32) - centre
         table = np.einsum("md,md->m", block, block)[None, :] - 2 * (sought @ block.T)
         if own is not None:
             inside = np.flatnonzero((own >= start) & (own < start + len(block)))
             table[inside, own[inside] - start] = np.inf
         nearest = table.argmin(axis=1)
-        gaps = np.linalg.norm(sample - raw[nearest], axis=1)
+        gaps = np.linalg.norm(sample - np.asarray(bag[start + nearest], np.float64), axis=1)
         gaps[~np.isfinite(table.min(axis=1))] = np.inf
         best = np.minimum(best, gaps)
     return best

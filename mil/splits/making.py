@@ -6,6 +6,7 @@ duplicates of a bag in two parts (mil.splits.leakage).
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 
@@ -21,6 +22,7 @@ from pathray.data.splits import SPLITS, Split, folds, holdout, stratified_folds
 from pathray.errors import UserError
 from pathray.files.sheet import read_sheet
 
+log = logging.getLogger(__name__)
 RUN, FOLD, REPEAT = "run", "fold_", "repeat_"
 OUTER = re.compile(r"(outer_\d+)_inner_\d+")
 
@@ -89,6 +91,10 @@ def _check_split(cohort: Cohort, name: str, split: Split) -> None:
     if cohort.classes and len(found := set(cohort.labels[split.rows("train")].tolist())) < 2:
         message, expected = "the training slides are of one class", "two classes or more"
         raise UserError(message, file=cohort.file, key=name, found=found.pop(), expected=expected)
+    for part in ("val", "test"):
+        lacking = set(cohort.classes) - set(cohort.labels[split.rows(part)].tolist())
+        if lacking and sizes[part]:
+            log.warning("%s: no slide of %s has class %s", name, part, ", ".join(sorted(lacking)))
 
 
 def _check_inner(cohort: Cohort, splits: Mapping[str, Split], first: str, name: str) -> None:

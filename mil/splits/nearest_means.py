@@ -16,7 +16,7 @@ NEIGHBOURS = 8
 BLOCK = 512  # slides whose distances to all others are in memory at once
 RATIO = 0.5  # of the distance to the last neighbour; independent slides in 1,000 dimensions have ratios above 0.8
 TINY = 0.05  # of the cohort's typical distance, for bags with more copies than NEIGHBOURS
-FEW = 256  # up to this many slides, each slide's nearest is suspicious too: the ratio of few distances says little
+FEW = 64  # up to this many slides, each slide's nearest is suspicious too: the ratio of few distances says little
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.int64]
 

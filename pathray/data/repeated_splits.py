@@ -102,8 +102,13 @@ def monte_carlo(
 
 
 def _plain_folds(table: GroupedTable, labels: Strings, seed: int, k: int) -> list[Split]:
-    """Folds without validation rows, stratified where there are labels to stratify by. UserError for an empty fold."""
-    if len(np.unique(labels)) > 1:
+    """Folds without validation rows, stratified where there are labels to stratify by. UserError where all labels are
+    too rare, and for an empty fold."""
+    counts = np.unique(labels, return_counts=True)[1]
+    if len(counts) > 1 and counts.max() < k:
+        found, expected = f"{k} folds, at most {counts.max()} rows of a label", f"at most {counts.max()} folds"
+        raise UserError("too few rows of each label", file=table.file, found=found, expected=expected)
+    if len(counts) > 1:
         made = stratified_folds(table, labels, seed, k, validation=False)
     else:
         made = folds(table, seed, k, validation=False)

@@ -96,3 +96,10 @@ def test_the_order_of_the_table_changes_no_split(cohort, root, config):
 def test_settings_that_make_no_splits_are_refused(words, said):
     with pytest.raises(UserError, match=said):
         SplitsConfig(**words)
+
+
+def test_a_part_that_lacks_a_class_is_told(cohort, caplog):
+    split = splits_of(cohort, SplitsConfig("holdout"))["run"]
+    of = np.where(cohort.labels == "tumor", "train", split.of)
+    check_parts(cohort, {"run": replace(split, of=of)})
+    assert "run: no slide of test has class tumor" in caplog.text

@@ -107,3 +107,6 @@ def test_what_cannot_be_repeated_or_nested_is_refused():
         monte_carlo(table(2), labels(table(2), False), 0, 1)
     with pytest.raises(UserError, match="invalid number of folds.*9 folds of 8 groups"):
         nested_folds(table(10), labels(table(10), False), 0, 5, 9)
+    of = table(12, 1)
+    with pytest.raises(UserError, match="too few rows of each label"):
+        nested_folds(of, np.array([f"c{i // 3}" for i in range(12)]), 0, 4, 2)
