@@ -71,7 +71,7 @@ def test_a_renamed_bag_is_found_even_if_other_tiles_were_kept_of_it(tmp_path, mo
     bags["zz"] = bags["s05"]
     for i, (name, features) in enumerate(bags.items()):
         write_bag(tmp_path / "h5" / f"{name}.h5", features, grid_coords(len(features), seed=5 if name == "zz" else i))
-    store = make_store(tmp_path / "store", tmp_path / "h5", BuildSettings(max_instances=most))
+    store = make_store(tmp_path / "store", tmp_path / "h5", BuildSettings(max_instances=most, cap_strategy="random"))
     assert found_in(store) == [("s05", "zz", SAME_CONTENT)]
 
 
@@ -82,6 +82,14 @@ def test_more_copies_than_neighbours_are_found(tmp_path):
         bags[f"x{i:02d}"] = bags["s00"] + 0.01 * draw.normal(size=bags["s00"].shape).astype(np.float32)
     in_pairs = {name for a, b, _ in found_in(store_of(tmp_path, bags)) for name in (a, b)}
     assert in_pairs == {"s00", *(f"x{i:02d}" for i in range(12))}
+
+
+def test_copies_that_are_each_others_neighbours_are_suspicious_in_a_large_cohort():
+    draw = np.random.default_rng(0)
+    means = draw.normal(size=(300, DIM)).astype(np.float32)
+    means[:30] = means[0] + 1e-3 * draw.normal(size=(30, DIM))
+    pairs = suspicious_pairs(means, np.array([f"p{i}" for i in range(300)]))
+    assert {i for pair in pairs for i in pair} == set(range(30))
 
 
 def test_copies_within_a_patient_are_no_fault(tmp_path):
