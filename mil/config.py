@@ -21,7 +21,7 @@ from pathray.train.global_batch import check_whole_batch, choose_global_batch
 
 LOSSES = ("ce", "bce", "focal")
 TIES = ("efron", "breslow")
-SCHEMES = ("stratified_kfold", "group_kfold", "leave_one_group_out", "holdout")
+SCHEMES = ("stratified_kfold", "group_kfold", "leave_one_group_out", "holdout", "custom_holdout", "nested", "mccv")
 LOWER_IS_BETTER = ("loss", "log_loss", "brier", "mae", "mae_ranks")
 LOG_EVERY = 256  # slides
 
@@ -63,15 +63,32 @@ class ModelConfig:
 class SplitsConfig:
     """Who trains, validates and tests: by folds of whole patients, or by files that make_splits wrote."""
 
-    scheme: str = "stratified_kfold"  # | group_kfold | leave_one_group_out | holdout
-    folds: int = 5
+    scheme: str = "stratified_kfold"  # | group_kfold | leave_one_group_out | holdout | custom_holdout | nested | mccv
+    folds: int = 5  # of a k-fold; outer folds of nested
+    inner_folds: int = 4  # of nested: the patients that an outer fold does not test are divided into these
+    repeats: int = 10  # of mccv
     seed: int = 42
-    fractions: list[float] = field(default_factory=lambda: [0.7, 0.15, 0.15])  # of a holdout: train, val, test
-    folder: str | None = placement(None)  # fold_0.csv …; or one file; null: made from the keys above
+    fractions: list[float] = field(default_factory=lambda: [0.7, 0.15, 0.15])  # of holdout, mccv: train, val, test
+    filter: str | None = None  # of custom_holdout: the rows of data.csv that test, such as site == "B"
+    allow_duplicates: bool = placement(False)  # although a bag is in two parts under two patients
+    folder: str | None = placement(None)  # splits that make_splits wrote; or one file; null: made from the keys above
 
     def __post_init__(self) -> None:
-        check_one_of(self, "splits", scheme=SCHEMES)
-        check_at_least(self, "splits", 3, "folds")
+        check_one_of(self, "splits", scheme=self.schemes())
+        check_at_least(self, "splits", 3 if self.scheme != "nested" else 2, "folds")
+        check_at_least(self, "splits", 2, "inner_folds")
+        check_at_least(self, "splits", 1, "repeats")
+        if len(self.fractions) != 3:
+            message, expected = "fractions must have three values", "[train, val, test]"
+            raise UserError(message, key="splits.fractions", found=self.fractions, expected=expected)
+        if bool(self.filter) != (self.scheme == "custom_holdout") and not self.folder:
+            expected = "a filter with splits.scheme=custom_holdout, and none with another scheme"
+            raise UserError(
+                "a filter belongs to custom_holdout", key="splits.filter", found=self.filter, expected=expected
+            )
+
+    def schemes(self) -> tuple[str, ...]:
+        return SCHEMES
 
 
 @dataclass

@@ -1,11 +1,13 @@
 """Bags of features (H5) → a feature store: memory-mapped chunks, capped per slide, with a digest of every slide.
 
     python -m ray_jobs.build_store data.features=features/uni2h data.store=stores/uni2h
+    python -m ray_jobs.build_store data.features=OLD_STORE data.store=stores/uni2h
     python -m ray_jobs.build_store data=gej encoder=uni2h storage.max_instances=16384 storage.filter_by_csv=true
 
-Layouts of Pathray, CLAM, TRIDENT and STAMP are read. Slides are written in parallel. The store replaces an older one
-when it is whole, and not if fewer than `min_success_fraction` of the listed slides can be stored (exit code 2). A later
-start does nothing if no bag and no setting has changed.
+Layouts of Pathray, CLAM, TRIDENT and STAMP are read, and the predecessor's store (a folder with index_arrays.npz).
+Slides are written in parallel. The store replaces an older one when it is whole, and not if fewer than
+`min_success_fraction` of the listed slides can be stored (exit code 2). A later start does nothing if no bag and no
+setting has changed.
 """
 
 from __future__ import annotations
@@ -51,6 +53,7 @@ class BuildStoreConfig(CohortConfig):
 
 
 def main(loaded: Loaded[BuildStoreConfig]) -> Outputs | None:
+    from mil.store.open_bags import file_of
     from mil.store.sources import find_bags, is_current
 
     config = make_paths_absolute(loaded.config)
@@ -59,7 +62,7 @@ def main(loaded: Loaded[BuildStoreConfig]) -> Outputs | None:
     listed = find_bags(folder, csv, data.slide_column)
     log.info("%d bags in %s; %d listed slides have none", len(listed.sources), folder, len(listed.missing))
     if loaded.dry_run:
-        return tell((check_files([one.path for one in listed.sources], folder, "data.features"), "bags"))
+        return tell((check_files([file_of(one.path) for one in listed.sources], folder, "data.features"), "bags"))
     outputs = Outputs({"store": data.store, "report": report_path(config)})
     settings = settings_of(storage)
     if not config.rebuild and is_current(str(data.store), listed.sources, settings):

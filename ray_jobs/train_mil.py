@@ -52,13 +52,15 @@ class TrainMILConfig(RunConfig):
 
 
 def main(loaded: Loaded[TrainMILConfig]) -> Outputs | None:
-    from mil.splits import check_parts, splits_of
+    from mil.splits import check_duplicates, check_parts, splits_of
 
     config = make_paths_absolute(loaded.config)
     store, cohort = read_inputs(config)
     splits = splits_of(cohort, config.splits)
     check_parts(cohort, splits)
     check_model(config, store, cohort)
+    folder, allowed = None if loaded.dry_run else str(config.output), config.splits.allow_duplicates
+    check_duplicates(store, cohort, cohort.slides, splits, allowed=allowed, folder=folder)
     if loaded.dry_run:
         return tell((len(cohort.names), "labelled slides"), (cohort.patients, "patients"), (len(splits), "splits"))
     return train_and_judge(config, cohort, splits)
@@ -127,8 +129,7 @@ def check_model(config: TrainMILConfig, store: Store, cohort: Cohort) -> None:
 
 def folds_of(config: TrainMILConfig, cohort: Cohort, splits: dict[str, Split]) -> list[Fold]:
     """A run per split. Splits that were made here are written below the output first."""
-    from mil.splits import split_files
-    from pathray.data.split_files import write_split
+    from mil.splits import split_files, write_splits
     from pathray.store.storage import Storage
     from ray_jobs.train.folds import Fold as Run
 
@@ -136,9 +137,7 @@ def folds_of(config: TrainMILConfig, cohort: Cohort, splits: dict[str, Split]) -
     if config.splits.folder:
         files = split_files(config.splits.folder)
     else:
-        files = {name: root.join(SPLITS, f"{name}.csv") for name in splits}
-        for name, path in files.items():
-            write_split(path, cohort, splits[name])
+        files = write_splits(root.join(SPLITS), cohort, splits)
     out = []
     for name, path in files.items():
         own = copy.deepcopy(config)

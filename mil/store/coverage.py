@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from mil.store.cap import kept_rows
+from mil.store.open_bags import open_bag_of
 from mil.store.reading import Store
 from pathray.draw.canvas import Canvas
 from pathray.errors import UserError
-from pathray.features.read_bags import read_bag
 from pathray.store.storage import Storage
 
 KEPT, DISCARDED, EMPTY = "#2e8b57", "#cd463c", "#ffffff"
@@ -32,19 +32,19 @@ def coverage_picture(store: Store, slide: int) -> bytes | None:
     row = store.slides.slice(slide, 1).to_pylist()[0]
     if not row["has_coords"] or row["side"] is None:
         return None
-    bag, of = read_bag(row["source"]), store.meta["settings"]
+    of = store.meta["settings"]
+    with open_bag_of(row["source"]) as bag:
+        rows, coords = bag.rows, bag.coords
     kept = kept_rows(
-        len(bag.features), of["max_instances"], strategy=of["cap_strategy"], coords=bag.coords,
+        rows, of["max_instances"], strategy=of["cap_strategy"], coords=coords,
         grid=of["cap_grid_size"], seed=of["seed"], name=row["slide_id"],
     )  # fmt: skip
     stored = store.stored_coords(slide) * row["scale"]
-    if bag.coords is None or len(kept) != len(stored) or not np.allclose(bag.coords[kept], stored, atol=row["scale"]):
+    if coords is None or len(kept) != len(stored) or not np.allclose(coords[kept], stored, atol=row["scale"]):
         message, expected = "the bag is not the one that was stored", "the bag as it was, or a new build_store"
         raise UserError(message, file=row["source"], key=row["slide_id"], expected=expected)
-    places = np.floor(np.asarray(bag.coords, np.float64) / row["side"] + 1e-6).astype(np.int64)
-    title = (
-        f"{row['slide_id']}: {len(kept):,} of {len(bag.features):,} tiles kept ({len(kept) / len(bag.features):.0%})"
-    )
+    places = np.floor(np.asarray(coords, np.float64) / row["side"] + 1e-6).astype(np.int64)
+    title = f"{row['slide_id']}: {len(kept):,} of {rows:,} tiles kept ({len(kept) / rows:.0%})"
     return _draw(places - places.min(axis=0), kept, title)
 
 

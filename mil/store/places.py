@@ -12,8 +12,8 @@ import numpy as np
 
 from mil.store.cap import STRATEGIES, STRATIFIED
 from mil.store.format import CHUNK_BYTES, DTYPES
+from mil.store.open_bags import open_bag_of
 from pathray.errors import UserError
-from pathray.features.read_bags import open_bag
 from pathray.reports.units import describe
 
 
@@ -66,7 +66,7 @@ class Place:
 def read_header(source: Source) -> Header:
     """The bag's size, without its features."""
     try:
-        with open_bag(source.path) as bag:
+        with open_bag_of(source.path) as bag:
             return Header(source, bag.rows, bag.dim)
     except (UserError, OSError) as e:
         return Header(source, error=describe(e))

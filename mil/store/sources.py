@@ -1,19 +1,20 @@
-"""Finds the bags of a store: all H5 files below a folder, or those of a table's slides. Not here: reading them."""
+"""Finds the bags of a store: all H5 files below a folder, or the slides of the predecessor's store in it; or those of a
+table's slides. Not here: reading them (mil.store.open_bags)."""
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mil.store.index_arrays import holds_arrays
+from mil.store.open_bags import open_bag_of, paths_of, state_of
 from mil.store.places import BuildSettings, Source
 from mil.store.reading import Store
 from mil.store.write import digest_of
 from pathray.errors import MissingFile, UserError
-from pathray.features.read_bags import open_bag
 from pathray.files.sheet import read_sheet
 
 
@@ -26,7 +27,8 @@ class Listed:
 
 
 def find_bags(folder: str, csv: str | None = None, slide_column: str = "slide_id") -> Listed:
-    """The bags below the local `folder`, slide ids being file names without `.h5`; with `csv` only those of its slides.
+    """The bags below the local `folder`, slide ids being file names without `.h5`, or the slides of a predecessor's
+    store (index_arrays.npz); with `csv` only those of its slides.
 
     A column `slide_path` of the table gives a slide's bag, relative to `folder`. MissingFile without bags; UserError
     for two bags of one name.
@@ -34,15 +36,11 @@ def find_bags(folder: str, csv: str | None = None, slide_column: str = "slide_id
     root = Path(folder)
     if not root.is_dir():
         raise MissingFile("no folder of bags", file=folder, key="data.features", expected="a folder of SLIDE_ID.h5")
-    found: dict[str, Path] = {}
-    for path in _files(root):
-        if (other := found.setdefault(path.stem, path)) != path:
-            message, both = "two bags of one slide", f"{other} and {path}"
-            raise UserError(message, file=folder, key=path.stem, found=both, expected="a bag for each slide id")
+    found = paths_of(folder) if holds_arrays(folder) else _files_by_name(root)
     if csv is None:
         if not found:
             raise MissingFile("no bags here", file=folder, key="data.features", expected="SLIDE_ID.h5, at any depth")
-        return Listed(tuple(Source(name, str(path)) for name, path in sorted(found.items())))
+        return Listed(tuple(Source(name, path) for name, path in sorted(found.items())))
     sheet = read_sheet(csv)
     sheet.need(slide_column)
     names = sheet.texts(slide_column)
@@ -50,11 +48,11 @@ def find_bags(folder: str, csv: str | None = None, slide_column: str = "slide_id
     sources, missing = list[Source](), list[tuple[str, str]]()
     for i, name in enumerate(dict.fromkeys(names)):
         given = root / paths[i] if paths is not None else None
-        bag = given if given is not None and given.exists() else found.get(name)
+        bag = str(given) if given is not None and given.exists() else found.get(name)
         if bag is None:
             missing.append((name, f"no bag: {given or root / f'{name}.h5'}"))
         else:
-            sources.append(Source(name, str(bag)))
+            sources.append(Source(name, bag))
     return Listed(tuple(sorted(sources, key=lambda s: s.slide_id)), tuple(missing))
 
 
@@ -73,15 +71,20 @@ def is_current(folder: str, sources: Iterable[Source], settings: BuildSettings) 
 
 
 def _is_unchanged(row: dict[str, Any], path: str) -> bool:
-    state = os.stat(path)
-    if (state.st_size, state.st_mtime_ns) == (row["source_bytes"], row["source_modified_ns"]):
+    if state_of(path) == (row["source_bytes"], row["source_modified_ns"]):
         return True
     try:
-        with open_bag(path) as bag:
+        with open_bag_of(path) as bag:
             return digest_of(bag) == str(row["source_sha256"])
     except UserError:
         return False
 
 
-def _files(root: Path) -> Sequence[Path]:
-    return sorted(path for path in root.rglob("*.h5") if not path.name.startswith("."))
+def _files_by_name(root: Path) -> dict[str, str]:
+    """The H5 files below a folder by the ids of their slides. UserError for two of one name."""
+    found: dict[str, str] = {}
+    for path in sorted(path for path in root.rglob("*.h5") if not path.name.startswith(".")):
+        if (other := found.setdefault(path.stem, str(path))) != str(path):
+            message, both = "two bags of one slide", f"{other} and {path}"
+            raise UserError(message, file=str(root), key=path.stem, found=both, expected="a bag for each slide id")
+    return found

@@ -18,9 +18,10 @@ import numpy.typing as npt
 
 from mil.store.cap import kept_rows
 from mil.store.format import BLOCK_ROWS, coords_file, features_file, to_integers
+from mil.store.open_bags import open_bag_of, state_of
 from mil.store.places import BuildSettings, Place, Source
 from pathray.errors import UserError
-from pathray.features.read_bags import BagFile, inferred_side, open_bag, stated_side
+from pathray.features.read_bags import BagFile, inferred_side, stated_side
 from pathray.reports.units import describe
 from pathray.store.storage import Storage
 
@@ -39,7 +40,7 @@ def write_slide(place: Place) -> Written:
     """Write one slide at its place, and return its row of the index."""
     source = place.source
     try:
-        with open_bag(source.path) as bag:
+        with open_bag_of(source.path) as bag:
             return _write(place, bag)
     except UserError as e:
         return Written(source, error=describe(e))
@@ -79,13 +80,13 @@ def _write(place: Place, bag: BagFile) -> Written:
         _write_at(file, coords, place.start)
     given.update(coords.data)
     side = stated_side(bag.tile, bag.unit)
-    state = os.stat(source.path) if Storage.of(source.path).local else None
+    size, modified = state_of(source.path) if Storage.of(source.path).local else (None, None)
     row = {
         "slide_id": source.slide_id, "chunk": place.chunk, "start": place.start, "rows": len(kept),
         "listed_rows": bag.rows, "has_coords": corners(bag) is not None, "scale": scale, "unit": bag.unit,
         "side": side or inferred_side(corners(bag)), "side_stated": side is not None, "sha256": given.hexdigest(),
-        "source": source.path, "source_bytes": state.st_size if state else None,
-        "source_modified_ns": state.st_mtime_ns if state else None, "source_sha256": _with_coords(taken, bag),
+        "source": source.path, "source_bytes": size,
+        "source_modified_ns": modified, "source_sha256": _with_coords(taken, bag),
         "encoder": str(bag.tile.get("encoder_sha256", "")),
     }  # fmt: skip
     return Written(source, row, (total / bag.rows).astype(np.float32))

@@ -70,7 +70,7 @@ def _prepare(config: TrainMILConfig) -> tuple[Plan, TrainMILConfig, dict[str, An
     from mil.model.build import initial_digest
     from mil.plan import build_plan, identity
     from mil.settings import identity_of
-    from pathray.data.split_files import read_split
+    from mil.splits import read_split
     from pathray.run.resume import check_resumable
     from ray_jobs.train_mil import read_inputs
 

@@ -82,6 +82,23 @@ def test_the_shipped_groups_name_the_places_of_a_cohort(without_ray, tmp_path, m
     assert Store("stores/gej/uni2h").ids == ["a"]
 
 
+def test_the_predecessors_store_is_recognised_and_its_slides_are_filtered_by_a_table(
+    without_ray, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    features = np.random.default_rng(0).normal(size=(9, 6)).astype(np.float16)
+    (tmp_path / "h5").mkdir()
+    features.tofile(tmp_path / "h5" / "features_000.bin")
+    where = {"offsets": [0, 4], "lengths": [4, 5], "chunk_ids": [0, 0], "feat_dim": 6}
+    np.savez(tmp_path / "h5" / "index_arrays.npz", slide_ids=np.array(["a", "b"]), **where)
+    (tmp_path / "slides.csv").write_text("slide_id,label\nb,x\n")
+    assert run("--dry-run") == 0 and not (tmp_path / "store").exists()
+    assert run("storage.filter_by_csv=true", "data.csv=slides.csv") == 0
+    store = Store("store")
+    assert store.ids == ["b"] and report()[0]["path"].endswith("h5/index_arrays.npz#b")
+    np.testing.assert_array_equal(store.features(0), features[4:])
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
