@@ -28,7 +28,8 @@ def assemble(config: RunConfig, plan: Plan, world: int) -> Assembly:
 
     def export(trained: Recipe, folder: str, facts: dict[str, Any]) -> None:
         assert isinstance(trained, MILRecipe)
-        save(folder, trained.net, trained.config, target, {**run_provenance(trained.config), **facts})
+        known = {**run_provenance(trained.config), **facts}
+        save(folder, trained.net, trained.config, target, known, encoder=str(plan.meta["encoder"]))
 
     return Assembly(
         science=SCIENCE,

@@ -53,8 +53,10 @@ def build_plan(cohort: Cohort, split: Split, store: Store, out_dir: str) -> Plan
             **events,
         }
     )
+    encoders = {str(store.slides["encoder"][int(i)].as_py()) for i in cohort.slides}
     meta = {
         "kind": "mil-slides",
+        "encoder": encoders.pop() if len(encoders) == 1 else "",
         "identity": identity,
         "store": store.path,
         "dim": store.dim,

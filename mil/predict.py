@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from mil.data import BagReader
+from mil.model.ensemble import SlideEnsemble
 from mil.model.slide_model import SlideModel
 from mil.plan import rows_of, target_of, truth_of
 from mil.validation import scores_of
@@ -37,11 +38,12 @@ class Predicted:
     embeddings: npt.NDArray[np.float32]
 
 
-def predict_slides(net: SlideModel, reader: BagReader, rows: Ints, device: Device, threads: int) -> Predicted:
+def predict_slides(
+    net: SlideModel | SlideEnsemble, reader: BagReader, rows: Ints, device: Device, threads: int
+) -> Predicted:
     """Predictions of whole bags, by all ranks together. Call it on every rank, in evaluation mode. UnreadableUnit for a
     bag that cannot be read: an evaluation leaves nothing out."""
-    whole, head = reader.whole(), net.head
-    assert head is not None
+    whole = reader.whole()
     own = rows[device.rank :: device.world_size]
     values, embeddings = [], []
 
@@ -51,13 +53,13 @@ def predict_slides(net: SlideModel, reader: BagReader, rows: Ints, device: Devic
     for batch in read_ahead(read, own.tolist(), threads=threads, timeout_s=READ_TIMEOUT_S):
         micro = device.to_device({name: batch[name] for name in ("features", "mask", "coords")})
         with torch.no_grad():
-            out = net(micro["features"].float(), None, micro["coords"])
-        values.append([float(value) for value in head.predict(out.logits).values()])
-        embeddings.append(out.slide_embedding.float().cpu().numpy()[0])
+            found = net.predict(micro["features"].float(), None, micro["coords"])
+        values.append(found.values[0].double().cpu().numpy())
+        embeddings.append(found.embedding[0].float().cpu().numpy())
     part = (own, np.array(values), np.array(embeddings, np.float32))
     parts = [p for p in (device.gather_objects(part) if device.world_size > 1 else [part]) if p[0].size]
-    found = np.concatenate([p[0] for p in parts])
-    order = np.argsort(found)[np.argsort(np.argsort(rows))]
+    seen = np.concatenate([p[0] for p in parts])
+    order = np.argsort(seen)[np.argsort(np.argsort(rows))]
     return Predicted(rows, np.concatenate([p[1] for p in parts])[order], np.concatenate([p[2] for p in parts])[order])
 
 

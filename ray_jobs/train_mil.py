@@ -5,12 +5,12 @@
 
 Each fold is a run in `output`/fold_<k>, `parallel` of them at a time; the same command resumes what is unfinished and
 leaves what is finished. Every patient is tested once, by a model that has not seen him: oof_predictions.parquet and
-metrics.json say what came of it, with intervals over patients.
+metrics.json say what came of it, with intervals over patients. models/ has the best fold's model and the ensemble; with
+refit=true refit/ has one of all slides. With seeds=5 everything is trained five times, and the spread is reported.
 """
 
 from __future__ import annotations
 
-import copy
 import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -22,18 +22,15 @@ from pathray.config.load import Loaded, placement
 from pathray.errors import UserError
 from ray_jobs.shell.cli import Outputs, job
 from ray_jobs.shell.dry_run import tell
-from ray_jobs.shell.runtime import RuntimeConfig, ray_session
+from ray_jobs.shell.runtime import RuntimeConfig
 from ray_jobs.train import training_jobs
 from ray_jobs.train.training_jobs import absolute, check_output
 
 if TYPE_CHECKING:
     from mil.cohort import Cohort
     from mil.store.reading import Store
-    from pathray.data.splits import Split
-    from ray_jobs.train.folds import Fold
 
 log = logging.getLogger(__name__)
-SPLITS = "splits"  # folder of the splits that this job made
 
 
 @dataclass
@@ -41,11 +38,13 @@ class TrainMILConfig(RunConfig):
     """A run config, and where it runs."""
 
     parallel: int = placement(1)  # folds at a time
+    seeds: int = placement(1)  # trainings of all splits: training.seed, training.seed + 1 …; their spread is reported
+    refit: bool = placement(False)  # then a model of all labelled slides
     runtime: RuntimeConfig = placement(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(self, "", 1, "parallel")
+        check_at_least(self, "", 1, "parallel", "seeds")
         if self.parallel > 1 and self.scaling.workers == 0:
             expected = "parallel=1, or scaling.workers >= 1"
             raise UserError("several folds at a time need Ray", key="parallel", found=self.parallel, expected=expected)
@@ -53,6 +52,7 @@ class TrainMILConfig(RunConfig):
 
 def main(loaded: Loaded[TrainMILConfig]) -> Outputs | None:
     from mil.splits import check_duplicates, check_parts, splits_of
+    from ray_jobs.mil.training import train_and_judge
 
     config = make_paths_absolute(loaded.config)
     store, cohort = read_inputs(config)
@@ -63,29 +63,7 @@ def main(loaded: Loaded[TrainMILConfig]) -> Outputs | None:
     check_duplicates(store, cohort, cohort.slides, splits, allowed=allowed, folder=folder)
     if loaded.dry_run:
         return tell((len(cohort.names), "labelled slides"), (cohort.patients, "patients"), (len(splits), "splits"))
-    return train_and_judge(config, cohort, splits)
-
-
-def train_and_judge(config: TrainMILConfig, cohort: Cohort, splits: dict[str, Split]) -> Outputs:
-    from mil.results import judge_folds, list_unfinished
-    from pathray.store.storage import Storage
-    from ray_jobs.mil.runs import is_finished, train_fold
-    from ray_jobs.train.folds import train_all
-
-    root = Storage.of(str(config.output))
-    folds = folds_of(config, cohort, splits)
-    left = [fold for fold in folds if not is_finished(fold.config)]
-    log.info("%d of %d folds are finished", len(folds) - len(left), len(folds))
-    if left:
-        at_a_time, scaling = min(config.parallel, len(left)), config.scaling
-        cpus = at_a_time * (scaling.ranks * scaling.cpus_per_worker + 0.5)
-        with ray_session(config.runtime, cpus=cpus, autoscaling=scaling.autoscaling, needed=bool(scaling.workers)):
-            train_all(root, left, at_a_time, train_fold)
-    names = [fold.name for fold in folds]
-    if waiting := list_unfinished(root, names):
-        log.info("interrupted; the same command resumes %s", ", ".join(waiting))
-        return Outputs({"runs": root.url})
-    return Outputs(judge_folds(config, cohort, names))
+    return Outputs(train_and_judge(config, cohort, splits))
 
 
 def read_inputs(config: TrainMILConfig) -> tuple[Store, Cohort]:
@@ -125,25 +103,6 @@ def check_model(config: TrainMILConfig, store: Store, cohort: Cohort) -> None:
         message, found = "the model needs positions", f"{len(lacking)} slides without, such as {store.ids[lacking[0]]}"
         expected = "bags with coords, or another model"
         raise UserError(message, file=store.path, key="model.name", found=found, expected=expected)
-
-
-def folds_of(config: TrainMILConfig, cohort: Cohort, splits: dict[str, Split]) -> list[Fold]:
-    """A run per split. Splits that were made here are written below the output first."""
-    from mil.splits import split_files, write_splits
-    from pathray.store.storage import Storage
-    from ray_jobs.train.folds import Fold as Run
-
-    root = Storage.of(str(config.output))
-    if config.splits.folder:
-        files = split_files(config.splits.folder)
-    else:
-        files = write_splits(root.join(SPLITS), cohort, splits)
-    out = []
-    for name, path in files.items():
-        own = copy.deepcopy(config)
-        own = replace(own, output=root.join(name), splits=replace(own.splits, folder=path))
-        out.append(Run(name, own, root.join(name), path))
-    return out
 
 
 def make_paths_absolute(config: TrainMILConfig) -> TrainMILConfig:

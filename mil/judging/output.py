@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mil.judging import figures
-from mil.judging.page import in_words, name_of, report_page
+from mil.judging.page import Table, in_words, name_of, report_page
 from mil.judging.predictions import Predictions
 from mil.judging.scores import headline, judge
 from mil.judging.survival_figure import draw_survival
@@ -22,7 +22,7 @@ def write_judgement(
     store: Storage, predictions: Predictions, chosen_on: Predictions | None, *, title: str,
     facts: Sequence[tuple[str, str]] = (), folds: Mapping[str, Any] | None = None,
     left_out: Sequence[tuple[str, str]] = (), how: How = "mean", resamples: int = 2000, seed: int = 0,
-    models: Mapping[str, str] | None = None, ordinal: bool = False,
+    models: Mapping[str, str] | None = None, ordinal: bool = False, tables: Sequence[Table] = (),
 ) -> dict[str, object]:  # fmt: skip
     """Judge predictions and write everything; returns the main files by what they are."""
     judged = judge(predictions, chosen_on, how=how, resamples=resamples, seed=seed, ordinal=ordinal)
@@ -31,7 +31,7 @@ def write_judgement(
         store.write_bytes(f"{name}.png", data)
     text = json.dumps(judged, indent=1, sort_keys=True, allow_nan=False)
     store.write_bytes(METRICS, text.encode() + b"\n")
-    page = report_page(title, judged, pictures, facts=facts, folds=folds, left_out=left_out)
+    page = report_page(title, judged, pictures, facts=facts, folds=folds, left_out=left_out, more=tables)
     store.write_bytes(REPORT, page.encode())
     shown = {name_of(name): in_words(score) for name, score in headline(judged).items()}
     files = {"report": store.join(REPORT), "metrics": store.join(METRICS)}

@@ -45,10 +45,10 @@ class Table:
 
 def report_page(
     title: str, judged: Json, pictures: Mapping[str, bytes], *, facts: Sequence[tuple[str, str]] = (),
-    folds: Mapping[str, Json] | None = None, left_out: Sequence[tuple[str, str]] = (),
+    folds: Mapping[str, Json] | None = None, left_out: Sequence[tuple[str, str]] = (), more: Sequence[Table] = (),
 ) -> str:  # fmt: skip
     """The page. `facts` come before the scores, `folds` are the scores of each fold's test slides, `left_out` slides
-    and why."""
+    and why, `more` tables that come first."""
     units = f"{judged['slides']:,} slides of {judged['patients']:,} patients"
     values = {
         "title": public_text(title),
@@ -56,7 +56,7 @@ def report_page(
         "facts": [*((name, public_text(value)) for name, value in facts), *_headline(judged)],
         "notes": _notes(judged),
         "pictures": [_picture(name, data) for name, data in pictures.items()],
-        "tables": _tables(judged, folds or {}),
+        "tables": [*more, *_tables(judged, folds or {})],
         "left_out": _by_reason(left_out),
     }
     return render_page("report.html.j2", values, TEMPLATES)

@@ -42,6 +42,10 @@ class CoxHead(Head):
         share = len(logits) / len(everyone)
         return Loss(each[mine].sum(), torch.where(none, torch.full_like(events, share), events))
 
+    @property
+    def value_names(self) -> tuple[str, ...]:
+        return ("risk",)
+
     def predict(self, logits: Tensor) -> dict[str, Tensor]:
         """`{"risk": log-risk [B]}`; higher means an earlier event."""
         return {"risk": logits[:, 0]}

@@ -54,6 +54,12 @@ class Head(nn.Module):
         """What the model says, by name; each `[B]`."""
         raise NotImplementedError
 
+    @property
+    def value_names(self) -> tuple[str, ...]:
+        """The names of `predict`, in order."""
+        names: Sequence[str] = getattr(self, "names", ())
+        return tuple(f"prob_{name}" for name in names)
+
 
 class ClassHead(Head):
     """Classes by name. Targets `[B]` int64 are positions in `names`.
@@ -166,6 +172,10 @@ class RegressionHead(Head):
         else:
             each = F.huber_loss(logits, z, delta=self.huber_delta, reduction="none")
         return Loss(each.masked_fill(~there, 0.0).sum(), there.sum().to(each.dtype))
+
+    @property
+    def value_names(self) -> tuple[str, ...]:
+        return self.names
 
     def predict(self, logits: Tensor) -> dict[str, Tensor]:
         """`{name: value [B]}` in the target's unit."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from mil.aggregators import Aggregator, build_aggregator
@@ -21,6 +22,15 @@ class MILOutput(NamedTuple):
     slide_embedding: Tensor
     logits: Tensor | None
     extras: dict[str, Tensor]
+
+
+class SlidePrediction(NamedTuple):
+    """`values` `[B, K]` as `value_names` says; `embedding` `[B, E]`; `attention` `[B, H or C, N]` where asked for and
+    there."""
+
+    values: Tensor
+    embedding: Tensor
+    attention: Tensor | None
 
 
 class SlideModel(nn.Module):
@@ -43,6 +53,29 @@ class SlideModel(nn.Module):
             return MILOutput(embedding, None, extras)
         logits = self.head(embedding, extras.get("class_embeddings"), extras.get("logits"))
         return MILOutput(embedding, logits, extras)
+
+    def predict(
+        self,
+        features: Tensor,
+        mask: Tensor | None = None,
+        coords: Tensor | None = None,
+        return_attention: bool = False,
+    ) -> SlidePrediction:
+        """What the head says of bags, in the order of `value_names`: probabilities, numbers or log-risks."""
+        assert self.head is not None, "a model without a head predicts nothing"
+        out = self(features, mask, coords, return_attention)
+        values = torch.stack(list(self.head.predict(out.logits).values()), dim=1)
+        return SlidePrediction(values, out.slide_embedding, out.extras.get("attention_probs"))
+
+    @property
+    def value_names(self) -> tuple[str, ...]:
+        """`prob_<class>` …, the label of a regression, or `risk`."""
+        assert self.head is not None, "a model without a head predicts nothing"
+        return self.head.value_names
+
+    @property
+    def uses_coords(self) -> bool:
+        return self.aggregator.uses_coords
 
     @property
     def attention_names(self) -> tuple[str, ...]:

@@ -3,9 +3,12 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
+from mil.artifact import load
 from mil.sections import CONFIGS_DIR, GROUPS
 from pathray.run.stop import request_stop
 from ray_jobs import evaluate_mil, train_mil
@@ -60,7 +63,13 @@ def test_every_patient_is_tested_once_and_judged(trained):
     assert metrics["patients"] == 12 and metrics["slides_as_units"]["overall"]["auroc"]["value"] is not None
     assert metrics["thresholds_chosen_on"] == "validation slides"
     folds = json.loads((trained / "cv_results.json").read_text())
-    assert set(folds["folds"]) == {"fold_0", "fold_1", "fold_2"} and len(folds["models"]) == 3
+    assert set(folds["folds"]) == {"fold_0", "fold_1", "fold_2"} and set(folds["models"]) == {
+        "fold_0",
+        "fold_1",
+        "fold_2",
+        "best_fold",
+        "ensemble",
+    }
     for name in ("report.html", "roc.png", "calibration.png", "confusion.png", "fold_2/embeddings.npy"):
         assert (trained / name).stat().st_size > 500
 
@@ -69,7 +78,7 @@ def test_a_second_start_trains_nothing(trained, caplog):
     caplog.set_level("INFO")
     before = {path: path.stat().st_mtime_ns for path in trained.rglob("preds_test.parquet")}
     assert run(f"output={trained}", WITHOUT_RAY) == 0
-    assert "3 of 3 folds are finished" in caplog.text
+    assert "3 of 3 runs are finished" in caplog.text
     assert before == {path: path.stat().st_mtime_ns for path in trained.rglob("preds_test.parquet")}
 
 
@@ -190,3 +199,82 @@ def test_grades_are_trained_and_judged_as_ordered(tmp_path):
 def test_a_survival_training_that_could_not_learn_is_refused_at_the_start(tmp_path, capsys, words, said):
     assert run(f"output={tmp_path}/out", WITHOUT_RAY, *words) == 2
     assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def of_seeds(trained, cohort):
+    """The same output after `seeds=2 refit=true`: what was there is not trained again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(cohort)
+        before = weights(trained)
+        assert run(f"output={trained}", WITHOUT_RAY, "seeds=2", "refit=true") == 0
+        assert weights(trained) == before
+    return trained
+
+
+def test_seeds_share_the_splits_and_their_spread_is_reported(of_seeds):
+    spread = json.loads((of_seeds / "seeds.json").read_text())
+    auroc = spread["scores"]["auroc"]
+    each = [json.loads((of_seeds / f / "metrics.json").read_text()) for f in (".", "seed_1")]
+    expected = [one["slides_as_units"]["overall"]["auroc"]["value"] for one in each]
+    assert list(auroc["each"].values()) == pytest.approx(expected)
+    assert auroc["value"] == pytest.approx(np.mean(expected))
+    assert auroc["std"] == pytest.approx(np.std(expected, ddof=1)) and auroc["low"] <= auroc["value"] <= auroc["high"]
+    tables = [pq.read_table(of_seeds / f / "oof_predictions.parquet") for f in (".", "seed_1")]
+    assert tables[0]["slide_id"] == tables[1]["slide_id"] and tables[0]["fold"] == tables[1]["fold"]
+    assert tables[0]["prob_tumor"] != tables[1]["prob_tumor"]
+    assert "deviation over seeds" in (of_seeds / "report.html").read_text()
+
+
+def test_a_refit_sees_all_slides_for_the_median_of_the_best_passes(of_seeds):
+    described = json.loads((of_seeds / "refit" / "encoder" / "mil.json").read_text())
+    assert described["target"]["counts"] == [12, 12]
+    folds = [json.loads((of_seeds / f"fold_{i}" / "encoder" / "mil.json").read_text()) for i in range(3)]
+    passes = np.median([one["provenance"]["images_seen"] / sum(one["target"]["counts"]) for one in folds])
+    assert described["provenance"]["images_seen"] == round(24 * passes)
+    assert not (of_seeds / "refit" / "preds_val.parquet").exists()
+
+
+def test_an_ensemble_says_the_mean_of_its_members_and_the_best_fold_what_it_said(of_seeds):
+    members = [load(str(of_seeds / f"fold_{i}" / "encoder")).net for i in range(3)]
+    ensemble, best = (load(str(of_seeds / "models" / name)) for name in ("ensemble", "best_fold"))
+    bag = torch.randn(2, 9, 8)
+    with torch.no_grad():
+        each = [net.predict(bag, return_attention=True) for net in members]
+        found = ensemble.net.predict(bag, return_attention=True)
+    torch.testing.assert_close(found.values, torch.stack([one.values for one in each]).mean(0))
+    torch.testing.assert_close(found.attention, torch.stack([one.attention for one in each]).mean(0))
+    assert found.embedding.shape == (2, 48) and ensemble.net.value_names == ("prob_normal", "prob_tumor")
+    chosen = best.description["provenance"]["split"]
+    losses = {
+        name: one["loss"] for name, one in json.loads((of_seeds / "cv_results.json").read_text())["validation"].items()
+    }
+    assert chosen == min(losses, key=losses.get)
+    with torch.no_grad():
+        assert torch.equal(best.net.predict(bag).values, each[int(chosen[-1])].values)
+
+
+@pytest.mark.parametrize("scheme", ["nested", "mccv"])
+def test_repeated_and_nested_splits_end_in_one_row_per_slide(tmp_path, scheme):
+    keys = ("splits.inner_folds=2",) if scheme == "nested" else ("splits.repeats=4", "splits.fractions=[0.5,0.25,0.25]")
+    assert (
+        run(f"output={tmp_path}", WITHOUT_RAY, f"splits={scheme}", "splits.folds=3", "training.max_epochs=1", *keys)
+        == 0
+    )
+    oof = pq.read_table(tmp_path / "oof_predictions.parquet")
+    names = oof["slide_id"].to_pylist()
+    assert names == sorted(set(names))
+    results = json.loads((tmp_path / "cv_results.json").read_text())
+    name = names[0]
+    tested = [pq.read_table(tmp_path / split / "preds_test.parquet").to_pylist() for split in results["folds"]]
+    values = [row["prob_tumor"] for table in tested for row in table if row["slide_id"] == name]
+    assert oof["prob_tumor"][0].as_py() == pytest.approx(np.mean(values), abs=1e-12)
+    if scheme == "nested":
+        assert len(names) == 24 and len(values) == 2 and set(oof["fold"].to_pylist()) == {0, 1, 2}
+    else:
+        repeats = results["repeats"]
+        x = np.array([one["accuracy"] for one in results["folds"].values()])
+        found, ratio = repeats["scores"]["accuracy"], repeats["test_to_train"]
+        assert found["mean"] == pytest.approx(x.mean()) and repeats["repeats"] == 4
+        half = 3.182446305284263 * x.std(ddof=1) * (1 / 4 + ratio) ** 0.5
+        assert found["high"] - found["mean"] == pytest.approx(half) and "times" in oof.column_names
