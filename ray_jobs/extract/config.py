@@ -36,7 +36,9 @@ class ExtractConfig:
     edge_tiles: bool = False  # also tiles that extend beyond the right and lower edges
     spacing_tolerance: float = 0.05  # largest relative difference to use the nearest pyramid level
     slide_mpp: float | None = None  # µm per level-0 pixel of slides without a spacing; the manifest takes precedence
-    pooling: str = "mean"  # mean (of the patch tokens) | cls | cls+mean
+    pooling: str = (
+        "auto"  # auto (an imported encoder's own; otherwise mean) | mean (of the patch tokens) | cls | cls+mean
+    )
     precision: str = "fp32"  # fp32 | bf16 | fp16: the encoder's arithmetic
     dtype: str = "float32"  # float32 | float16: the stored features
     slide_parquet: bool = False  # also write a parquet table (x, y, features) next to each bag
@@ -60,7 +62,7 @@ class ExtractConfig:
         if is_set(self.output) and not self.report:
             self.report = f"{self.output.rstrip('/')}/report.csv"
         for key, allowed in (
-            ("pooling", ("mean", "cls", "cls+mean")),
+            ("pooling", ("auto", "mean", "cls", "cls+mean")),
             ("precision", ("fp32", "bf16", "fp16")),
             ("dtype", ("float32", "float16")),
             ("accelerator", ("auto", "cpu", "cuda")),
@@ -97,6 +99,11 @@ def agree_on(specs: Mapping[str, EncoderSpec], given: float | None, key: str, at
         raise UserError(f"{message}: set {key}", key=key, found=said, expected=f"{key}=…")
     value: float = next(iter(said.values()))
     return value
+
+
+def told_pooling(specs: Mapping[str, EncoderSpec], asked: str) -> str:
+    """The pooling of the encoders in words; with `auto` each has its own."""
+    return f"{' and '.join(sorted({spec.pooling(asked) for spec in specs.values()}))} of the tokens"
 
 
 SLIDES_ONLY = ("mpp", "tile_px", "overlap_px", "edge_tiles", "slide_mpp", "slide_parquet")

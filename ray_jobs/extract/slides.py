@@ -33,6 +33,7 @@ from pathray.urls import public
 from pathray.wsi.spacing import reused_note
 from pathray.wsi.tiling import TileSpec
 from ray_jobs.extract.actors import DIED, Row, map_in_threads, over_actors
+from ray_jobs.extract.config import VOLUMES_ONLY, agree_on, check_unused, told_pooling
 from ray_jobs.shell.dry_run import Needs, Slide, check_slides, tell
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class Slides:
         done = sum(row["status"] == "skipped" for row in self.rows)
         return (
             f"{len(self.rows)} slides, {done} already finished; tiles of {tiles.size_px} px at {tiles.mpp:g} µm/px "
-            f"({tiles.size_um:g} µm) for {', '.join(self.specs)}; {of.pooling} of the tokens as {of.dtype}"
+            f"({tiles.size_um:g} µm) for {', '.join(self.specs)}; {told_pooling(self.specs, of.pooling)} as {of.dtype}"
         )
 
     def check(self) -> None:
@@ -142,8 +143,6 @@ class Slides:
 
 def plan(config: ExtractConfig, specs: Mapping[str, EncoderSpec]) -> Slides:
     """Check every slide and what is already finished. Raises UserError for problems of the config."""
-    from ray_jobs.extract.config import VOLUMES_ONLY, agree_on, check_unused
-
     check_unused(config, VOLUMES_ONLY, "applies to volumes only")
     tiles = TileSpec(
         size_px=int(agree_on(specs, config.tile_px, "tile_px", "size_px")),
