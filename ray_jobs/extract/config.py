@@ -46,7 +46,7 @@ class ExtractConfig:
     max_enlargement: float = placement(MAX_ENLARGEMENT)  # of a slide's finest level; slides that need more fail
     thumbnails: bool = placement(True)  # a picture of each slide's tissue and tiles, also as GeoJSON for QuPath
     overwrite: bool = placement(False)  # extract finished slides and images again
-    backend: str = placement("auto")  # how slides are opened: auto, tiff, tiffslide, openslide or fastslide
+    backend: str = placement("auto")  # how slides are opened: auto, tiff, tiffslide, openslide, fastslide or opensdpc
     accelerator: str = placement("auto")  # auto | cpu | cuda
     actors: int | None = placement(None)  # processes that run the encoders; null: as many as fit the CPUs or GPUs
     cpus_per_actor: int = placement(1)
