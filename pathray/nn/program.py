@@ -57,8 +57,8 @@ def _torchscript(content: bytes, device: torch.device) -> Callable[[Tensor], Ten
     except (RuntimeError, ValueError) as e:
         said = str(e).strip().splitlines()[0][:200]
         raise UserError("not a TorchScript program, or damaged", key="torchscript", found=said) from e
-    call: Callable[[Tensor], Tensor] = module.eval()
-    return call
+    module.eval()
+    return lambda images: module(images)  # a function: a module here would be part of this one's state
 
 
 def _onnx(content: bytes, device: torch.device) -> Callable[[Tensor], Tensor]:

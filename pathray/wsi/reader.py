@@ -86,7 +86,9 @@ def open_with(path: str, cache: TileCache, *, backend: str = "auto", library_byt
     path, refused, fills = formats.slide_file_of(path), list[str](), False
     if is_sdpc(path) and not is_installed(SDPC_LIBRARY.name):
         message, found = "SDPC slides (Sqray) need the package opensdpc", "not installed"
-        raise UserError(message, file=public(path), found=found, expected=f"pip install pathray[sdpc], or {OPEN_FORMAT}")
+        raise UserError(
+            message, file=public(path), found=found, expected=f"pip install pathray[sdpc], or {OPEN_FORMAT}"
+        )
     try:
         # Also tried when a library is requested: this check alone decides whether a file is a slide and is intact
         direct = TiffReader.open(path, cache)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from mil.sections import EncoderNames
 from pathray.config.checks import check_at_least
 from pathray.config.load import MISSING, flatten, is_set, placement
 from pathray.errors import UserError
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class ExtractConfig:
-    encoders: list[str] = MISSING  # artifacts: folders or URLs, or name=folder
+    encoders: list[str] = field(default_factory=list)  # artifacts: folders or URLs, or name=folder
+    encoder: EncoderNames = field(default_factory=EncoderNames)  # encoder=uni2h: its artifact, spacing and tiles
     output: str = MISSING  # a folder or URL
     slides: str = ""  # a manifest CSV or a folder of slides
     images: str = ""  # instead of slides: a folder of images, or a CSV or TSV with a column path

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -95,10 +96,10 @@ class Slides:
         check_success(self.rows, "slide_id", "slides", self.config.min_success_fraction, self.config.report)
 
     def _log_result(self) -> None:
-        counts = {s: sum(row["status"] == s for row in self.rows) for s in STATES}
+        states = Counter(str(row["status"]) for row in self.rows)
         tiles = sum(row["tiles"] for row in self.rows if row["status"] == "ok")
-        told = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
-        log.info("%s; %d tiles; report: %s", told, tiles, self.config.report)
+        told = ", ".join(f"{count} {status}" for status, count in states.items())
+        log.info("%d slides listed: %s; %d tiles; report: %s", len(self.rows), told, tiles, self.config.report)
         for status, what in (
             ("ok", "slides are enlarged or have no picture"),
             ("skipped", "bags would be rejected now"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -172,3 +173,9 @@ def _contrast(w: Tensors, tokens: torch.Tensor, heads: int) -> torch.Tensor:
 def pixels(row: Published, count: int = 3, seed: int = 1) -> np.ndarray:
     side = row.size
     return np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), np.uint8)
+
+
+def write_program(path: Path) -> None:
+    """A TorchScript program that gives the mean of each channel."""
+    net = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    torch.jit.trace(net, torch.zeros(1, 3, 32, 32)).save(str(path))

@@ -80,7 +80,9 @@ def test_a_spacing_that_cannot_be_is_none(opensdpc, slide, ruler):
 
 
 def test_without_the_package_the_command_that_installs_it_is_named(slide):
-    with pytest.raises(UserError, match=r"need the package opensdpc.*a\.sdpc.*not installed.*pip install pathray\[sdpc\]"):
+    with pytest.raises(
+        UserError, match=r"need the package opensdpc.*a\.sdpc.*not installed.*pip install pathray\[sdpc\]"
+    ):
         open_slide(slide)
 
 
