@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
 VENV ?= .venv
 VENV_XLA ?= .venv-xla
 VENV_GPU ?= .venv-gpu
-EXTRAS ?= dev,docs,openslide,fastslide,oct,wandb
+EXTRAS ?= dev,docs,openslide,fastslide,oct,onnx,wandb
 PYTEST_FLAGS ?=
 PIP_FLAGS ?= -q
 # Processes of the tests. A file's tests stay in one process, for its fixtures; each process starts a Ray cluster when

@@ -48,7 +48,7 @@ class IndexSlidesConfig:
     report: str = ""  # CSV with one row per slide; "" = next to the output
     resume: bool = False  # keep ok rows whose files did not change, retry failed ones
     min_success_fraction: float = 1.0
-    backend: str = "auto"  # how slides are opened: auto, tiff, tiffslide, openslide or fastslide
+    backend: str = "auto"  # how slides are opened: auto, tiff, tiffslide, openslide, fastslide or opensdpc
     slides_per_task: int = 8
     slide_timeout_s: float = placement(TIMEOUT_S)  # a slide that takes longer fails; 0: no limit
     runtime: RuntimeConfig = placement(default_factory=RuntimeConfig)

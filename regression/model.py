@@ -16,7 +16,7 @@ from pathray.errors import UserError
 from pathray.nn.heads import LinearHead
 from pathray.nn.resnet import IMAGENET_MEAN, IMAGENET_STD, ResNet, load_weights
 from pathray.nn.vit import ViT, vit_config
-from pathray.store.artifact import EncoderArtifact, describe
+from pathray.store.artifact import EncoderArtifact, describe, describe_vit
 from pathray.store.storage import Storage, digest_of
 from regression.config import RESNETS, RunConfig
 
@@ -91,7 +91,7 @@ def preprocessing(config: RunConfig) -> Preprocessing:
     data, mpp = config.data, None
     mean, std = IMAGENET_MEAN, IMAGENET_STD
     if config.model.backbone == "artifact":
-        description = describe(str(config.model.artifact))
+        description = describe_vit(str(config.model.artifact))
         given, patch = description["preprocessing"], description["vit"]["patch_size"]
         if len(patch) != 2 or any(data.image_size % p for p in patch):
             key, expected = "data.image_size", f"whole patches of {patch} pixels"

@@ -23,7 +23,8 @@ from oct.indexing.manifest import Spacing
 from oct.volume import Sampled, Triple, VolumeHeader
 from pathray.device import Device
 from pathray.errors import UserError
-from pathray.features.encoder import POOLINGS, PRECISIONS, EncoderSpec, check_same
+from pathray.features.encoder import PRECISIONS, EncoderSpec, check_same
+from pathray.features.kinds import POOLINGS
 from pathray.store.artifact import EncoderArtifact
 from pathray.wsi.backends.source import read_source
 
@@ -128,6 +129,7 @@ def load_encoder(
 def encoder_of(spec: EncoderSpec, device: Device, *, pooling: str, precision: str) -> VolumeEncoder:
     """The encoder of a spec. UserError where the artifact was replaced since the spec was read, too."""
     spec.dim(pooling)
+    pooling = spec.pooling(pooling)
     vit, description = EncoderArtifact.load(spec.path)
     check_same(spec, description)
     return VolumeEncoder(vit, Preprocessing.of(description, spec.path), device, pooling=pooling, precision=precision)

@@ -82,6 +82,7 @@ def bag_identity(job: VolumeJob, spec: EncoderSpec, settings: VolumeSettings) ->
     volume = {"volume_id": job.volume_id, "state": job.state, "about": dict(job.about), "spacing": list(job.spacing)}
     names = ("pooling", "precision", "dtype", "tokens")
     how: dict[str, Any] = {name: getattr(settings, name) for name in names}
+    how["pooling"] = spec.pooling(settings.pooling)
     how |= {"token_pool": list(settings.token_pool)} if settings.tokens else {}
     return {"volume": volume, "settings": how, "encoder": spec.identity()}
 
@@ -211,7 +212,7 @@ def _write_bag(
         "encoder": spec.name,
         "encoder_sha256": spec.description["sha256"],
         "preprocessing": json.dumps(spec.preprocessing, sort_keys=True),
-        "pooling": settings.pooling,
+        "pooling": spec.pooling(settings.pooling),
     }
     coords = np.array(list(product(*map(range, shape)))) * patch
     source = {"path": public(job.url), "facts": dict(facts)}

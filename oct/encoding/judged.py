@@ -80,7 +80,7 @@ class JudgedVolumes:
         from pathray.features.inference import encoding_error, read_ahead
 
         spec = VolumeSpec.of("encoder", artifact)
-        encoder = encoder_of(spec, device, pooling=plugin.features, precision="fp32")
+        encoder = encoder_of(spec, device, pooling=spec.pooling(plugin.features), precision="fp32")
         cache, found = VolumeCache.of(None, CACHE_GB), list[npt.NDArray[np.float32]]()
         volumes = read_ahead(
             lambda url: self._read(encoder, cache, url, dataset.name),

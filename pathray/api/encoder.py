@@ -24,6 +24,7 @@ from pathray.features.bags import check_finite
 from pathray.features.encoder import EncoderSpec, FeatureEncoder
 from pathray.features.images import ImageJob, ImageSettings, extract_images
 from pathray.features.inference import PixelBatch, encode_batches
+from pathray.features.kinds import AUTO, POOLINGS
 from pathray.features.read_bags import Bag
 from pathray.features.slides import SlideJob, SlideSettings, tile_attributes, tile_batches
 from pathray.features.tables import read_table
@@ -172,17 +173,18 @@ class Encoder:
 
 
 def load_encoder(
-    folder: str | os.PathLike[str], *, device: str = "auto", pooling: str = "mean", precision: str = "fp32"
+    folder: str | os.PathLike[str], *, device: str = "auto", pooling: str = "auto", precision: str = "fp32"
 ) -> Encoder:
-    """The encoder in a folder or at a URL, as a run exports it (`RUN/encoder`); it gives features float32 ``[N, D]``.
+    """The encoder in a folder or at a URL, as a run exports it (`RUN/encoder`) or ray_jobs.import_encoder writes it; it
+    gives features float32 ``[N, D]``.
 
-    device: auto | cpu | cuda. pooling: mean (of the patch tokens) | cls | cls+mean. precision: fp32 | bf16 | fp16, of
-    its arithmetic.
+    device: auto | cpu | cuda. pooling: auto (an imported encoder's own, otherwise mean) | mean (of the patch tokens) |
+    cls | cls+mean. precision: fp32 | bf16 | fp16, of its arithmetic.
     Raises MissingFile where there is none; UserError for one that is damaged, from a newer version, of anything but RGB
     images, or without what `pooling` wants.
     """
     for key, found, allowed in (
-        ("pooling", pooling, encoders.POOLINGS),
+        ("pooling", pooling, (AUTO, *POOLINGS)),
         ("precision", precision, encoders.PRECISIONS),
     ):
         if found not in allowed:

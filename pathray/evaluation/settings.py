@@ -86,7 +86,7 @@ class PluginConfig:
 
     name: str = "pathorob"
     datasets: dict[str, DatasetConfig] = field(default_factory=dict)
-    features: str = "mean"
+    features: str = "auto"  # pooling: an imported encoder's own, otherwise mean | mean | cls | cls+mean
     resize: bool = False  # images to the encoder's own size; otherwise as they are
     embedding: str = "pca"  # | umap | none: the picture of the features in two dimensions
     feature_batch_size: int = 64
@@ -103,7 +103,7 @@ class PluginConfig:
         section = "tuning.plugins[*]"
         if self.name not in EVALUATORS:
             load_evaluator(self.name)  # raises, with the nearest right name
-        check_one_of(self, section, features=("mean", "cls", "cls+mean"), embedding=("pca", "umap", "none"))
+        check_one_of(self, section, features=("auto", "mean", "cls", "cls+mean"), embedding=("pca", "umap", "none"))
         check_at_least(self, section, 1, "feature_num_workers")
         check_positive(self, section, "feature_batch_size", "feature_prefetch_factor")
 

@@ -1,7 +1,7 @@
-"""An encoder artifact as a function from pixels to features: its preprocessing, the ViT, pooling.
+"""An encoder artifact as a function from pixels to features: its preprocessing, the network, pooling.
 
 `EncoderSpec` holds the description only, for plans and fingerprints; `FeatureEncoder` holds the weights on a device.
-Not here: where pixels come from, where features go.
+Not here: kinds of encoders (pathray.features.kinds), where pixels come from, where features go.
 """
 
 from __future__ import annotations
@@ -11,17 +11,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pathray.errors import UserError
+from pathray.features.kinds import AUTO, OWN_POOLINGS, POOLINGS, Kind, pool
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from pathray.device import Device
-    from pathray.nn.vit import ViT
 
-POOLINGS = ("mean", "cls", "cls+mean")
 PRECISIONS = ("fp32", "bf16", "fp16")
 VOLUMES = "; for OCT volumes: ray_jobs.extract_features volumes=…, or oct.encoding.encoder.load_encoder"
-UNDERSTOOD = ("mean", "std", "size", "mpp", "layout")  # the preprocessing that this module implements
+UNDERSTOOD = ("mean", "std", "size", "mpp", "layout", "interpolation", "range", "pooling")  # what is implemented here
+INTERPOLATIONS = ("area", "bilinear", "bicubic")  # of images that are brought to the encoder's own size
+UNIT_RANGE = (0, 1)  # of pixels, before mean and std
 
 
 @dataclass(frozen=True)
@@ -58,46 +59,69 @@ class EncoderSpec:
         found: Mapping[str, Any] = self.description["preprocessing"]
         return found
 
+    @property
+    def kind(self) -> Kind:
+        return Kind.of(self.description)
+
+    def pooling(self, asked: str) -> str:
+        """The pooling that is meant: `auto` is the encoder's own, which for those of Pathray is mean."""
+        return self.kind.pooling(asked)
+
     def dim(self, pooling: str) -> int:
-        """The length of one feature vector. UserError if the pooling needs a class token that the encoder lacks."""
-        vit = self.description["vit"]
-        if "cls" in pooling and not vit["cls_token"]:
-            raise UserError(
-                "the encoder has no class token", file=self.path, key="pooling", found=pooling, expected="mean"
-            )
-        return int(vit["dim"]) * (2 if pooling == "cls+mean" else 1)
+        """The length of one feature vector. UserError if the encoder cannot give it: it lacks a class token, or only
+        its own output is known."""
+        kind, asked = self.kind, self.pooling(pooling)
+        if asked not in kind.widths:
+            lacks = kind.vit is not None and "cls" in asked
+            message = "the encoder has no class token" if lacks else "the encoder cannot be pooled like this"
+            expected = " or ".join(kind.widths)
+            raise UserError(message, file=self.path, key="pooling", found=asked, expected=expected)
+        return kind.widths[asked]
 
-    def input_px(self, width: int, height: int, *, resize: bool) -> tuple[int, int]:
-        """The input size (width, height) for an image of this size: unchanged, or with `resize` the encoder's own.
+    def input_px(self, width: int, height: int, *, resize: bool) -> tuple[int, int] | tuple[int, int, str]:
+        """The input size (width, height) for an image of this size: unchanged, or with `resize` the encoder's own,
+        and then the interpolation where the encoder wants one that is not Pathray's.
 
-        UserError if the size is not a multiple of the patch size, or if a non-square image would be resized.
+        UserError if the encoder cannot take the size, or if a non-square image would be resized.
         """
-        patch = tuple(self.description["vit"]["patch_size"])
         if resize and width != height:
             found = f"{width} x {height}"
             raise UserError("resize needs square images", file=self.path, key="resize", found=found)
         size = (self.size_px, self.size_px) if resize else (width, height)
-        if size[1] % patch[0] or size[0] % patch[1]:
+        self._check_size(*size)
+        how = str(self.preprocessing.get("interpolation") or "area")
+        return size if how == "area" or size == (width, height) else (*size, how)
+
+    def _check_size(self, width: int, height: int) -> None:
+        vit, found = self.kind.vit, f"{width} x {height} pixels"
+        if vit is None and (width, height) != (self.size_px, self.size_px):
+            message = f"{self.name}: a program takes images of its own size only"
+            expected = f"{self.size_px} x {self.size_px}, or resize=true"
+            raise UserError(message, file=self.path, found=found, expected=expected)
+        patch = tuple(vit["patch_size"]) if vit is not None else (1, 1)
+        if height % patch[0] or width % patch[1]:
             raise UserError(
                 f"{self.name}: the image size is not a multiple of the patch size",
                 file=self.path,
-                found=f"{size[0]} x {size[1]} pixels",
+                found=found,
                 expected=f"a multiple of {patch[0]}, or resize=true for {self.size_px} pixels",
             )
-        return size
 
     def identity(self) -> dict[str, Any]:
         """Everything that features depend on: weights, architecture, preprocessing. Not the name, path or history."""
-        return {k: self.description[k] for k in ("sha256", "architecture", "vit", "preprocessing", "science")}
+        network = "vit" if "vit" in self.description else "network"
+        return {k: self.description[k] for k in ("sha256", "architecture", network, "preprocessing", "science")}
 
     def _check(self) -> None:
-        vit, given = self.description["vit"], self.preprocessing
-        axes, layout = len(vit["patch_size"]), given.get("layout", "NCHW")
-        if axes != 2 or vit["in_channels"] != 3 or layout != "NCHW":
-            found = f"{vit['in_channels']} channels in {axes}-D, layout {layout}"
+        vit, given = self.kind.vit, self.preprocessing
+        axes, channels = (len(vit["patch_size"]), vit["in_channels"]) if vit is not None else (2, 3)
+        layout = given.get("layout", "NCHW")
+        if axes != 2 or channels != 3 or layout != "NCHW":
+            found = f"{channels} channels in {axes}-D, layout {layout}"
             expected = f"3 channels, NCHW{VOLUMES if axes == 3 else ''}"
             raise UserError("not an encoder of RGB images", file=self.path, found=found, expected=expected)
         others = {k: v for k, v in given.items() if k not in UNDERSTOOD and v not in (None, False, 0)}
+        others |= {k: given[k] for k, known in self._known_values().items() if given.get(k) not in (None, *known)}
         if others:
             message = "the encoder needs preprocessing that extraction does not support"
             raise UserError(message, file=self.path, key="preprocessing", found=others, expected=UNDERSTOOD)
@@ -105,16 +129,20 @@ class EncoderSpec:
         if not isinstance(size, int | float) and len(set(size)) != 1:
             raise UserError("the encoder's images are not square", file=self.path, key="preprocessing.size", found=size)
 
+    def _known_values(self) -> dict[str, tuple[Any, ...]]:
+        poolings = (*POOLINGS, *OWN_POOLINGS.values())
+        return {"interpolation": INTERPOLATIONS, "range": (list(UNIT_RANGE), UNIT_RANGE), "pooling": poolings}
+
 
 class FeatureEncoder:
-    """Maps uint8 tiles to float32 features. Holds the ViT on a device, in evaluation mode, without gradients."""
+    """Maps uint8 tiles to float32 features. Holds a network on a device, in evaluation mode, without gradients."""
 
     def __init__(
-        self, vit: ViT, preprocessing: Mapping[str, Any], device: Device, *, pooling: str, precision: str
+        self, vit: nn.Module, preprocessing: Mapping[str, Any], device: Device, *, pooling: str, precision: str
     ) -> None:
         import torch
 
-        assert pooling in POOLINGS, pooling
+        assert pooling in (*POOLINGS, *OWN_POOLINGS.values()), pooling
         self.vit = vit.requires_grad_(False).eval().to(device.torch_device)
         self.device, self.pooling, self.precision = device, pooling, precision
         row = (1, 3, 1, 1)
@@ -133,26 +161,19 @@ class FeatureEncoder:
             return self.pool(self.vit(images).float())
 
     def pool(self, tokens: Tensor) -> Tensor:
-        """``[B, P+N, D]`` → ``[B, D]`` or, for ``cls+mean``, ``[B, 2D]`` (class token first), without registers."""
-        import torch
-
-        patches = tokens[:, self.vit.num_prefix :].mean(dim=1)
-        if self.pooling == "mean":
-            return patches
-        return tokens[:, 0] if self.pooling == "cls" else torch.cat([tokens[:, 0], patches], dim=1)
+        """What the network gave → ``[B, E]``; see `pathray.features.kinds.pool`."""
+        return pool(self.vit, tokens, self.pooling)
 
 
-def load_encoder(
-    spec: EncoderSpec, device: Device, *, pooling: str = "mean", precision: str = "fp32"
-) -> FeatureEncoder:
-    """The encoder of a spec on `device`. Raises what `EncoderArtifact.load` raises, and UserError if the artifact was
-    replaced since the spec was read, or if the pooling needs a class token that it lacks."""
-    from pathray.store.artifact import EncoderArtifact
+def load_encoder(spec: EncoderSpec, device: Device, *, pooling: str = AUTO, precision: str = "fp32") -> FeatureEncoder:
+    """The encoder of a spec on `device`. Raises what `load_network` raises, and UserError if the artifact was
+    replaced since the spec was read, or if the encoder cannot give this pooling."""
+    from pathray.store.artifact import load_network
 
-    vit, description = EncoderArtifact.load(spec.path)
+    network, description = load_network(spec.path)
     check_same(spec, description)
     spec.dim(pooling)
-    return FeatureEncoder(vit, spec.preprocessing, device, pooling=pooling, precision=precision)
+    return FeatureEncoder(network, spec.preprocessing, device, pooling=spec.pooling(pooling), precision=precision)
 
 
 def check_same(spec: EncoderSpec, description: Mapping[str, Any]) -> None:

@@ -23,7 +23,8 @@ def fingerprint(identity: Mapping[str, Any]) -> str:
 def identity_of(source: Mapping[str, Any], spec: EncoderSpec, settings: Any, *more: str) -> dict[str, Any]:
     """Everything that features depend on: their source, the settings (with `more` of them) and the encoder."""
     how = ("resize", "pooling", "precision", "dtype", *more)
-    return {**source, "settings": {name: getattr(settings, name) for name in how}, "encoder": spec.identity()}
+    chosen = {name: getattr(settings, name) for name in how} | {"pooling": spec.pooling(settings.pooling)}
+    return {**source, "settings": chosen, "encoder": spec.identity()}
 
 
 def version() -> str:

@@ -41,7 +41,7 @@ class ImageSettings:
     """How images become features. The first four fields determine the features, the others only how they are made."""
 
     resize: bool = False
-    pooling: str = "mean"
+    pooling: str = "auto"
     precision: str = "fp32"
     dtype: str = "float32"
 
@@ -156,7 +156,8 @@ def _batches(
         if pixels is None:
             errors[i] = error
             continue
-        size = shapes[i, 0], shapes[i, 1] = pixels.shape[1], pixels.shape[0]
+        size: Size = (pixels.shape[1], pixels.shape[0])
+        shapes[i] = size
         waiting.setdefault(size, []).append((i, pixels))
         full = len(waiting[size]) == settings.batch_size
         if full or sum(map(len, waiting.values())) >= 4 * settings.batch_size:
@@ -169,7 +170,8 @@ def _batches(
 def _batch(
     images: Sequence[tuple[int, Pixels]], size: Size, specs: Mapping[str, EncoderSpec], settings: ImageSettings
 ) -> PixelBatch:
-    sizes = {name: spec.input_px(*size, resize=settings.resize) for name, spec in specs.items()}
+    width, height = size[:2]
+    sizes = {name: spec.input_px(width, height, resize=settings.resize) for name, spec in specs.items()}
     pixels = {to: np.stack([resize(image, *to) for _, image in images]) for to in sorted(set(sizes.values()))}
     return PixelBatch(np.array([i for i, _ in images], np.int64), pixels, sizes)
 

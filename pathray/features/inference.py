@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathray.device import Device
     from pathray.features.encoder import FeatureEncoder
 
-Size = tuple[int, int]  # (width, height)
+Size = tuple[int, int] | tuple[int, int, str]  # (width, height), and how images are brought to it if not by area
 T = TypeVar("T")
 R = TypeVar("R")
 

@@ -17,10 +17,11 @@ from pathray.files.text import read_user_text
 from pathray.store.file_systems import find_file_system
 from pathray.store.storage_errors import storage_error
 from pathray.urls import holds_secret, public
-from pathray.wsi.backends.formats import UNSUPPORTED
+from pathray.wsi.backends.formats import SDPC, UNSUPPORTED
 
 SLIDE_SUFFIXES = (
     *(".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".svslide", ".bif", ".vms", ".vmu", ".czi", ".isyntax"),
+    SDPC,
     *UNSUPPORTED,  # listed so that the report names each as unsupported
 )
 log = logging.getLogger(__name__)

@@ -46,7 +46,7 @@ class SlideSettings:
     tiles: TileSpec
     spacing_tolerance: float = 0.05
     resize: bool = False
-    pooling: str = "mean"
+    pooling: str = "auto"
     precision: str = "fp32"
     dtype: str = "float32"
 
@@ -259,7 +259,7 @@ def tile_attributes(
         "encoder": spec.name,
         "encoder_sha256": spec.description["sha256"],
         "preprocessing": json.dumps(spec.preprocessing, sort_keys=True),
-        "pooling": settings.pooling,
+        "pooling": spec.pooling(settings.pooling),
     }
 
 

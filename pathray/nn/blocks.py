@@ -42,7 +42,7 @@ class SwiGLU(nn.Module):
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        width = (int(hidden * 2 / 3) + 7) // 8 * 8
+        width = swiglu_width(hidden)
         self.fc1 = nn.Linear(dim, 2 * width)
         self.fc2 = nn.Linear(width, dim)
 
@@ -50,6 +50,11 @@ class SwiGLU(nn.Module):
         gate, value = self.fc1(x).chunk(2, dim=-1)
         out: Tensor = self.fc2(F.silu(gate) * value)
         return out
+
+
+def swiglu_width(hidden: int) -> int:
+    """The width of a gated MLP that has the parameters of a plain one of width `hidden`."""
+    return (int(hidden * 2 / 3) + 7) // 8 * 8
 
 
 class LayerScale(nn.Module):

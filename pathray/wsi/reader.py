@@ -15,13 +15,21 @@ from pathray.errors import UserError
 from pathray.urls import public
 from pathray.wsi.backends import formats
 from pathray.wsi.backends.image import ImageMask
-from pathray.wsi.backends.libraries import LIBRARIES, LibraryReader, is_installed
+from pathray.wsi.backends.libraries import (
+    LIBRARIES,
+    SDPC_LIBRARY,
+    LibraryReader,
+    is_installed,
+    is_sdpc,
+    libraries_for,
+)
 from pathray.wsi.backends.pages import NotServed, OwnGrid, WrongKind
 from pathray.wsi.backends.source import open_source
 from pathray.wsi.backends.tiff import TiffReader
 from pathray.wsi.backends.tiles import TileCache
 
-BACKENDS = ("auto", "tiff", *(library.name for library in LIBRARIES))
+OPEN_FORMAT = f"an open format: {formats.CONVERT}"
+BACKENDS = ("auto", "tiff", *(library.name for library in (*LIBRARIES, SDPC_LIBRARY)))
 
 
 class SlideReader(Protocol):
@@ -76,6 +84,11 @@ def open_with(path: str, cache: TileCache, *, backend: str = "auto", library_byt
     if backend not in BACKENDS:
         raise UserError("unknown slide backend", key="backend", found=backend, expected=f"one of {BACKENDS}")
     path, refused, fills = formats.slide_file_of(path), list[str](), False
+    if is_sdpc(path) and not is_installed(SDPC_LIBRARY.name):
+        message, found = "SDPC slides (Sqray) need the package opensdpc", "not installed"
+        raise UserError(
+            message, file=public(path), found=found, expected=f"pip install pathray[sdpc], or {OPEN_FORMAT}"
+        )
     try:
         # Also tried when a library is requested: this check alone decides whether a file is a slide and is intact
         direct = TiffReader.open(path, cache)
@@ -89,7 +102,7 @@ def open_with(path: str, cache: TileCache, *, backend: str = "auto", library_byt
     except NotServed as e:
         refused.append(f"tiff: {e}")
         fills = formats.is_tiff(_head(path)) and not isinstance(e, OwnGrid)
-    for library in LIBRARIES:
+    for library in libraries_for(path):
         if backend not in ("auto", library.name):
             continue
         if not is_installed(library.name):

@@ -18,12 +18,15 @@ Pixels = npt.NDArray[np.uint8]
 ROWS, COLUMNS = 16, 4  # output pixels per block: the matrices stay narrow
 
 
-def resize(image: npt.NDArray[Any], width: int, height: int, *, mask: bool = False) -> Pixels:
+def resize(
+    image: npt.NDArray[Any], width: int, height: int, interpolation: str = "area", *, mask: bool = False
+) -> Pixels:
     """``[h, w]`` or ``[h, w, c]`` uint8 → ``[height, width(, c)]``.
 
     Along a shrinking axis, an output pixel is the mean of the input that it covers, including fractions of pixels.
     Along a growing axis, pixels are interpolated linearly between pixel centres. With `mask`, an output pixel is the
     input pixel that contains its centre. Returns the image itself, not a copy, if it already has that size.
+    interpolation: area, as above; bilinear or bicubic as Pillow has them, antialiased: what published encoders expect.
     """
     h, w = image.shape[:2]
     assert min(h, w, width, height) > 0, (image.shape, width, height)
@@ -31,6 +34,8 @@ def resize(image: npt.NDArray[Any], width: int, height: int, *, mask: bool = Fal
         return image
     if mask:
         return np.ascontiguousarray(image[_centres(h, height)][:, _centres(w, width)])
+    if interpolation != "area":
+        return _resize_by_pillow(image, width, height, interpolation)
     if h % height == 0 and w % width == 0 and (h // height * (w // width)).bit_count() == 1:
         return _reduce(image, w // width, h // height)
     return _resize_in_bands(image, width, height)
@@ -46,6 +51,12 @@ def _reduce(image: Pixels, by_x: int, by_y: int) -> Pixels:
     from PIL import Image
 
     return np.array(Image.fromarray(image).reduce((by_x, by_y)))
+
+
+def _resize_by_pillow(image: Pixels, width: int, height: int, interpolation: str) -> Pixels:
+    from PIL import Image
+
+    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling[interpolation.upper()]))
 
 
 def _resize_in_bands(image: Pixels, width: int, height: int) -> Pixels:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from mil.sections import EncoderNames
 from pathray.config.checks import check_at_least
 from pathray.config.load import MISSING, flatten, is_set, placement
 from pathray.errors import UserError
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class ExtractConfig:
-    encoders: list[str] = MISSING  # artifacts: folders or URLs, or name=folder
+    encoders: list[str] = field(default_factory=list)  # artifacts: folders or URLs, or name=folder
+    encoder: EncoderNames = field(default_factory=EncoderNames)  # encoder=uni2h: its artifact, spacing and tiles
     output: str = MISSING  # a folder or URL
     slides: str = ""  # a manifest CSV or a folder of slides
     images: str = ""  # instead of slides: a folder of images, or a CSV or TSV with a column path
@@ -36,7 +38,9 @@ class ExtractConfig:
     edge_tiles: bool = False  # also tiles that extend beyond the right and lower edges
     spacing_tolerance: float = 0.05  # largest relative difference to use the nearest pyramid level
     slide_mpp: float | None = None  # µm per level-0 pixel of slides without a spacing; the manifest takes precedence
-    pooling: str = "mean"  # mean (of the patch tokens) | cls | cls+mean
+    pooling: str = (
+        "auto"  # auto (an imported encoder's own; otherwise mean) | mean (of the patch tokens) | cls | cls+mean
+    )
     precision: str = "fp32"  # fp32 | bf16 | fp16: the encoder's arithmetic
     dtype: str = "float32"  # float32 | float16: the stored features
     slide_parquet: bool = False  # also write a parquet table (x, y, features) next to each bag
@@ -44,7 +48,7 @@ class ExtractConfig:
     max_enlargement: float = placement(MAX_ENLARGEMENT)  # of a slide's finest level; slides that need more fail
     thumbnails: bool = placement(True)  # a picture of each slide's tissue and tiles, also as GeoJSON for QuPath
     overwrite: bool = placement(False)  # extract finished slides and images again
-    backend: str = placement("auto")  # how slides are opened: auto, tiff, tiffslide, openslide or fastslide
+    backend: str = placement("auto")  # how slides are opened: auto, tiff, tiffslide, openslide, fastslide or opensdpc
     accelerator: str = placement("auto")  # auto | cpu | cuda
     actors: int | None = placement(None)  # processes that run the encoders; null: as many as fit the CPUs or GPUs
     cpus_per_actor: int = placement(1)
@@ -60,7 +64,7 @@ class ExtractConfig:
         if is_set(self.output) and not self.report:
             self.report = f"{self.output.rstrip('/')}/report.csv"
         for key, allowed in (
-            ("pooling", ("mean", "cls", "cls+mean")),
+            ("pooling", ("auto", "mean", "cls", "cls+mean")),
             ("precision", ("fp32", "bf16", "fp16")),
             ("dtype", ("float32", "float16")),
             ("accelerator", ("auto", "cpu", "cuda")),
@@ -97,6 +101,11 @@ def agree_on(specs: Mapping[str, EncoderSpec], given: float | None, key: str, at
         raise UserError(f"{message}: set {key}", key=key, found=said, expected=f"{key}=…")
     value: float = next(iter(said.values()))
     return value
+
+
+def told_pooling(specs: Mapping[str, EncoderSpec], asked: str) -> str:
+    """The pooling of the encoders in words; with `auto` each has its own."""
+    return f"{' and '.join(sorted({spec.pooling(asked) for spec in specs.values()}))} of the tokens"
 
 
 SLIDES_ONLY = ("mpp", "tile_px", "overlap_px", "edge_tiles", "slide_mpp", "slide_parquet")

@@ -20,7 +20,7 @@ from pathray.reports.summary import Summary, write_summary
 from pathray.reports.units import check_success, write_report
 from pathray.store.storage import Storage
 from ray_jobs.extract.actors import ABSENT, DIED, map_in_threads, over_actors, state_of
-from ray_jobs.extract.config import SLIDES_ONLY, VOLUMES_ONLY, check_unused
+from ray_jobs.extract.config import SLIDES_ONLY, VOLUMES_ONLY, check_unused, told_pooling
 from ray_jobs.shell.dry_run import tell
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Images:
         to_do = sum(len(job.names) for _, job in self.jobs)
         return (
             f"{len(self.whole.names)} images, {len(self.whole.names) - to_do} already finished, for "
-            f"{', '.join(self.specs)}; {self.settings.pooling} of the tokens as {self.settings.dtype}"
+            f"{', '.join(self.specs)}; {told_pooling(self.specs, self.settings.pooling)} as {self.settings.dtype}"
         )
 
     @property
@@ -110,7 +110,7 @@ class Images:
             "provenance": {
                 "encoder": self.specs[name].identity(),
                 "encoder_name": name,
-                "settings": asdict(self.settings),
+                "settings": asdict(self.settings) | {"pooling": self.specs[name].pooling(self.settings.pooling)},
             },
         }
         rows = merge_tables(present, self.path(name), meta)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -33,6 +34,7 @@ from pathray.urls import public
 from pathray.wsi.spacing import reused_note
 from pathray.wsi.tiling import TileSpec
 from ray_jobs.extract.actors import DIED, Row, map_in_threads, over_actors
+from ray_jobs.extract.config import VOLUMES_ONLY, agree_on, check_unused, told_pooling
 from ray_jobs.shell.dry_run import Needs, Slide, check_slides, tell
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ class Slides:
         done = sum(row["status"] == "skipped" for row in self.rows)
         return (
             f"{len(self.rows)} slides, {done} already finished; tiles of {tiles.size_px} px at {tiles.mpp:g} µm/px "
-            f"({tiles.size_um:g} µm) for {', '.join(self.specs)}; {of.pooling} of the tokens as {of.dtype}"
+            f"({tiles.size_um:g} µm) for {', '.join(self.specs)}; {told_pooling(self.specs, of.pooling)} as {of.dtype}"
         )
 
     def check(self) -> None:
@@ -94,10 +96,10 @@ class Slides:
         check_success(self.rows, "slide_id", "slides", self.config.min_success_fraction, self.config.report)
 
     def _log_result(self) -> None:
-        counts = {s: sum(row["status"] == s for row in self.rows) for s in STATES}
+        states = Counter(str(row["status"]) for row in self.rows)
         tiles = sum(row["tiles"] for row in self.rows if row["status"] == "ok")
-        told = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
-        log.info("%s; %d tiles; report: %s", told, tiles, self.config.report)
+        told = ", ".join(f"{count} {status}" for status, count in states.items())
+        log.info("%d slides listed: %s; %d tiles; report: %s", len(self.rows), told, tiles, self.config.report)
         for status, what in (
             ("ok", "slides are enlarged or have no picture"),
             ("skipped", "bags would be rejected now"),
@@ -142,8 +144,6 @@ class Slides:
 
 def plan(config: ExtractConfig, specs: Mapping[str, EncoderSpec]) -> Slides:
     """Check every slide and what is already finished. Raises UserError for problems of the config."""
-    from ray_jobs.extract.config import VOLUMES_ONLY, agree_on, check_unused
-
     check_unused(config, VOLUMES_ONLY, "applies to volumes only")
     tiles = TileSpec(
         size_px=int(agree_on(specs, config.tile_px, "tile_px", "size_px")),

@@ -34,7 +34,7 @@ from pathray.reports.summary import Summary, counts, write_summary
 from pathray.reports.units import check_success, describe, write_report
 from pathray.store.storage import Storage, file_state
 from ray_jobs.extract.actors import DIED, Row, map_in_threads, over_actors
-from ray_jobs.extract.config import SLIDES_ONLY, check_unused
+from ray_jobs.extract.config import SLIDES_ONLY, check_unused, told_pooling
 from ray_jobs.shell.dry_run import check_files, tell
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Volumes:
 
     def __str__(self) -> str:
         done, of = sum(row["status"] == "skipped" for row in self.rows), self.settings
-        what = "the grid of tokens" if of.tokens else f"{of.pooling} of the tokens"
+        what = "the grid of tokens" if of.tokens else told_pooling(self.specs, of.pooling)
         return f"{self.index}; {done} already finished; {what} for {', '.join(self.specs)} as {of.dtype}"
 
     def check(self) -> None:
@@ -118,7 +118,11 @@ class Volumes:
         for key in found[0][1]:
             columns[key] = [facts[key] for _, facts in found]
         columns[FEATURES] = feature_column(np.stack([pooled for pooled, _ in found]).astype(self.settings.dtype))
-        provenance = {"encoder": spec.identity(), "encoder_name": name, "settings": asdict(self.settings)}
+        provenance = {
+            "encoder": spec.identity(),
+            "encoder_name": name,
+            "settings": asdict(self.settings) | {"pooling": spec.pooling(self.settings.pooling)},
+        }
         meta = {"fingerprint": digest, "failed": failed, "provenance": provenance}
         write_table(self.table(name), pa.table(columns), meta)
         log.info("%s: %d rows", self.table(name), len(done))

@@ -23,6 +23,7 @@ from tests.builders.oct.labelled import write_labelled, write_oct_encoder
 from tests.builders.oct.scans import both_eyes, index_scans
 from tests.builders.oct.zipped import triton, write_zip
 from tests.builders.patches import write_patches, write_tuning
+from tests.builders.published import write_program
 from tests.builders.runs.run import KEYS, index_and_catalog, write_cohort
 from tests.builders.zips import write_folder
 
@@ -46,6 +47,7 @@ def write_inputs(folder: Path) -> None:
     manifest = write_cohort(folder / "cohort", slides=2)
     index_and_catalog(folder, manifest)
     write_encoder(folder / "encoder")
+    write_program(folder / "program.pt")
     write_tuning(folder / "tuning.yaml", write_patches(folder / "patches", slides=2, patches=1))
     write_folder(folder / "zips")
     index_scans(folder / "oct", both_eyes("1"))
@@ -100,6 +102,10 @@ def jobs(f: Path) -> dict[str, Job]:
         "index_oct": ((f"manifest={f}/oct/manifest.tsv", out), "2 files"),
         "index_patches": ((f"source={f}/zips", out), "3 archives"),
         "index_slides": ((f"manifest={slides}", out), "2 slides"),
+        "import_encoder": (
+            (f"weights={f}/program.pt", "size_px=32", "mean=[.5,.5,.5]", "std=[.5,.5,.5]", "mpp=0.5", out),
+            "1 encoders (torchscript: 3 numbers per image",
+        ),
         "make_splits": ((table, out, "target_dim=3"), "24 rows, 1 splits"),
         "nuclei_benchmark": ((f"data={f}/nuclei", f"run={f}/adios", out), "1 checkpoints, 6 images"),
         "plot_training": ((f"run={f}/run", out), "1 rows of metrics"),

@@ -8,8 +8,8 @@ from pathray.errors import MissingFile, UserError
 from pathray.urls import is_url, local_path, public
 
 CONVERT = "convert it to a pyramidal TIFF or DICOM with the vendor's software"
+SDPC = ".sdpc"  # of Sqray scanners; read by the package opensdpc alone
 UNSUPPORTED = {
-    ".sdpc": "SDPC (Sqray)",
     ".sdpl": "SDPC (Sqray)",
     ".dyqx": "DYQX (Sqray)",
     ".dyj": "DYJ (Sqray)",

@@ -1,4 +1,4 @@
-"""OpenSlide, fastslide and tiffslide as slide readers, for formats that the direct TIFF reader does not support.
+"""OpenSlide, fastslide, tiffslide and opensdpc as slide readers, for formats that the direct TIFF reader does not read.
 
 Each process has its own handles (a forked handle shares its file offset and returns wrong tiles); tiffslide's are also
 per thread. Pixels are returned as the library reads them. OpenSlide addresses levels in level-0 pixels, so on a level
@@ -8,6 +8,7 @@ with a fractional downsample the origin is the nearest level-0 pixel.
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import threading
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import numpy.typing as npt
 
 from pathray.errors import UnreadableUnit, UserError
 from pathray.urls import is_url, public
+from pathray.wsi.backends.formats import SDPC
 from pathray.wsi.backends.header import Spacing, check_spacing
 
 Pixels = npt.NDArray[np.uint8]
@@ -148,7 +150,40 @@ class TiffSlideLibrary(_LevelSizes):
         return _rgb8(np.asarray(slide.read_region(at, level, (width, height), as_array=True)))
 
 
+class OpenSdpcLibrary(_LevelSizes):
+    """The one library for .sdpc files. It addresses levels in level-0 pixels and rounds down, as `read` undoes."""
+
+    name, by_thread, fills = "opensdpc", True, False
+
+    def can_open(self, path: str) -> bool:
+        return is_sdpc(path) and not is_url(path)
+
+    def open(self, path: str, cache_bytes: int) -> Any:
+        import opensdpc
+
+        return opensdpc.OpenSdpc(path)
+
+    def spacing(self, slide: Any) -> Spacing:
+        ruler = slide.sdpc.contents.picHead.contents.ruler
+        return _spacing(ruler, ruler, "header")
+
+    def read(self, slide: Any, level: int, x: int, y: int, width: int, height: int) -> Pixels:
+        down = float(slide.level_downsamples[level])
+        at = (math.ceil(x * down), math.ceil(y * down))  # the first level-0 pixel that the library maps to (x, y)
+        return _rgb8(np.asarray(slide.read_region(at, level, (width, height))))
+
+
+SDPC_LIBRARY = OpenSdpcLibrary()
 LIBRARIES: tuple[Library, ...] = (OpenSlideLibrary(), FastSlideLibrary(), TiffSlideLibrary())
+
+
+def libraries_for(path: str) -> tuple[Library, ...]:
+    """The libraries to try for a file, in order: for a format with a library of its own, that one only."""
+    return (SDPC_LIBRARY,) if is_sdpc(path) else LIBRARIES
+
+
+def is_sdpc(path: str) -> bool:
+    return path.split("?")[0].lower().endswith(SDPC)
 
 
 class LibraryReader:

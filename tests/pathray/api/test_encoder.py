@@ -159,4 +159,4 @@ def test_what_is_no_encoder_is_refused(tmp_path, world):
         pathray.load_encoder(tmp_path / "none")
     with pytest.raises(UserError) as error:
         pathray.load_encoder(world[0] / "enc", device="cpu", pooling="max")
-    assert error.value.where["expected"] == "mean or cls or cls+mean"
+    assert error.value.where["expected"] == "auto or mean or cls or cls+mean"

@@ -38,7 +38,7 @@ def test_features_are_taken_once_for_all_plugins_of_a_dataset(patches, tmp_path)
     found = Judge(plugins(manifest, neighbours=3), str(tmp_path)).judge(
         "encoder", {"pathorob": ["ri"], "probe": ["linear", "knn"]}, CPU, 64
     )
-    assert asked == [("encoder", "mean")]
+    assert asked == [("encoder", "auto")]
     assert {"pathorob/hospitals/ri", "probe/hospitals/linear_id", "probe/hospitals/knn_id"} <= found.metrics.keys()
     (saved,) = load_embeddings(str(tmp_path / job.EMBEDDINGS))
     assert saved.embedding.points.shape == (len(saved.labels), 2) and np.isfinite(saved.embedding.points).all()
