@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from mil.target import ORDINAL, REGRESSION, SURVIVAL
+from mil.target import CLASSES, ORDINAL, REGRESSION, SURVIVAL
 from pathray.stats.estimates import ScoreSet
 from pathray.stats.numeric import ordinal_set
 from pathray.stats.scores import classification_scores, regression_scores
@@ -42,6 +42,13 @@ def scores_of(truth: Floats, values: Floats, task: str) -> dict[str, float]:
     if task == ORDINAL:
         out |= _whole(ordinal_set(number, values.argmax(axis=1), values.shape[1]))
     return out
+
+
+def names_of(task: str) -> tuple[str, ...]:
+    """The names of `scores_of`."""
+    truth = np.array([[1.0, 1.0], [2.0, 0.0]]) if task == SURVIVAL else np.array([0.0, 1.0])
+    values = np.array([[0.6, 0.4], [0.4, 0.6]]) if task in (CLASSES, ORDINAL) else np.array([[0.0], [1.0]])
+    return tuple(scores_of(truth, values, task))
 
 
 def cox_loss(time: Floats, event: Floats, risk: Floats) -> float:

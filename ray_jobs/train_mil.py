@@ -66,6 +66,13 @@ def main(loaded: Loaded[TrainMILConfig]) -> Outputs | None:
     return Outputs(train_and_judge(config, cohort, splits))
 
 
+def validation_metrics(config: TrainMILConfig) -> list[str]:
+    """What a sweep may compare: means over splits and seeds of the validation slides' scores."""
+    from mil.validation import names_of
+
+    return [f"val/{name}" for name in names_of(config.data.task)]
+
+
 def read_inputs(config: TrainMILConfig) -> tuple[Store, Cohort]:
     """The store and the labelled slides. UserError if too many labelled slides are not in the store."""
     from mil.cohort import read_cohort

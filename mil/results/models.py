@@ -9,12 +9,14 @@ a model of all slides (ray_jobs.mil.training).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from mil.artifact import MIL, load, save_copy, save_ensemble
 from mil.config import LOWER_IS_BETTER, RunConfig
+from mil.results.files import FOLDS
 from pathray.data.splits import Split
 from pathray.run.layout import ENCODER
 from pathray.store.storage import Storage
@@ -43,6 +45,16 @@ def best_passes(config: RunConfig, splits: Mapping[str, Split]) -> float:
     root = Storage.of(str(config.output))
     seen = {name: MIL.describe(root.join(name, ENCODER))["provenance"]["images_seen"] for name in splits}
     return float(np.median([seen[name] / split.rows("train").size for name, split in splits.items()]))
+
+
+def mean_validation(outputs: Sequence[str], splits: Mapping[str, Split]) -> dict[str, float]:
+    """`images_seen`, the slides that all runs in these folders have trained on, and `val/<score>`: the mean of each
+    validation score over them, where all of them define it."""
+    roots = [Storage.of(output) for output in outputs]
+    each = [found for root in roots for found in json.loads(root.read_bytes(FOLDS))["validation"].values()]
+    seen = sum(MIL.describe(r.join(name, ENCODER))["provenance"]["images_seen"] for r in roots for name in splits)
+    names = [name for name in each[0] if all(found.get(name) is not None for found in each)]
+    return {"images_seen": seen} | {f"val/{name}": float(np.mean([found[name] for found in each])) for name in names}
 
 
 def best_split(validated: Mapping[str, Mapping[str, float | None]], metric: str) -> str | None:

@@ -11,6 +11,7 @@ Not here: one run (ray_jobs.mil.runs), the command (ray_jobs.train_mil), what is
 from __future__ import annotations
 
 import copy
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -116,7 +117,20 @@ def judge_seeds(configs: Mapping[int, TrainMILConfig], cohort: Cohort, splits: S
         spread = spread_of_seeds(by_seed, resamples=first.eval.resamples, seed=first.splits.seed)
         root.write_bytes(SEEDS, to_json(spread))
         out["seeds"] = root.join(SEEDS)
-    return {**judge_folds(first, cohort, splits, spread), **out}
+    written = judge_folds(first, cohort, splits, spread)
+    write_validation(list(configs.values()), splits)
+    return {**written, **out}
+
+
+def write_validation(configs: Sequence[TrainMILConfig], splits: Splits) -> None:
+    """One row of metrics in the output of the first seed: the means over splits and seeds of the validation scores in
+    which states were chosen. A search compares them; the scores of test slides are not for choosing."""
+    from mil.results.models import mean_validation
+    from pathray.run.layout import METRICS
+    from pathray.store.storage import Storage
+
+    row = mean_validation([str(own.output) for own in configs], splits)
+    Storage.of(str(configs[0].output)).write_bytes(METRICS, json.dumps(row, allow_nan=False).encode() + b"\n")
 
 
 def refit_run(config: TrainMILConfig, cohort: Cohort, splits: Splits) -> Fold:
