@@ -94,7 +94,8 @@ def musk(settings: Settings, keys: Sequence[str], folder: Path) -> dict[str, Any
         values, floor = np.zeros(len(cohort.names)), np.zeros(len(cohort.names))
         for number, split in enumerate(splits):
             tested = split.rows("test")
-            values[tested] = predict(cohort, store, inner(cohort, split, seed) if settings.validate else split, seed, (*MUSK, *keys), folder)[0]
+            parts = inner(cohort, split, seed) if settings.validate else split
+            values[tested] = predict(cohort, store, parts, seed, (*MUSK, *keys), folder)[0]
             floor[tested] = pooled_regression(store, cohort, split)
             print(f"  seed {seed} fold {number}", end="\r", flush=True)
         for name, found in (("model", values), ("floor", floor)):
