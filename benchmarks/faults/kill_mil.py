@@ -5,7 +5,7 @@
 40 patients with two bags of 50 to 300 tiles; every other patient has planted witnesses. Three folds, two at a time. A
 kill is SIGKILL for all processes of the command at once, when a drawn number of rows of metrics has been written by all
 folds together; the same command starts again. Weights of every fold, the predictions and the judgement must be those of
-an undisturbed run, bit for bit, and so must be the weights' order of slides. Exit code 1 where something differs. Linux
+an undisturbed run, bit for bit. Exit code 1 where something differs. Linux
 only; about ten minutes on two cores.
 """
 
