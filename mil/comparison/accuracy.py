@@ -1,8 +1,8 @@
 """McNemar's tests of whether two experiments are right equally often.
 
-`slides`: every slide is taken as independent; only for one seed each. `patients`: the differences within a patient stay
-together. With several seeds a row is a slide of a pair of seeds, every seed counts equally often, and the test is of the
-mean accuracies over seeds. Not here: the tests (pathray.stats.comparing.mcnemar).
+`slides`: every slide is taken as independent; only for one seed each. `patients`: the differences within a patient
+stay together. With several seeds a row is a slide of a pair of seeds, every seed counts equally often, and the test is
+of the mean accuracies over seeds. Not here: the tests (pathray.stats.comparing.mcnemar).
 """
 
 from __future__ import annotations

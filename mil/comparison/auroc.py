@@ -1,9 +1,9 @@
 """DeLong's test of the AUROCs of two experiments, also of means over seeds; slides of a patient may depend on each
 other (Obuchowski).
 
-With AUROCs θ `[S]` of all seeds of a and b, their covariance Σ `[S, S]` and the contrast c (1/S_a for seeds of a, −1/S_b
-for those of b), z = cᵀθ/√(cᵀΣc). With one seed each this is DeLong's test. Seeds are fixed: their spread is no part of
-it. Not here: the covariance (pathray.stats.comparing.delong).
+With AUROCs θ `[S]` of all seeds of a and b, their covariance Σ `[S, S]` and the contrast c (1/S_a for seeds of a,
+−1/S_b for those of b), z = cᵀθ/√(cᵀΣc). With one seed each this is DeLong's test. Seeds are fixed: their spread is no
+part of it. Not here: the covariance (pathray.stats.comparing.delong).
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ def _test(a: Experiment, b: Experiment, k: int, level: float) -> Json:
     reason = _why_none(truth, covariance)
     estimates = []
     for weights, low in ((of_a, 0.0), (of_b, 0.0), (of_a - of_b, -1.0)):
-        estimates.append(_estimate(float(weights @ theta), float(weights @ covariance @ weights), low, level, count, reason))
+        estimates.append(
+            _estimate(float(weights @ theta), float(weights @ covariance @ weights), low, level, count, reason)
+        )
     difference = estimates[2]
     variance = float((of_a - of_b) @ covariance @ (of_a - of_b))
     z = None if difference.reason or difference.value is None else difference.value / math.sqrt(variance)

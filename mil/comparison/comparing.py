@@ -1,4 +1,4 @@
-"""Compares experiments on the same slides: scores of each, every pair's differences and tests, corrected for many pairs.
+"""Compares experiments on the same slides: scores of each, differences and tests of every pair, corrected for many.
 
 Not here: reading tables (mil.comparison.experiments), the figure and the page (mil.comparison.output).
 """
@@ -122,7 +122,7 @@ def _better(pair: Json, name: str, one: Json, alpha: float) -> str | None:
 
 
 def is_lower_better(score: str) -> bool:
-    return score in LOWER_IS_BETTER or score in ("log_loss", "ece", "mae")
+    return score in (*LOWER_IS_BETTER, "ece")
 
 
 def _of_seeds(one: Resampled, name: str, level: float) -> Json:
@@ -149,7 +149,9 @@ def _notes(joined: Joined, resamples: int, pairs: int, level: float) -> list[str
     elif seeds < 5:
         out.append(f"There are {seeds} seeds; five or more tell their spread better.")
     if 2 * pairs / (resamples + 1) >= 1 - level:
-        out.append(f"{resamples} resamples are too few for {pairs} pairs: no adjusted p-value can be below {1 - level:.2g}.")
+        out.append(
+            f"{resamples} resamples are too few for {pairs} pairs: no adjusted p-value can be below {1 - level:.2g}."
+        )
     for one in joined.experiments:
         if left := joined.left_out[one.name]:
             out.append(f"{len(left)} slides of {one.name} are left out: other tables do not have them.")

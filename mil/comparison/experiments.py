@@ -72,17 +72,26 @@ def list_tables(path: str) -> list[str]:
 
 
 def name_experiments(paths: Sequence[Sequence[str]]) -> list[str]:
-    """A name for each list of paths: the shortest end of the first path that tells all apart.
+    """A name for each list of paths: the shortest end of their shared folder, or of the first path, that tells all
+    apart.
 
     >>> name_experiments([["out/abmil/oof_predictions.parquet"], ["out/clam"], ["x/tables/dsmil.csv"]])
     ['abmil', 'clam', 'dsmil']
     """
-    parts = [_words(own[0]) for own in paths]
-    for count in range(1, max(map(len, parts), default=1) + 1):
-        names = ["/".join(words[-count:]) for words in parts]
-        if len(set(names)) == len(names):
-            return names
-    return [f"{'/'.join(words[-1:])} ({i + 1})" for i, words in enumerate(parts)]
+    firsts = [_words(own[0]) for own in paths]
+    shared = [_shared_words([_words(path) for path in own]) for own in paths]
+    for parts in (shared, firsts):
+        for count in range(1, max(map(len, parts), default=1) + 1):
+            names = ["/".join(words[-count:]) for words in parts]
+            if all(names) and len(set(names)) == len(names):
+                return names
+    return [f"{words[-1]} ({i + 1})" for i, words in enumerate(firsts)]
+
+
+def _shared_words(lists: Sequence[Sequence[str]]) -> Sequence[str]:
+    """What paths begin with."""
+    count = next((i for i, words in enumerate(zip(*lists, strict=False)) if len(set(words)) > 1), min(map(len, lists)))
+    return lists[0][:count]
 
 
 def _words(path: str) -> list[str]:
@@ -98,7 +107,9 @@ def _trained_seeds(root: Storage) -> list[int]:
         content: Any = json.loads(root.read_bytes(SEEDS))
         seeds = [int(seed) for seed in content["seeds"]]
     except (ValueError, TypeError, KeyError) as e:
-        raise UserError("not a list of seeds", file=root.join(SEEDS), key="seeds", expected="as train_mil wrote it") from e
+        raise UserError(
+            "not a list of seeds", file=root.join(SEEDS), key="seeds", expected="as train_mil wrote it"
+        ) from e
     for seed in seeds[1:]:
         if not root.exists(f"seed_{seed}/{OOF}"):
             raise MissingFile("predictions of a seed are missing", file=root.join(f"seed_{seed}", OOF))

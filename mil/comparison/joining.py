@@ -56,7 +56,9 @@ def join_slides(experiments: Sequence[Experiment], only_common: bool = False) ->
 def _check_kind(first: Predictions, other: Predictions) -> None:
     found, expected = _kind(other), _kind(first)
     if found != expected:
-        raise UserError("predictions of another kind", file=other.file, found=found, expected=f"{expected}, as in {first.file}")
+        raise UserError(
+            "predictions of another kind", file=other.file, found=found, expected=f"{expected}, as in {first.file}"
+        )
     if set(other.classes) != set(first.classes):
         expected = f"{', '.join(sorted(first.classes))}, as in {first.file}"
         raise UserError("other classes", file=other.file, found=", ".join(sorted(other.classes)), expected=expected)
@@ -81,7 +83,12 @@ def _shared(experiments: Sequence[Experiment], only_common: bool) -> tuple[list[
                 found=f"{len(own)} slides", expected=f"the {len(union)} of all, or only_common=true for {len(common)}",
             )  # fmt: skip
     if not common:
-        raise UserError("no slide is in all tables", key="slide_id", found=[len(own) for _, _, own in tables], expected="shared slides")
+        raise UserError(
+            "no slide is in all tables",
+            key="slide_id",
+            found=[len(own) for _, _, own in tables],
+            expected="shared slides",
+        )
     left = {name: sorted(set.union(*(own for n, _, own in tables if n == name)) - common) for name, _, _ in tables}
     return sorted(common), left
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from mil.comparison.joining import Joined
 
 SEEDS = (
-    "Each score is the mean over the seeds of an experiment. Intervals and p-values over patients take the seeds as they "
-    "are; those over patients and seeds also draw S − 1 of the S seeds of each experiment at every resample."
+    "Each score is the mean over the seeds of an experiment. Intervals and p-values over patients take the seeds as "
+    "they are; those over patients and seeds also draw S − 1 of the S seeds of each experiment at every resample."
 )
 
 
@@ -21,16 +21,16 @@ def method_of(joined: Joined, resamples: int, pairs: int) -> dict[str, str]:
             "p = 2·min(#{d* ≤ 0} + 1, #{d* ≥ 0} + 1)/(R + 1)."
         ),
         "correction": (
-            f"Holm and Benjamini-Hochberg over {pairs} pairs; every score and every test is a family of its own, so one "
-            "score should be chosen before looking."
+            f"Holm and Benjamini-Hochberg over {pairs} pairs; every score and every test is a family of its own, so "
+            "one score should be chosen before looking."
         ),
     }
     if any(len(one.seeds) > 1 for one in joined.experiments):
         out["seeds"] = SEEDS
     if joined.first.classes:
         out["delong"] = (
-            "DeLong's test with Obuchowski's covariance over patients, of the mean AUROC of the seeds as they are; each "
-            "class against the rest where there are more than two."
+            "DeLong's test with Obuchowski's covariance over patients, of the mean AUROC of the seeds as they are; "
+            "each class against the rest where there are more than two."
         )
         out["mcnemar"] = (
             "McNemar's test over slides (exact below 25 discordant slides), and over patients by exact sign flips of "

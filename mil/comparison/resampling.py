@@ -49,8 +49,8 @@ class Resampled:
 
 
 def resample(experiment: Experiment, *, resamples: int, seed: int, number: int = 0) -> Resampled:
-    """The scores of an experiment. Equal `seed` and equal patients give equal resamples; `number` tells the draws of its
-    seeds from those of other experiments."""
+    """The scores of an experiment. Equal `seed` and equal patients give equal resamples; experiments with another
+    `number` draw their seeds independently."""
     pairs = [main_scores(one) for one in experiment.seeds]
     sets, clusters = [s for s, _ in pairs], pairs[0][1]
     codes = cluster_codes(clusters, sets[0].n)

@@ -69,7 +69,9 @@ def _comparison(
             (value[0] - value[1], drawn[:, 0] - drawn[:, 1], why_a or why_b),
         )
     )
-    return Comparison(one, other, difference, None if difference.reason else bootstrap_p_value(drawn[:, 0] - drawn[:, 1]))
+    return Comparison(
+        one, other, difference, None if difference.reason else bootstrap_p_value(drawn[:, 0] - drawn[:, 1])
+    )
 
 
 def bootstrap_p_value(difference: Floats) -> float:
