@@ -50,7 +50,7 @@ class CompareConfig:
 
 def main(loaded: Loaded[CompareConfig]) -> Outputs | None:
     from mil.comparison.comparing import compare
-    from mil.comparison.experiments import read_experiments
+    from mil.comparison.experiments import digest_tables, read_experiments
     from mil.comparison.output import split_output, write_comparison
     from mil.judging.predictions import read_predictions
 
@@ -72,7 +72,8 @@ def main(loaded: Loaded[CompareConfig]) -> Outputs | None:
     for note in compared.notes:
         log.warning("%s", note)
     title = config.title or "Comparison of " + ", ".join(sources)
-    about = {"settings": {"resamples": config.resamples, "seed": config.seed, "only_common": config.only_common}}
+    settings = {"resamples": config.resamples, "seed": config.seed, "only_common": config.only_common}
+    about = {"settings": settings, "sha256": digest_tables(experiments)}
     return Outputs(write_comparison(compared, config.output, title, about))
 
 

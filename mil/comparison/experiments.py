@@ -16,7 +16,7 @@ from mil.judging.predictions import Predictions, read_predictions
 from mil.results.files import OOF
 from mil.results.seeds import SEEDS
 from pathray.errors import MissingFile, UserError
-from pathray.store.storage import Storage
+from pathray.store.storage import Storage, digest_bytes
 
 TABLES = (".csv", ".tsv", ".parquet", ".csv.gz", ".tsv.gz")
 OUTPUTS = (OOF.removesuffix(".parquet"), "predictions", "preds", "preds_test")  # a file of this name is called as its
@@ -69,6 +69,15 @@ def list_tables(path: str) -> list[str]:
         expected = f"{SEEDS}, which a finished training writes; for the first seed alone name its {OOF}"
         raise UserError("the training of several seeds has not finished", file=path, expected=expected)
     return [root.join(OOF)]
+
+
+def digest_tables(experiments: Sequence[Experiment]) -> dict[str, str]:
+    """The SHA-256 of each table by its path."""
+    out = {}
+    for path in (file for one in experiments for file in one.files):
+        folder, _, name = path.rpartition("/")
+        out[path] = digest_bytes(Storage.of(folder or ".").read_bytes(name))
+    return out
 
 
 def name_experiments(paths: Sequence[Sequence[str]]) -> list[str]:

@@ -21,7 +21,7 @@ def method_of(joined: Joined, resamples: int, pairs: int) -> dict[str, str]:
             "p = 2·min(#{d* ≤ 0} + 1, #{d* ≥ 0} + 1)/(R + 1)."
         ),
         "correction": (
-            f"Holm and Benjamini-Hochberg over {pairs} pairs; every score and every test is a family of its own, so "
+            f"Holm and Benjamini-Hochberg over {pairs} pair{'s' * (pairs > 1)}; every score and every test is a family of its own, so "
             "one score should be chosen before looking."
         ),
     }

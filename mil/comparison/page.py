@@ -6,14 +6,16 @@ One HTML file without scripts. Not here: the numbers (mil.comparison.comparing),
 from __future__ import annotations
 
 from base64 import b64encode
+from pathlib import Path
 from typing import Any
 
 from mil.comparison.comparing import Compared, is_lower_better
 from mil.comparison.figure import p_in_words
-from mil.judging.page import TEMPLATES, Table, in_words, name_of
+from mil.judging.page import Table, in_words, name_of
 from pathray.reports.page import PagePicture, render_page
 from pathray.urls import public_text
 
+TEMPLATES = Path(__file__).parent / "templates"
 CAPTION = (
     "Differences with their intervals: thick over patients, thin over patients and seeds. Right of zero the first of a "
     "pair is better, also for scores of which lower values are better; blue where Holm's p-value shows it."
@@ -26,17 +28,18 @@ def comparison_page(compared: Compared, picture: bytes, title: str) -> str:
     source = "data:image/png;base64," + b64encode(picture).decode()
     experiments = compared.experiments
     facts = [(name, f"{one['seeds']} seed{'s' * (one['seeds'] > 1)}") for name, one in experiments.items()]
-    left = [(f"not in all tables, but in that of {name}", one["left_out"]) for name, one in experiments.items()]
+    left = [(f"of {name} are not in all tables", one["left_out"]) for name, one in experiments.items()]
     values = {
         "title": public_text(title),
         "lead": f"{compared.slides:,} slides of {compared.patients:,} patients, the same for all.",
         "facts": [*facts, *((f"{p['a']} and {p['b']}", found_in_words(compared, p)) for p in compared.pairs)],
         "notes": compared.notes,
-        "pictures": [PagePicture(source, "differences with their intervals", CAPTION)],
-        "tables": [_scores(compared), *_differences(compared), *_tests(compared), _method(compared)],
+        "picture": PagePicture(source, "differences with their intervals", CAPTION),
+        "tables": [_scores(compared), *_differences(compared), *_tests(compared)],
+        "method": list(compared.method.items()),
         "left_out": [(why, len(names), ", ".join(names[:3])) for why, names in left if names],
     }
-    return render_page("report.html.j2", values, TEMPLATES)
+    return render_page("comparison.html.j2", values, TEMPLATES)
 
 
 def found_in_words(compared: Compared, pair: Json) -> str:
@@ -67,14 +70,17 @@ def _with_spread(score: Json) -> str:
 
 
 def _differences(compared: Compared) -> list[Table]:
-    head = ("score", "difference [over patients]", "p", "Holm", "BH", "[over patients and seeds]", "p", "Holm", "BH")
+    head = ("score", "difference [over patients]", "p", "Holm", "BH")
+    if several := any(one["seeds"] > 1 for one in compared.experiments.values()):
+        head = (*head, "[over patients and seeds]", "p", "Holm", "BH")
     out = []
     for pair in compared.pairs:
         rows = []
         for name, one in pair["scores"].items():
             seeds = one["with_seeds"]
             wider = seeds.get("reason") if seeds["difference"] is None else _signed(seeds["difference"])
-            rows.append((name_of(name), _signed(one["difference"]), *_p_values(one), str(wider), *_p_values(seeds)))
+            more = (str(wider), *_p_values(seeds)) if several else ()
+            rows.append((name_of(name), _signed(one["difference"]), *_p_values(one), *more))
         out.append(Table(f"{pair['a']} − {pair['b']}", "Holm and BH: adjusted over pairs.", head, rows))
     return out
 
@@ -84,17 +90,13 @@ def _tests(compared: Compared) -> list[Table]:
         return []
     rows: list[tuple[str, ...]] = []
     for pair in compared.pairs:
-        between = f"{pair['a']} − {pair['b']}"
+        pre = f"{pair['a']} − {pair['b']}: "
         for name, test in pair["delong"].items():
-            rows.append((between, f"DeLong, AUROC of '{name}'", _signed(test["difference"]), *_p_values(test)))
+            rows.append((f"{pre}DeLong, AUROC of '{name}'", _signed(test["difference"]), *_p_values(test)))
         for units, test in pair["mcnemar"].items():
             said = test.get("reason") or f"right alone: {test['only_a']} and {test['only_b']}; {test['method']}"
-            rows.append((between, f"McNemar over {units}", said, *_p_values(test)))
-    return [Table("Tests without resampling", "", ("pair", "test", "found", "p", "Holm", "BH"), rows)]
-
-
-def _method(compared: Compared) -> Table:
-    return Table("Method", "", ("", "how"), list(compared.method.items()))
+            rows.append((f"{pre}McNemar over {units}", said, *_p_values(test)))
+    return [Table("Tests without resampling", "", ("test", "found", "p", "Holm", "BH"), rows)]
 
 
 def _signed(estimate: Json) -> str:
