@@ -21,8 +21,8 @@ def method_of(joined: Joined, resamples: int, pairs: int) -> dict[str, str]:
             "p = 2·min(#{d* ≤ 0} + 1, #{d* ≥ 0} + 1)/(R + 1)."
         ),
         "correction": (
-            f"Holm and Benjamini-Hochberg over {pairs} pair{'s' * (pairs > 1)}; every score and every test is a family of its own, so "
-            "one score should be chosen before looking."
+            f"p-values are adjusted over {pairs} pair{'s' * (pairs > 1)} by Holm and Benjamini-Hochberg; intervals "
+            "are not. Every score and every test is a family of its own, so one score should be chosen before looking."
         ),
     }
     if any(len(one.seeds) > 1 for one in joined.experiments):
