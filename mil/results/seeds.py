@@ -32,7 +32,7 @@ def spread_of_seeds(by_seed: Mapping[int, Predictions], *, resamples: int, seed:
         if one.names.tolist() != first.names.tolist():
             message, expected = f"seed {number} tested other slides", f"the {len(first)} of the first seed"
             raise UserError(message, file=one.file, found=f"{len(one)} slides", expected=expected)
-    sets, clusters = zip(*(_scores_of(one) for one in by_seed.values()), strict=True)
+    sets, clusters = zip(*(main_scores(one) for one in by_seed.values()), strict=True)
     estimates = estimate_scores(mean_set(sets), clusters[0], resamples=resamples, seed=seed)
     whole = np.ones((1, sets[0].n))
     values = {name: [float(one.values(whole)[name][0]) for one in sets] for name in estimates}
@@ -73,7 +73,7 @@ def seeds_table(spread: Mapping[str, Any]) -> Table:
     return Table("Seeds", lead, ("score", "mean [95% interval]", "deviation over seeds", "range"), rows)
 
 
-def _scores_of(one: Predictions) -> tuple[ScoreSet, Any]:
+def main_scores(one: Predictions) -> tuple[ScoreSet, Any]:
     """The main scores and the patients of each row."""
     if one.events is not None:
         units = patients_of(one)

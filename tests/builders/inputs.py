@@ -59,7 +59,8 @@ def write_inputs(folder: Path) -> None:
     _write_regression(folder)
     write_slides_with_labels(folder / "mil", patients=6)
     rows = "".join(f"s{i},{'ab'[i % 2]},0.{4 + i % 2},0.{6 - i % 2}\n" for i in range(4))
-    (folder / "mil" / "predictions.csv").write_text(f"slide_id,label,prob_a,prob_b\n{rows}")
+    for name in ("predictions", "other"):
+        (folder / "mil" / f"{name}.csv").write_text(f"slide_id,label,prob_a,prob_b\n{rows}")
     run = folder / "run"
     MetricsLog(str(run / "metrics.jsonl")).append({"images_seen": 8, "loss": 1.0})
     (run / "metrics.json").write_text('{"run_name": "run", "end": "budget", "best": {}}')
@@ -95,6 +96,10 @@ def jobs(f: Path) -> dict[str, Job]:
         "doctor": ((f"slides={slides}", f"storage={f}/out", "ray=false"), "1 folders, 2 slides"),
         "evaluate": ((f"snapshot={encoder}", out, f"--config={f}/tuning.yaml"), "1 evaluators, 8 images"),
         "evaluate_mil": ((f"predictions={f}/mil/predictions.csv", out), "4 slides"),
+        "compare_experiments": (
+            (f"a={f}/mil/predictions.csv", f"b={f}/mil/other.csv", out),
+            "2 experiments, 2 tables",
+        ),
         "evaluate_regression": ((table, f"model={f}/model", split, out), "rows of test"),
         "expand_oct": ((f"archives={f}/oct_zips", out), "2 members"),
         "extract_features": ((f"slides={slides}", f"encoders=[{encoder}]", out), "2 slides"),
