@@ -54,6 +54,7 @@ def main(loaded: Loaded[TrainMILConfig]) -> Outputs | None:
     from mil.splits import check_duplicates, check_parts, splits_of
     from ray_jobs.mil.training import train_and_judge
 
+    check_output(loaded.config.output)
     config = make_paths_absolute(loaded.config)
     store, cohort = read_inputs(config)
     splits = splits_of(cohort, config.splits)
@@ -114,7 +115,6 @@ def check_model(config: TrainMILConfig, store: Store, cohort: Cohort) -> None:
 
 def make_paths_absolute(config: TrainMILConfig) -> TrainMILConfig:
     """With every path absolute: a worker runs in another folder than the command. UserError for a missing key."""
-    check_output(config.output)
     for key, expected in (("csv", "a table of slides"), ("store", "a folder that build_store wrote")):
         if not getattr(config.data, key):
             raise UserError(f"data.{key} is required", key=f"data.{key}", expected=expected)
