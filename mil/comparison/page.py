@@ -70,7 +70,7 @@ def _with_spread(score: Json) -> str:
 
 
 def _differences(compared: Compared) -> list[Table]:
-    head = ("score", "difference [over patients]", "p", "Holm", "BH")
+    head: tuple[str, ...] = ("score", "difference [over patients]", "p", "Holm", "BH")
     if several := any(one["seeds"] > 1 for one in compared.experiments.values()):
         head = (*head, "[over patients and seeds]", "p", "Holm", "BH")
     out = []
