@@ -86,9 +86,11 @@ def jobs(f: Path) -> dict[str, Job]:
     sweep = ("job=train_regression", f"args=[{trial}]", "space={train.lr: {grid: [1e-3, 1e-4]}}", "search=grid")
     spots = (f"counts={f}/counts.csv", f"images={f}/{{section}}.png", "image_mpp=1.0", "mpp=1.0", "genes=[a]")
     labelled = (f"data.labels={f}/labelled/labels.csv", f"data.index={f}/labelled/volumes.parquet", "data.folds=2")
+    mil = f'"data.csv={f}/mil/slides.csv", "data.store={f}/mil/store", "splits.folds=3"'
     given = {
         "aggregate_results": ((f"runs={f}/run",), "1 finished runs"),
         "audit_oct": ((f"index={f}/oct/oct.parquet", f"output={f}/out.html"), "2 files"),
+        "benchmark_models": ((f"args=[{mil}]", "models=[abmil,static]", out), "2 trials"),
         "build_anchors": ((f"slide_index={index}", out), "2 slides"),
         "build_store": ((f"data.features={f}/mil/h5", f"data.store={f}/out"), "12 bags"),
         "check_oct": ((f"data.manifest={f}/oct/manifest.tsv", f"output_dir={f}/out"), "2 files, 12 checks"),
