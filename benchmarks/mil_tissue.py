@@ -6,7 +6,7 @@
 Tiles are quarters of the patches of `patches/tcga_sites` (kidney, lung, breast, prostate … of 32 source sites) and, as
 witnesses, of the adenocarcinomas of `patches/crc5`. A hospital is one half of the source sites, and has witnesses of
 its own, those of crc5's training or test part: no tile is in both hospitals. Slides of one hospital share tiles, which
-the check for duplicates rightly finds, so the folds of patients need `splits.allow_duplicates=true`. A patient has one
+the check for duplicates rightly finds, hence `splits.allow_duplicates=true`. A patient has one
 to three slides of 40 to 90 tiles; in half of the patients a `share` of the tiles are witnesses, at random places of the
 slide. Features come from an artifact of ours; by default a ViT as initialised, which nobody has trained.
 
@@ -42,7 +42,7 @@ ROOT = Path(__file__).parents[1]
 OWN = (
     "training.lr=1e-3", "training.max_epochs=60", "eval.patience=null", "training.global_batch=8",
     "training.batch_size_per_gpu=8", "model.arguments.embed_dim=64", "model.arguments.attention_dim=32",
-    "logging.mlflow=false",
+    "logging.mlflow=false", "splits.allow_duplicates=true",
 )  # fmt: skip
 
 
@@ -68,7 +68,7 @@ def main() -> None:
         write_cohort(settings, folder)
     run("build_store", f"data.features={folder}/features", f"data.store={folder}/store")
     common = (f"data.csv={folder}/slides.csv", f"data.store={folder}/store", "model=abmil", *OWN, *keys)
-    run("train_mil", *common, "splits.allow_duplicates=true", f"output={folder}/patients")
+    run("train_mil", *common, f"output={folder}/patients")
     other = ("splits.scheme=custom_holdout", "splits.filter='hospital == \"B\"'", "splits.fractions=[0.8,0.2,0.0]")
     run("train_mil", *common, *other, f"output={folder}/hospital_B")
     for name in ("patients", "hospital_B"):

@@ -124,6 +124,7 @@ def _log_to_stderr() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(PublicFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.getLogger("numexpr").setLevel(logging.WARNING)  # says at its import how many threads it takes
 
 
 def _signal_exit_code(error: BaseException | None, received: Sequence[int]) -> int:
