@@ -3,12 +3,11 @@
     python benchmarks/mil_tissue.py output=outputs/mil_tissue                       # 240 slides; ten minutes of a core
     python benchmarks/mil_tissue.py output=… encoder=outputs/run/encoder share=0.05
 
-Tiles are quarters of the patches of `patches/tcga_sites` (kidney, lung, breast, prostate … of 32 source sites) and, as
-witnesses, of the adenocarcinomas of `patches/crc5`. A hospital is one half of the source sites, and has witnesses of
-its own, those of crc5's training or test part: no tile is in both hospitals. Slides of one hospital share tiles, which
-the check for duplicates rightly finds, hence `splits.allow_duplicates=true`. A patient has one
-to three slides of 40 to 90 tiles; in half of the patients a `share` of the tiles are witnesses, at random places of the
-slide. Features come from an artifact of ours; by default a ViT as initialised, which nobody has trained.
+Tiles are crops of the patches of `patches/tcga_sites` (kidney, lung, breast, prostate … of 32 source sites) and, as
+witnesses, of the adenocarcinomas of `patches/crc5`. A patient has three of the former and, where he is sick, two of the
+latter to himself: no two patients share a pixel. Hospital A is one half of the source sites, B the other. A patient has
+one to three slides of 40 to 75 tiles; in half of the patients a `share` of the tiles are witnesses, at random places of
+the slide. Features come from an artifact of ours; by default a ViT as initialised, which nobody has trained.
 
 The jobs build_store, train_mil (five folds of patients) and train_mil again, on hospital A to be tested in B, run as a
 user types them. Prints AUROC with its interval over patients for both, and the share of attention on witnesses.
@@ -37,12 +36,13 @@ from mil.store.reading import Store
 from pathray.nn.vit import ViT, vit_config
 from pathray.store.artifact import EncoderArtifact
 
-SIDE, MPP, LEVEL0 = 112, 0.5, 224
+SIDE, STRIDE, MPP, LEVEL0 = 112, 52, 0.5, 224
+PATCHES = 3  # of a patient, with background
 ROOT = Path(__file__).parents[1]
 OWN = (
     "training.lr=1e-3", "training.max_epochs=60", "eval.patience=null", "training.global_batch=8",
     "training.batch_size_per_gpu=8", "model.arguments.embed_dim=64", "model.arguments.attention_dim=32",
-    "logging.mlflow=false", "splits.allow_duplicates=true",
+    "logging.mlflow=false",
 )  # fmt: skip
 
 
@@ -85,20 +85,22 @@ def run(job: str, *words: str) -> None:
 
 def write_cohort(settings: Settings, folder: Path) -> None:
     encoder = pathray.load_encoder(settings.encoder or untrained(folder / "encoder"))
-    pools = {name: encoder.embed(tiles, resize=True) for name, tiles in pools_of(Path(settings.data_dir)).items()}
-    print({name: len(pool) for name, pool in pools.items()}, flush=True)
-    draw = np.random.default_rng(settings.seed)
+    draw, root = np.random.default_rng(settings.seed), Path(settings.data_dir)
+    own = {name: draw.permutation(np.array(rows, object)).tolist() for name, rows in patches_of(root).items()}
     (folder / "features").mkdir(parents=True, exist_ok=True)
     rows, planted = [], {}
     for p in range(settings.patients):
         hospital, sick = "AB"[p // 2 % 2], p % 2
+        background = encoder.embed(crops(root, [own[hospital].pop() for _ in range(PATCHES)]), resize=True)
+        witnesses = (
+            encoder.embed(crops(root, [own["witnesses"].pop() for _ in range(2)]), resize=True) if sick else None
+        )
         for s in range(int(draw.integers(1, 4))):
-            name, n = f"P{p:03d}_{s}", int(draw.integers(40, 91))
-            bag = pools[f"background {hospital}"][draw.integers(len(pools[f"background {hospital}"]), size=n)]
+            name, n = f"P{p:03d}_{s}", int(draw.integers(40, len(background) + 1))
+            bag = background[draw.permutation(len(background))[:n]]
             places = np.sort(draw.choice(n, max(1, round(settings.share * n)), replace=False)) if sick else []
-            if sick:
-                pool = pools[f"witnesses {hospital}"]
-                bag[places] = pool[draw.integers(len(pool), size=len(places))]
+            if witnesses is not None:
+                bag[places] = witnesses[draw.permutation(len(witnesses))[: len(places)]]
             write_slide(folder / "features" / f"{name}.h5", bag)
             planted[name] = [int(i) for i in places]
             rows.append((name, f"P{p:03d}", hospital, ("benign", "cancer")[sick]))
@@ -115,26 +117,23 @@ def write_slide(path: Path, features: np.ndarray) -> None:
         file["coords"].attrs["patch_size_level0"] = LEVEL0
 
 
-def pools_of(root: Path) -> dict[str, np.ndarray]:
-    """Tiles uint8 `[N, 112, 112, 3]` by kind and hospital."""
+def patches_of(root: Path) -> dict[str, list[str]]:
+    """The patches of each hospital and those with witnesses, by path."""
     sites = table(root / "patches" / "tcga_sites" / "index.tsv")
     names = sorted({row["tcga_source_site"] for row in sites})
-    cancer = [r for r in table(root / "patches" / "crc5" / "index.tsv") if r["class"] == "AC"]
-    out = {}
-    for hospital, part in (("A", "training"), ("B", "test")):
-        own = set(names["AB".index(hospital) :: 2])
-        out[f"background {hospital}"] = quarters(root, [r for r in sites if r["tcga_source_site"] in own])
-        out[f"witnesses {hospital}"] = quarters(root, [r for r in cancer if r["split"] == part])
-    return out
+    out = {h: [r["path"] for r in sites if r["tcga_source_site"] in names[i::2]] for i, h in enumerate("AB")}
+    return out | {
+        "witnesses": [r["path"] for r in table(root / "patches" / "crc5" / "index.tsv") if r["class"] == "AC"]
+    }
 
 
-def quarters(root: Path, rows: Sequence[dict[str, str]]) -> np.ndarray:
-    """The four tiles in the middle of each patch."""
+def crops(root: Path, paths: Sequence[str]) -> np.ndarray:
+    """Tiles uint8 `[N, 112, 112, 3]`: of each patch all whose corners are on a grid."""
     tiles = []
-    for row in rows:
-        image = pixels(root / "patches" / row["path"])
-        y, x = ((n - 2 * SIDE) // 2 for n in image.shape[:2])
-        tiles += [image[y + j : y + j + SIDE, x + i : x + i + SIDE] for j in (0, SIDE) for i in (0, SIDE)]
+    for path in paths:
+        image = pixels(root / "patches" / path)
+        for y in range(0, image.shape[0] - SIDE + 1, STRIDE):
+            tiles += [image[y : y + SIDE, x : x + SIDE] for x in range(0, image.shape[1] - SIDE + 1, STRIDE)]
     return np.stack(tiles)
 
 

@@ -105,7 +105,8 @@ def supervise(
     for tick in ticks:
         out = SupervisedTick(**{name: getattr(tick, name) for name in Tick.__dataclass_fields__})
         seen, step = tick.images_seen, tick.state.settings.global_batch
-        if due(seen - step, seen, selection.every) or (tick.end == "budget" and selection_state(tick.state).at < seen):
+        wanted = tick.end == "budget" or due(seen - step, seen, selection.every)
+        if wanted and selection_state(tick.state).at < seen:  # a run that resumes at its end has validated there
             _judge(out, validate, selection, device)
         yield out
         if out.end is not None:

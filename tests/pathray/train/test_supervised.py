@@ -62,6 +62,17 @@ def test_validation_happens_at_the_end_although_no_cadence_falls_there() -> None
     assert [t.images_seen for t in ticks if t.validation] == [42, 60] and ticks[-1].end == "budget"
 
 
+def test_a_run_that_resumes_at_its_end_has_validated_there_and_counts_it_once() -> None:
+    """A kill between the last save and the export: the end falls on a cadence, too."""
+    config = settings()
+    selection = Selection("score", "max", every=30)
+    ticks = validated(Regression(), config, scripted([1, 2]), selection)
+    (again,) = validated(ticks[-1].state.recipe, config, scripted([3]), selection, state=ticks[-1].state)
+    assert again.end == "budget" and again.validation is None and not again.best
+    found = selection_state(again.state)
+    assert found.evals == 2 and found.best == 2 and found.at == 60
+
+
 def test_early_stop_after_patience_without_improvement_logs_and_closes() -> None:
     config = settings(total_images=600)
     selection = Selection("score", "max", every=12, patience=2, min_evals=3)
