@@ -105,8 +105,9 @@ def supervise(
     for tick in ticks:
         out = SupervisedTick(**{name: getattr(tick, name) for name in Tick.__dataclass_fields__})
         seen, step = tick.images_seen, tick.state.settings.global_batch
-        wanted = tick.end == "budget" or due(seen - step, seen, selection.every)
-        if wanted and selection_state(tick.state).at < seen:  # a run that resumes at its end has validated there
+        last = selection_state(tick.state)
+        known = last.at == seen and last.metric == selection.metric  # a run that resumes at its end
+        if not known and (tick.end == "budget" or due(seen - step, seen, selection.every)):
             _judge(out, validate, selection, device)
         yield out
         if out.end is not None:
