@@ -225,6 +225,7 @@ def test_a_dry_run_looks_at_the_files_and_writes_nothing(cohort, capsys, caplog)
         (("resize=true",), "resize does not apply to volumes"),
         (("slides=slides.csv",), "set one of slides, images and volumes"),
         (("token_pool=[1,0,1]",), "token_pool"),
+        (("token_pool=[1,2,2]",), "token_pool needs tokens=true"),
         (("pooling=cls",), "no class token"),
     ],
 )
