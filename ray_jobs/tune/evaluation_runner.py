@@ -365,6 +365,10 @@ class Evaluators:
             row["tune/queue_depth"],
             row["tune/dropped"],
         )
+        told = {note for before in self.results.rows[:-1] for note in before.get("notes") or ()}
+        for note in row.get("notes") or ():
+            if note not in told:
+                log.info("not judged, or not as planned: %s", note)
 
     def _fail_on_backlog(self, count: int) -> None:
         found = f"{count + self.tuning.execution.max_pending_jobs} waiting evaluations"
