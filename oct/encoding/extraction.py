@@ -190,15 +190,14 @@ def _write_bag(
 ) -> None:
     import torch
 
-    identity, pool = bag_identity(job, spec, settings), settings.token_pool
+    identity, grid = bag_identity(job, spec, settings), features.tokens.shape[:3]
     if settings.tokens:
-        grid = features.tokens.shape[:3]
+        pool = tuple(min(p, n) for p, n in zip(settings.token_pool, grid, strict=True))
         flat = torch.from_numpy(features.tokens).flatten(0, 2)[None]
         rows = pool_tokens(flat, grid, pool)[0].numpy()
-        shape = tuple(-(-n // p) for n, p in zip(grid, pool, strict=True))
     else:
-        rows, shape = features.pooled[None], (1, 1, 1)
-        pool = (features.tokens.shape[0], features.tokens.shape[1], features.tokens.shape[2])
+        rows, pool = features.pooled[None], grid
+    shape = tuple(-(-n // p) for n, p in zip(grid, pool, strict=True))
     patch = np.array(spec.description["vit"]["patch_size"], np.int64) * pool
     sampled = features.sampled
     tile = {

@@ -7,7 +7,7 @@ a neighbour of his own volumes. Not here: the metrics (pathray.evaluation), when
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from oct.encoding.encoder import VolumeEncoder
     from pathray.device import Device
 
+T = TypeVar("T")
 Row = dict[str, Any]
 COLUMNS = ("device", "manufacturer", "model", "region", "laterality", "person")
 DEVICE, LABEL = "device", "label"
@@ -40,10 +41,11 @@ class JudgedVolumes:
         self._known: dict[str, tuple[Spacing, str]] = {}  # URL → spacing of the manifest, state of the file
 
     def open(self, name: str, config: DatasetConfig) -> Dataset:
-        """The accepted volumes of `config.volumes` that have a label. MissingFile; UserError naming file and column."""
+        """The accepted volumes of `config.volumes` that have a label, at most `max_volumes` of them. MissingFile;
+        UserError naming file and column."""
         index_path = str(config.volumes)
         index, notes = read_index(index_path), list[str]()
-        rows = evenly(index.accepted.to_pylist(), config.max_volumes)
+        rows = index.accepted.to_pylist()
         labels = _labels(rows, config, index_path, notes)
         centers = _cells(rows, config.center, index_path, "center")
         kept = [i for i, (label, center) in enumerate(zip(labels, centers, strict=True)) if label and center]
@@ -52,6 +54,7 @@ class JudgedVolumes:
             raise UserError("no volume has a label", file=public(index_path), key="label", expected=expected)
         if len(kept) < len(rows):
             notes.append(f"{len(rows) - len(kept)} of {len(rows)} volumes have no label or no {config.center}")
+        kept = evenly(kept, config.max_volumes)
         root = (config.root or index.root).rstrip("/")
         urls = [f"{root}/{rows[i]['path']}" for i in kept]
         self._known |= {
@@ -109,7 +112,7 @@ class JudgedVolumes:
             raise UserError("a volume cannot be encoded", file=public(url), key=name, found=why) from e
 
 
-def evenly(rows: list[Row], most: int | None) -> list[Row]:
+def evenly(rows: list[T], most: int | None) -> list[T]:
     """At most `most` of the rows, evenly spaced."""
     if most is None or len(rows) <= most:
         return rows

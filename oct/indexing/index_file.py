@@ -19,6 +19,8 @@ from pathray.store.storage import Storage, write_atomic
 from pathray.urls import public
 
 SCHEMA_VERSION = 1
+PARQUET = b"PAR1"  # how such a file begins
+EXPECTED = "the parquet file that ray_jobs.index_oct writes"
 
 _SPACING = [(f"spacing_{axis}_mm", pa.float64()) for axis in "zyx"]
 _SOURCE = [(f"source_{axis}", pa.string()) for axis in "zyx"]
@@ -102,8 +104,9 @@ def read_index(path: str) -> VolumeIndex:
     try:
         data = Storage.of(folder or slash or ".").read_bytes(name)
     except MissingFile as e:
-        expected = "the parquet file that ray_jobs.index_oct writes"
-        raise MissingFile("no index of volumes here", file=public(path), expected=expected) from e
+        raise MissingFile("no index of volumes here", file=public(path), expected=EXPECTED) from e
+    if data[: len(PARQUET)] != PARQUET:
+        raise UserError("not an index of volumes", file=public(path), found="no parquet file", expected=EXPECTED)
     table = of_bytes(data, public(path), "index of volumes")
     meta = table.schema.metadata or {}
     version = meta.get(b"schema_version", b"").decode()

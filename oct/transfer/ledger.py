@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from pathray.errors import UserError
+from pathray.run.fence import Superseded
 from pathray.store.sealed_parquet import of_bytes, to_bytes
 from pathray.store.storage import Storage
 
@@ -45,13 +46,17 @@ class Ledger:
         return found
 
     def keep(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[Row]:
-        """Pass the rows on, and store them as they come; what waits is stored at the end, also at an error."""
+        """Pass the rows on, and store them as they come; what waits is stored at the end, also at an error. Not after a
+        Superseded: the part's name may be one of the new owner's by now."""
         try:
             for row in rows:
                 self._waiting.append({name: row.get(name) for name in self.schema.names})
                 if len(self._waiting) >= self.part_rows:
                     self.flush()
                 yield dict(row)
+        except Superseded:
+            self._waiting = []
+            raise
         finally:
             self.flush()
 

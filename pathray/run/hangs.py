@@ -16,7 +16,8 @@ from collections.abc import Callable
 from typing import Any
 
 from pathray.errors import UserError
-from pathray.run.layout import HANG, RAY, hang_note
+from pathray.run.layout import CHECKPOINTS, HANG, RAY, hang_note
+from pathray.store.committed import list_committed
 from pathray.store.outages import START, through_outages
 from pathray.store.storage import Storage
 from pathray.train.settings import LoopSettings
@@ -71,8 +72,10 @@ def log_earlier(store: Storage, step: int) -> None:
 
 
 def hang_error(store: Storage, fit_id: str) -> UserError | None:
-    """The error of a job whose attempts were ended by a step that hung; None where none was."""
-    notes = [note for note in read_notes(store) if note["fit_id"] == fit_id]
+    """The error of a job whose attempts were ended by a step that hung; None where none was. A hang that a checkpoint
+    has left behind ended an attempt that others continued: it is not what ends the job."""
+    reached = max((int(found.meta.get("step", 0)) for found in list_committed(store.join(CHECKPOINTS))), default=0)
+    notes = [note for note in read_notes(store) if note["fit_id"] == fit_id and note["step"] > reached]
     if not notes:
         return None
     newest = max(notes, key=lambda note: float(note["time"]))

@@ -158,6 +158,8 @@ def plan(config: ExtractConfig, specs: Mapping[str, EncoderSpec]) -> Volumes:
     check_unused(
         config, (*SLIDES_ONLY, "resize", "images_root"), "does not apply to volumes: grids are the encoders' own"
     )
+    if not config.tokens:
+        check_unused(config, ("token_pool",), "needs tokens=true: without it no tokens are kept")
     z, y, x = config.token_pool
     settings = VolumeSettings(
         pooling=config.pooling,

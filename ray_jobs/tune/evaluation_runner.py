@@ -138,9 +138,7 @@ class Evaluators:
             waiting = min(waiting, self.tuning.execution.max_pending_jobs)
         if waiting or self.running:
             count = waiting + len(self.running)
-            log.info(
-                "%d evaluations are still to come; Ctrl-C once more ends now, and the next start evaluates them", count
-            )
+            log.info("%d evaluations are still to come; Ctrl-C ends now, and the next start evaluates them", count)
         while self._thread is not None and self.is_working:
             self._thread.join(0.5)
         self.report(wait=True)
@@ -365,6 +363,10 @@ class Evaluators:
             row["tune/queue_depth"],
             row["tune/dropped"],
         )
+        told = {note for before in self.results.rows[:-1] for note in before.get("notes") or ()}
+        for note in row.get("notes") or ():
+            if note not in told:
+                log.info("not judged, or not as planned: %s", note)
 
     def _fail_on_backlog(self, count: int) -> None:
         found = f"{count + self.tuning.execution.max_pending_jobs} waiting evaluations"

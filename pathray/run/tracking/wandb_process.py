@@ -41,7 +41,7 @@ class WandbProcess:
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> WandbProcess:
-        root = str(Path(__file__).parents[2])
+        root = str(Path(__file__).parents[3])  # the folder with the package
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         try:
             self._process = subprocess.Popen(

@@ -80,6 +80,13 @@ def test_volumes_without_a_label_are_counted_and_left_out(folder, tmp_path):
     assert len(JudgedVolumes().open("dr", dataset(folder, max_volumes=5)).images) == 5
 
 
+def test_a_bound_counts_volumes_that_have_a_label(folder, tmp_path):
+    labels = write_table(tmp_path / "few.csv", [("person_id", "dr"), ("00", "yes"), ("07", "no")])
+    opened = JudgedVolumes().open("dr", dataset(folder, labels=labels, label="dr", max_volumes=3))
+    assert len(opened.images) == 3 and set(opened.rows["ri"].labels) == {"yes", "no"}
+    assert opened.notes == ("12 of 16 volumes have no label or no device",)
+
+
 def test_what_cannot_be_judged_is_refused_with_its_key(folder, tmp_path):
     open_ = JudgedVolumes().open
     with pytest.raises(UserError, match=r"no such column.*label.*vendor.*device"):

@@ -47,6 +47,12 @@ def test_another_table_and_a_newer_index_are_refused(tmp_path):
         read_index(path)
 
 
+def test_a_manifest_in_place_of_its_index_is_refused_with_the_job_that_makes_one(tmp_path):
+    (tmp_path / "manifest.tsv").write_text("person_id\tfilepath\n1\t/a.dcm\n")
+    with pytest.raises(UserError, match=r"not an index of volumes.*manifest\.tsv.*ray_jobs\.index_oct"):
+        read_index(str(tmp_path / "manifest.tsv"))
+
+
 def test_rows_of_a_killed_job_are_kept_and_not_read_again(tmp_path):
     count = PART_ROWS + 3
     manifest = read_manifest(write_scans(tmp_path, [Scan(str(i)) for i in range(count)]))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
 from oct.transfer.ledger import Ledger
+from pathray.run.fence import Superseded
 
 SCHEMA = pa.schema([("path", pa.string()), ("state", pa.string())])
 
@@ -25,6 +27,17 @@ def test_what_was_done_before_an_error_is_kept(tmp_path: Path) -> None:
         for row in open_ledger(tmp_path).keep(rows(1, 2, 3, 4)):
             1 / (row["path"] != "p3")
     assert sorted(open_ledger(tmp_path).read()) == ["p1", "p2", "p3"]
+
+
+def test_a_start_that_was_replaced_leaves_the_parts_of_its_successor_alone(tmp_path: Path) -> None:
+    def taken_over() -> Iterator[dict[str, str]]:
+        yield from rows(1)
+        list(open_ledger(tmp_path).keep(rows(2, 3)))  # by the new owner, under the name that is next
+        raise Superseded("another start has taken over this folder")
+
+    with pytest.raises(Superseded):
+        list(open_ledger(tmp_path).keep(taken_over()))
+    assert sorted(open_ledger(tmp_path).read()) == ["p2", "p3"]
 
 
 def test_the_newest_row_of_a_path_counts(tmp_path: Path) -> None:

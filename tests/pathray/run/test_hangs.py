@@ -3,9 +3,11 @@
 import json
 
 import pytest
+import torch
 
 from pathray.run import hangs
 from pathray.run.layout import hang_note
+from pathray.store.checkpoint import save
 from pathray.store.storage import Storage
 from pathray.train.settings import LoopSettings
 from tests.builders.runs.hanging_run import HANGING_STEP, LIMIT_S, train_hanging
@@ -56,6 +58,16 @@ def test_a_job_whose_attempts_hang_ends_with_an_error_that_names_the_step(tmp_pa
     assert error is not None and "step 7 hangs on rank 0" in error.message
     assert error.where["key"] == "scaling.step_timeout_s" and str(error.where["file"]).endswith(hang_note(0))
     assert hangs.hang_error(store, "another") is None
+
+
+def test_a_hang_that_the_run_has_left_behind_is_not_blamed_for_its_end(tmp_path):
+    store = Storage.of(tmp_path)
+    note = {"step": 7, "seconds": 61.0, "limit_s": 60.0, "stacks": "", "rank": 0, "fit_id": "this", "time": 1.0}
+    store.write_bytes(hang_note(0), json.dumps(note).encode())
+    for step, is_blamed in ((6, True), (7, False)):
+        meta = {"images_seen": 4 * step, "step": step, "fit_id": "this"}
+        save(str(tmp_path / "checkpoints"), "toy-latest", {"x": torch.zeros(1)}, meta)
+        assert (hangs.hang_error(store, "this") is not None) == is_blamed
 
 
 def test_an_earlier_hang_is_told_until_its_step_is_taken(tmp_path, caplog):

@@ -6,6 +6,7 @@ The jobs run one by one in this process, as those of slides do; one test runs th
 import contextlib
 import csv
 import os
+from itertools import product
 
 import numpy as np
 import pytest
@@ -122,6 +123,27 @@ def test_tokens_can_be_averaged_before_they_are_kept(here, cohort):
     assert found.tokens.shape[:3] == (2, 2, 1) and found.token_mm == pytest.approx((0.8, 0.32, 1.92))
 
 
+@pytest.mark.parametrize("pool", [(1, 3, 4), (2, 2, 1), (9, 1, 99)])
+def test_blocks_of_tokens_are_means_within_the_grid_and_their_size_is_no_larger_than_it(here, cohort, pool):
+    assert extract(cohort, "tokens=true", "token_pool=[{},{},{}]".format(*pool)) == 0
+    row = read_index(f"{cohort}/volumes.parquet").accepted.to_pylist()[0]
+    path = f"{cohort}/out/a/{row['path'].removesuffix('.dcm').replace('/', '__')}.h5"
+    whole, grid = tokens_of(cohort, "a", row["path"])[0].numpy().reshape(2, 4, 4, -1), (2, 4, 4)
+    starts = [range(0, n, p) for n, p in zip(grid, pool, strict=True)]
+    expected = [
+        whole[z : z + pool[0], y : y + pool[1], x : x + pool[2]].mean((0, 1, 2), np.float64)
+        for z, y, x in product(*starts)
+    ]
+    found, bag = read_tokens(path), read_bag(path)
+    assert found.tokens.shape[:3] == tuple(map(len, starts))
+    np.testing.assert_allclose(found.tokens.reshape(len(expected), -1), expected, atol=1e-5)
+    assert bag.coords is not None
+    assert bag.coords.tolist() == [[4 * z, 8 * y, 8 * x] for z, y, x in product(*starts)], "patches of 4 × 8 × 8"
+    held = [min(p, n) for p, n in zip(pool, grid, strict=True)]
+    assert found.token_mm == pytest.approx((0.8 * held[0], 0.16 * held[1], 0.48 * held[2]))
+    assert bag.tile["token_voxels"].tolist() == [4 * held[0], 8 * held[1], 8 * held[2]]
+
+
 def test_a_bag_without_tokens_is_the_pooled_features_and_says_how_to_get_them(here, cohort):
     assert extract(cohort) == 0
     table = read_table(f"{cohort}/out/a/features.parquet")
@@ -203,6 +225,7 @@ def test_a_dry_run_looks_at_the_files_and_writes_nothing(cohort, capsys, caplog)
         (("resize=true",), "resize does not apply to volumes"),
         (("slides=slides.csv",), "set one of slides, images and volumes"),
         (("token_pool=[1,0,1]",), "token_pool"),
+        (("token_pool=[1,2,2]",), "token_pool needs tokens=true"),
         (("pooling=cls",), "no class token"),
     ],
 )

@@ -342,6 +342,19 @@ def test_the_row_of_an_evaluation_says_which_metric_failed_alone(tmp_path, caplo
     assert "probe/hospitals/linear failed at 0 images" in caplog.text
 
 
+def test_what_could_not_be_judged_is_told_once_in_the_log(tmp_path, caplog):
+    judged = {"judged": json.dumps({"metrics": {KEY: 0.5}, "notes": ["probe/devices: too few persons"]})}
+    for index in range(2):
+        snapshot(tmp_path, index)
+    with caplog.at_level(logging.INFO):
+        one = Evaluators(str(tmp_path), TuningConfig(), Request({"CPU": 1}, "cpu"), identity="mine")
+        for found in one.results.snapshots():
+            one.running["trial"] = (found, {"probe": ["linear"]}, time.monotonic())
+            one.record_trial("trial", {**judged, "evaluator_s": 1.0}, False)
+    assert len(Results(str(tmp_path), "mine").rows) == 2
+    assert caplog.text.count("not judged, or not as planned: probe/devices: too few persons") == 1
+
+
 def test_a_result_that_is_no_row_is_recorded_as_failed_with_its_trace_and_not_tried_for_ever(tmp_path, caplog):
     for index in range(2):
         snapshot(tmp_path, index)

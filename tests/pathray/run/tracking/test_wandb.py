@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,24 @@ def test_a_mirror_that_cannot_run_says_so_once(
     with WandbProcess(MirrorSpec(str(tmp_path), "offline", "toys")):
         fill(tmp_path, [2])
     assert [record.message for record in caplog.records if "could not be started" in record.message]
+
+
+def test_the_mirror_finds_this_package_from_any_folder_and_nothing_of_it_by_another_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Modules of the package would hide others of the same name if its own folder were on the path."""
+    given: list[dict[str, str]] = []
+
+    def refuse(*args: Any, env: dict[str, str], **more: Any) -> None:
+        given.append(env)
+        raise OSError("not started")
+
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+    monkeypatch.setattr(wandb_process.subprocess, "Popen", refuse)
+    with WandbProcess(MirrorSpec(str(tmp_path), "offline", "toys")):
+        pass
+    root, *others = given[0]["PYTHONPATH"].split(os.pathsep)
+    assert (Path(root) / "pathray" / "run" / "tracking" / "wandb_mirror.py").is_file() and others == ["/elsewhere"]
 
 
 def test_without_the_package_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
