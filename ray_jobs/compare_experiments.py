@@ -1,4 +1,4 @@
-"""Predictions of two models or more on the same slides → which differ: DeLong, McNemar, intervals of all scores. No Ray.
+"""Predictions of several models on the same slides → which differ: DeLong, McNemar, intervals of all scores. No Ray.
 
     python -m ray_jobs.compare_experiments a=outputs/abmil b=outputs/transmil output=significance.json
     python -m ray_jobs.compare_experiments a=preds_a.csv b=preds_b.csv output=significance.json

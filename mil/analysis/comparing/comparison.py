@@ -34,8 +34,8 @@ METHODS = {
     "mcnemar": "McNemar over slides, exact below 25 discordant ones.",
     "mcnemar_patients": "Exact over patients: models that do not differ may be swapped within any patient.",
     "correction": "p_holm and p_bh: each test and score, over all pairs of models (Holm; Benjamini-Hochberg).",
-    "seeds": "A score is the mean over a model's seeds. Resamples draw patients, and of S seeds S - 1 with replacement; "
-    "DeLong's variance has the seeds' own in it. McNemar judges the mean probabilities over seeds.",
+    "seeds": "A score is the mean over a model's seeds. Resamples draw patients, and of S seeds S − 1 with "
+    "replacement. DeLong's variance includes that of seeds. McNemar judges the mean probabilities over seeds.",
 }
 
 

@@ -6,15 +6,17 @@ import json
 import posixpath
 from base64 import b64encode
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from mil.analysis.comparing.forest import MOST_PAIRS, SHOWN, draw_forest
-from mil.judging.page import TEMPLATES, Table, in_words, name_of
+from mil.analysis.comparing.forest import ALPHA, MOST_PAIRS, SHOWN, draw_forest
+from mil.judging.page import Table, in_words, name_of
 from pathray.reports.page import PagePicture, render_page
 from pathray.store.storage import Storage
 from pathray.urls import public_text
 
 JSON = "significance.json"
+TEMPLATES = Path(__file__).parents[1] / "templates"
 Json = dict[str, Any]
 
 
@@ -41,29 +43,46 @@ def split_output(output: str) -> tuple[str, str]:
 
 def comparison_page(compared: Json, picture: bytes) -> str:
     """The page, in the style of a judged model's."""
-    seeds = {name: model["seeds"] for name, model in compared["models"].items()}
-    left_out = sum(model["left_out"] for model in compared["models"].values())
+    several = any(model["seeds"] > 1 for model in compared["models"].values())
     values = {
         "title": public_text("Comparison of " + ", ".join(compared["models"])),
         "lead": f"{compared['slides']:,} slides of {compared['patients']:,} patients, the same for all models. "
-        f"Intervals are {compared['level']:.0%} over patients{' and seeds' if max(seeds.values()) > 1 else ''}.",
-        "facts": [*_facts(compared)],
-        "notes": [*compared["methods"].values()],
-        "pictures": [_picture(picture, compared)],
+        f"Intervals are {compared['level']:.0%} over patients{' and seeds' if several else ''}.",
+        "verdicts": [verdict(pair, compared["models"]) for pair in compared["pairs"]],
+        "facts": _facts(compared),
+        "methods": [(name.replace("_", ", "), words) for name, words in compared["methods"].items()],
+        "picture": _picture(picture, compared),
         "tables": [_models(compared), *(_pair(pair, compared) for pair in compared["pairs"])],
-        "left_out": [("a model has no prediction of them", left_out, "only_common=true")] if left_out else [],
     }
-    return render_page("report.html.j2", values, TEMPLATES)
+    return render_page("comparison.html.j2", values, TEMPLATES)
+
+
+def verdict(pair: Json, models: Json) -> str:
+    """A sentence about the first score that `SHOWN` names, such as the AUROC."""
+    name = next(name for name in SHOWN if name in pair["scores"])
+    score, words = pair["scores"][name], f"{pair['a']} and {pair['b']}: {name_of(name)}"
+    found = score["difference"]
+    if found["value"] is None or score["p_holm"] is None:
+        return f"{words} cannot be compared: {found['reason']}."
+    clear = score["p_holm"] < ALPHA
+    better = pair["a"] if (found["value"] > 0) != score["lower_is_better"] else pair["b"]
+    told = f"is better for {better}" if clear else "shows no clear difference"
+    single = [key for key in ("a", "b") if models[pair[key]]["seeds"] == 1]
+    seeds = f"; of {' and '.join(pair[key] for key in single)} one seed only: its chance is not in the interval"
+    seeds = seeds if single else ""
+    return f"{words} {told}: {in_words(found)}, p {p_in_words(score['p_holm'])} after Holm's correction{seeds}."
 
 
 def _facts(compared: Json) -> list[tuple[str, str]]:
     out = []
     for name, model in compared["models"].items():
         files = ", ".join(public_text(file) for file in model["files"])
-        out.append((name, f"{model['seeds']} seeds: {files}" if model["seeds"] > 1 else files))
+        seeds = f"{model['seeds']} seeds: " if model["seeds"] > 1 else ""
+        less = f"; {model['left_out']} slides left out, which another model lacks" if model["left_out"] else ""
+        out.append((name, f"{seeds}{files}{less}"))
     if compared["positive_class"]:
         out.append(("positive class", compared["positive_class"]))
-    return [*out, ("pairs of models", str(len(compared["pairs"])))]
+    return out
 
 
 def _picture(data: bytes, compared: Json) -> PagePicture:
