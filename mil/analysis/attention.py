@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -43,25 +42,21 @@ class Attention:
             return np.full(self.weights.shape, 50.0)
         return np.asarray(100 * (ranks(self.weights) - 1) / (n - 1), np.float64)
 
-    def row_for(self, predicted: str) -> int:
-        """The row that shows why: that of the predicted class where there is one, else the first."""
-        return self.names.index(predicted) if predicted in self.names else 0
-
 
 def attend_slide(trained: Trained, store: Store, slide: int) -> Attention:
     """One forward pass over a slide's whole bag, as predictions are made. Several heads without classes become their
     mean, first, and each. UserError for a model without attention, and attention that is not finite."""
     import torch
 
-    net = cast(SlideModel, trained.net)
-    head = net.head
-    if not net.attention_names or head is None:
+    net = trained.net
+    assert isinstance(net, SlideModel) and net.head is not None, "a split's model is one with a head"
+    if not net.attention_names:
         raise UserError("the model has no attention", key="model", found=trained.description["model"]["name"])
     features, places = np.array(store.features(slide), np.float32), store.positions(slide)
     coords = np.full((len(features), 2), np.nan, np.float32) if places is None else places
     with torch.no_grad():
         out = net(torch.from_numpy(features)[None], None, torch.from_numpy(coords)[None], return_attention=True)
-        values = {name: float(value) for name, value in head.predict(out.logits).items()}
+        values = {name: float(value) for name, value in net.head.predict(out.logits).items()}
     weights, logits = (out.extras[f"attention_{kind}"][0].double().numpy() for kind in ("probs", "logits"))
     if not (np.isfinite(weights).all() and np.isfinite(logits).all()):
         raise UserError("the attention is not finite", key=store.ids[slide], expected="a model that has not diverged")

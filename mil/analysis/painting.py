@@ -17,10 +17,8 @@ Floats = npt.NDArray[np.float64]
 Pixels = npt.NDArray[np.uint8]
 STOPS = ("#2c3e9e", "#35a7c4", "#f7e36b", "#ef7d22", "#b3121d")  # percentiles 0, 25, 50, 75, 100
 OPACITY = 0.5
-_TABLE = np.array(
-    [blend(STOPS[min(int(p // 25), 3)], STOPS[min(int(p // 25), 3) + 1], p / 25 - min(int(p // 25), 3)) for p in range(101)],
-    np.uint8,
-)  # fmt: skip
+_STEP = 100 // (len(STOPS) - 1)
+_TABLE = np.array([blend(STOPS[p // _STEP], STOPS[min(p // _STEP + 1, 4)], p % _STEP / _STEP) for p in range(101)])
 
 
 @dataclass(frozen=True)
@@ -84,4 +82,4 @@ def overlay(picture: Pixels, percentiles: Floats, opacity: float = OPACITY) -> P
     out = picture.astype(np.float64)
     colours = _TABLE[np.clip(percentiles[there] + 0.5, 0, 100).astype(np.int64)]
     out[there] = (1 - opacity) * out[there] + opacity * colours
-    return (out + 0.5).astype(np.uint8)
+    return np.asarray(out + 0.5, np.uint8)

@@ -16,7 +16,7 @@ import pyarrow as pa
 from mil.judging.predictions import PROBABILITY
 from mil.results import EMBEDDINGS, OOF, TEST
 from pathray.errors import MissingFile, UserError
-from pathray.run.layout import ENCODER, PLAN
+from pathray.run.layout import CONFIG, ENCODER
 from pathray.store.sealed_parquet import of_bytes
 from pathray.store.storage import Storage
 
@@ -53,11 +53,17 @@ class TrainedRun:
     slides: Mapping[str, Tested]
     splits: tuple[str, ...]
 
-    def store_path(self) -> str:
-        """The feature store of the training, as the first split's plan names it."""
-        from pathray.data.plan import Plan
+    def settings(self) -> dict[str, Any]:
+        """The resolved config of the first split. UserError where it is not one of a MIL training."""
+        import yaml
 
-        return str(Plan.open(self.root.join(self.splits[0], PLAN)).meta["store"])
+        file = self.root.join(self.splits[0], CONFIG)
+        try:
+            found = yaml.safe_load(self.root.read_bytes(f"{self.splits[0]}/{CONFIG}"))
+            found["data"]["store"], found["data"]["csv"]
+        except (yaml.YAMLError, LookupError, TypeError) as e:
+            raise UserError("not the config of a MIL training", file=file, found=str(e)[:200]) from e
+        return dict(found)
 
     def model(self, split: str) -> Trained:
         """MissingFile, UserError as in `mil.artifact.load`."""

@@ -119,9 +119,9 @@ def _tests(joined: Joined, a: Floats, b: Floats, level: float) -> Json:
         name: delong_of_seeds(joined.truth == k, a[:, :, k], b[:, :, k], joined.patients, level=level)
         for k, name in classes
     }
-    right = [values.mean(axis=0).argmax(axis=1) == joined.truth for values in (a, b)]
+    right_a, right_b = (values.mean(axis=0).argmax(axis=1) == joined.truth for values in (a, b))
     return {
         "delong": {name: asdict(test) for name, test in delong.items()},
-        "mcnemar": asdict(mcnemar(*right)),
-        "mcnemar_patients": asdict(clustered_mcnemar(*right, joined.patients)),
+        "mcnemar": asdict(mcnemar(right_a, right_b)),
+        "mcnemar_patients": asdict(clustered_mcnemar(right_a, right_b, joined.patients)),
     }

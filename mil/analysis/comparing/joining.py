@@ -53,7 +53,7 @@ def join(models: Mapping[str, Sequence[Predictions]], *, only_common: bool = Fal
     rows = [_rows(one, common) for one in tables]
     truth, patients = _truth(tables, rows, first.classes), _patients(tables, rows, common)
     seen = {name: set[str]().union(*(one.names.tolist() for one in each)) for name, each in models.items()}
-    values = iter([one.values[np.ix_(r, _order(one, first.classes))] for one, r in zip(tables, rows, strict=True)])
+    values = iter([one.values[r][:, _order(one, first.classes)] for one, r in zip(tables, rows, strict=True)])
     return Joined(
         np.array(common), patients, truth, first.classes,
         {name: np.stack([next(values) for _ in each]) for name, each in models.items()},

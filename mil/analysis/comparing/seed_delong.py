@@ -42,10 +42,13 @@ def delong_of_seeds(
     values = contrasts @ aurocs
     variances = np.einsum("is,st,it->i", contrasts, covariance, contrasts) + np.array([*own, sum(own)])
     why = None if np.isfinite(variances).all() else "a class, or a second patient of it, is missing"
-    found = [_estimate(v, s, low, level, count, why) for v, s, low in zip(values, variances, (0, 0, -1), strict=True)]
-    why = found[2].reason
+    first, second, difference = (
+        _estimate(value, variance, low, level, count, why)
+        for value, variance, low in zip(values, variances, (0, 0, -1), strict=True)
+    )
+    why = difference.reason
     z = None if why else float(values[2] / math.sqrt(variances[2]))
-    return AurocTest(*found, z, None if z is None else float(2 * ndtr(-abs(z))), why)
+    return AurocTest(first, second, difference, z, None if z is None else float(2 * ndtr(-abs(z))), why)
 
 
 def _beyond(aurocs: Floats, covariance: Floats) -> float:
