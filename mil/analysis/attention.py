@@ -19,6 +19,7 @@ from pathray.errors import UserError
 from pathray.stats.correlation import ranks
 
 Floats = npt.NDArray[np.float64]
+EVEN = 0.9  # spread, above which a map says little
 MEAN, ONLY = "mean of heads", "attention"
 TOLERANCE = 1e-4  # of a value: devices round differently, other features or weights differ by far more
 
@@ -41,6 +42,12 @@ class Attention:
         if n == 1:
             return np.full(self.weights.shape, 50.0)
         return np.asarray(100 * (ranks(self.weights) - 1) / (n - 1), np.float64)
+
+    def spread(self, row: int) -> float:
+        """The share of tiles that a row's attention is spread over, exp(entropy) / N: 1 where all weigh alike."""
+        p = self.weights[row] / max(float(self.weights[row].sum()), 1e-300)
+        entropy = -float((p * np.log(np.maximum(p, 1e-300))).sum())
+        return float(np.exp(entropy) / p.size)
 
 
 def attend_slide(trained: Trained, store: Store, slide: int) -> Attention:

@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 
-from mil.analysis.trained_run import Tested
+from mil.analysis.trained_run import TestedSlide
 from mil.judging.predictions import NUMBER, PROBABILITY
 from pathray.errors import UserError
 
 
 def choose_slides(
-    slides: Mapping[str, Tested], *, ids: Sequence[str] = (), worst: int = 0, best: int = 0, everything: bool = False
+    slides: Mapping[str, TestedSlide],
+    *,
+    ids: Sequence[str] = (),
+    worst: int = 0,
+    best: int = 0,
+    everything: bool = False,
 ) -> dict[str, str]:
     """The chosen slides with the reason: `ids` in their order, then the `worst` and the `best`; none twice. UserError
     for an id that was not tested, and for worst or best without a truth to judge by."""
@@ -30,7 +35,7 @@ def choose_slides(
     return out
 
 
-def goodness(slide: Tested) -> float:
+def goodness(slide: TestedSlide) -> float:
     """The probability of the true class; of a number, minus its absolute error. UserError without a truth, and for
     survival."""
     key = f"{PROBABILITY}{slide.truth}"

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from mil.analysis.attention import Attention
 from mil.analysis.painting import OPACITY, Frame, colour_of, overlay, paint
 from mil.analysis.places import Tiles
-from mil.analysis.trained_run import Tested
+from mil.analysis.trained_run import TestedSlide
 from mil.judging.predictions import PROBABILITY
 from pathray.draw.canvas import FAINT, INK, MUTED, Canvas
 
@@ -39,7 +39,7 @@ class View:
     blank: bool = False
 
 
-def words_of(slide: Tested) -> str:
+def words_of(slide: TestedSlide) -> str:
     """The line under the title: truth, prediction, and whose."""
     key = f"{PROBABILITY}{slide.predicted}"
     told = slide.predicted
@@ -51,7 +51,7 @@ def words_of(slide: Tested) -> str:
     return f"true: {slide.truth or 'unknown'}    predicted: {told}"
 
 
-def rows_to_draw(attention: Attention, slide: Tested) -> list[int]:
+def rows_to_draw(attention: Attention, slide: TestedSlide) -> list[int]:
     """The mean of heads alone; of classes all, or the predicted and the true one first where there are many."""
     if not any(f"{PROBABILITY}{name}" in slide.values for name in attention.names):
         return [0]
@@ -59,25 +59,30 @@ def rows_to_draw(attention: Attention, slide: Tested) -> list[int]:
     return list(dict.fromkeys([*own, *range(len(attention.names))]))[:MOST_ROWS]
 
 
-def draw_heatmap(slide: Tested, attention: Attention, tiles: Tiles, view: View, *, scale: float = 1.25) -> Pixels:
+def draw_heatmap(slide: TestedSlide, attention: Attention, tiles: Tiles, view: View, *, scale: float = 1.25) -> Pixels:
     """The whole picture: title, the slide, an overlay per row with its legend, the strip of tiles."""
     rows = rows_to_draw(attention, slide)
     unit = PANEL / max(view.frame.size)
     width, height = view.frame.size[0] * unit, view.frame.size[1] * unit
     step = max(width, 300.0) + MARGIN
     strip = STRIP if len(view.crops) else 0.0
-    across = max((len(rows) + 1) * step + MARGIN, len(view.crops) * (THUMB + GAP) + 2 * MARGIN, 620.0)
+    before = 0 if view.blank else 1  # panels to the left of the overlays
+    across = max((len(rows) + before) * step + MARGIN, len(view.crops) * (THUMB + GAP) + 2 * MARGIN, 620.0)
     canvas = Canvas(across, HEAD + height + LEGEND + strip + MARGIN, scale)
     canvas.text(MARGIN, 18, slide.slide_id, 20, INK, bold=True)
     canvas.text(MARGIN, 48, words_of(slide), 14, INK)
-    canvas.text(MARGIN, 70, f"by the model of {slide.split}, which has not seen this patient", 11.5, MUTED)
+    said = f"by the model of {slide.split}, which has not seen this patient"
+    canvas.text(MARGIN, 70, said + ("; without the slide's file" if view.blank else ""), 11.5, MUTED)
     percentiles = attention.percentiles
-    _slide_panel(canvas, view, tiles, unit, (width, height))
+    if not view.blank:
+        _slide_panel(canvas, view, tiles, unit, (width, height))
     for i, row in enumerate(rows):
-        left = MARGIN + (i + 1) * step
+        left = MARGIN + (i + before) * step
         picture = overlay(view.picture, paint(view.frame, tiles, percentiles[row]), 0.9 if view.blank else OPACITY)
         canvas.picture(picture, left, HEAD, width, height)
         canvas.rect(left, HEAD, width, height, outline=FAINT)
+        if view.blank and view.mpp:
+            canvas.scale_bar(left + 8, HEAD + height - 8, view.mpp / (view.frame.scale[0] * unit), 0.3 * width)
         _legend(canvas, attention, row, (left, HEAD + height + 12), max(width, 300.0))
     if strip:
         _strip(canvas, attention, view, rows[0], HEAD + height + LEGEND)
@@ -90,15 +95,15 @@ def _slide_panel(canvas: Canvas, view: View, tiles: Tiles, unit: float, size: tu
     canvas.picture(view.picture, MARGIN, HEAD, width, height)
     canvas.rect(MARGIN, HEAD, width, height, outline=FAINT)
     edges = view.frame.edges(tiles)
-    for number, tile in enumerate(view.top.tolist() if not view.blank else (), 1):
+    for number, tile in enumerate(view.top.tolist(), 1):
         x0, y0, x1, y1 = (edges[tile] * unit).tolist()
         left, top, side = MARGIN + x0, HEAD + y0, max(x1 - x0, 5.0)
         canvas.rect(left - 1, top - 1, side + 2, side + 2, outline="#ffffff", line=3)
         canvas.rect(left, top, side, side, outline=INK, line=1.5)
-        canvas.text(left + side + 2, top, str(number), 9, INK, bold=True)
-    said = "the slide" if not view.blank else "no slide file: positions of tiles only"
-    canvas.text(MARGIN, HEAD + height + 12, said, 11, MUTED)
-    if not view.blank and len(view.top):
+        canvas.rect(left + side + 2, top, 8 + 6 * len(str(number)), 13, fill=(255, 255, 255, 225), radius=2)
+        canvas.text(left + side + 6, top + 1, str(number), 9, INK, bold=True)
+    canvas.text(MARGIN, HEAD + height + 12, "the slide", 11, MUTED)
+    if len(view.top):
         canvas.text(MARGIN, HEAD + height + 28, f"framed: the {len(view.top)} most attended tiles", 11, MUTED)
     if view.mpp:
         canvas.scale_bar(MARGIN + 8, HEAD + height - 8, view.mpp / (view.frame.scale[0] * unit), 0.3 * width)
@@ -114,11 +119,12 @@ def _legend(canvas: Canvas, attention: Attention, row: int, corner: tuple[float,
     for i in range(steps):
         colour = colour_of(100 * (i + 0.5) / steps)
         canvas.rect(x + 20 + i * bar / steps, y + 16, bar / steps + 0.5, 9, fill=colour)
-    for p, anchor in ((0, "la"), (50, "ma"), (100, "ra")):
+    for p, anchor in ((0, "la"), (25, "ma"), (50, "ma"), (75, "ma"), (100, "ra")):
         at = x + 20 + bar * p / 100
         canvas.text(at, y + 27, f"{p}", 9, MUTED, anchor=anchor)
         canvas.text(at, y + 39, f"{np.quantile(weights, p / 100):.2g}", 9, INK, anchor=anchor)
-    canvas.text(x + 20, y + 51, f"below: raw weights; evenly spread they would be {1 / weights.size:.2g}", 9, MUTED)
+    said = f"below: raw weights (even: {1 / weights.size:.2g}); spread over {attention.spread(row):.0%} of the tiles"
+    canvas.text(x + 20, y + 51, said, 9, MUTED)
 
 
 def _strip(canvas: Canvas, attention: Attention, view: View, row: int, top: float) -> None:
