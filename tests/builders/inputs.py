@@ -18,6 +18,7 @@ from regression.recipe import RegressionRecipe
 from regression.tables.table import read_table
 from tests.builders.encoders import write_encoder
 from tests.builders.expression import run_config, write_images
+from tests.builders.finished_mil import write_finished_run
 from tests.builders.mil import write_cohort as write_slides_with_labels
 from tests.builders.oct.labelled import write_labelled, write_oct_encoder
 from tests.builders.oct.scans import both_eyes, index_scans
@@ -58,6 +59,7 @@ def write_inputs(folder: Path) -> None:
     write_slides_with_labels(folder / "mil", patients=6)
     rows = "".join(f"s{i},{'ab'[i % 2]},0.{4 + i % 2},0.{6 - i % 2}\n" for i in range(4))
     (folder / "mil" / "predictions.csv").write_text(f"slide_id,label,prob_a,prob_b\n{rows}")
+    write_finished_run(folder / "mil")
     run = folder / "run"
     MetricsLog(str(run / "metrics.jsonl")).append({"images_seen": 8, "loss": 1.0})
     (run / "metrics.json").write_text('{"run_name": "run", "end": "budget", "best": {}}')
@@ -85,10 +87,15 @@ def jobs(f: Path) -> dict[str, Job]:
     labelled = (f"data.labels={f}/labelled/labels.csv", f"data.index={f}/labelled/volumes.parquet", "data.folds=2")
     given = {
         "aggregate_results": ((f"runs={f}/run",), "1 finished runs"),
+        "analyze_mil": ((f"run={f}/mil/run", out), "2 slides"),
         "audit_oct": ((f"index={f}/oct/oct.parquet", f"output={f}/out.html"), "2 files"),
         "build_anchors": ((f"slide_index={index}", out), "2 slides"),
         "build_store": ((f"data.features={f}/mil/h5", f"data.store={f}/out"), "12 bags"),
         "check_oct": ((f"data.manifest={f}/oct/manifest.tsv", f"output_dir={f}/out"), "2 files, 12 checks"),
+        "compare_experiments": (
+            (f"a={f}/mil/predictions.csv", f"b={f}/mil/predictions.csv", f"output={f}/out.json"),
+            "2 models, 4 slides",
+        ),
         "cut_patches": ((f"slides={index}", out), "2 slides"),
         "doctor": ((f"slides={slides}", f"storage={f}/out", "ray=false"), "1 folders, 2 slides"),
         "evaluate": ((f"snapshot={encoder}", out, f"--config={f}/tuning.yaml"), "1 evaluators, 8 images"),
