@@ -54,12 +54,12 @@ def write_inputs(folder: Path) -> None:
     write_oct_encoder(folder / "oct_encoder")
     write_zip(folder / "oct_zips" / "a.zip", [(triton(1), b"one"), (triton(2), b"two")])
     root, archives = archives_of(str(folder / "zips"))
+    write_finished_run(folder / "mil")
     index_patches(root, archives, str(folder / "patches.parquet"), max_corrupt_fraction=0.0)
     _write_regression(folder)
     write_slides_with_labels(folder / "mil", patients=6)
     rows = "".join(f"s{i},{'ab'[i % 2]},0.{4 + i % 2},0.{6 - i % 2}\n" for i in range(4))
     (folder / "mil" / "predictions.csv").write_text(f"slide_id,label,prob_a,prob_b\n{rows}")
-    write_finished_run(folder / "mil")
     run = folder / "run"
     MetricsLog(str(run / "metrics.jsonl")).append({"images_seen": 8, "loss": 1.0})
     (run / "metrics.json").write_text('{"run_name": "run", "end": "budget", "best": {}}')
@@ -92,10 +92,6 @@ def jobs(f: Path) -> dict[str, Job]:
         "build_anchors": ((f"slide_index={index}", out), "2 slides"),
         "build_store": ((f"data.features={f}/mil/h5", f"data.store={f}/out"), "12 bags"),
         "check_oct": ((f"data.manifest={f}/oct/manifest.tsv", f"output_dir={f}/out"), "2 files, 12 checks"),
-        "compare_experiments": (
-            (f"a={f}/mil/predictions.csv", f"b={f}/mil/predictions.csv", f"output={f}/out.json"),
-            "2 models, 4 slides",
-        ),
         "cut_patches": ((f"slides={index}", out), "2 slides"),
         "doctor": ((f"slides={slides}", f"storage={f}/out", "ray=false"), "1 folders, 2 slides"),
         "evaluate": ((f"snapshot={encoder}", out, f"--config={f}/tuning.yaml"), "1 evaluators, 8 images"),

@@ -69,13 +69,10 @@ def _comparison(
             (value[0] - value[1], drawn[:, 0] - drawn[:, 1], why_a or why_b),
         )
     )
-    return Comparison(
-        one, other, difference, None if difference.reason else bootstrap_p_value(drawn[:, 0] - drawn[:, 1])
-    )
+    return Comparison(one, other, difference, None if difference.reason else _p_value(drawn[:, 0] - drawn[:, 1]))
 
 
-def bootstrap_p_value(difference: Floats) -> float:
-    """Two-sided p-value of resampled differences `[R]`, see `compare_scores`; NaN ones do not count."""
+def _p_value(difference: Floats) -> float:
     known = difference[np.isfinite(difference)]
     below, above = int((known <= 0).sum()), int((known >= 0).sum())
     return min(1.0, 2 * (min(below, above) + 1) / (known.size + 1))
