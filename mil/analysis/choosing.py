@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 
-from mil.analysis.trained_run import TestedSlide
+from mil.analysis.trained_run import JudgedSlide
 from mil.judging.predictions import NUMBER, PROBABILITY
 from pathray.errors import UserError
 
 
 def choose_slides(
-    slides: Mapping[str, TestedSlide],
+    slides: Mapping[str, JudgedSlide],
     *,
     ids: Sequence[str] = (),
     worst: int = 0,
@@ -35,7 +35,7 @@ def choose_slides(
     return out
 
 
-def goodness(slide: TestedSlide) -> float:
+def goodness(slide: JudgedSlide) -> float:
     """The probability of the true class; of a number, minus its absolute error. UserError without a truth, and for
     survival."""
     key = f"{PROBABILITY}{slide.truth}"

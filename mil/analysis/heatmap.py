@@ -15,7 +15,7 @@ import numpy.typing as npt
 from mil.analysis.attention import Attention
 from mil.analysis.painting import OPACITY, Frame, colour_of, overlay, paint
 from mil.analysis.places import Tiles
-from mil.analysis.trained_run import TestedSlide
+from mil.analysis.trained_run import JudgedSlide
 from mil.judging.predictions import PROBABILITY
 from pathray.draw.canvas import FAINT, INK, MUTED, Canvas
 
@@ -39,7 +39,7 @@ class View:
     blank: bool = False
 
 
-def words_of(slide: TestedSlide) -> str:
+def words_of(slide: JudgedSlide) -> str:
     """The line under the title: truth, prediction, and whose."""
     key = f"{PROBABILITY}{slide.predicted}"
     told = slide.predicted
@@ -51,7 +51,7 @@ def words_of(slide: TestedSlide) -> str:
     return f"true: {slide.truth or 'unknown'}    predicted: {told}"
 
 
-def rows_to_draw(attention: Attention, slide: TestedSlide) -> list[int]:
+def rows_to_draw(attention: Attention, slide: JudgedSlide) -> list[int]:
     """The mean of heads alone; of classes all, or the predicted and the true one first where there are many."""
     if not any(f"{PROBABILITY}{name}" in slide.values for name in attention.names):
         return [0]
@@ -59,7 +59,7 @@ def rows_to_draw(attention: Attention, slide: TestedSlide) -> list[int]:
     return list(dict.fromkeys([*own, *range(len(attention.names))]))[:MOST_ROWS]
 
 
-def draw_heatmap(slide: TestedSlide, attention: Attention, tiles: Tiles, view: View, *, scale: float = 1.25) -> Pixels:
+def draw_heatmap(slide: JudgedSlide, attention: Attention, tiles: Tiles, view: View, *, scale: float = 1.25) -> Pixels:
     """The whole picture: title, the slide, an overlay per row with its legend, the strip of tiles."""
     rows = rows_to_draw(attention, slide)
     unit = PANEL / max(view.frame.size)

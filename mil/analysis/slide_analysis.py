@@ -16,7 +16,7 @@ from mil.analysis.places import Tiles, place_tiles
 from mil.analysis.slide_files import SlideFile
 from mil.analysis.slide_view import Ints, most_attended, view_blank, view_slide
 from mil.analysis.tiles_geojson import write_geojson
-from mil.analysis.trained_run import TestedSlide, TrainedRun
+from mil.analysis.trained_run import JudgedSlide, TrainedRun
 from mil.artifact import Trained
 from mil.store.reading import Store
 from pathray.errors import UnreadableUnit, UserError
@@ -45,7 +45,7 @@ class Wanted:
 class Row:
     """A slide of the report; `error` says why there is no picture."""
 
-    slide: TestedSlide
+    slide: JudgedSlide
     chosen: str
     error: str = ""
     notes: list[str] = field(default_factory=list)
@@ -72,7 +72,7 @@ class SlideAnalyst:
         self.run, self.store, self.files, self.out, self.wanted = run, store, files, out, wanted
         self._model = cache(run.model)
 
-    def analyse(self, slide: TestedSlide, chosen: str) -> Row:
+    def analyse(self, slide: JudgedSlide, chosen: str) -> Row:
         """The slide's row. What the user or the data is to blame for is in it; nothing half-written is left."""
         row = Row(slide, chosen)
         try:
@@ -81,7 +81,7 @@ class SlideAnalyst:
             row.error = describe(e)
         return row
 
-    def _write(self, slide: TestedSlide, row: Row) -> None:
+    def _write(self, slide: JudgedSlide, row: Row) -> None:
         attention, index = self._attend(slide, row)
         drawn = rows_to_draw(attention, slide)[0]
         tiles, view = self._view(slide, attention, index, drawn, row)
@@ -97,7 +97,7 @@ class SlideAnalyst:
         if self.wanted.geojson:
             self._write_geojson(slide, tiles, attention, drawn, row)
 
-    def _attend(self, slide: TestedSlide, row: Row) -> tuple[Attention, int]:
+    def _attend(self, slide: JudgedSlide, row: Row) -> tuple[Attention, int]:
         if slide.slide_id not in self.store.index:
             expected = f"the store of the training; it has {len(self.store)} slides"
             raise UserError("the slide is not in the store", file=self.store.path, expected=expected)
@@ -111,7 +111,7 @@ class SlideAnalyst:
         return attention, index
 
     def _view(
-        self, slide: TestedSlide, attention: Attention, index: int, drawn: int, row: Row
+        self, slide: JudgedSlide, attention: Attention, index: int, drawn: int, row: Row
     ) -> tuple[Tiles, View]:  # fmt: skip
         """Tiles and what is under them; a slide file that is missing, unreadable or another one is a note."""
         top = most_attended(attention, drawn, self.wanted.top_tiles)
@@ -132,7 +132,7 @@ class SlideAnalyst:
         return tiles, view_blank(tiles, top, longest=self.wanted.longest, mpp=mpp)
 
     def _on_slide(
-        self, reader: SlideReader, file: SlideFile, slide: TestedSlide, index: int, top: Ints
+        self, reader: SlideReader, file: SlideFile, slide: JudgedSlide, index: int, top: Ints
     ) -> tuple[Tiles, View]:
         mpp = file.mpp or reader.mpp or self.wanted.mpp
         tiles = place_tiles(self.store, index, mpp)
@@ -141,7 +141,7 @@ class SlideAnalyst:
         view = view_slide(reader, tiles, top, longest=self.wanted.longest, mpp=mpp, slide_id=slide.slide_id)
         return tiles, view
 
-    def _write_geojson(self, slide: TestedSlide, tiles: Tiles, attention: Attention, drawn: int, row: Row) -> None:
+    def _write_geojson(self, slide: JudgedSlide, tiles: Tiles, attention: Attention, drawn: int, row: Row) -> None:
         name = f"{GEOJSON}/{slide.slide_id}.geojson"
         try:
             write_geojson(self.out, name, tiles, attention, drawn, object_type=self.wanted.object_type)

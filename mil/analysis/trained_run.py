@@ -28,7 +28,7 @@ NOT_VALUES = ("slide_id", "patient_id", "label", "fold", "time", "event")
 
 
 @dataclass(frozen=True)
-class TestedSlide:
+class JudgedSlide:
     """A slide, its patient, its truth as text ("" if unknown), the split whose model tested it, and what that model
     said: `values` `[K]` under the names of their columns."""
 
@@ -50,7 +50,7 @@ class TrainedRun:
     """The output of a training: tested slides by id, and the splits' names in order."""
 
     root: Storage
-    slides: Mapping[str, TestedSlide]
+    slides: Mapping[str, JudgedSlide]
     splits: tuple[str, ...]
 
     def settings(self) -> dict[str, Any]:
@@ -95,12 +95,12 @@ def open_run(folder: str) -> TrainedRun:
         raise MissingFile("no finished training here", file=folder, key="run", expected=expected)
     truth = _truth(_table(root, OOF))
     splits = tuple(sorted((name for name in root.list() if root.exists(f"{name}/{TEST}")), key=_by_number))
-    slides: dict[str, TestedSlide] = {}
+    slides: dict[str, JudgedSlide] = {}
     for split in splits:
         for row in _table(root.at(split), TEST).to_pylist():
             name = str(row["slide_id"])
             values = {key: float(value) for key, value in row.items() if key not in NOT_VALUES}
-            slides.setdefault(name, TestedSlide(name, str(row["patient_id"]), truth.get(name, ""), split, values))
+            slides.setdefault(name, JudgedSlide(name, str(row["patient_id"]), truth.get(name, ""), split, values))
     if not slides:
         raise UserError("the training has tested no slide", file=folder, key="run", expected="splits with test slides")
     return TrainedRun(root, dict(sorted(slides.items())), splits)

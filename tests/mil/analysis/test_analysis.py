@@ -13,7 +13,7 @@ from mil.analysis.choosing import choose_slides
 from mil.analysis.embeddings import FEATURES, spaces_of
 from mil.analysis.heatmap import words_of
 from mil.analysis.slide_files import find_slides
-from mil.analysis.trained_run import TestedSlide, open_run
+from mil.analysis.trained_run import JudgedSlide, open_run
 from mil.sections import CONFIGS_DIR, GROUPS
 from mil.store.reading import Store
 from pathray.errors import UserError
@@ -162,16 +162,16 @@ def test_embeddings_that_were_cut_short_are_refused(root, tmp_path):
 
 def test_worst_and_best_are_by_the_probability_of_the_true_class():
     slides = {
-        name: TestedSlide(name, name, truth, "fold_0", {"prob_a": p, "prob_b": 1 - p})
+        name: JudgedSlide(name, name, truth, "fold_0", {"prob_a": p, "prob_b": 1 - p})
         for name, truth, p in (("s1", "a", 0.9), ("s2", "b", 0.8), ("s3", "a", 0.4), ("s4", "b", 0.3))
     }
     found = choose_slides(slides, ids=["s4"], worst=2, best=1)
     assert found == {"s4": "asked for", "s2": "worst 1", "s3": "worst 2", "s1": "best 1"}
     assert list(choose_slides(slides, everything=True)) == ["s1", "s2", "s3", "s4"]
-    numbers = {n: TestedSlide(n, n, "2", "fold_0", {"predicted": p}) for n, p in (("x", 2.5), ("y", 1.0))}
+    numbers = {n: JudgedSlide(n, n, "2", "fold_0", {"predicted": p}) for n, p in (("x", 2.5), ("y", 1.0))}
     assert list(choose_slides(numbers, worst=1)) == ["y"]
     with pytest.raises(UserError, match="cannot be ranked"):
-        choose_slides({"s": TestedSlide("s", "s", "12 (observed)", "fold_0", {"risk": 0.1})}, worst=1)
+        choose_slides({"s": JudgedSlide("s", "s", "12 (observed)", "fold_0", {"risk": 0.1})}, worst=1)
 
 
 def test_slide_files_are_found_by_id(tmp_path):

@@ -12,7 +12,7 @@ from mil.analysis.painting import Frame, colour_of, overlay, paint
 from mil.analysis.places import Tiles, check_inside
 from mil.analysis.slide_view import most_attended, read_crops, view_blank, view_slide
 from mil.analysis.tiles_geojson import write_geojson
-from mil.analysis.trained_run import TestedSlide
+from mil.analysis.trained_run import JudgedSlide
 from pathray.errors import UserError
 from pathray.store.storage import Storage
 from pathray.wsi.reader import open_slide
@@ -28,7 +28,7 @@ def attention(weights, names=("attention",)):
     return Attention(names, weights, np.log(np.maximum(weights, 1e-30)), {}, np.zeros(2))
 
 
-SLIDE = TestedSlide("s1", "P1", "tumor", "fold_0", {"prob_normal": 0.25, "prob_tumor": 0.75})
+SLIDE = JudgedSlide("s1", "P1", "tumor", "fold_0", {"prob_normal": 0.25, "prob_tumor": 0.75})
 
 
 def test_a_tile_covers_its_own_pixels_and_neighbours_meet():
@@ -90,7 +90,7 @@ def test_an_overlay_is_only_where_tiles_are():
 def test_rows_of_classes_are_drawn_and_heads_are_not():
     assert rows_to_draw(attention(np.ones((2, 3)), ("normal", "tumor")), SLIDE) == [1, 0]
     assert rows_to_draw(attention(np.ones((3, 3)), ("mean of heads", "head_0", "head_1")), SLIDE) == [0]
-    wrong = TestedSlide(
+    wrong = JudgedSlide(
         "s", "P", "b", "fold_0", {f"prob_{c}": p for c, p in zip("abcdef", (0, 0.1, 0, 0.2, 0, 0.7), strict=True)}
     )
     assert rows_to_draw(attention(np.ones((6, 3)), tuple("abcdef")), wrong) == [5, 1, 0, 2]
