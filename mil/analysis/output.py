@@ -10,6 +10,7 @@ from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from mil.analysis.embeddings import FEATURES, Space, embeddings_table
 from mil.analysis.heatmap import words_of
@@ -18,6 +19,7 @@ from mil.analysis.slide_analysis import COLUMNS, Row
 from mil.analysis.trained_run import TrainedRun
 from mil.judging.page import Table
 from pathray.reports.page import PagePicture, render_page
+from pathray.reports.summary import Picture, Summary, write_summary
 from pathray.reports.units import write_report
 from pathray.store.sealed_parquet import to_bytes
 from pathray.store.storage import Storage
@@ -61,7 +63,18 @@ def write_analysis(
     for name, (data, _) in scatters.items():
         out.write_bytes(f"{name}.png", data)
     out.write_bytes(REPORT, analysis_page(out, run, rows, scatters, title).encode())
+    write_summary(out.url, _summary(out, run, rows, files))
     return files
+
+
+def _summary(out: Storage, run: TrainedRun, rows: Sequence[Row], files: Mapping[str, object]) -> Summary:
+    return Summary(
+        "MIL analysis", {"training": run.root.url, "slides": len(rows), "maps": sum(bool(row.heatmap) for row in rows)},
+        failed=[(row.slide.slide_id, row.error) for row in rows if row.error],
+        notes=[(row.slide.slide_id, note) for row in rows for note in row.notes],
+        files={name: str(path) for name, path in files.items()},
+        pictures=[Picture(out.join(row.heatmap), row.slide.slide_id) for row in rows if row.heatmap],
+    )  # fmt: skip
 
 
 def draw_scatters(
@@ -114,7 +127,7 @@ def _slide(out: Storage, row: Row) -> dict[str, Any]:
     notes = [*row.notes, *([f"No map: {row.error}"] if row.error else [])]
     return {
         "title": row.slide.slide_id, "words": words, "picture": picture, "notes": [n[0].upper() + n[1:] for n in notes],
-        "geojson": row.geojson,
+        "geojson": row.geojson, "link": quote(row.geojson),
     }  # fmt: skip
 
 

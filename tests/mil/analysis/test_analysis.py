@@ -91,7 +91,7 @@ def test_everything_is_written_and_what_is_missing_is_said(root, analysed):
         assert [f["geometry"]["coordinates"][0][0] for f in features] == stored.tolist()
     page = (analysed / "report.html").read_text()
     assert "Attention says which tiles the model weighed" in page and "different axes" in page
-    assert page.count("data:image/jpeg") == len(rows)
+    assert page.count("data:image/jpeg") == len(rows) and SHOWN in (analysed / "summary.md").read_text()
 
 
 def test_embeddings_of_different_splits_are_never_in_one_space(root, analysed):
