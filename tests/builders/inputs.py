@@ -18,6 +18,7 @@ from regression.recipe import RegressionRecipe
 from regression.tables.table import read_table
 from tests.builders.encoders import write_encoder
 from tests.builders.expression import run_config, write_images
+from tests.builders.finished_mil import write_finished_run
 from tests.builders.mil import write_cohort as write_slides_with_labels
 from tests.builders.oct.labelled import write_labelled, write_oct_encoder
 from tests.builders.oct.scans import both_eyes, index_scans
@@ -55,6 +56,7 @@ def write_inputs(folder: Path) -> None:
     write_oct_encoder(folder / "oct_encoder")
     write_zip(folder / "oct_zips" / "a.zip", [(triton(1), b"one"), (triton(2), b"two")])
     root, archives = archives_of(str(folder / "zips"))
+    write_finished_run(folder / "mil")
     index_patches(root, archives, str(folder / "patches.parquet"), max_corrupt_fraction=0.0)
     _write_regression(folder)
     write_slides_with_labels(folder / "mil", patients=6)
@@ -89,6 +91,7 @@ def jobs(f: Path) -> dict[str, Job]:
     mil = f'"data.csv={f}/mil/slides.csv", "data.store={f}/mil/store", "splits.folds=3"'
     given = {
         "aggregate_results": ((f"runs={f}/run",), "1 finished runs"),
+        "analyze_mil": ((f"run={f}/mil/run", out), "2 slides"),
         "audit_oct": ((f"index={f}/oct/oct.parquet", f"output={f}/out.html"), "2 files"),
         "benchmark_models": ((f"args=[{mil}]", "models=[abmil,static]", out), "2 trials"),
         "build_anchors": ((f"slide_index={index}", out), "2 slides"),
