@@ -51,6 +51,7 @@ class CompareConfig:
 def main(loaded: Loaded[CompareConfig]) -> Outputs | None:
     from mil.comparison.comparing import compare
     from mil.comparison.experiments import digest_tables, read_experiments
+    from mil.comparison.joining import join_slides
     from mil.comparison.output import split_output, write_comparison
     from mil.judging.predictions import read_predictions
 
@@ -64,7 +65,8 @@ def main(loaded: Loaded[CompareConfig]) -> Outputs | None:
     for one in experiments:
         log.info("%s: %d slides, %d seeds", one.name, len(one.first), len(one.seeds))
     if loaded.dry_run:
-        return tell((len(experiments), "experiments"), (seeds, "tables"))
+        slides = len(join_slides(experiments, config.only_common).first)
+        return tell((len(experiments), "experiments"), (seeds, "tables"), (slides, "slides"))
     compared = compare(
         experiments, only_common=config.only_common, primary=config.primary, level=config.level,
         resamples=config.resamples, seed=config.seed,

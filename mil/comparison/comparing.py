@@ -17,6 +17,7 @@ from mil.comparison.auroc import compare_aurocs
 from mil.comparison.experiments import Experiment
 from mil.comparison.joining import Joined, join_slides
 from mil.comparison.method import method_of
+from mil.comparison.over_seeds import estimate_over_seeds
 from mil.comparison.resampling import Resampled, estimate_difference, estimate_mean, resample
 from mil.config import LOWER_IS_BETTER
 from pathray.errors import UserError
@@ -57,7 +58,7 @@ def compare(
     and for a score that these predictions do not have.
     """
     joined = join_slides(experiments, only_common)
-    found = [resample(one, resamples=resamples, seed=seed, number=i) for i, one in enumerate(joined.experiments)]
+    found = [resample(one, resamples=resamples, seed=seed) for one in joined.experiments]
     names = list(found[0].whole)
     if primary is not None and primary not in names:
         raise UserError("no such score", key="primary", found=primary, expected=" | ".join(names))
@@ -85,7 +86,7 @@ def _pair(joined: Joined, found: Sequence[Resampled], i: int, j: int, level: flo
         if single:
             seeds: Json = {"difference": None, "p_value": None, "reason": f"one seed of {' and of '.join(single)}"}
         else:
-            wider, p_seeds = estimate_difference(found[i], found[j], name, level, with_seeds=True)
+            wider, p_seeds = estimate_over_seeds(found[i], found[j], name, level)
             seeds = {"difference": wider.as_json(), "p_value": p_seeds}
         out["scores"][name] = {"difference": difference.as_json(), "p_value": p, "with_seeds": seeds}
     if joined.first.classes:

@@ -9,7 +9,8 @@ from mil.comparison.joining import Joined
 
 SEEDS = (
     "Each score is the mean over the seeds of an experiment. Intervals and p-values over patients take the seeds as "
-    "they are; those over patients and seeds also draw S − 1 of the S seeds of each experiment at every resample."
+    "they are; those over patients and seeds take both as random: Obuchowski and Rockette's analysis with seeds as "
+    "readers, nested in experiments, covariances from the resamples, and Hillis's degrees of freedom."
 )
 
 

@@ -6,6 +6,7 @@ Everything random is a function of the position, so there is no generator to sav
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -62,7 +63,8 @@ class TrainState:
         return out
 
     def meta(self) -> dict[str, Any]:
-        """The plain values next to the tensors. `ran_on` is recorded for information only."""
+        """The plain values next to the tensors, as they are now: a checkpoint is written while training continues.
+        `ran_on` is recorded for information only."""
         settings = self.settings
         return {
             "images_seen": self.images_seen,
@@ -70,7 +72,7 @@ class TrainState:
             "seed": settings.seed,
             "global_batch": settings.global_batch,
             "total_images": settings.total_images,
-            "notes": self.notes,
+            "notes": copy.deepcopy(self.notes),
             "health": self.health.marks(),
             "ran_on": {
                 "kind": self.device.kind,

@@ -103,7 +103,7 @@ def jobs(f: Path) -> dict[str, Job]:
         "evaluate_mil": ((f"predictions={f}/mil/predictions.csv", out), "4 slides"),
         "compare_experiments": (
             (f"a={f}/mil/predictions.csv", f"b={f}/mil/other.csv", out),
-            "2 experiments, 2 tables",
+            "2 experiments, 2 tables, 4 slides",
         ),
         "evaluate_regression": ((table, f"model={f}/model", split, out), "rows of test"),
         "expand_oct": ((f"archives={f}/oct_zips", out), "2 members"),

@@ -5,10 +5,12 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from mil.comparison import Experiment, compare
 from mil.comparison.accuracy import compare_accuracies
 from mil.comparison.auroc import compare_aurocs
+from mil.comparison.over_seeds import estimate_over_seeds
 from mil.comparison.resampling import Resampled
 from mil.judging.predictions import Predictions
 from mil.results.seeds import main_scores, mean_set
@@ -43,25 +45,48 @@ def test_scores_tell_every_seed_and_their_spread():
     assert found["std"] == pytest.approx(np.std(each, ddof=1)) and found["max"] == pytest.approx(max(each))
 
 
-def test_seeds_that_are_drawn_have_the_unbiased_variance_of_their_mean():
-    values, count = np.array([0.70, 0.74, 0.81, 0.90]), 20000
-    chosen = np.random.default_rng(0).integers(4, size=(count, 3))
-    one = Resampled({"s": values}, {"s": np.tile(values, (count, 1))}, {}, 10, chosen)
-    assert one.means("s", with_seeds=True).var() == pytest.approx(values.var(ddof=1) / 4, rel=0.03)
-    assert one.means("s").var() == pytest.approx(0, abs=1e-20)
+def test_variance_over_patients_and_seeds_is_that_of_readers_and_cases():
+    draw, a, b = np.random.default_rng(0), np.array([0.70, 0.74, 0.81]), np.array([0.6, 0.66])
+    drawn = draw.normal(size=(500, 5)) * 0.01 + draw.normal(size=(500, 1)) * 0.02 + 0.7
+    drawn[:, :3] += draw.normal(size=(500, 1)) * 0.03
+    one, two = Resampled({"s": a}, {"s": drawn[:, :3]}, {}, 10), Resampled({"s": b}, {"s": drawn[:, 3:]}, {}, 10)
+    c = np.cov(drawn.T)
+    own = (c[0, 1] + c[0, 2] + c[1, 2]) / 3 + c[3, 4]
+    parts = (a.var(ddof=1) / 3, b.var(ddof=1) / 2)
+    variance = sum(parts) + own - 2 * c[:3, 3:].mean()
+    df = variance**2 / (parts[0] ** 2 / 2 + parts[1] ** 2)
+    found, p = estimate_over_seeds(one, two, "s", 0.95)
+    t = (a.mean() - b.mean()) / variance**0.5
+    assert found.value == pytest.approx(0.12) and p == pytest.approx(2 * scipy.stats.t.sf(t, df), rel=1e-9)
+    assert found.high - found.low == pytest.approx(2 * scipy.stats.t.ppf(0.975, df) * variance**0.5, rel=1e-9)
+
+
+def test_equal_methods_whose_seeds_vary_are_seldom_told_apart():
+    draw, told = np.random.default_rng(0), []
+    for i in range(60):
+        strengths = 1.2 + 0.6 * draw.normal(size=(2, 3))
+        methods = [
+            Experiment(n, tuple(predict_classes(s, 50 * k + 7 * j + i) for j, s in enumerate(strengths[k])))
+            for k, n in enumerate("ab")
+        ]
+        one = compare(methods, resamples=100).pairs[0]["scores"]["auroc"]
+        told.append((one["p_value"] < 0.05, one["with_seeds"]["p_value"] < 0.05))
+    of_models, of_methods = np.mean(told, axis=0)
+    assert of_methods <= 0.12 and of_models > 0.3
 
 
 def test_the_interval_over_seeds_is_wider_where_seeds_differ_and_missing_for_one_seed():
-    found = compare([experiment("a", 1.5, 4), experiment("b", 1.0, 4, first=20)], resamples=500)
+    varied = Experiment("a", tuple(predict_classes(strength) for strength in (0.5, 1.0, 2.0, 2.5)))
+    found = compare([varied, experiment("b", 1.0, 4, first=20)], resamples=500)
     one = found.pairs[0]["scores"]["auroc"]
     widths = [d["high"] - d["low"] for d in (one["difference"], one["with_seeds"]["difference"])]
-    assert widths[1] > 1.1 * widths[0]
+    assert widths[1] > 2 * widths[0]
     single = compare([experiment("a", 1.5, 4), experiment("b", 1.0)], resamples=50)
     assert single.pairs[0]["scores"]["auroc"]["with_seeds"]["reason"] == "one seed of b"
     assert "one seed" in single.notes[0]
 
 
-def test_two_experiments_draw_their_seeds_independently():
+def test_the_same_seeds_twice_have_an_interval_over_seeds_alone():
     a = experiment("a", 1.5, 3)
     one = compare([a, replace(a, name="b")], resamples=300).pairs[0]["scores"]["auroc"]
     assert one["difference"]["value"] == 0 and one["difference"]["low"] is None

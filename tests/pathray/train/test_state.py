@@ -66,3 +66,13 @@ def test_a_phase_may_not_train_what_no_checkpoint_holds() -> None:
     recipe.params["model"].append(("stray", nn.Parameter(torch.zeros(2))))
     with pytest.raises(AssertionError, match="stray"):
         TrainState(recipe, settings(), DEVICE)
+
+
+def test_notes_that_change_while_a_checkpoint_is_written_are_not_in_it() -> None:
+    """A validation after the save would else count twice for who resumes."""
+    state = TrainState(Regression(), settings(), Device.of("cpu"))
+    state.notes["selection"] = {"evals": 1, "seen": [1]}
+    saved = state.meta()
+    state.notes["selection"]["seen"].append(2)
+    state.notes["selection"] = {"evals": 2}
+    assert saved["notes"] == {"selection": {"evals": 1, "seen": [1]}}
