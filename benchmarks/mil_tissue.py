@@ -8,8 +8,8 @@ witnesses, of the adenocarcinomas of `patches/crc5`. A patient has three of the 
 latter to himself: no two patients share a pixel. Hospital A is one half of the source sites, B the other. A patient has
 one to three slides of 40 to 75 tiles; in half of the patients a `share` of the tiles are witnesses, at random places of
 the slide. Features come from an artifact of ours; by default a ViT as initialised, which nobody has trained. They are
-standardised over all tiles, without labels: small encoders leave a mean that is as large as what differs, and ABMIL then
-fits the training slides without finding the witnesses (AUROC .54 instead of .84 in a first try).
+standardised over all tiles, without labels: small encoders leave a mean that is as large as what differs, and ABMIL
+then fits the training slides without finding the witnesses (AUROC .54 instead of .84 in a first try).
 
 The jobs build_store, train_mil (five folds of patients) and train_mil again, on hospital A to be tested in B, run as a
 user types them. Prints AUROC with its interval over patients for both, and the share of attention on witnesses.
