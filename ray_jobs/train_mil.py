@@ -59,6 +59,7 @@ def main(loaded: Loaded[TrainMILConfig]) -> Outputs | None:
     store, cohort = read_inputs(config)
     splits = splits_of(cohort, config.splits)
     check_parts(cohort, splits)
+    check_primary(config)
     check_model(config, store, cohort)
     folder, allowed = None if loaded.dry_run else str(config.output), config.splits.allow_duplicates
     check_duplicates(store, cohort, cohort.slides, splits, allowed=allowed, folder=folder)
@@ -95,6 +96,16 @@ def read_inputs(config: TrainMILConfig) -> tuple[Store, Cohort]:
         expected = f"at most data.max_left_out_fraction={data.max_left_out_fraction} of them"
         raise UserError(message, file=str(data.csv), key=data.slide_column, found=found, expected=expected)
     return store, cohort
+
+
+def check_primary(config: TrainMILConfig) -> None:
+    """UserError for a metric that no validation of the task gives."""
+    from mil.validation import names_of
+
+    names, primary = names_of(config.data.task), config.eval.primary
+    if primary is not None and primary not in names:
+        message = f"not a score of validation slides in {config.data.task}"
+        raise UserError(message, key="eval.primary", found=primary, expected=" | ".join(names))
 
 
 def check_model(config: TrainMILConfig, store: Store, cohort: Cohort) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from mil.comparison.comparing import Compared, is_lower_better
 from mil.comparison.figure import p_in_words
-from mil.judging.page import Table, in_words, name_of
+from mil.judging.page import Table, in_words, name_of, without_interval
 from pathray.reports.page import PagePicture, render_page
 from pathray.urls import public_text
 
@@ -103,7 +103,7 @@ def _signed(estimate: Json) -> str:
     if estimate["value"] is None:
         return f"not defined: {estimate['reason']}"
     if estimate["low"] is None:
-        return f"{estimate['value']:+.3f} (no interval: {estimate['reason']})"
+        return f"{estimate['value']:+.3f} ({without_interval(estimate)})"
     return f"{estimate['value']:+.3f} [{estimate['low']:+.3f}, {estimate['high']:+.3f}]"
 
 

@@ -67,8 +67,13 @@ def in_words(score: Json, digits: int = 3) -> str:
     if score["value"] is None:
         return f"not defined: {score['reason']}"
     if score["low"] is None:
-        return f"{score['value']:.{digits}f} (no interval: {score['reason']})"
+        return f"{score['value']:.{digits}f} ({without_interval(score)})"
     return f"{score['value']:.{digits}f} [{score['low']:.{digits}f}, {score['high']:.{digits}f}]"
+
+
+def without_interval(score: Json) -> str:
+    """Why a value has no interval. Some reasons begin with these words themselves."""
+    return f"no interval: {str(score['reason']).removeprefix('no interval: ')}"
 
 
 def name_of(score: str) -> str:

@@ -28,8 +28,11 @@ OOF, FOLDS = "oof_predictions.parquet", "cv_results.json"
 
 def write_fold(folder: str, plan: Plan, parts: Mapping[str, Predicted], identity: str) -> None:
     """Write the predictions of validation and test slides, and their embeddings `[N, E]` in that order. The file of the
-    test slides comes last, without rows where none tests: with it a run is finished."""
+    test slides comes last, without rows where none tests: with it a run is finished. UserError, naming the slide, for a
+    prediction that is NaN or infinite; then nothing is written."""
     store, target = Storage.of(folder), target_of(plan)
+    for one in parts.values():
+        _check_finite(folder, plan, one)
     if parts:
         data = io.BytesIO()
         np.save(data, np.concatenate([one.embeddings for one in parts.values()]), allow_pickle=False)
@@ -68,6 +71,15 @@ def read_part(store: Storage, name: str, cohort: Cohort) -> pa.Table:
         return table.append_column(EVENT, pa.array(cohort.events[rows]))
     labels = cohort.labels[rows].tolist() if cohort.classes else cohort.truth[rows]
     return table.append_column("label", pa.array(labels))
+
+
+def _check_finite(folder: str, plan: Plan, one: Predicted) -> None:
+    """UserError for the predictions of a model that has diverged."""
+    if (bad := np.flatnonzero(~np.isfinite(one.values).all(axis=1))).size:
+        slide = plan.sources["name"][int(one.rows[bad[0]])].as_py()
+        found = f"{one.values[bad[0]].tolist()} of slide {slide}, and {bad.size} such slides of {len(one.rows)}"
+        message, expected = "the model has diverged: its predictions are not finite", "finite ones; lower training.lr"
+        raise UserError(message, file=folder, key="training.lr", found=found, expected=expected)
 
 
 def _read(store: Storage, name: str) -> pa.Table:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mil.judging.output import write_judgement
-from mil.judging.page import report_page
+from mil.judging.page import in_words, report_page
 from mil.judging.predictions import Predictions, read_predictions
 from mil.judging.scores import judge
 from pathray.errors import UserError
@@ -102,6 +102,13 @@ def test_what_is_no_table_of_predictions_is_refused(tmp_path, text, said):
     (tmp_path / "p.csv").write_text(text)
     with pytest.raises(UserError, match=said):
         read_predictions(str(tmp_path / "p.csv"))
+
+
+def test_a_missing_interval_is_told_once():
+    reasons = ("no interval: all resamples give the same value", "an interval needs at least two clusters, found 1")
+    told = [in_words({"value": 1.0, "low": None, "high": None, "reason": reason}) for reason in reasons]
+    assert told[0] == "1.000 (no interval: all resamples give the same value)"
+    assert told[1] == "1.000 (no interval: an interval needs at least two clusters, found 1)"
 
 
 def test_the_page_says_what_was_left_out_and_escapes_names():

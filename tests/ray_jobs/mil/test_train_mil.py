@@ -132,6 +132,7 @@ def test_a_dry_run_counts_slides_and_writes_nothing(tmp_path, caplog):
         (("data.label=stage",), "no such column"),
         (("model.name=abmill",), "abmil"),
         (("model.arguments.depth=3",), "depth"),
+        (("eval.primary=auroc",), "loss | accuracy | balanced_accuracy | auc"),
         (("splits.folds=9",), "fewer patients than there are folds"),
         (("parallel=2",), "several folds at a time need Ray"),
         (("training.freeze_aggregator=true",), "a frozen aggregator needs weights"),
@@ -140,6 +141,13 @@ def test_a_dry_run_counts_slides_and_writes_nothing(tmp_path, caplog):
 def test_what_cannot_be_trained_is_told_before_anything_starts(tmp_path, capsys, words, said):
     assert run(f"output={tmp_path}/out", WITHOUT_RAY, *words) == 2
     assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_fold_that_has_diverged_is_told_and_leaves_no_predictions(tmp_path, capsys):
+    words = ("training.lr=1e30", "training.clip_grad=null", "training.global_batch=4")
+    assert run(f"output={tmp_path}/out", WITHOUT_RAY, *words) == 2
+    assert "the model has diverged" in capsys.readouterr().err
+    assert not [*tmp_path.glob("out/*/preds_*.parquet")] and not (tmp_path / "out" / "metrics.json").exists()
 
 
 def test_a_model_that_needs_positions_is_refused_for_bags_without(tmp_path, monkeypatch, capsys):
