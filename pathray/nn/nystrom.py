@@ -85,7 +85,8 @@ class NystromAttention(nn.Module):
         size = (lengths + front) // m  # of a segment, per bag
         longest = (T + m - 1) // m
         slot = torch.arange(m * longest, device=x.device)
-        segment, inside = slot // longest, slot % longest
+        segment = slot // longest
+        inside = slot - segment * longest  # ONNX takes no remainder by a traced number
         token = segment * size[:, None] + inside - front[:, None]  # [B, m · longest]
         real = (inside < size[:, None]) & (token >= 0)
         members = x.gather(1, token.clamp(0, T - 1)[..., None].expand(-1, -1, E)).masked_fill(~real[..., None], 0.0)
