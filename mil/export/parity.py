@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mil.export.formats import FILES, open_format
+from mil.export.formats import FILES, Run, open_format
 from mil.export.predictor import ATTENTION, PROBABILITIES, Output, SlidePredictor
 from pathray.errors import UserError
 
@@ -42,7 +42,22 @@ def check_parity(
                 difference = _difference(output, a, b)
                 _check(name, lengths, output.name, difference)
                 worst[name][output.name] = max(worst[name][output.name], difference)
+    for name, run in runs.items():
+        _check_empty(predictor, run, width, name)
     return worst
+
+
+def _check_empty(predictor: SlidePredictor, run: Run, width: int, name: str) -> None:
+    """A slide without a tile is NaN, never a prediction, and leaves the others of its batch alone."""
+    features, mask, coords = random_bags((7, 3), width)
+    with torch.no_grad():
+        wanted = predictor(features[:1], mask[:1], coords[:1])
+    found = _run(run, (features, mask & torch.tensor([[True], [False]]), coords), name, (7, 0))
+    for output, a, b in zip(predictor.outputs, found, wanted, strict=True):
+        _check(name, (7, 0), output.name, _difference(output, a[:1], b))
+        if output.name != ATTENTION and not bool(a[1].isnan().all()):
+            message, value = f"{output.name} of a slide without tiles must be NaN", a[1].flatten()[0].item()
+            raise UserError(message, file=FILES[name], key=_case(name, (7, 0)), found=value, expected="NaN")
 
 
 def random_bags(lengths: Sequence[int], width: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -60,15 +75,13 @@ def random_bags(lengths: Sequence[int], width: int) -> tuple[Tensor, Tensor, Ten
     return features.masked_fill(padding, torch.nan), mask, coords.masked_fill(padding, torch.nan)
 
 
-def _run(run: object, bags: tuple[Tensor, ...], name: str, lengths: Sequence[int]) -> Sequence[Tensor]:
-    assert callable(run)
+def _run(run: Run, bags: tuple[Tensor, Tensor, Tensor], name: str, lengths: Sequence[int]) -> Sequence[Tensor]:
     try:
         with torch.no_grad():
-            found: Sequence[Tensor] = run(*bags)
+            return run(*bags)
     except Exception as e:  # each runtime has errors of its own
-        message, found_text = "the exported file does not run", f"{type(e).__name__}: {' '.join(str(e).split())[-300:]}"
-        raise UserError(message, file=FILES[name], key=_case(name, lengths), found=found_text) from e
-    return found
+        message, reason = "the exported file does not run", f"{type(e).__name__}: {' '.join(str(e).split())[-300:]}"
+        raise UserError(message, file=FILES[name], key=_case(name, lengths), found=reason) from e
 
 
 def _difference(output: Output, found: Tensor, wanted: Tensor) -> float:

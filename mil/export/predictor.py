@@ -64,7 +64,7 @@ class SlidePredictor(nn.Module):
     - `slide_embedding` `[B, E]`;
     - of a model with attention `attention_probs` `[B, H or C, N]`, 0 on padding.
 
-    Everything of a slide without a real tile is NaN.
+    All but the attention of a slide without a real tile is NaN.
     """
 
     def __init__(self, net: nn.Module, target: Target, with_head: bool = True) -> None:

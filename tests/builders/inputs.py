@@ -95,6 +95,7 @@ def jobs(f: Path) -> dict[str, Job]:
         "evaluate_mil": ((f"predictions={f}/mil/predictions.csv", out), "4 slides"),
         "evaluate_regression": ((table, f"model={f}/model", split, out), "rows of test"),
         "expand_oct": ((f"archives={f}/oct_zips", out), "2 members"),
+        "export_mil": ((f"model={f}/slide_model", out), "3 formats"),
         "extract_features": ((f"slides={slides}", f"encoders=[{encoder}]", out), "2 slides"),
         "finetune_oct": ((*labelled, f"model.encoder={f}/oct_encoder", out), "8 labelled volumes, 4 persons"),
         "index_oct": ((f"manifest={f}/oct/manifest.tsv", out), "2 files"),
