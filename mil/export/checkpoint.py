@@ -56,5 +56,3 @@ def checkpoint_digest(folder: str) -> str:
 def _below(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     """The values of one section of a flat config. Sections of sections stay flat: no model has any."""
     return {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
-
-

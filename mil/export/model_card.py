@@ -16,7 +16,14 @@ SCORES = ("auroc", "auroc_macro", "balanced_accuracy", "quadratic_kappa", "c_ind
 def model_card(record: Mapping[str, Any], counts: tuple[int, ...], scores: Mapping[str, Any] | None) -> str:
     """Markdown for the content of ``export.json``. counts: training slides per class; scores: a training's
     ``metrics.json``."""
-    parts = (_title(record), _inputs(record), _training(record, counts), _scores(scores), _limits(record), _call(record))
+    parts = (
+        _title(record),
+        _inputs(record),
+        _training(record, counts),
+        _scores(scores),
+        _limits(record),
+        _call(record),
+    )
     return "\n\n".join(parts) + "\n"
 
 
@@ -79,7 +86,10 @@ def _scores(scores: Mapping[str, Any] | None) -> str:
         one = overall[name]
         lines.append(f"| {name} | {_number(one['value'])} | {_number(one['low'])} – {_number(one['high'])} |")
     about = f"{scores.get('slides', '?')} test slides of {scores.get('patients', '?')} patients"
-    return "\n".join(lines) + f"\n\nOf the cross-validation's {about}; every one was predicted by a model that had not seen it."
+    return (
+        "\n".join(lines)
+        + f"\n\nOf the cross-validation's {about}; every one was predicted by a model that had not seen it."
+    )
 
 
 def _limits(record: Mapping[str, Any]) -> str:

@@ -106,4 +106,3 @@ def tolerance(output: str) -> float:
 def _case(name: str, lengths: Sequence[int]) -> str:
     tiles = f"N={lengths[0]}" if len(lengths) == 1 else f"a batch of N={', '.join(map(str, lengths))}"
     return f"{name}, {tiles}"
-

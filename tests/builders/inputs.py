@@ -24,6 +24,7 @@ from tests.builders.oct.scans import both_eyes, index_scans
 from tests.builders.oct.zipped import triton, write_zip
 from tests.builders.patches import write_patches, write_tuning
 from tests.builders.runs.run import KEYS, index_and_catalog, write_cohort
+from tests.builders.slide_models import write_slide_model
 from tests.builders.zips import write_folder
 
 REGRESSION = (
@@ -57,6 +58,7 @@ def write_inputs(folder: Path) -> None:
     _write_regression(folder)
     write_slides_with_labels(folder / "mil", patients=6)
     rows = "".join(f"s{i},{'ab'[i % 2]},0.{4 + i % 2},0.{6 - i % 2}\n" for i in range(4))
+    write_slide_model(folder / "slide_model")
     (folder / "mil" / "predictions.csv").write_text(f"slide_id,label,prob_a,prob_b\n{rows}")
     run = folder / "run"
     MetricsLog(str(run / "metrics.jsonl")).append({"images_seen": 8, "loss": 1.0})

@@ -14,7 +14,7 @@ from mil.target import Target
 
 WIDTH, CLASSES = 8, ("tumor", "normal", "adenoma")
 ARGUMENTS: dict[str, dict[str, Any]] = {
-    "transmil": {"heads": 2, "landmarks": 8},
+    "transmil": {"heads": 2, "landmarks": 64},  # more than a short bag has tokens
     "perceiver": {"latents": 4, "heads": 2},
     "bimamba2": {"layers": 1, "state": 8, "head_dim": 8},
     "vit_alibi": {"layers": 1, "heads": 1},
@@ -23,7 +23,9 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 }
 
 
-def write_slide_model(folder: Path | str, name: str = "abmil", *, target: Target | None = None, seed: int = 0) -> Trained:
+def write_slide_model(
+    folder: Path | str, name: str = "abmil", *, target: Target | None = None, seed: int = 0
+) -> Trained:
     """The artifact of a model of the kind `name`, of three classes unless a target is given."""
     model = ModelConfig(name, {"embed_dim": 16, **ARGUMENTS.get(name, {})})
     target = target or Target(WIDTH, "label", classes=CLASSES, counts=(5, 4, 3))

@@ -37,8 +37,9 @@ def test_a_file_predicts_as_the_model_for_any_number_of_tiles_and_slides(name, f
 
 
 @pytest.mark.parametrize(
-    ("task", "output", "shape"), [("regression", "predicted", (2,)), ("survival", "risk", (2,)), ("ordinal", "probabilities", (2, 3))]
-)  # fmt: skip
+    ("task", "output", "shape"),
+    [("regression", "predicted", (2,)), ("survival", "risk", (2,)), ("ordinal", "probabilities", (2, 3))],
+)
 def test_other_tasks_have_outputs_of_their_own(task, output, shape, tmp_path):
     grades = ("low", "mid", "high") if task == "ordinal" else ()
     target = Target(WIDTH, "score", task, grades, scale=(20.0, 4.0))
