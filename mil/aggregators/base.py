@@ -142,9 +142,11 @@ class Aggregator(nn.Module):
         return Aggregated(torch.cat([part.embedding for part in parts]), extras)
 
     def _masked(self, features: Tensor, mask: Tensor, coords: Tensor | None, return_attention: bool) -> Aggregated:
-        order = None
+        rank = None
         if not self.permutes:
-            order = mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
+            rank = _ranks(mask)
+            order = torch.arange(mask.shape[1], device=mask.device).expand_as(rank)
+            order = torch.empty_like(rank).scatter(1, rank, order)
             mask = mask.gather(1, order)
             features = features.gather(1, order[..., None].expand(-1, -1, features.shape[2]))
             coords = None if coords is None else coords.gather(1, order[..., None].expand(-1, -1, 2))
@@ -154,14 +156,20 @@ class Aggregator(nn.Module):
         embedding, extras = self._aggregate(features, mask, coords, return_attention)
         for name in PER_INSTANCE.keys() & extras.keys():
             rows = extras[name].masked_fill(~mask[:, None], PER_INSTANCE[name])
-            back = None if order is None else order[:, None].expand_as(rows)
-            extras[name] = rows if back is None else torch.empty_like(rows).scatter(2, back, rows)
+            extras[name] = rows if rank is None else rows.gather(2, rank[:, None].expand_as(rows))
         return Aggregated(embedding.masked_fill(~mask.any(dim=1, keepdim=True), torch.nan), extras)
 
 
 def _is_readable(mask: Tensor) -> bool:
     """Whether reading the mask neither waits for a device nor fixes a traced shape."""
     return mask.is_cpu and not is_traced()
+
+
+def _ranks(mask: Tensor) -> Tensor:
+    """Where each instance of `[B, N]` goes if the real ones move to the front and both keep their order. Not by a
+    stable sort, which ONNX lacks."""
+    real = mask.to(torch.int64)
+    return torch.where(mask, real.cumsum(1) - 1, real.sum(1, keepdim=True) + (1 - real).cumsum(1) - 1)
 
 
 def _places(row: Tensor, length: int) -> slice | Tensor:

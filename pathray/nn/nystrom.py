@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pathray.nn.regularise import at_least_float32
+from pathray.nn.tracing import is_traced
 
 
 class FirstToken(NamedTuple):
@@ -83,9 +84,10 @@ class NystromAttention(nn.Module):
         m = self.landmarks
         front = -lengths % m
         size = (lengths + front) // m  # of a segment, per bag
-        longest = (T + m - 1) // m
+        longest = (T + m * (1 + is_traced()) - 1) // m  # a trace would fix a length of 1
         slot = torch.arange(m * longest, device=x.device)
-        segment, inside = slot // longest, slot % longest
+        segment = slot // longest
+        inside = slot - segment * longest  # ONNX takes no remainder by a traced number
         token = segment * size[:, None] + inside - front[:, None]  # [B, m · longest]
         real = (inside < size[:, None]) & (token >= 0)
         members = x.gather(1, token.clamp(0, T - 1)[..., None].expand(-1, -1, E)).masked_fill(~real[..., None], 0.0)

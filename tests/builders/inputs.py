@@ -26,6 +26,7 @@ from tests.builders.oct.zipped import triton, write_zip
 from tests.builders.patches import write_patches, write_tuning
 from tests.builders.published import write_program
 from tests.builders.runs.run import KEYS, index_and_catalog, write_cohort
+from tests.builders.slide_models import write_slide_model
 from tests.builders.zips import write_folder
 
 REGRESSION = (
@@ -63,6 +64,7 @@ def write_inputs(folder: Path) -> None:
     rows = "".join(f"s{i},{'ab'[i % 2]},0.{4 + i % 2},0.{6 - i % 2}\n" for i in range(4))
     for name in ("predictions", "other"):
         (folder / "mil" / f"{name}.csv").write_text(f"slide_id,label,prob_a,prob_b\n{rows}")
+    write_slide_model(folder / "slide_model")
     run = folder / "run"
     MetricsLog(str(run / "metrics.jsonl")).append({"images_seen": 8, "loss": 1.0})
     (run / "metrics.json").write_text('{"run_name": "run", "end": "budget", "best": {}}')
@@ -107,6 +109,7 @@ def jobs(f: Path) -> dict[str, Job]:
         ),
         "evaluate_regression": ((table, f"model={f}/model", split, out), "rows of test"),
         "expand_oct": ((f"archives={f}/oct_zips", out), "2 members"),
+        "export_mil": ((f"model={f}/slide_model", out), "3 formats"),
         "extract_features": ((f"slides={slides}", f"encoders=[{encoder}]", out), "2 slides"),
         "finetune_oct": ((*labelled, f"model.encoder={f}/oct_encoder", out), "8 labelled volumes, 4 persons"),
         "index_oct": ((f"manifest={f}/oct/manifest.tsv", out), "2 files"),
