@@ -68,7 +68,8 @@ def write_formats(predictor: SlidePredictor, width: int, folder: Path, formats: 
 def open_format(name: str, file: Path) -> Run:
     """The file as a function (features, mask, coords) → outputs, all CPU tensors."""
     if name == "ts":
-        module = torch.jit.load(str(file), map_location="cpu")
+        with _quiet():
+            module = torch.jit.load(str(file), map_location="cpu")
         return lambda *inputs: module(*inputs)
     if name == "pt2":
         program = torch.export.load(file).module()
