@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from mil.export.description import DESCRIPTION, SLIDE_ENCODER
+from mil.judging.page import in_words, name_of
+from mil.judging.scores import headline
 from pathray.errors import UserError
+from pathray.store.records import parse_record
 from pathray.store.storage import Storage
 
-SCORES = ("auroc", "auroc_macro", "balanced_accuracy", "quadratic_kappa", "c_index", "mae", "r2", "ece")
+REMEDY = "metrics.json of train_mil or evaluate_mil"
 
 
 def model_card(record: Mapping[str, Any], counts: tuple[int, ...], scores: Mapping[str, Any] | None) -> str:
@@ -30,15 +32,12 @@ def model_card(record: Mapping[str, Any], counts: tuple[int, ...], scores: Mappi
 def read_scores(path: str) -> dict[str, Any]:
     """A ``metrics.json`` of train_mil or evaluate_mil. MissingFile; UserError if it is not one."""
     folder, _, name = path.rpartition("/")
-    store = Storage.of(folder or ".")
+    found = parse_record(Storage.of(folder or ".").read_bytes(name), path, "file of scores", REMEDY)
     try:
-        found = json.loads(store.read_bytes(name))
-        if isinstance(found["slides_as_units"]["overall"], dict):
-            return dict(found)
-    except (ValueError, KeyError, TypeError) as e:
-        if isinstance(e, UserError):
-            raise
-    raise UserError("no scores in this file", file=path, key="scores", expected="metrics.json of train_mil")
+        _scores(found)
+    except (KeyError, TypeError, AttributeError, ValueError) as e:
+        raise UserError("no scores in this file", file=path, key="scores", expected=REMEDY) from e
+    return found
 
 
 def _title(record: Mapping[str, Any]) -> str:
@@ -80,16 +79,11 @@ def _training(record: Mapping[str, Any], counts: tuple[int, ...]) -> str:
 def _scores(scores: Mapping[str, Any] | None) -> str:
     if scores is None:
         return "## Scores\n\nNone were given to the export."
-    overall = scores["slides_as_units"]["overall"]
-    lines = ["## Scores", "", "| score | value | 95% interval over patients |", "|---|---|---|"]
-    for name in (name for name in SCORES if name in overall):
-        one = overall[name]
-        lines.append(f"| {name} | {_number(one['value'])} | {_number(one['low'])} – {_number(one['high'])} |")
-    about = f"{scores.get('slides', '?')} test slides of {scores.get('patients', '?')} patients"
-    return (
-        "\n".join(lines)
-        + f"\n\nOf the cross-validation's {about}; every one was predicted by a model that had not seen it."
-    )
+    lines = [f"- {name_of(name)}: {in_words(score)}" for name, score in headline(dict(scores)).items()]
+    counts = [f"{scores[key]} {key}" for key in ("slides", "patients") if key in scores]
+    about = f"Of {' of '.join(counts)}, with 95% intervals over patients. They are of the training's test slides, each"
+    about += " predicted by a model that had not seen it, and not of this model."
+    return "\n".join(["## Scores", "", about, "", *lines])
 
 
 def _limits(record: Mapping[str, Any]) -> str:
@@ -131,7 +125,3 @@ def _call(record: Mapping[str, Any]) -> str:
 
 def _shape(shape: list[str | int]) -> str:
     return "[" + ", ".join(map(str, shape)) + "]"
-
-
-def _number(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.3f}"

@@ -30,7 +30,7 @@ def check_parity(
     UserError that names the format, the number of tiles, the output and the difference, if one is above its tolerance
     or not finite, or if a file cannot be loaded or run.
     """
-    runs = {name: open_format(name, folder / FILES[name]) for name in formats}
+    runs = {name: _open(name, folder / FILES[name]) for name in formats}
     worst: dict[str, dict[str, float]] = {name: {o.name: 0.0 for o in predictor.outputs} for name in formats}
     for lengths in BATCHES:
         bags = random_bags(lengths, width)
@@ -73,6 +73,14 @@ def random_bags(lengths: Sequence[int], width: int) -> tuple[Tensor, Tensor, Ten
     features = torch.randn(B, N, width, generator=generator)
     padding = ~mask[..., None]
     return features.masked_fill(padding, torch.nan), mask, coords.masked_fill(padding, torch.nan)
+
+
+def _open(name: str, file: Path) -> Run:
+    try:
+        return open_format(name, file)
+    except Exception as e:  # each runtime has errors of its own
+        message, reason = "the exported file cannot be loaded", f"{type(e).__name__}: {' '.join(str(e).split())[-300:]}"
+        raise UserError(message, file=file.name, key=name, found=reason) from e
 
 
 def _run(run: Run, bags: tuple[Tensor, Tensor, Tensor], name: str, lengths: Sequence[int]) -> Sequence[Tensor]:

@@ -76,16 +76,24 @@ def test_a_fold_that_is_not_finished_lists_its_checkpoints(fold, tmp_path, capsy
     assert "no model of slides here" in capsys.readouterr().err
 
 
-def test_an_ensemble_of_a_training_is_exported_with_its_scores(tmp_path):
+ONE = {"value": 0.81, "low": 0.7, "high": 0.9, "reason": None}
+
+
+@pytest.mark.parametrize(
+    ("scores", "said"),
+    [
+        ({"slides_as_units": {"classes": ["a", "b"], "overall": {"auroc": ONE}}}, "AUROC"),
+        ({"survival": {"c_index": ONE}}, "concordance (C-index)"),
+        ({"regression": {"mae": ONE}}, "mae"),
+    ],
+)
+def test_an_ensemble_of_a_training_is_exported_with_its_scores(scores, said, tmp_path):
     """Whatever is in models/ensemble: here a single model."""
     write_slide_model(tmp_path / "models" / "ensemble")
-    one = {"value": 0.81, "low": 0.7, "high": 0.9}
-    scores = {"slides": 40, "patients": 20, "slides_as_units": {"overall": {"auroc": one, "ece": dict.fromkeys(one)}}}
-    (tmp_path / "metrics.json").write_text(json.dumps(scores))
+    (tmp_path / "metrics.json").write_text(json.dumps({"slides": 40, "patients": 20} | scores))
     assert run(f"model={tmp_path}", f"output={tmp_path}/export", "formats=[ts]") == 0
     card = (tmp_path / "export" / "model_card.md").read_text()
-    assert "| auroc | 0.810 | 0.700 – 0.900 |" in card and "40 test slides of 20 patients" in card
-    assert "| ece | undefined |" in card
+    assert f"{said}: 0.810 [0.700, 0.900]" in card and "Of 40 slides of 20 patients" in card
 
 
 def test_altered_weights_are_refused(tmp_path, capsys):
