@@ -65,7 +65,8 @@ class ClassHead(Head):
     """Classes by name. Targets `[B]` int64 are positions in `names`.
 
     - `ce`: Σ w_y CE with label smoothing, weight Σ w_y, as torch's mean.
-    - `bce`: one logit per class; with two names also a single logit (`outputs=1`), of the second.
+    - `bce`: a logit z_k per class. z_2 and −z_1 estimate the same log-odds, so p_2 = σ((z_2 − z_1)/2). Or a single logit
+      (`outputs=1`), of the second class.
     - `focal`: −w_y (1 − p_y)^γ log p_y (Lin et al. 2017, arXiv 1708.02002); p_y is the model's, without class weights.
     """
 
@@ -102,11 +103,9 @@ class ClassHead(Head):
         return Loss((weight * each).sum(), weight.sum())
 
     def predict(self, logits: Tensor) -> dict[str, Tensor]:
-        """`{"prob_<name>": [B]}`; they sum to 1, except of two or more `bce` logits, which are probabilities each."""
-        if self.kind == "bce" and self.outputs > 1:
-            probabilities = logits.sigmoid()
-        else:
-            probabilities = self._log_probabilities(logits).exp()
+        """`{"prob_<name>": [B]}`; they sum to 1."""
+        halved = self.kind == "bce" and self.outputs > 1  # z_2 and −z_1 both estimate the logit: their mean
+        probabilities = self._log_probabilities(logits / 2 if halved else logits).exp()
         return {f"prob_{name}": column for name, column in zip(self.names, probabilities.unbind(1), strict=True)}
 
     def _binary(self, logits: Tensor, target: Tensor) -> Tensor:

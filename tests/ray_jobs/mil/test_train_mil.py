@@ -103,6 +103,26 @@ def test_an_interrupted_training_goes_on_where_it_was(trained, tmp_path, monkeyp
     assert (out / "metrics.json").read_bytes() == (trained / "metrics.json").read_bytes()
 
 
+def test_older_predictions_are_not_judged_where_a_stop_came_before_the_new_ones(tmp_path, monkeypatch, caplog):
+    """Settings that are meant to change: a stop is asked for before the second fold has predictions by them."""
+    caplog.set_level("INFO")
+    from ray_jobs.mil import runs
+
+    train_fold, out = runs.train_fold, tmp_path / "out"
+    assert run(f"output={out}", WITHOUT_RAY, "training.max_epochs=1") == 0
+    judged = (out / "cv_results.json").read_bytes()
+
+    def stop_in_second(config):
+        if config.output.endswith("fold_1"):
+            request_stop(str(out))
+        train_fold(config)
+
+    monkeypatch.setattr(runs, "train_fold", stop_in_second)
+    words = ("training.max_epochs=1", "training.weight_decay=0.5", "checkpoint.resume_changes=[training.weight_decay]")
+    assert run(f"output={out}", WITHOUT_RAY, *words) == 0
+    assert "the same command resumes" in caplog.text and (out / "cv_results.json").read_bytes() == judged
+
+
 @pytest.mark.heavy
 def test_two_folds_at_a_time_on_ray_end_with_the_bits_of_one_after_the_other(trained, tmp_path, ray_cluster):
     out = tmp_path / "out"
@@ -141,6 +161,15 @@ def test_a_dry_run_counts_slides_and_writes_nothing(tmp_path, caplog):
 def test_what_cannot_be_trained_is_told_before_anything_starts(tmp_path, capsys, words, said):
     assert run(f"output={tmp_path}/out", WITHOUT_RAY, *words) == 2
     assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["bce", "focal"])
+def test_other_losses_of_two_classes_end_in_probabilities_that_are_judged(tmp_path, kind):
+    words = (f"training.loss.kind={kind}", "training.max_epochs=1")
+    assert run(f"output={tmp_path}", WITHOUT_RAY, *words) == 0
+    oof = pq.read_table(tmp_path / "oof_predictions.parquet")
+    sums = oof["prob_normal"].to_numpy() + oof["prob_tumor"].to_numpy()
+    np.testing.assert_allclose(sums, 1, atol=1e-6)
 
 
 def test_a_fold_that_has_diverged_is_told_and_leaves_no_predictions(tmp_path, capsys):
