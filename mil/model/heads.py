@@ -65,8 +65,8 @@ class ClassHead(Head):
     """Classes by name. Targets `[B]` int64 are positions in `names`.
 
     - `ce`: Σ w_y CE with label smoothing, weight Σ w_y, as torch's mean.
-    - `bce`: a logit z_k per class. z_2 and −z_1 estimate the same log-odds, so p_2 = σ((z_2 − z_1)/2). Or a single logit
-      (`outputs=1`), of the second class.
+    - `bce`: a logit z_k per class. z_2 and −z_1 estimate the same log-odds, so p_2 = σ((z_2 − z_1)/2). Or a single
+      logit (`outputs=1`), of the second class.
     - `focal`: −w_y (1 − p_y)^γ log p_y (Lin et al. 2017, arXiv 1708.02002); p_y is the model's, without class weights.
     """
 
