@@ -87,9 +87,12 @@ def _headline(judged: Json) -> list[tuple[str, str]]:
 
 
 def _notes(judged: Json) -> list[str]:
-    if "operating_points" not in judged:
-        return []
-    return [f"Thresholds were chosen on {judged['thresholds_chosen_on']}."]
+    notes = []
+    if "operating_points" in judged:
+        notes.append(f"Thresholds were chosen on {judged['thresholds_chosen_on']}.")
+    if why := judged.get("patients_as_units", {}).get("reason"):
+        notes.append(f"There are no scores with patients as units: {why}.")
+    return notes
 
 
 def _tables(judged: Json, folds: Mapping[str, Json]) -> list[Table]:

@@ -53,7 +53,8 @@ def concordance_set(
     if not happened.any():
         reasons["c_index"] = "no row has an event"
     elif not any(one.any for one in pairs):
-        reasons["c_index"] = "no pair can be compared: nobody outlives the first event"
+        where = " within a stratum, such as a fold" if len(parts) > 1 else ""
+        reasons["c_index"] = f"no pair can be compared{where}: nobody outlives the first event"
     return ScoreSet(t.size, lambda w: {"c_index": c_index(w)}, reasons)
 
 

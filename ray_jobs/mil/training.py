@@ -83,18 +83,19 @@ def runs_of(own: TrainMILConfig, prefix: str) -> list[Fold]:
 
 def train_runs(config: TrainMILConfig, runs: Sequence[Fold]) -> bool:
     """Train what is unfinished; False where a stop was asked for before all were."""
+    from mil.results import finished_identity
     from pathray.store.storage import Storage
     from ray_jobs.mil.runs import is_finished, train_fold
 
     left = [run for run in runs if not is_finished(run.config)]
+    older = {run.name: finished_identity(run.folder) for run in left}  # None, or of other labels or settings
     log.info("%d of %d runs are finished", len(runs) - len(left), len(runs))
     if left:
         at_a_time, scaling = min(config.parallel, len(left)), config.scaling
         cpus = at_a_time * (scaling.ranks * scaling.cpus_per_worker + 0.5)
         with ray_session(config.runtime, cpus=cpus, autoscaling=scaling.autoscaling, needed=bool(scaling.workers)):
             train_all(Storage.of(str(config.output)), left, at_a_time, train_fold)
-    # predictions alone are not enough: they may be of the labels or the settings before these
-    if waiting := [run.name for run in left if not is_finished(run.config)]:
+    if waiting := [run.name for run in left if finished_identity(run.folder) in (None, older[run.name])]:
         log.info("interrupted; the same command resumes %s", ", ".join(waiting))
     return not waiting
 

@@ -73,7 +73,9 @@ def test_patients_are_judged_as_units_unless_their_slides_differ_in_class():
     truth = np.repeat(np.random.default_rng(0).integers(2, size=30), 2)
     judged = judge(predictions(truth=truth), resamples=0)
     assert judged["patients_as_units"]["patients"] == 30 and judged["patients"] == 30
-    assert "different classes" in judge(predictions(), resamples=0)["patients_as_units"]["reason"]
+    mixed = judge(predictions(), resamples=0)
+    assert "different classes" in mixed["patients_as_units"]["reason"]
+    assert "no scores with patients as units" in report_page("t", mixed, {})
 
 
 def test_numbers_are_judged_as_a_regression(tmp_path):
