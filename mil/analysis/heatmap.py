@@ -101,7 +101,7 @@ def _slide_panel(canvas: Canvas, view: View, tiles: Tiles, unit: float, size: tu
     width, height = size
     canvas.picture(view.picture, MARGIN, HEAD, width, height)
     canvas.rect(MARGIN, HEAD, width, height, outline=FAINT)
-    _frame_tiles(canvas, view.frame.edges(tiles)[view.top] * unit, (width, height))
+    _frame_tiles(canvas, unit * view.frame.edges(tiles)[view.top].astype(np.float64), (width, height))
     canvas.text(MARGIN, HEAD + height + 12, "the slide", 11, MUTED)
     if len(view.top):
         canvas.text(MARGIN, HEAD + height + 28, f"framed: the {len(view.top)} most attended tiles", 11, MUTED)
