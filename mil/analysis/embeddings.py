@@ -62,14 +62,16 @@ def columns_of(csv: str, columns: Sequence[str], slide_column: str = "slide_id")
 
 
 def embeddings_table(run: TrainedRun, spaces: Sequence[Space], columns: Mapping[str, Mapping[str, str]]) -> pa.Table:
-    """A row per slide and space: slide_id, patient_id, label, fold, space, x, y, embedding, and the columns."""
+    """A row per slide and space (`fold`: the split whose model made the embedding; of mean features the one that tested
+    the slide): slide_id, patient_id, label, fold, space, x, y, embedding, and the columns."""
     ids = [name for space in spaces for name in space.names]
     slides = [run.slides[name] for name in ids]
+    folds = [run.slides[n].fold if space.name == FEATURES else space.name for space in spaces for n in space.names]
     points = np.concatenate([space.embedding.points for space in spaces])
     vectors = [row.tolist() for space in spaces for row in space.vectors]
     known = {
         "slide_id": ids, "patient_id": [s.patient for s in slides], "label": [s.truth for s in slides],
-        "fold": [s.split for s in slides], "space": [space.name for space in spaces for _ in space.names],
+        "fold": folds, "space": [space.name for space in spaces for _ in space.names],
         "x": points[:, 0], "y": points[:, 1], "embedding": pa.array(vectors, pa.list_(pa.float32())),
     }  # fmt: skip
     more = {f"by_{c}" if c in known else c: [values.get(name, "") for name in ids] for c, values in columns.items()}

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from mil.analysis.attention import Attention
 from mil.analysis.painting import OPACITY, Frame, colour_of, overlay, paint
 from mil.analysis.places import Tiles
+from mil.analysis.tags import HEIGHT, place_tags
 from mil.analysis.trained_run import JudgedSlide
 from mil.judging.predictions import PROBABILITY
 from pathray.draw.canvas import FAINT, INK, MUTED, Canvas
@@ -51,6 +52,13 @@ def words_of(slide: JudgedSlide) -> str:
     return f"true: {slide.truth or 'unknown'}    predicted: {told}"
 
 
+def model_of(slide: JudgedSlide) -> str:
+    """The second line: whose prediction it is, and whose attention."""
+    if not slide.others:
+        return f"by the model of {slide.split}, which has not seen this patient"
+    return f"mean of {len(slide.others) + 1} models that have not seen this patient; attention of one, {slide.split}"
+
+
 def rows_to_draw(attention: Attention, slide: JudgedSlide) -> list[int]:
     """The mean of heads alone; of classes all, or the predicted and the true one first where there are many."""
     if not any(f"{PROBABILITY}{name}" in slide.values for name in attention.names):
@@ -71,8 +79,7 @@ def draw_heatmap(slide: JudgedSlide, attention: Attention, tiles: Tiles, view: V
     canvas = Canvas(across, HEAD + height + LEGEND + strip + MARGIN, scale)
     canvas.text(MARGIN, 18, slide.slide_id, 20, INK, bold=True)
     canvas.text(MARGIN, 48, words_of(slide), 14, INK)
-    said = f"by the model of {slide.split}, which has not seen this patient"
-    canvas.text(MARGIN, 70, said + ("; without the slide's file" if view.blank else ""), 11.5, MUTED)
+    canvas.text(MARGIN, 70, model_of(slide) + ("; without the slide's file" if view.blank else ""), 11.5, MUTED)
     percentiles = attention.percentiles
     if not view.blank:
         _slide_panel(canvas, view, tiles, unit, (width, height))
@@ -94,19 +101,28 @@ def _slide_panel(canvas: Canvas, view: View, tiles: Tiles, unit: float, size: tu
     width, height = size
     canvas.picture(view.picture, MARGIN, HEAD, width, height)
     canvas.rect(MARGIN, HEAD, width, height, outline=FAINT)
-    edges = view.frame.edges(tiles)
-    for number, tile in enumerate(view.top.tolist(), 1):
-        x0, y0, x1, y1 = (edges[tile] * unit).tolist()
-        left, top, side = MARGIN + x0, HEAD + y0, max(x1 - x0, 5.0)
-        canvas.rect(left - 1, top - 1, side + 2, side + 2, outline="#ffffff", line=3)
-        canvas.rect(left, top, side, side, outline=INK, line=1.5)
-        canvas.rect(left + side + 2, top, 8 + 6 * len(str(number)), 13, fill=(255, 255, 255, 225), radius=2)
-        canvas.text(left + side + 6, top + 1, str(number), 9, INK, bold=True)
+    _frame_tiles(canvas, unit * view.frame.edges(tiles)[view.top].astype(np.float64), (width, height))
     canvas.text(MARGIN, HEAD + height + 12, "the slide", 11, MUTED)
     if len(view.top):
         canvas.text(MARGIN, HEAD + height + 28, f"framed: the {len(view.top)} most attended tiles", 11, MUTED)
     if view.mpp:
         canvas.scale_bar(MARGIN + 8, HEAD + height - 8, view.mpp / (view.frame.scale[0] * unit), 0.3 * width)
+
+
+def _frame_tiles(canvas: Canvas, edges: Floats, size: tuple[float, float]) -> None:
+    """Tiles at `edges` `[K, 4]` of the slide's panel, numbered from 1; numbers are above all frames."""
+    frames = [
+        (MARGIN + x0, HEAD + y0, MARGIN + x0 + max(x1 - x0, 5.0), HEAD + y0 + max(x1 - x0, 5.0))
+        for x0, y0, x1, _ in edges.tolist()
+    ]
+    for left, top, right, _ in frames:
+        canvas.rect(left - 1, top - 1, right - left + 2, right - left + 2, outline="#ffffff", line=3)
+        canvas.rect(left, top, right - left, right - left, outline=INK, line=1.5)
+    widths = [8.0 + 6 * len(str(number)) for number in range(1, len(frames) + 1)]
+    bounds = (MARGIN, HEAD, MARGIN + size[0], HEAD + size[1])
+    for number, (x, y) in enumerate(place_tags(frames, widths, bounds), 1):
+        canvas.rect(x, y, widths[number - 1], HEIGHT, fill=(255, 255, 255, 225), radius=2)
+        canvas.text(x + 4, y + 1, str(number), 9, INK, bold=True)
 
 
 def _legend(canvas: Canvas, attention: Attention, row: int, corner: tuple[float, float], width: float) -> None:

@@ -82,7 +82,7 @@ def draw_scatters(
 ) -> dict[str, tuple[bytes, str]]:
     """Pictures with their captions by file name: splits by label and by each column, then the shared space."""
     label = {name: slide.truth for name, slide in run.slides.items()}
-    fold = {name: slide.split for name, slide in run.slides.items()}
+    fold = {name: slide.fold for name, slide in run.slides.items()}
     own = [space for space in spaces if space.name != FEATURES]
     out: dict[str, tuple[bytes, str]] = {}
     more = f" The first {MOST_PANELS} of {len(own)} splits." if len(own) > MOST_PANELS else ""

@@ -107,7 +107,11 @@ class SlideAnalyst:
             message, expected = "features of another width", f"{trained.target.dim}, as in the training"
             raise UserError(message, file=self.store.path, found=self.store.dim, expected=expected)
         attention = attend_slide(trained, self.store, index)
-        row.difference = check_same(attention.values, slide.values, slide.slide_id)
+        row.difference = check_same(attention.values, slide.said or slide.values, slide.slide_id)
+        if slide.others:
+            said = ", ".join(f"{key} {value:.6f}" for key, value in slide.said.items())
+            shown = f"the map is of one of them, {slide.split}, which says {said}"
+            row.notes.append(f"the prediction is the mean of {len(slide.others) + 1} models; {shown}")
         return attention, index
 
     def _view(

@@ -6,15 +6,16 @@ Not here: attention (.attention), which slides are shown (.choosing).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from mil.judging.predictions import PROBABILITY
+from mil.judging.predictions import NUMBER, PROBABILITY, RISK
 from mil.results import EMBEDDINGS, OOF, TEST
+from mil.splits import outer_of
 from pathray.errors import MissingFile, UserError
 from pathray.run.layout import CONFIG, ENCODER
 from pathray.store.sealed_parquet import of_bytes
@@ -24,19 +25,31 @@ if TYPE_CHECKING:
     from mil.artifact import Trained
 
 Floats = npt.NDArray[np.float64]
-NOT_VALUES = ("slide_id", "patient_id", "label", "fold", "time", "event")
+SEVERAL = "several"
 
 
 @dataclass(frozen=True)
 class JudgedSlide:
-    """A slide, its patient, its truth as text ("" if unknown), the split whose model tested it, and what that model
-    said: `values` `[K]` under the names of their columns."""
+    """A slide, its patient, its truth as text ("" if unknown), the split whose model is shown, and the prediction:
+    `values` `[K]` under the names of their columns, as in the training's table.
+
+    Inner and repeated splits test a slide several times, and the table has the mean: `said` has what the shown model
+    alone said, `others` the other splits that tested the slide.
+    """
 
     slide_id: str
     patient: str
     truth: str
     split: str
     values: Mapping[str, float]
+    said: Mapping[str, float] = field(default_factory=dict)
+    others: tuple[str, ...] = ()
+
+    @property
+    def fold(self) -> str:
+        """The split that tested the slide; of inner splits their outer one, of repeated ones `SEVERAL`."""
+        names = {outer_of(name) for name in (self.split, *self.others)}
+        return names.pop() if len(names) == 1 else SEVERAL
 
     @property
     def predicted(self) -> str:
@@ -79,6 +92,8 @@ class TrainedRun:
         file = self.root.join(split, EMBEDDINGS)
         try:
             every = np.load(io.BytesIO(self.root.read_bytes(f"{split}/{EMBEDDINGS}")), allow_pickle=False)
+        except UserError:
+            raise
         except ValueError as e:
             raise UserError("the embeddings are damaged", file=file, found=str(e)[:200]) from e
         if every.ndim != 2 or len(every) < len(names):
@@ -93,17 +108,35 @@ def open_run(folder: str) -> TrainedRun:
     if not root.exists(OOF):
         expected = f"the output of a finished train_mil, with {OOF}"
         raise MissingFile("no finished training here", file=folder, key="run", expected=expected)
-    truth = _truth(_table(root, OOF))
-    splits = tuple(sorted((name for name in root.list() if root.exists(f"{name}/{TEST}")), key=_by_number))
-    slides: dict[str, JudgedSlide] = {}
-    for split in splits:
-        for row in _table(root.at(split), TEST).to_pylist():
-            name = str(row["slide_id"])
-            values = {key: float(value) for key, value in row.items() if key not in NOT_VALUES}
-            slides.setdefault(name, JudgedSlide(name, str(row["patient_id"]), truth.get(name, ""), split, values))
+    joined = _table(root, OOF)
+    names = sorted((name for name in root.list() if root.exists(f"{name}/{TEST}")), key=_by_number)
+    tested = {name: _said(table) for name in names if (table := _table(root.at(name), TEST)).num_rows}
+    slides = _judged(joined, tested)
     if not slides:
         raise UserError("the training has tested no slide", file=folder, key="run", expected="splits with test slides")
-    return TrainedRun(root, dict(sorted(slides.items())), splits)
+    return TrainedRun(root, slides, tuple(tested))
+
+
+def _judged(joined: pa.Table, tested: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, JudgedSlide]:
+    """The slides of the table of predictions, each with the first of the splits that tested it."""
+    truth, values = _truth(joined), _said(joined)
+    patients = dict(
+        zip(map(str, joined["slide_id"].to_pylist()), map(str, joined["patient_id"].to_pylist()), strict=True)
+    )
+    out = {}
+    for name in sorted(values):
+        by = [split for split, found in tested.items() if name in found]
+        if by:
+            said = tested[by[0]][name]
+            out[name] = JudgedSlide(name, patients[name], truth[name], by[0], values[name], said, tuple(by[1:]))
+    return out
+
+
+def _said(table: pa.Table) -> dict[str, dict[str, float]]:
+    """The predictions of each slide, by the names of their columns."""
+    columns = [key for key in table.column_names if key.startswith(PROBABILITY) or key in (NUMBER, RISK)]
+    rows = table.select(["slide_id", *columns]).to_pylist()
+    return {str(row["slide_id"]): {key: float(row[key]) for key in columns} for row in rows}
 
 
 def _truth(table: pa.Table) -> dict[str, str]:

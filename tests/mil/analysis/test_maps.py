@@ -11,6 +11,7 @@ from mil.analysis.heatmap import draw_heatmap, rows_to_draw
 from mil.analysis.painting import Frame, colour_of, overlay, paint
 from mil.analysis.places import Tiles, check_inside
 from mil.analysis.slide_view import most_attended, read_crops, view_blank, view_slide
+from mil.analysis.tags import HEIGHT, place_tags
 from mil.analysis.tiles_geojson import write_geojson
 from mil.analysis.trained_run import JudgedSlide
 from pathray.errors import UserError
@@ -94,6 +95,17 @@ def test_rows_of_classes_are_drawn_and_heads_are_not():
         "s", "P", "b", "fold_0", {f"prob_{c}": p for c, p in zip("abcdef", (0, 0.1, 0, 0.2, 0, 0.7), strict=True)}
     )
     assert rows_to_draw(attention(np.ones((6, 3)), tuple("abcdef")), wrong) == [5, 1, 0, 2]
+
+
+def test_numbers_of_overlapping_tiles_do_not_cover_each_other():
+    """Nine tiles that overlap by half, in a corner of the panel."""
+    frames = [(x, y, x + 20.0, y + 20.0) for x in (80.0, 90.0, 100.0) for y in (0.0, 10.0, 20.0)]
+    found = place_tags(frames, [14.0] * 9, (0.0, 0.0, 120.0, 200.0))
+    for i, (x, y) in enumerate(found):
+        assert 0 <= x <= 120 - 14 and 0 <= y <= 200 - HEIGHT
+        assert all(abs(x - u) >= 14 or abs(y - v) >= HEIGHT for u, v in found[:i])
+    assert place_tags(frames[:1], [14.0], (0.0, 0.0, 200.0, 200.0)) == [(102.0, 0.0)]
+    assert len(place_tags(frames, [14.0] * 9, (0.0, 0.0, 5.0, 5.0))) == 9
 
 
 def test_another_prediction_than_the_tables_is_refused():
