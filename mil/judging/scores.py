@@ -56,8 +56,13 @@ def judge(
     out["patients_as_units"] = _of_patients(predictions, how, options)
     if len(predictions.classes) == 2:
         out["operating_points"] = _operating_points(predictions, chosen_on or predictions, options)
-        out["thresholds_chosen_on"] = "validation slides" if chosen_on else "the same slides: optimistic"
+        out["thresholds_chosen_on"] = _told(predictions) if chosen_on else "the same slides: optimistic"
     return out
+
+
+def _told(predictions: Predictions) -> str:
+    several = predictions.folds is not None and len(np.unique(predictions.folds)) > 1
+    return "validation slides" + (" of all folds together: mildly optimistic" if several else "")
 
 
 def headline(judged: Json) -> dict[str, Json]:

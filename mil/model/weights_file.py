@@ -1,11 +1,10 @@
-"""Reads a file of weights: safetensors, or what torch saved; or the weights in a folder that Pathray exported.
+"""Reads a file of weights (pathray.store.weights_file), or the weights in a folder that Pathray exported.
 
-Only tensors and plain values are read, never code. Not here: names (mil.model.import_weights).
+Not here: names (mil.model.import_weights).
 """
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from pathray.errors import UserError
 from pathray.store.artifact_kind import WEIGHTS
 from pathray.store.storage import Storage, digest_bytes
+from pathray.store.weights_file import load_weights
 
 
 def weights_digest(path: str) -> str:
@@ -36,21 +36,7 @@ def _place(path: str) -> tuple[Storage, str]:
 
 
 def _read(local: Path, where: str) -> Mapping[str, Any]:
-    if where.endswith(".safetensors"):
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(local)
-        except SafetensorError as e:
-            raise UserError("not a file of weights, or damaged", file=where, found=str(e)[:200]) from e
-    import torch
-
-    try:
-        found = torch.load(local, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as e:
-        message, expected = "the file holds more than weights, or is damaged", "a state_dict, or safetensors"
-        raise UserError(message, file=where, found=str(e).splitlines()[0][:160], expected=expected) from e
+    found = load_weights(local, where)
     if not isinstance(found, Mapping):
         raise UserError("not a state_dict", file=where, found=type(found).__name__, expected="names and tensors")
     return found

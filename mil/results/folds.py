@@ -37,7 +37,7 @@ def judge_folds(
     returns the files. Thresholds are chosen on the splits' validation slides. `seeds`: what `spread_of_seeds` found."""
     root, names, repeated = Storage.of(str(config.output)), list(splits), is_repeated(splits)
     tested = {name: read_part(root.at(name), TEST, cohort) for name in names}
-    oof = joined_predictions(config, cohort, splits)
+    oof = join(tested, repeated)
     root.write_bytes(OOF, to_bytes(oof))
     validated = {name: read_part(root.at(name), VAL, cohort) for name in names if root.exists(f"{name}/{VAL}")}
     chosen_on = of_table(pa.concat_tables(list(validated.values())), cohort.classes) if validated else None

@@ -94,7 +94,9 @@ def monte_carlo(
                 break
         else:
             found, expected = f"{repeats} repeats", f"at most {i}, which is how many differ"
-            raise UserError("too few groups for so many repeats", file=table.file, found=found, expected=expected)
+            raise UserError(
+                "fewer splits differ than repeats are asked for", file=table.file, found=found, expected=expected
+            )
         seen.add(of[order].tobytes())
         meta = {"kind": MONTE_CARLO, "seed": seed, "repeat": i, "repeats": repeats, "fractions": fractions}
         out.append(Split(of, {**meta, "table": table.hash}))
@@ -107,14 +109,21 @@ def _plain_folds(table: GroupedTable, labels: Strings, seed: int, k: int) -> lis
     counts = np.unique(labels, return_counts=True)[1]
     if len(counts) > 1 and counts.max() < k:
         found, expected = f"{k} folds, at most {counts.max()} rows of a label", f"at most {counts.max()} folds"
-        raise UserError("too few rows of each label", file=table.file, found=found, expected=expected)
+        raise UserError(
+            "every label has fewer rows than there are folds", file=table.file, found=found, expected=expected
+        )
     if len(counts) > 1:
         made = stratified_folds(table, labels, seed, k, validation=False)
     else:
         made = folds(table, seed, k, validation=False)
     if empty := [i for i, split in enumerate(made) if not split.rows("test").size]:
         found, expected = f"{k} folds, of which fold {empty[0]} is empty", "fewer folds"
-        raise UserError("too few groups for so many folds", file=table.file, found=found, expected=expected)
+        raise UserError(
+            "a fold would be empty",
+            file=table.file,
+            found=found,
+            expected=expected,
+        )
     return made
 
 

@@ -118,6 +118,8 @@ def judge_seeds(configs: Mapping[int, TrainMILConfig], cohort: Cohort, splits: S
         spread = spread_of_seeds(by_seed, resamples=first.eval.resamples, seed=first.splits.seed)
         root.write_bytes(SEEDS, to_json(spread))
         out["seeds"] = root.join(SEEDS)
+    else:
+        root.remove(SEEDS)  # of an earlier start with more seeds
     written = judge_folds(first, cohort, splits, spread)
     write_validation(list(configs.values()), splits)
     return {**written, **out}

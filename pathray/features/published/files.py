@@ -7,7 +7,6 @@ tensors mean (pathray.features.published.convert).
 from __future__ import annotations
 
 import json
-import pickle
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pathray.errors import MissingFile, UserError
 from pathray.store.storage import Storage, digest_of
+from pathray.store.weights_file import load_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -103,30 +103,7 @@ def is_torchscript(local: Path) -> bool:
 
 
 def _read_with_digest(where: str, local: Path) -> tuple[dict[str, Tensor], str]:
-    return _read(local, where), digest_of(local)
-
-
-def _read(local: Path, where: str) -> dict[str, Tensor]:
-    if where.endswith(".safetensors"):
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return dict(load_file(local))
-        except (SafetensorError, OSError, ValueError) as e:
-            raise UserError("not a file of weights, or damaged", file=where, found=str(e)[:200]) from e
-    return _tensors(_unpickle(local, where), where)
-
-
-def _unpickle(local: Path, where: str) -> Any:
-    import torch
-
-    try:
-        return torch.load(local, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as e:
-        message, expected = "the file holds more than weights, or is damaged", "a state_dict, or safetensors"
-        said = next(iter(str(e).strip().splitlines()), type(e).__name__)[:160]
-        raise UserError(message, file=where, found=said, expected=expected) from e
+    return _tensors(load_weights(local, where), where), digest_of(local)
 
 
 def _tensors(found: Any, where: str) -> dict[str, Tensor]:

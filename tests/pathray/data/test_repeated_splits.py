@@ -101,12 +101,12 @@ def test_the_order_of_the_rows_changes_no_repeated_split():
 
 
 def test_what_cannot_be_repeated_or_nested_is_refused():
-    with pytest.raises(UserError, match="too few groups for so many repeats.*at most 6"):
+    with pytest.raises(UserError, match="fewer splits differ than repeats are asked for.*at most 6"):
         monte_carlo(table(3), labels(table(3), False), 0, 10)
-    with pytest.raises(UserError, match="too few groups"):
+    with pytest.raises(UserError, match="too few groups to split"):
         monte_carlo(table(2), labels(table(2), False), 0, 1)
     with pytest.raises(UserError, match="invalid number of folds.*9 folds of 8 groups"):
         nested_folds(table(10), labels(table(10), False), 0, 5, 9)
     of = table(12, 1)
-    with pytest.raises(UserError, match="too few rows of each label"):
+    with pytest.raises(UserError, match="every label has fewer rows than there are folds"):
         nested_folds(of, np.array([f"c{i // 3}" for i in range(12)]), 0, 4, 2)

@@ -1,6 +1,7 @@
 """The job that trains by folds: what it leaves, what it resumes, what it refuses, and folds at the same time on Ray."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,7 @@ def test_every_patient_is_tested_once_and_judged(trained):
     assert {"patient_id", "label", "fold", "prob_normal", "prob_tumor"} <= set(oof.column_names)
     metrics = json.loads((trained / "metrics.json").read_text())
     assert metrics["patients"] == 12 and metrics["slides_as_units"]["overall"]["auroc"]["value"] is not None
-    assert metrics["thresholds_chosen_on"] == "validation slides"
+    assert metrics["thresholds_chosen_on"] == "validation slides of all folds together: mildly optimistic"
     folds = json.loads((trained / "cv_results.json").read_text())
     assert set(folds["folds"]) == {"fold_0", "fold_1", "fold_2"} and set(folds["models"]) == {
         "fold_0",
@@ -261,6 +262,12 @@ def test_seeds_share_the_splits_and_their_spread_is_reported(of_seeds):
     assert tables[0]["slide_id"] == tables[1]["slide_id"] and tables[0]["fold"] == tables[1]["fold"]
     assert tables[0]["prob_tumor"] != tables[1]["prob_tumor"]
     assert "deviation over seeds" in (of_seeds / "report.html").read_text()
+
+
+def test_a_start_with_fewer_seeds_leaves_no_spread_of_more(of_seeds, tmp_path):
+    out = shutil.copytree(of_seeds, tmp_path / "out")
+    assert run(f"output={out}", WITHOUT_RAY) == 0
+    assert not (out / "seeds.json").exists() and "deviation over seeds" not in (out / "report.html").read_text()
 
 
 def test_a_refit_sees_all_slides_for_the_median_of_the_best_passes(of_seeds):
